@@ -1,0 +1,366 @@
+"""ActivationStore: pooled hidden states on disk, one row per query, committed block by block.
+
+On disk (a folder, or anything TensorStore opens):
+
+    store.json        the identity (encoder, prompt, layers, dtypes) and the plan of batches
+    rows.json         query ids and token counts, in store order (by token length)
+    h/                zarr3 array [L, P, N, D]: a shard is a block, a chunk one (layer, pooling)
+    blocks/<n>.json   written after the shard of block n: its digest and its powers of two
+
+A block counts only when its `blocks/<n>.json` is there. Chunks carry CRC32C and the fill value is
+NaN, so a torn chunk fails to decode and a deleted one reads as NaN: both are reported, never used.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from routerjax.data.shards import decode, digest, encode, open_array, rows_per_block
+from routerjax.files import Folder
+
+SCHEMA_VERSION = 1
+
+# Where the encoder was found does not change what it computes: its weights' digest does.
+_NOT_COMPARED = ("encoder_id", "revision")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows of a store, in store order.
+
+    Attributes:
+      ids: [N] query ids.
+      n_tokens_N: [N] int64, tokens the encoder read (template included, after truncation).
+      query_tokens_N: [N] int64, the query's own tokens before any truncation.
+      truncated_N: [N] bool, whether the query lost tokens.
+    """
+
+    ids: tuple[str, ...]
+    n_tokens_N: np.ndarray
+    query_tokens_N: np.ndarray
+    truncated_N: np.ndarray
+
+
+class ActivationStore:
+    """Pooled hidden states h_NLPD of N queries; made by `extract`, read block by block.
+
+    Open one with `ActivationStore.open(path)`. Rows lie in order of token length, not in the order
+    of the data file: `rows_of(ids)` finds them.
+    """
+
+    def __init__(self, folder: Folder, meta: dict[str, Any], rows: Rows, array: ts.TensorStore):
+        self.folder = folder
+        self.meta = meta
+        self.rows = rows
+        self._array = array
+        self._commits: dict[int, dict[str, Any]] = {}
+        self._row_of = {name: row for row, name in enumerate(rows.ids)}
+        self.reload()
+
+    # ---- what the store holds
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What made the numbers: encoder, prompt, layers, poolings, dtypes."""
+        return self.meta["identity"]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """[L] hidden-state indices, ascending; 0 is the embedding output."""
+        return tuple(self.identity["layers"])
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """[P] names of the poolings."""
+        return tuple(self.identity["poolings"])
+
+    @property
+    def width(self) -> int:
+        """D, the hidden width."""
+        return self._array.shape[3]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """[N] query ids in store order."""
+        return self.rows.ids
+
+    @property
+    def n_tokens_N(self) -> np.ndarray:
+        """[N] int64 tokens the encoder read, store order."""
+        return self.rows.n_tokens_N
+
+    @property
+    def query_tokens_N(self) -> np.ndarray:
+        """[N] int64 tokens of the query itself, store order."""
+        return self.rows.query_tokens_N
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of every block but the last."""
+        return self.meta["block_rows"]
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks, committed or not."""
+        return -(-len(self.ids) // self.block_rows)
+
+    def block_slice(self, block: int) -> slice:
+        """The store rows of `block`."""
+        start = block * self.block_rows
+        return slice(start, min(start + self.block_rows, len(self.ids)))
+
+    def rows_of(self, ids: Sequence[str]) -> np.ndarray:
+        """Store positions of query ids.
+
+        Args:
+          ids: [n] query ids.
+
+        Returns:
+          [n] int64 positions.
+
+        Raises:
+          ValueError: An id is not in the store.
+        """
+        missing = [name for name in ids if name not in self._row_of]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(ids)} queries are not in the store {self.folder.path}, "
+                f"first {missing[0]!r}: extract these queries into a store of their own, or use "
+                f"the store that was made from this data file"
+            )
+        return np.array([self._row_of[name] for name in ids], np.int64)
+
+    # ---- blocks
+
+    def reload(self) -> None:
+        """Reads which blocks are committed."""
+        for name in self.folder.list("blocks/"):
+            block = int(name.removeprefix("blocks/").removesuffix(".json"))
+            if block not in self._commits:
+                commit = self.folder.read_json(name)
+                if commit is not None:
+                    self._commits[block] = commit
+
+    def missing_blocks(self) -> list[int]:
+        """Blocks that are not committed, or whose shard has gone."""
+        shards = {name.split("/")[-2] for name in self.folder.list("h/c/")}
+        return [b for b in range(self.n_blocks) if b not in self._commits or str(b) not in shards]
+
+    def commits(self) -> list[dict[str, Any]]:
+        """The commit records of all committed blocks, in order of block."""
+        return [self._commits[block] for block in sorted(self._commits)]
+
+    def write_block(self, block: int, h_LPRD: np.ndarray, record: dict[str, Any]) -> None:
+        """Writes one block and commits it.
+
+        Args:
+          block: Its number.
+          h_LPRD: [L, P, rows, D] float32 pooled states.
+          record: Further JSON fields of the commit (counts of tokens, batches).
+
+        Raises:
+          FloatingPointError: A state is not finite; nothing is written.
+          OSError: The folder cannot be written; the block stays uncommitted.
+        """
+        rows = self.block_slice(block)
+        if h_LPRD.shape[2] != rows.stop - rows.start:
+            raise ValueError(
+                f"h_LPRD: block {block} has {rows.stop - rows.start} rows, got {h_LPRD.shape[2]}"
+            )
+        self._refuse_non_finite(h_LPRD, rows)
+        stored, exponents_LP = encode(h_LPRD, self.identity["store_dtype"])
+        try:
+            self._array[:, :, rows].write(stored).result()
+        except Exception as error:
+            raise OSError(
+                f"cannot write block {block} of {self.folder.path}: {error}. Nothing is lost: the "
+                f"same command continues with this block"
+            ) from error
+        commit = {"block": block, "rows": [rows.start, rows.stop], "digest": digest(stored)}
+        commit |= {"exponents": exponents_LP.tolist()} | record
+        self.folder.write_json(f"blocks/{block}.json", commit, indent=None)
+        self._commits[block] = commit
+
+    def blocks(
+        self,
+        layers: Iterable[int] | None = None,
+        poolings: Iterable[str] | None = None,
+        which: Iterable[int] | None = None,
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """Streams blocks; the next one is read while the caller works on this one.
+
+        Args:
+          layers: Hidden-state indices to read, None for all.
+          poolings: Names of poolings to read, None for all.
+          which: Block numbers, None for all.
+
+        Yields:
+          The store rows, and h_LPRD [L, P, rows, D] float32.
+
+        Raises:
+          ValueError: A layer or pooling the store does not hold; a missing or damaged block.
+        """
+        l_index = [_position(self.layers, layer, "layers") for layer in layers or self.layers]
+        p_index = [_position(self.poolings, name, "poolings") for name in poolings or self.poolings]
+        wanted = list(range(self.n_blocks) if which is None else which)
+        futures: dict[int, ts.Future] = {}
+        for turn, block in enumerate(wanted):
+            for ahead in wanted[turn : turn + 2]:
+                if ahead not in futures:
+                    futures[ahead] = self._start_read(ahead, l_index, p_index)
+            yield self.block_slice(block), self._finish(block, futures.pop(block), l_index, p_index)
+
+    def verify(self) -> list[int]:
+        """Reads every committed block and returns those whose content is not what was committed."""
+        l_index, p_index = range(len(self.layers)), range(len(self.poolings))
+        damaged = []
+        for block, commit in sorted(self._commits.items()):
+            try:
+                stored = self._start_read(block, list(l_index), list(p_index)).result()
+                whole = digest(stored) == commit["digest"]
+            except Exception:
+                # Whatever stops the read (torn shard, lost file): not what was committed.
+                whole = False
+            if not whole:
+                damaged.append(block)
+        return damaged
+
+    def _start_read(self, block: int, l_index: list[int], p_index: list[int]) -> ts.Future:
+        array = self._array.oindex[l_index, p_index, self.block_slice(block), :]
+        return array.read(order="C")
+
+    def _finish(
+        self, block: int, future: ts.Future, l_index: list[int], p_index: list[int]
+    ) -> np.ndarray:
+        commit = self._commits.get(block)
+        if commit is None:
+            raise ValueError(
+                f"block {block} of {self.folder.path} is not committed: run the extract command "
+                f"again, it continues where it stopped"
+            )
+        try:
+            stored = future.result()
+            problem = "a chunk is missing" if np.isnan(stored).any() else None
+        except Exception as error:
+            problem = str(error)
+        if problem:
+            raise ValueError(
+                f"block {block} of {self.folder.path} is damaged ({problem}): delete "
+                f"blocks/{block}.json there and run the extract command again, it makes only this "
+                f"block anew"
+            )
+        exponents_LP = np.array(commit["exponents"], np.int32)[np.ix_(l_index, p_index)]
+        return decode(stored, exponents_LP)
+
+    def _refuse_non_finite(self, h_LPRD: np.ndarray, rows: slice) -> None:
+        finite_LPR = np.isfinite(h_LPRD).all(axis=-1)
+        if not finite_LPR.all():
+            layer, pooling, row = (int(axis[0]) for axis in np.nonzero(~finite_LPR))
+            raise FloatingPointError(
+                f"query {self.ids[rows.start + row]!r} has a non-finite activation at hidden state "
+                f"{self.layers[layer]}, pooling {self.poolings[pooling]!r} "
+                f"({int((~finite_LPR).sum())} in the block): the block is not stored. Try "
+                f"--compute_dtype=float32; if it persists, the encoder's weights are damaged"
+            )
+
+    # ---- making and opening
+
+    @classmethod
+    def create(
+        cls, path: Any, identity: dict[str, Any], rows: Rows, width: int, plan: dict[str, Any]
+    ) -> "ActivationStore":
+        """Makes an empty store. `store.json` is written last: without it there is no store."""
+        folder = Folder(path)
+        shape = (len(identity["layers"]), len(identity["poolings"]), len(rows.ids), width)
+        block_rows = rows_per_block(shape[0], shape[1], width, identity["store_dtype"])
+        array = open_array(folder, shape, block_rows, identity["store_dtype"], create=True)
+        folder.write_json(
+            "rows.json",
+            {
+                "ids": rows.ids,
+                "n_tokens": rows.n_tokens_N,
+                "query_tokens": rows.query_tokens_N,
+                "truncated": np.flatnonzero(rows.truncated_N),
+            },
+            indent=None,
+        )
+        meta = {"schema_version": SCHEMA_VERSION, "identity": identity, "width": width}
+        meta |= {"block_rows": block_rows, "plan": plan}
+        folder.write_json("store.json", meta)
+        return cls(folder, meta, rows, array)
+
+    @classmethod
+    def open(cls, path: Any, complete: bool = True) -> "ActivationStore":
+        """Opens a store.
+
+        Args:
+          path: Its folder, local or a URL.
+          complete: Whether to refuse one that an interrupted job left unfinished.
+
+        Raises:
+          ValueError: There is no store, it is of another schema version, or it is unfinished.
+        """
+        folder = Folder(path)
+        meta = folder.read_json("store.json")
+        if meta is None:
+            raise ValueError(f"{folder.path} holds no activation store (store.json): run extract")
+        if meta.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(
+                f"{folder.path}store.json has schema version {meta.get('schema_version')!r}, this "
+                f"routerjax reads {SCHEMA_VERSION}: extract again with it"
+            )
+        found = folder.read_json("rows.json")
+        if found is None:
+            raise ValueError(f"{folder.path}rows.json is missing: the store cannot be used")
+        truncated_N = np.zeros(len(found["ids"]), bool)
+        truncated_N[found["truncated"]] = True
+        rows = Rows(
+            tuple(found["ids"]),
+            np.array(found["n_tokens"], np.int64),
+            np.array(found["query_tokens"], np.int64),
+            truncated_N,
+        )
+        identity = meta["identity"]
+        shape = (len(identity["layers"]), len(identity["poolings"]), len(rows.ids), meta["width"])
+        block_rows, dtype = meta["block_rows"], identity["store_dtype"]
+        array = open_array(folder, shape, block_rows, dtype, create=False)
+        store = cls(folder, meta, rows, array)
+        missing = store.missing_blocks() if complete else []
+        if missing:
+            raise ValueError(
+                f"{folder.path} is unfinished: {len(missing)} of {store.n_blocks} blocks are "
+                f"missing, first {missing[0]}. Run the same extract command again, it continues"
+            )
+        return store
+
+    @classmethod
+    def exists(cls, path: Any) -> bool:
+        """Whether a store, finished or not, lies at `path`."""
+        return Folder(path).exists("store.json")
+
+    def refuse_other(self, identity: dict[str, Any]) -> None:
+        """Refuses a job whose identity differs from the store's.
+
+        Raises:
+          ValueError: Names each field that differs, and both values.
+        """
+        differences = [
+            f"{key}: the store has {self.identity.get(key)!r}, this job {identity.get(key)!r}"
+            for key in sorted(set(self.identity) | set(identity))
+            if key not in _NOT_COMPARED and self.identity.get(key) != identity.get(key)
+        ]
+        if differences:
+            raise ValueError(
+                f"the store {self.folder.path} was made differently; "
+                + "; ".join(differences)
+                + ". Use another --store, or delete this one"
+            )
+
+
+def _position(held: tuple, value: Any, name: str) -> int:
+    if value not in held:
+        raise ValueError(f"{name}: the store holds {list(held)}, got {value!r}")
+    return held.index(value)

@@ -1,0 +1,1 @@
+"""Open-weight encoders in JAX: from a Hugging Face folder to pooled hidden states."""

@@ -1,0 +1,79 @@
+"""Attention and rotary embeddings, shared by all families."""
+
+import jax
+import jax.numpy as jnp
+
+from routerjax.encoder.config import EncoderConfig
+
+
+def rotary_frequencies(config: EncoderConfig) -> jax.Array:
+    """Radians per position of each pair of channels.
+
+    theta^(-2e/E) for pair e; Llama 3.1 divides the slow ones by `factor` and blends between.
+
+    Args:
+      config: A decoder's config.
+
+    Returns:
+      [E / 2] float32.
+    """
+    exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
+    frequencies = config.rope_theta**-exponents
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    turns = scaling.original_max_positions * frequencies / (2 * jnp.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return kept * frequencies + (1 - kept) * frequencies / scaling.factor
+
+
+def rotate(x_BTNE: jax.Array, angles_TE: jax.Array) -> jax.Array:
+    """Turns every head by its position; channel e is paired with channel e + E/2.
+
+    Args:
+      x_BTNE: [B, T, heads, E] queries or keys.
+      angles_TE: [T, E / 2] float32 radians.
+
+    Returns:
+      As x_BTNE; computed in float32.
+    """
+    cos, sin = (f(angles_TE)[None, :, None, :] for f in (jnp.cos, jnp.sin))
+    first, second = jnp.split(x_BTNE.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_BTNE.dtype)
+
+
+def attend(
+    q_BTHE: jax.Array,
+    k_BTGE: jax.Array,
+    v_BTGE: jax.Array,
+    visible_BTT: jax.Array,
+    precision: jax.lax.Precision,
+) -> jax.Array:
+    """Scaled dot-product attention with grouped key/value heads.
+
+    Heads are laid out as one batch of plain matrix products: measured on CPU, two to eight times
+    faster than an einsum that leaves the head axis between the tokens and the channels.
+
+    Args:
+      q_BTHE: [B, T, H, E] queries.
+      k_BTGE: [B, T, G, E] keys; query head h reads key head h // (H / G).
+      v_BTGE: [B, T, G, E] values.
+      visible_BTT: [B or 1, T or 1, T] bool, whether the query (second axis) sees the key. A row
+        that sees nothing gets the mean of all values: finite, and never read.
+      precision: Of the two products.
+
+    Returns:
+      [B, T, H, E]; the softmax is taken in float32.
+    """
+    B, T, H, E = q_BTHE.shape
+    G = k_BTGE.shape[2]
+    q = q_BTHE.transpose(0, 2, 1, 3).reshape(B * G, (H // G) * T, E)
+    k = k_BTGE.transpose(0, 2, 3, 1).reshape(B * G, E, T)
+    v = v_BTGE.transpose(0, 2, 1, 3).reshape(B * G, T, E)
+    scores = jnp.matmul(q * E**-0.5, k, precision=precision, preferred_element_type=jnp.float32)
+    scores = jnp.where(visible_BTT[:, None], scores.reshape(B, H, T, T), -1e30)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(B * G, (H // G) * T, T)
+    mixed = jnp.matmul(weights, v, precision=precision)
+    return mixed.reshape(B, H, T, E).transpose(0, 2, 1, 3)

@@ -1,0 +1,115 @@
+"""Batches: few compiled shapes for many lengths, little padding."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+MAX_BUCKETS = 24
+# Every bucket is a compilation; a job takes the fewest that keep padding within this share.
+PADDING_AIM = 0.04
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchPlan:
+    """The compiled shapes of a job.
+
+    Attributes:
+      buckets: Prompt lengths T in tokens, ascending.
+      batch_tokens: Tokens of a full batch, padding included: B = batch_tokens // T.
+      n_devices: Devices over which a batch is split; B is a multiple of it.
+    """
+
+    buckets: tuple[int, ...]
+    batch_tokens: int
+    n_devices: int = 1
+
+    def batch_rows(self, bucket: int) -> int:
+        """B, the rows of a batch of prompts of up to `bucket` tokens."""
+        return max(1, self.batch_tokens // bucket // self.n_devices) * self.n_devices
+
+    def to_json(self) -> dict[str, Any]:
+        """As stored in store.json."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "BatchPlan":
+        """What `to_json` wrote."""
+        return cls(tuple(value["buckets"]), value["batch_tokens"], value["n_devices"])
+
+    def split(self, lengths_R: np.ndarray) -> list[tuple[slice, int]]:
+        """Cuts rows, sorted by length, into batches with the fewest padded tokens.
+
+        A shortest path over the number of rows still uncovered, longest rows first: a batch of
+        bucket T takes up to B rows whose longest fits T. Depends on the lengths alone.
+
+        Args:
+          lengths_R: [R] tokens, ascending.
+
+        Returns:
+          Slices of the rows, each with its bucket, from the shortest rows to the longest.
+
+        Raises:
+          ValueError: A row is longer than the longest bucket.
+        """
+        if len(lengths_R) and lengths_R[-1] > self.buckets[-1]:
+            raise ValueError(
+                f"a prompt of {lengths_R[-1]} tokens is longer than the longest bucket, "
+                f"{self.buckets[-1]}: the plan was made for other queries"
+            )
+        rows_of = [self.batch_rows(bucket) for bucket in self.buckets]
+        first_bucket = np.searchsorted(self.buckets, lengths_R)
+        cost, choice = [0], [0]
+        for covered in range(1, len(lengths_R) + 1):
+            fitting = range(first_bucket[covered - 1], len(self.buckets))
+            best = min(
+                (rows_of[b] * self.buckets[b] + cost[max(0, covered - rows_of[b])], b)
+                for b in fitting
+            )
+            cost.append(best[0])
+            choice.append(best[1])
+        batches, covered = [], len(lengths_R)
+        while covered:
+            start = max(0, covered - rows_of[choice[covered]])
+            batches.append((slice(start, covered), self.buckets[choice[covered]]))
+            covered = start
+        return batches[::-1]
+
+
+def choose_buckets(lengths_N: Sequence[int] | np.ndarray) -> tuple[int, ...]:
+    """The fewest lengths that pad a job by at most PADDING_AIM, or MAX_BUCKETS of them.
+
+    Exact: dynamic programming over the sorted distinct lengths (rounded up to a multiple of 8, and
+    coarser where there are more than 512 of these).
+
+    Args:
+      lengths_N: [N] tokens of every prompt of the job, N >= 1.
+
+    Returns:
+      Ascending bucket lengths; the last is the longest prompt, rounded up.
+    """
+    lengths_N = np.asarray(lengths_N)
+    grain = 8 * (1 + int(lengths_N.max()) // (8 * 512))
+    ends, counts = np.unique(-(-lengths_N // grain) * grain, return_counts=True)
+    rows_before = np.concatenate([[0], np.cumsum(counts)])
+    real_tokens = lengths_N.sum()
+    # cost[j]: fewest tokens, padding included, for the rows of the j shortest lengths, k buckets.
+    # One bucket for lengths i .. j-1 costs ends[j-1] for each of their rows.
+    span_cost = ends[None, :] * (rows_before[None, 1:] - rows_before[:-1, None]).astype(float)
+    span_cost[np.tril_indices(len(ends), -1)] = np.inf
+    cost = np.concatenate([[0.0], np.full(len(ends), np.inf)])
+    origins = []
+    for _ in range(MAX_BUCKETS):
+        through = cost[:-1, None] + span_cost
+        origins.append(through.argmin(axis=0))
+        cost = np.concatenate([[np.inf], through.min(axis=0)])
+        if cost[-1] - real_tokens <= PADDING_AIM * cost[-1] or len(origins) == len(ends):
+            break
+    chosen, j = [], len(ends)
+    for origin in reversed(origins):
+        chosen.append(int(ends[j - 1]))
+        j = int(origin[j - 1])
+        if j == 0:
+            break
+    return tuple(chosen[::-1])

@@ -1,0 +1,82 @@
+"""BERT: bidirectional, post-norm. The semantic baseline, and the default encoder (MiniLM)."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from routerjax.encoder.attention import attend
+from routerjax.encoder.config import EncoderConfig
+from routerjax.encoder.decoder import ACTIVATIONS
+
+
+class BertBlock(nnx.Module):
+    """norm(x + attention(x)), then norm(x + feed-forward(x))."""
+
+    def __init__(self, config: EncoderConfig, linear: Any, norm: Any, rngs: nnx.Rngs):
+        D, F = config.width, config.ffn_width
+        self.q, self.k, self.v, self.o = (linear(D, D, rngs=rngs) for _ in range(4))
+        self.attention_norm = norm(D, rngs=rngs)
+        self.up, self.down = linear(D, F, rngs=rngs), linear(F, D, rngs=rngs)
+        self.ffn_norm = norm(D, rngs=rngs)
+        self.n_heads, self.activation = config.n_heads, config.activation
+
+    def __call__(self, x_BTD: jax.Array, visible_BTT: jax.Array) -> jax.Array:
+        B, T, D = x_BTD.shape
+        q, k, v = (
+            project(x_BTD).reshape(B, T, self.n_heads, -1) for project in (self.q, self.k, self.v)
+        )
+        mixed_BTD = attend(q, k, v, visible_BTT, self.q.precision).reshape(B, T, D)
+        x_BTD = self.attention_norm(x_BTD + self.o(mixed_BTD))
+        return self.ffn_norm(x_BTD + self.down(ACTIVATIONS[self.activation](self.up(x_BTD))))
+
+
+class Bert(nnx.Module):
+    """Word, position and segment embeddings, n_layers stacked blocks; no pooler.
+
+    Args:
+      config: The family's shape.
+      dtype: Of the parameters and of the products.
+      precision: Of the products; HIGHEST where float32 is claimed.
+      rngs: For random weights; `nnx.eval_shape` gives the shapes without making any.
+    """
+
+    def __init__(
+        self, config: EncoderConfig, dtype: Any, precision: jax.lax.Precision, rngs: nnx.Rngs
+    ):
+        types = {"dtype": dtype, "param_dtype": dtype}
+        linear = functools.partial(nnx.Linear, precision=precision, **types)
+        # The fast variance, E[x^2] - E[x]^2, cancels where the mean is large.
+        norm = functools.partial(
+            nnx.LayerNorm, epsilon=config.norm_eps, use_fast_variance=False, **types
+        )
+        D = config.width
+        self.embed = nnx.Embed(config.vocab_size, D, rngs=rngs, **types)
+        self.positions = nnx.Embed(config.max_positions, D, rngs=rngs, **types)
+        self.segments = nnx.Embed(config.n_segments, D, rngs=rngs, **types)
+        self.embed_norm = norm(D, rngs=rngs)
+
+        @nnx.split_rngs(splits=config.n_layers)
+        @nnx.vmap
+        def stack(rngs: nnx.Rngs) -> BertBlock:
+            return BertBlock(config, linear, norm, rngs)
+
+        self.blocks = stack(rngs)
+
+    def start(self, tokens_BT: jax.Array, lengths_B: jax.Array) -> tuple[jax.Array, Any]:
+        """Hidden state 0, and what every block needs to know of the batch."""
+        positions_T = jnp.arange(tokens_BT.shape[1])
+        x_BTD = self.embed(tokens_BT) + self.positions(positions_T)[None]
+        x_BTD = x_BTD + self.segments(jnp.zeros((1, 1), jnp.int32))
+        visible_BTT = (positions_T[None] < lengths_B[:, None])[:, None, :]
+        return self.embed_norm(x_BTD), visible_BTT
+
+    def apply_block(self, block: BertBlock, i: jax.Array, x_BTD: jax.Array, batch: Any):
+        """Hidden state i + 1 from hidden state i."""
+        return block(x_BTD, batch)
+
+    def finish(self, x_BTD: jax.Array) -> jax.Array:
+        """The last hidden state: BERT has no final norm."""
+        return x_BTD

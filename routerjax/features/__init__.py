@@ -1,0 +1,1 @@
+"""From stored hidden states to features: streaming moments, standardise + PCA, recipes."""

@@ -1,0 +1,272 @@
+"""Streaming moments of hidden states: totals, and per class (wrong, correct) of every target.
+
+One pass over the row blocks accumulates, for all layers, poolings and targets at once, sums of
+x - shift and of its squares (and products, if asked), where shift is the mean of the first used
+rows. Two things make float32 enough. A variance is a difference of two sums, which cancel where the
+mean is large beside the spread; about a pilot mean they do not. And the sums of blocks are added in
+double-float (numerics.py), so that a million blocks lose no more than one.
+
+No D x D matrix is ever kept per target: J needs per-class means and variances per dimension only.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from routerjax.data.store import ActivationStore
+from routerjax.features.blocks import Rows, fold, stream
+from routerjax.features.numerics import HIGHEST, add_compensated, variance
+
+
+class Sums(NamedTuple):
+    """Sums over rows for one (layer, pooling), about a shift. K = 2: wrong, correct.
+
+    Attributes:
+      weight: [] sum of w.
+      first_D: [D] sum of w (x - shift).
+      square_D: [D] sum of w (x - shift)^2.
+      gram_DD: [D, D] sum of w (x - shift)(x - shift)', or None.
+      unit_weight: [] sum of w over rows that are not the zero vector.
+      unit_weight2: [] the same of w^2.
+      unit_D: [D] sum of w x / |x|.
+      class_weight_MK: [M, 2] sum of w over the rows of target m's class k.
+      class_first_MKD: [M, 2, D] sum of w (x - shift) over them.
+      class_square_MKD: [M, 2, D] sum of w (x - shift)^2 over them.
+    """
+
+    weight: jax.Array
+    first_D: jax.Array
+    square_D: jax.Array
+    gram_DD: jax.Array | None
+    unit_weight: jax.Array
+    unit_weight2: jax.Array
+    unit_D: jax.Array
+    class_weight_MK: jax.Array
+    class_first_MKD: jax.Array
+    class_square_MKD: jax.Array
+
+
+class Running(NamedTuple):
+    """The state of a pass: leaves of `Sums` with leading axes [L, P].
+
+    Attributes:
+      shift_LPD: [L, P, D] what is subtracted from every row.
+      high: The sums.
+      low: What rounding took from them; high + low is the sum in double-float.
+    """
+
+    shift_LPD: jax.Array
+    high: Sums
+    low: Sums
+
+
+class Moments(NamedTuple):
+    """Moments of one (layer, pooling); stacked with leading axes [L, P] by `finish`.
+
+    Variances and covariance are those of the population (ddof 0).
+
+    Attributes:
+      weight: [] rows used.
+      mean_D: [D].
+      variance_D: [D].
+      covariance_DD: [D, D], or None where the pass did not ask for it.
+      unit_D: [D] mean of x / |x|.
+      unit_rows: [] rows in that mean; (sum w)^2 / (sum w^2) for weights other than 0 and 1.
+      class_weight_MK: [M, 2] rows of class 0 (wrong) and 1 (correct) of each target.
+      class_offset_MKD: [M, 2, D] class mean minus mean_D; NaN for a class without rows. Kept as
+        differences, because beside a large mean they would be lost to rounding.
+      class_variance_MKD: [M, 2, D] variance within each class; NaN for a class without rows.
+    """
+
+    weight: jax.Array
+    mean_D: jax.Array
+    variance_D: jax.Array
+    covariance_DD: jax.Array | None
+    unit_D: jax.Array
+    unit_rows: jax.Array
+    class_weight_MK: jax.Array
+    class_offset_MKD: jax.Array
+    class_variance_MKD: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames="gram")
+def begin(
+    h_LPRD: jax.Array, weight_R: jax.Array, y_RM: jax.Array, gram: bool = False
+) -> Running:
+    """A pass before its first block: zero sums about the mean of that block's used rows.
+
+    Args:
+      h_LPRD: [L, P, R, D] float32, the first block.
+      weight_R: [R] its weights, not all 0.
+      y_RM: [R, M] its outcomes; only the shape matters here.
+      gram: Whether to accumulate products of dimensions too.
+
+    Returns:
+      The state that `update` takes.
+    """
+    total = jnp.maximum(weight_R.sum(), 1.0)
+    shift_LPD = jnp.einsum("lprd,r->lpd", h_LPRD, weight_R / total, precision=HIGHEST)
+    sums = functools.partial(_sums_of_all, gram=gram)
+    shapes = jax.eval_shape(sums, h_LPRD, shift_LPD, weight_R, y_RM)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return Running(shift_LPD, zeros, jax.tree.map(jnp.zeros_like, zeros))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def update(state: Running, h_LPRD: jax.Array, weight_R: jax.Array, y_RM: jax.Array) -> Running:
+    """Adds one block of rows.
+
+    Args:
+      state: The sums so far; donated.
+      h_LPRD: [L, P, R, D] float32 hidden states.
+      weight_R: [R] float32, 0 for rows that do not count.
+      y_RM: [R, M] float32, 1 = correct, 0 = wrong, NaN = not observed, which counts in the totals
+        and for no class.
+
+    Returns:
+      The sums with the block in them.
+    """
+    gram = state.high.gram_DD is not None
+    block = _sums_of_all(h_LPRD, state.shift_LPD, weight_R, y_RM, gram)
+    return Running(state.shift_LPD, *add_compensated(state.high, state.low, block))
+
+
+@jax.jit
+def finish(state: Running) -> Moments:
+    """The moments that the sums stand for.
+
+    Returns:
+      `Moments` with leading axes [L, P] on every field.
+    """
+    # In a double-float the high part is the sum rounded to float32: the low part has done its work.
+    return jax.vmap(jax.vmap(_moments))(state.high, state.shift_LPD)
+
+
+def collect(
+    store: ActivationStore,
+    rows: Rows,
+    layers: Sequence[int],
+    poolings: Sequence[str],
+    gram: bool = False,
+) -> Moments:
+    """Streams a store once and returns the moments of all its used rows.
+
+    Args:
+      store: The hidden states.
+      rows: Weights and outcomes in store order.
+      layers: Hidden-state indices.
+      poolings: Names of poolings.
+      gram: Whether to return covariances: 8 bytes x L x P x D^2 while accumulating.
+
+    Returns:
+      `Moments` on the device, leading axes [L, P] as given.
+    """
+    return finish(
+        fold(stream(store, rows, layers, poolings), functools.partial(begin, gram=gram), update)
+    )
+
+
+def class_weights(weight_R: jax.Array, y_RM: jax.Array) -> jax.Array:
+    """Weights of the rows of each target's two classes.
+
+    Args:
+      weight_R: [R] weights of the rows.
+      y_RM: [R, M] 1 = correct, 0 = wrong, NaN = not observed.
+
+    Returns:
+      [M, 2, R]: the row's weight where it belongs to the class, else 0.
+    """
+    belongs_MKR = y_RM.T[:, None, :] == jnp.arange(2.0)[None, :, None]
+    return jnp.where(belongs_MKR, weight_R[None, None, :], 0.0)
+
+
+def fisher_trace(weight_K: jax.Array, offset_KD: jax.Array, variance_KD: jax.Array) -> jax.Array:
+    """Fisher separability by traces: J = |mu1 - mu0|^2 / (tr S0 + tr S1).
+
+    It stands here, not with its variants in probes/, because `Recipe.top_fisher` ranks by it and
+    features may not import from probes.
+
+    Args:
+      weight_K: [2] rows of the wrong and of the correct class.
+      offset_KD: [2, D] class means, about any common origin.
+      variance_KD: [2, D] variances within the classes.
+
+    Returns:
+      [] J >= 0; NaN with fewer than two rows in a class, or where nothing varies; infinite where
+      the classes differ and neither varies.
+    """
+    gap = jnp.square(offset_KD[1] - offset_KD[0]).sum()
+    return where_two_rows(weight_K, gap / variance_KD.sum())
+
+
+def where_two_rows(weight_K: jax.Array, value: jax.Array) -> jax.Array:
+    """`value`, or NaN where a class has fewer than the two rows a variance takes."""
+    return jnp.where(weight_K.min() >= 2, value, jnp.nan)
+
+
+def _sums(
+    x_RD: jax.Array, shift_D: jax.Array, weight_R: jax.Array, y_RM: jax.Array, gram: bool
+) -> Sums:
+    """Sums of one block for one (layer, pooling)."""
+    norm_R = jnp.sqrt(jnp.square(x_RD).sum(axis=1))
+    unit_weight_R = jnp.where(norm_R > 0, weight_R, 0.0)
+    direction_R = unit_weight_R / jnp.where(norm_R > 0, norm_R, 1.0)
+    x_RD = x_RD - shift_D[None]
+    square_RD = jnp.square(x_RD)
+
+    def total(w_R: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return w_R.sum(), _over_rows(w_R, x_RD), _over_rows(w_R, square_RD)
+
+    weight, first_D, square_D = total(weight_R)
+    return Sums(
+        weight,
+        first_D,
+        square_D,
+        _gram(x_RD, weight_R) if gram else None,
+        unit_weight_R.sum(),
+        jnp.square(unit_weight_R).sum(),
+        # Not shifted: anisotropy is about the angle at the origin.
+        _over_rows(direction_R, x_RD) + direction_R.sum() * shift_D,
+        *jax.vmap(jax.vmap(total))(class_weights(weight_R, y_RM)),
+    )
+
+
+def _over_rows(w_R: jax.Array, x_RD: jax.Array) -> jax.Array:
+    return jnp.einsum("r,rd->d", w_R, x_RD, precision=HIGHEST)
+
+
+def _gram(x_RD: jax.Array, w_R: jax.Array) -> jax.Array:
+    return jnp.einsum("rd,re->de", w_R[:, None] * x_RD, x_RD, precision=HIGHEST)
+
+
+def _sums_of_all(
+    h_LPRD: jax.Array, shift_LPD: jax.Array, weight_R: jax.Array, y_RM: jax.Array, gram: bool
+) -> Sums:
+    """`_sums` over layers and poolings."""
+    one = functools.partial(_sums, gram=gram)
+    over_poolings = jax.vmap(one, in_axes=(0, 0, None, None))
+    return jax.vmap(over_poolings, in_axes=(0, 0, None, None))(h_LPRD, shift_LPD, weight_R, y_RM)
+
+
+def _moments(sums: Sums, shift_D: jax.Array) -> Moments:
+    first_D = sums.first_D / sums.weight
+    covariance_DD = None
+    if sums.gram_DD is not None:
+        covariance_DD = sums.gram_DD / sums.weight - first_D[:, None] * first_D[None, :]
+    rows_MK1 = sums.class_weight_MK[:, :, None]
+    class_first_MKD = sums.class_first_MKD / rows_MK1
+    return Moments(
+        sums.weight,
+        shift_D + first_D,
+        variance(sums.square_D / sums.weight, first_D),
+        covariance_DD,
+        sums.unit_D / sums.unit_weight,
+        jnp.square(sums.unit_weight) / sums.unit_weight2,
+        sums.class_weight_MK,
+        class_first_MKD - first_D[None, None],
+        variance(sums.class_square_MKD / rows_MK1, class_first_MKD),
+    )
+

@@ -1,0 +1,86 @@
+"""What makes float32 enough: compensated sums, and what counts as not varying at all."""
+
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+
+Tree = TypeVar("Tree")
+
+# JAX's default product of float32 is bfloat16 on TPU and TF32 on recent GPUs.
+HIGHEST = jax.lax.Precision.HIGHEST
+
+EPS = float(jnp.finfo(jnp.float32).eps)
+
+# A state is constant over the rows where it varies by less than this share of its size. Float16
+# storage spaces values 2^-11 to 2^-10 apart, and an encoder's own noise (<= 1e-5 of the state) tips
+# a few per cent of them over to the next one; real states vary by per cents of their size.
+CONSTANT_STATE = 2.0**-12
+
+# A column is constant where it varies by less than 8 roundings of its mean.
+CONSTANT_COLUMN = 2.0**-20
+
+
+def add_compensated(high: Tree, low: Tree, block: Tree) -> tuple[Tree, Tree]:
+    """(high, low) + block in double-float: Knuth's two-sum leaf by leaf, then renormalised.
+
+    The pair holds a sum to twice float32's digits: `high` is the sum rounded to float32, `low` what
+    that rounding took. XLA does not reassociate, so the differences below survive compilation.
+
+    Args:
+      high: Arrays, in any tree.
+      low: The same tree; zeros to begin with.
+      block: The same tree, what is added.
+
+    Returns:
+      The new (high, low).
+    """
+
+    def add(high: jax.Array, low: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        total = high + x
+        back = total - high
+        low = low + ((high - (total - back)) + (x - back))
+        result = total + low
+        return result, low - (result - total)
+
+    pairs = jax.tree.map(add, high, low, block)
+    return jax.tree.transpose(jax.tree.structure(high), jax.tree.structure((0, 0)), pairs)
+
+
+def variance(mean_square: jax.Array, mean: jax.Array) -> jax.Array:
+    """E x^2 - (E x)^2, and 0 where that is the rounding of the subtraction (NaN stays NaN)."""
+    value = mean_square - jnp.square(mean)
+    return jnp.where(value <= 4 * EPS * mean_square, 0.0, value)
+
+
+def is_constant(mean_D: jax.Array, variance_D: jax.Array) -> jax.Array:
+    """Whether a state is the same in all rows, up to the noise of computing and storing it.
+
+    Args:
+      mean_D: [D] means of one (layer, pooling).
+      variance_D: [D] its variances.
+
+    Returns:
+      [] bool.
+    """
+    spread = variance_D.sum()
+    size = spread + jnp.square(mean_D).sum()
+    return spread <= CONSTANT_STATE**2 * size
+
+
+def inverse_scale(mean_D: jax.Array, variance_D: jax.Array) -> jax.Array:
+    """1 / standard deviation of each dimension, 0 where it does not vary.
+
+    A constant column of a state that varies, and every column of one that does not, thus
+    contributes nothing to what is standardised with it.
+
+    Args:
+      mean_D: [D] means of one (layer, pooling).
+      variance_D: [D] its variances.
+
+    Returns:
+      [D] float32.
+    """
+    varies_D = variance_D > jnp.square(CONSTANT_COLUMN * mean_D)
+    varies_D = varies_D & ~is_constant(mean_D, variance_D)
+    return jnp.where(varies_D, jax.lax.rsqrt(jnp.where(varies_D, variance_D, 1.0)), 0.0)

@@ -1,0 +1,145 @@
+"""Folders, here or in a bucket: small files written whole or not at all.
+
+Everything routerjax writes goes through a `Folder`, which is a thin layer over TensorStore's
+key-value store. A write is atomic there (local files: a temporary file, fsync, rename), so a reader
+never sees half a file, and the same code serves a local disk, `gs://`, `s3://` and `memory://`.
+"""
+
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+import tensorstore as ts
+
+# One context for the process: `memory://` folders (tests) see each other only inside one, and the
+# file pool is shared. No cache: stores are streamed, and a cache would only hold what is done with.
+CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
+
+
+class Folder:
+    """A folder of files, addressed by relative names with `/` between the parts.
+
+    Args:
+      path: A local path, or a URL that TensorStore's key-value stores open (`gs://bucket/path`,
+        `s3://bucket/path`, `file:///path`, `memory://name`). It need not exist yet.
+
+    Raises:
+      ValueError: No TensorStore driver opens `path`.
+    """
+
+    def __init__(self, path: "str | os.PathLike[str] | Folder"):
+        if isinstance(path, Folder):
+            path = path.path
+        text = os.fspath(path)
+        if "://" in text:
+            self.path = text.rstrip("/") + "/"
+            spec: Any = self.path
+        else:
+            self.path = str(pathlib.Path(text).expanduser().absolute()) + "/"
+            spec = {"driver": "file", "path": self.path}
+        try:
+            self._kv = ts.KvStore.open(spec, context=CONTEXT).result()
+        except Exception as error:
+            raise ValueError(
+                f"cannot open the folder {text!r}: expected a local path or a URL with a driver of "
+                f"TensorStore (gs://, s3://, file://, memory://): {error}"
+            ) from error
+
+    def __repr__(self) -> str:
+        return f"Folder({self.path!r})"
+
+    def __truediv__(self, name: str) -> "Folder":
+        return Folder(self.path + name)
+
+    @property
+    def kvstore_spec(self) -> dict[str, Any]:
+        """The key-value store as JSON, for opening a TensorStore array in this folder."""
+        return self._kv.spec().to_json()
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the files lie on a file system of this machine."""
+        return self.kvstore_spec.get("driver") == "file"
+
+    def local_path(self) -> pathlib.Path:
+        """The folder as a path of this machine's file system.
+
+        Raises:
+          ValueError: The folder is remote.
+        """
+        if not self.is_local:
+            raise ValueError(f"{self.path} is not a folder of this machine")
+        return pathlib.Path(self.kvstore_spec["path"])
+
+    def read_bytes(self, name: str) -> bytes | None:
+        """The content of `name`, or None where there is no such file."""
+        try:
+            found = self._kv.read(name).result()
+        except Exception as error:
+            raise OSError(f"cannot read {self.path}{name}: {error}") from error
+        return bytes(found.value) if found.state == "value" else None
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Writes `data` to `name`, whole or not at all.
+
+        Raises:
+          OSError: The folder cannot be written (permissions, a full disk, a lost connection).
+        """
+        try:
+            self._kv.write(name, data).result()
+        except Exception as error:
+            raise OSError(f"cannot write {self.path}{name}: {error}") from error
+
+    def read_json(self, name: str) -> Any:
+        """The JSON value in `name`, or None where there is no such file.
+
+        Raises:
+          ValueError: The file is there but is not JSON.
+        """
+        data = self.read_bytes(name)
+        if data is None:
+            return None
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise ValueError(f"{self.path}{name} is not valid JSON: {error}") from error
+
+    def write_json(self, name: str, value: Any, indent: int | None = 2) -> None:
+        """Writes `value` as strict JSON: a NaN or an infinity becomes null."""
+        text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+        self.write_bytes(name, (text + "\n").encode())
+
+    def exists(self, name: str) -> bool:
+        """Whether the file `name` is there."""
+        return self.read_bytes(name) is not None
+
+    def list(self, prefix: str = "") -> list[str]:
+        """The names of all files that start with `prefix`, sorted."""
+        past = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""  # the first name after them
+        key_range = ts.KvStore.KeyRange(prefix, past)
+        try:
+            return sorted(name.decode() for name in self._kv.list(key_range).result())
+        except Exception as error:
+            raise OSError(f"cannot list {self.path}{prefix}: {error}") from error
+
+    def delete(self, name: str) -> None:
+        """Removes `name`; nothing happens where there is no such file."""
+        try:
+            self._kv.write(name, None).result()
+        except Exception as error:
+            raise OSError(f"cannot delete {self.path}{name}: {error}") from error
+
+
+def _finite(value: Any) -> Any:
+    """`value` with NumPy scalars and arrays as plain ones and non-finite floats as None."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if hasattr(value, "tolist") and not isinstance(value, str | bytes):
+        return _finite(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

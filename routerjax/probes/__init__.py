@@ -1,0 +1,1 @@
+"""Geometry of hidden states, layer by layer: Fisher separability, effective dimensionality."""

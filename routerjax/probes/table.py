@@ -1,0 +1,199 @@
+"""ProbeTable: the numbers of every hidden state, pooling and target; rank, save, load, plot."""
+
+import dataclasses
+import io
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from routerjax.files import Folder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCHEMA_VERSION = 1
+
+DEFAULT = "trace/standardised"
+
+
+class Ranked(NamedTuple):
+    """A cell of the table and its number."""
+
+    layer: int
+    pooling: str
+    value: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ProbeTable:
+    """What the probes found. NaN stands where a number does not exist; `reasons` says why.
+
+    Attributes:
+      layers: [L] hidden-state indices, ascending.
+      poolings: [P] names.
+      targets: [M] names.
+      fisher: [L, P, M] float32 arrays of J by "VARIANT/SPACE", such as "trace/standardised".
+      spectrum: [L, P] float32 arrays by name: "d_eff/standardised", "anisotropy", ...
+      reasons: {"layer", "pooling", "target", "reason"} for what is NaN; None in one of the first
+        three means all of them.
+      n_queries: Rows they were computed on.
+    """
+
+    layers: tuple[int, ...]
+    poolings: tuple[str, ...]
+    targets: tuple[str, ...]
+    fisher: dict[str, np.ndarray]
+    spectrum: dict[str, np.ndarray]
+    reasons: list[dict[str, Any]]
+    n_queries: int
+
+    def get(self, name: str) -> np.ndarray:
+        """The array of `name`: [L, P, M] for a J, [L, P] for a dimension.
+
+        Raises:
+          ValueError: There is none.
+        """
+        array = self.fisher.get(name, self.spectrum.get(name))
+        if array is None:
+            known = ", ".join([*self.fisher, *self.spectrum])
+            raise ValueError(f"name: expected one of {known}, got {name!r}")
+        return array
+
+    def rank(
+        self, name: str = DEFAULT, pooling: str | None = None, target: str | None = None
+    ) -> list[Ranked]:
+        """Hidden states and poolings from the largest number to the smallest.
+
+        Args:
+          name: Of a J or of a dimension.
+          pooling: Only this one; None for all, ranked together.
+          target: J of this one; None for the mean over the targets that have a J at all.
+
+        Returns:
+          The ranked cells. Cells that are NaN are left out.
+
+        Raises:
+          ValueError: There is no such name, pooling or target.
+        """
+        value_LP = self.get(name)
+        if target is not None:
+            if name in self.spectrum:
+                raise ValueError(f"target: {name!r} is the same for all targets, got {target!r}")
+            value_LP = value_LP[:, :, _index(self.targets, target, "target")]
+        elif value_LP.ndim == 3:
+            value_LP = self.mean_over_targets(name)
+        chosen = list(range(len(self.poolings)))
+        if pooling is not None:
+            chosen = [_index(self.poolings, pooling, "pooling")]
+        cells = [
+            Ranked(layer, self.poolings[j], float(value_LP[i, j]))
+            for i, layer in enumerate(self.layers)
+            for j in chosen
+            if np.isfinite(value_LP[i, j])
+        ]
+        return sorted(cells, key=lambda cell: -cell.value)
+
+    def mean_over_targets(self, name: str = DEFAULT) -> np.ndarray:
+        """[L, P] mean of a J over the targets that have one anywhere; NaN where one of those fails.
+
+        Args:
+          name: Of a J.
+        """
+        value_LPM = self.get(name)
+        known_M = np.isfinite(value_LPM).any(axis=(0, 1))
+        if not known_M.any():
+            return np.full(value_LPM.shape[:2], np.nan, np.float32)
+        return value_LPM[:, :, known_M].mean(axis=2)
+
+    def reason(
+        self, layer: int | None = None, pooling: str | None = None, target: str | None = None
+    ) -> list[str]:
+        """Why numbers of a cell are missing; empty where none is.
+
+        Args:
+          layer: Hidden-state index; None for reasons that hold for all of them.
+          pooling: Its name, or None.
+          target: Its name, or None.
+        """
+        cell = {"layer": layer, "pooling": pooling, "target": target}
+        return [
+            entry["reason"]
+            for entry in self.reasons
+            if all(entry[key] is None or entry[key] == value for key, value in cell.items())
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The table as JSON values, NaN as they are: `Folder.write_json` makes them null."""
+        value = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {"schema_version": SCHEMA_VERSION} | value
+
+    def save(self, folder: str | Folder) -> None:
+        """Writes `probes.json`, and `probes.png` where matplotlib is installed.
+
+        Args:
+          folder: Where to; a local path, a URL or a `Folder`.
+
+        Raises:
+          OSError: The folder cannot be written.
+        """
+        folder = Folder(folder)
+        folder.write_json("probes.json", self.to_json(), indent=None)
+        try:
+            figure = self.plot()
+        except ModuleNotFoundError:
+            logging.warning("no probes.png: pip install routerjax[report] brings matplotlib")
+            return
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=120)
+        folder.write_bytes("probes.png", picture.getvalue())
+
+    @classmethod
+    def load(cls, folder: str | Folder) -> "ProbeTable":
+        """Reads what `save` wrote.
+
+        Raises:
+          ValueError: There is no table, or one of another schema version.
+        """
+        folder = Folder(folder)
+        value = folder.read_json("probes.json")
+        if value is None:
+            raise ValueError(f"{folder.path} holds no probes.json: run probe first")
+        if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(
+                f"{folder.path}probes.json: this routerjax reads schema version {SCHEMA_VERSION}, "
+                f"probe again with it"
+            )
+        return cls(
+            layers=tuple(value["layers"]),
+            poolings=tuple(value["poolings"]),
+            targets=tuple(value["targets"]),
+            # A null becomes NaN.
+            fisher={k: np.array(v, np.float32) for k, v in value["fisher"].items()},
+            spectrum={k: np.array(v, np.float32) for k, v in value["spectrum"].items()},
+            reasons=value["reasons"],
+            n_queries=value["n_queries"],
+        )
+
+    def plot(self, name: str = DEFAULT) -> "Figure":
+        """J over the hidden states for each target, effective dimensions, anisotropy.
+
+        Args:
+          name: The J to draw.
+
+        Returns:
+          A matplotlib Figure that belongs to no window: `savefig` it.
+
+        Raises:
+          ModuleNotFoundError: matplotlib is not installed (`pip install routerjax[report]`).
+        """
+        from routerjax.probes import plot
+
+        return plot.draw(self, name)
+
+
+def _index(names: tuple[str, ...], name: str, argument: str) -> int:
+    if name not in names:
+        raise ValueError(f"{argument}: the table has {', '.join(names)}, got {name!r}")
+    return names.index(name)
+

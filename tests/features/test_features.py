@@ -1,0 +1,200 @@
+"""fit_features and FeatureMap: against scikit-learn, and what a map must keep."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
+
+from routerjax.features import feature_map
+from routerjax.features.feature_map import FeatureMap
+from routerjax.features.features import fit_features
+from routerjax.features.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def store(toy, fake_store):
+    return fake_store(toy.h_NLPD, toy.ids)
+
+
+@pytest.fixture(scope="module")
+def train(toy, fake_data):
+    return fake_data(toy.ids[:150], toy.y_NM[:150])
+
+
+@pytest.fixture(scope="module")
+def fitted(store, train):
+    return fit_features(Recipe.all_layers(pooling=("mean", "last"), pca_dim=12), store, train)
+
+
+def test_features_equal_scikit_learn_fitted_on_the_training_rows(toy, fitted, store):
+    """Rows 150 to 199 are projected and never fitted on. State 0 of `last` is constant."""
+    x_NE = toy.h_NLPD[:, :, ::-1].reshape(200, -1).astype(np.float64)  # mean before last
+    x_NE = np.delete(x_NE, range(16, 32), axis=1)
+    scaler = StandardScaler().fit(x_NE[:150])
+    reference = PCA(12, svd_solver="full").fit(scaler.transform(x_NE[:150]))
+    expected = reference.transform(scaler.transform(x_NE))
+    found = fitted.apply_store(store, toy.ids)
+    signs = np.sign((found * expected).sum(axis=0))
+    np.testing.assert_allclose(found, expected * signs, atol=2e-3)
+    ratio = reference.explained_variance_ratio_.sum()
+    np.testing.assert_allclose(fitted.explained_variance_ratio, ratio, rtol=1e-5)
+
+
+def test_captured_and_stored_states_give_the_same_features(toy, fitted, store):
+    x_NC = fitted.apply_store(store, toy.ids)
+    h_NLPD = toy.h_NLPD[:, :, ::-1]  # In the map's order of poolings: mean, last.
+    np.testing.assert_allclose(fitted.apply(h_NLPD), x_NC, atol=1e-5)
+    np.testing.assert_allclose(fitted.apply(jnp.asarray(h_NLPD)), x_NC, atol=1e-5)
+    # Named in another order, with a state and a pooling too many: found all the same.
+    h_NLPD = np.concatenate([toy.h_NLPD, toy.h_NLPD[:, :1]], axis=1)
+    h_NLPD = np.concatenate([h_NLPD[:, :, :1], h_NLPD], axis=2)
+    found = fitted.apply(h_NLPD, layers=[0, 1, 2, 3, 4, 9], poolings=["max", "last", "mean"])
+    np.testing.assert_allclose(found, x_NC, atol=1e-5)
+
+
+def test_rows_come_back_in_the_order_asked_for(toy, fitted, store):
+    x_NC = fitted.apply_store(store, toy.ids)
+    chosen = np.array([199, 0, 42, 42])
+    found = fitted.apply_store(store, [toy.ids[n] for n in chosen])
+    np.testing.assert_allclose(found, x_NC[chosen], atol=1e-6)
+    assert fitted.apply_store(store, []).shape == (0, 12)
+
+
+def test_only_blocks_with_wanted_rows_are_read_and_each_once(toy, fake_store, fitted):
+    store = fake_store(toy.h_NLPD, toy.ids, block_rows=20)
+    fitted.apply_store(store, store.ids[20:60])
+    assert len(store.reads) == len(set(store.reads)) == 2 * 5 * 2
+    assert {block for block, _, _ in store.reads} == {1, 2}
+
+
+def test_numbers_of_rows_share_compiled_programs(toy, fitted):
+    h_NLPD = toy.h_NLPD[:, :, ::-1]
+    x_NC = fitted.apply(h_NLPD)
+    feature_map._apply.clear_cache()
+    for n_rows in (1, 2, 3, 4, 5, 7, 8, 0):
+        np.testing.assert_allclose(fitted.apply(h_NLPD[:n_rows]), x_NC[:n_rows], atol=1e-5)
+    assert feature_map._apply._cache_size() == 4  # 1, 2, 4, 8
+
+
+def test_more_rows_than_a_chunk(toy, fitted):
+    h_NLPD = np.tile(toy.h_NLPD[:, :, ::-1], (6, 1, 1, 1))
+    found = fitted.apply(h_NLPD)
+    assert found.shape == (1200, 12)
+    np.testing.assert_allclose(found[1000:], found[:200], atol=1e-5)
+
+
+def test_narrow_is_a_prefix_and_equals_a_narrower_fit(toy, fitted, store, train):
+    narrow = fitted.narrow(5)
+    x_NC = fitted.apply_store(store, toy.ids)
+    np.testing.assert_allclose(narrow.apply_store(store, toy.ids), x_NC[:, :5], atol=1e-6)
+    again = fit_features(Recipe.all_layers(pooling=("mean", "last"), pca_dim=5), store, train)
+    assert narrow.to_json() == again.to_json()
+    np.testing.assert_array_equal(narrow.components_SDC, again.components_SDC)
+    for width in (0, 13):
+        with pytest.raises(ValueError, match="expected 1 to 12 components"):
+            fitted.narrow(width)
+
+
+def test_features_are_centred_and_uncorrelated_on_the_training_rows(toy, fitted, store):
+    x_NC = fitted.apply_store(store, toy.ids[:150]).astype(np.float64)
+    np.testing.assert_allclose(x_NC.mean(axis=0), 0, atol=1e-5)
+    expected = np.diag(fitted.eigenvalues_C)
+    np.testing.assert_allclose(np.cov(x_NC.T), expected, atol=1e-4 * expected.max())
+
+
+def test_a_large_offset_leaves_the_features_alone(toy, fake_store, train):
+    """Centred before the product: with the mean folded into a bias this fails."""
+    recipe = Recipe.layers([1, 3], pca_dim=8)
+    near, far = (fake_store(toy.h_NLPD + np.float32(offset), toy.ids) for offset in (0, 1024))
+    expected = fit_features(recipe, near, train).apply_store(near, toy.ids)
+    found = fit_features(recipe, far, train).apply_store(far, toy.ids)
+    np.testing.assert_allclose(found, expected, atol=5e-3)  # Float32 itself keeps 6e-5 of 1024.
+
+
+def test_a_slab_that_does_not_vary_contributes_nothing(toy, fitted, store, caplog, train):
+    assert not fitted.components_SDC[fitted.blocks.index((0, "last"))].any()
+    h_NLPD = toy.h_NLPD[:, :, ::-1].copy()
+    expected = fitted.apply(h_NLPD)
+    h_NLPD[:, 0, 1] *= 1.01
+    np.testing.assert_array_equal(fitted.apply(h_NLPD), expected)
+    with caplog.at_level("WARNING"):
+        fit_features(Recipe.all_layers(pooling=("mean", "last"), pca_dim=12), store, train)
+    assert "(0, 'last')" in caplog.text
+
+
+def test_arrays_and_json_restore_the_map(toy, fitted, store):
+    value = json.loads(json.dumps(fitted.to_json()))
+    again = FeatureMap.from_arrays(value, fitted.arrays())
+    assert again.to_json() == fitted.to_json()
+    assert again.blocks == fitted.blocks and again.recipe == fitted.recipe
+    np.testing.assert_array_equal(
+        again.apply_store(store, toy.ids), fitted.apply_store(store, toy.ids)
+    )
+    arrays = fitted.arrays()
+    del arrays["mean_SD"]
+    arrays["eigenvalues_C"] = arrays["eigenvalues_C"][:3]
+    with pytest.raises(ValueError, match=r"mean_SD: expected \(10, 16\), got None; eigenvalues_C"):
+        FeatureMap.from_arrays(value, arrays)
+
+
+def test_a_map_says_what_to_capture(store, train):
+    recipe = Recipe.layers([4, 2], pooling=("mean", "last"), pca_dim=3)
+    features = fit_features(recipe, store, train)
+    assert features.layers == (2, 4) and features.poolings == ("mean", "last")
+    assert features.blocks == ((2, "mean"), (2, "last"), (4, "mean"), (4, "last"))
+
+
+def _mean_j(toy, pooling):
+    """[L] J of standardised states averaged over targets, rows 0 to 149, in float64 loops."""
+    j_LM = np.zeros((5, 3))
+    for i in range(5):
+        x_ND = toy.h_NLPD[:150, i, pooling].astype(np.float64)
+        x_ND = (x_ND - x_ND.mean(axis=0)) / x_ND.std(axis=0)
+        for m in range(3):
+            wrong, right = (x_ND[toy.y_NM[:150, m] == k] for k in (0, 1))
+            gap = np.square(right.mean(axis=0) - wrong.mean(axis=0)).sum()
+            j_LM[i, m] = gap / (right.var(axis=0).sum() + wrong.var(axis=0).sum())
+    return j_LM.mean(axis=1)
+
+
+def test_top_fisher_takes_the_layers_of_largest_mean_j(toy, store, train):
+    for k in (1, 3):
+        expected = tuple(sorted(np.argsort(-_mean_j(toy, 1))[:k]))
+        found = fit_features(Recipe.top_fisher(k, pooling="mean", pca_dim=4), store, train)
+        assert found.layers == expected
+    j_L = (_mean_j(toy, 0) + _mean_j(toy, 1)) / 2
+    expected = tuple(sorted(1 + np.argsort(-j_L[1:])[:2]))
+    both = fit_features(Recipe.top_fisher(2, pooling=("last", "mean"), pca_dim=4), store, train)
+    assert both.layers == expected
+
+
+def test_top_fisher_skips_constant_states_and_names_them(toy, store, train):
+    found = fit_features(Recipe.top_fisher(4, pooling="last", pca_dim=4), store, train)
+    assert found.layers == (1, 2, 3, 4)
+    with pytest.raises(ValueError, match=r"k = 5, .* 5 hidden states and \[0\] .*choose k <= 4"):
+        fit_features(Recipe.top_fisher(5, pooling="last"), store, train)
+
+
+def test_top_fisher_leaves_out_targets_without_two_classes(toy, store, fake_data, train):
+    y_NM = np.concatenate([toy.y_NM[:150], np.ones((150, 1), np.float32)], axis=1)
+    recipe = Recipe.top_fisher(2, pca_dim=4)
+    found = fit_features(recipe, store, fake_data(toy.ids[:150], y_NM))
+    assert found.layers == fit_features(recipe, store, train).layers
+    with pytest.raises(ValueError, match="no target has two correct and two wrong"):
+        fit_features(recipe, store, fake_data(toy.ids[:150], y_NM[:, 3:]))
+
+
+def test_refusals_name_what_is_held_and_what_came(toy, fitted, store, train, fake_store):
+    with pytest.raises(ValueError, match=r"layers: the store holds \[0, 1, 2, 3, 4\], got 7"):
+        fit_features(Recipe.layers([7]), store, train)
+    with pytest.raises(ValueError, match=r"pooling: the store holds \['last', 'mean'\], got 'max'"):
+        fit_features(Recipe.all_layers(pooling="max"), store, train)
+    with pytest.raises(ValueError, match="hidden state 4 with pooling 'mean'"):
+        fitted.apply(toy.h_NLPD[:, :4], layers=range(4), poolings=("last", "mean"))
+    with pytest.raises(ValueError, match=r"expected \[N, 5 layers, 2 poolings, 16 wide\]"):
+        fitted.apply(toy.h_NLPD[..., :8])
+    with pytest.raises(ValueError, match="16 wide, this store's are 8 wide"):
+        fitted.apply_store(fake_store(toy.h_NLPD[..., :8], toy.ids), toy.ids)
