@@ -1,1 +1,73 @@
-"""routerjax."""
+"""routerjax: picks the LLM that should answer a query, before any of them writes a token.
+
+The public surface. Names are loaded when first used, so that importing routerjax is quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from routerjax.data.dataset import RoutingDataset
+    from routerjax.data.quality import describe
+    from routerjax.data.readers import read_dataset, write_dataset, write_pool
+    from routerjax.data.simulate import simulate
+    from routerjax.data.store import ActivationStore
+    from routerjax.devices import make_mesh, start_distributed
+    from routerjax.encoder.encoder import Encoder
+    from routerjax.encoder.estimate import estimate
+    from routerjax.encoder.extract import extract
+    from routerjax.encoder.layers import parse_layers
+    from routerjax.features.recipe import Recipe
+    from routerjax.files import Folder
+    from routerjax.probes.probe import probe
+    from routerjax.probes.table import ProbeTable
+    from routerjax.routing.fit import evaluate, fit_router
+    from routerjax.routing.policy import Argmax, Policy, Tolerance, parse_policy
+    from routerjax.routing.report import write_report
+    from routerjax.routing.router import Decision, Router
+    from routerjax.trunk.config import TrunkConfig
+
+_HOME = {
+    "ActivationStore": "data.store",
+    "Argmax": "routing.policy",
+    "Decision": "routing.router",
+    "Encoder": "encoder.encoder",
+    "Folder": "files",
+    "Policy": "routing.policy",
+    "ProbeTable": "probes.table",
+    "Recipe": "features.recipe",
+    "Router": "routing.router",
+    "RoutingDataset": "data.dataset",
+    "Tolerance": "routing.policy",
+    "TrunkConfig": "trunk.config",
+    "describe": "data.quality",
+    "estimate": "encoder.estimate",
+    "evaluate": "routing.fit",
+    "extract": "encoder.extract",
+    "fit_router": "routing.fit",
+    "jobs": "jobs",
+    "make_mesh": "devices",
+    "parse_layers": "encoder.layers",
+    "parse_policy": "routing.policy",
+    "probe": "probes.probe",
+    "read_dataset": "data.readers",
+    "simulate": "data.simulate",
+    "start_distributed": "devices",
+    "write_dataset": "data.readers",
+    "write_pool": "data.readers",
+    "write_report": "routing.report",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'routerjax' has no attribute {name!r}")
+    module = importlib.import_module(f"routerjax.{_HOME[name]}")
+    value = module if name == "jobs" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

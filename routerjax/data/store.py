@@ -347,17 +347,32 @@ class ActivationStore:
         Raises:
           ValueError: Names each field that differs, and both values.
         """
-        differences = [
-            f"{key}: the store has {self.identity.get(key)!r}, this job {identity.get(key)!r}"
-            for key in sorted(set(self.identity) | set(identity))
-            if key not in _NOT_COMPARED and self.identity.get(key) != identity.get(key)
-        ]
+        differences = identity_differences(self.identity, identity, "the store", "this job")
         if differences:
             raise ValueError(
                 f"the store {self.folder.path} was made differently; "
                 + "; ".join(differences)
                 + ". Use another --store, or delete this one"
             )
+
+
+def identity_differences(
+    made: dict[str, Any], now: dict[str, Any], name_made: str, name_now: str
+) -> list[str]:
+    """What differs between two identities; where an encoder was found does not count.
+
+    Args:
+      made, now: The two.
+      name_made, name_now: What the text calls their owners.
+
+    Returns:
+      A text for each field that differs, with both values.
+    """
+    return [
+        f"{key}: {name_made} has {made.get(key)!r}, {name_now} {now.get(key)!r}"
+        for key in sorted(set(made) | set(now))
+        if key not in _NOT_COMPARED and made.get(key) != now.get(key)
+    ]
 
 
 def _position(held: tuple, value: Any, name: str) -> int:

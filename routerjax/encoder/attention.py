@@ -2,14 +2,17 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from routerjax.encoder.config import EncoderConfig
 
 
-def rotary_frequencies(config: EncoderConfig) -> jax.Array:
+def rotary_frequencies(config: EncoderConfig) -> np.ndarray:
     """Radians per position of each pair of channels.
 
-    theta^(-2e/E) for pair e; Llama 3.1 divides the slow ones by `factor` and blends between.
+    theta^(-2e/E) for pair e; Llama 3.1 divides the slow ones by `factor` and blends between. NumPy,
+    as these are constants of the model: an accelerator's power function has errors of its own,
+    which a position of many thousands multiplies.
 
     Args:
       config: A decoder's config.
@@ -17,14 +20,14 @@ def rotary_frequencies(config: EncoderConfig) -> jax.Array:
     Returns:
       [E / 2] float32.
     """
-    exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
-    frequencies = config.rope_theta**-exponents
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    frequencies = np.float32(1) / np.float32(config.rope_theta) ** exponents
     scaling = config.rope_scaling
     if scaling is None:
         return frequencies
-    turns = scaling.original_max_positions * frequencies / (2 * jnp.pi)
+    turns = scaling.original_max_positions * frequencies / np.float32(2 * np.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return kept * frequencies + (1 - kept) * frequencies / scaling.factor
 
 

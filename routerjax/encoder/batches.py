@@ -6,9 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from routerjax.encoder.prompts import Prompts
+
 MAX_BUCKETS = 24
-# Every bucket is a compilation; a job takes the fewest that keep padding within this share.
+# Every bucket is a compilation; a job takes the fewest that keep padding within this share, and
+# none that saves less than a batch: a compilation takes as long as about ten of them.
 PADDING_AIM = 0.04
+WORTH_TOKENS = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +82,7 @@ class BatchPlan:
 
 
 def choose_buckets(lengths_N: Sequence[int] | np.ndarray) -> tuple[int, ...]:
-    """The fewest lengths that pad a job by at most PADDING_AIM, or MAX_BUCKETS of them.
+    """The fewest lengths that pad a job by at most PADDING_AIM, at most MAX_BUCKETS of them.
 
     Exact: dynamic programming over the sorted distinct lengths (rounded up to a multiple of 8, and
     coarser where there are more than 512 of these).
@@ -102,8 +106,11 @@ def choose_buckets(lengths_N: Sequence[int] | np.ndarray) -> tuple[int, ...]:
     origins = []
     for _ in range(MAX_BUCKETS):
         through = cost[:-1, None] + span_cost
-        origins.append(through.argmin(axis=0))
+        fewer = cost[-1]
         cost = np.concatenate([[np.inf], through.min(axis=0)])
+        if fewer - cost[-1] < WORTH_TOKENS:
+            break
+        origins.append(through.argmin(axis=0))
         if cost[-1] - real_tokens <= PADDING_AIM * cost[-1] or len(origins) == len(ends):
             break
     chosen, j = [], len(ends)
@@ -113,3 +120,25 @@ def choose_buckets(lengths_N: Sequence[int] | np.ndarray) -> tuple[int, ...]:
         if j == 0:
             break
     return tuple(chosen[::-1])
+
+
+def pack(prompts: Prompts, rows: slice, n_rows: int, bucket: int) -> tuple[np.ndarray, ...]:
+    """One batch as arrays, padded on the right and at the bottom.
+
+    Args:
+      prompts: Tokenised prompts.
+      rows: Which of them, at most n_rows, each at most `bucket` tokens long.
+      n_rows: B.
+      bucket: T.
+
+    Returns:
+      tokens_BT int32, lengths_B int32 (1 for rows that only fill the batch), spans_B2 int32.
+    """
+    tokens_BT = np.zeros((n_rows, bucket), np.int32)
+    lengths_B = np.ones(n_rows, np.int32)
+    spans_B2 = np.tile(np.array([[0, 1]], np.int32), (n_rows, 1))
+    for b, tokens in enumerate(prompts.tokens[rows]):
+        tokens_BT[b, : len(tokens)] = tokens
+        lengths_B[b] = len(tokens)
+    spans_B2[: rows.stop - rows.start] = prompts.spans_N2[rows]
+    return tokens_BT, lengths_B, spans_B2

@@ -53,6 +53,7 @@ class Bert(nnx.Module):
             nnx.LayerNorm, epsilon=config.norm_eps, use_fast_variance=False, **types
         )
         D = config.width
+        self.max_positions = config.max_positions
         self.embed = nnx.Embed(config.vocab_size, D, rngs=rngs, **types)
         self.positions = nnx.Embed(config.max_positions, D, rngs=rngs, **types)
         self.segments = nnx.Embed(config.n_segments, D, rngs=rngs, **types)
@@ -68,7 +69,10 @@ class Bert(nnx.Module):
     def start(self, tokens_BT: jax.Array, lengths_B: jax.Array) -> tuple[jax.Array, Any]:
         """Hidden state 0, and what every block needs to know of the batch."""
         positions_T = jnp.arange(tokens_BT.shape[1])
-        x_BTD = self.embed(tokens_BT) + self.positions(positions_T)[None]
+        # A bucket may reach past the last position. Only padding lies there, but it must be finite:
+        # attention gives it weight 0, and 0 x NaN is NaN.
+        known_T = jnp.minimum(positions_T, self.max_positions - 1)
+        x_BTD = self.embed(tokens_BT) + self.positions(known_T)[None]
         x_BTD = x_BTD + self.segments(jnp.zeros((1, 1), jnp.int32))
         visible_BTT = (positions_T[None] < lengths_B[:, None])[:, None, :]
         return self.embed_norm(x_BTD), visible_BTT

@@ -93,6 +93,7 @@ def capture(
     block_def, stacked = nnx.split(model.blocks)
     n_layers = jax.tree.leaves(stacked)[0].shape[0]
     depth = layers[-1]
+    assert list(layers) == sorted(set(layers)) and 0 <= layers[0] and depth <= n_layers, layers
     # State n_layers has no slot here: it is pooled after the scan, behind the final norm.
     slots_L = jnp.array([layers.index(i) if i in layers else -1 for i in range(n_layers)] + [-1])
 

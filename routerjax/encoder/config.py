@@ -38,7 +38,7 @@ class EncoderConfig:
       vocab_size: V.
       norm_eps: Added to the variance in every norm.
       max_positions: Longest prompt, in tokens.
-      activation: "silu", "gelu" (exact) or "gelu_tanh".
+      activation: "silu", "gelu" (exact), "gelu_tanh" or "relu".
       bidirectional: True for BERT, False for decoders (causal).
       rope_theta: Base of the rotary frequencies (decoders).
       rope_scaling: None, or how the frequencies are stretched (decoders).
@@ -84,30 +84,54 @@ class EncoderConfig:
         return n_tokens * float(per_token + attention)
 
     @classmethod
+    def check_family(cls, raw: dict[str, Any], source: str = "config.json") -> str:
+        """The family of a Hugging Face config.
+
+        Args:
+          raw: The parsed config.json.
+          source: Where it came from, for errors.
+
+        Raises:
+          ValueError: It is not among the supported ones, which the error lists, or its weights are
+            quantised.
+        """
+        name = _text_config(raw).get("model_type")
+        family = _TEXT_TOWERS.get(str(name), str(name))
+        if family not in _READERS:
+            raise ValueError(
+                f"{source}: model_type is {name!r}; supported are "
+                f"{', '.join(sorted(_READERS))}. A family is added in routerjax/encoder/config.py "
+                f"(what it is) and routerjax/encoder/weights.py (its key table)"
+            )
+        if raw.get("quantization_config") or _text_config(raw).get("quantization_config"):
+            raise ValueError(
+                f"{source}: the weights are quantised (quantization_config), which is not "
+                f"supported: take the model they were made from"
+            )
+        return family
+
+    @classmethod
     def from_hf(cls, raw: dict[str, Any], source: str = "config.json") -> "EncoderConfig":
         """Reads a Hugging Face config.
 
         Args:
-          raw: The parsed config.json. Multimodal ones carry the text model in `text_config`.
+          raw: The parsed config.json. Multimodal ones carry the text model in `text_config`. What a
+            file leaves out is taken as null, so have transformers fill in its class's defaults.
           source: Where it came from, for errors.
 
         Raises:
           ValueError: An unknown family, a missing field, a variant this project does not compute.
         """
-        nested = raw.get("text_config")
-        if isinstance(nested, dict):
-            # The parts a text tower leaves out are inherited from the outer config.
-            raw = {**{k: v for k, v in raw.items() if k != "text_config"}, **nested}
-        family = str(raw.get("model_type", ""))
-        family = _TEXT_TOWERS.get(family, family)
-        if family not in _READERS:
-            raise ValueError(
-                f"{source}: model_type is {raw.get('model_type')!r}; supported are "
-                f"{', '.join(sorted(_READERS))}. A family is added in routerjax/encoder/config.py "
-                f"(what it is) and routerjax/encoder/weights.py (its key table)"
-            )
-        fields = _Fields(raw, source)
-        return _READERS[family](family, fields)
+        family = cls.check_family(raw, source)
+        return _READERS[family](family, _Fields(_text_config(raw), source))
+
+
+def _text_config(raw: dict[str, Any]) -> dict[str, Any]:
+    """The text model's fields. As in Hugging Face, it inherits none from the outer config."""
+    nested = raw.get("text_config")
+    if not isinstance(nested, dict):
+        return raw
+    return {"model_type": raw.get("model_type")} | nested
 
 
 class _Fields:
@@ -159,9 +183,14 @@ def _bert(family: str, c: _Fields) -> EncoderConfig:
 
 
 def _decoder(family: str, c: _Fields) -> EncoderConfig:
+    if not c.get("is_causal", True):
+        raise c.refuse("a decoder without a causal mask (is_causal: false) is not supported")
+    if c.get("per_layer_config", None):
+        raise c.refuse("layers of different shapes (per_layer_config) are not supported")
     n_layers, n_heads = c["num_hidden_layers"], c["num_attention_heads"]
     theta, scaling = _rope(c)
-    attention_bias = bool(c.get("attention_bias", False))
+    # Other families have no such switch, and Hugging Face passes over theirs.
+    attention_bias = family in ("llama", "qwen3") and bool(c.get("attention_bias", False))
     return EncoderConfig(
         family=family,
         n_layers=n_layers,
@@ -179,8 +208,8 @@ def _decoder(family: str, c: _Fields) -> EncoderConfig:
         qk_norm=family == "qwen3",
         # Qwen2's query, key and value always have a bias; its config does not say so.
         qkv_bias=family == "qwen2" or attention_bias,
-        out_bias=family != "qwen2" and attention_bias,
-        ffn_bias=bool(c.get("mlp_bias", False)),
+        out_bias=attention_bias,
+        ffn_bias=family == "llama" and bool(c.get("mlp_bias", False)),
         windows=_windows(family, c, n_layers),
     )
 
@@ -198,15 +227,21 @@ def _windows(family: str, c: _Fields, n_layers: int) -> tuple[int, ...]:
         kinds = ["full_attention" if i < first else "sliding_attention" for i in range(n_layers)]
     if len(kinds) != n_layers:
         raise c.refuse(f"layer_types has {len(kinds)} entries for {n_layers} layers")
+    if unknown := set(kinds) - {"full_attention", "sliding_attention"}:
+        raise c.refuse(f"layer_types has {', '.join(map(repr, sorted(unknown)))}, not supported")
     return tuple(window if kind == "sliding_attention" else FULL_ATTENTION for kind in kinds)
 
 
 def _rope(c: _Fields) -> tuple[float, Llama3Rope | None]:
     # transformers 5 writes rope_parameters; before it there were rope_theta and rope_scaling.
-    rope = c.get("rope_parameters", None) or c.get("rope_scaling", None) or {}
-    theta = float(rope.get("rope_theta", c.get("rope_theta", 10000.0)))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if rope.get("partial_rotary_factor", c.get("partial_rotary_factor", 1.0)) != 1.0:
+    rope = c.get("rope_scaling", None) or c.get("rope_parameters", None) or {}
+    if any(isinstance(value, dict) for value in rope.values()):
+        raise c.refuse("rotary embeddings that differ between layers are not supported")
+    # A field of the rotary table wins over one of the same name outside it.
+    get = _Fields({**c.raw, **{k: v for k, v in rope.items() if v is not None}}, c.source).get
+    theta = float(get("rope_theta", 10000.0))
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if get("partial_rotary_factor", 1.0) != 1.0:
         raise c.refuse("partial rotary embeddings (partial_rotary_factor) are not supported")
     if kind == "default":
         return theta, None
@@ -217,7 +252,12 @@ def _rope(c: _Fields) -> tuple[float, Llama3Rope | None]:
             float(rope["factor"]),
             float(rope["low_freq_factor"]),
             float(rope["high_freq_factor"]),
-            int(rope["original_max_position_embeddings"]),
+            # Hugging Face's order: outside the table, inside it, the model's own context length.
+            int(
+                c.get("original_max_position_embeddings", None)
+                or rope.get("original_max_position_embeddings")
+                or c["max_position_embeddings"]
+            ),
         )
     except KeyError as error:
         raise c.refuse(f"the llama3 rope scaling lacks {error}") from error
@@ -226,8 +266,8 @@ def _rope(c: _Fields) -> tuple[float, Llama3Rope | None]:
 
 def _activation(c: _Fields, default: str) -> str:
     name = c.get("hidden_act", default)
-    known = {"silu": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh"}
-    known |= {"gelu_pytorch_tanh": "gelu_tanh"}
+    known = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu"}
+    known |= dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), "gelu_tanh")
     if name not in known:
         raise c.refuse(f"hidden_act {name!r} is not supported, only {', '.join(sorted(known))}")
     return known[name]

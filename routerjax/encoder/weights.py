@@ -62,7 +62,14 @@ _TENSORFLOW = {"weight": "gamma", "bias": "beta"}
 
 # What stands before the table's keys: nothing (saved from the base model), the attribute of the
 # head model, or of a multimodal model.
-_PREFIXES = ("", "model.", "bert.", "language_model.model.", "model.language_model.")
+_PREFIXES = (
+    "",
+    "model.",
+    "bert.",
+    "language_model.",
+    "language_model.model.",
+    "model.language_model.",
+)
 # Parts that a prefill has no use for, and buffers that old checkpoints carry.
 _IGNORED = re.compile(
     r"^(lm_head|cls|pooler|classifier|score|qa_outputs)\.|rotary_emb\.inv_freq$|position_ids$"
@@ -134,16 +141,17 @@ _set_slice = jax.jit(_write_slice, donate_argnums=0)
 
 def _open_files(folder: pathlib.Path) -> list[Any]:
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    # Where a folder has both, Hugging Face takes the single file.
+    if index.is_file() and not (folder / "model.safetensors").is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{index} is not a safetensors index: {error!r}") from error
     else:
         names = ["model.safetensors"]
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
-        others = sorted(p.name for p in folder.glob("*.bin")) + sorted(folder.glob("*.pt"))
+        others = sorted(path.name for end in ("*.bin", "*.pt") for path in folder.glob(end))
         hint = f" (it has {others[0]}: save the model again as safetensors)" if others else ""
         raise ValueError(f"{folder}: {', '.join(absent)} is missing{hint}")
     opened = []

@@ -1,12 +1,12 @@
 """fit_features: from a recipe and training rows to a FeatureMap."""
 
 import dataclasses
+import logging
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from routerjax.data.store import ActivationStore
 from routerjax.features.blocks import Rows, align
@@ -18,6 +18,8 @@ from routerjax.features.recipe import Recipe
 
 if TYPE_CHECKING:
     from routerjax.data.dataset import RoutingDataset
+
+logger = logging.getLogger(__name__)
 
 
 def fit_features(recipe: Recipe, store: ActivationStore, data: "RoutingDataset") -> FeatureMap:
@@ -54,7 +56,7 @@ def fit_features(recipe: Recipe, store: ActivationStore, data: "RoutingDataset")
         block for block, v_DC in zip(blocks, pca.components_SDC, strict=True) if not v_DC.any()
     ]
     if constant:
-        logging.warning("constant over all training rows, contribute nothing: %s", constant)
+        logger.warning("constant over all training rows, contribute nothing: %s", constant)
     fields = {field.name: getattr(pca, field.name) for field in dataclasses.fields(pca)}
     return FeatureMap(**fields, recipe=recipe, blocks=blocks)
 

@@ -11,6 +11,7 @@ Both square the condition number: in float32, components whose standard deviatio
 
 import dataclasses
 import functools
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,13 +19,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from routerjax.data.store import ActivationStore
 from routerjax.features import moments as moments_lib
 from routerjax.features.blocks import Block, Rows, fold, stream
 from routerjax.features.numerics import EPS, HIGHEST, inverse_scale
 from routerjax.features.sketch import leading_components
+
+logger = logging.getLogger(__name__)
 
 # Widest concatenation whose covariance is formed and diagonalised: 64 MiB, seconds on a CPU.
 EXACT_WIDTH = 4096
@@ -169,7 +171,7 @@ def fit_pca(
             f"all {rows.n_used} rows: choose others"
         )
     if n_kept < width:
-        logging.warning(
+        logger.warning(
             "PCA: %d components wanted, but %d rows of %d columns have rank %d: using that",
             width, rows.n_used, n_columns, n_kept,
         )  # fmt: skip

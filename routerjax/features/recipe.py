@@ -5,6 +5,8 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+from routerjax.encoder.layers import parse_layers
+
 KINDS = ("all_layers", "layers", "top_fisher")
 
 
@@ -125,7 +127,10 @@ class Recipe:
         if recipe == "all_layers":
             return cls.all_layers(names, pca_dim)
         if recipe == "layers":
-            return cls.layers(_indices(layers), names, pca_dim)
+            indices = parse_layers(layers)
+            if isinstance(indices, str):
+                return cls.all_layers(names, pca_dim)
+            return cls.layers(indices, names, pca_dim)
         if kind == "top_fisher" and count.isdecimal():
             return cls.top_fisher(int(count), names, pca_dim)
         raise ValueError(
@@ -176,16 +181,3 @@ def _integer(name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise ValueError(f"{name}: expected an integer, got {value!r}") from None
-
-
-def _indices(text: str) -> list[int]:
-    """The integers of "3,4,6-8"."""
-    indices: list[int] = []
-    for part in text.split(","):
-        first, dash, last = (piece.strip() for piece in part.partition("-"))
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(
-                f"--layers: expected hidden-state indices such as 3,4,6 or 4-6, got {text!r}"
-            )
-        indices.extend(range(int(first), int(last or first) + 1))
-    return indices

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; then again, dashed and dotted.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A", "#7A7A7A")
-_STYLES = [(c, dash) for dash in ("-", (0, (4, 1.5)), (0, (1, 1.2))) for c in _COLOURS]
+STYLES = [(c, dash) for dash in ("-", (0, (4, 1.5)), (0, (1, 1.2))) for c in _COLOURS]
 
 _COLUMNS = 4
 _DIMENSIONS = (
@@ -51,7 +51,7 @@ def draw(table: "ProbeTable", name: str) -> Figure:
     axes_P = _panels(figure, grid, table, n_columns, first_row=0)
     for j, axes in enumerate(axes_P):
         for m, target in enumerate(table.targets):
-            colour, dash = _STYLES[m % len(_STYLES)]
+            colour, dash = STYLES[m % len(STYLES)]
             _curve(axes, table.layers, value_LPM[:, j, m], target, colour, dash, peak=True)
         mean_L = table.mean_over_targets(name)[:, j]
         _curve(axes, table.layers, mean_L, "mean over targets", "black", "-", width=2.4, peak=True)
@@ -74,7 +74,7 @@ def draw(table: "ProbeTable", name: str) -> Figure:
     axes = figure.add_subplot(grid[-1, :-1])
     axes.set_title("anisotropy", fontsize=9)
     for j, pooling in enumerate(table.poolings):
-        colour, dash = _STYLES[j % len(_STYLES)]
+        colour, dash = STYLES[j % len(STYLES)]
         _curve(axes, table.layers, table.get("anisotropy")[:, j], pooling, colour, dash)
     _format(axes, table)
     _finish(figure, grid[-1, -1], [axes], 1, "mean cosine of two queries", "pooling")

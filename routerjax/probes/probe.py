@@ -6,12 +6,12 @@ pooling). The second collects the classes along those axes, for J after PCA.
 """
 
 import functools
+import logging
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from routerjax.data.store import ActivationStore
 from routerjax.features.blocks import BUDGET_BYTES, Rows, align, groups
@@ -29,6 +29,8 @@ from routerjax.probes.table import ProbeTable
 
 if TYPE_CHECKING:
     from routerjax.data.dataset import RoutingDataset
+
+logger = logging.getLogger(__name__)
 
 
 def probe(
@@ -69,7 +71,7 @@ def probe(
         raise ValueError(f"data: probing needs at least 2 rows, got {rows.n_used}")
     width = min(pca_dim, store.width, rows.n_used - 1)
     if width < pca_dim:
-        logging.info(
+        logger.info(
             "probe: PCA to %d instead of %d components: %d rows of %d dimensions have no more",
             width, pca_dim, rows.n_used, store.width,
         )  # fmt: skip
@@ -90,7 +92,7 @@ def probe(
         for name, value in numbers.items():
             shape = (*constant_LP.shape, *value.shape[2:])
             tables.setdefault(name, np.full(shape, np.nan, np.float32))[at] = value
-        logging.info("probe: hidden states %d to %d done", layers[0], layers[-1])
+        logger.info("probe: hidden states %d to %d done", layers[0], layers[-1])
     return _table(store, rows, tables, constant_LP)
 
 

@@ -2,15 +2,17 @@
 
 import dataclasses
 import io
+import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from absl import logging
 
 from routerjax.files import Folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 
@@ -142,7 +144,7 @@ class ProbeTable:
         try:
             figure = self.plot()
         except ModuleNotFoundError:
-            logging.warning("no probes.png: pip install routerjax[report] brings matplotlib")
+            logger.warning("no probes.png: pip install routerjax[report] brings matplotlib")
             return
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=120)

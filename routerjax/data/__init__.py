@@ -1,0 +1,1 @@
+"""Queries, recorded outcomes and stored activations: what every other room reads."""

@@ -1,0 +1,185 @@
+"""RoutingDataset: queries, targets and what is known of each target's answer."""
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from routerjax.data import groups as grouping
+
+# A score of at least this counts as correct.
+CORRECT = 0.5
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RoutingDataset:
+    """N queries and the outcomes of M targets on them. Made by `read_dataset` or `simulate`.
+
+    Attributes:
+      ids: [N] query ids, each once.
+      queries: [N] texts, none empty.
+      targets: [M] names, each once.
+      y_NM: [N, M] float32 scores in [0, 1]; NaN = not observed.
+      groups: [N] names; rows of one group stay together in every split, fold and draw.
+      datasets: [N] name of the data set each query is from, or None where none is named.
+      output_tokens_NM: [N, M] float32 tokens of the recorded answers, NaN = not recorded; or None.
+      prices_M2: [M, 2] float64 USD per 1M (input, output) tokens, NaN = unknown; or None.
+      p_NM: [N, M] float32 the true P(correct), known of simulated data only; else None.
+
+    Raises:
+      ValueError: A shape that does not fit, a repeated id or target, a score outside [0, 1].
+    """
+
+    ids: tuple[str, ...]
+    queries: tuple[str, ...]
+    targets: tuple[str, ...]
+    y_NM: np.ndarray
+    groups: tuple[str, ...]
+    datasets: tuple[str, ...] | None = None
+    output_tokens_NM: np.ndarray | None = None
+    prices_M2: np.ndarray | None = None
+    p_NM: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        n, m = len(self.ids), len(self.targets)
+        for name in ("queries", "groups", "datasets"):
+            value = getattr(self, name)
+            if value is not None and len(value) != n:
+                raise ValueError(f"{name}: expected one for each of the {n} ids, got {len(value)}")
+        for name, shape in (("y_NM", (n, m)), ("output_tokens_NM", (n, m)), ("prices_M2", (m, 2)),
+                            ("p_NM", (n, m))):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value.shape != shape:
+                raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
+        for name in ("ids", "targets"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                twice = collections.Counter(values).most_common(1)[0][0]
+                raise ValueError(f"{name}: each may occur once, got {twice!r} again")
+        if ((self.y_NM < 0) | (self.y_NM > 1)).any():
+            raise ValueError("y_NM: expected scores in [0, 1] or NaN")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def correct_NM(self) -> np.ndarray:
+        """[N, M] float32: 1 where the score is at least 0.5, 0 below, NaN where not observed."""
+        return np.where(np.isnan(self.y_NM), self.y_NM, self.y_NM >= CORRECT).astype(np.float32)
+
+    def select(self, rows: Sequence[int] | Sequence[str] | np.ndarray) -> "RoutingDataset":
+        """Some of the rows.
+
+        Args:
+          rows: Positions or query ids in the order wanted, or a boolean mask [N].
+
+        Raises:
+          ValueError: An id or position that is not there, or a mask of another length.
+        """
+        index_n = self._positions(rows)
+
+        def pick(values: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(values[i] for i in index_n)
+
+        def pick_rows(array: np.ndarray | None) -> np.ndarray | None:
+            return None if array is None else array[index_n]
+
+        return dataclasses.replace(
+            self,
+            ids=pick(self.ids),
+            queries=pick(self.queries),
+            y_NM=self.y_NM[index_n],
+            groups=pick(self.groups),
+            datasets=None if self.datasets is None else pick(self.datasets),
+            output_tokens_NM=pick_rows(self.output_tokens_NM),
+            p_NM=pick_rows(self.p_NM),
+        )
+
+    def select_targets(self, targets: Sequence[str]) -> "RoutingDataset":
+        """Some of the targets, in the order wanted.
+
+        Args:
+          targets: Names.
+
+        Raises:
+          ValueError: A name that is not there.
+        """
+        unknown = [name for name in targets if name not in self.targets]
+        if unknown:
+            raise ValueError(f"targets: expected some of {self.targets}, got {unknown[0]!r}")
+        index_m = [self.targets.index(name) for name in targets]
+
+        def pick(array: np.ndarray | None) -> np.ndarray | None:
+            return None if array is None else array[:, index_m]
+
+        return dataclasses.replace(
+            self,
+            targets=tuple(targets),
+            y_NM=self.y_NM[:, index_m],
+            output_tokens_NM=pick(self.output_tokens_NM),
+            prices_M2=None if self.prices_M2 is None else self.prices_M2[index_m],
+            p_NM=pick(self.p_NM),
+        )
+
+    def split(self, fraction: float, seed: int = 0) -> tuple["RoutingDataset", "RoutingDataset"]:
+        """Two parts, groups kept together; a function of the groups and the seed, not of the order.
+
+        Args:
+          fraction: Share of the rows in the first part, in (0, 1); met as nearly as groups allow.
+          seed: Another seed, another split.
+
+        Returns:
+          The first part and the rest, neither empty, rows in their old order.
+
+        Raises:
+          ValueError: The fraction is out of range, or there is only one group.
+        """
+        first_N = grouping.split(self.groups, fraction, seed)
+        return self.select(first_N), self.select(~first_N)
+
+    def folds(self, n: int, seed: int = 0) -> list[tuple["RoutingDataset", "RoutingDataset"]]:
+        """Cross-validation: n pairs (training, test), groups kept together.
+
+        Args:
+          n: Number of folds, at least 2.
+          seed: Another seed, other folds.
+
+        Returns:
+          The pairs; every row is in exactly one test part.
+
+        Raises:
+          ValueError: n is below 2 or above the number of groups.
+        """
+        fold_N = grouping.folds(self.groups, n, seed)
+        return [(self.select(fold_N != k), self.select(fold_N == k)) for k in range(n)]
+
+    def join(self, other: "RoutingDataset") -> "RoutingDataset":
+        """Outcomes of further targets on the same queries, from a second label file.
+
+        Args:
+          other: Its queries are matched by id; ids that only one of the two has get NaN for the
+            other's targets.
+
+        Raises:
+          ValueError: A target is in both; an id has two different texts.
+        """
+        from routerjax.data.join import join
+
+        return join(self, other)
+
+    def _positions(self, rows: Sequence[int] | Sequence[str] | np.ndarray) -> np.ndarray:
+        rows = np.asarray(rows)
+        if rows.dtype == bool:
+            if rows.shape != (len(self),):
+                raise ValueError(f"rows: a mask needs shape ({len(self)},), got {rows.shape}")
+            return np.flatnonzero(rows)
+        if rows.dtype.kind in "UO":
+            position_of = {name: i for i, name in enumerate(self.ids)}
+            unknown = [name for name in rows if name not in position_of]
+            if unknown:
+                raise ValueError(f"rows: there is no query {unknown[0]!r} ({len(unknown)} unknown)")
+            return np.array([position_of[name] for name in rows], np.int64)
+        if rows.size and not (0 <= rows.min() and rows.max() < len(self)):
+            raise ValueError(f"rows: expected positions in [0, {len(self)}), got {rows.max()}")
+        return rows.astype(np.int64)

@@ -1,0 +1,296 @@
+"""Encoder: an open-weight LLM whose prefill is all that is ever run."""
+
+import json
+import pathlib
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from routerjax.devices import by_rows, make_mesh, replicated
+from routerjax.encoder.batches import pack
+from routerjax.encoder.capture import POOLINGS, capture
+from routerjax.encoder.config import EncoderConfig
+from routerjax.encoder.layers import ALL, resolve_layers
+from routerjax.encoder.prompts import Prompter, Prompts
+from routerjax.encoder.weights import load_weights
+
+MAX_TOKENS = 2048
+COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+# Tokens of a full batch, padding included. On a CPU more gains nothing, and pads more.
+_BATCH_TOKENS = {"cpu": 1024}
+_BATCH_TOKENS_ELSEWHERE = 32768
+
+# What a hub download takes: no other framework's weights, no code, no folder with another copy.
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+
+
+class Encoder:
+    """Reads queries and returns pooled hidden states. Made by `Encoder.from_pretrained`.
+
+    Attributes:
+      config: The shape of the model.
+      prompter: Turns queries into tokens.
+      identity: JSON values that decide the numbers: weights, prompt, max_tokens, dtype, precision.
+      mesh: The devices that share each batch.
+    """
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        model: tuple[Any, Any],
+        prompter: Prompter,
+        identity: dict[str, Any],
+        mesh: Mesh,
+    ):
+        self.config, self.prompter, self.identity, self.mesh = config, prompter, identity, mesh
+        self._graphdef, self._params = model
+
+    def __repr__(self) -> str:
+        c = self.config
+        name, dtype = self.identity["encoder_id"], self.identity["compute_dtype"]
+        return f"Encoder({name!r}: {c.family}, {c.n_layers} blocks, {c.width} wide, {dtype})"
+
+    @property
+    def n_states(self) -> int:
+        """Hidden states that can be captured: the embedding output and one for each block."""
+        return self.config.n_states
+
+    @property
+    def width(self) -> int:
+        """D, the hidden width."""
+        return self.config.width
+
+    @property
+    def n_devices(self) -> int:
+        """Devices that share each batch; its rows are a multiple of this."""
+        return self.mesh.size
+
+    @property
+    def default_batch_tokens(self) -> int:
+        """Tokens of a full batch that keep these devices busy."""
+        platform = self.mesh.devices.flat[0].platform
+        return self.n_devices * _BATCH_TOKENS.get(platform, _BATCH_TOKENS_ELSEWHERE)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | pathlib.Path,
+        *,
+        revision: str | None = None,
+        max_tokens: int = MAX_TOKENS,
+        compute_dtype: str = "auto",
+        mesh: Mesh | None = None,
+    ) -> "Encoder":
+        """Loads config, tokenizer and safetensors; no torch, no remote code.
+
+        Args:
+          source: A local folder in Hugging Face's format, or a hub id such as "Qwen/Qwen3-0.6B".
+          revision: Of the hub repository; a branch, tag or commit.
+          max_tokens: Longest prompt; longer queries lose text from their middle. At most what the
+            model's positions allow.
+          compute_dtype: "float32", "bfloat16", "float16", or "auto": float32 on CPU, bfloat16
+            elsewhere. float32 computes its products at the highest precision.
+          mesh: Devices that share each batch, from `make_mesh`; one device by default.
+
+        Raises:
+          ValueError: Not such a folder, an unsupported family, weights that do not fit the config,
+            or an argument out of range.
+          OSError: The hub cannot be reached or has no such repository.
+        """
+        if compute_dtype not in COMPUTE_DTYPES:
+            raise ValueError(
+                f"compute_dtype: expected one of {', '.join(COMPUTE_DTYPES)}, got {compute_dtype!r}"
+            )
+        mesh = make_mesh("data:1") if mesh is None else mesh
+        if compute_dtype == "auto":
+            on_cpu = mesh.devices.flat[0].platform == "cpu"
+            compute_dtype = "float32" if on_cpu else "bfloat16"
+        folder, resolved = _locate(str(source), revision)
+        config = _read_config(folder)
+        max_tokens = min(max_tokens, config.max_positions)
+        prompter = Prompter(_read_tokenizer(folder), max_tokens)
+        exact = compute_dtype == "float32"
+        precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
+        graphdef, params, digest = load_weights(
+            folder,
+            config,
+            jnp.dtype(compute_dtype),
+            precision,
+            place=lambda x: jax.device_put(x, replicated(mesh)),
+        )
+        identity = {
+            "encoder_id": str(source),
+            "revision": resolved,
+            "family": config.family,
+            "weights_digest": digest,
+            **prompter.identity,
+            "max_tokens": max_tokens,
+            "compute_dtype": compute_dtype,
+            "precision": "highest" if exact else "default",
+        }
+        return cls(config, (graphdef, params), prompter, identity, mesh)
+
+    def forward(
+        self,
+        batch: tuple[np.ndarray, ...],
+        layers: tuple[int, ...],
+        poolings: tuple[str, ...],
+    ) -> jax.Array:
+        """Dispatches one packed batch and returns without waiting.
+
+        Args:
+          batch: tokens_BT, lengths_B, spans_B2, as `pack` makes them; B a multiple of n_devices.
+          layers: Hidden-state indices, ascending.
+          poolings: Names out of POOLINGS.
+
+        Returns:
+          h_LPBD [L, P, B, D] float32 on the devices.
+        """
+        placed = jax.device_put(batch, by_rows(self.mesh))
+        return capture(self._graphdef, self._params, *placed, layers=layers, poolings=poolings)
+
+    def capture(
+        self,
+        queries: Sequence[str],
+        layers: str | Sequence[int] = ALL,
+        poolings: Sequence[str] = ("last", "mean"),
+    ) -> np.ndarray:
+        """Pooled hidden states of a few queries; `extract` is the job for many.
+
+        Args:
+          queries: N texts.
+          layers: "all", or hidden-state indices: 0 is the embedding output, i the output of block
+            i, the last one taken after the final norm; negative ones count from the end.
+          poolings: Names out of POOLINGS.
+
+        Returns:
+          h_NLPD [N, L, P, D] float32, layers ascending.
+
+        Raises:
+          ValueError: An empty query, a layer the encoder has not, an unknown pooling.
+
+        Example:
+          >>> h_NLPD = encoder.capture(["What is 2 + 2?"], layers=[-1], poolings=("mean",))
+        """
+        if isinstance(queries, str):
+            raise ValueError("queries: expected a list of texts, got one text; write [text]")
+        return self.capture_prompts(self.prompter(queries), layers, poolings)
+
+    def capture_prompts(
+        self, prompts: Prompts, layers: str | Sequence[int], poolings: Sequence[str]
+    ) -> np.ndarray:
+        """As `capture`, of prompts that `prompter` has tokenised."""
+        layers, poolings = resolve_layers(layers, self.n_states), check_poolings(poolings)
+        lengths_N = prompts.lengths_N
+        order = np.argsort(lengths_N, kind="stable")
+        shape = (len(lengths_N), len(layers), len(poolings), self.width)
+        h_NLPD = np.zeros(shape, np.float32)
+        pending: deque[tuple[np.ndarray, jax.Array]] = deque()
+        taken = len(order)
+        while taken or pending:
+            if taken:  # Longest first: the shapes shrink, the memory does not grow.
+                bucket = _bucket(int(lengths_N[order[taken - 1]]))
+                most = max(1, self.default_batch_tokens // self.n_devices // bucket)
+                n_rows = self.n_devices * _power_of_two(min(most, -(-taken // self.n_devices)))
+                rows = order[max(0, taken - n_rows) : taken]
+                taken -= len(rows)
+                chosen = prompts.take(rows)
+                batch = pack(chosen, slice(0, len(rows)), n_rows, min(bucket, self.max_tokens))
+                pending.append((rows, self.forward(batch, layers, poolings)))
+            if len(pending) > 1 or not taken:
+                rows, h_LPBD = pending.popleft()
+                h_NLPD[rows] = np.asarray(h_LPBD).transpose(2, 0, 1, 3)[: len(rows)]
+        return h_NLPD
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest prompt, in tokens."""
+        return self.prompter.max_tokens
+
+    def flops(self, n_tokens: int, deepest: int) -> float:
+        """Floating-point operations of one prompt's prefill up to a hidden state.
+
+        Args:
+          n_tokens: Tokens of the prompt.
+          deepest: Hidden-state index.
+        """
+        return deepest * self.config.block_flops(n_tokens)
+
+
+def check_poolings(poolings: Sequence[str]) -> tuple[str, ...]:
+    """The poolings as a tuple.
+
+    Raises:
+      ValueError: None, a repeated one, or an unknown one.
+    """
+    names = (poolings,) if isinstance(poolings, str) else tuple(poolings)
+    unknown = [name for name in names if name not in POOLINGS]
+    if unknown or not names or len(set(names)) < len(names):
+        got = repr(unknown[0]) if unknown else list(names)
+        raise ValueError(f"poolings: expected different ones of {', '.join(POOLINGS)}, got {got}")
+    return names
+
+
+def _bucket(length: int) -> int:
+    """A prompt length out of few: four steps to each doubling, from 16 up."""
+    step = max(16, _power_of_two(length) // 4)
+    return -(-length // step) * step
+
+
+def _power_of_two(n: int) -> int:
+    """The least power of two that is at least n."""
+    return 1 << (n - 1).bit_length()
+
+
+def _locate(source: str, revision: str | None) -> tuple[pathlib.Path, str | None]:
+    """The folder of a checkpoint, downloaded if need be, and the commit it came from."""
+    folder = pathlib.Path(source).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"revision: {source} is a local folder, which has none: leave it out")
+        return folder, None
+    if source.count("/") > 1 or source.startswith((".", "/", "~")):
+        raise ValueError(f"encoder: there is no folder {source}, and it is not a hub id either")
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(source, revision=revision, allow_patterns=_HUB_FILES,
+                                  ignore_patterns=["*/*"])  # fmt: skip
+    except Exception as error:
+        raise OSError(
+            f"encoder: there is no folder {source!r}, and the Hugging Face hub did not give a "
+            f"model of that id: {error}"
+        ) from error
+    path = pathlib.Path(found)
+    return path, path.name  # A snapshot's folder is named by its commit.
+
+
+def _read_config(folder: pathlib.Path) -> EncoderConfig:
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected the config of a Hugging Face model, cannot read it: {error}"
+        ) from error
+    EncoderConfig.check_family(raw, str(path))
+    # transformers fills in what the file leaves to its class's defaults.
+    from transformers import AutoConfig
+
+    full = AutoConfig.from_pretrained(folder).get_text_config().to_dict()
+    return EncoderConfig.from_hf(full, str(path))
+
+
+def _read_tokenizer(folder: pathlib.Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: its tokenizer cannot be loaded: {error}") from error

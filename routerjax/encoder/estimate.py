@@ -1,0 +1,91 @@
+"""estimate: what an extraction will take, before it starts."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from routerjax.data.dataset import RoutingDataset
+from routerjax.data.shards import rows_per_block
+from routerjax.encoder.batches import pack
+from routerjax.encoder.encoder import Encoder
+from routerjax.encoder.extract import prepare
+from routerjax.encoder.layers import ALL
+
+# Rounds of the timed batch.
+_ROUNDS = 3
+
+
+def estimate(
+    encoder: Encoder,
+    data: RoutingDataset,
+    *,
+    layers: str | Sequence[int] = ALL,
+    poolings: Sequence[str] = ("last", "mean"),
+    store_dtype: str = "float16",
+    batch_tokens: int | None = None,
+) -> dict[str, Any]:
+    """Bytes, operations and hours of `extract` with the same arguments; nothing is written.
+
+    The time is that of one full batch of the job's median tokens, compiled and run here and now,
+    scaled by floating-point operations; compiling the other shapes is not in it.
+
+    Returns:
+      JSON values: `n_queries`, `n_truncated`, `tokens`, `padding` (share), `shapes` (compiled),
+      `blocks`, `bytes`, `flops`, `hours`, `tokens_per_second`.
+
+    Raises:
+      ValueError: As `extract`.
+    """
+    job = prepare(encoder, data, layers, poolings, store_dtype, batch_tokens)
+    lengths_N, plan = job.rows.n_tokens_N, job.plan
+    shape = (len(job.identity["layers"]), len(job.identity["poolings"]), encoder.width)
+    block_rows = rows_per_block(*shape, store_dtype)
+    batches = [
+        batch
+        for start in range(0, len(lengths_N), block_rows)
+        for batch in plan.split(lengths_N[start : start + block_rows])
+    ]
+    deepest = job.identity["layers"][-1]
+
+    def flops(bucket: int) -> float:
+        return plan.batch_rows(bucket) * encoder.flops(bucket, deepest)
+
+    total = sum(flops(bucket) for _, bucket in batches)
+    # The bucket that the median token is in.
+    tokens_up_to = np.cumsum(lengths_N)
+    median_row = int(np.searchsorted(tokens_up_to, tokens_up_to[-1] / 2))
+    bucket = plan.buckets[int(np.searchsorted(plan.buckets, lengths_N[median_row]))]
+    seconds = _time_batch(encoder, job, median_row, bucket) * total / flops(bucket)
+    padded = sum(plan.batch_rows(b) * b for _, b in batches)
+    tokens = int(lengths_N.sum())
+    return {
+        "n_queries": len(lengths_N),
+        "n_truncated": int(job.rows.truncated_N.sum()),
+        "tokens": tokens,
+        "padding": 1 - tokens / padded,
+        "shapes": len({b for _, b in batches}),
+        "blocks": -(-len(lengths_N) // block_rows),
+        "bytes": int(len(lengths_N) * np.prod(shape) * np.dtype(store_dtype).itemsize),
+        "flops": total,
+        "hours": seconds / 3600,
+        "tokens_per_second": tokens / seconds,
+    }
+
+
+def _time_batch(encoder: Encoder, job: Any, row: int, bucket: int) -> float:
+    """Median seconds of a full batch, every row of it the prompt in `row`."""
+    prompts = encoder.prompter([job.queries[job.rows.ids[row]]])
+    n_rows = job.plan.batch_rows(bucket)
+    whole = prompts.take(np.zeros(n_rows, np.int64))
+    batch = pack(whole, slice(0, n_rows), n_rows, bucket)
+    layers, poolings = tuple(job.identity["layers"]), tuple(job.identity["poolings"])
+    encoder.forward(batch, layers, poolings).block_until_ready()
+    seconds = []
+    for _ in range(_ROUNDS):
+        start = time.perf_counter()
+        encoder.forward(batch, layers, poolings).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)

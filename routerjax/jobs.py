@@ -1,0 +1,164 @@
+"""What every job needs: a polite stop, a compilation cache, its config on disk, a progress bar."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import logging
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from absl import app
+from absl import logging as absl_logging
+from tqdm import tqdm
+
+from routerjax.files import Folder
+
+_VERSIONS_OF = ("routerjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore",
+                "transformers", "numpy")  # fmt: skip
+
+
+class Stopped(Exception):
+    """The job was asked to end (SIGTERM) and has: what it made so far is whole and on disk."""
+
+
+# Set by the signal handler, read between blocks and epochs.
+_stop = threading.Event()
+
+
+def stop_requested() -> bool:
+    """Whether SIGTERM has come; a long loop asks after each unit it has put on disk."""
+    return _stop.is_set()
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Within it SIGTERM asks to stop instead of killing; afterwards all is as before."""
+    _stop.clear()
+    before = signal.signal(signal.SIGTERM, lambda *_: _stop.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        _stop.clear()
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs, small ones too, between runs; JAX_COMPILATION_CACHE_DIR moves it."""
+    if not jax.config.jax_compilation_cache_dir:
+        root = os.environ.get("XDG_CACHE_HOME") or str(pathlib.Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(root) / "routerjax/xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a script's `main` with absl flags: cache on, SIGTERM polite, user errors in one line.
+
+    A `Stopped` job ends with exit code 0 after saying how to go on; a ValueError, an OSError or a
+    FloatingPointError, whose texts are written for users, ends with exit code 1 and no traceback
+    (`--v=1` or higher shows it).
+    """
+
+    def guarded(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected arguments {argv[1:]}: flags look like --name=value")
+        verbose = absl_logging.get_verbosity() > absl_logging.INFO
+        _log_to_stderr(verbose)
+        use_compilation_cache()
+        try:
+            with stoppable():
+                main()
+        except Stopped as stopped:
+            sys.stderr.write(f"{stopped} Run the same command again: it goes on from there.\n")
+        except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+            if verbose:
+                raise
+            sys.stderr.write(f"error: {error}\n")
+            sys.exit(1)
+
+    app.run(guarded)
+
+
+def _log_to_stderr(verbose: bool) -> None:
+    """What routerjax has to say, and of the libraries below it only warnings."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("routerjax")
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
+    if not verbose:
+        absl_logging.set_verbosity(absl_logging.WARNING)
+
+
+def write_config(workdir: Any, config: Any) -> None:
+    """Puts `config.json` into the work folder: the frozen config, versions, git revision, devices.
+
+    Args:
+      workdir: A local path or a URL.
+      config: A frozen dataclass of JSON values.
+
+    Raises:
+      OSError: The folder cannot be written.
+    """
+    Folder(workdir).write_json("config.json", describe_run(config))
+
+
+def describe_run(config: Any) -> dict[str, Any]:
+    """A config as JSON values, with what else decides the numbers: versions, revision, devices."""
+    versions = {}
+    for name in _VERSIONS_OF:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "config": dataclasses.asdict(config),
+        "versions": versions | {"python": sys.version.split()[0]},
+        "git_revision": _git_revision(),
+        "devices": [f"{len(jax.devices())} x {jax.devices()[0].device_kind}"],
+        "processes": jax.process_count(),
+    }
+
+
+def progress_bar(total: int, done: int, unit: str, what: str) -> tqdm:
+    """A bar on process 0's standard error; a line every ten seconds where that is a file.
+
+    Args:
+      total: Units of the whole job.
+      done: Units that an earlier run did.
+      unit: Their name, in the plural.
+      what: What the job is doing.
+    """
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=done,
+        unit=f" {unit}",
+        desc=what,
+        disable=jax.process_index() != 0,
+        mininterval=0.5 if terminal else 10.0,
+        dynamic_ncols=terminal,
+        ascii=not terminal,
+    )
+
+
+def _git_revision() -> str | None:
+    """The commit of the code that runs, with "+" where files differ from it; None without git."""
+    here = pathlib.Path(__file__).parent
+    try:
+        git = ["git", "-C", str(here)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    if head.returncode:
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")

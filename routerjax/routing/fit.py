@@ -1,0 +1,130 @@
+"""fit_router and evaluate: from a store and outcomes to a router, and what it is worth."""
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from routerjax.data.dataset import RoutingDataset
+from routerjax.data.store import ActivationStore
+from routerjax.features.features import fit_features
+from routerjax.features.recipe import Recipe
+from routerjax.routing.auc import auc_per_target
+from routerjax.routing.costs import CostModel
+from routerjax.routing.metrics import evaluate_predictions
+from routerjax.routing.policy import Argmax, Policy
+from routerjax.routing.router import Router
+from routerjax.trunk.config import TrunkConfig
+from routerjax.trunk.train import train
+
+logger = logging.getLogger(__name__)
+
+
+def fit_router(
+    store: ActivationStore,
+    data: RoutingDataset,
+    recipe: Recipe | None = None,
+    config: TrunkConfig | None = None,
+    policy: Policy | None = None,
+    checkpoints: Any = None,
+) -> Router:
+    """Fits features and SharedTrunkNet on training rows.
+
+    A share of the rows (`config.val_fraction`, whole groups) stops the training early and chooses
+    the members kept; features are fitted without them.
+
+    Args:
+      store: The hidden states; may hold more queries than `data`.
+      data: The training rows, and no others.
+      recipe: Which hidden states to read; by default all, mean-pooled, PCA 200.
+      config: The ensemble and its training; by default as published.
+      policy: What the router shall use by default; Argmax if None.
+      checkpoints: Folder for the training's checkpoints; with it a killed training continues.
+
+    Returns:
+      The router.
+
+    Raises:
+      ValueError: A query is not in the store, a target has no outcomes, or an argument is out of
+        range.
+      FloatingPointError: A loss is not finite.
+      jobs.Stopped: SIGTERM came.
+    """
+    recipe = Recipe.all_layers(pooling="mean", pca_dim=200) if recipe is None else recipe
+    config = TrunkConfig() if config is None else config
+    unseen = [t for t, y in zip(data.targets, data.y_NM.T, strict=True) if np.isnan(y).all()]
+    if unseen:
+        raise ValueError(f"data: {unseen[0]!r} has no outcome in the training rows: leave it out")
+    val_rows, fit_rows = data.split(config.val_fraction, config.split_seed)
+    features = fit_features(recipe, store, fit_rows)
+    logger.info(
+        "features: %d of %d hidden states, %s, %d components keep %.1f%% of the variance",
+        len(features.layers), len(store.layers), "+".join(features.poolings), features.width,
+        100 * features.explained_variance_ratio,
+    )  # fmt: skip
+    x_NC = features.apply_store(store, fit_rows.ids + val_rows.ids)
+    x_fit_NC, x_val_NC = np.split(x_NC, [len(fit_rows.ids)])
+    y_fit_NM, y_val_NM = (
+        rows.correct_NM if config.trunk_target == "binary" else rows.y_NM
+        for rows in (fit_rows, val_rows)
+    )
+    trunk, history = train(x_fit_NC, y_fit_NM, x_val_NC, y_val_NM, config, checkpoints)
+    auc_M = auc_per_target(trunk.predict(x_val_NC), val_rows.correct_NM)
+    training = {
+        "n_queries": len(data.ids),
+        "n_validation": len(val_rows.ids),
+        "validation_auc": dict(zip(data.targets, auc_M, strict=True)),
+        "history": history.to_json(),
+    }
+    best_single = int(np.argmax(np.nanmean(data.correct_NM, axis=0, dtype=np.float64)))
+    return Router(
+        features,
+        trunk,
+        data.targets,
+        CostModel.fit(data),
+        Argmax() if policy is None else policy,
+        best_single,
+        store.identity,
+        config,
+        training,
+    )
+
+
+def evaluate(
+    router: Router,
+    store: ActivationStore,
+    data: RoutingDataset,
+    policy: Policy | None = None,
+) -> dict[str, Any]:
+    """Measures a router on rows it was not trained on.
+
+    Args:
+      router: To be measured.
+      store: Hidden states of these rows, by the router's encoder.
+      data: Queries and outcomes; targets as the router has them, in any order.
+      policy: Instead of the router's own.
+
+    Returns:
+      The metrics of `metrics.json`, see `evaluate_predictions`.
+
+    Raises:
+      ValueError: The store is from another encoder or lacks queries; the targets differ.
+    """
+    if set(data.targets) != set(router.targets):
+        raise ValueError(
+            f"data: the router knows the targets {', '.join(router.targets)}; the outcomes are of "
+            f"{', '.join(data.targets)}"
+        )
+    data = data.select_targets(router.targets)
+    p_NM = router.predict_store(store, data.ids)
+    input_tokens_N = store.query_tokens_N[store.rows_of(data.ids)]
+    cost_NM, basis = router.costs.paid(input_tokens_N, data)
+    return evaluate_predictions(
+        p_NM,
+        data,
+        cost_NM,
+        policy=router.policy if policy is None else policy,
+        best_single=router.best_single,
+        cost_basis=basis,
+        expected_cost_NM=router.costs.expected(input_tokens_N),
+    )

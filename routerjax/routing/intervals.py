@@ -1,0 +1,43 @@
+"""Confidence intervals of means and of ratios of means, with whole groups of rows as the unit.
+
+Headroom captured, a saving and an accuracy are all of the form sum(a) / sum(b) over rows. Rows of a
+group (near-equal queries) are not independent, so the groups are what is counted.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+LEVEL = 0.95
+_Z = 1.959963984540054  # the normal distribution's quantile at 97.5%
+
+
+def ratio_interval(
+    numerator_N: np.ndarray, denominator_N: np.ndarray | float, groups: Sequence[str] | np.ndarray
+) -> tuple[float, float]:
+    """The 95% interval of sum(numerator) / sum(denominator), by linearisation.
+
+    With r the ratio and z_g the sum over group g of (numerator - r denominator),
+    var r = G / (G - 1) sum z_g^2 / (sum denominator)^2: the delta method on group totals, or the
+    cluster-robust variance. It is normal in the limit of many groups; under about fifty, or with a
+    denominator near 0, it is too narrow.
+
+    Args:
+      numerator_N: [N] such as router correct - best single correct.
+      denominator_N: [N] such as oracle correct - best single correct; 1 for a plain mean.
+      groups: [N] the group key of each row.
+
+    Returns:
+      Both ends; NaN where there are under two groups or the denominator sums to 0.
+    """
+    numerator_N = np.asarray(numerator_N, np.float64)
+    denominator_N = np.broadcast_to(np.float64(denominator_N), numerator_N.shape)
+    _, group_N = np.unique(np.asarray(groups), return_inverse=True)
+    n_groups = int(group_N.max(initial=-1)) + 1
+    total = denominator_N.sum()
+    if n_groups < 2 or total == 0:
+        return float("nan"), float("nan")
+    ratio = numerator_N.sum() / total
+    z_G = np.bincount(group_N, numerator_N - ratio * denominator_N)
+    half = _Z * np.sqrt(n_groups / (n_groups - 1) * np.square(z_G).sum()) / abs(total)
+    return float(ratio - half), float(ratio + half)

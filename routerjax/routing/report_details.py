@@ -1,0 +1,156 @@
+"""The report's tables of single targets, pairs of targets and datasets."""
+
+from typing import Any
+
+from routerjax.routing.report_html import Html, join, number, percent, table, tag
+
+
+def auc_note(metrics: dict[str, Any]) -> Html:
+    """Whether the AUC is earned within datasets or between them."""
+    overall, within = metrics["mean_auc"], metrics["mean_within_dataset_auc"]
+    if overall is None:
+        return tag("p", f"AUC: – ({metrics['reasons']['mean_auc']}).")
+    text = (
+        f"AUC is the share of (right, wrong) pairs of queries that the router orders rightly; its "
+        f"mean over targets is {overall:.3f}. "
+    )
+    if within is None:
+        why = metrics["reasons"]["mean_within_dataset_auc"]
+        return tag("p", text, f"Within datasets: – ({why}), so it cannot be told how much of that "
+                   "is recognising which dataset a query comes from.")  # fmt: skip
+    text += (
+        f"Datasets differ in difficulty, so part of that is had by recognising the dataset. "
+        f"Between queries of the same dataset it is {within:.3f}, where 0.5 is chance: near 0.5 "
+        f"means that the router recognises datasets rather than the difficulty of a query. "
+    )
+    if within < 0.6:
+        text += "Among queries of one kind it has little to go by."
+    return tag("p", text)
+
+
+def auc(metrics: dict[str, Any]) -> Html:
+    """Accuracy, AUC and AUC within datasets of each target."""
+    within, reasons = metrics["within_dataset_auc"], metrics["reasons"]
+    head = ["target", "outcomes", "accuracy", "AUC"]
+    if within is not None:
+        head += ["AUC within datasets", "datasets left out"]
+    rows: list[list[object]] = []
+    for target in metrics["targets"]:
+        row: list[object] = [
+            target,
+            f"{metrics['n_observed'][target]:,}",
+            percent(metrics["accuracy_observed"][target]),
+            number(metrics["auc"][target], reason=reasons.get(f"auc/{target}")),
+        ]
+        if within is not None:
+            why = reasons.get(f"within_dataset_auc/{target}")
+            row.append(number(within[target], reason=why))
+            row.append(f"{metrics['within_dataset_left_out'][target]} of {metrics['n_datasets']}")
+        rows.append(row)
+    mean_row: list[object] = ["mean over targets", "", "", number(metrics["mean_auc"])]
+    if within is not None:
+        mean_row += [number(metrics["mean_within_dataset_auc"]), ""]
+    caption = "Each target on all queries where its outcome is known."
+    if within is not None:
+        caption += (
+            " Datasets with under five right or five wrong ones are left out of the last AUC."
+        )
+    return table(head, [*rows, mean_row], caption, mark=len(rows))
+
+
+def shares(metrics: dict[str, Any]) -> Html:
+    """Share of queries each target gets from the router and from the oracle."""
+    oracle = metrics["oracle_share"]
+    rows = [
+        [target, percent(share), percent(None if oracle is None else oracle[target])]
+        for target, share in metrics["routed_share"].items()
+    ]
+    parts = [table(("target", "router", "oracle"), rows, "Share of queries.")]
+    if oracle is None:
+        parts.append(tag("p", f"Oracle: – ({metrics['reasons']['oracle_share']})."))
+    return join(parts)
+
+
+def agreement(metrics: dict[str, Any]) -> Html:
+    """Queries that all targets, some or none answer rightly."""
+    zones = metrics["agreement"]
+    if zones is None:
+        return tag("p", f"Agreement: – ({metrics['reasons']['agreement']}).")
+    split = zones["disagree"]
+    rows = [
+        [name, f"{zones[key]['n']:,}", percent(zones[key]["share"])]
+        for key, name in (
+            ("all_right", "all targets right"),
+            ("disagree", "some right, some wrong"),
+            ("all_wrong", "all targets wrong"),
+        )
+    ]
+    parts = [table(("queries", "n", "share"), rows, "Only the middle ones can be routed well.")]
+    if split["router_accuracy"] is not None:
+        parts.append(tag("p", (
+            f"Where targets disagree the router is right on {split['router_accuracy']:.1%}, the "
+            f"best single target on {split['best_single_accuracy']:.1%}, a target at random on "
+            f"{split['random_accuracy']:.1%}.")))  # fmt: skip
+    return join(parts)
+
+
+def near_misses(metrics: dict[str, Any]) -> Html:
+    """Queries whose two most probable targets are nearly level."""
+    if metrics["near_misses"] is None:
+        return tag("p", f"Near misses: – ({metrics['reasons']['near_misses']}).")
+    rows = [
+        [f"under {entry['gap']:g}", f"{entry['n']:,}", percent(entry["share"]),
+         percent(entry["router_accuracy"]), percent(entry["best_single_accuracy"])]
+        for entry in metrics["near_misses"]
+    ]  # fmt: skip
+    head = ("gap of the two highest P(correct)", "n", "share", "router", "best single")
+    return table(head, rows, "Near misses: the router could hardly tell its two favourites apart.")
+
+
+def win_rates(metrics: dict[str, Any]) -> Html:
+    """P(p_A > p_B | A right, B wrong) of every pair of targets."""
+    targets, rates = metrics["targets"], metrics["win_rates"]
+    if len(targets) < 2:
+        return Html("")
+    rows = []
+    for a, target in enumerate(targets):
+        cells: list[object] = [f"{a + 1}. {target}"]
+        for b in range(len(targets)):
+            share, n = rates["probability"][a][b], rates["n"][a][b]
+            cells.append("" if a == b else join([number(share, "{:.2f}"), tag("small", f"{n:,}")]))
+        rows.append(cells)
+    head = ["A", *(f"B = {b + 1}" for b in range(len(targets)))]
+    caption = (
+        "Win rates: where A is right and B wrong, how often the router rates A higher (0.5 = "
+        "chance), with the number of such queries."
+    )
+    return table(head, rows, caption)
+
+
+def per_dataset(metrics: dict[str, Any]) -> Html:
+    """Accuracies and AUC of each dataset."""
+    if metrics["per_dataset"] is None:
+        return tag("p", f"– ({metrics['reasons']['per_dataset']})")
+    targets = metrics["targets"]
+    rows = [
+        [entry["dataset"], f"{entry['n']:,}", f"{entry['n_complete']:,}",
+         percent(entry["router_accuracy"]), percent(entry["best_single_accuracy"]),
+         percent(entry["oracle_accuracy"]), number(entry["mean_auc"])]
+        for entry in metrics["per_dataset"]
+    ]  # fmt: skip
+    head = ("dataset", "n", "compared", "router", "best single", "oracle", "mean AUC")
+    caption = (
+        "Accuracies are on the queries compared, those with every outcome known. Small datasets "
+        "are noisy: on 100 queries an accuracy is uncertain by about 10 points."
+    )
+    wide = [
+        [entry["dataset"], *(join([percent(entry["accuracy"][t]),
+                                   tag("small", number(entry["auc"][t], "AUC {:.2f}"))])
+                             for t in targets)]
+        for entry in metrics["per_dataset"]
+    ]  # fmt: skip
+    return join([
+        table(head, rows, caption),
+        tag("details", tag("summary", "Each target on each dataset"),
+            table(("dataset", *targets), wide, "Accuracy, and AUC where there is one.")),
+    ])  # fmt: skip

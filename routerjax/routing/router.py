@@ -1,0 +1,285 @@
+"""Router: the trained pipeline from a query to a decision; save, load, route."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from routerjax.data.store import ActivationStore, identity_differences
+from routerjax.encoder.encoder import Encoder
+from routerjax.features.feature_map import FeatureMap
+from routerjax.files import Folder
+from routerjax.routing.costs import CostModel
+from routerjax.routing.policy import Policy, policy_from_json
+from routerjax.trunk.checkpoint import load_arrays, save_arrays
+from routerjax.trunk.config import TrunkConfig
+from routerjax.trunk.net import Trunk
+
+SCHEMA_VERSION = 1
+_FILE = "router.json"
+
+# Fields of a store's identity that say what the encoder computes; the others say what was kept.
+_ENCODER_FIELDS = ("encoder_id", "revision", "family", "weights_digest", "tokenizer_digest",
+                   "template_digest", "prompt_date", "max_tokens", "compute_dtype",
+                   "precision")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """Who shall answer a query, and what was known when that was decided.
+
+    Attributes:
+      target: The chosen one.
+      probabilities: {target: P(correct)}.
+      spreads: {target: standard deviation of P(correct) over the ensemble's members}.
+      costs: {target: expected USD}; None without prices, and None for a target without a price.
+      policy: What chose, as JSON values.
+    """
+
+    target: str
+    probabilities: dict[str, float]
+    spreads: dict[str, float]
+    costs: dict[str, float | None] | None
+    policy: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return dataclasses.asdict(self)
+
+
+class Router:
+    """Features, ensemble and policy, bound to the encoder they were trained on.
+
+    Made by `fit_router`, or read by `Router.load`.
+
+    Attributes:
+      features: From hidden states to features.
+      trunk: From features to P(correct).
+      targets: [M] names.
+      costs: Prices and expected lengths of answers.
+      policy: Chooses where `route` is given no other.
+      best_single: Index of the most accurate target on the training rows.
+      encoder_identity: What the encoder must compute.
+      trunk_config: How the ensemble was trained.
+      training: JSON values: counts, validation losses, history of each member.
+    """
+
+    def __init__(
+        self,
+        features: FeatureMap,
+        trunk: Trunk,
+        targets: Sequence[str],
+        costs: CostModel,
+        policy: Policy,
+        best_single: int,
+        encoder_identity: dict[str, Any],
+        trunk_config: TrunkConfig,
+        training: dict[str, Any],
+        encoder: Encoder | None = None,
+    ):
+        self.features, self.trunk, self.targets = features, trunk, tuple(targets)
+        self.costs, self.policy, self.best_single = costs, policy, best_single
+        self.encoder_identity: dict[str, Any] = {
+            k: encoder_identity.get(k) for k in _ENCODER_FIELDS
+        }
+        self.trunk_config, self.training = trunk_config, training
+        self._encoder: Encoder | None = None
+        if encoder is not None:
+            self.use_encoder(encoder)
+
+    # ---- the encoder
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder; the first use loads it from where it was trained on.
+
+        Raises:
+          ValueError: Its weights, tokenizer or template have changed since, or it has gone.
+          OSError: The hub cannot be reached.
+        """
+        if self._encoder is None:
+            identity = self.encoder_identity
+            self.use_encoder(
+                Encoder.from_pretrained(
+                    identity["encoder_id"],
+                    revision=identity["revision"],
+                    max_tokens=identity["max_tokens"],
+                    compute_dtype=identity["compute_dtype"],
+                )
+            )
+        assert self._encoder is not None
+        return self._encoder
+
+    def use_encoder(self, encoder: Encoder) -> None:
+        """Reads queries with this encoder from now on.
+
+        Raises:
+          ValueError: It does not compute what the router was trained on; names each difference.
+        """
+        self._refuse(encoder.identity, "this encoder")
+        self._encoder = encoder
+
+    def _refuse(self, identity: dict[str, Any], name: str) -> None:
+        theirs = {key: identity.get(key) for key in _ENCODER_FIELDS}
+        differences = identity_differences(self.encoder_identity, theirs, "the router", name)
+        if differences:
+            raise ValueError(
+                "the router was trained on another encoder: "
+                + "; ".join(differences)
+                + f". Use {self.encoder_identity['encoder_id']!r} with these settings, or train a "
+                f"router on the encoder at hand"
+            )
+
+    # ---- prediction
+
+    def predict_store(self, store: ActivationStore, ids: Sequence[str]) -> np.ndarray:
+        """P(correct) of stored queries.
+
+        Args:
+          store: Holds their hidden states.
+          ids: [n] query ids.
+
+        Returns:
+          p_NM [n, M] float32.
+
+        Raises:
+          ValueError: The store is from another encoder, or lacks a query, layer or pooling.
+        """
+        self._refuse(store.identity, "the store's encoder")
+        return self.trunk.predict(self.features.apply_store(store, ids))
+
+    def route(
+        self, query: str | Sequence[str], policy: Policy | None = None
+    ) -> "Decision | list[Decision]":
+        """Decides who answers.
+
+        Args:
+          query: A text, or several.
+          policy: Instead of the router's own.
+
+        Returns:
+          A Decision, or a list of them for several texts.
+
+        Raises:
+          ValueError: An empty query; a policy that needs prices the router does not know.
+
+        Example:
+          >>> router.route("What is 17 * 23?", policy=Tolerance(0.2)).target
+        """
+        if isinstance(query, str):
+            return self._route([query], policy or self.policy)[0]
+        return self._route(list(query), policy or self.policy)
+
+    def _route(self, queries: list[str], policy: Policy) -> list[Decision]:
+        if not queries:
+            return []
+        encoder, features = self.encoder, self.features
+        prompts = encoder.prompter(queries)
+        h_NLPD = encoder.capture_prompts(prompts, features.layers, features.poolings)
+        p_KNM = self.trunk.predict_members(features.apply(h_NLPD))
+        p_NM, spread_NM = p_KNM.mean(axis=0), p_KNM.std(axis=0)
+        cost_NM = self.costs.expected(prompts.query_tokens_N)
+        choice_N = policy.choose(p_NM, cost_NM)
+        return [
+            Decision(
+                target=self.targets[choice],
+                probabilities=self._by_target(p_NM[n]),
+                spreads=self._by_target(spread_NM[n]),
+                costs=None if cost_NM is None else self._by_target(cost_NM[n]),
+                policy=policy.to_json(),
+            )
+            for n, choice in enumerate(choice_N)
+        ]
+
+    def _by_target(self, value_M: np.ndarray) -> dict[str, Any]:
+        values = [None if np.isnan(value) else float(value) for value in value_M]
+        return dict(zip(self.targets, values, strict=True))
+
+    # ---- on disk
+
+    def save(self, path: Any) -> None:
+        """Writes the router into a folder; `router.json` comes last, without it there is none.
+
+        Args:
+          path: The folder, local or a URL; a router already there is replaced.
+
+        Raises:
+          OSError: The folder cannot be written.
+        """
+        folder = Folder(path)
+        arrays = {f"features.{name}": array for name, array in self.features.arrays().items()}
+        arrays |= {f"trunk.{name}": array for name, array in self.trunk.params.items()}
+        folder.delete(_FILE)
+        save_arrays(folder / "arrays", arrays)
+        folder.write_json(
+            _FILE,
+            {
+                "schema_version": SCHEMA_VERSION,
+                "targets": self.targets,
+                "encoder": self.encoder_identity,
+                "features": self.features.to_json(),
+                "policy": self.policy.to_json(),
+                "costs": self.costs.to_json(),
+                "best_single": self.targets[self.best_single],
+                "trunk": self.trunk_config.to_json(),
+                "training": self.training,
+                "arrays_digest": _digest(arrays),
+            },
+        )
+
+    @classmethod
+    def load(cls, path: Any, encoder: Encoder | None = None) -> "Router":
+        """Reads a saved router.
+
+        Args:
+          path: Its folder, local or a URL.
+          encoder: The encoder to use. Without it the one it was trained on is loaded from where it
+            lay then, when the first query comes.
+
+        Raises:
+          ValueError: There is no whole router of this schema, or the encoder is another one.
+        """
+        folder = Folder(path)
+        value = folder.read_json(_FILE)
+        if value is None:
+            raise ValueError(f"{folder.path} holds no router ({_FILE}): train one first")
+        if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(
+                f"{folder.path}{_FILE}: this routerjax reads schema version {SCHEMA_VERSION}: "
+                f"train the router again with it"
+            )
+        arrays = load_arrays(folder / "arrays")
+        if _digest(arrays) != value["arrays_digest"]:
+            raise ValueError(
+                f"{folder.path}arrays is not what {_FILE} was written with: copy the whole folder "
+                f"again, or train the router again"
+            )
+        parts: dict[str, dict[str, np.ndarray]] = {"features": {}, "trunk": {}}
+        for name, array in arrays.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = array
+        targets = value["targets"]
+        return cls(
+            FeatureMap.from_arrays(value["features"], parts["features"]),
+            Trunk.from_params(parts["trunk"]),
+            targets,
+            CostModel.from_json(value["costs"]),
+            policy_from_json(value["policy"]),
+            targets.index(value["best_single"]),
+            value["encoder"],
+            TrunkConfig.from_json(value["trunk"]),
+            value["training"],
+            encoder,
+        )
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    """BLAKE2b (128 bits) of names, shapes and values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name], np.float32)
+        digest.update(f"{name} {array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()

@@ -1,0 +1,84 @@
+"""Checkpoints: Orbax behind one small file."""
+
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from routerjax.files import Folder
+
+_JOB = "job.json"
+
+
+class Checkpoints:
+    """The newest state of a training job, written in the background.
+
+    Args:
+      folder: Where they lie; local or a URL that Orbax opens.
+      job: JSON values that decide what the job computes. A folder of another job is refused.
+
+    Raises:
+      ValueError: The folder holds checkpoints of another job.
+      OSError: The folder cannot be written.
+    """
+
+    def __init__(self, folder: Any, job: dict[str, Any]):
+        self.folder = Folder(folder)
+        found = self.folder.read_json(_JOB)
+        if found is not None and found != job:
+            differing = [k for k in sorted(set(found) | set(job)) if found.get(k) != job.get(k)]
+            raise ValueError(
+                f"{self.folder.path} holds the checkpoints of another training job; different are: "
+                + "; ".join(f"{k}: there {found.get(k)!r}, here {job.get(k)!r}" for k in differing)
+                + ". Use another --workdir, or delete that folder"
+            )
+        if found is None:
+            self.folder.write_json(_JOB, job)
+        path = self.folder.local_path() if self.folder.is_local else self.folder.path
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
+        self._manager = ocp.CheckpointManager(path, options=options)
+
+    def restore(self, like: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+        """The newest whole checkpoint, or None.
+
+        Args:
+          like: Arrays of the shapes and dtypes expected, by name.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        found = self._manager.restore(step, args=ocp.args.StandardRestore(like))
+        return {name: np.asarray(value) for name, value in found.items()}
+
+    def save(self, step: int, arrays: dict[str, np.ndarray]) -> None:
+        """Writes a checkpoint; returns when the arrays are copied, not when they are on disk."""
+        self._manager.save(step, args=ocp.args.StandardSave(arrays))
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def save_arrays(folder: Folder, arrays: dict[str, np.ndarray]) -> None:
+    """Writes arrays by name, once and for all, waiting for the disk."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(_path(folder), arrays, force=True)
+
+
+def load_arrays(folder: Folder) -> dict[str, np.ndarray]:
+    """Reads what `save_arrays` wrote.
+
+    Raises:
+      ValueError: There is nothing whole in the folder.
+    """
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            found = checkpointer.restore(_path(folder))
+    except (ValueError, OSError, KeyError) as error:
+        raise ValueError(f"{folder.path} holds no whole arrays: {error}") from error
+    return {name: np.asarray(value) for name, value in found.items()}
+
+
+def _path(folder: Folder) -> Any:
+    return folder.local_path() if folder.is_local else folder.path

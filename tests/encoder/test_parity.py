@@ -1,0 +1,139 @@
+"""Every hidden state equals Hugging Face's: against golden files always, against torch where it is.
+
+The golden files (tiny random models and torch's states of a batch of unequal lengths) are written
+by `python -m tests.encoder.make_golden`, from the repository root, with torch installed.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from routerjax.encoder.capture import POOLINGS, capture
+from routerjax.encoder.config import FULL_ATTENTION, EncoderConfig
+from routerjax.encoder.decoder import ACTIVATIONS
+from tests.encoder import models
+
+TOLERANCE = 1e-4  # of the largest absolute value of each hidden state
+
+
+@pytest.fixture(scope="module")
+def golden():
+    """name -> (our encoder, tokens_BT, lengths_B, torch's states), each loaded once."""
+    return {
+        name: (models.load(models.GOLDEN / name), *models.golden_states(name))
+        for name in models.VARIANTS
+    }
+
+
+def pool_numpy(states, lengths_B, spans_B2):
+    """[L, P, B, D] in float64, row by row, poolings in the order of POOLINGS."""
+    out = np.zeros((len(states), len(POOLINGS), len(lengths_B), states.shape[-1]))
+    for b, (length, (start, end)) in enumerate(zip(lengths_B, spans_B2, strict=True)):
+        x_LTD = states[:, b, :length].astype(np.float64)
+        at = [start + (end - start - 1) * quarter // 4 for quarter in (1, 2, 3)]
+        rows = [x_LTD[:, -1], x_LTD.mean(1), x_LTD[:, start:end].mean(1), x_LTD[:, 0]]
+        rows += [x_LTD.max(1), *(x_LTD[:, t] for t in at)]
+        out[:, :, b] = np.stack(rows, axis=1)
+    return out
+
+
+def test_golden_files_cover_every_variant():
+    folders = sorted(path.name for path in models.GOLDEN.iterdir())
+    assert folders == sorted([*models.VARIANTS, "minilm"])
+    files = [path for path in models.GOLDEN.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 1.5e6
+
+
+@pytest.mark.parametrize("name", models.VARIANTS)
+def test_every_state_of_every_token_equals_the_golden_one(golden, name):
+    encoder, tokens_BT, lengths_B, expected = golden[name]
+    states = models.our_states(encoder, tokens_BT, lengths_B)
+    assert states.shape == expected.shape
+    assert models.worst_error(states, expected, lengths_B) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["bert", "qwen2", "qwen3_wide"])
+def test_capture_pools_the_golden_states(golden, name):
+    encoder, tokens_BT, lengths_B, expected = golden[name]
+    spans_B2 = np.array([[3, 14], [1, 2], [0, 11]], np.int32)
+    layers = tuple(range(encoder.config.n_states))
+    h_LPBD = capture(
+        encoder.graphdef, encoder.params, tokens_BT, lengths_B, spans_B2,
+        layers=layers, poolings=POOLINGS,
+    )  # fmt: skip
+    expected = pool_numpy(expected, lengths_B, spans_B2)
+    scale_L = np.abs(expected).max(axis=(1, 2, 3), keepdims=True)
+    assert (np.abs(h_LPBD - expected) / scale_L).max() < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("llama", {"rope_theta": 500.0}),
+        ("llama", {"norm_eps": 1e-2}),
+        ("llama_rope", {"rope_scaling": None}),
+        ("mistral", {"windows": (FULL_ATTENTION,) * 3}),
+        ("mistral", {"windows": (6, 6, 6)}),
+        ("qwen2", {"windows": (6, 6, 6)}),
+        ("qwen3_wide", {"windows": (FULL_ATTENTION, 4, FULL_ATTENTION)}),
+        ("qwen3", {"activation": "gelu"}),
+        ("bert", {"activation": "gelu_tanh"}),
+    ],
+)
+def test_parity_would_notice_a_wrong_setting(golden, name, changes):
+    _, tokens_BT, lengths_B, expected = golden[name]
+    wrong = models.load(models.GOLDEN / name, **changes)
+    states = models.our_states(wrong, tokens_BT, lengths_B)
+    assert models.worst_error(states, expected, lengths_B) > TOLERANCE
+
+
+@pytest.mark.parametrize("name", models.VARIANTS)
+def test_every_state_equals_that_of_torch(name, tmp_path):
+    pytest.importorskip("torch")
+    model = models.build(name, seed=11)
+    model.save_pretrained(tmp_path)  # With its head, where the golden files are of base models.
+    tokens_BT, lengths_B = models.random_batch((40, 1, 17, 33), seed=5)
+    expected = models.hf_states(model, tokens_BT, lengths_B)
+    states = models.our_states(models.load(tmp_path), tokens_BT, lengths_B)
+    assert models.worst_error(states, expected, lengths_B) < TOLERANCE
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "gelu_fast", "relu", "swish"])
+def test_activations_equal_those_of_torch(activation):
+    torch = pytest.importorskip("torch")
+    from transformers.activations import ACT2FN
+
+    x = np.linspace(-6, 6, 401, dtype=np.float32)
+    raw = {"model_type": "bert", "hidden_act": activation} | models.VARIANTS["bert"][1]
+    ours = ACTIVATIONS[EncoderConfig.from_hf(raw).activation](jnp.asarray(x))
+    theirs = ACT2FN[activation](torch.tensor(x)).numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_every_state_of_minilm_equals_the_golden_one(minilm):
+    tokens_BT, lengths_B, expected = models.golden_states("minilm")
+    states = models.our_states(models.load(minilm), tokens_BT, lengths_B)
+    assert len(states) == 7
+    assert models.worst_error(states, expected, lengths_B) < TOLERANCE
+
+
+def test_every_state_of_minilm_equals_that_of_torch(minilm):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(minilm, dtype=torch.float32).eval()
+    tokens_BT, lengths_B = models.random_batch((96, 7, 50), vocab_size=30000, seed=3)
+    expected = models.hf_states(model, tokens_BT, lengths_B)
+    states = models.our_states(models.load(minilm), tokens_BT, lengths_B)
+    assert models.worst_error(states, expected, lengths_B) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["bert", "qwen3_wide"])
+def test_bfloat16_stays_near_float32(golden, name):
+    _, tokens_BT, lengths_B, expected = golden[name]
+    encoder = models.load(models.GOLDEN / name, dtype=jnp.bfloat16)
+    states = models.our_states(encoder, tokens_BT, lengths_B)
+    assert states.dtype == jax.dtypes.bfloat16
+    # Eight bits of mantissa, three layers: a few per cent of the largest value.
+    assert models.worst_error(states.astype(np.float32), expected, lengths_B) < 0.1

@@ -1,0 +1,148 @@
+"""Policies: ties, limits, what they refuse, how they are written down."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from routerjax.routing.policy import Argmax, Tolerance, cheapest, parse_policy, policy_from_json
+
+
+def _by_hand(p_NM, cost_NM, tau):
+    """One row at a time, as the docstring says it."""
+    choices = []
+    for p_M, cost_M in zip(p_NM, cost_NM, strict=True):
+        near = [m for m in range(len(p_M)) if p_M[m] >= p_M.max() - tau]
+        choices.append(min(near, key=lambda m: (cost_M[m], -p_M[m], m)))
+    return choices
+
+
+@st.composite
+def _tables(draw):
+    # Few values, so that there are many ties; sixteenths are exact, so the oracle is too.
+    shape = draw(st.tuples(st.integers(1, 12), st.integers(1, 5)))
+    p_NM = draw(hnp.arrays(np.int64, shape, elements=st.integers(0, 16))) / 16
+    return p_NM, draw(hnp.arrays(np.float64, shape, elements=st.sampled_from([0.0, 1, 1, 2, 7])))
+
+
+@given(_tables(), st.integers(0, 16))
+def test_tolerance_is_what_it_says(tables, sixteenths):
+    tau = sixteenths / 16
+    choice_N = Tolerance(tau).choose(*tables)
+    assert choice_N.dtype == np.int64
+    assert choice_N.tolist() == _by_hand(*tables, tau)
+
+
+@given(_tables())
+def test_argmax_is_a_tolerance_of_nothing(tables):
+    np.testing.assert_array_equal(Argmax().choose(*tables), Tolerance(0).choose(*tables))
+
+
+@given(_tables())
+def test_a_tolerance_of_one_takes_the_cheapest(tables):
+    p_NM, cost_NM = tables
+    chosen_N = np.take_along_axis(cost_NM, Tolerance(1).choose(*tables)[:, None], 1)[:, 0]
+    np.testing.assert_array_equal(chosen_N, cost_NM.min(axis=1))
+
+
+@given(_tables(), st.permutations(range(5)))
+def test_the_order_of_targets_matters_only_in_full_ties(tables, order):
+    p_NM, cost_NM = tables
+    order = [m for m in order if m < p_NM.shape[1]]
+    before_N = Tolerance(0.25).choose(p_NM, cost_NM)
+    after_N = Tolerance(0.25).choose(p_NM[:, order], cost_NM[:, order])
+    for table_NM in tables:
+        np.testing.assert_array_equal(
+            np.take_along_axis(table_NM, before_N[:, None], 1),
+            np.take_along_axis(table_NM[:, order], after_N[:, None], 1),
+        )
+
+
+def test_equal_prices_go_to_the_higher_probability():
+    assert Tolerance(0.5).choose(np.array([[0.6, 0.8, 0.9]]), np.array([[1.0, 1.0, 2.0]])) == [1]
+
+
+def test_equal_probabilities_go_to_the_cheaper():
+    assert Argmax().choose(np.array([[0.8, 0.8]]), np.array([[2.0, 1.0]])) == [1]
+
+
+def test_the_edge_of_the_tolerance_is_inside_despite_rounding():
+    """0.9 - 0.7 is 0.20000000000000007, and in float32 it is 0.19999999."""
+    for dtype in (np.float32, np.float64):
+        p_NM = np.array([[0.7, 0.9]], dtype)
+        assert Tolerance(0.2).choose(p_NM, np.array([[1.0, 2.0]])) == [0]
+
+
+def test_argmax_needs_no_cost_and_prefers_a_known_one():
+    p_NM = np.array([[0.8, 0.8, 0.1]])
+    assert Argmax().choose(p_NM, None) == [0]
+    assert Argmax().choose(p_NM, np.array([[np.nan, 5.0, 1.0]])) == [1]
+
+
+def test_tolerance_refuses_unknown_costs():
+    p_NM = np.array([[0.8, 0.7]])
+    for cost_NM in (None, np.array([[1.0, np.nan]])):
+        with pytest.raises(ValueError, match="costs.*targets \\[.*1\\].*price in pool.json"):
+            Tolerance(0.2).choose(p_NM, cost_NM)
+
+
+@pytest.mark.parametrize("policy", [Argmax(), Tolerance(0.3)])
+@pytest.mark.parametrize(
+    "p, cost, message",
+    [
+        ([[0.5, np.nan]], [[1.0, 1.0]], "query 0, target 1"),
+        ([[0.5, 2.1]], [[1.0, 1.0]], "logits without a sigmoid"),
+        ([0.5, 0.2], [[1.0, 1.0]], r"\[N, M\]"),
+        (np.zeros((2, 0)), np.zeros((2, 0)), "M >= 1"),
+        ([[0.5, 0.4]], [[1.0]], r"the shape of p_NM, \(1, 2\)"),
+        ([[0.5, 0.4]], [[1.0, -1.0]], ">= 0, got -1"),
+    ],
+)
+def test_bad_arrays_are_refused(policy, p, cost, message):
+    with pytest.raises(ValueError, match=message):
+        policy.choose(np.array(p), np.array(cost))
+
+
+def test_no_rows_make_no_choices():
+    for policy in (Argmax(), Tolerance(0.1)):
+        assert policy.choose(np.zeros((0, 3)), np.zeros((0, 3))).shape == (0,)
+
+
+@pytest.mark.parametrize("tau", [-0.1, 1.1, float("nan"), "0.2", True, None])
+def test_a_tolerance_out_of_range_is_refused(tau):
+    with pytest.raises(ValueError, match=r"tau.*\[0, 1\]"):
+        Tolerance(tau)
+
+
+@pytest.mark.parametrize("policy", [Argmax(), Tolerance(), Tolerance(0.05), Tolerance(1)])
+def test_policies_are_read_back(policy):
+    assert policy_from_json(policy.to_json()) == policy
+    assert parse_policy(str(policy)) == policy
+
+
+def test_flags():
+    assert parse_policy("tolerance") == Tolerance(0.2)
+    assert parse_policy(" Tolerance:0.35 ") == Tolerance(0.35)
+
+
+@pytest.mark.parametrize("text", ["", "best", "argmax:0.2", "tolerance:", "tolerance:x",
+                                  "tolerance:nan", "tolerance:2", "tolerance:0.1:0.2"])  # fmt: skip
+def test_bad_flags_are_refused(text):
+    with pytest.raises(ValueError, match="expected"):
+        parse_policy(text)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, {}, {"name": "best"}, {"name": "tolerance"}, {"name": "argmax", "tau": 0.2},
+     {"name": "tolerance", "tau": "0.2"}],
+)  # fmt: skip
+def test_bad_json_is_refused(value):
+    with pytest.raises(ValueError, match="expected"):
+        policy_from_json(value)
+
+
+def test_cheapest_without_probabilities_takes_the_first():
+    eligible_NM = np.array([[False, True, True], [True, True, True]])
+    assert cheapest(eligible_NM, np.array([[0.0, 2, 2], [np.inf] * 3])).tolist() == [1, 0]
