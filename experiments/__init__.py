@@ -1,1 +1,1 @@
-"""One absl-flag script per job: `python -m experiments.NAME --help`."""
+"""One absl-flag script per job: `python -m experiments.NAME --helpfull`."""

@@ -49,7 +49,7 @@ class Bert(nnx.Module):
         types = {"dtype": dtype, "param_dtype": dtype}
         linear = functools.partial(nnx.Linear, precision=precision, **types)
         # The fast variance, E[x^2] - E[x]^2, cancels where the mean is large.
-        norm = functools.partial(
+        norm: Any = functools.partial(
             nnx.LayerNorm, epsilon=config.norm_eps, use_fast_variance=False, **types
         )
         D = config.width

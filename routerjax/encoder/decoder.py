@@ -1,6 +1,7 @@
 """Decoder-only LLMs (Llama, Mistral, Qwen2, Qwen3) up to their final norm; no LM head."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from flax import nnx
 from routerjax.encoder.attention import attend, rotary_frequencies, rotate
 from routerjax.encoder.config import EncoderConfig
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
@@ -86,7 +87,7 @@ class Decoder(nnx.Module):
     ):
         types = {"dtype": dtype, "param_dtype": dtype}
         linear = functools.partial(nnx.Linear, precision=precision, **types)
-        norm = functools.partial(nnx.RMSNorm, epsilon=config.norm_eps, **types)
+        norm: Any = functools.partial(nnx.RMSNorm, epsilon=config.norm_eps, **types)
         self.embed = nnx.Embed(config.vocab_size, config.width, rngs=rngs, **types)
 
         @nnx.split_rngs(splits=config.n_layers)

@@ -61,14 +61,17 @@ def estimate(
     seconds = _time_batch(encoder, job, median_row, bucket) * total / flops(bucket)
     padded = sum(plan.batch_rows(b) * b for _, b in batches)
     tokens = int(lengths_N.sum())
+    n_blocks = -(-len(lengths_N) // block_rows)
+    # The last shard is as large as the others.
+    n_bytes = n_blocks * block_rows * int(np.prod(shape)) * np.dtype(store_dtype).itemsize
     return {
         "n_queries": len(lengths_N),
         "n_truncated": int(job.rows.truncated_N.sum()),
         "tokens": tokens,
         "padding": 1 - tokens / padded,
         "shapes": len({b for _, b in batches}),
-        "blocks": -(-len(lengths_N) // block_rows),
-        "bytes": int(len(lengths_N) * np.prod(shape) * np.dtype(store_dtype).itemsize),
+        "blocks": n_blocks,
+        "bytes": n_bytes,
         "flops": total,
         "hours": seconds / 3600,
         "tokens_per_second": tokens / seconds,

@@ -123,7 +123,7 @@ def load_weights(
         for i, key in enumerate(keys[path]):
             tensor = _read(file_of[key], key, folder)
             digest.update(f"{path} {i} {tensor.dtype} {tensor.shape}".encode())
-            digest.update(np.ascontiguousarray(tensor).view(np.uint8))
+            digest.update(np.ascontiguousarray(tensor).view(np.uint8).data)
             tensor = (tensor.T if path.endswith("/kernel") else tensor).astype(dtype)
             leaf = place(tensor) if leaf is None else _set_slice(leaf, place(tensor), i)
         loaded[path] = leaf

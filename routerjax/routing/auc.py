@@ -135,8 +135,8 @@ def _count(
         _count_one(p_NM[seen_N, m], correct_NM[seen_N, m], group_N[seen_N], n_groups)
         for m, seen_N in enumerate(seen_NM.T)
     ]
-    wins_MG, right_MG, wrong_MG = np.moveaxis(np.array(counts).reshape(p_NM.shape[1], 3, n_groups), 1, 0)
-    return wins_MG, right_MG, wrong_MG
+    counts_M3G = np.array(counts).reshape(p_NM.shape[1], 3, n_groups)
+    return counts_M3G[:, 0], counts_M3G[:, 1], counts_M3G[:, 2]
 
 
 def _count_one(

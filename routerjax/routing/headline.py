@@ -183,6 +183,7 @@ def intervals(
     """
     router_N, single_N = take(correct_NM, choice_N), correct_NM[:, single]
     oracle_N = correct_NM.max(axis=1, initial=0.0)
+    _, groups = np.unique(groups, return_inverse=True)  # sorts the names once, not each time
     ends: dict[str, tuple[float, float]] = {
         "router_accuracy": ratio_interval(router_N, 1.0, groups),
         "best_single_accuracy": ratio_interval(single_N, 1.0, groups),

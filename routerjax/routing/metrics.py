@@ -94,6 +94,8 @@ def evaluate_predictions(
     found, why = accuracy(correct_nM, score_nM, choice_n, best_single, targets)
     metrics |= found | observed_accuracy(correct_NM, choice_N, targets)
     reasons |= why
+    if metrics["router_accuracy_observed"] is None:
+        reasons["router_accuracy_observed"] = "no chosen target's outcome is observed"
     metrics["routed_share"] = dict(zip(targets, share_M.tolist(), strict=True))
 
     metrics |= {"cost_unit": "USD per query", "cost_basis": cost_basis} | dict.fromkeys(COST_KEYS)

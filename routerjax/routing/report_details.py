@@ -122,7 +122,8 @@ def win_rates(metrics: dict[str, Any]) -> Html:
     head = ["A", *(f"B = {b + 1}" for b in range(len(targets)))]
     caption = (
         "Win rates: where A is right and B wrong, how often the router rates A higher (0.5 = "
-        "chance), with the number of such queries."
+        "chance), with the number of such queries. Read A over B and B over A together: a router "
+        "that always prefers one of two has 1 there and 0 in the other."
     )
     return table(head, rows, caption)
 

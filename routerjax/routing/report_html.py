@@ -28,19 +28,21 @@ h2 { font-size: 1.2rem; margin: 2.4rem 0 .5rem; padding-top: .7rem;
 h3 { font-size: 1rem; margin: 1.5rem 0 .3rem; }
 p, ul { max-width: 46rem; margin: .6rem 0; }
 .lead { font-size: 1.08rem; }
-small, .dim, caption { color: var(--dim); }
-.table { overflow-x: auto; margin: .8rem 0; }
+small, .dim, .caption { color: var(--dim); }
+.table { overflow-x: auto; margin: .3rem 0 .9rem; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding: 0 0 .35rem; font-size: .88rem; }
+.caption { font-size: .88rem; margin: 1rem 0 0; max-width: none; }
 th, td { padding: .28rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
-  vertical-align: top; overflow-wrap: normal; }
-th { font-weight: 600; vertical-align: bottom; }
+  vertical-align: top; overflow-wrap: normal; white-space: nowrap; }
+th { font-weight: 600; vertical-align: bottom; white-space: normal; min-width: 4rem; }
 thead th { background: var(--band); }
-th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; min-width: 8rem; }
-td small { display: block; min-width: 9rem; max-width: 16rem; margin-left: auto;
+th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; min-width: 8rem;
   white-space: normal; }
+td small { display: block; }
+td small.why { min-width: 9rem; max-width: 16rem; margin-left: auto; white-space: normal; }
 tr.mark td { color: var(--mark); font-weight: 600; }
-td.text { text-align: left; min-width: 12rem; }
+td.text, th.text { text-align: left; min-width: 12rem; white-space: normal;
+  overflow-wrap: anywhere; }
 figure { margin: 1rem 0; padding: .6rem; background: #ffffff; border: 1px solid var(--line);
   border-radius: 6px; }
 img { display: block; width: 100%; height: auto; }
@@ -81,7 +83,7 @@ def number(
       reason: Shown under the dash.
     """
     if value is None:
-        return join(["–", *([tag("small", reason)] if reason else [])])
+        return join(["–", *([tag("small", reason, css="why")] if reason else [])])
     return escape(form.format(value) if isinstance(form, str) else form(value))
 
 
@@ -118,22 +120,18 @@ def table(
       mark: The row to set off.
       text_columns: Columns to align left; the first always is.
     """
-    lines = []
-    for i, row in enumerate(rows):
-        cells = (
-            tag("td", cell, css="text" if j in text_columns else None) for j, cell in enumerate(row)
-        )
-        lines.append(tag("tr", *cells, css="mark" if i == mark else None))
-    return tag(
-        "div",
-        tag(
-            "table",
-            tag("caption", caption) if caption else "",
-            tag("thead", tag("tr", *(tag("th", cell) for cell in head))),
-            tag("tbody", join(lines)),
-        ),
-        css="table",
-    )
+    lines = [
+        tag("tr", *_cells("td", row, text_columns), css="mark" if i == mark else None)
+        for i, row in enumerate(rows)
+    ]
+    body = tag("thead", tag("tr", *_cells("th", head, text_columns))) + tag("tbody", join(lines))
+    # Beside the table, not inside: a caption would scroll away with it on a phone.
+    above = [tag("p", caption, css="caption")] if caption else []
+    return join([*above, tag("div", tag("table", Html(body)), css="table")])
+
+
+def _cells(name: str, row: Sequence[object], text_columns: Sequence[int]) -> list[Html]:
+    return [tag(name, v, css="text" if j in text_columns else None) for j, v in enumerate(row)]
 
 
 def picture(figure: "Figure", alt: str, caption: str = "") -> Html:

