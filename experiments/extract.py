@@ -7,6 +7,7 @@ what a job will take. On a cluster add --distributed; every process takes its sh
 """
 
 import dataclasses
+from typing import Any
 
 import routerjax as rj
 from experiments import options
@@ -52,7 +53,7 @@ def main() -> None:
         batch_tokens = int(config.batch_tokens)
     data = options.read_data(config)
     encoder = options.load_encoder(config)
-    choices = {
+    choices: dict[str, Any] = {
         "layers": rj.parse_layers(config.layers),
         "poolings": options.split_names(config.poolings),
         "store_dtype": config.store_dtype,

@@ -71,15 +71,14 @@ def read(kind: type[Config]) -> Config:
     return kind(**values)
 
 
-def load_encoder(config: Any, default: str | None = None) -> rj.Encoder:
-    """The encoder that a config's fields describe.
+def load_encoder(config: Any) -> rj.Encoder:
+    """The encoder that a config's fields describe; without `encoder`, MiniLM.
 
     Args:
       config: Has `encoder`, and may have revision, max_tokens, compute_dtype, mesh.
-      default: Instead of a missing `encoder`.
     """
     return rj.Encoder.from_pretrained(
-        config.encoder or default,
+        config.encoder or minilm(),
         revision=getattr(config, "revision", None),
         max_tokens=getattr(config, "max_tokens", 2048),
         compute_dtype=getattr(config, "compute_dtype", "auto"),

@@ -43,7 +43,7 @@ def main() -> None:
         data = options.read_data(config)
     else:
         data = rj.simulate(config.n_queries, config.seed)
-    encoder = options.load_encoder(config, default=None if config.encoder else options.minilm())
+    encoder = options.load_encoder(config)
     store = rj.extract(encoder, data, f"{config.workdir}/store")
     test, train = data.split(TEST_SHARE, config.seed)
     table = rj.probe(store, train)
@@ -57,8 +57,7 @@ def main() -> None:
         folder,
         title="routerjax quickstart",
         metrics=metrics,
-        probe_figure=table.figure_or_none(),
-        probe_rows=[cell._asdict() for cell in table.rank()],
+        probes=table,
         history=router.training["history"],
         data_summary=rj.describe(data).lines(),
         config=rj.jobs.describe_run(config),

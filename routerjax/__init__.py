@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from routerjax.encoder.estimate import estimate
     from routerjax.encoder.extract import extract
     from routerjax.encoder.layers import parse_layers
+    from routerjax.features.features import fit_features
     from routerjax.features.recipe import Recipe
     from routerjax.files import Folder
     from routerjax.probes.probe import probe
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from routerjax.routing.policy import Argmax, Policy, Tolerance, parse_policy
     from routerjax.routing.report import write_report
     from routerjax.routing.router import Decision, Router
+    from routerjax.routing.summary import summary_lines
     from routerjax.trunk.config import TrunkConfig
+    from routerjax.trunk.train import train as train_trunk
 
 _HOME = {
     "ActivationStore": "data.store",
@@ -44,6 +47,7 @@ _HOME = {
     "estimate": "encoder.estimate",
     "evaluate": "routing.fit",
     "extract": "encoder.extract",
+    "fit_features": "features.features",
     "fit_router": "routing.fit",
     "jobs": "jobs",
     "make_mesh": "devices",
@@ -53,10 +57,14 @@ _HOME = {
     "read_dataset": "data.readers",
     "simulate": "data.simulate",
     "start_distributed": "devices",
+    "train_trunk": "trunk.train",
     "write_dataset": "data.readers",
     "write_pool": "data.readers",
+    "summary_lines": "routing.summary",
     "write_report": "routing.report",
 }
+# Plain names at home, telling ones here.
+_NAME_THERE = {"train_trunk": "train"}
 __all__ = sorted(_HOME)
 
 
@@ -64,7 +72,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'routerjax' has no attribute {name!r}")
     module = importlib.import_module(f"routerjax.{_HOME[name]}")
-    value = module if name == "jobs" else getattr(module, name)
+    value = module if name == "jobs" else getattr(module, _NAME_THERE.get(name, name))
     globals()[name] = value
     return value
 

@@ -30,9 +30,8 @@ class Folder:
     """
 
     def __init__(self, path: "str | os.PathLike[str] | Folder"):
-        if isinstance(path, Folder):
-            path = path.path
-        text = os.fspath(path)
+        text: str = path.path if isinstance(path, Folder) else os.fspath(path)
+        self.path: str
         if "://" in text:
             self.path = text.rstrip("/") + "/"
             spec: Any = self.path

@@ -28,6 +28,8 @@ class Stopped(Exception):
     """The job was asked to end (SIGTERM) and has: what it made so far is whole and on disk."""
 
 
+logger = logging.getLogger(__name__)
+
 # Set by the signal handler, read between blocks and epochs.
 _stop = threading.Event()
 
@@ -51,9 +53,10 @@ def stoppable() -> Iterator[None]:
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs, small ones too, between runs; JAX_COMPILATION_CACHE_DIR moves it."""
-    if not jax.config.jax_compilation_cache_dir:
+    option = "jax_compilation_cache_dir"
+    if not getattr(jax.config, option):
         root = os.environ.get("XDG_CACHE_HOME") or str(pathlib.Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(root) / "routerjax/xla"))
+        jax.config.update(option, str(pathlib.Path(root) / "routerjax/xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -61,9 +64,9 @@ def use_compilation_cache() -> None:
 def run(main: Callable[[], None]) -> None:
     """Runs a script's `main` with absl flags: cache on, SIGTERM polite, user errors in one line.
 
-    A `Stopped` job ends with exit code 0 after saying how to go on; a ValueError, an OSError or a
-    FloatingPointError, whose texts are written for users, ends with exit code 1 and no traceback
-    (`--v=1` or higher shows it).
+    A `Stopped` job ends with exit code 0 after saying how to go on; a ValueError, OSError,
+    FloatingPointError or RuntimeError (the device out of memory, no cluster), whose texts are
+    written for users, ends with exit code 1 and no traceback (`--v=1` or higher shows it).
     """
 
     def guarded(argv: list[str]) -> None:
@@ -88,14 +91,20 @@ def run(main: Callable[[], None]) -> None:
 
 def _log_to_stderr(verbose: bool) -> None:
     """What routerjax has to say, and of the libraries below it only warnings."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("routerjax")
-    logger.addHandler(handler)
-    logger.propagate = False
-    logger.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
     if not verbose:
         absl_logging.set_verbosity(absl_logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours = logging.getLogger("routerjax")
+    ours.addHandler(handler)
+    ours.propagate = False
+    ours.setLevel(logging.INFO)
+
+
+def log(text: str) -> None:
+    """Tells the user; on process 0 only."""
+    if jax.process_index() == 0:
+        logger.info("%s", text)
 
 
 def write_config(workdir: Any, config: Any) -> None:
@@ -144,6 +153,8 @@ def progress_bar(total: int, done: int, unit: str, what: str) -> tqdm:
         disable=jax.process_index() != 0,
         mininterval=0.5 if terminal else 10.0,
         dynamic_ncols=terminal,
+        # In a file each state of the bar is a line of its own.
+        bar_format=None if terminal else "{l_bar}{bar:10}{r_bar}\n",
         ascii=not terminal,
     )
 

@@ -9,6 +9,9 @@ import numpy as np
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.groups import group_rows
 
+# Whole numbers up to here are exact in float32.
+_MOST_TOKENS = 2**24
+
 
 class Columns:
     """Grows by a row at a time; memory is that of the numbers and the texts.
@@ -41,17 +44,16 @@ class Columns:
         Raises:
           ValueError: A field is missing or wrong; the text does not name file and line.
         """
-        for name in ("id", "query", "correct"):
-            if name not in row:
-                raise ValueError(f'the field "{name}" is missing')
-        name, query = row["id"], row["query"]
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"id: expected a text that is not empty, got {name!r}")
-        if not isinstance(query, str) or not query.strip():
-            raise ValueError(f"query: expected a text that is not empty, got {query!r}")
+        for field in ("id", "query", "correct"):
+            if field not in row:
+                raise ValueError(f'the field "{field}" is missing')
+        name, query = _text(row, "id"), _text(row, "query")
+        if name is None or query is None or not query.strip():
+            empty = "id" if name is None else "query"
+            raise ValueError(f"{empty}: expected a text that is not empty, got {row[empty]!r}")
         if name in self._line_of:
             raise ValueError(f"the id {name!r} was already in line {self._line_of[name]}")
-        dataset, group = (self._text(row, key) for key in ("dataset", "group"))
+        dataset, group = (_text(row, key) for key in ("dataset", "group"))
         scores = [(self._target(t), _score(t, s)) for t, s in _pairs(row, "correct")]
         tokens = [(self._target(t), _tokens(t, n)) for t, n in _pairs(row, "output_tokens")]
         at = len(self._queries)
@@ -107,14 +109,11 @@ class Columns:
                 raise ValueError(
                     f"the target {name!r} is not in the pool, which has {', '.join(self._place)}"
                 )
+            if not name.strip():
+                raise ValueError(f"correct: expected names of targets, got {name!r}")
+            _check_unicode(name, "correct")
             self._place[name] = len(self._place)
         return self._place[name]
-
-    def _text(self, row: dict[str, Any], key: str) -> str | None:
-        value = row.get(key)
-        if value is not None and (not isinstance(value, str) or not value):
-            raise ValueError(f"{key}: expected a text that is not empty, got {value!r}")
-        return value
 
 
 class _Cells:
@@ -139,6 +138,27 @@ class _Cells:
         table = np.full(shape, np.nan, np.float32)
         table[np.asarray(self._row), np.asarray(self._column)] = np.asarray(self._value)
         return table
+
+
+def _text(row: dict[str, Any], key: str) -> str | None:
+    value = row.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{key}: expected a text that is not empty, got {value!r}")
+    _check_unicode(value, key)
+    return value
+
+
+def _check_unicode(text: str, key: str) -> None:
+    """Refuses what JSON can write and UTF-8 cannot: half of a character cut in two."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{key}: expected Unicode text, got the lone surrogate {text[error.start]!r} at "
+            f"character {error.start}: the text was cut within a character"
+        ) from error
 
 
 def _pairs(row: dict[str, Any], key: str) -> Any:
@@ -166,6 +186,9 @@ def _score(target: str, score: Any) -> float:
 def _tokens(target: str, tokens: Any) -> float:
     if tokens is None:
         return math.nan
-    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0:
-        raise ValueError(f"output_tokens[{target!r}]: expected an integer >= 0, got {tokens!r}")
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 <= tokens <= _MOST_TOKENS:
+        raise ValueError(
+            f"output_tokens[{target!r}]: expected an integer from 0 to {_MOST_TOKENS}, got "
+            f"{tokens!r}"
+        )
     return float(tokens)

@@ -1,38 +1,48 @@
 """The two CSV layouts as rows of the JSONL format: long (a line an answer) and wide (a query)."""
 
+import csv
 import hashlib
-from collections.abc import Iterator
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 LONG = ("question", "model", "isCorrect")
 _OPTIONAL = ("id", "dataset", "group")
 _WORDS = {"true": 1.0, "false": 0.0}
+# A prompt may hold a book; the csv module's own limit is 131072 characters.
+_CELL_CHARACTERS = 2**31 - 1
 
 
 def read_csv_rows(
-    reader: Any, path: str, targets: tuple[str, ...] | None
+    lines: Iterable[str], path: str, targets: tuple[str, ...] | None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of the JSONL format, each with the number of its (first) line.
 
     Args:
-      reader: A `csv.reader`.
+      lines: Of the file, with their ends.
       path: The file, for errors.
       targets: The pool's; None where every further column of a wide file is a target.
 
     Raises:
       ValueError: The header is of neither layout, or a line does not fit it.
     """
-    header = next(reader, None)
-    if header is None:
+    # Strict: a quote that is never closed would swallow the rest of the file in silence.
+    reader = csv.reader(lines, strict=True)
+    numbered = _numbered(reader, path)
+    header = [name.strip() for name in next(numbered, (1, []))[1]]
+    if not header:
         return
-    header = [name.strip() for name in header]
     twice = [name for i, name in enumerate(header) if name in header[:i]]
     if twice:
         raise ValueError(f"{path}:1: the column {twice[0]!r} is there twice")
     if set(LONG) <= set(header):
-        yield from _long(reader, path, header)
+        yield from _long(_cells(numbered, path, header), path, targets)
     elif "query" in header:
-        yield from _wide(reader, path, header, targets)
+        columns = [name for name in header if name not in ("query", *_OPTIONAL)]
+        for name in columns:
+            _check_target(name, path, 1, targets)
+        yield from _wide(_cells(numbered, path, header), path, columns)
     else:
         raise ValueError(
             f"{path}:1: expected the columns {', '.join(LONG)} (long) or query and a column for "
@@ -40,60 +50,94 @@ def read_csv_rows(
         )
 
 
-def _long(reader: Any, path: str, header: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Answers collected by question; the id is a digest of its text."""
+def _long(
+    numbered: Iterator[tuple[int, dict[str, str]]], path: str, targets: tuple[str, ...] | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Answers collected by question. They are checked here: only here is their line known."""
     rows: dict[str, tuple[int, dict[str, Any]]] = {}
     line_of: dict[tuple[str, str], int] = {}
-    for line, cells in _lines(reader, path, header):
+    for line, cells in numbered:
         question, model = cells["question"], cells["model"]
         if not question.strip() or not model.strip():
             raise ValueError(f"{path}:{line}: question and model must not be empty")
+        _check_target(model, path, line, targets)
         before = line_of.setdefault((question, model), line)
         if before != line:
             raise ValueError(
                 f"{path}:{line}: {model!r} has answered this question already in line {before}"
             )
-        digest = hashlib.blake2b(question.encode(), digest_size=8).hexdigest()
-        fresh = {"id": digest, "query": question, "correct": {}, "output_tokens": {}}
-        row = rows.setdefault(question, (line, fresh))[1]
+        fresh = {"query": question, "correct": {}, "output_tokens": {}}
+        first, row = rows.setdefault(question, (line, fresh))
+        for name, value in _optional(cells).items():
+            if row.setdefault(name, value) != value:
+                raise ValueError(
+                    f"{path}:{line}: {name}: this question has {row[name]!r} in line {first}, got "
+                    f"{value!r}"
+                )
         row["correct"][model] = _number(cells["isCorrect"], "isCorrect", path, line)
         tokens = cells.get("output_tokens", "").strip()
         if tokens:
             row["output_tokens"][model] = _integer(tokens, path, line)
-    yield from rows.values()
+    for line, row in rows.values():
+        yield line, {"id": _digest(row["query"])} | row
 
 
 def _wide(
-    reader: Any, path: str, header: list[str], targets: tuple[str, ...] | None
+    numbered: Iterator[tuple[int, dict[str, str]]], path: str, columns: list[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    columns = [name for name in header if name not in ("query", *_OPTIONAL)]
-    if targets is not None:
-        strange = [name for name in columns if name not in targets]
-        if strange:
-            raise ValueError(
-                f"{path}:1: the target {strange[0]!r} is not in the pool, which has "
-                f"{', '.join(targets)}"
-            )
-    for line, cells in _lines(reader, path, header):
+    times: Counter[str] = Counter()
+    for line, cells in numbered:
         query = cells["query"]
-        digest = hashlib.blake2b(query.encode(), digest_size=8).hexdigest()
-        row: dict[str, Any] = {"id": digest, "query": query}
-        row |= {name: cells[name] for name in _OPTIONAL if cells.get(name, "").strip()}
+        digest = _digest(query)
+        times[digest] += 1
+        # Equal texts are allowed: the second is another row, with another id.
+        name = digest if times[digest] == 1 else f"{digest}-{times[digest]}"
+        row: dict[str, Any] = {"id": name, "query": query} | _optional(cells)
         row["correct"] = {name: _number(cells[name], name, path, line) for name in columns}
         yield line, row
 
 
-def _lines(reader: Any, path: str, header: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    start = reader.line_num + 1
-    for cells in reader:
+def _optional(cells: dict[str, str]) -> dict[str, str]:
+    return {name: cells[name] for name in _OPTIONAL if cells.get(name, "").strip()}
+
+
+def _check_target(name: str, path: str, line: int, targets: tuple[str, ...] | None) -> None:
+    if targets is not None and name not in targets:
+        raise ValueError(
+            f"{path}:{line}: the target {name!r} is not in the pool, which has {', '.join(targets)}"
+        )
+
+
+def _digest(query: str) -> str:
+    return hashlib.blake2b(query.encode(), digest_size=8).hexdigest()
+
+
+def _numbered(reader: Any, path: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of cells, each with the number of its first line: a quoted cell may have several."""
+    while True:
+        start = reader.line_num + 1
+        limit = csv.field_size_limit(_CELL_CHARACTERS)
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(f"{path}:{start}: not valid CSV: {error}") from error
+        finally:
+            csv.field_size_limit(limit)
+        if cells is None:
+            return
         if cells:
-            if len(cells) != len(header):
-                raise ValueError(
-                    f"{path}:{start}: expected {len(header)} cells as in the header, got "
-                    f"{len(cells)}"
-                )
-            yield start, dict(zip(header, cells, strict=True))
-        start = reader.line_num + 1  # A quoted cell may run over several lines.
+            yield start, cells
+
+
+def _cells(
+    numbered: Iterator[tuple[int, list[str]]], path: str, header: list[str]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    for line, cells in numbered:
+        if len(cells) != len(header):
+            raise ValueError(
+                f"{path}:{line}: expected {len(header)} cells as in the header, got {len(cells)}"
+            )
+        yield line, dict(zip(header, cells, strict=True))
 
 
 def _number(text: str, column: str, path: str, line: int) -> float | None:
@@ -104,18 +148,21 @@ def _number(text: str, column: str, path: str, line: int) -> float | None:
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     try:
-        return float(text)
+        score = float(text)
     except ValueError:
+        score = math.nan
+    if not 0 <= score <= 1:
         raise ValueError(
             f"{path}:{line}: {column}: expected a number in [0, 1], True or False, or an empty "
-            f"cell, got {text!r}"
-        ) from None
+            f"cell where not observed, got {text!r}"
+        )
+    return score
 
 
 def _integer(text: str, path: str, line: int) -> int:
     try:
         value = float(text)
-        if value != int(value):
+        if value != int(value) or value < 0:
             raise ValueError
     except (ValueError, OverflowError):
         raise ValueError(

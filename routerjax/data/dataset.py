@@ -169,17 +169,23 @@ class RoutingDataset:
         return join(self, other)
 
     def _positions(self, rows: Sequence[int] | Sequence[str] | np.ndarray) -> np.ndarray:
-        rows = np.asarray(rows)
-        if rows.dtype == bool:
-            if rows.shape != (len(self),):
-                raise ValueError(f"rows: a mask needs shape ({len(self)},), got {rows.shape}")
-            return np.flatnonzero(rows)
-        if rows.dtype.kind in "UO":
+        # Not as an array: NumPy's text type drops zero characters at the end.
+        if len(rows) and isinstance(rows[0], str):
             position_of = {name: i for i, name in enumerate(self.ids)}
             unknown = [name for name in rows if name not in position_of]
             if unknown:
                 raise ValueError(f"rows: there is no query {unknown[0]!r} ({len(unknown)} unknown)")
-            return np.array([position_of[name] for name in rows], np.int64)
-        if rows.size and not (0 <= rows.min() and rows.max() < len(self)):
-            raise ValueError(f"rows: expected positions in [0, {len(self)}), got {rows.max()}")
-        return rows.astype(np.int64)
+            return np.array([position_of[str(name)] for name in rows], np.int64)
+        rows_n = np.asarray(rows)
+        if rows_n.dtype == bool:
+            if rows_n.shape != (len(self),):
+                raise ValueError(f"rows: a mask needs shape ({len(self)},), got {rows_n.shape}")
+            return np.flatnonzero(rows_n)
+        if not len(rows_n):
+            return np.zeros(0, np.int64)
+        if rows_n.dtype.kind not in "iu":
+            raise ValueError(f"rows: expected positions, ids or a mask, got {rows_n.dtype} values")
+        outside = rows_n[(rows_n < 0) | (rows_n >= len(self))]
+        if len(outside):
+            raise ValueError(f"rows: expected positions in [0, {len(self)}), got {outside[0]}")
+        return rows_n.astype(np.int64)

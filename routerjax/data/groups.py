@@ -8,15 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def group_rows(queries: Sequence[str], given: Sequence[str | None]) -> tuple[str, ...]:
+def group_rows(queries: Sequence[str], *given: Sequence[str | None]) -> tuple[str, ...]:
     """The group of every row: rows share one if their given groups or their texts are equal.
 
-    Texts are equal up to Unicode form, case and white space. Both relations count together: if two
+    Texts are equal up to Unicode form, case and white space. All relations count together: if two
     given groups share a text, they are one group.
 
     Args:
       queries: [N] texts.
-      given: [N] group names from the data file, or None.
+      *given: [N] each: group names from a data file, None where it gives none.
 
     Returns:
       [N] names; the same for any order of the rows.
@@ -34,11 +34,11 @@ def group_rows(queries: Sequence[str], given: Sequence[str | None]) -> tuple[str
         return root
 
     texts = [(1, f"text:{_digest(normalised(query))}") for query in queries]
-    for text, group in zip(texts, given, strict=True):
-        root = find(text)
-        if group is not None:
-            low, high = sorted((root, find((0, group))))
-            parent[high] = low
+    for text, *names in zip(texts, *given, strict=True):
+        for name in names:
+            if name is not None:
+                low, high = sorted((find(text), find((0, name))))
+                parent[high] = low
     return tuple(find(text)[1] for text in texts)
 
 

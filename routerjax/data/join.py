@@ -1,6 +1,7 @@
 """Joins two label files over query ids."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -38,7 +39,10 @@ def join(left: RoutingDataset, right: RoutingDataset) -> RoutingDataset:
 
     y_NM = beside("y_NM")
     assert y_NM is not None
-    given = _first_known([side.groups for side in sides], rows, len(ids))
+    # Both sides' groups count: what either keeps together stays together.
+    given = [
+        _first_known([side.groups], (at,), len(ids)) for side, at in zip(sides, rows, strict=True)
+    ]
     datasets = _first_known([side.datasets for side in sides], rows, len(ids))
     return dataclasses.replace(
         left,
@@ -46,7 +50,7 @@ def join(left: RoutingDataset, right: RoutingDataset) -> RoutingDataset:
         queries=queries,
         targets=left.targets + right.targets,
         y_NM=y_NM,
-        groups=group_rows(queries, given),
+        groups=group_rows(queries, *given),
         datasets=None if None in datasets else tuple(str(name) for name in datasets),
         output_tokens_NM=beside("output_tokens_NM"),
         prices_M2=_prices(left, right),
@@ -55,7 +59,7 @@ def join(left: RoutingDataset, right: RoutingDataset) -> RoutingDataset:
 
 
 def _first_known(
-    columns: list[tuple[str, ...] | None], rows: tuple[np.ndarray, np.ndarray], n: int
+    columns: Sequence[tuple[str, ...] | None], rows: Sequence[np.ndarray], n: int
 ) -> list[str | None]:
     """For each joined row the value of the first side that has one."""
     found: list[str | None] = [None] * n

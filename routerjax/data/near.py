@@ -20,10 +20,16 @@ _BANDS, _BAND_WIDTH = 32, 4
 _HASHES = _BANDS * _BAND_WIDTH
 # Each text is compared with this many neighbours in every band: runs of equal bands can be long.
 _NEIGHBOURS = 4
+# And is left alone after so many checks that failed: texts that share long boilerplate and still
+# overlap too little would be checked in every band.
+_FAILURES = 64
+# And is left alone after so many that fell short: texts that share long boilerplate would be checked
+# against ever more others, without end in view.
+_FAILURES = 16
 # Pairs whose signatures agree less are not checked: 3.5 standard deviations below NEAR.
 _WORTH_CHECKING = NEAR - 3.5 * (NEAR * (1 - NEAR) / _HASHES) ** 0.5
-# Characters, or grams of pairs, in hand at once.
-_CHUNK = 1 << 20
+# Grams in hand at once: few enough for the processor's cache, and for memory.
+_CACHED, _CHUNK = 1 << 15, 1 << 20
 
 
 def near_equal(texts: Sequence[str], group_N: np.ndarray) -> np.ndarray:
@@ -37,32 +43,39 @@ def near_equal(texts: Sequence[str], group_N: np.ndarray) -> np.ndarray:
       [N] bool. A link between texts that overlap by little more than `NEAR` may be missed, with the
       probabilities above; none is made up.
     """
-    linked_N = np.zeros(len(texts), bool)
+    linked_N, failures_N = np.zeros(len(texts), bool), np.zeros(len(texts), np.int64)
     if len(texts) < 2:
         return linked_N
     signature_NK = _signatures(texts)
+    refused = np.zeros(0, np.int64)  # Pairs checked in vain, as row * N + row: they come again.
     for band in range(_BANDS):
-        start = band * _BAND_WIDTH
-        pairs = _neighbours(signature_NK, start)
-        pairs = pairs[group_N[pairs[:, 0]] != group_N[pairs[:, 1]]]
-        pairs = pairs[~(linked_N[pairs[:, 0]] & linked_N[pairs[:, 1]])]
-        pairs = pairs[_agreement(signature_NK, pairs) >= _WORTH_CHECKING]
-        linked_N[pairs[_overlap(texts, pairs) >= NEAR].ravel()] = True
+        for pairs in _neighbours(signature_NK, band * _BAND_WIDTH):
+            pairs = pairs[group_N[pairs[:, 0]] != group_N[pairs[:, 1]]]
+            open_N = ~linked_N & (failures_N < _FAILURES)
+            pairs = pairs[open_N[pairs].any(axis=1)]
+            pairs = pairs[_agreement(signature_NK, pairs) >= _WORTH_CHECKING]
+            keys = pairs.min(axis=1) * len(texts) + pairs.max(axis=1)
+            pairs, keys = (array[~np.isin(keys, refused)] for array in (pairs, keys))
+            near_n = _overlap(texts, pairs) >= NEAR
+            linked_N[pairs[near_n].ravel()] = True
+            refused = np.concatenate((refused, keys[~near_n]))
+            np.add.at(failures_N, pairs[~near_n].ravel(), 1)
     return linked_N
 
 
 def _signatures(texts: Sequence[str]) -> np.ndarray:
     """[N, K] uint32 MinHash values."""
     rng = np.random.default_rng(0)
-    # Multiply-shift hashing: odd multipliers modulo 2^64, the upper half of the product.
-    factor_K = rng.integers(0, 1 << 63, _HASHES, np.uint64) * np.uint64(2) + np.uint64(1)
-    shift_K = rng.integers(0, 1 << 63, _HASHES, np.uint64)
+    # Odd factors modulo 2^32 permute the hashes, which are well mixed already.
+    factor_K = rng.integers(0, 1 << 31, _HASHES, np.uint32) * np.uint32(2) + np.uint32(1)
+    shift_K = rng.integers(0, 1 << 32, _HASHES, np.uint32)
     signature_NK = np.empty((len(texts), _HASHES), np.uint32)
-    for first, last in _chunks([len(text) for text in texts]):
+    for first, last in _chunks([len(text) for text in texts], _CACHED):
         grams, starts = _grams(texts[first:last])
-        wide = grams.astype(np.uint64)
+        hashed = np.empty_like(grams)
         for k in range(_HASHES):
-            hashed = ((wide * factor_K[k] + shift_K[k]) >> np.uint64(32)).astype(np.uint32)
+            np.multiply(grams, factor_K[k], out=hashed)
+            np.bitwise_xor(hashed, shift_K[k], out=hashed)
             signature_NK[first:last, k] = np.minimum.reduceat(hashed, starts)
     return signature_NK
 
@@ -86,18 +99,16 @@ def _grams(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     return hashes[inside], np.cumsum(lengths) - lengths
 
 
-def _neighbours(signature_NK: np.ndarray, start: int) -> np.ndarray:
-    """[n, 2] pairs of rows with equal values in the band that starts there."""
+def _neighbours(signature_NK: np.ndarray, start: int) -> Iterator[np.ndarray]:
+    """[n, 2] pairs of rows with equal values in the band that starts there; the nearest first."""
     band = signature_NK[:, start : start + _BAND_WIDTH]
     # Ties are ordered by the next band, so that of a long run the likest lie side by side.
     after = signature_NK[:, (start + _BAND_WIDTH) % _HASHES]
     order = np.lexsort((after, *band.T))
     ordered = band[order]
-    found = [np.zeros((0, 2), np.int64)]
     for step in range(1, min(_NEIGHBOURS + 1, len(order))):
         same = (ordered[step:] == ordered[:-step]).all(axis=1)
-        found.append(np.stack((order[:-step][same], order[step:][same]), axis=1))
-    return np.concatenate(found)
+        yield np.stack((order[:-step][same], order[step:][same]), axis=1)
 
 
 def _agreement(signature_NK: np.ndarray, pairs: np.ndarray) -> np.ndarray:
@@ -113,10 +124,10 @@ def _overlap(texts: Sequence[str], pairs: np.ndarray) -> np.ndarray:
     """[n] Jaccard index of each pair's sets of grams."""
     lengths = [len(texts[one]) + len(texts[two]) for one, two in pairs.tolist()]
     index = np.empty(len(pairs))
-    for first, last in _chunks(lengths):
+    for first, last in _chunks(lengths, _CHUNK):
         of_pair = [[texts[i] for i in pairs[first:last, side].tolist()] for side in (0, 1)]
         one, two = (_gram_sets(side) for side in of_pair)
-        both = np.sort(np.concatenate((one, two)))
+        both = np.sort(np.concatenate((one, two)), kind="stable")  # Merges the two sorted runs.
         shared = _count(both[1:][both[1:] == both[:-1]], last - first)
         union = _count(one, last - first) + _count(two, last - first) - shared
         index[first:last] = shared / union
@@ -128,19 +139,20 @@ def _gram_sets(texts: Sequence[str]) -> np.ndarray:
     grams, starts = _grams(texts)
     lengths = np.diff(np.append(starts, len(grams)))
     of_text = np.repeat(np.arange(len(texts), dtype=np.uint64), lengths)
-    return np.unique((of_text << np.uint64(32)) | grams)
+    keys = np.sort((of_text << np.uint64(32)) | grams)
+    return keys[np.append(True, keys[1:] != keys[:-1])]
 
 
 def _count(keys: np.ndarray, n: int) -> np.ndarray:
     return np.bincount((keys >> np.uint64(32)).astype(np.int64), minlength=n)
 
 
-def _chunks(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Ranges of consecutive items, together about `_CHUNK` long."""
+def _chunks(lengths: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
+    """Ranges of consecutive items, together about `size` long."""
     total = np.cumsum(lengths)
     first = 0
     while first < len(total):
         reached = total[first - 1] if first else 0
-        last = max(first + 1, int(np.searchsorted(total, reached + _CHUNK, side="right")))
+        last = max(first + 1, int(np.searchsorted(total, reached + size, side="right")))
         yield first, last
         first = last

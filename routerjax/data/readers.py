@@ -5,12 +5,12 @@ refused, because a dropped row would change every number after it in silence.
 """
 
 import contextlib
-import csv
 import gzip
 import json
 import math
 import os
 import pathlib
+import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -32,8 +32,9 @@ def read_dataset(
       `.jsonl`: one object a line, {"id", "query", "correct": {target: score or null}} and, where
         known, "dataset", "group", "output_tokens": {target: integer}.
       `.csv`: long, with columns question, model, isCorrect and perhaps output_tokens, a line for
-        each answer; or wide, with a column query, a column for each target, and perhaps id,
-        dataset and group. In both an empty cell is a missing outcome.
+        each answer; or wide, with a column query and a column for each target. Both may have id,
+        dataset and group; without id it is a digest of the text. An empty cell is a missing
+        outcome.
 
     Args:
       path: The label file.
@@ -53,13 +54,16 @@ def read_dataset(
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
     if kind not in ("jsonl", "csv"):
         raise ValueError(f"{path}: expected a file named .jsonl or .csv (or with .gz behind)")
-    with _open_text(path) as file:
-        for number, row in _numbered(path, file, kind, targets):
-            with _at(path, number):
-                columns.add(number, row)
+    lines = _lines(path)
+    rows = (
+        read_csv_rows(lines, str(path), targets) if kind == "csv" else _json_rows(lines, str(path))
+    )
+    for number, row in rows:
+        with _at(f"{path}:{number}"):
+            columns.add(number, row)
     if not len(columns):
-        raise ValueError(f"{path}: there is no query in it")
-    with _at(path):
+        raise ValueError(f"{path}: expected at least one query, the file has none")
+    with _at(f"{path}"):
         return columns.finish(prices_M2)
 
 
@@ -110,16 +114,9 @@ def write_dataset(data: RoutingDataset, path: str | os.PathLike[str]) -> None:
     Raises:
       OSError: The file cannot be written.
     """
-    path = pathlib.Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    opener: Any = gzip.open if path.name.endswith(".gz") else open
-    try:
-        with opener(partial, "wt", encoding="utf-8") as file:
-            for i in range(len(data)):
-                file.write(json.dumps(_json_row(data, i), ensure_ascii=False) + "\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with _whole(pathlib.Path(path)) as file:
+        for i in range(len(data)):
+            file.write(json.dumps(_json_row(data, i), ensure_ascii=False) + "\n")
 
 
 def write_pool(data: RoutingDataset, path: str | os.PathLike[str]) -> None:
@@ -135,53 +132,68 @@ def write_pool(data: RoutingDataset, path: str | os.PathLike[str]) -> None:
         {"name": name} | dict(zip(("input_price", "output_price"), map(_or_null, row), strict=True))
         for name, row in zip(data.targets, prices_M2, strict=True)
     ]
-    path = pathlib.Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps({"targets": targets, "price_unit": PRICE_UNIT}, indent=2) + "\n")
-    os.replace(partial, path)
+    pool = {"targets": targets, "price_unit": PRICE_UNIT}
+    with _whole(pathlib.Path(path)) as file:
+        file.write(json.dumps(pool, indent=2, ensure_ascii=False) + "\n")
 
 
-def _numbered(
-    path: pathlib.Path, file: IO[str], kind: str, targets: tuple[str, ...] | None
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The lines as rows of the JSONL format, each with its number, counted from 1."""
-    with _at(path):
-        if kind == "csv":
-            yield from read_csv_rows(csv.reader(file), str(path), targets)
-            return
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"{path}:{number}: not valid JSON: {error}") from error
-                if not isinstance(row, dict):
-                    raise ValueError(f"{path}:{number}: expected a JSON object, got {line[:40]!r}")
-                yield number, row
+def _lines(path: pathlib.Path) -> Iterator[str]:
+    """The lines with their ends. Decoded one by one: an error knows its line."""
+    opener: Any = gzip.open if path.name.endswith(".gz") else open
+    number = 0
+    with opener(path, "rb") as file:
+        try:
+            for number, line in enumerate(file, 1):
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}:{number}: not UTF-8: {error}") from error
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"{path}:{number + 1}: not a whole gzip file: {error}") from error
 
 
-def _open_text(path: pathlib.Path) -> IO[str]:
-    # newline="" leaves line ends inside quoted CSV cells to the csv module.
-    if path.name.endswith(".gz"):
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return open(path, encoding="utf-8-sig", newline="")
+def _json_rows(lines: Iterator[str], path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSONL file, each with the number of its line, counted from 1."""
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                row = json.loads(line, object_pairs_hook=_object)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}:{number}: not valid JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}:{number}: expected a JSON object, got {line[:40]!r}")
+            yield number, row
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. A name that is there twice would else lose its first value in silence."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ValueError(f"the name {twice!r} is twice in one object")
+    return value
 
 
 @contextlib.contextmanager
-def _at(path: pathlib.Path, number: int | None = None) -> Iterator[None]:
-    """Puts file and line in front of an error's text, once."""
-    where = f"{path}:{number}" if number else f"{path}"
+def _at(where: str) -> Iterator[None]:
+    """Puts file and line in front of an error's text."""
     try:
         yield
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not UTF-8: {error}") from error
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{where}: not a whole gzip file: {error}") from error
-    except csv.Error as error:
-        raise ValueError(f"{where}: not valid CSV: {error}") from error
     except ValueError as error:
-        text = str(error)
-        raise ValueError(text if text.startswith(str(path)) else f"{where}: {text}") from error
+        raise ValueError(f"{where}: {error}") from error
+
+
+@contextlib.contextmanager
+def _whole(path: pathlib.Path) -> Iterator[IO[str]]:
+    """A text file to write, gzipped where the name ends so; it is there when it is whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    opener: Any = gzip.open if path.name.endswith(".gz") else open
+    try:
+        with opener(partial, "wt", encoding="utf-8") as file:
+            yield file
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _price(path: pathlib.Path, target: dict[str, Any], key: str) -> float:

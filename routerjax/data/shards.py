@@ -56,7 +56,8 @@ def encode(h_LPRD: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """Values as stored, and the exponents that undo the scaling: h = stored * 2^exponent.
 
     For float16 each (layer, pooling) is scaled by the power of two that brings its largest
-    magnitude into [2^14, 2^15): states beyond 65504 fit, and few small ones turn subnormal.
+    magnitude into [2^14, 2^15): states beyond 65504 fit, and few small ones turn subnormal. Each
+    value h comes back within max(2^-11 |h|, 2^-39 max|h|), the maximum over its (layer, pooling).
 
     Args:
       h_LPRD: [L, P, R, D] float32, finite.
@@ -78,4 +79,4 @@ def decode(stored: np.ndarray, exponents_LP: np.ndarray) -> np.ndarray:
 
 def digest(stored: np.ndarray) -> str:
     """BLAKE2b (128 bits) of the stored values in C order."""
-    return hashlib.blake2b(np.ascontiguousarray(stored), digest_size=16).hexdigest()
+    return hashlib.blake2b(np.ascontiguousarray(stored).data, digest_size=16).hexdigest()

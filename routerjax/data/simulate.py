@@ -73,9 +73,10 @@ def simulate(n: int, seed: int = 0) -> RoutingDataset:
 
         p_nm = c + (1 - c) sigmoid(a_m (theta_m + delta_m,skill - d_n) + f_m r_n)
 
-    (the three-parameter logistic model with a covariate). Discriminations a_m differ widely, so that
-    the curves of two targets cross within a skill: which target is best depends on the difficulty,
-    and a router must read it. Output lengths are lognormal and grow with level and room.
+    (the three-parameter logistic model with a covariate). Discriminations a_m differ widely, so
+    that the curves of two targets cross within a skill: which target is best depends on the
+    difficulty, and a router must read it. Output lengths are lognormal and grow with level and
+    room.
 
     Args:
       n: Number of queries, at least 1. A million take under a minute.

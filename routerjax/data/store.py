@@ -11,37 +11,18 @@ A block counts only when its `blocks/<n>.json` is there. Chunks carry CRC32C and
 NaN, so a torn chunk fails to decode and a deleted one reads as NaN: both are reported, never used.
 """
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
+from routerjax.data.identity import identity_differences
+from routerjax.data.rows import Rows
 from routerjax.data.shards import decode, digest, encode, open_array, rows_per_block
 from routerjax.files import Folder
 
 SCHEMA_VERSION = 1
-
-# Where the encoder was found does not change what it computes: its weights' digest does.
-_NOT_COMPARED = ("encoder_id", "revision")
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """The rows of a store, in store order.
-
-    Attributes:
-      ids: [N] query ids.
-      n_tokens_N: [N] int64, tokens the encoder read (template included, after truncation).
-      query_tokens_N: [N] int64, the query's own tokens before any truncation.
-      truncated_N: [N] bool, whether the query lost tokens.
-    """
-
-    ids: tuple[str, ...]
-    n_tokens_N: np.ndarray
-    query_tokens_N: np.ndarray
-    truncated_N: np.ndarray
 
 
 class ActivationStore:
@@ -203,8 +184,8 @@ class ActivationStore:
         Raises:
           ValueError: A layer or pooling the store does not hold; a missing or damaged block.
         """
-        l_index = [_position(self.layers, layer, "layers") for layer in layers or self.layers]
-        p_index = [_position(self.poolings, name, "poolings") for name in poolings or self.poolings]
+        l_index = _positions(self.layers, layers, "layers")
+        p_index = _positions(self.poolings, poolings, "poolings")
         wanted = list(range(self.n_blocks) if which is None else which)
         futures: dict[int, ts.Future] = {}
         for turn, block in enumerate(wanted):
@@ -215,11 +196,11 @@ class ActivationStore:
 
     def verify(self) -> list[int]:
         """Reads every committed block and returns those whose content is not what was committed."""
-        l_index, p_index = range(len(self.layers)), range(len(self.poolings))
+        l_index, p_index = list(range(len(self.layers))), list(range(len(self.poolings)))
         damaged = []
         for block, commit in sorted(self._commits.items()):
             try:
-                stored = self._start_read(block, list(l_index), list(p_index)).result()
+                stored = self._start_read(block, l_index, p_index).result()
                 whole = digest(stored) == commit["digest"]
             except Exception:
                 # Whatever stops the read (torn shard, lost file): not what was committed.
@@ -277,16 +258,10 @@ class ActivationStore:
         shape = (len(identity["layers"]), len(identity["poolings"]), len(rows.ids), width)
         block_rows = rows_per_block(shape[0], shape[1], width, identity["store_dtype"])
         array = open_array(folder, shape, block_rows, identity["store_dtype"], create=True)
-        folder.write_json(
-            "rows.json",
-            {
-                "ids": rows.ids,
-                "n_tokens": rows.n_tokens_N,
-                "query_tokens": rows.query_tokens_N,
-                "truncated": np.flatnonzero(rows.truncated_N),
-            },
-            indent=None,
-        )
+        for name in folder.list("blocks/"):
+            # Commits of a store that was here before, deleted but for these, would pass as ours.
+            folder.delete(name)
+        rows.save(folder)
         meta = {"schema_version": SCHEMA_VERSION, "identity": identity, "width": width}
         meta |= {"block_rows": block_rows, "plan": plan}
         folder.write_json("store.json", meta)
@@ -312,17 +287,7 @@ class ActivationStore:
                 f"{folder.path}store.json has schema version {meta.get('schema_version')!r}, this "
                 f"routerjax reads {SCHEMA_VERSION}: extract again with it"
             )
-        found = folder.read_json("rows.json")
-        if found is None:
-            raise ValueError(f"{folder.path}rows.json is missing: the store cannot be used")
-        truncated_N = np.zeros(len(found["ids"]), bool)
-        truncated_N[found["truncated"]] = True
-        rows = Rows(
-            tuple(found["ids"]),
-            np.array(found["n_tokens"], np.int64),
-            np.array(found["query_tokens"], np.int64),
-            truncated_N,
-        )
+        rows = Rows.load(folder)
         identity = meta["identity"]
         shape = (len(identity["layers"]), len(identity["poolings"]), len(rows.ids), meta["width"])
         block_rows, dtype = meta["block_rows"], identity["store_dtype"]
@@ -356,26 +321,10 @@ class ActivationStore:
             )
 
 
-def identity_differences(
-    made: dict[str, Any], now: dict[str, Any], name_made: str, name_now: str
-) -> list[str]:
-    """What differs between two identities; where an encoder was found does not count.
-
-    Args:
-      made, now: The two.
-      name_made, name_now: What the text calls their owners.
-
-    Returns:
-      A text for each field that differs, with both values.
-    """
-    return [
-        f"{key}: {name_made} has {made.get(key)!r}, {name_now} {now.get(key)!r}"
-        for key in sorted(set(made) | set(now))
-        if key not in _NOT_COMPARED and made.get(key) != now.get(key)
-    ]
-
-
-def _position(held: tuple, value: Any, name: str) -> int:
-    if value not in held:
-        raise ValueError(f"{name}: the store holds {list(held)}, got {value!r}")
-    return held.index(value)
+def _positions(held: tuple, wanted: Iterable | None, name: str) -> list[int]:
+    """Where the store holds what is wanted; all of it for None."""
+    values = list(held if wanted is None else wanted)
+    for value in values:
+        if value not in held:
+            raise ValueError(f"{name}: the store holds {list(held)}, got {value!r}")
+    return [held.index(value) for value in values]

@@ -283,7 +283,10 @@ def _read_config(folder: pathlib.Path) -> EncoderConfig:
     # transformers fills in what the file leaves to its class's defaults.
     from transformers import AutoConfig
 
-    full = AutoConfig.from_pretrained(folder).get_text_config().to_dict()
+    try:
+        full = AutoConfig.from_pretrained(folder).get_text_config().to_dict()
+    except Exception as error:
+        raise ValueError(f"{path}: transformers cannot read this config: {error}") from error
     return EncoderConfig.from_hf(full, str(path))
 
 

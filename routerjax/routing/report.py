@@ -4,9 +4,8 @@ The text says no more than the numbers do: where costs were assumed, where an in
 nothing gained, and where the router may only be recognising datasets.
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
-
-from absl import logging
 
 from routerjax.files import Folder
 from routerjax.routing import report_details as details
@@ -14,7 +13,9 @@ from routerjax.routing import report_tables as tables
 from routerjax.routing.report_html import Html, flat, join, page, picture, table, tag
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from routerjax.probes.table import ProbeTable
+
+logger = logging.getLogger(__name__)
 
 _NO_PICTURES = "No pictures: matplotlib is not installed (pip install routerjax[report] brings it)."
 
@@ -24,8 +25,7 @@ def write_report(
     *,
     title: str,
     metrics: dict[str, Any],
-    probe_figure: "Figure | None" = None,
-    probe_rows: list[dict[str, Any]] | None = None,
+    probes: "ProbeTable | None" = None,
     history: dict[str, Any] | None = None,
     data_summary: list[str] | None = None,
     config: dict[str, Any] | None = None,
@@ -36,8 +36,7 @@ def write_report(
       folder: Where to; a local path, a URL or a `Folder`.
       title: Of the page.
       metrics: What `evaluate_predictions` returned, or metrics.json read back.
-      probe_figure: What `ProbeTable.plot` returned; None leaves the picture out.
-      probe_rows: Rows of a table under it, all with the keys of the first.
+      probes: Of the training rows; None leaves the section out.
       history: Losses of training, as `figures.training_curves` takes them; None leaves them out.
       data_summary: Sentences about the data.
       config: Nested settings and versions, for the table at the end.
@@ -45,10 +44,10 @@ def write_report(
     Raises:
       OSError: The folder cannot be written.
     """
-    drawn = _draw(metrics, history)
+    drawn = _draw(metrics, history, probes)
     body: list[object] = [tables.lead(metrics)]
     if drawn is None:
-        logging.warning("report.html will be without pictures: pip install routerjax[report]")
+        logger.warning("report.html will be without pictures: pip install routerjax[report]")
         body.append(tag("p", _NO_PICTURES, css="dim"))
         drawn = {}
     if data_summary:
@@ -61,8 +60,9 @@ def write_report(
     body += [_heading("Where targets disagree"), details.agreement(metrics)]
     body += [details.near_misses(metrics), details.win_rates(metrics)]
     body += [_heading("Dataset by dataset"), details.per_dataset(metrics)]
-    if probe_figure is not None or probe_rows:
-        body += [_heading("Probes of the hidden states"), *_probes(probe_figure, probe_rows)]
+    if probes is not None:
+        body += [_heading("Probes of the hidden states"), drawn.get("probes", "")]
+        body.append(_probe_rows(probes))
     if history is not None:
         body += [_heading("Training"), drawn.get("training", "")]
         body.append(
@@ -78,7 +78,9 @@ def write_report(
     Folder(folder).write_bytes("report.html", page(title, *body).encode())
 
 
-def _draw(metrics: dict[str, Any], history: dict[str, Any] | None) -> dict[str, Html] | None:
+def _draw(
+    metrics: dict[str, Any], history: dict[str, Any] | None, probes: "ProbeTable | None"
+) -> dict[str, Html] | None:
     """The pictures by name; None where matplotlib is not installed."""
     try:
         from routerjax.routing import cost_figure, figures
@@ -99,24 +101,37 @@ def _draw(metrics: dict[str, Any], history: dict[str, Any] | None) -> dict[str, 
         drawn["training"] = picture(
             figures.training_curves(history), "Losses of the ensemble's members over the epochs"
         )
+    if probes is not None:
+        drawn["probes"] = picture(
+            probes.plot(), "Fisher separability and effective dimensions over the hidden states"
+        )
     return drawn
 
 
-def _probes(figure: "Figure | None", rows: list[dict[str, Any]] | None) -> list[Html]:
-    parts = []
-    if figure is not None:
-        parts.append(picture(figure, "Fisher separability and effective dimensions by layer"))
-    if rows:
-        head = list(rows[0])
-        cells = [[_plain(row.get(key)) for key in head] for row in rows]
-        parts.append(_folded(table(head, cells), len(rows)))
-    return parts
+def _probe_rows(probes: "ProbeTable") -> Html:
+    """J (mean over targets), dimensions and anisotropy of every hidden state and pooling."""
+    numbers = [probes.mean_over_targets()]
+    numbers += [probes.get(f"{name}/standardised") for name in ("d_eff", "entropy_dim", "n95")]
+    numbers.append(probes.get("anisotropy"))
+    head = (
+        "hidden state",
+        "pooling",
+        "J, mean over targets",
+        "d_eff",
+        "spectral-entropy dimension",
+        "components for 95%",
+        "anisotropy",
+    )
+    rows = [
+        [str(layer), pooling, *(_plain(float(value_LP[i, j])) for value_LP in numbers)]
+        for i, layer in enumerate(probes.layers)
+        for j, pooling in enumerate(probes.poolings)
+    ]
+    return _folded(table(head, rows, text_columns=(1,)), len(rows))
 
 
-def _plain(value: Any) -> str:
-    if value is None or value != value:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _plain(value: float) -> str:
+    return "–" if value != value else f"{value:.4g}"
 
 
 def _heading(text: str) -> Html:

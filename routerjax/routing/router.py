@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -150,9 +150,13 @@ class Router:
         self._refuse(store.identity, "the store's encoder")
         return self.trunk.predict(self.features.apply_store(store, ids))
 
+    @overload
+    def route(self, query: str, policy: Policy | None = None) -> Decision: ...
+    @overload
+    def route(self, query: list[str], policy: Policy | None = None) -> list[Decision]: ...
     def route(
-        self, query: str | Sequence[str], policy: Policy | None = None
-    ) -> "Decision | list[Decision]":
+        self, query: str | list[str], policy: Policy | None = None
+    ) -> Decision | list[Decision]:
         """Decides who answers.
 
         Args:
@@ -170,7 +174,7 @@ class Router:
         """
         if isinstance(query, str):
             return self._route([query], policy or self.policy)[0]
-        return self._route(list(query), policy or self.policy)
+        return self._route(query, policy or self.policy)
 
     def _route(self, queries: list[str], policy: Policy) -> list[Decision]:
         if not queries:

@@ -87,4 +87,7 @@ class TrunkConfig:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "TrunkConfig":
         """What `to_json` wrote."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+        fields: dict[str, Any] = {
+            key: tuple(item) if isinstance(item, list) else item for key, item in value.items()
+        }
+        return cls(**fields)

@@ -168,7 +168,7 @@ class _Loop:
             )
 
         graphdef, state = start(jnp.asarray(seeds))
-        self._put(state)
+        self._state = self._laid_out(state)
         copies = [np.broadcast_to(a, (layout.n_devices, *a.shape)) for a in arrays]
         self._data = Data(*jax.device_put(copies, self._by_device))
         body = functools.partial(run_epoch, graphdef, config, layout.rows_split)
@@ -194,9 +194,11 @@ class _Loop:
         """Puts the leaves of a `members()` state back, whatever devices it came from."""
         spare = self._n_slots - self.config.n_members
         whole = [np.concatenate([leaf, np.repeat(leaf[-1:], spare, axis=0)]) for leaf in leaves]
-        self._put(jax.tree.unflatten(jax.tree.structure(self._state), whole))
+        structure = jax.tree.structure(self._state)
+        self._state = self._laid_out(jax.tree.unflatten(structure, whole))
 
-    def _put(self, state: State) -> None:
+    def _laid_out(self, state: State) -> State:
+        """The state on the devices, a leading axis for them on every leaf."""
         n = self.layout.n_devices
 
         def lay_out(leaf: Any) -> np.ndarray:
@@ -205,7 +207,7 @@ class _Loop:
                 return np.broadcast_to(leaf, (n, *leaf.shape))
             return leaf.reshape(n, -1, *leaf.shape[1:])
 
-        self._state: State = jax.device_put(jax.tree.map(lay_out, state), self._by_device)
+        return jax.device_put(jax.tree.map(lay_out, state), self._by_device)
 
     def _gather(self, leaf: jax.Array) -> np.ndarray:
         if self.layout.rows_split > 1:  # All devices hold the same.

@@ -6,10 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 import routerjax.routing
 from routerjax.files import Folder
+from routerjax.probes.table import ProbeTable
 from routerjax.routing.metrics import evaluate_predictions
 from routerjax.routing.policy import Argmax, Tolerance
 from routerjax.routing.report import write_report
@@ -63,12 +63,26 @@ def _metrics(make_pool, policy=None, cost=True, rename=None, **kwargs):
         best_single=len(data.targets) - 1, cost_basis="assumed")  # fmt: skip
 
 
+def _probes(target):
+    names = ("d_eff", "entropy_dim", "n95", "rank")
+    value_LP = np.array([[np.nan], [0.1234567]], np.float32)
+    spectrum = {f"{name}/{space}": value_LP for name in names for space in ("raw", "standardised")}
+    return ProbeTable(
+        layers=(0, 3),
+        poolings=("mean",),
+        targets=(target,),
+        fisher={"trace/standardised": value_LP[:, :, None]},
+        spectrum=spectrum | {"anisotropy": value_LP},
+        reasons=[],
+        n_queries=600,
+    )
+
+
 def test_all_parts_are_there(make_pool, tmp_path):
     metrics = _metrics(make_pool, missing=0.05, fractional=True)
     loss_EK = np.linspace(0.7, 0.5, 5)[:, None].repeat(3, axis=1)
     write_report(
-        tmp_path, title="Routing a pool", metrics=metrics, probe_figure=Figure(),
-        probe_rows=[{"layer": 3, "pooling": "mean", "J": 0.1234567, "d_eff": None}],
+        tmp_path, title="Routing a pool", metrics=metrics, probes=_probes("a"),
         history={"train_loss_EK": loss_EK, "val_loss_EK": loss_EK, "best_epoch_K": [4, 4, 4],
                  "kept": [0, 2]},
         data_summary=["600 queries of 4 targets"], config={"seed": 0, "versions": {"jax": "0.10"}},
@@ -110,7 +124,7 @@ def test_a_saving_stands_beside_both_accuracies(make_pool, tmp_path):
 def test_names_are_escaped(make_pool, tmp_path):
     metrics = _metrics(make_pool, rename=EVIL)
     write_report(tmp_path, title=EVIL, metrics=metrics, data_summary=[EVIL], config={EVIL: EVIL},
-                 probe_rows=[{EVIL: EVIL}])  # fmt: skip
+                 probes=_probes(EVIL))  # fmt: skip
     parser, text = _read(tmp_path)
     assert text.count(EVIL) > 10
     assert b"<script" not in Folder(tmp_path).read_bytes("report.html")

@@ -1,6 +1,6 @@
 """Random material for question texts, drawn for many questions at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -53,7 +53,7 @@ class Draw:
         return [write(*row) for write, row in zip(picked, zip(*columns, strict=True), strict=True)]
 
 
-def listed(items: Sequence[Any], last: str = "and") -> str:
+def listed(items: Iterable[Any], last: str = "and") -> str:
     """Items as a sentence has them: "a, b and c"."""
     *head, tail = [str(item) for item in items]
     return f"{', '.join(head)} {last} {tail}"

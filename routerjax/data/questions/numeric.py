@@ -7,7 +7,7 @@ from routerjax.data.questions.words import ITEMS, NAMES
 def arithmetic(draw: Draw, level: int) -> list[str]:
     """From adding two numbers to divisors and prime factors."""
     if level == 0:
-        templates = ("What is {} plus {}?", "Add {} and {}.", "{} + {} = ?")
+        templates: tuple[str, ...] = ("What is {} plus {}?", "Add {} and {}.", "{} + {} = ?")
         return draw.fill(templates, draw.integers(2, 99), draw.integers(2, 99))
     if level == 1:
         large, small = draw.integers(200, 999), draw.integers(11, 199)
@@ -64,7 +64,7 @@ def units(draw: Draw, level: int) -> list[str]:
     """From a table unit to chains of conversions with prices."""
     if level == 0:
         pairs = draw.one(_SMALLER)
-        templates = ("How many {} are there in {} {}?", "How many {} make {} {}?")
+        templates: tuple[str, ...] = ("How many {} are there in {} {}?", "How many {} make {} {}?")
         small, large = [p[0] for p in pairs], [p[1] for p in pairs]
         return draw.fill(templates, small, draw.integers(2, 60), large)
     if level == 1:
@@ -121,7 +121,7 @@ def sequences(draw: Draw, level: int) -> list[str]:
         return draw.fill(("What number comes next: {}?", "Continue counting: {}."), terms)
     if level == 1:
         terms = [", ".join(str(a + (9 - k) * d) for k in range(5)) for a, d in pairs]
-        templates = (
+        templates: tuple[str, ...] = (
             "The numbers {} go down in equal steps. Which number follows?",
             "Counting down in equal steps: {}. What is the next number?",
         )
@@ -141,16 +141,18 @@ def sequences(draw: Draw, level: int) -> list[str]:
         templates = (
             "The differences between neighbours in {} are not equal but grow evenly. Which two "
             "numbers follow?",
-            "In the quadratic sequence {}, work out the next two terms from the second differences.",
+            "In the quadratic sequence {}, work out the next two terms from the second "
+            "differences.",
         )
         return draw.fill(templates, terms)
     if level == 4:
         rows = []
         for a, b in pairs:
-            terms = [a, b]
+            # With b = 2a the sequence would be geometric, and many recurrences would fit it.
+            row = [a, b + (b == 2 * a)]
             for _ in range(4):
-                terms.append(terms[-1] + 2 * terms[-2])
-            rows.append(", ".join(map(str, terms)))
+                row.append(row[-1] + 2 * row[-2])
+            rows.append(", ".join(map(str, row)))
         templates = (
             "In the sequence {} every term from the third on is a fixed combination of the two "
             "terms before it, with whole-number weights. Find the recurrence and the tenth term.",
@@ -198,7 +200,7 @@ def word_problems(draw: Draw, level: int) -> list[str]:
     ]
     owners = [who for who, _ in people]
     if level < 4:
-        templates = (
+        templates: tuple[str, ...] = (
             "{0} {1} How many {2} does {3} have now?",
             "{0} {1} How many {2} are left with {3}?",
         )

@@ -40,7 +40,9 @@ def logic(draw: Draw, level: int) -> list[str]:
         most, least = [kind[1] for kind in kinds], [kind[2] for kind in kinds]
         if level == 2:
             return draw.fill(("{} Who is the {}?", "{} Who is {} of the three?"), clues, most)
-        templates = ("{0} Name the {1} and the {2} of the five, and then the one in the middle.",)
+        templates: tuple[str, ...] = (
+            "{0} Name the {1} and the {2} of the five, and then the one in the middle.",
+        )
         return draw.fill(templates, clues, most, least)
     seats = [
         " ".join(f"{row[i]} sits directly to the left of {row[i + 1]}." for i in order)
@@ -57,9 +59,9 @@ def logic(draw: Draw, level: int) -> list[str]:
     pairs = draw.distinct(0, size - 1, 2)
     one, two = ([row[p[k]] for row, p in zip(people, pairs, strict=True)] for k in (0, 1))
     templates = (
-        "Seven friends, {0}, sit in one row. {1} If {3} sits further to the left than {4}, then the "
-        "friend who is {2} from the left pays for dinner; otherwise the friend who is {2} from the "
-        "right pays. The payer then swaps seats with the person in the middle seat, unless the "
+        "Seven friends, {0}, sit in one row. {1} If {3} sits further to the left than {4}, then "
+        "the friend who is {2} from the left pays for dinner; otherwise the friend who is {2} from "
+        "the right pays. The payer then swaps seats with the person in the middle seat, unless the "
         "payer sits there already. Who paid, and who sits at the two ends of the row now?",
     )
     return draw.fill(templates, names, seats, place, one, two)
@@ -78,7 +80,8 @@ _PROGRAMS = (
     (
         "n = {0}\nsteps = 0\nwhile n > {2}:\n    if n % 2 == 0:\n        n = n // 2\n    else:\n"
         "        n = n - 3\n    steps += 1\nprint(n, steps)",
-        "n, k = {1}, 0\nwhile n > 0:\n    n = n - {2}\n    if n % 3 == 0:\n        k += n\nprint(n, k)",
+        "n, k = {1}, 0\nwhile n > 0:\n    n = n - {2}\n    if n % 3 == 0:\n        k += n\n"
+        "print(n, k)",
     ),
     (
         "values = [i * i % {1} for i in range({2}, {2} + 9)]\ncounts = {{}}\nfor v in values:\n"
@@ -88,8 +91,9 @@ _PROGRAMS = (
     (
         "from functools import lru_cache\n\n@lru_cache\ndef f(n, k):\n    if n < {2}:\n"
         "        return n + k\n    if n % 3 == 0:\n        return f(n // 3, k + 1) - f(n - 4, k)\n"
-        "    return f(n - 2, k) + k * (n % {2})\n\nrows = []\nfor i in range({0} % 5, {0} % 5 + 6):\n"
-        "    for j in range(i):\n        if (i + j) % 2:\n            rows.append(f({1} + i, j))\n"
+        "    return f(n - 2, k) + k * (n % {2})\n\nrows = []\n"
+        "for i in range({0} % 5, {0} % 5 + 6):\n    for j in range(i):\n"
+        "        if (i + j) % 2:\n            rows.append(f({1} + i, j))\n"
         "print(len(rows), sum(rows) % {1}, max(rows, key=lambda r: (r % 7, r)))",
         "class Node:\n    def __init__(self, value, children=()):\n        self.value = value\n"
         "        self.children = list(children)\n\ndef build(n, depth):\n    if depth == 0:\n"
@@ -132,23 +136,21 @@ def tables(draw: Draw, level: int) -> list[str]:
         ]
         one, two = [row[0] for row in cities], [row[-1] for row in cities]
         what = [row[0] for row in items]
-        templates = (
+        templates: tuple[str, ...] = (
             ("The table is about {1}.\n\n{0}\n\nHow many were sold in {2}?",),
             ("The table is about {1}.\n\n{0}\n\nWhich city sold the most?",
              "The table is about {1}.\n\n{0}\n\nWhich city had the fewest returned?"),
             ("The table is about {1}.\n\n{0}\n\nHow many were sold in {2} and {3} together, after "
              "taking off those returned there?",),
-            ("The table is about {1}.\n\n{0}\n\nLeave out the city with the most returned. How many "
-             "were sold on average in each of the other cities, and how far is {2} from that?",),
+            ("The table is about {1}.\n\n{0}\n\nLeave out the city with the most returned. How "
+             "many were sold on average in each of the other cities, and how far is {2} from "
+             "that?",),
         )[level]  # fmt: skip
         return draw.fill(templates, tables, what, one, two)
     kinds = draw.table(0, 2, rows)
     tables = [
         "city | item | sold | returned\n"
-        + "\n".join(
-            f"{c} | {names[k]} | {s} | {r}"
-            for c, s, r, k in zip(*row, which, strict=True)
-        )
+        + "\n".join(f"{c} | {names[k]} | {s} | {r}" for c, s, r, k in zip(*row, which, strict=True))
         for row, which, names in zip(columns, kinds, items, strict=True)
     ]
     prices = [

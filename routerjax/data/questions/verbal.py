@@ -5,7 +5,6 @@ import numpy as np
 from routerjax.data.questions.draw import Draw, listed
 from routerjax.data.questions.words import CITIES, MONTHS, NAMES, WEEKDAYS, WORDS
 
-
 # Cities that do not change their clocks.
 _EAST = (
     ("Tokyo", "UTC+9"), ("Singapore", "UTC+8"), ("Perth", "UTC+8"), ("Hanoi", "UTC+7"),
@@ -22,7 +21,7 @@ def dates(draw: Draw, level: int) -> list[str]:
     """From tomorrow's weekday to time zones and leap years."""
     day, month = draw.integers(1, 28), draw.one(MONTHS)
     if level == 0:
-        templates = (
+        templates: tuple[str, ...] = (
             "{0} says that today is {1}. What day of the week will it be in {2} days?",
             "It is {1} today, and {0} is leaving in {2} days. On which weekday does {0} leave?",
         )
@@ -83,7 +82,7 @@ def dates(draw: Draw, level: int) -> list[str]:
 def strings(draw: Draw, level: int) -> list[str]:
     """From counting letters to ciphers and chains of edits."""
     if level == 0:
-        templates = (
+        templates: tuple[str, ...] = (
             'How many letters does the word "{}" have?',
             'What is the first letter of the word "{}"?',
             'What is the last letter of the word "{}"?',
@@ -116,16 +115,17 @@ def strings(draw: Draw, level: int) -> list[str]:
         templates = (
             'Encrypt the text "{} {} {}" with a Caesar cipher that shifts every letter forward by '
             "{} places, wrapping round from z to a, and then reverse each encrypted word.",
-            'Apply a Caesar shift of the alphabet to "{} {} {}", {} places forward with wrap-around '
-            "from z to a, and write every shifted word backwards.",
+            'Apply a Caesar shift of the alphabet to "{} {} {}", {} places forward with '
+            "wrap-around from z to a, and write every shifted word backwards.",
         )
         columns = zip(*draw.some(WORDS, 3), strict=True)
         return draw.fill(templates, *columns, draw.integers(2, 23))
     templates = (
-        "Start with the words {0}. Reverse each word; replace every vowel by the vowel that follows "
-        "it (a to e, e to i, i to o, o to u, u to a); delete every third character, not counting "
-        "spaces; shift the remaining letters {1} places back in the alphabet, wrapping round; and "
-        "finally sort the resulting strings by their last letter. Which string comes first?",
+        "Start with the words {0}. Reverse each word; replace every vowel by the vowel that "
+        "follows it (a to e, e to i, i to o, o to u, u to a); delete every third character, not "
+        "counting spaces; shift the remaining letters {1} places back in the alphabet, wrapping "
+        "round; and finally sort the resulting strings by their last letter. Which string "
+        "comes first?",
     )
     return draw.fill(templates, words, draw.integers(2, 9))
 
@@ -133,7 +133,7 @@ def strings(draw: Draw, level: int) -> list[str]:
 def sorting(draw: Draw, level: int) -> list[str]:
     """From three numbers to records with ties."""
     if level == 0:
-        templates = (
+        templates: tuple[str, ...] = (
             "Put the numbers {}, {} and {} in increasing order.",
             "Which is the smallest of {}, {} and {}?",
         )

@@ -1,0 +1,77 @@
+"""The bytes of a store: exact scaling, the error of float16, digests, sizes of blocks."""
+
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from routerjax.data.shards import decode, digest, encode, rows_per_block
+
+# Up to 2^127: rounding up the largest float32 would overflow. Subnormal values are among them.
+FLOATS = st.floats(-(2.0**127), 2.0**127, width=32)
+STATES = hnp.arrays(np.float32, st.tuples(*[st.integers(1, 3)] * 4), elements=FLOATS)
+
+
+@hypothesis.given(STATES)
+def test_float16_is_within_its_stated_error(h_LPRD):
+    stored, exponents_LP = encode(h_LPRD, "float16")
+    assert stored.dtype == np.float16 and np.isfinite(stored).all()
+    error = np.abs(decode(stored, exponents_LP).astype(np.float64) - h_LPRD)
+    largest = np.abs(h_LPRD.astype(np.float64)).max(axis=(2, 3), keepdims=True)
+    # 11 bits of significand, and below the smallest normal number half a step of 2^-24; then half
+    # a step of float32's own subnormals.
+    allowed = np.maximum(2.0**-11 * np.abs(h_LPRD), 2.0**-39 * largest) + 2.0**-150
+    assert (error <= allowed).all()
+
+
+@hypothesis.given(STATES)
+def test_the_scale_is_a_power_of_two_that_uses_the_range(h_LPRD):
+    stored, exponents_LP = encode(h_LPRD, "float16")
+    largest = np.abs(stored.astype(np.float64)).max(axis=(2, 3))
+    some = np.abs(h_LPRD).max(axis=(2, 3)) > 0
+    assert (largest[some] >= 2**14).all() and (largest <= 2**15).all()
+    assert exponents_LP.dtype == np.int32
+
+
+@hypothesis.given(
+    hnp.arrays(np.int16, (2, 2, 3, 4), elements=st.integers(-2047, 2047)), st.integers(-60, 60)
+)
+def test_what_float16_can_hold_comes_back_exactly_at_any_scale(whole, exponent):
+    h_LPRD = np.ldexp(whole.astype(np.float32), exponent)
+    np.testing.assert_array_equal(decode(*encode(h_LPRD, "float16")), h_LPRD)
+
+
+def test_one_state_does_not_touch_the_precision_of_another():
+    """Gemma 3's states pass float16's range; those beside them must not pay for it."""
+    h_LPRD = np.random.default_rng(0).normal(size=(2, 2, 5, 7)).astype(np.float32)
+    alone = decode(*encode(h_LPRD, "float16"))
+    h_LPRD[1, 1] *= 1e9
+    np.testing.assert_array_equal(decode(*encode(h_LPRD, "float16"))[0], alone[0])
+
+
+@hypothesis.given(STATES)
+def test_float32_is_exact(h_LPRD):
+    stored, exponents_LP = encode(h_LPRD, "float32")
+    assert not exponents_LP.any()
+    np.testing.assert_array_equal(decode(stored, exponents_LP), h_LPRD)
+
+
+def test_digest_is_of_the_values_in_c_order():
+    values = np.arange(24, dtype=np.float16).reshape(2, 3, 4)
+    assert digest(values) == digest(np.asfortranarray(values)) == digest(values.copy())
+    assert len(digest(values)) == 32
+    other = values.copy()
+    other[1, 2, 3] = np.nextafter(other[1, 2, 3], np.float16(0))
+    assert digest(other) != digest(values)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "rows"),
+    [((7, 2, 384), "float16", 1024), ((29, 8, 2048), "float16", 141), ((29, 8, 2048), "float32", 70),
+     ((100, 8, 10**6), "float32", 1)],
+)  # fmt: skip
+def test_blocks_have_1024_rows_or_fit_128_mib(shape, dtype, rows):
+    assert rows_per_block(*shape, dtype) == rows
+    row_bytes = np.prod(shape) * np.dtype(dtype).itemsize
+    assert rows == 1 or rows * row_bytes <= 128 * 2**20

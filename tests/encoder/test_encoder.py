@@ -1,0 +1,142 @@
+"""Encoder: what users call; its errors, its independence of company, two processes."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from routerjax.data.store import ActivationStore
+from routerjax.devices import make_mesh
+from routerjax.encoder.encoder import Encoder
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_encoder_folder):
+    return Encoder.from_pretrained(tiny_encoder_folder)
+
+
+def close(actual, expected):
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_every_query_has_its_states_whoever_comes_with_it(encoder, tiny_data):
+    queries = tiny_data.queries[:100]
+    together = encoder.capture(queries)
+    assert together.shape == (100, 4, 2, 32) and together.dtype == np.float32
+    close(encoder.capture(queries[::-1])[::-1], together)
+    close(np.concatenate([encoder.capture([query]) for query in queries[:5]]), together[:5])
+
+
+def test_layers_and_poolings_are_picked(encoder):
+    whole = encoder.capture(["abc"], poolings=("last", "mean", "max"))
+    close(encoder.capture(["abc"], layers=[-1, 1], poolings=("max",)), whole[:, [1, 3], 2:])
+    assert encoder.capture([]).shape == (0, 4, 2, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layers": [4]}, r"hidden states 0 \(embeddings\) to 3"),
+        ({"layers": []}, "got none"),
+        ({"layers": [1, -3]}, "each hidden state counts once"),
+        ({"layers": "last"}, "'all' or a list"),
+        ({"poolings": ("median",)}, "got 'median'"),
+        ({"poolings": ("mean", "mean")}, "different ones"),
+        ({"queries": "abc"}, "one text; write"),
+        ({"queries": ["abc", " "]}, r"queries\[1\]"),
+    ],
+)
+def test_wrong_arguments_are_named(encoder, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        encoder.capture(**{"queries": ["abc"]} | arguments)
+
+
+def test_max_tokens_stops_at_the_models_positions(encoder):
+    assert encoder.max_tokens == 96
+    long = encoder.prompter(["a" * 500])
+    assert long.lengths_N[0] == 96 and long.truncated_N[0]
+    assert np.isfinite(encoder.capture(["a" * 500])).all()
+
+
+def test_bfloat16_is_near_and_says_so(tiny_encoder_folder, encoder, tiny_data):
+    half = Encoder.from_pretrained(tiny_encoder_folder, compute_dtype="bfloat16")
+    exact, rough = (e.capture(tiny_data.queries[:20]) for e in (encoder, half))
+    assert rough.dtype == np.float32
+    assert 1e-6 < np.abs(exact - rough).max() / np.abs(exact).max() < 0.05
+    assert half.identity["compute_dtype"] == "bfloat16"
+    assert half.identity["weights_digest"] == encoder.identity["weights_digest"]
+
+
+def test_a_mesh_of_eight_gives_the_same(tiny_encoder_folder, encoder, tiny_data):
+    spread = Encoder.from_pretrained(tiny_encoder_folder, mesh=make_mesh("data:8"))
+    queries = tiny_data.queries[:30]
+    close(spread.capture(queries), encoder.capture(queries))
+
+
+def test_what_is_no_encoder_is_refused(tiny_encoder_folder, tmp_path):
+    with pytest.raises(ValueError, match="no folder /nowhere/at/all"):
+        Encoder.from_pretrained("/nowhere/at/all")
+    with pytest.raises(ValueError, match=r"config\.json: expected the config"):
+        Encoder.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="local folder, which has none"):
+        Encoder.from_pretrained(tiny_encoder_folder, revision="main")
+    with pytest.raises(ValueError, match="compute_dtype"):
+        Encoder.from_pretrained(tiny_encoder_folder, compute_dtype="int8")
+    other = tmp_path / "other"
+    shutil.copytree(tiny_encoder_folder, other)
+    (other / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    with pytest.raises(ValueError, match=r"model_type is 'mamba'; supported are bert, llama"):
+        Encoder.from_pretrained(other)
+
+
+def test_an_unreachable_hub_is_an_error_that_names_the_model():
+    with pytest.raises(OSError, match="no folder 'nobody/nothing'"):
+        Encoder.from_pretrained("nobody/nothing")
+
+
+@pytest.mark.slow
+def test_two_processes_share_an_extraction(tiny_encoder_folder, tiny_data, tmp_path):
+    """Each takes every second block; the store is the one a single process makes."""
+    from routerjax.data.readers import write_dataset
+
+    write_dataset(tiny_data, tmp_path / "data.jsonl")
+    script = f"""
+        import routerjax as rj
+        from routerjax.data import shards
+        shards.BLOCK_ROWS = 256
+        rj.start_distributed()
+        encoder = rj.Encoder.from_pretrained({str(tiny_encoder_folder)!r})
+        data = rj.read_dataset({str(tmp_path / "data.jsonl")!r})
+        rj.extract(encoder, data, {str(tmp_path / "two")!r})
+    """
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    cluster = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(script)],
+            env=os.environ | cluster | {"JAX_PROCESS_ID": str(i), "XLA_FLAGS": ""},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    for job in jobs:
+        _, errors = job.communicate(timeout=300)
+        assert job.returncode == 0, errors[-2000:]
+    from routerjax.data import shards
+    from routerjax.encoder.extract import extract
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "BLOCK_ROWS", 256)
+        encoder = Encoder.from_pretrained(tiny_encoder_folder)
+        one = extract(encoder, tiny_data, tmp_path / "one")
+    two = ActivationStore.open(tmp_path / "two")
+    assert [c["digest"] for c in one.commits()] == [c["digest"] for c in two.commits()]
