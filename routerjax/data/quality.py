@@ -93,7 +93,7 @@ def describe(data: RoutingDataset) -> Quality:
     """Counts missing outcomes, equal and near-equal texts, and constant outcomes.
 
     Args:
-      data: Any data set. Near-equal texts take about 0.2 ms a row.
+      data: Any data set. Near-equal texts take 0.1 to 0.4 ms a row.
 
     Returns:
       The counts.

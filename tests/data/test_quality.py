@@ -1,14 +1,12 @@
 """What is counted and reported of a data set."""
 
 import json
-import time
 
 import numpy as np
 import pytest
 
 from routerjax.data.dataset import RoutingDataset
-from routerjax.data.groups import group_rows, normalised
-from routerjax.data.near import NEAR, near_equal
+from routerjax.data.groups import group_rows
 from routerjax.data.quality import ConstantCell, describe
 from routerjax.data.readers import read_dataset
 
@@ -31,64 +29,6 @@ def _data(queries, y_NM=None, given=None, **fields):
         groups=group_rows(queries, given or [None] * len(queries)),
         **fields,
     )
-
-
-def _jaccard(one, two):
-    """Of character 5-grams, by sets; the padding makes short texts have some."""
-    sets = [{(t + "\0" * 4)[i : i + 5] for i in range(len(t))} for t in map(normalised, (one, two))]
-    return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
-
-
-def _change(text, words):
-    """The text with its first words replaced."""
-    return " ".join([*("zz" * (i + 2) for i in range(words)), *text.split()[words:]])
-
-
-# ---- near-equal texts
-
-
-def test_near_equal_agrees_with_all_pairs():
-    base = _texts(60)
-    queries = base + [_change(text, words % 12) + " end" for words, text in enumerate(base)]
-    overlap = np.array([[_jaccard(one, two) for one in queries] for two in queries])
-    np.fill_diagonal(overlap, 0)
-    found = near_equal([normalised(q) for q in queries], np.arange(len(queries)))
-    # None is made up; only links within 0.05 of the bound may be overlooked.
-    assert not found[overlap.max(axis=1) < NEAR].any()
-    assert found[overlap.max(axis=1) >= NEAR + 0.05].all()
-    assert 40 < found.sum() < 110
-
-
-@pytest.mark.parametrize("texts", [[], ["a"], ["a", "b"], ["", "abc"], ["é", "日本", "日本語"]])
-def test_few_and_short_texts(texts):
-    assert near_equal(texts, np.arange(len(texts))).shape == (len(texts),)
-
-
-def test_texts_of_one_group_are_not_counted():
-    text = _texts(1)[0]
-    queries = [text, text + " end", *_texts(20, seed=1)]
-    assert describe(_data(queries)).n_near_equal == 2
-    assert describe(_data(queries, given=["g", "g"] + [None] * 20)).n_near_equal == 0
-
-
-@pytest.mark.parametrize("own_words", [5, 40], ids=["all near", "all just too far"])
-def test_shared_boilerplate_does_not_make_it_quadratic(own_words):
-    """Thousands of prompts in one bucket: work must grow with the rows, not with their pairs."""
-    boilerplate = _texts(1, words=80)[0]
-    queries = [f"{boilerplate} {own}" for own in _texts(3000, seed=2, words=own_words)]
-    start = time.monotonic()
-    share = describe(_data(queries)).n_near_equal / len(queries)
-    assert time.monotonic() - start < 20  # Some 2 s; all pairs would take minutes.
-    assert (share > 0.99) == (own_words == 5)
-
-
-def test_real_data_is_linked_as_its_description_says(shared_data):
-    quality = describe(read_dataset(shared_data / "routing9/train.jsonl"))
-    assert 0.03 < quality.n_near_equal / quality.n_queries < 0.05
-    assert ConstantCell("llama3-chatqa-1.5-8b", "mmlu", 398, False) in quality.constant_cells
-
-
-# ---- the other counts
 
 
 def test_counts_of_equal_texts_and_missing_outcomes():
@@ -135,3 +75,16 @@ def test_to_json_is_json():
     assert value["constant_cells"][0] == {
         "target": "t0", "dataset": None, "n_rows": 30, "correct": True,
     }  # fmt: skip
+
+
+def test_texts_of_one_group_are_not_counted():
+    text = _texts(1)[0]
+    queries = [text, text + " end", *_texts(20, seed=1)]
+    assert describe(_data(queries)).n_near_equal == 2
+    assert describe(_data(queries, given=["g", "g"] + [None] * 20)).n_near_equal == 0
+
+
+def test_real_data_is_linked_as_its_description_says(shared_data):
+    quality = describe(read_dataset(shared_data / "routing9/train.jsonl"))
+    assert 0.03 < quality.n_near_equal / quality.n_queries < 0.05
+    assert ConstantCell("llama3-chatqa-1.5-8b", "mmlu", 398, False) in quality.constant_cells

@@ -68,9 +68,13 @@ def test_digest_is_of_the_values_in_c_order():
 
 @pytest.mark.parametrize(
     ("shape", "dtype", "rows"),
-    [((7, 2, 384), "float16", 1024), ((29, 8, 2048), "float16", 141), ((29, 8, 2048), "float32", 70),
-     ((100, 8, 10**6), "float32", 1)],
-)  # fmt: skip
+    [
+        ((7, 2, 384), "float16", 1024),
+        ((29, 8, 2048), "float16", 141),
+        ((29, 8, 2048), "float32", 70),
+        ((100, 8, 10**6), "float32", 1),
+    ],
+)
 def test_blocks_have_1024_rows_or_fit_128_mib(shape, dtype, rows):
     assert rows_per_block(*shape, dtype) == rows
     row_bytes = np.prod(shape) * np.dtype(dtype).itemsize
