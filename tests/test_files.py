@@ -26,6 +26,11 @@ def test_files_come_back_and_go(folder):
     assert folder.read_bytes("a/b.bin") is None
 
 
+def test_an_empty_file_is_there(folder):
+    folder.write_bytes("empty", b"")
+    assert folder.read_bytes("empty") == b"" and folder.exists("empty")
+
+
 def test_list_is_sorted_and_takes_a_prefix(folder):
     assert folder.list() == []
     for name in ("blocks/10.json", "blocks/9.json", "blocks.txt", "h/c/0", "blocksy/1"):
@@ -62,7 +67,7 @@ def test_json_is_strict_and_keeps_what_it_can(folder):
     }  # fmt: skip
 
 
-def test_json_that_is_not_there_and_json_that_is_none(folder):
+def test_json_that_is_not_there_and_json_that_is_torn(folder):
     assert folder.read_json("v.json") is None
     folder.write_bytes("v.json", b'{"a": ')
     with pytest.raises(ValueError, match=r"v\.json is not valid JSON"):
@@ -108,6 +113,7 @@ def test_local_and_remote(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert Folder("a/b").path == f"{tmp_path}/a/b/" == Folder("~/a/b").path
+    assert Folder(f"{tmp_path}/").path == Folder(tmp_path).path
     memory = Folder("memory://x")
     assert not memory.is_local
     with pytest.raises(ValueError, match="memory://x/ is not a folder of this machine"):

@@ -10,7 +10,7 @@ from routerjax.data.dataset import RoutingDataset
 from routerjax.data.groups import group_rows
 
 # Whole numbers up to here are exact in float32.
-_MOST_TOKENS = 2**24
+MOST_TOKENS = 2**24
 
 
 class Columns:
@@ -186,9 +186,9 @@ def _score(target: str, score: Any) -> float:
 def _tokens(target: str, tokens: Any) -> float:
     if tokens is None:
         return math.nan
-    if isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 <= tokens <= _MOST_TOKENS:
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 <= tokens <= MOST_TOKENS:
         raise ValueError(
-            f"output_tokens[{target!r}]: expected an integer from 0 to {_MOST_TOKENS}, got "
+            f"output_tokens[{target!r}]: expected an integer from 0 to {MOST_TOKENS}, got "
             f"{tokens!r}"
         )
     return float(tokens)

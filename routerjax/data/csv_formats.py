@@ -1,11 +1,16 @@
 """The two CSV layouts as rows of the JSONL format: long (a line an answer) and wide (a query)."""
 
+import array
 import csv
 import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
+
+import numpy as np
+
+from routerjax.data.columns import MOST_TOKENS
 
 LONG = ("question", "model", "isCorrect")
 _OPTIONAL = ("id", "dataset", "group")
@@ -54,32 +59,69 @@ def _long(
     numbered: Iterator[tuple[int, dict[str, str]]], path: str, targets: tuple[str, ...] | None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Answers collected by question. They are checked here: only here is their line known."""
-    rows: dict[str, tuple[int, dict[str, Any]]] = {}
-    line_of: dict[tuple[str, str], int] = {}
+    places: dict[str, int] = {}  # Of each question in the two lists.
+    lines: list[int] = []
+    optionals: list[dict[str, str]] = []
+    models: dict[str, int] = {}
+    # Question, model, line, score and tokens of each answer: NaN and -1 stand for empty cells.
+    answers: list[Any] = [array.array(code) for code in "qiqdq"]
     for line, cells in numbered:
         question, model = cells["question"], cells["model"]
         if not question.strip() or not model.strip():
             raise ValueError(f"{path}:{line}: question and model must not be empty")
         _check_target(model, path, line, targets)
-        before = line_of.setdefault((question, model), line)
-        if before != line:
-            raise ValueError(
-                f"{path}:{line}: {model!r} has answered this question already in line {before}"
-            )
-        fresh = {"query": question, "correct": {}, "output_tokens": {}}
-        first, row = rows.setdefault(question, (line, fresh))
+        place = places.setdefault(question, len(lines))
+        if place == len(lines):
+            lines.append(line)
+            optionals.append({})
+        known = optionals[place]
         for name, value in _optional(cells).items():
-            if row.setdefault(name, value) != value:
+            if known.setdefault(name, value) != value:
                 raise ValueError(
-                    f"{path}:{line}: {name}: this question has {row[name]!r} in line {first}, got "
-                    f"{value!r}"
+                    f"{path}:{line}: {name}: this question has {known[name]!r} in line "
+                    f"{lines[place]}, got {value!r}"
                 )
-        row["correct"][model] = _number(cells["isCorrect"], "isCorrect", path, line)
+        score = _number(cells["isCorrect"], "isCorrect", path, line)
         tokens = cells.get("output_tokens", "").strip()
-        if tokens:
-            row["output_tokens"][model] = _integer(tokens, path, line)
-    for line, row in rows.values():
-        yield line, {"id": _digest(row["query"])} | row
+        answer = (
+            place,
+            models.setdefault(model, len(models)),
+            line,
+            math.nan if score is None else score,
+            _integer(tokens, path, line) if tokens else -1,
+        )
+        for column, number in zip(answers, answer, strict=True):
+            column.append(number)
+    question_n, model_n, line_n, score_n, tokens_n = map(np.asarray, answers)
+    names = list(models)
+    _refuse_twice(question_n, model_n, line_n, names, path)
+    order = np.argsort(question_n, kind="stable")
+    starts = np.searchsorted(question_n[order], np.arange(len(lines) + 1))
+    for place, question in enumerate(places):
+        at = order[starts[place] : starts[place + 1]]
+        found = zip(model_n[at].tolist(), score_n[at].tolist(), tokens_n[at].tolist(), strict=True)
+        row: dict[str, Any] = {"id": _digest(question), "query": question} | optionals[place]
+        row |= {"correct": {}, "output_tokens": {}}
+        for model_index, score, tokens in found:
+            row["correct"][names[model_index]] = None if math.isnan(score) else score
+            if tokens >= 0:
+                row["output_tokens"][names[model_index]] = tokens
+        yield lines[place], row
+
+
+def _refuse_twice(
+    question_n: np.ndarray, model_n: np.ndarray, line_n: np.ndarray, models: list[str], path: str
+) -> None:
+    """Refuses a second answer of one model to one question; arguments are columns of answers."""
+    order = np.lexsort((model_n, question_n))  # Stable: the earlier line comes first.
+    same = (np.diff(question_n[order]) == 0) & (np.diff(model_n[order]) == 0)
+    if same.any():
+        first = np.flatnonzero(same)[line_n[order[1:][same]].argmin()]
+        before, again = order[first], order[first + 1]
+        raise ValueError(
+            f"{path}:{line_n[again]}: {models[model_n[again]]!r} has answered this question "
+            f"already in line {line_n[before]}"
+        )
 
 
 def _wide(
@@ -162,10 +204,11 @@ def _number(text: str, column: str, path: str, line: int) -> float | None:
 def _integer(text: str, path: str, line: int) -> int:
     try:
         value = float(text)
-        if value != int(value) or value < 0:
+        if value != int(value) or not 0 <= value <= MOST_TOKENS:
             raise ValueError
     except (ValueError, OverflowError):
         raise ValueError(
-            f"{path}:{line}: output_tokens: expected an integer >= 0, got {text!r}"
+            f"{path}:{line}: output_tokens: expected an integer from 0 to {MOST_TOKENS}, got "
+            f"{text!r}"
         ) from None
     return int(value)

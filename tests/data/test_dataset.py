@@ -79,6 +79,13 @@ def test_split_and_folds_do_not_depend_on_the_order_of_rows(groups, seed, random
         assert set(one.ids) == set(two.ids)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_folds_balance_groups_of_unequal_size(seed):
+    """The largest groups are placed first: placed last, this one would leave 9 rows against 3."""
+    sizes = [len(test) for _, test in _data("aaaaaabcdefg").folds(2, seed)]
+    assert sizes == [6, 6]
+
+
 def test_seeds_give_other_splits():
     data = _data([str(i) for i in range(200)])
     firsts = {data.split(0.5, seed)[0].ids for seed in range(5)}

@@ -1,0 +1,200 @@
+"""The scripts as a user runs them: each on its own, in a row, and wrongly."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from routerjax.data.readers import write_dataset, write_pool
+from routerjax.data.simulate import simulate
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def start(script: str, *flags: str, **kwargs) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", f"experiments.{script}", *flags],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": ""} | kwargs,
+    )
+
+
+def run(script: str, *flags: str, stdin: str = "") -> subprocess.CompletedProcess:
+    job = start(script, *flags)
+    out, err = job.communicate(stdin, timeout=300)
+    return subprocess.CompletedProcess(job.args, job.returncode, out, err)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """train.jsonl, test.jsonl and pool.json of a small simulated pool."""
+    folder = tmp_path_factory.mktemp("files")
+    test, train = simulate(600).split(0.25, seed=0)
+    write_dataset(train, folder / "train.jsonl")
+    write_dataset(test, folder / "test.jsonl.gz")
+    write_pool(train, folder / "pool.json")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def work(files, tiny_encoder_folder, tmp_path_factory):
+    """extract, probe and train, one after the other."""
+    work = tmp_path_factory.mktemp("work")
+    common = [f"--workdir={work}", f"--data={files}/train.jsonl", f"--pool={files}/pool.json"]
+    jobs = [
+        ("extract", f"--encoder={tiny_encoder_folder}", "--layers=1-3", "--mesh=data:1"),
+        ("probe", f"--store={work}/store"),
+        ("train", f"--store={work}/store", "--pca_dim=20", "--members=3", "--keep=2", "--epochs=5"),
+    ]
+    for script, *flags in jobs:
+        done = run(script, *common, *flags)
+        assert done.returncode == 0, done.stderr
+        config = json.loads((work / "config.json").read_text())
+        assert config["config"]["data"] == f"{files}/train.jsonl"
+        assert config["versions"]["jax"] and config["devices"]
+    return work
+
+
+def test_extract_probe_and_train_leave_what_they_say(work):
+    for name in (
+        "store/store.json",
+        "probes.json",
+        "probes.png",
+        "train.json",
+        "router/router.json",
+    ):
+        assert (work / name).stat().st_size > 0, name
+    router = json.loads((work / "router/router.json").read_text())
+    assert router["features"]["blocks"] == [[1, "mean"], [2, "mean"], [3, "mean"]]
+    assert len(router["targets"]) == 7
+    assert len(json.loads((work / "train.json").read_text())["history"]["kept"]) == 2
+
+
+def test_evaluate_extracts_and_reports(work, files, tiny_encoder_folder, tmp_path):
+    flags = [f"--data={files}/test.jsonl.gz", f"--pool={files}/pool.json",
+             f"--router={work}/router", "--policy=tolerance:0.1"]  # fmt: skip
+    done = run("evaluate", f"--workdir={tmp_path}", f"--encoder={tiny_encoder_folder}", *flags)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["cost_basis"] == "recorded"
+    assert metrics["policy"] == {"name": "tolerance", "tau": 0.1}
+    for key in ("n_queries", "targets", "auc", "mean_auc", "accuracy", "router_accuracy",
+                "best_single", "best_single_accuracy", "oracle_accuracy", "headroom_captured",
+                "cost_router", "cost_most_expensive", "cost_saving_vs_most_expensive",
+                "zero_router_saving_at_equal_accuracy", "within_dataset_auc",
+                "routed_share"):  # fmt: skip
+        assert key in metrics
+    assert "<html" in (tmp_path / "report.html").read_text()
+    assert "mean AUC" in done.stdout
+    again = run("evaluate", f"--workdir={tmp_path}/again", f"--store={tmp_path}/store", *flags)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "again/metrics.json").read_text()) == metrics
+
+
+def test_route_decides_for_a_flag_and_for_lines(work):
+    one = run("route", f"--router={work}/router", "--query=What is 7 + 5?")
+    assert one.returncode == 0, one.stderr
+    decision = json.loads(one.stdout)
+    assert decision["query"] == "What is 7 + 5?"
+    assert decision["target"] in decision["probabilities"]
+    many = run("route", f"--router={work}/router", "--policy=tolerance:1",
+               stdin="What is 7 + 5?\n\nSort 3, 1, 2.\n")  # fmt: skip
+    lines = [json.loads(line) for line in many.stdout.splitlines()]
+    assert [line["query"] for line in lines] == ["What is 7 + 5?", "Sort 3, 1, 2."]
+    assert {line["target"] for line in lines} == {"wren-1b"}
+
+
+def test_quickstart_is_their_sum(files, tiny_encoder_folder, tmp_path):
+    flags = [f"--workdir={tmp_path}", f"--encoder={tiny_encoder_folder}", "--n_queries=500"]
+    done = run("quickstart", *flags)
+    assert done.returncode == 0, done.stderr
+    for name in ("config.json", "store/store.json", "probes.json", "probes.png", "train.json",
+                 "router/router.json", "metrics.json", "report.html"):  # fmt: skip
+        assert (tmp_path / name).stat().st_size > 0, name
+    before = json.loads((tmp_path / "metrics.json").read_text())
+    again = run("quickstart", *flags)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "metrics.json").read_text()) == before
+
+
+def test_a_dry_run_tells_and_writes_nothing(files, tiny_encoder_folder, tmp_path):
+    done = run("extract", f"--workdir={tmp_path}/none", f"--data={files}/train.jsonl",
+               f"--encoder={tiny_encoder_folder}", "--dry_run")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {"bytes", "flops", "hours"} <= {line.split()[0] for line in done.stdout.splitlines()}
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_sigterm_ends_with_code_0_and_says_how_to_go_on(tiny_encoder_folder, tmp_path):
+    write_dataset(simulate(30_000), tmp_path / "data.jsonl")
+    flags = [f"--workdir={tmp_path}/work", f"--data={tmp_path}/data.jsonl", "--max_tokens=16",
+             f"--encoder={tiny_encoder_folder}"]  # fmt: skip
+    job = start("extract", *flags)
+    blocks = tmp_path / "work/store/blocks"
+    while job.poll() is None and not (blocks.is_dir() and any(blocks.iterdir())):
+        time.sleep(0.01)
+    job.send_signal(signal.SIGTERM)
+    _, err = job.communicate(timeout=120)
+    assert job.returncode == 0, err
+    assert "blocks to go" in err and "Run the same command again" in err
+    n_before = len(list(blocks.iterdir()))
+    assert n_before < 30
+    done = run("extract", *flags)
+    assert done.returncode == 0, done.stderr
+    assert len(list(blocks.iterdir())) == 30
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "message"),
+    [
+        ("extract", ["--data=d", "--encoder=e"], "--workdir"),
+        ("extract", ["--data={files}/none.jsonl", "--encoder=e"], "none.jsonl"),
+        ("extract", ["--data={files}/train.jsonl", "--encoder=/no/such"], "no folder /no/such"),
+        ("probe", ["--data={files}/train.jsonl", "--store={files}/none"], "no activation store"),
+        ("train", ["--data={files}/broken.jsonl", "--store=s"], "broken.jsonl:2: not valid JSON"),
+        ("evaluate", ["--data={files}/train.jsonl", "--router=r"], "give --store, or --encoder"),
+        ("route", ["--router={files}/none", "--query=q"], "holds no router"),
+        ("quickstart", ["--pcadim=3"], "Unknown command line flag 'pcadim'"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(script, flags, message, files, tmp_path):
+    first = (files / "train.jsonl").read_text().splitlines()[0]
+    (files / "broken.jsonl").write_text(first + "\n{]\n")
+    given = [flag.format(files=files) for flag in flags]
+    if script != "route" and message != "--workdir":
+        given.append(f"--workdir={tmp_path}")
+    done = run(script, *given)
+    assert done.returncode == 1
+    assert message in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_training_stopped_by_sigterm_goes_on_to_the_same_router(work, files, tmp_path):
+    flags = [f"--data={files}/train.jsonl", f"--store={work}/store", "--pca_dim=20",
+             "--members=3", "--keep=2", "--epochs=40"]  # fmt: skip
+    whole = run("train", f"--workdir={tmp_path}/whole", *flags)
+    assert whole.returncode == 0, whole.stderr
+    job = start("train", f"--workdir={tmp_path}/cut", *flags)
+    while job.poll() is None and not (tmp_path / "cut/checkpoints/job.json").exists():
+        time.sleep(0.005)
+    job.send_signal(signal.SIGTERM)
+    _, err = job.communicate(timeout=120)
+    assert job.returncode == 0, err
+    again = run("train", f"--workdir={tmp_path}/cut", *flags)
+    assert again.returncode == 0, again.stderr
+    digests = [
+        json.loads((tmp_path / name / "router/router.json").read_text())["arrays_digest"]
+        for name in ("whole", "cut")
+    ]
+    assert digests[0] == digests[1]
