@@ -84,7 +84,7 @@ def capture(config: Config, encoder: rj.Encoder, data: rj.RoutingDataset) -> dic
 
 def trunk(config: Config, encoder: rj.Encoder, data: rj.RoutingDataset) -> dict[str, Any]:
     """Ten members at once against one after the other in torch, on features of all layers."""
-    store = rj.extract(encoder, data, f"{config.workdir}/store")
+    store = rj.extract(encoder, data, rj.Folder(config.workdir) / "store")
     published = rj.TrunkConfig()
     val, fit = data.split(published.val_fraction, published.split_seed)
     features = rj.fit_features(rj.Recipe.all_layers(), store, fit)
@@ -113,7 +113,10 @@ def main() -> None:
     unknown = [name for name in config.suite if name not in suites]
     if unknown:
         raise ValueError(f"--suite: expected some of {', '.join(suites)}, got {unknown[0]!r}")
-    data = options.read_data(config) if config.data else rj.simulate(4000, config.seed)
+    if config.data:
+        data, _ = options.read_data(config)
+    else:
+        data = rj.simulate(4000, config.seed)
     encoder = options.load_encoder(config)
     results = {name: suites[name](config, encoder, data) for name in config.suite}
     folder = rj.Folder(config.workdir)

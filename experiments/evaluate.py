@@ -39,10 +39,11 @@ def main() -> None:
     policy = rj.parse_policy(config.policy)
     if not config.store and not config.encoder:
         raise ValueError("give --store, or --encoder to extract these queries first")
-    data = options.read_data(config)
+    data, summary = options.read_data(config)
     router = rj.Router.load(config.router)
-    rj.jobs.write_config(config.workdir, config)
-    path = config.store or f"{config.workdir}/store"
+    folder = rj.Folder(config.workdir)
+    rj.jobs.write_config(folder, config)
+    path = config.store or folder / "store"
     if config.encoder:
         encoder = rj.Encoder.from_pretrained(
             config.encoder,
@@ -57,13 +58,13 @@ def main() -> None:
     else:
         store = rj.ActivationStore.open(path)
     metrics = rj.evaluate(router, store, data, policy)
-    rj.Folder(config.workdir).write_json("metrics.json", metrics)
+    folder.write_json("metrics.json", metrics)
     rj.write_report(
-        config.workdir,
+        folder,
         title="routerjax evaluation",
         metrics=metrics,
         history=router.training["history"],
-        data_summary=rj.describe(data).lines(),
+        data_summary=summary,
         config=rj.jobs.describe_run(config),
     )
     print("\n".join(rj.summary_lines(metrics)))

@@ -51,7 +51,7 @@ def main() -> None:
         if not config.batch_tokens.isdecimal():
             raise ValueError(f"--batch_tokens: expected auto or an integer: {config.batch_tokens}")
         batch_tokens = int(config.batch_tokens)
-    data = options.read_data(config)
+    data, _ = options.read_data(config)
     encoder = options.load_encoder(config)
     choices: dict[str, Any] = {
         "layers": rj.parse_layers(config.layers),
@@ -63,8 +63,9 @@ def main() -> None:
         for name, value in rj.estimate(encoder, data, **choices).items():
             print(f"{name:18} {value:,.4g}" if isinstance(value, float) else f"{name:18} {value:,}")
         return
-    rj.jobs.write_config(config.workdir, config)
-    store = rj.extract(encoder, data, config.store or f"{config.workdir}/store", **choices)
+    folder = rj.Folder(config.workdir)
+    rj.jobs.write_config(folder, config)
+    store = rj.extract(encoder, data, config.store or folder / "store", **choices)
     print(f"store: {store.folder.path}")
 
 

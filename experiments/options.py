@@ -102,11 +102,12 @@ def minilm() -> str:
     return str(pathlib.Path(spec.submodule_search_locations[0]) / "model")
 
 
-def read_data(config: Any) -> rj.RoutingDataset:
-    """The label file of a config, with what is odd about it logged."""
+def read_data(config: Any) -> tuple[rj.RoutingDataset, list[str]]:
+    """The label file of a config, and what is to know about it, which is logged too."""
     data = rj.read_dataset(config.data, pool=config.pool)
-    rj.jobs.log("\n".join([f"{config.data}:", *rj.describe(data).lines()]))
-    return data
+    lines = rj.describe(data).lines()
+    rj.jobs.log("\n".join([f"{config.data}:", *lines]))
+    return data, lines
 
 
 def split_names(text: str) -> tuple[str, ...]:

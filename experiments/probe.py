@@ -27,7 +27,7 @@ class Config:
 def main() -> None:
     """Probes the store and prints the best hidden states."""
     config = options.read(Config)
-    data = options.read_data(config)
+    data, _ = options.read_data(config)
     rj.jobs.write_config(config.workdir, config)
     table = rj.probe(rj.ActivationStore.open(config.store), data)
     table.save(config.workdir)

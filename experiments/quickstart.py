@@ -40,16 +40,21 @@ def main() -> None:
     folder = rj.Folder(config.workdir)
     rj.jobs.write_config(config.workdir, config)
     if config.data:
-        data = options.read_data(config)
+        data, summary = options.read_data(config)
     else:
         data = rj.simulate(config.n_queries, config.seed)
+        summary = [
+            "simulated: questions from templates, hence near-equal texts; every outcome is an "
+            "independent draw from a known P(correct)",
+            *rj.describe(data).lines(),
+        ]
     encoder = options.load_encoder(config)
-    store = rj.extract(encoder, data, f"{config.workdir}/store")
+    store = rj.extract(encoder, data, folder / "store")
     test, train = data.split(TEST_SHARE, config.seed)
     table = rj.probe(store, train)
     table.save(folder)
-    router = rj.fit_router(store, train, checkpoints=f"{config.workdir}/checkpoints")
-    router.save(f"{config.workdir}/router")
+    router = rj.fit_router(store, train, checkpoints=folder / "checkpoints")
+    router.save(folder / "router")
     folder.write_json("train.json", router.training)
     metrics = rj.evaluate(router, store, test)
     folder.write_json("metrics.json", metrics)
@@ -59,7 +64,7 @@ def main() -> None:
         metrics=metrics,
         probes=table,
         history=router.training["history"],
-        data_summary=rj.describe(data).lines(),
+        data_summary=summary,
         config=rj.jobs.describe_run(config),
     )
     print("\n".join(rj.summary_lines(metrics)))

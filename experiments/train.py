@@ -37,20 +37,21 @@ class Config:
 def main() -> None:
     """Trains and saves a router."""
     config = options.read(Config)
-    data = options.read_data(config)
+    data, _ = options.read_data(config)
     recipe = rj.Recipe.parse(config.recipe, config.layers, config.pooling, config.pca_dim)
     trunk = options.trunk_config(config)
-    rj.jobs.write_config(config.workdir, config)
+    folder = rj.Folder(config.workdir)
+    rj.jobs.write_config(folder, config)
     router = rj.fit_router(
         rj.ActivationStore.open(config.store),
         data,
         recipe=recipe,
         config=trunk,
-        checkpoints=f"{config.workdir}/checkpoints",
+        checkpoints=folder / "checkpoints",
     )
-    router.save(f"{config.workdir}/router")
-    rj.Folder(config.workdir).write_json("train.json", router.training)
-    print(f"router: {config.workdir}/router")
+    router.save(folder / "router")
+    folder.write_json("train.json", router.training)
+    print(f"router: {folder.path}router")
 
 
 if __name__ == "__main__":

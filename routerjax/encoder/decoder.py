@@ -13,7 +13,8 @@ from routerjax.encoder.config import EncoderConfig
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    # As Hugging Face writes it; jax.nn.gelu goes by erfc, which takes three times as long on CPU.
+    "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5)),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
 }

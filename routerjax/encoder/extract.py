@@ -13,8 +13,9 @@ from jax.experimental import multihost_utils
 
 from routerjax import jobs
 from routerjax.data.dataset import RoutingDataset
+from routerjax.data.rows import Rows
 from routerjax.data.shards import STORE_DTYPES
-from routerjax.data.store import ActivationStore, Rows
+from routerjax.data.store import ActivationStore
 from routerjax.encoder.batches import BatchPlan, choose_buckets, pack
 from routerjax.encoder.encoder import Encoder, check_poolings
 from routerjax.encoder.layers import ALL, resolve_layers
@@ -79,7 +80,9 @@ def extract(
       jobs.Stopped: SIGTERM came; the block in hand was finished.
     """
     options = (layers, poolings, store_dtype)
-    if ActivationStore.exists(path):
+    exists = ActivationStore.exists(path)
+    _wait_for_all("looked")  # Before one of them makes it, or they would go separate ways.
+    if exists:
         store = ActivationStore.open(path, complete=False)
         store.refuse_other(_identity(encoder, data, *options))
     else:

@@ -93,9 +93,7 @@ class Moments(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="gram")
-def begin(
-    h_LPRD: jax.Array, weight_R: jax.Array, y_RM: jax.Array, gram: bool = False
-) -> Running:
+def begin(h_LPRD: jax.Array, weight_R: jax.Array, y_RM: jax.Array, gram: bool = False) -> Running:
     """A pass before its first block: zero sums about the mean of that block's used rows.
 
     Args:
@@ -269,4 +267,3 @@ def _moments(sums: Sums, shift_D: jax.Array) -> Moments:
         class_first_MKD - first_D[None, None],
         variance(sums.class_square_MKD / rows_MK1, class_first_MKD),
     )
-

@@ -275,4 +275,3 @@ def _concatenated(block: Block) -> Block:
     n_rows = h_LPRD.shape[2]
     x_RE = h_LPRD.transpose(2, 0, 1, 3).reshape(n_rows, -1)
     return x_RE[None, None], weight_R, y_RM
-

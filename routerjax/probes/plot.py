@@ -42,9 +42,7 @@ def draw(table: "ProbeTable", name: str) -> Figure:
     heights = [max(3.0, legend_height / n_rows)] * n_rows + [2.7] * n_rows + [2.3]
     widths = [max(_PANEL, 5.5 / n_columns)] * n_columns + [_LEGEND]
     figure = Figure(figsize=(sum(widths), sum(heights) + 0.4), layout="constrained")
-    figure.suptitle(
-        f"Probes of the hidden states on {table.n_queries:,} queries", fontsize=12
-    )
+    figure.suptitle(f"Probes of the hidden states on {table.n_queries:,} queries", fontsize=12)
     grid = figure.add_gridspec(len(heights), n_columns + 1, width_ratios=widths,
                                height_ratios=heights)  # fmt: skip
 

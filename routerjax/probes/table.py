@@ -198,4 +198,3 @@ def _index(names: tuple[str, ...], name: str, argument: str) -> int:
     if name not in names:
         raise ValueError(f"{argument}: the table has {', '.join(names)}, got {name!r}")
     return names.index(name)
-

@@ -88,7 +88,10 @@ class SharedTrunkNet(nnx.Module):
         if not sum(widths):
             return [None] * len(widths)
         # 16 random bits decide on a unit: half the cost of 32, and a share off by at most 2^-17.
-        bits = jax.vmap(lambda key: jax.random.bits(key, (sum(widths),), jnp.uint16))(keys_R)
+        # Words are halved here, as jax.random's own uint16 takes as long as two words.
+        n_words = -(-sum(widths) // 2)
+        words = jax.vmap(lambda key: jax.random.bits(key, (n_words,), jnp.uint32))(keys_R)
+        bits = jnp.concatenate([words & 0xFFFF, words >> 16], axis=1)
         ends = np.cumsum(widths)
         return [
             bits[:, end - width : end] >= round(share * 2**16) if width else None
@@ -96,31 +99,38 @@ class SharedTrunkNet(nnx.Module):
         ]
 
 
-def init_members(
-    n_features: int,
-    hidden: Sequence[int],
-    n_targets: int,
-    dropout: Sequence[float],
-    keys_K: jax.Array,
+def member_graph(
+    n_features: int, hidden: Sequence[int], n_targets: int, dropout: Sequence[float]
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """K networks with independent initial weights.
+    """The graph definition of one member and its abstract parameters; nothing is computed.
+
+    Args: As of SharedTrunkNet.
+    """
+
+    def make() -> SharedTrunkNet:
+        return SharedTrunkNet(n_features, hidden, n_targets, dropout, nnx.Rngs(0))
+
+    return nnx.split(nnx.eval_shape(make))
+
+
+def init_members(
+    n_features: int, hidden: Sequence[int], n_targets: int, keys_K: jax.Array
+) -> nnx.State:
+    """Independent initial parameters of K members, stacked on axis 0.
 
     Args:
       n_features: C.
       hidden: Widths of the hidden layers.
       n_targets: M.
-      dropout: Share of units dropped behind each hidden layer.
       keys_K: [K] random keys.
-
-    Returns:
-      The graph definition of one member, and the parameters of all, stacked on axis 0.
     """
 
-    def make(key: jax.Array) -> SharedTrunkNet:
-        return SharedTrunkNet(n_features, hidden, n_targets, dropout, nnx.Rngs(params=key))
+    def make(key: jax.Array) -> nnx.State:
+        none = (0.0,) * len(hidden)
+        net = SharedTrunkNet(n_features, hidden, n_targets, none, nnx.Rngs(params=key))
+        return nnx.state(net, nnx.Param)
 
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(jax.random.key(0))))
-    return graphdef, jax.vmap(lambda key: nnx.state(make(key), nnx.Param))(keys_K)
+    return jax.vmap(make)(keys_K)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -209,14 +219,8 @@ class Trunk:
     @functools.cached_property
     def _model(self) -> tuple[nnx.GraphDef, nnx.State]:
         """One member's graph, and the parameters of all on the device, once."""
-        graphdef, state = nnx.split(
-            nnx.eval_shape(
-                lambda: SharedTrunkNet(
-                    self.n_features, self.hidden, self.n_targets, (0.0,) * len(self.hidden),
-                    nnx.Rngs(0),
-                )
-            )
-        )  # fmt: skip
+        no_dropout = (0.0,) * len(self.hidden)
+        graphdef, state = member_graph(self.n_features, self.hidden, self.n_targets, no_dropout)
         layers: dict[int, dict[str, jax.Array]] = {}
         for name, value in self.params.items():
             layer, leaf = name.split(".")

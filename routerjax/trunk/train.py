@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from routerjax import jobs
 from routerjax.trunk.checkpoint import Checkpoints
 from routerjax.trunk.config import TrunkConfig
-from routerjax.trunk.net import Trunk, init_members
+from routerjax.trunk.net import Trunk, init_members, member_graph
 from routerjax.trunk.step import DEVICES, Data, Losses, State, init_key, optimiser, run_epoch
 
 logger = logging.getLogger(__name__)
@@ -149,31 +149,11 @@ class _Loop:
         self._n_slots = n_slots = layout.per_device * (layout.n_devices if dealt_out else 1)
         seeds = np.array(config.seeds + config.seeds[-1:] * (n_slots - config.n_members), np.uint32)
 
-        def start(seeds_K: jax.Array) -> tuple[Any, State]:
-            keys_K = jax.vmap(init_key)(seeds_K)
-            graphdef, params = init_members(
-                n_features, config.hidden, n_targets, config.dropout, keys_K
-            )
-            zeros = jnp.zeros(n_slots, jnp.int32)
-            return graphdef, State(
-                params,
-                jax.vmap(optimiser(config).init)(params),
-                params,
-                jnp.full(n_slots, jnp.inf),
-                zeros - 1,
-                zeros,
-                zeros > 0,
-                seeds_K,
-                zeros,
-            )
-
-        graphdef, state = start(jnp.asarray(seeds))
-        self._state = self._laid_out(state)
+        self._state = self._laid_out(_start(config, n_features, n_targets, jnp.asarray(seeds)))
         copies = [np.broadcast_to(a, (layout.n_devices, *a.shape)) for a in arrays]
         self._data = Data(*jax.device_put(copies, self._by_device))
-        body = functools.partial(run_epoch, graphdef, config, layout.rows_split)
-        # The state is donated: it is moved on in place.
-        self._epoch = jax.pmap(body, axis_name=DEVICES, devices=devices, donate_argnums=0)
+        shape = (n_features, n_targets)
+        self._epoch = _compiled_epoch(config, shape, layout.rows_split, tuple(devices))
 
     def dispatch(self) -> tuple[Losses, jax.Array]:
         """Starts an epoch; its losses and which members have stopped by now, still on devices."""
@@ -214,6 +194,37 @@ class _Loop:
             return np.asarray(leaf.addressable_shards[0].data)[0]
         whole = np.asarray(leaf)
         return whole.reshape(-1, *whole.shape[2:])[: self.config.n_members]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _start(config: TrunkConfig, n_features: int, n_targets: int, seeds_K: jax.Array) -> State:
+    """The state before the first epoch."""
+    keys_K = jax.vmap(init_key)(seeds_K)
+    params = init_members(n_features, config.hidden, n_targets, keys_K)
+    zeros_K = jnp.zeros(seeds_K.shape, jnp.int32)
+    return State(
+        params,
+        jax.vmap(optimiser(config).init)(params),
+        params,
+        jnp.full(seeds_K.shape, jnp.inf),
+        zeros_K - 1,
+        zeros_K,
+        zeros_K > 0,
+        seeds_K,
+        zeros_K,
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled_epoch(
+    config: TrunkConfig, shape: tuple[int, int], rows_split: int, devices: tuple[jax.Device, ...]
+) -> Any:
+    """The pmapped epoch. Kept, so that a second training of this kind compiles nothing."""
+    n_features, n_targets = shape
+    graphdef, _ = member_graph(n_features, config.hidden, n_targets, config.dropout)
+    body = functools.partial(run_epoch, graphdef, config, rows_split)
+    # The state is donated: it is moved on in place.
+    return jax.pmap(body, axis_name=DEVICES, devices=devices, donate_argnums=0)
 
 
 def _run(loop: _Loop, config: TrunkConfig, saver: Checkpoints | None) -> np.ndarray:

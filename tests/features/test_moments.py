@@ -162,9 +162,7 @@ def test_compensated_sums_keep_what_float32_drops():
 def test_class_weights_split_observed_rows():
     weight_R = jnp.array([1.0, 0.0, 2.0, 1.0])
     y_RM = jnp.array([[0.0], [1.0], [1.0], [jnp.nan]])
-    np.testing.assert_array_equal(
-        class_weights(weight_R, y_RM), [[[1, 0, 0, 0], [0, 0, 2, 0]]]
-    )
+    np.testing.assert_array_equal(class_weights(weight_R, y_RM), [[[1, 0, 0, 0], [0, 0, 2, 0]]])
 
 
 def _moments_of(x_RD):

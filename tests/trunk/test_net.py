@@ -19,12 +19,12 @@ def sigmoid(x):
 
 @pytest.fixture(scope="module")
 def members():
-    return init_members(5, (8, 6), 3, (0.3, 0.2), jax.random.split(jax.random.key(0), 4))
+    return init_members(5, (8, 6), 3, jax.random.split(jax.random.key(0), 4))
 
 
 @pytest.fixture(scope="module")
 def trunk(members):
-    return Trunk.from_state(members[1], [2, 0])
+    return Trunk.from_state(members, [2, 0])
 
 
 def test_the_formula(trunk):
@@ -54,7 +54,7 @@ def test_other_widths_are_refused(trunk):
 
 def test_initial_weights_are_pytorchs_uniform():
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): bounds, and variance bound^2 / 3, biases included."""
-    _, params = init_members(100, (300,), 50, (0.0,), jax.random.split(jax.random.key(1), 3))
+    params = init_members(100, (300,), 50, jax.random.split(jax.random.key(1), 3))
     for layer, fan_in in ((0, 100), (1, 300)):
         for leaf in ("kernel", "bias"):
             values = np.asarray(nnx.to_pure_dict(params)["layers"][layer][leaf])
@@ -65,7 +65,7 @@ def test_initial_weights_are_pytorchs_uniform():
 
 
 def test_members_start_apart(members):
-    kernels = np.asarray(nnx.to_pure_dict(members[1])["layers"][0]["kernel"])
+    kernels = np.asarray(nnx.to_pure_dict(members)["layers"][0]["kernel"])
     assert len(np.unique(kernels.reshape(4, -1), axis=0)) == 4
 
 

@@ -38,7 +38,7 @@ def reference(rows, config, seed):
     """One member by hand: a loop over batches in NumPy float64, Adam with coupled L2."""
     x, y, x_val, y_val = (np.asarray(a, np.float64) for a in rows)
     key = step.init_key(jnp.uint32(seed))[None]
-    _, params = init_members(x.shape[1], config.hidden, y.shape[1], config.dropout, key)
+    params = init_members(x.shape[1], config.hidden, y.shape[1], key)
     from flax import nnx
 
     layers = nnx.to_pure_dict(params)["layers"]
