@@ -35,8 +35,9 @@ def hugging_face_loop(folder: str, queries: tuple[str, ...], max_tokens: int) ->
                 states = model(**batch, output_hidden_states=True).hidden_states
             for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
                 real = [state[row, :length] for state in states]
-                pooled.append([[h[-1].numpy(), h.mean(0).numpy()] for h in real])
-        return np.array(pooled, np.float32)
+                rows_LP = [torch.stack([h[-1], h.mean(0)]) for h in real]
+                pooled.append(torch.stack(rows_LP).numpy())
+        return np.stack(pooled)
 
     return run
 

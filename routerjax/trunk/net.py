@@ -87,14 +87,16 @@ class SharedTrunkNet(nnx.Module):
         ]
         if not sum(widths):
             return [None] * len(widths)
-        # 16 random bits decide on a unit: half the cost of 32, and a share off by at most 2^-17.
-        # Words are halved here, as jax.random's own uint16 takes as long as two words.
-        n_words = -(-sum(widths) // 2)
-        words = jax.vmap(lambda key: jax.random.bits(key, (n_words,), jnp.uint32))(keys_R)
-        bits = jnp.concatenate([words & 0xFFFF, words >> 16], axis=1)
+        # A random byte decides on a unit, a quarter of the cost of a word. Its 256 steps are made
+        # exact by rounding each row's threshold up or down at random.
+        n_words = -(-sum(widths) // 4)
+        words = jax.vmap(lambda key: jax.random.bits(key, (n_words + 1,), jnp.uint32))(keys_R)
+        coin_R1 = words[:, n_words:].astype(jnp.float32) * 2.0**-32
+        words = words[:, :n_words]
+        random = jnp.concatenate([(words >> shift) & 0xFF for shift in (0, 8, 16, 24)], axis=1)
         ends = np.cumsum(widths)
         return [
-            bits[:, end - width : end] >= round(share * 2**16) if width else None
+            random[:, end - width : end] >= jnp.floor(share * 256 + coin_R1) if width else None
             for end, width, share in zip(ends, widths, self.dropout, strict=True)
         ]
 

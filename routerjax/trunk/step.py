@@ -73,6 +73,13 @@ def init_key(seed: jax.Array) -> jax.Array:
     return stream(seed, _INIT)
 
 
+def shuffled(seed: jax.Array, epoch: jax.Array, n_rows: int) -> jax.Array:
+    """The order in which a member takes the rows in an epoch, [n_rows]."""
+    key = jax.random.fold_in(stream(seed, _SHUFFLE), epoch)
+    # One sort, where jax.random.permutation makes two to be fair to the last of 2^32 ties.
+    return jnp.argsort(jax.random.bits(key, (n_rows,)))
+
+
 def optimiser(config: TrunkConfig) -> optax.GradientTransformation:
     """Adam with coupled L2, as PyTorch's `Adam(weight_decay=...)`."""
     return optax.chain(
@@ -109,10 +116,7 @@ def run_epoch(
 def _member_epoch(
     graphdef: nnx.GraphDef, config: TrunkConfig, rows_split: int, state: State, data: Data
 ) -> tuple[State, Losses]:
-    epoch_keys = [
-        jax.random.fold_in(stream(state.seed, purpose), state.epoch)
-        for purpose in (_SHUFFLE, _DROPOUT)
-    ]
+    dropout_key = jax.random.fold_in(stream(state.seed, _DROPOUT), state.epoch)
     optim = optimiser(config)
 
     def loss_sum(params: Any, x_RC: jax.Array, y_RM: jax.Array, weight_R: jax.Array, keys_R: Any):
@@ -130,7 +134,7 @@ def _member_epoch(
         params, opt_state = carry
         rows_R, weight_R = batch
         # One key a row: how rows are split over devices does not change what is dropped.
-        keys_R = jax.vmap(lambda row: jax.random.fold_in(epoch_keys[1], row))(rows_R)
+        keys_R = jax.vmap(lambda row: jax.random.fold_in(dropout_key, row))(rows_R)
         x_RC, y_RM = data.x_train_NC[rows_R], data.y_train_NM[rows_R]
         (total, count), gradient = jax.value_and_grad(loss_sum, has_aux=True)(
             params, x_RC, y_RM, weight_R, keys_R
@@ -145,7 +149,7 @@ def _member_epoch(
         x_RC, y_RM = data.x_val_NC[rows_R], data.y_val_NM[rows_R]
         return None, over_devices(loss_sum(params, x_RC, y_RM, weight_R, None))
 
-    order_N = jax.random.permutation(epoch_keys[0], data.x_train_NC.shape[0])
+    order_N = shuffled(state.seed, state.epoch, data.x_train_NC.shape[0])
     batches = _batches(order_N, config.batch_size, rows_split)
     carry = (state.params, state.opt_state)
     (params, opt_state), (totals, counts) = jax.lax.scan(train_batch, carry, batches)

@@ -65,8 +65,8 @@ def reference(rows, config, seed):
 
     history, steps = [], 0
     for epoch in range(config.epochs):
-        key = jax.random.fold_in(step.stream(jnp.uint32(seed), 1), epoch)
-        order = np.asarray(jax.random.permutation(key, len(x)))
+        order = np.asarray(step.shuffled(jnp.uint32(seed), epoch, len(x)))
+        assert len(set(order)) == len(x)
         totals = np.zeros(2)
         for start in range(0, len(x), config.batch_size):
             at = order[start : start + config.batch_size]
