@@ -1,16 +1,34 @@
-"""J and effective dimensionality of every hidden state, from a store and outcomes.
+"""J and effective dimensionality of every hidden state, from a store or from an encoder.
 
     python -m experiments.probe --workdir=runs/a --data=train.jsonl --store=runs/a/store
+    python -m experiments.probe --workdir=runs/a --data=train.jsonl --stream --encoder=Qwen/Qwen3-4B
 
-Writes probes.json and probes.png. MiniLM, 4,608 queries, 9 targets: seconds on two CPU cores.
+Writes probes.json and probes.png. MiniLM, 4,608 queries, 9 targets: seconds on two CPU cores from a
+store. `--stream` captures on the way and stores nothing, so it takes as long as an extraction; with
+`--n_probe=2000 --then_extract=6` it probes a sample and then extracts the six hidden states of the
+largest J for all queries, into --store or the workdir; run again, that goes on where it was.
 """
 
 import dataclasses
+from typing import Any
+
+from absl import flags
 
 import routerjax as rj
 from experiments import options
 
-options.define("workdir", "seed", "data", "pool", "store", required=("workdir", "data", "store"))
+_ENCODING = ("encoder", "revision", "layers", "poolings", "max_tokens", "batch_tokens",
+             "compute_dtype", "store_dtype", "mesh")  # fmt: skip
+_STREAMING = ("pca", "sketch", "budget_gib", "n_probe", "then_extract")
+
+options.define("workdir", "seed", "data", "pool", "store", "pca_dim", *_ENCODING,
+               required=("workdir", "data"))  # fmt: skip
+flags.DEFINE_bool("stream", False, "Probe what --encoder reads, without a store.")
+flags.DEFINE_bool("pca", False, "With --stream: J after PCA too, in a second prefill.")
+flags.DEFINE_integer("sketch", None, "With --stream: d_eff from so many random projections.", 2)
+flags.DEFINE_float("budget_gib", None, "With --stream: GiB for the totals on each device.", 0)
+flags.DEFINE_integer("n_probe", None, "With --stream: rows of a sample to probe, about.", 2)
+flags.DEFINE_integer("then_extract", None, "With --stream: states to extract, the best by J.", 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,19 +39,77 @@ class Config:
     seed: int
     data: str
     pool: str | None
-    store: str
+    store: str | None
+    encoder: str | None
+    revision: str | None
+    layers: str
+    poolings: str
+    max_tokens: int
+    batch_tokens: str
+    compute_dtype: str
+    store_dtype: str
+    mesh: str
+    pca_dim: int
+    stream: bool
+    pca: bool
+    sketch: int | None
+    budget_gib: float | None
+    n_probe: int | None
+    then_extract: int | None
 
 
 def main() -> None:
-    """Probes the store and prints the best hidden states."""
+    """Probes and prints the best hidden states."""
     config = options.read(Config)
+    _check(config)
     data, _ = options.read_data(config)
     rj.jobs.write_config(config.workdir, config)
-    table = rj.probe(rj.ActivationStore.open(config.store), data)
-    table.save(config.workdir)
+    if config.stream:
+        table = _stream(config, data)
+    else:
+        table = rj.probe(rj.ActivationStore.open(config.store), data, pca_dim=config.pca_dim)
+        table.save(config.workdir)
     print("J (trace, standardised), mean over targets:")
     for layer, pooling, value in table.rank()[:5]:
         print(f"  hidden state {layer:3d}, {pooling:10} {value:.4f}")
+
+
+def _stream(config: Config, data: rj.RoutingDataset) -> rj.ProbeTable:
+    encoder = options.load_encoder(config)
+    budget, tokens = config.budget_gib, config.batch_tokens
+    choices: dict[str, Any] = {
+        "layers": rj.parse_layers(config.layers),
+        "poolings": options.split_names(config.poolings),
+        "budget_bytes": None if budget is None else int(budget * 2**30),
+        "batch_tokens": None if tokens == "auto" else int(tokens),
+        **{name: getattr(config, name) for name in ("pca", "pca_dim", "sketch", "n_probe", "seed")},
+    }
+    if config.then_extract is None:
+        table = rj.probe_stream(encoder, data, **choices)
+        table.save(config.workdir)
+        return table
+    path = config.store or rj.Folder(config.workdir) / "store"
+    table, store = rj.probe_then_extract(
+        encoder, data, path, config.workdir, keep=config.then_extract,
+        store_dtype=config.store_dtype, **choices,
+    )  # fmt: skip
+    print(f"store: {store.folder.path}")
+    return table
+
+
+def _check(config: Config) -> None:
+    """Refuses flags that do not go together."""
+    if config.stream and config.encoder is None:
+        raise ValueError("--stream: give the --encoder that is to be probed")
+    if config.stream and config.then_extract is None and config.store:
+        raise ValueError("--stream leaves no --store: give --then_extract=K too, or no --store")
+    if not config.stream and config.store is None:
+        raise ValueError("give --store, or --stream and --encoder to probe without one")
+    misplaced = [name for name in _ENCODING + _STREAMING if flags.FLAGS[name].present]
+    if not config.stream and misplaced:
+        raise ValueError(f"--{misplaced[0]} needs --stream: without it a store is probed as it is")
+    if config.batch_tokens != "auto" and not config.batch_tokens.isdecimal():
+        raise ValueError(f"--batch_tokens: expected auto or an integer: {config.batch_tokens}")
 
 
 if __name__ == "__main__":

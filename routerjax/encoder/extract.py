@@ -4,7 +4,7 @@ import concurrent.futures
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -84,7 +84,7 @@ def extract(
     _wait_for_all("looked")  # Before one of them makes it, or they would go separate ways.
     if exists:
         store = ActivationStore.open(path, complete=False)
-        store.refuse_other(_identity(encoder, data, *options))
+        store.refuse_other(identity_of(encoder, data, *options))
     else:
         job = prepare(encoder, data, *options, batch_tokens=batch_tokens)
         if jax.process_index() == 0:
@@ -114,7 +114,7 @@ def prepare(
     Raises:
       ValueError: As `extract`.
     """
-    identity = _identity(encoder, data, layers, poolings, store_dtype)
+    identity = identity_of(encoder, data, layers, poolings, store_dtype)
     batch_tokens = encoder.default_batch_tokens if batch_tokens is None else batch_tokens
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens: expected at least 1, got {batch_tokens}")
@@ -133,14 +133,20 @@ def prepare(
     return Job(identity, rows, plan, dict(zip(data.ids, data.queries, strict=True)))
 
 
-def _identity(
+def identity_of(
     encoder: Encoder,
     data: RoutingDataset,
     layers: str | Sequence[int],
     poolings: Sequence[str],
     store_dtype: str,
 ) -> dict[str, Any]:
-    """All that decides what a store holds."""
+    """All that decides what a store holds, as JSON values.
+
+    Args: As of `extract`.
+
+    Raises:
+      ValueError: As `extract`.
+    """
     if store_dtype not in STORE_DTYPES:
         raise ValueError(
             f"store_dtype: expected one of {', '.join(STORE_DTYPES)}, got {store_dtype!r}"
@@ -160,6 +166,52 @@ def _identity(
     }
 
 
+def captured(
+    encoder: Encoder,
+    plan: BatchPlan,
+    queries_of: Callable[[int], Sequence[str]],
+    blocks: Sequence[int],
+    layers: tuple[int, ...],
+    poolings: tuple[str, ...],
+) -> Iterator[tuple[int, Prompts, slice, int, jax.Array]]:
+    """Captured batches, block by block.
+
+    Prompts are tokenised a block ahead in a thread, and batches dispatched before the results of
+    earlier ones are fetched, over the edges of blocks too: the device does not wait for the host.
+
+    Args:
+      encoder: What reads the queries.
+      plan: The compiled shapes.
+      queries_of: The texts of a block, by token length.
+      blocks: Numbers of the blocks, in the order wanted; at least one.
+      layers: Hidden-state indices, ascending.
+      poolings: Names out of POOLINGS.
+
+    Yields:
+      (block, its prompts, rows in it, B x T, h_LPBD) of each batch; rows of h_LPBD beyond those in
+      the block only fill the batch.
+    """
+
+    def tokenise(block: int) -> Prompts:
+        return encoder.prompter(queries_of(block))
+
+    pending: deque[tuple[int, Prompts, slice, int, jax.Array]] = deque()
+    with concurrent.futures.ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(tokenise, blocks[0])
+        for turn, block in enumerate(blocks):
+            prompts = ahead.result()
+            if turn + 1 < len(blocks):
+                ahead = reader.submit(tokenise, blocks[turn + 1])
+            for at, bucket in plan.split(prompts.lengths_N):
+                n_rows = plan.batch_rows(bucket)
+                batch = pack(prompts, at, n_rows, bucket)
+                h_LPBD = encoder.forward(batch, layers, poolings)
+                pending.append((block, prompts, at, n_rows * bucket, h_LPBD))
+                if len(pending) > _IN_FLIGHT:
+                    yield pending.popleft()
+        yield from pending
+
+
 def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> None:
     """Captures this process's missing blocks; writing runs a block behind in a thread."""
     mine = [b for b in store.missing_blocks() if b % jax.process_count() == jax.process_index()]
@@ -172,6 +224,10 @@ def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> 
             f"number {encoder.n_devices} does not divide: go on with --mesh=data:{plan.n_devices}"
         )
 
+    def queries_of(block: int) -> list[str]:
+        return [queries[name] for name in store.ids[store.block_slice(block)]]
+
+    batches = captured(encoder, plan, queries_of, mine, store.layers, store.poolings)
     done = len(store.ids) - sum(_shape(store, block)[2] for block in mine)
     n_real = n_padded = 0
     with (
@@ -179,7 +235,7 @@ def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> 
         jobs.progress_bar(len(store.ids), done, "queries", "extract") as bar,
     ):
         behind: concurrent.futures.Future[None] | None = None
-        for block, prompts, at, n_tokens, h_LPBD in _captured(encoder, store, plan, queries, mine):
+        for block, prompts, at, n_tokens, h_LPBD in batches:
             if at.start == 0:
                 h_LPRD = np.empty(_shape(store, block), np.float32)
                 record = {"tokens": int(prompts.lengths_N.sum()), "padded_tokens": 0}
@@ -200,39 +256,6 @@ def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> 
     left = len(store.missing_blocks())
     if left and jobs.stop_requested():
         raise jobs.Stopped(f"Stopped with {left} of {store.n_blocks} blocks to go.")
-
-
-def _captured(
-    encoder: Encoder,
-    store: ActivationStore,
-    plan: BatchPlan,
-    queries: dict[str, str],
-    blocks: Sequence[int],
-) -> Iterator[tuple[int, Prompts, slice, int, jax.Array]]:
-    """Captured batches, block by block: (block, its prompts, rows in it, B x T, h_LPBD).
-
-    Prompts are tokenised a block ahead in a thread, and batches dispatched before the results of
-    earlier ones are fetched, over the edges of blocks too: the device does not wait for the host.
-    """
-
-    def tokenise(block: int) -> Prompts:
-        return encoder.prompter([queries[name] for name in store.ids[store.block_slice(block)]])
-
-    pending: deque[tuple[int, Prompts, slice, int, jax.Array]] = deque()
-    with concurrent.futures.ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(tokenise, blocks[0])
-        for turn, block in enumerate(blocks):
-            prompts = ahead.result()
-            if turn + 1 < len(blocks):
-                ahead = reader.submit(tokenise, blocks[turn + 1])
-            for at, bucket in plan.split(prompts.lengths_N):
-                n_rows = plan.batch_rows(bucket)
-                batch = pack(prompts, at, n_rows, bucket)
-                h_LPBD = encoder.forward(batch, store.layers, store.poolings)
-                pending.append((block, prompts, at, n_rows * bucket, h_LPBD))
-                if len(pending) > _IN_FLIGHT:
-                    yield pending.popleft()
-        yield from pending
 
 
 def _shape(store: ActivationStore, block: int) -> tuple[int, int, int, int]:

@@ -140,7 +140,7 @@ def finish(state: Running) -> Moments:
       `Moments` with leading axes [L, P] on every field.
     """
     # In a double-float the high part is the sum rounded to float32: the low part has done its work.
-    return jax.vmap(jax.vmap(_moments))(state.high, state.shift_LPD)
+    return jax.vmap(jax.vmap(moments_of))(state.high, state.shift_LPD)
 
 
 def collect(
@@ -164,6 +164,62 @@ def collect(
     """
     return finish(
         fold(stream(store, rows, layers, poolings), functools.partial(begin, gram=gram), update)
+    )
+
+
+def sums_of(
+    x_RD: jax.Array, shift_D: jax.Array, weight_R: jax.Array, y_RM: jax.Array, gram: bool
+) -> Sums:
+    """Sums of one block for one (layer, pooling).
+
+    Args:
+      x_RD: [R, D] its states.
+      shift_D: [D] what is subtracted from every row.
+      weight_R: [R] weights.
+      y_RM: [R, M] outcomes.
+      gram: Whether to sum products of dimensions too.
+    """
+    norm_R = jnp.sqrt(jnp.square(x_RD).sum(axis=1))
+    unit_weight_R = jnp.where(norm_R > 0, weight_R, 0.0)
+    direction_R = unit_weight_R / jnp.where(norm_R > 0, norm_R, 1.0)
+    x_RD = x_RD - shift_D[None]
+    square_RD = jnp.square(x_RD)
+
+    def total(w_R: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return w_R.sum(), _over_rows(w_R, x_RD), _over_rows(w_R, square_RD)
+
+    weight, first_D, square_D = total(weight_R)
+    return Sums(
+        weight,
+        first_D,
+        square_D,
+        _gram(x_RD, weight_R) if gram else None,
+        unit_weight_R.sum(),
+        jnp.square(unit_weight_R).sum(),
+        # Not shifted: anisotropy is about the angle at the origin.
+        _over_rows(direction_R, x_RD) + direction_R.sum() * shift_D,
+        *jax.vmap(jax.vmap(total))(class_weights(weight_R, y_RM)),
+    )
+
+
+def moments_of(sums: Sums, shift_D: jax.Array) -> Moments:
+    """The moments that the sums of one (layer, pooling) stand for."""
+    first_D = sums.first_D / sums.weight
+    covariance_DD = None
+    if sums.gram_DD is not None:
+        covariance_DD = sums.gram_DD / sums.weight - first_D[:, None] * first_D[None, :]
+    rows_MK1 = sums.class_weight_MK[:, :, None]
+    class_first_MKD = sums.class_first_MKD / rows_MK1
+    return Moments(
+        sums.weight,
+        shift_D + first_D,
+        variance(sums.square_D / sums.weight, first_D),
+        covariance_DD,
+        sums.unit_D / sums.unit_weight,
+        jnp.square(sums.unit_weight) / sums.unit_weight2,
+        sums.class_weight_MK,
+        class_first_MKD - first_D[None, None],
+        variance(sums.class_square_MKD / rows_MK1, class_first_MKD),
     )
 
 
@@ -205,33 +261,6 @@ def where_two_rows(weight_K: jax.Array, value: jax.Array) -> jax.Array:
     return jnp.where(weight_K.min() >= 2, value, jnp.nan)
 
 
-def _sums(
-    x_RD: jax.Array, shift_D: jax.Array, weight_R: jax.Array, y_RM: jax.Array, gram: bool
-) -> Sums:
-    """Sums of one block for one (layer, pooling)."""
-    norm_R = jnp.sqrt(jnp.square(x_RD).sum(axis=1))
-    unit_weight_R = jnp.where(norm_R > 0, weight_R, 0.0)
-    direction_R = unit_weight_R / jnp.where(norm_R > 0, norm_R, 1.0)
-    x_RD = x_RD - shift_D[None]
-    square_RD = jnp.square(x_RD)
-
-    def total(w_R: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return w_R.sum(), _over_rows(w_R, x_RD), _over_rows(w_R, square_RD)
-
-    weight, first_D, square_D = total(weight_R)
-    return Sums(
-        weight,
-        first_D,
-        square_D,
-        _gram(x_RD, weight_R) if gram else None,
-        unit_weight_R.sum(),
-        jnp.square(unit_weight_R).sum(),
-        # Not shifted: anisotropy is about the angle at the origin.
-        _over_rows(direction_R, x_RD) + direction_R.sum() * shift_D,
-        *jax.vmap(jax.vmap(total))(class_weights(weight_R, y_RM)),
-    )
-
-
 def _over_rows(w_R: jax.Array, x_RD: jax.Array) -> jax.Array:
     return jnp.einsum("r,rd->d", w_R, x_RD, precision=HIGHEST)
 
@@ -243,27 +272,7 @@ def _gram(x_RD: jax.Array, w_R: jax.Array) -> jax.Array:
 def _sums_of_all(
     h_LPRD: jax.Array, shift_LPD: jax.Array, weight_R: jax.Array, y_RM: jax.Array, gram: bool
 ) -> Sums:
-    """`_sums` over layers and poolings."""
-    one = functools.partial(_sums, gram=gram)
+    """`sums_of` over layers and poolings."""
+    one = functools.partial(sums_of, gram=gram)
     over_poolings = jax.vmap(one, in_axes=(0, 0, None, None))
     return jax.vmap(over_poolings, in_axes=(0, 0, None, None))(h_LPRD, shift_LPD, weight_R, y_RM)
-
-
-def _moments(sums: Sums, shift_D: jax.Array) -> Moments:
-    first_D = sums.first_D / sums.weight
-    covariance_DD = None
-    if sums.gram_DD is not None:
-        covariance_DD = sums.gram_DD / sums.weight - first_D[:, None] * first_D[None, :]
-    rows_MK1 = sums.class_weight_MK[:, :, None]
-    class_first_MKD = sums.class_first_MKD / rows_MK1
-    return Moments(
-        sums.weight,
-        shift_D + first_D,
-        variance(sums.square_D / sums.weight, first_D),
-        covariance_DD,
-        sums.unit_D / sums.unit_weight,
-        jnp.square(sums.unit_weight) / sums.unit_weight2,
-        sums.class_weight_MK,
-        class_first_MKD - first_D[None, None],
-        variance(sums.class_square_MKD / rows_MK1, class_first_MKD),
-    )

@@ -134,18 +134,18 @@ def collect_projected(
     return _finish(sums)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _update(carry, h_LPRD, weight_R, y_RM, axes, columns_U):
-    over_poolings = jax.vmap(_sums, in_axes=(0, 0, None, None, None))
-    over_layers = jax.vmap(over_poolings, in_axes=(0, 0, None, None, None))
-    high, low = carry
-    return add_compensated(high, low, over_layers(h_LPRD, axes, weight_R, y_RM, columns_U))
-
-
-def _sums(
+def projected_sums(
     x_RD: jax.Array, axes: Axes, weight_R: jax.Array, y_RM: jax.Array, columns_U: jax.Array
 ) -> ProjectedSums:
-    """Sums of one block for one (layer, pooling)."""
+    """Sums of one block for one (layer, pooling).
+
+    Args:
+      x_RD: [R, D] its states.
+      axes: Its axes.
+      weight_R: [R] weights.
+      y_RM: [R, M] outcomes.
+      columns_U: [U] of `observed_patterns`.
+    """
     z_RC = project(x_RD, axes)
 
     def of_class(w_R: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -165,12 +165,8 @@ def _sums(
     )
 
 
-@jax.jit
-def _finish(sums: ProjectedSums) -> Projected:
-    return jax.vmap(jax.vmap(_moments))(sums)
-
-
-def _moments(sums: ProjectedSums) -> Projected:
+def projected_of(sums: ProjectedSums) -> Projected:
+    """The classes that the sums of one (layer, pooling) stand for."""
     rows_MK1 = sums.class_weight_MK[:, :, None]
     mean_MKC = sums.class_first_MKC / rows_MK1
     return Projected(
@@ -179,3 +175,16 @@ def _moments(sums: ProjectedSums) -> Projected:
         variance(sums.class_square_MKC / rows_MK1, mean_MKC),
         sums.gram_UCC,
     )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _update(carry, h_LPRD, weight_R, y_RM, axes, columns_U):
+    over_poolings = jax.vmap(projected_sums, in_axes=(0, 0, None, None, None))
+    over_layers = jax.vmap(over_poolings, in_axes=(0, 0, None, None, None))
+    high, low = carry
+    return add_compensated(high, low, over_layers(h_LPRD, axes, weight_R, y_RM, columns_U))
+
+
+@jax.jit
+def _finish(sums: ProjectedSums) -> Projected:
+    return jax.vmap(jax.vmap(projected_of))(sums)

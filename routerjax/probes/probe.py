@@ -7,6 +7,7 @@ pooling). The second collects the classes along those axes, for J after PCA.
 
 import functools
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,15 +17,10 @@ import numpy as np
 from routerjax.data.store import ActivationStore
 from routerjax.features.blocks import BUDGET_BYTES, Rows, align, groups
 from routerjax.features.moments import Moments, collect
-from routerjax.features.numerics import inverse_scale, is_constant
-from routerjax.features.pca import Axes, principal_components, rank
-from routerjax.features.projected import (
-    Projected,
-    collect_projected,
-    observed_patterns,
-    pooled_within,
-)
-from routerjax.probes import fisher, spectrum
+from routerjax.features.pca import Axes
+from routerjax.features.projected import Projected, collect_projected, observed_patterns
+from routerjax.probes import fisher
+from routerjax.probes.slab_numbers import moment_numbers, projected_numbers, spectrum_numbers
 from routerjax.probes.table import ProbeTable
 
 if TYPE_CHECKING:
@@ -62,19 +58,8 @@ def probe(
       ValueError: `data` is empty or has an id that is not in the store, or an argument is out of
         range.
     """
-    if pca_dim < 1:
-        raise ValueError(f"pca_dim: expected at least 1 component, got {pca_dim}")
-    if not 0 <= shrinkage <= 1:
-        raise ValueError(f"shrinkage: expected a share from 0 to 1, got {shrinkage}")
     rows = align(store, data)
-    if rows.n_used < 2:
-        raise ValueError(f"data: probing needs at least 2 rows, got {rows.n_used}")
-    width = min(pca_dim, store.width, rows.n_used - 1)
-    if width < pca_dim:
-        logger.info(
-            "probe: PCA to %d instead of %d components: %d rows of %d dimensions have no more",
-            width, pca_dim, rows.n_used, store.width,
-        )  # fmt: skip
+    width = components(pca_dim, shrinkage, rows, store.width)
     columns_U, pattern_M = observed_patterns(rows)
 
     # Accumulator, its compensation and one block's product; the C x C of the second pass likewise.
@@ -93,7 +78,82 @@ def probe(
             shape = (*constant_LP.shape, *value.shape[2:])
             tables.setdefault(name, np.full(shape, np.nan, np.float32))[at] = value
         logger.info("probe: hidden states %d to %d done", layers[0], layers[-1])
-    return _table(store, rows, tables, constant_LP)
+    return make_table(store.layers, store.poolings, rows, tables, constant_LP)
+
+
+def components(pca_dim: int, shrinkage: float, rows: Rows, n_dimensions: int) -> int:
+    """C, the components that the rows can have; checks what a user asked for.
+
+    Raises:
+      ValueError: As `probe`.
+    """
+    if pca_dim < 1:
+        raise ValueError(f"pca_dim: expected at least 1 component, got {pca_dim}")
+    if not 0 <= shrinkage <= 1:
+        raise ValueError(f"shrinkage: expected a share from 0 to 1, got {shrinkage}")
+    if rows.n_used < 2:
+        raise ValueError(f"data: probing needs at least 2 rows, got {rows.n_used}")
+    width = min(pca_dim, n_dimensions, rows.n_used - 1)
+    if width < pca_dim:
+        logger.info(
+            "probe: PCA to %d instead of %d components: %d rows of %d dimensions have no more",
+            width, pca_dim, rows.n_used, n_dimensions,
+        )  # fmt: skip
+    return width
+
+
+def make_table(
+    layers: Sequence[int],
+    poolings: Sequence[str],
+    rows: Rows,
+    tables: dict[str, np.ndarray],
+    constant_LP: np.ndarray,
+) -> ProbeTable:
+    """The table, with a reason for each number that is not there.
+
+    Args:
+      layers: [L] hidden-state indices.
+      poolings: [P] names.
+      rows: What was probed.
+      tables: [L, P, M] or [L, P] by name; what does not exist is made NaN in place.
+      constant_LP: [L, P] states that do not vary.
+    """
+    counts_M2 = rows.class_counts_M2
+    scarce_M = counts_M2.min(axis=1) < 2
+    reasons: list[dict[str, Any]] = []
+
+    def explain(layer: int | None, pooling: str | None, target: str | None, reason: str) -> None:
+        cell = {"layer": layer, "pooling": pooling, "target": target, "reason": reason}
+        reasons.append(cell)
+
+    for m in np.flatnonzero(scarce_M):
+        wrong, correct = counts_M2[m]
+        text = f"J takes two rows of each class, there are {correct} correct and {wrong} wrong"
+        explain(None, None, rows.targets[m], text)
+    for i, j in np.argwhere(constant_LP):
+        text = f"the state is constant over all {rows.n_used} rows"
+        explain(layers[i], poolings[j], None, text)
+    for name, table in tables.items():
+        if name != "anisotropy":  # The one number that a constant state has.
+            table[constant_LP] = np.nan
+        unexplained = ~np.isfinite(table)
+        unexplained[constant_LP] = False
+        if table.ndim == 3:
+            unexplained[:, :, scarce_M] = False
+        for cell in np.argwhere(unexplained):
+            text = f"{name}: {_why(name, float(table[tuple(cell)]))}"
+            target = rows.targets[cell[2]] if len(cell) == 3 else None
+            explain(layers[cell[0]], poolings[cell[1]], target, text)
+        table[np.isinf(table)] = np.nan
+    return ProbeTable(
+        layers=tuple(layers),
+        poolings=tuple(poolings),
+        targets=rows.targets,
+        fisher={name: table for name, table in tables.items() if table.ndim == 3},
+        spectrum={name: table for name, table in tables.items() if table.ndim == 2},
+        reasons=reasons,
+        n_queries=rows.n_used,
+    )
 
 
 def _probe_group(
@@ -120,21 +180,9 @@ def _first_pass(moments: Moments, width: int) -> tuple[dict[str, jax.Array], Axe
     """Numbers on raw and standardised states, and the axes of each PCA."""
 
     def of_one(one: Moments) -> tuple[dict[str, jax.Array], Axes]:
-        inverse_D = inverse_scale(one.mean_D, one.variance_D)
-        varies_D = jnp.where(inverse_D > 0, 1.0, 0.0)
-        assert one.covariance_DD is not None
-        raw_DD = one.covariance_DD * (varies_D[:, None] * varies_D[None, :])
-        standard_DD = one.covariance_DD * (inverse_D[:, None] * inverse_D[None, :])
-        components_DC, standard_D = principal_components(standard_DD, varies_D, width)
-        numbers = {
-            "constant": is_constant(one.mean_D, one.variance_D),
-            "anisotropy": spectrum.anisotropy(one.unit_D, one.unit_rows),
-            **_dimensions("raw", raw_DD, jnp.linalg.eigvalsh(raw_DD)),
-            **_dimensions("standardised", standard_DD, standard_D),
-            **_by_target(one, varies_D, "raw"),
-            **_by_target(one, inverse_D, "standardised"),
-        }
-        return numbers, Axes(one.mean_D, inverse_D, components_DC)
+        numbers, axes = spectrum_numbers(one, width)
+        assert axes is not None
+        return moment_numbers(one) | numbers, axes
 
     # One after the other: an eigendecomposition needs several D x D of its own, and devices run a
     # batch of large ones in turn anyway.
@@ -149,97 +197,13 @@ def _second_pass(
 ) -> dict[str, jax.Array]:
     """J in the PCA spaces."""
 
-    def of_target(
-        weight_K: jax.Array, mean_KC: jax.Array, variance_KC: jax.Array, gram_CC: jax.Array
-    ) -> dict[str, jax.Array]:
-        within_CC = pooled_within(weight_K, mean_KC, gram_CC)
-        return {
-            f"trace/{space}": fisher.fisher_trace(weight_K, mean_KC, variance_KC),
-            f"mean/{space}": fisher.fisher_mean(weight_K, mean_KC, variance_KC),
-            f"lda/{space}": fisher.fisher_lda(weight_K, mean_KC, within_CC, shrinkage),
-        }
-
     def of_one(one: Projected) -> dict[str, jax.Array]:
-        classes = (one.class_weight_MK, one.class_mean_MKC, one.class_variance_MKC)
-        return jax.vmap(of_target)(*classes, one.gram_UCC[pattern_M])
+        return projected_numbers(one, pattern_M, shrinkage, space)
 
     # Slab by slab, so that the M matrices C x C are there for one (layer, pooling) at a time.
     shape = projected.class_weight_MK.shape[:2]
     slabs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), projected)
     return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), jax.lax.map(of_one, slabs))
-
-
-def _dimensions(
-    space: str, covariance_DD: jax.Array, eigenvalues_D: jax.Array
-) -> dict[str, jax.Array]:
-    return {
-        f"d_eff/{space}": spectrum.d_eff(eigenvalues_D),
-        f"d_eff_trace/{space}": spectrum.d_eff_trace(covariance_DD),
-        f"entropy_dim/{space}": spectrum.entropy_dim(eigenvalues_D),
-        f"n95/{space}": spectrum.n_components(eigenvalues_D, 0.95),
-        f"rank/{space}": rank(eigenvalues_D).astype(jnp.float32),
-    }
-
-
-def _by_target(one: Moments, scale_D: jax.Array, space: str) -> dict[str, jax.Array]:
-    """J of every target, dimensions multiplied by a scale (0 leaves one out)."""
-
-    def of_target(
-        weight_K: jax.Array, offset_KD: jax.Array, variance_KD: jax.Array
-    ) -> dict[str, jax.Array]:
-        offset_KD = offset_KD * scale_D[None]
-        variance_KD = variance_KD * jnp.square(scale_D)[None]
-        return {
-            f"trace/{space}": fisher.fisher_trace(weight_K, offset_KD, variance_KD),
-            f"mean/{space}": fisher.fisher_mean(weight_K, offset_KD, variance_KD),
-        }
-
-    return jax.vmap(of_target)(one.class_weight_MK, one.class_offset_MKD, one.class_variance_MKD)
-
-
-def _table(
-    store: ActivationStore,
-    rows: Rows,
-    tables: dict[str, np.ndarray],
-    constant_LP: np.ndarray,
-) -> ProbeTable:
-    """The table, with a reason for each number that is not there."""
-    counts_M2 = rows.class_counts_M2
-    scarce_M = counts_M2.min(axis=1) < 2
-    reasons: list[dict[str, Any]] = []
-
-    def explain(layer: int | None, pooling: str | None, target: str | None, reason: str) -> None:
-        cell = {"layer": layer, "pooling": pooling, "target": target, "reason": reason}
-        reasons.append(cell)
-
-    for m in np.flatnonzero(scarce_M):
-        wrong, correct = counts_M2[m]
-        text = f"J takes two rows of each class, there are {correct} correct and {wrong} wrong"
-        explain(None, None, rows.targets[m], text)
-    for i, j in np.argwhere(constant_LP):
-        text = f"the state is constant over all {rows.n_used} rows"
-        explain(store.layers[i], store.poolings[j], None, text)
-    for name, table in tables.items():
-        if name != "anisotropy":  # The one number that a constant state has.
-            table[constant_LP] = np.nan
-        unexplained = ~np.isfinite(table)
-        unexplained[constant_LP] = False
-        if table.ndim == 3:
-            unexplained[:, :, scarce_M] = False
-        for cell in np.argwhere(unexplained):
-            text = f"{name}: {_why(name, float(table[tuple(cell)]))}"
-            target = rows.targets[cell[2]] if len(cell) == 3 else None
-            explain(store.layers[cell[0]], store.poolings[cell[1]], target, text)
-        table[np.isinf(table)] = np.nan
-    return ProbeTable(
-        layers=tuple(store.layers),
-        poolings=tuple(store.poolings),
-        targets=rows.targets,
-        fisher={name: table for name, table in tables.items() if table.ndim == 3},
-        spectrum={name: table for name, table in tables.items() if table.ndim == 2},
-        reasons=reasons,
-        n_queries=rows.n_used,
-    )
 
 
 def _why(name: str, value: float) -> str:
