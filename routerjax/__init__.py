@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from routerjax.features.recipe import Recipe
     from routerjax.files import Folder
     from routerjax.probes.probe import probe
+    from routerjax.probes.stream_probe import probe_stream
+    from routerjax.probes.sweep import sweep
+    from routerjax.probes.sweep_lines import sweep_lines
+    from routerjax.probes.sweep_table import SweepTable
     from routerjax.probes.table import ProbeTable
+    from routerjax.probes.then_extract import probe_then_extract
     from routerjax.routing.fit import evaluate, fit_router
     from routerjax.routing.policy import Argmax, Policy, Tolerance, parse_policy
     from routerjax.routing.report import write_report
@@ -41,6 +46,7 @@ _HOME = {
     "Recipe": "features.recipe",
     "Router": "routing.router",
     "RoutingDataset": "data.dataset",
+    "SweepTable": "probes.sweep_table",
     "Tolerance": "routing.policy",
     "TrunkConfig": "trunk.config",
     "describe": "data.quality",
@@ -54,9 +60,13 @@ _HOME = {
     "parse_layers": "encoder.layers",
     "parse_policy": "routing.policy",
     "probe": "probes.probe",
+    "probe_stream": "probes.stream_probe",
+    "probe_then_extract": "probes.then_extract",
     "read_dataset": "data.readers",
     "simulate": "data.simulate",
     "start_distributed": "devices",
+    "sweep": "probes.sweep",
+    "sweep_lines": "probes.sweep_lines",
     "train_trunk": "trunk.train",
     "write_dataset": "data.readers",
     "write_pool": "data.readers",

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.metadata
+import json
 import logging
 import os
 import pathlib
@@ -105,6 +106,31 @@ def log(text: str) -> None:
     """Tells the user; on process 0 only."""
     if jax.process_index() == 0:
         logger.info("%s", text)
+
+
+def claim(folder: Folder, what: str, job: dict[str, Any]) -> None:
+    """Marks a folder of unfinished work as that of one job, or finds it so marked.
+
+    Args:
+      folder: Where the job keeps what it has finished.
+      what: The kind of work, for the error.
+      job: JSON values that decide what the job computes.
+
+    Raises:
+      ValueError: The folder is that of another job; names what differs.
+      OSError: The folder cannot be written.
+    """
+    job = json.loads(json.dumps(job))
+    found = folder.read_json("job.json")
+    if found is None:
+        folder.write_json("job.json", job)
+    elif found != job:
+        differing = [k for k in sorted(set(found) | set(job)) if found.get(k) != job.get(k)]
+        raise ValueError(
+            f"{folder.path} holds the work of another {what}; different are: "
+            + "; ".join(f"{k}: there {found.get(k)!r}, here {job.get(k)!r}" for k in differing)
+            + ". Use another --workdir, or delete that folder"
+        )
 
 
 def write_config(workdir: Any, config: Any) -> None:

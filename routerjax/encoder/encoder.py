@@ -17,7 +17,7 @@ from routerjax.encoder.capture import POOLINGS, capture
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.layers import ALL, resolve_layers
 from routerjax.encoder.prompts import Prompter, Prompts
-from routerjax.encoder.weights import load_weights
+from routerjax.encoder.weights import load_weights, random_like
 
 MAX_TOKENS = 2048
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -135,6 +135,23 @@ class Encoder:
             "precision": "highest" if exact else "default",
         }
         return cls(config, (graphdef, params), prompter, identity, mesh)
+
+    def with_random_weights(self, seed: int = 0) -> "Encoder":
+        """The same architecture, tokenizer and prompt with weights that have learnt nothing.
+
+        Every tensor is drawn anew from a normal distribution of its own mean and deviation, so that
+        activations keep their size. What a probe finds in such states, it finds in the tokens.
+
+        Args:
+          seed: Another seed, other weights.
+
+        Returns:
+          An encoder with an identity of its own.
+        """
+        params = random_like(self._params, seed)
+        digest = f"random:{seed}:{self.identity['weights_digest']}"
+        identity = self.identity | {"weights_digest": digest}
+        return Encoder(self.config, (self._graphdef, params), self.prompter, identity, self.mesh)
 
     def forward(
         self,

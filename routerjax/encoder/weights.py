@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
@@ -216,3 +217,24 @@ def _keys(
         name = module.format(i=i)
         renamed = f"{name}.{_TENSORFLOW[leaf]}"
         yield renamed if renamed in found else f"{name}.{leaf}"
+
+
+def random_like(params: Any, seed: int) -> Any:
+    """Parameters drawn anew, each tensor from a normal distribution of its own mean and deviation.
+
+    Args:
+      params: A tree of arrays.
+      seed: Another seed, other numbers.
+
+    Returns:
+      The same tree with arrays of the same shapes, dtypes and places.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    key = jax.random.key(seed)
+
+    def draw(leaf: jax.Array, number: int) -> jax.Array:
+        noise = jax.random.normal(jax.random.fold_in(key, number), leaf.shape, jnp.float32)
+        drawn = leaf.mean(dtype=jnp.float32) + noise * leaf.astype(jnp.float32).std()
+        return jax.device_put(drawn.astype(leaf.dtype), leaf.sharding)
+
+    return jax.tree.unflatten(structure, [draw(leaf, i) for i, leaf in enumerate(leaves)])

@@ -82,12 +82,12 @@ class ProbeTable:
         if target is not None:
             if name in self.spectrum:
                 raise ValueError(f"target: {name!r} is the same for all targets, got {target!r}")
-            value_LP = value_LP[:, :, _index(self.targets, target, "target")]
+            value_LP = value_LP[:, :, index_of(self.targets, target, "target")]
         elif value_LP.ndim == 3:
             value_LP = self.mean_over_targets(name)
         chosen = list(range(len(self.poolings)))
         if pooling is not None:
-            chosen = [_index(self.poolings, pooling, "pooling")]
+            chosen = [index_of(self.poolings, pooling, "pooling")]
         cells = [
             Ranked(layer, self.poolings[j], float(value_LP[i, j]))
             for i, layer in enumerate(self.layers)
@@ -194,7 +194,12 @@ class ProbeTable:
         return plot.draw(self, name)
 
 
-def _index(names: tuple[str, ...], name: str, argument: str) -> int:
-    if name not in names:
-        raise ValueError(f"{argument}: the table has {', '.join(names)}, got {name!r}")
-    return names.index(name)
+def index_of(held: tuple[Any, ...], wanted: Any, argument: str) -> int:
+    """The place of `wanted` among what a table holds.
+
+    Raises:
+      ValueError: It is not there; names the argument and what is.
+    """
+    if wanted not in held:
+        raise ValueError(f"{argument}: the table has {', '.join(map(str, held))}, got {wanted!r}")
+    return held.index(wanted)

@@ -5,9 +5,8 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
+from routerjax import jobs
 from routerjax.files import Folder
-
-_JOB = "job.json"
 
 
 class Checkpoints:
@@ -24,16 +23,7 @@ class Checkpoints:
 
     def __init__(self, folder: Any, job: dict[str, Any]):
         self.folder = Folder(folder)
-        found = self.folder.read_json(_JOB)
-        if found is not None and found != job:
-            differing = [k for k in sorted(set(found) | set(job)) if found.get(k) != job.get(k)]
-            raise ValueError(
-                f"{self.folder.path} holds the checkpoints of another training job; different are: "
-                + "; ".join(f"{k}: there {found.get(k)!r}, here {job.get(k)!r}" for k in differing)
-                + ". Use another --workdir, or delete that folder"
-            )
-        if found is None:
-            self.folder.write_json(_JOB, job)
+        jobs.claim(self.folder, "training job", job)
         path = self.folder.local_path() if self.folder.is_local else self.folder.path
         options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
         self._manager = ocp.CheckpointManager(path, options=options)

@@ -33,6 +33,20 @@ def test_every_query_has_its_states_whoever_comes_with_it(encoder, tiny_data):
     close(np.concatenate([encoder.capture([query]) for query in queries[:5]]), together[:5])
 
 
+def test_random_weights_are_another_encoder_of_the_same_shape(encoder):
+    random, again, other = (encoder.with_random_weights(seed) for seed in (0, 0, 1))
+    queries = ["one", "a longer query of several words"]
+    h, h_again, h_other = (e.capture(queries) for e in (random, again, other))
+    np.testing.assert_array_equal(h, h_again)
+    assert np.isfinite(h).all() and h.shape == encoder.capture(queries).shape
+    for different in (h_other, encoder.capture(queries)):
+        assert np.abs(h - different).max() > 0.01 * np.abs(h).max()
+    digests = {e.identity["weights_digest"] for e in (encoder, random, other)}
+    assert len(digests) == 3
+    same = {k: v for k, v in encoder.identity.items() if k != "weights_digest"}
+    assert same.items() <= random.identity.items()
+
+
 def test_layers_and_poolings_are_picked(encoder):
     whole = encoder.capture(["abc"], poolings=("last", "mean", "max"))
     close(encoder.capture(["abc"], layers=[-1, 1], poolings=("max",)), whole[:, [1, 3], 2:])
