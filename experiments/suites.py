@@ -137,7 +137,7 @@ def probes(config: Any, encoder: rj.Encoder, data: rj.RoutingDataset) -> dict[st
     times: list[list[float]] = [[], [], []]
     for turn in range(config.rounds + 1):  # The first round compiles.
         start = time.perf_counter()
-        table = rj.probe(store, data, pca_dim=0, spectra=False)
+        table = rj.probe(store, data, quick=True)
         times[0].append(time.perf_counter() - start)
         for peer, share in ((1, True), (2, False)):
             if turn:

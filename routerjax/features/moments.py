@@ -183,22 +183,27 @@ def sums_of(
     unit_weight_R = jnp.where(norm_R > 0, weight_R, 0.0)
     direction_R = unit_weight_R / jnp.where(norm_R > 0, norm_R, 1.0)
     x_RD = x_RD - shift_D[None]
-    square_RD = jnp.square(x_RD)
 
-    def total(w_R: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return w_R.sum(), _over_rows(w_R, x_RD), _over_rows(w_R, square_RD)
-
-    weight, first_D, square_D = total(weight_R)
+    # One product for all rows and all classes: [1 + 2 M, R] x [R, D].
+    class_MKR = class_weights(weight_R, y_RM)
+    weight_SR = jnp.concatenate([weight_R[None], class_MKR.reshape(-1, len(weight_R))])
+    first_SD, square_SD = (
+        jnp.einsum("sr,rd->sd", weight_SR, power_RD, precision=HIGHEST)
+        for power_RD in (x_RD, jnp.square(x_RD))
+    )
+    shape = (*class_MKR.shape[:2], -1)
     return Sums(
-        weight,
-        first_D,
-        square_D,
+        weight_R.sum(),
+        first_SD[0],
+        square_SD[0],
         _gram(x_RD, weight_R) if gram else None,
         unit_weight_R.sum(),
         jnp.square(unit_weight_R).sum(),
         # Not shifted: anisotropy is about the angle at the origin.
         _over_rows(direction_R, x_RD) + direction_R.sum() * shift_D,
-        *jax.vmap(jax.vmap(total))(class_weights(weight_R, y_RM)),
+        class_MKR.sum(axis=2),
+        first_SD[1:].reshape(shape),
+        square_SD[1:].reshape(shape),
     )
 
 
@@ -266,13 +271,16 @@ def _over_rows(w_R: jax.Array, x_RD: jax.Array) -> jax.Array:
 
 
 def _gram(x_RD: jax.Array, w_R: jax.Array) -> jax.Array:
-    return jnp.einsum("rd,re->de", w_R[:, None] * x_RD, x_RD, precision=HIGHEST)
+    # The same array on both sides; with the weight on one of them XLA would make two.
+    x_RD = x_RD * jnp.sqrt(w_R)[:, None]
+    return jnp.einsum("rd,re->de", x_RD, x_RD, precision=HIGHEST)
 
 
 def _sums_of_all(
     h_LPRD: jax.Array, shift_LPD: jax.Array, weight_R: jax.Array, y_RM: jax.Array, gram: bool
 ) -> Sums:
-    """`sums_of` over layers and poolings."""
-    one = functools.partial(sums_of, gram=gram)
-    over_poolings = jax.vmap(one, in_axes=(0, 0, None, None))
-    return jax.vmap(over_poolings, in_axes=(0, 0, None, None))(h_LPRD, shift_LPD, weight_R, y_RM)
+    """`sums_of` over layers and poolings, one after the other: a slab's rows fit a cache."""
+    shape = h_LPRD.shape[:2]
+    slabs = (h_LPRD.reshape(-1, *h_LPRD.shape[2:]), shift_LPD.reshape(-1, shift_LPD.shape[2]))
+    sums = jax.lax.map(lambda slab: sums_of(*slab, weight_R, y_RM, gram), slabs)
+    return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), sums)

@@ -5,6 +5,7 @@ them come the spectra, J on raw and standardised states, and the axes of one PCA
 pooling). The second collects the classes along those axes, for J after PCA.
 """
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Sequence
@@ -20,13 +21,21 @@ from routerjax.features.moments import Moments, collect
 from routerjax.features.pca import Axes
 from routerjax.features.projected import Projected, collect_projected, observed_patterns
 from routerjax.probes import fisher
-from routerjax.probes.slab_numbers import moment_numbers, projected_numbers, spectrum_numbers
+from routerjax.probes.slab_numbers import (
+    moment_numbers,
+    projected_numbers,
+    spectrum_numbers,
+    trace_numbers,
+)
 from routerjax.probes.table import ProbeTable
 
 if TYPE_CHECKING:
     from routerjax.data.dataset import RoutingDataset
 
 logger = logging.getLogger(__name__)
+
+# Dimensions that take the eigenvalues; d_eff has another way, by traces.
+NEED_EIGENVALUES = ("entropy_dim", "n95", "rank")
 
 
 def probe(
@@ -35,6 +44,7 @@ def probe(
     pca_dim: int = 200,
     shrinkage: float = fisher.SHRINKAGE,
     budget_bytes: int = BUDGET_BYTES,
+    quick: bool = False,
 ) -> ProbeTable:
     """Fisher separability and effective dimensionality of every hidden state and pooling.
 
@@ -48,6 +58,8 @@ def probe(
       pca_dim: C; taken down to the number of dimensions, and of rows less one, where that is less.
       shrinkage: Of the within-class covariance in the "lda" variant, in [0, 1].
       budget_bytes: Bytes the D x D accumulators may take on the device at a time.
+      quick: Only J on raw and standardised states, d_eff (by traces) and anisotropy: one pass over
+        the store, no eigendecomposition, several times as fast.
 
     Returns:
       The table. `fisher` has J as "VARIANT/SPACE", with variants trace and mean on all spaces and
@@ -61,6 +73,8 @@ def probe(
     rows = align(store, data)
     width = components(pca_dim, shrinkage, rows, store.width)
     columns_U, pattern_M = observed_patterns(rows)
+    if quick:
+        width = 0
 
     # Accumulator, its compensation and one block's product; the C x C of the second pass likewise.
     slab_bytes = 12 * max(store.width**2, len(columns_U) * width**2)
@@ -78,7 +92,26 @@ def probe(
             shape = (*constant_LP.shape, *value.shape[2:])
             tables.setdefault(name, np.full(shape, np.nan, np.float32))[at] = value
         logger.info("probe: hidden states %d to %d done", layers[0], layers[-1])
-    return make_table(store.layers, store.poolings, rows, tables, constant_LP)
+    table = make_table(store.layers, store.poolings, rows, tables, constant_LP)
+    return without_spectra(table, "a quick probe takes no eigenvalues") if quick else table
+
+
+def without_spectra(table: ProbeTable, reason: str) -> ProbeTable:
+    """The table of a probe that took no eigenvalues: NaN for what needs them, and the reason.
+
+    Args:
+      table: What was found.
+      reason: Why the rest was not.
+    """
+    nan_LP = np.full((len(table.layers), len(table.poolings)), np.nan, np.float32)
+    names = [f"{name}/{space}" for name in NEED_EIGENVALUES for space in ("raw", "standardised")]
+    text = f"{', '.join(NEED_EIGENVALUES)}: {reason}"
+    everywhere = {"layer": None, "pooling": None, "target": None, "reason": text}
+    return dataclasses.replace(
+        table,
+        spectrum=table.spectrum | {name: nan_LP.copy() for name in names},
+        reasons=[*table.reasons, everywhere],
+    )
 
 
 def components(pca_dim: int, shrinkage: float, rows: Rows, n_dimensions: int) -> int:
@@ -168,11 +201,19 @@ def _probe_group(
 ) -> dict[str, np.ndarray]:
     """All numbers of some layers, by name, [L, P] or [L, P, M]."""
     moments = collect(store, rows, layers, poolings, gram=True)
+    if not width:
+        return {name: np.asarray(value) for name, value in _quick_pass(moments).items()}
     numbers, axes = _first_pass(moments, width)
     del moments  # The covariances go before the second pass takes its own memory.
     projected = collect_projected(store, rows, layers, poolings, axes, columns_U)
     numbers |= _second_pass(projected, jnp.asarray(pattern_M), shrinkage, f"pca{width}")
     return {name: np.asarray(value) for name, value in numbers.items()}
+
+
+@jax.jit
+def _quick_pass(moments: Moments) -> dict[str, jax.Array]:
+    """Numbers that take no eigenvalues."""
+    return jax.vmap(jax.vmap(lambda one: moment_numbers(one) | trace_numbers(one)))(moments)
 
 
 @functools.partial(jax.jit, static_argnames="width")

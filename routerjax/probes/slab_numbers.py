@@ -55,6 +55,25 @@ def spectrum_numbers(one: Moments, width: int) -> tuple[dict[str, jax.Array], Ax
     return numbers, axes
 
 
+def trace_numbers(one: Moments) -> dict[str, jax.Array]:
+    """Effective dimensionality by traces alone, which takes no eigendecomposition.
+
+    Args:
+      one: Moments of one (layer, pooling), with the covariance.
+
+    Returns:
+      [] each: "d_eff" and "d_eff_trace", which are one number here, of both spaces.
+    """
+    inverse_D = inverse_scale(one.mean_D, one.variance_D)
+    assert one.covariance_DD is not None
+    numbers = {}
+    varies_D = jnp.where(inverse_D > 0, 1.0, 0.0)
+    for space, scale_D in (("raw", varies_D), ("standardised", inverse_D)):
+        value = spectrum.d_eff_trace(one.covariance_DD * (scale_D[:, None] * scale_D[None, :]))
+        numbers |= {f"d_eff/{space}": value, f"d_eff_trace/{space}": value}
+    return numbers
+
+
 def projected_numbers(
     one: Projected, pattern_M: jax.Array, shrinkage: float | jax.Array, space: str
 ) -> dict[str, jax.Array]:

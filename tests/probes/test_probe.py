@@ -227,3 +227,18 @@ def test_refusals(toy, fake_store, arguments, message):
 def test_one_row_is_refused(toy, fake_store, fake_data):
     with pytest.raises(ValueError, match="at least 2 rows, got 1"):
         probe(fake_store(toy.h_NLPD, toy.ids), fake_data(toy.ids[:1], toy.y_NM[:1]))
+
+
+def test_a_quick_probe_has_the_same_numbers_and_no_spectra(fake_store, toy):
+    store = fake_store(toy.h_NLPD)
+    whole, quick = (probe(store, toy.data, quick=quick) for quick in (False, True))
+    assert set(quick.fisher) == {name for name in whole.fisher if "pca" not in name}
+    for name in quick.fisher:
+        np.testing.assert_allclose(quick.get(name), whole.get(name), rtol=1e-5)
+    for space in ("raw", "standardised"):
+        np.testing.assert_allclose(
+            quick.get(f"d_eff/{space}"), whole.get(f"d_eff/{space}"), rtol=1e-5
+        )
+        assert np.isnan(quick.get(f"n95/{space}")).all()
+    assert any("quick" in reason for reason in quick.reason())
+    quick.plot()
