@@ -6,7 +6,6 @@ covariance D x D for every (layer, pooling) is what there is instead. They are e
 the encoder's devices, and where they do not fit, a sketch of them stands in (sketched.py).
 """
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from routerjax.features.pca import Axes
 from routerjax.features.projected import observed_patterns, projected_of, projected_sums
 from routerjax.features.slab_totals import by_slab, bytes_of, map_slots, total
 from routerjax.probes import fisher, sketched
-from routerjax.probes.probe import components, make_table
+from routerjax.probes.probe import components, make_table, without_spectra
 from routerjax.probes.slab_numbers import moment_numbers, projected_numbers, spectrum_numbers
 from routerjax.probes.stream_budget import check_budget
 from routerjax.probes.table import ProbeTable
@@ -36,8 +35,6 @@ logger = logging.getLogger(__name__)
 
 # D x D arrays that an eigendecomposition and what leads to it take, for one slab at a time.
 _SCRATCH = 8
-
-_NEED_SPECTRUM = ("entropy_dim", "n95", "rank")
 
 
 def probe_stream(
@@ -102,7 +99,7 @@ def probe_stream(
     tables = {name: captured.by_cell(value_S) for name, value_S in numbers.items()}
     constant_LP = tables.pop("constant")
     table = make_table(captured.layers, captured.poolings, captured.rows, tables, constant_LP)
-    return table if sketch is None else _without_spectrum(table, sketch)
+    return table if sketch is None else _sketched_table(table, sketch)
 
 
 def draw_sample(data: "RoutingDataset", n: int | None, seed: int) -> "RoutingDataset":
@@ -210,15 +207,8 @@ def _projected_numbers(space: str) -> Callable[..., dict[str, jax.Array]]:
     return of_one
 
 
-def _without_spectrum(table: ProbeTable, sketch: int) -> ProbeTable:
+def _sketched_table(table: ProbeTable, sketch: int) -> ProbeTable:
     """A sketch's table, with what it cannot know as NaN, and how sure it is said."""
-    names = [f"{name}/{space}" for space in sketched.SPACES for name in _NEED_SPECTRUM]
-    nan_LP = np.full((len(table.layers), len(table.poolings)), np.nan, np.float32)
-    text = (
-        f"{', '.join(names)} take the whole spectrum, which a sketch of {sketch} projections does "
-        f"not have: probe without a sketch"
-    )
-    everywhere = {"layer": None, "pooling": None, "target": None, "reason": text}
     found = table.spectrum["d_eff_error/standardised"]
     if np.isfinite(found).any():
         logger.info(
@@ -226,10 +216,8 @@ def _without_spectrum(table: ProbeTable, sketch: int) -> ProbeTable:
             "on raw states, %.1f%% on standardised ones (the worst cell, bias included)",
             sketch, 100 * sketched.standard_error(sketch), 100 * np.nanmax(found),
         )  # fmt: skip
-    return dataclasses.replace(
-        table,
-        spectrum=table.spectrum | {name: nan_LP.copy() for name in names},
-        reasons=[*table.reasons, everywhere],
+    return without_spectra(
+        table, f"a sketch of {sketch} projections has no eigenvalues: probe without a sketch"
     )
 
 
