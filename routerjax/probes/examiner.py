@@ -11,7 +11,9 @@ from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
 from routerjax.features.numerics import inverse_scale
 from routerjax.probes import bootstrap, spectrum
+from routerjax.probes.auc_draws import AucDraws, auc_draws, within_auc_draws
 from routerjax.probes.cells import Scores, cross_validate
+from routerjax.probes.fisher_draws import fisher_draws, fisher_shuffled
 
 # Shufflings behind J's mean under shuffled outcomes.
 _SHUFFLES = 20
@@ -123,14 +125,14 @@ class Examiner:
         score_NQ = found.score_SNWM.transpose(1, 0, 2, 3).reshape(n, -1)
         y_NQ = np.broadcast_to(y_NM[:, None, None], (n, s, w, m)).reshape(n, -1)
         fold = (self.fold_N, self.n_folds)
-        self._add(result, "cv_auc", bootstrap.auc_draws(score_NQ, y_NQ, *fold, self.weight_BN),
+        self._add(result, "cv_auc", auc_draws(score_NQ, y_NQ, *fold, self.weight_BN),
                   shape_SWM)  # fmt: skip
         if self.dataset_N is None:
             result["within_auc"] = np.full(shape_SWM, np.nan)
             result["fold_within_auc"] = np.full_like(result["fold_auc"], np.nan)
         else:
             names = (self.dataset_N, len(self.datasets))
-            found_within = bootstrap.within_auc_draws(score_NQ, y_NQ, *fold, *names, self.weight_BN)
+            found_within = within_auc_draws(score_NQ, y_NQ, *fold, *names, self.weight_BN)
             result["within_auc"] = found_within.value_Q.reshape(shape_SWM)
             of_folds = found_within.fold_FQ.reshape(-1, *shape_SWM)
             result["fold_within_auc"] = np.moveaxis(of_folds, 0, 1)
@@ -141,7 +143,7 @@ class Examiner:
         self,
         result: dict[str, np.ndarray],
         name: str,
-        found: bootstrap.AucDraws,
+        found: AucDraws,
         shape: tuple[int, ...],
     ) -> None:
         """Adds the draws of an AUC and its interval, where there are draws."""
@@ -158,12 +160,12 @@ class Examiner:
         draws_SBM: list[np.ndarray] = []
         for x_ND in x_SND:
             standard_ND, d_eff = _standardise(jnp.asarray(x_ND))
-            found = bootstrap.fisher_draws(standard_ND, y_NM, self.weight_BN)
+            found = fisher_draws(standard_ND, y_NM, self.weight_BN)
             result["fisher"].append(found.value_M)
             draws_SBM.append(found.draws_BM)
             result["d_eff"].append(np.asarray(d_eff))
             result["fisher_shuffled"].append(
-                bootstrap.fisher_shuffled(standard_ND, y_NM, _SHUFFLES, self.seed)
+                fisher_shuffled(standard_ND, y_NM, _SHUFFLES, self.seed)
             )
         arrays = {name: np.stack(values) for name, values in result.items()}
         if len(self.weight_BN):

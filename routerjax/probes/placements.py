@@ -1,4 +1,4 @@
-"""Placements: how each row's score stands among the rows of the other class; their mean is AUC."""
+"""Placements: the share of the other class that a row's score beats; their mean is AUC."""
 
 from typing import NamedTuple
 
@@ -7,52 +7,65 @@ import jax.numpy as jnp
 
 
 class Placements(NamedTuple):
-    """Of one problem; pairs are of rows of one group.
+    """One cell's rows among the other class of their stratum; G strata.
 
     Attributes:
-      won_N: [N] for a correct row the wrong rows scored below it, for a wrong row the correct rows
-        scored above it, a tie counting half; 0 for rows that do not count.
-      others_N: [N] rows of the other class, which is the most `won_N` can be.
+      place_N: [N] placements (ties half); 0 where the row or the other class does not count.
+      correct_N: [N] 1 for rows of the correct class that count.
+      wrong_N: [N] 1 for those of the wrong class.
+      correct_G: [G] their numbers.
+      wrong_G: [G]
     """
 
-    won_N: jax.Array
-    others_N: jax.Array
+    place_N: jax.Array
+    correct_N: jax.Array
+    wrong_N: jax.Array
+    correct_G: jax.Array
+    wrong_G: jax.Array
 
 
-def placements(score_N: jax.Array, y_N: jax.Array, group_N: jax.Array) -> Placements:
-    """Placements of one problem inside each group of rows, by one sort.
+def placements(
+    score_N: jax.Array, y_N: jax.Array, stratum_N: jax.Array, n_strata: int
+) -> Placements:
+    """Placements of one cell inside strata, all of them by one sort.
 
     Args:
       score_N: [N] scores; a row with NaN does not count.
       y_N: [N] 1 = correct, 0 = wrong, NaN = does not count.
-      group_N: [N] int32 from 0 up.
+      stratum_N: [N] integers in [0, n_strata).
+      n_strata: G.
 
     Returns:
       The placements. DeLong, DeLong and Clarke-Pearson (1988) write AUC's variance with them.
     """
-    n = len(score_N)
     counts_N = jnp.isfinite(score_N) & jnp.isfinite(y_N)
-    order_N = jnp.lexsort((jnp.where(counts_N, score_N, 0.0), jnp.where(counts_N, group_N, n)))
-    score_N, y_N, counts_N, group_N = (a[order_N] for a in (score_N, y_N, counts_N, group_N))
-    group_N = jnp.where(counts_N, group_N, n)
-    correct_N, wrong_N = (counts_N & (y_N == k) for k in (1, 0))
-    new_group_N = _changes(group_N)
-    # A run is a stretch of equal scores in one group.
-    run, group = (_stretches(new) for new in (new_group_N | _changes(score_N), new_group_N))
+    correct_N = jnp.where(counts_N & (y_N == 1), 1.0, 0.0)
+    wrong_N = jnp.where(counts_N & (y_N == 0), 1.0, 0.0)
+    score_N = jnp.where(counts_N, score_N, jnp.inf)
+    order_N = jnp.lexsort((score_N, stratum_N))
+    score_N, group_N = score_N[order_N], stratum_N[order_N]
+    # A run is a stretch of equal score in one stratum.
+    at_N, edge = jnp.arange(len(score_N)), jnp.array([True])
+    change_N = (score_N[1:] != score_N[:-1]) | (group_N[1:] != group_N[:-1])
+    first_N = jax.lax.cummax(jnp.where(jnp.concatenate([edge, change_N]), at_N, 0))
+    ends_N = jnp.concatenate([change_N, edge])
+    last_N = jax.lax.cummin(jnp.where(ends_N, at_N, len(score_N)), reverse=True)
 
-    def below(class_N: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Rows of a class below each row, half of those beside it; all of its group."""
-        upto_N = jnp.concatenate([jnp.zeros(1), jnp.cumsum(class_N.astype(jnp.float32))])
-        start_N, total_N = upto_N[group[0]], upto_N[group[1]] - upto_N[group[0]]
-        return 0.5 * (upto_N[run[0]] + upto_N[run[1]]) - start_N, total_N
+    def among(class_N: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[N] share of the class below each sorted row, half of ties; [G] rows of it."""
+        size_G = jax.ops.segment_sum(class_N, stratum_N, n_strata)
+        upto_N = jnp.concatenate([jnp.zeros(1), jnp.cumsum(class_N[order_N])])
+        below_N = 0.5 * (upto_N[first_N] + upto_N[last_N + 1])
+        below_N = below_N - (jnp.cumsum(size_G) - size_G)[group_N]
+        return below_N / jnp.maximum(size_G, 1.0)[group_N], size_G
 
-    (wrong_below_N, n_wrong_N), (correct_below_N, n_correct_N) = map(below, (wrong_N, correct_N))
-    won_N = jnp.where(correct_N, wrong_below_N, n_correct_N - correct_below_N)
-    others_N = jnp.where(correct_N, n_wrong_N, n_correct_N)
+    (wrong_below_N, wrong_G), (correct_below_N, correct_G) = among(wrong_N), among(correct_N)
+    place_N = jnp.where(correct_N[order_N] > 0, wrong_below_N, 1 - correct_below_N)
+    both_N = ((correct_G > 0) & (wrong_G > 0))[group_N]
+    place_N = jnp.where(both_N & counts_N[order_N], place_N, 0.0)
     # Back to the rows' own order.
-    return Placements(
-        *(jnp.zeros(n).at[order_N].set(jnp.where(counts_N, a, 0.0)) for a in (won_N, others_N))
-    )
+    place_N = jnp.zeros_like(place_N).at[order_N].set(place_N)
+    return Placements(place_N, correct_N, wrong_N, correct_G, wrong_G)
 
 
 def auc(score_N: jax.Array, y_N: jax.Array) -> jax.Array:
@@ -65,18 +78,7 @@ def auc(score_N: jax.Array, y_N: jax.Array) -> jax.Array:
     Returns:
       [] float32.
     """
-    won_N, others_N = placements(score_N, y_N, jnp.zeros(len(score_N), jnp.int32))
-    # Each pair counts once on either side of it.
-    return jnp.where(others_N.sum() > 0, won_N.sum() / others_N.sum(), jnp.nan)
-
-
-def _changes(a_N: jax.Array) -> jax.Array:
-    return jnp.concatenate([jnp.array([True]), a_N[1:] != a_N[:-1]])
-
-
-def _stretches(new_N: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Where the stretch of each row starts, and where the next one does."""
-    at_N = jnp.arange(len(new_N))
-    last_N = jnp.concatenate([new_N[1:], jnp.array([True])])
-    start_N = jax.lax.cummax(jnp.where(new_N, at_N, 0))
-    return start_N, 1 + jax.lax.cummin(jnp.where(last_N, at_N, len(new_N)), reverse=True)
+    placed = placements(score_N, y_N, jnp.zeros(len(score_N), jnp.int32), 1)
+    n_correct, n_wrong = placed.correct_G[0], placed.wrong_G[0]
+    both = (n_correct > 0) & (n_wrong > 0)
+    return jnp.where(both, (placed.place_N * placed.correct_N).sum() / n_correct, jnp.nan)

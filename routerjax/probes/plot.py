@@ -46,40 +46,40 @@ def draw(table: "ProbeTable", name: str) -> Figure:
     grid = figure.add_gridspec(len(heights), n_columns + 1, width_ratios=widths,
                                height_ratios=heights)  # fmt: skip
 
-    axes_P = _panels(figure, grid, table, n_columns, first_row=0)
+    axes_P = panels(figure, grid, table, n_columns, first_row=0)
     for j, axes in enumerate(axes_P):
         for m, target in enumerate(table.targets):
             colour, dash = STYLES[m % len(STYLES)]
-            _curve(axes, table.layers, value_LPM[:, j, m], target, colour, dash, peak=True)
+            curve(axes, table.layers, value_LPM[:, j, m], target, colour, dash, peak=True)
         mean_L = table.mean_over_targets(name)[:, j]
-        _curve(axes, table.layers, mean_L, "mean over targets", "black", "-", width=2.4, peak=True)
+        curve(axes, table.layers, mean_L, "mean over targets", "black", "-", width=2.4, peak=True)
     axes_P[0].set_ylim(bottom=0)
     legend_cell = grid[:n_rows, -1]
-    _finish(figure, legend_cell, axes_P, n_columns, f"J ({name})", "target (dot: its peak)")
+    finish(figure, legend_cell, axes_P, n_columns, f"J ({name})", "target (dot: its peak)")
 
-    axes_P = _panels(figure, grid, table, n_columns, first_row=n_rows)
+    axes_P = panels(figure, grid, table, n_columns, first_row=n_rows)
     for j, axes in enumerate(axes_P):
         for kind, label, colour, dash in _DIMENSIONS:
-            _curve(axes, table.layers, table.get(kind)[:, j], label, colour, dash)
+            curve(axes, table.layers, table.get(kind)[:, j], label, colour, dash)
     axes_P[0].set_yscale("log")
     for axes in axes_P:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.yaxis.set_minor_formatter(NullFormatter())
     legend_cell = grid[n_rows : 2 * n_rows, -1]
-    _finish(figure, legend_cell, axes_P, n_columns, "dimensions in use", "standardised states")
+    finish(figure, legend_cell, axes_P, n_columns, "dimensions in use", "standardised states")
 
     axes = figure.add_subplot(grid[-1, :-1])
     axes.set_title("anisotropy", fontsize=9)
     for j, pooling in enumerate(table.poolings):
         colour, dash = STYLES[j % len(STYLES)]
-        _curve(axes, table.layers, table.get("anisotropy")[:, j], pooling, colour, dash)
-    _format(axes, table)
-    _finish(figure, grid[-1, -1], [axes], 1, "mean cosine of two queries", "pooling")
+        curve(axes, table.layers, table.get("anisotropy")[:, j], pooling, colour, dash)
+    format_layers(axes, table)
+    finish(figure, grid[-1, -1], [axes], 1, "mean cosine of two queries", "pooling")
     return figure
 
 
-def _panels(
+def panels(
     figure: Figure, grid: Any, table: "ProbeTable", n_columns: int, first_row: int
 ) -> list[Any]:
     """One panel a pooling, filled row by row, with one y axis for all."""
@@ -89,12 +89,12 @@ def _panels(
         axes = figure.add_subplot(cell, sharey=axes_P[0] if axes_P else None)
         axes.set_title(f"pooling: {pooling}", fontsize=9)
         axes.tick_params(labelleft=j % n_columns == 0)
-        _format(axes, table)
+        format_layers(axes, table)
         axes_P.append(axes)
     return axes_P
 
 
-def _format(axes: Any, table: "ProbeTable") -> None:
+def format_layers(axes: Any, table: "ProbeTable") -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
     # All hidden states show on the axis, those without a number too.
     margin = max(0.3, 0.02 * (table.layers[-1] - table.layers[0]))
@@ -104,7 +104,7 @@ def _format(axes: Any, table: "ProbeTable") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _curve(
+def curve(
     axes: Any,
     layers: tuple[int, ...],
     value_L: np.ndarray,
@@ -123,7 +123,7 @@ def _curve(
         axes.plot(layers[at], value_L[at], "o", color=colour, markersize=6, zorder=3)
 
 
-def _finish(
+def finish(
     figure: Figure, cell: Any, axes_P: list[Any], n_columns: int, y_label: str, title: str
 ) -> None:
     """Labels at the outer edges, and the legend in a cell of its own, over no curve."""

@@ -139,7 +139,7 @@ class SweepTable(ProbeTable):
         return {"schema_version": SCHEMA_VERSION} | value | {"best": self._best_cells()}
 
     def save(self, folder: str | Folder) -> None:
-        """Writes `sweep.json`, the draws beside it, and `sweep.png` where matplotlib is installed.
+        """Writes `sweep.json` and its draws, and with matplotlib `sweep.png` and `evidence.png`.
 
         Args:
           folder: Where to; a local path, a URL or a `Folder`.
@@ -152,13 +152,16 @@ class SweepTable(ProbeTable):
             folder.write_bytes(_DRAWS, safetensors.numpy.save(self.draws))
         folder.write_json("sweep.json", self.to_json(), indent=None)
         try:
-            figure = self.plot()
+            from routerjax.probes import evidence_plot
+
+            figures = {"sweep.png": self.plot(), "evidence.png": evidence_plot.draw(self.evidence)}
         except ModuleNotFoundError:
             logger.warning("no sweep.png: pip install routerjax[report] brings matplotlib")
             return
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=120)
-        folder.write_bytes("sweep.png", picture.getvalue())
+        for name, figure in figures.items():
+            picture = io.BytesIO()
+            figure.savefig(picture, format="png", dpi=120)
+            folder.write_bytes(name, picture.getvalue())
 
     @classmethod
     def load(cls, folder: str | Folder) -> "SweepTable":

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from routerjax.files import Folder
 from routerjax.routing import report_details as details
+from routerjax.routing import report_sweep
 from routerjax.routing import report_tables as tables
 from routerjax.routing.report_html import Html, flat, join, page, picture, table, tag
 
 if TYPE_CHECKING:
+    from routerjax.probes.sweep_table import SweepTable
     from routerjax.probes.table import ProbeTable
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,7 @@ def write_report(
     title: str,
     metrics: dict[str, Any],
     probes: "ProbeTable | None" = None,
+    sweep: "SweepTable | None" = None,
     history: dict[str, Any] | None = None,
     data_summary: list[str] | None = None,
     config: dict[str, Any] | None = None,
@@ -37,6 +40,7 @@ def write_report(
       title: Of the page.
       metrics: What `evaluate_predictions` returned, or metrics.json read back.
       probes: Of the training rows; None leaves the section out.
+      sweep: Cross-validated AUC of every cell; None leaves the section out.
       history: Losses of training, as `figures.training_curves` takes them; None leaves them out.
       data_summary: Sentences about the data.
       config: Nested settings and versions, for the table at the end.
@@ -44,7 +48,7 @@ def write_report(
     Raises:
       OSError: The folder cannot be written.
     """
-    drawn = _draw(metrics, history, probes)
+    drawn = _draw(metrics, history, probes, sweep)
     body: list[object] = [tables.lead(metrics)]
     if drawn is None:
         logger.warning("report.html will be without pictures: pip install routerjax[report]")
@@ -63,6 +67,12 @@ def write_report(
     if probes is not None:
         body += [_heading("Probes of the hidden states"), drawn.get("probes", "")]
         body.append(_probe_rows(probes))
+    if sweep is not None:
+        body += [_heading("Which hidden state? A sweep of every cell"), drawn.get("sweep", "")]
+        body += [report_sweep.best_cells(sweep), report_sweep.notes(sweep)]
+        body += [_heading("Controls of the sweep"), report_sweep.controls(sweep)]
+        body += [report_sweep.transfer(sweep), _heading("Does J find the layers?")]
+        body += [drawn.get("evidence", ""), report_sweep.evidence_lines(sweep)]
     if history is not None:
         body += [_heading("Training"), drawn.get("training", "")]
         body.append(
@@ -79,7 +89,10 @@ def write_report(
 
 
 def _draw(
-    metrics: dict[str, Any], history: dict[str, Any] | None, probes: "ProbeTable | None"
+    metrics: dict[str, Any],
+    history: dict[str, Any] | None,
+    probes: "ProbeTable | None",
+    sweep: "SweepTable | None",
 ) -> dict[str, Html] | None:
     """The pictures by name; None where matplotlib is not installed."""
     try:
@@ -104,6 +117,15 @@ def _draw(
     if probes is not None:
         drawn["probes"] = picture(
             probes.plot(), "Fisher separability and effective dimensions over the hidden states"
+        )
+    if sweep is not None:
+        from routerjax.probes import evidence_plot
+
+        drawn["sweep"] = picture(
+            sweep.plot(), "Cross-validated AUC over hidden states, targets and PCA widths"
+        )
+        drawn["evidence"] = picture(
+            evidence_plot.draw(sweep.evidence), "Rank correlation of J and d_eff with AUC"
         )
     return drawn
 

@@ -16,14 +16,17 @@ row = st.tuples(st.integers(-3, 3), st.sampled_from([0.0, 1.0, np.nan]), st.inte
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(row, min_size=ROWS, max_size=ROWS))
-def test_counts_pairs_of_one_group(rows):
+def test_counts_pairs_of_one_stratum(rows):
     score_N, y_N, group_N = np.array(rows, np.float32).T
-    won_N, others_N = map(np.asarray, jax.jit(placements)(score_N, y_N, group_N.astype(np.int32)))
+    placed = jax.jit(placements, static_argnums=3)(score_N, y_N, group_N.astype(np.int32), 3)
     for n in range(ROWS):
         other = np.flatnonzero((group_N == group_N[n]) & (y_N == 1 - y_N[n]))
         gap = (score_N[n] - score_N[other]) * (2 * y_N[n] - 1)
-        assert won_N[n] == ((gap > 0) + 0.5 * (gap == 0)).sum()
-        assert others_N[n] == len(other)
+        share = ((gap > 0) + 0.5 * (gap == 0)).mean() if len(other) else 0.0
+        assert float(placed.place_N[n]) == pytest.approx(share, abs=1e-6)
+    for g in range(3):
+        assert placed.correct_G[g] == ((group_N == g) & (y_N == 1)).sum()
+        assert placed.wrong_G[g] == ((group_N == g) & (y_N == 0)).sum()
     value = float(jax.jit(auc)(score_N, y_N))
     if not (y_N == 0).any() or not (y_N == 1).any():
         assert np.isnan(value)

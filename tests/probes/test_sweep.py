@@ -1,6 +1,7 @@
 """The sweep as a job: its table, its resumption, its shards, its controls, its refusals."""
 
 import dataclasses
+import io
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from routerjax import jobs
 from routerjax.data.dataset import RoutingDataset
 from routerjax.probes import sweep as sweep_module
 from routerjax.probes.sweep import sweep
+from routerjax.probes.sweep_lines import sweep_lines
 from routerjax.probes.sweep_table import SweepTable
 
 DIMS = (4, 16)
@@ -227,3 +229,22 @@ def test_refusals(world, change, message):
     store, data, _ = world
     with pytest.raises(ValueError, match=message):
         sweep(store, data, **({"pca_dims": DIMS} | change))
+
+
+def test_lines_name_the_best_cells_and_the_limits(table):
+    text = "\n".join(sweep_lines(table))
+    best = table.best("b")
+    assert any(
+        line.startswith("b ") and f" {best.layer} " in line and f"{best.value:.4f}" in line
+        for line in text.split("\n")
+    )
+    for part in ("control shuffled:", "no model is refitted", "J against AUC within datasets"):
+        assert part in text
+
+
+def test_a_picture_of_many_layers_and_of_gaps(table):
+    assert len(table.plot().axes) > 8
+    hole = {name: value.copy() for name, value in table.cells.items()}
+    hole["cv_auc"][:, 0, :, 1] = np.nan
+    hole["cv_auc"][1] = np.nan
+    dataclasses.replace(table, cells=hole, draws={}).plot("cv_auc").savefig(io.BytesIO())

@@ -3,12 +3,15 @@
 import html.parser
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import routerjax.routing
+from routerjax.data.dataset import RoutingDataset
 from routerjax.files import Folder
+from routerjax.probes.sweep import sweep
 from routerjax.probes.table import ProbeTable
 from routerjax.routing.metrics import evaluate_predictions
 from routerjax.routing.policy import Argmax, Tolerance
@@ -106,6 +109,44 @@ def test_all_parts_are_there(make_pool, tmp_path):
         "600 queries of 4 targets",
         "versions.jax",
         "2 of 3 members are kept",
+    ):
+        assert expected in text, expected
+
+
+def test_a_sweep_is_shown_with_its_controls(make_pool, tmp_path):
+    rng = np.random.default_rng(0)
+    n, datasets = 160, ("maths", "law")
+    y_NM = (rng.random((n, 2)) < 0.5).astype(np.float32)
+    h_NLPD = rng.normal(size=(n, 3, 1, 8)) + y_NM[:, :1, None, None] * np.arange(3)[:, None, None]
+    data = RoutingDataset(
+        ids=tuple(f"q{i}" for i in range(n)),
+        queries=tuple(f"text {i}" for i in range(n)),
+        targets=("<clear>", "vague"),
+        y_NM=y_NM,
+        groups=tuple(f"g{i}" for i in range(n)),
+        datasets=tuple(datasets[i % 2] for i in range(n)),
+    )
+    blocks = [(slice(0, n), h_NLPD.transpose(1, 2, 0, 3).astype(np.float32))]
+    store = SimpleNamespace(
+        ids=data.ids, layers=(0, 1, 2), poolings=("mean",), width=8, n_blocks=1,
+        query_tokens_N=np.arange(n), rows_of=lambda ids: np.arange(n),
+        block_slice=lambda block: slice(0, n),
+        blocks=lambda layers, poolings, which: [(at, h[list(layers)]) for at, h in blocks],
+    )  # fmt: skip
+    table = sweep(store, data, (4, 8), draws=50, controls=("dataset", "transfer", "shuffled"))
+    write_report(tmp_path, title="t", metrics=_metrics(make_pool), sweep=table)
+    parser, text = _read(tmp_path)
+    assert len(parser.addresses) == 5  # cost, AUC, shares, sweep, evidence
+    best = table.best("<clear>")
+    assert best.layer == 2
+    for expected in (
+        "<clear>",
+        f"{best.value:.3f}",
+        "no model is refitted",
+        "the dataset's name alone",
+        "trained on",
+        "maths",
+        "J against AUC, mean",
     ):
         assert expected in text, expected
 

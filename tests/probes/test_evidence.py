@@ -1,0 +1,100 @@
+"""Evidence: correlations against scipy's definition, choices from disjoint folds, gaps named."""
+
+import numpy as np
+import pytest
+
+from routerjax.probes import evidence, evidence_plot
+
+LAYERS, POOLINGS, TARGETS, DIMS = (0, 1, 2, 3, 4), ("last", "mean"), ("a", "b"), (10, 20)
+
+
+def world(auc_LPWM, fisher_LPM, d_eff_LP=None, fold_noise=0.0, draws=0, seed=0):
+    """What a sweep finds whose folds and draws scatter about the given numbers."""
+    rng = np.random.default_rng(seed)
+
+    def around(value, n, noise):
+        return (value[None] + noise * rng.normal(size=(n, *value.shape))).astype(np.float32)
+
+    d_eff_LP = np.ones(fisher_LPM.shape[:2]) if d_eff_LP is None else d_eff_LP
+    folds = {name: around(auc_LPWM, 5, fold_noise) for name in ("auc", "within_auc")}
+    folds |= {"fisher": around(fisher_LPM, 5, fold_noise), "d_eff": around(d_eff_LP, 5, 0)}
+    cells = {name: auc_LPWM.astype(np.float32) for name in ("cv_auc", "within_auc")}
+    replicates = {}
+    if draws:
+        replicates = {name: around(auc_LPWM, draws, 0.01) for name in ("cv_auc", "within_auc")}
+        replicates["fisher"] = around(fisher_LPM, draws, 0.01)
+    return evidence.find_evidence(
+        LAYERS, POOLINGS, TARGETS, DIMS, cells, fisher_LPM.astype(np.float32),
+        d_eff_LP.astype(np.float32), folds, replicates,
+    )  # fmt: skip
+
+
+def row(found, kind, target, probe="fisher", auc="auc", pooling="last"):
+    keys = {"probe": probe, "auc": auc, "pooling": pooling, "target": target}
+    (match,) = (r for r in found[kind] if keys.items() <= r.items())
+    return match
+
+
+@pytest.fixture
+def numbers():
+    rng = np.random.default_rng(1)
+    return rng.uniform(0.5, 0.9, size=(5, 2, 2, 2)), rng.uniform(0, 1, size=(5, 2, 2))
+
+
+def test_spearman_is_pearson_of_ranks(numbers):
+    auc_LPWM, fisher_LPM = numbers
+    fisher_LPM[1] = fisher_LPM[3]  # A tie.
+    found = world(auc_LPWM, fisher_LPM)
+    assert found["pca_dim"] == 20
+    values = []
+    for m, target in enumerate(TARGETS):
+        a, b = fisher_LPM[:, 0, m], auc_LPWM[:, 0, 1, m]
+        ranks = [[(x < y).sum() + ((x == y).sum() + 1) / 2 for y in x] for x in (a, b)]
+        values.append(np.corrcoef(ranks)[0, 1])
+        assert row(found, "spearman", target)["value"] == pytest.approx(values[-1], abs=1e-6)
+    assert row(found, "spearman", None)["value"] == pytest.approx(np.mean(values), abs=1e-6)
+
+
+def test_a_probe_that_orders_as_auc_does_loses_nothing(numbers):
+    auc_LPWM, _ = numbers
+    found = world(auc_LPWM, auc_LPWM[:, :, 1], -auc_LPWM[:, :, 1, 0], draws=100)
+    best = row(found, "spearman", "a")
+    assert best["value"] == pytest.approx(1)
+    assert best["low"] > 0.5 and best["high"] == 1
+    assert row(found, "lost", "a")["value"] == pytest.approx(0)
+    against = row(found, "spearman", "a", probe="d_eff")
+    assert against["value"] == pytest.approx(-1)
+    lost = auc_LPWM[:, 0, 1, 0].max() - auc_LPWM[:, 0, 1, 0].min()
+    assert row(found, "lost", "a", probe="d_eff")["value"] == pytest.approx(lost, abs=1e-6)
+
+
+def test_the_sweep_does_not_choose_by_the_fold_it_is_judged_on():
+    # All layers are alike: a choice by the judging fold's own noise would look like a gain.
+    auc_LPWM, fisher_LPM = np.full((5, 2, 2, 2), 0.7), np.full((5, 2, 2), 0.1)
+    losses = []
+    for seed in range(40):
+        found = world(auc_LPWM, fisher_LPM, fold_noise=0.05, seed=seed)
+        losses.append(row(found, "lost", None)["value"])
+    error = np.std(losses) / np.sqrt(len(losses))
+    assert abs(np.mean(losses)) < 4 * error < 0.03
+
+
+def test_what_is_missing_is_left_out_or_named(numbers):
+    auc_LPWM, fisher_LPM = numbers
+    auc_LPWM[0] = np.nan
+    auc_LPWM[:, :, :, 1] = np.nan
+    auc_LPWM[2:, 1, :, 0] = np.nan
+    found = world(auc_LPWM, fisher_LPM, draws=20)
+    assert np.isfinite(row(found, "spearman", "a")["value"])
+    assert row(found, "spearman", None)["value"] == row(found, "spearman", "a")["value"]
+    for kind, target, pooling in (
+        ("spearman", "b", "last"),
+        ("lost", "b", "last"),
+        ("spearman", "a", "mean"),
+    ):
+        gap = row(found, kind, target, pooling=pooling)
+        assert gap["value"] is None and gap["reason"]
+    lines = evidence.lines(found)
+    assert len(lines) == 8
+    assert any("unknown" in line for line in lines)
+    assert len(evidence_plot.draw(found).axes) == 4
