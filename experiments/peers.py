@@ -146,7 +146,7 @@ def scikit_learn_cells(
                 fold_auc.append(roc_auc_score(y_test[seen_test], score))
                 seconds[1] += time.perf_counter() - start
             auc.append(np.mean(fold_auc))
-        return np.array(auc), *seconds
+        return np.array(auc), seconds[0], seconds[1]
 
     return run
 

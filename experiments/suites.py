@@ -101,6 +101,7 @@ def sweep(config: Any, encoder: rj.Encoder, data: rj.RoutingDataset) -> dict[str
         start = time.perf_counter()
         table = rj.sweep(store, data, PCA_DIMS, draws=0)
         times[0].append(time.perf_counter() - start)
+        assert table is not None
         if turn:
             auc_n, pca_seconds, logistic_seconds = run_peer(shares[turn - 1])
             scale = np.prod(shape) / len(shares[turn - 1])

@@ -282,5 +282,5 @@ def _sums_of_all(
     """`sums_of` over layers and poolings, one after the other: a slab's rows fit a cache."""
     shape = h_LPRD.shape[:2]
     slabs = (h_LPRD.reshape(-1, *h_LPRD.shape[2:]), shift_LPD.reshape(-1, shift_LPD.shape[2]))
-    sums = jax.lax.map(lambda slab: sums_of(*slab, weight_R, y_RM, gram), slabs)
+    sums = jax.lax.map(lambda slab: sums_of(slab[0], slab[1], weight_R, y_RM, gram), slabs)
     return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), sums)

@@ -66,7 +66,7 @@ def trace_numbers(one: Moments) -> dict[str, jax.Array]:
     """
     inverse_D = inverse_scale(one.mean_D, one.variance_D)
     assert one.covariance_DD is not None
-    numbers = {}
+    numbers: dict[str, jax.Array] = {}
     varies_D = jnp.where(inverse_D > 0, 1.0, 0.0)
     for space, scale_D in (("raw", varies_D), ("standardised", inverse_D)):
         value = spectrum.d_eff_trace(one.covariance_DD * (scale_D[:, None] * scale_D[None, :]))

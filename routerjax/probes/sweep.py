@@ -271,7 +271,7 @@ def _controls(
 ) -> tuple[str, ...]:
     """The controls that can be had; those that cannot are left out with a line that says why."""
     chosen = tuple(control.CONTROLS) if names == ("all",) else names
-    lacking = {}
+    lacking: dict[str, str] = {}
     if data.datasets is None:
         lacking |= dict.fromkeys(control.BY_DATASET, "the data names no datasets")
     if random_store is None:

@@ -27,7 +27,7 @@ def sweep_lines(table: SweepTable) -> list[str]:
             layers = np.array(table.layers)[table.equal_to_best(target).any(axis=(1, 2))]
             line += f"; not distinguishable: layers {_ranges(layers)}"
         found.append(line)
-    rows = {row["control"]: [] for row in table.controls}
+    rows: dict[str, list[float]] = {row["control"]: [] for row in table.controls}
     for row in table.controls:
         rows[row["control"]].append(row["auc"])
     for name, values in rows.items():

@@ -57,7 +57,8 @@ def _heat_maps(figure: Figure, grid: Any, table: "SweepTable", value_LPWM: np.nd
     colours = matplotlib.colormaps["viridis"].with_extremes(bad="#D9D9D9")
     shown = best_LPM[np.isfinite(best_LPM)]
     low, high = (shown.min(), shown.max()) if shown.size else (0.5, 1.0)
-    image, axes_P = None, []
+    image: Any = None
+    axes_P: list[Any] = []
     for j, pooling in enumerate(table.poolings):
         axes = figure.add_subplot(grid[0, j])
         axes_P.append(axes)
@@ -65,7 +66,9 @@ def _heat_maps(figure: Figure, grid: Any, table: "SweepTable", value_LPWM: np.nd
                             interpolation="nearest")  # fmt: skip
         axes.set_title(f"pooling: {pooling}, each cell at its best width", fontsize=9)
         step = max(1, -(-len(table.layers) // 20))
-        axes.set_xticks(range(0, len(table.layers), step), table.layers[::step], fontsize=8)
+        axes.set_xticks(
+            range(0, len(table.layers), step), [str(i) for i in table.layers[::step]], fontsize=8
+        )
         labels = [_short(target) for target in table.targets] if j == 0 else []
         axes.set_yticks(range(len(table.targets)) if j == 0 else [], labels, fontsize=8)
         axes.set_xlabel("hidden state (0 = embeddings)", fontsize=9)

@@ -209,9 +209,9 @@ class SweepTable(ProbeTable):
                 continue
             entry = self.best(target)._asdict()
             if self.draws:
-                equal_L = self.equal_to_best(target).any(axis=(1, 2))
+                equal_LPW = self.equal_to_best(target)
                 entry["layers_not_distinguishable"] = [
-                    layer for layer, equal in zip(self.layers, equal_L, strict=True) if equal
+                    layer for layer, of in zip(self.layers, equal_LPW, strict=True) if of.any()
                 ]
             found["mean over targets" if target is None else target] = entry
         return found

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from routerjax.routing.auc import auc_by_group
+from routerjax.probes.auc import auc_by_group
 from routerjax.routing.frontier import take
 
 NEAR = (0.05, 0.02)

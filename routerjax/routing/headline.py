@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from routerjax.routing.auc import auc_per_target, within_dataset_auc
+from routerjax.probes.auc import auc_per_target, within_dataset_auc
 from routerjax.routing.breakdown import mean, number
 from routerjax.routing.frontier import take
 from routerjax.routing.intervals import LEVEL, ratio_interval

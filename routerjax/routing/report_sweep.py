@@ -92,11 +92,11 @@ def transfer(sweep: "SweepTable") -> Html:
     if not sweep.transfer:
         return tag("p", "")
     auc_AAM = np.array(sweep.transfer["auc"], np.float64)
-    known_AA = np.isfinite(auc_AAM).any(axis=2)
+    count_AA = np.isfinite(auc_AAM).sum(axis=2)
     total_AA = np.where(np.isfinite(auc_AAM), auc_AAM, 0.0).sum(axis=2)
-    mean_AA = np.where(known_AA, total_AA / np.maximum(np.isfinite(auc_AAM).sum(axis=2), 1), np.nan)
+    mean_AA = np.where(count_AA > 0, total_AA / np.maximum(count_AA, 1), np.nan)
     names = sweep.transfer["datasets"]
-    used = [a for a in range(len(names)) if known_AA[a].any() or known_AA[:, a].any()]
+    used = np.flatnonzero(count_AA.sum(axis=0) + count_AA.sum(axis=1)).tolist()
     head = ("trained on", *(names[a] for a in used))
     rows = [[names[a], *(_three(mean_AA[a, b]) for b in used)] for a in used]
     where = sweep.transfer

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from routerjax.routing.auc import auc_per_target
+from routerjax.probes.auc import auc_per_target
 from routerjax.routing.breakdown import agreement_zones, near_misses, per_dataset, win_rates
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import roc_auc_score
 
-from routerjax.routing.auc import auc_by_group, auc_per_target, roc_auc, within_dataset_auc
+from routerjax.probes.auc import auc_by_group, auc_per_target, roc_auc, within_dataset_auc
 
 
 def _pairs(score_N, label_N):

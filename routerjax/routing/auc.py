@@ -1,1 +1,0 @@
-from routerjax.probes.auc import *  # noqa  (moved; the lead removes this file)
