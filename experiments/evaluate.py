@@ -4,6 +4,8 @@
         --router=runs/a/router --store=runs/a/test/store
     python -m experiments.evaluate ... --encoder=Qwen/Qwen3-0.6B     # extracts first
 
+A router of several encoders takes --store=a,b (in any order), or --encoder=a,b in its own order.
+
 Writes metrics.json and report.html.
 """
 
@@ -43,21 +45,24 @@ def main() -> None:
     router = rj.Router.load(config.router)
     folder = rj.Folder(config.workdir)
     rj.jobs.write_config(folder, config)
-    path = config.store or folder / "store"
+    several = len(router.encoder_identities) > 1
+    own = [folder / f"store{i}" if several else folder / "store"
+           for i in range(len(router.encoder_identities))]  # fmt: skip
+    paths = options.split_names(config.store) if config.store else own
     if config.encoder:
-        encoder = rj.Encoder.from_pretrained(
-            config.encoder,
-            revision=router.encoder_identity["revision"],
-            max_tokens=router.encoder_identity["max_tokens"],
-            compute_dtype=router.encoder_identity["compute_dtype"],
-            mesh=rj.make_mesh(config.mesh),
-        )
-        router.use_encoder(encoder)
-        layers, poolings = router.features.layers, router.features.poolings
-        store = rj.extract(encoder, data, path, layers=layers, poolings=poolings)
+        if len(paths) != len(own):
+            raise ValueError(f"--store: the router reads {len(own)} encoders, got {config.store!r}")
+        encoders = options.load_router_encoders(router, config.encoder, config.mesh)
+        router.use_encoder(encoders)
+        features = router.features
+        stores = [
+            rj.extract(encoder, data, path, layers=features.layers(i),
+                       poolings=features.poolings(i))
+            for i, (encoder, path) in enumerate(zip(encoders, paths, strict=True))
+        ]  # fmt: skip
     else:
-        store = rj.ActivationStore.open(path)
-    metrics = rj.evaluate(router, store, data, policy)
+        stores = [rj.ActivationStore.open(path) for path in paths]
+    metrics = rj.evaluate(router, stores, data, policy)
     folder.write_json("metrics.json", metrics)
     rj.write_report(
         folder,

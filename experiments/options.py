@@ -16,7 +16,7 @@ _TEXT = {
     "pool": (None, "pool.json with the targets and their prices."),
     "encoder": (None, "Hugging Face hub id or local folder of the encoder."),
     "revision": (None, "Hub revision of the encoder: branch, tag or commit."),
-    "store": (None, "Folder of the activation store; local or a URL."),
+    "store": (None, "Folder of the activation store; local or a URL. Of several encoders: a,b."),
     "router": (None, "Folder of a trained router; local or a URL."),
     "layers": ("all", "Hidden states: all, or indices such as 3,4,6 or 4-6; 0 is the embeddings."),
     "poolings": ("last,mean", "Poolings to keep, separated by commas: last, mean, query_mean, ..."),
@@ -24,10 +24,11 @@ _TEXT = {
     "store_dtype": ("float16", "Of the store: float16 or float32."),
     "batch_tokens": ("auto", "Tokens of a full batch, padding included; auto suits the device."),
     "mesh": ("auto", "Devices that share a batch: auto (all), or data:N."),
-    "recipe": ("all_layers", "Features: all_layers, layers (with --layers) or top_fisher:K."),
+    "recipe": ("all_layers", "Features: all_layers, layers (with --layers), top_fisher:K, "
+               "greedy:K, per_target:cv_auc or per_target:fisher."),
     "pooling": ("mean", "Pooling(s) the features read, separated by commas."),
     "policy": ("argmax", "Who answers: argmax or tolerance:TAU, such as tolerance:0.2."),
-}
+}  # fmt: skip
 _NUMBERS = {
     "seed": (0, "Seed of what is random in this script.", 0),
     "max_tokens": (2048, "Longest prompt; longer queries lose text from their middle.", 1),
@@ -108,6 +109,38 @@ def read_data(config: Any) -> tuple[rj.RoutingDataset, list[str]]:
     lines = rj.describe(data).lines()
     rj.jobs.log("\n".join([f"{config.data}:", *lines]))
     return data, lines
+
+
+def open_stores(text: str) -> list[rj.ActivationStore]:
+    """The stores of a comma-separated flag."""
+    return [rj.ActivationStore.open(path) for path in split_names(text)]
+
+
+def load_router_encoders(router: rj.Router, names: str, mesh: str = "auto") -> list[rj.Encoder]:
+    """A router's encoders from where a flag says, as the router was trained on them.
+
+    Args:
+      router: Says how each is to be read.
+      names: Hub ids or folders in the router's order, separated by commas.
+      mesh: As `--mesh`.
+    """
+    paths, identities = split_names(names), router.encoder_identities
+    if len(paths) != len(identities):
+        raise ValueError(
+            f"--encoder: the router reads {len(identities)} encoders, "
+            f"{', '.join(identity['encoder_id'] for identity in identities)}: name one for each "
+            f"of them, in this order, got {names!r}"
+        )
+    return [
+        rj.Encoder.from_pretrained(
+            path,
+            revision=identity["revision"],
+            max_tokens=identity["max_tokens"],
+            compute_dtype=identity["compute_dtype"],
+            mesh=rj.make_mesh(mesh),
+        )
+        for path, identity in zip(paths, identities, strict=True)
+    ]
 
 
 def split_names(text: str) -> tuple[str, ...]:

@@ -27,14 +27,7 @@ def main() -> None:
     policy = rj.parse_policy(FLAGS.policy) if FLAGS["policy"].present else None
     router = rj.Router.load(FLAGS.router)
     if FLAGS.encoder:
-        identity = router.encoder_identity
-        router.use_encoder(
-            rj.Encoder.from_pretrained(
-                FLAGS.encoder,
-                max_tokens=identity["max_tokens"],
-                compute_dtype=identity["compute_dtype"],
-            )
-        )
+        router.use_encoder(options.load_router_encoders(router, FLAGS.encoder, "data:1"))
     if FLAGS.query is not None:
         lines = iter([FLAGS.query])
     else:

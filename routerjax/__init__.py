@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from routerjax.features.recipe import Recipe
     from routerjax.files import Folder
     from routerjax.probes.probe import probe
+    from routerjax.probes.select import resolve as resolve_recipe
     from routerjax.probes.stream_probe import probe_stream
     from routerjax.probes.sweep import sweep
     from routerjax.probes.sweep_lines import sweep_lines
     from routerjax.probes.sweep_table import SweepTable
     from routerjax.probes.table import ProbeTable
     from routerjax.probes.then_extract import probe_then_extract
+    from routerjax.routing.compare import compare as compare_recipes
+    from routerjax.routing.compare import comparison_lines, parse_recipes
     from routerjax.routing.fit import evaluate, fit_router
     from routerjax.routing.policy import Argmax, Policy, Tolerance, parse_policy
     from routerjax.routing.report import write_report
@@ -49,6 +52,8 @@ _HOME = {
     "SweepTable": "probes.sweep_table",
     "Tolerance": "routing.policy",
     "TrunkConfig": "trunk.config",
+    "compare_recipes": "routing.compare",
+    "comparison_lines": "routing.compare",
     "describe": "data.quality",
     "estimate": "encoder.estimate",
     "evaluate": "routing.fit",
@@ -59,10 +64,12 @@ _HOME = {
     "make_mesh": "devices",
     "parse_layers": "encoder.layers",
     "parse_policy": "routing.policy",
+    "parse_recipes": "routing.compare",
     "probe": "probes.probe",
     "probe_stream": "probes.stream_probe",
     "probe_then_extract": "probes.then_extract",
     "read_dataset": "data.readers",
+    "resolve_recipe": "probes.select",
     "simulate": "data.simulate",
     "start_distributed": "devices",
     "sweep": "probes.sweep",
@@ -74,7 +81,7 @@ _HOME = {
     "write_report": "routing.report",
 }
 # Plain names at home, telling ones here.
-_NAME_THERE = {"train_trunk": "train"}
+_NAME_THERE = {"compare_recipes": "compare", "resolve_recipe": "resolve", "train_trunk": "train"}
 __all__ = sorted(_HOME)
 
 

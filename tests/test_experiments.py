@@ -74,7 +74,7 @@ def test_extract_probe_and_train_leave_what_they_say(work):
     ):
         assert (work / name).stat().st_size > 0, name
     router = json.loads((work / "router/router.json").read_text())
-    assert router["features"]["blocks"] == [[1, "mean"], [2, "mean"], [3, "mean"]]
+    assert router["features"]["parts"][0]["blocks"] == [[1, "mean"], [2, "mean"], [3, "mean"]]
     assert len(router["targets"]) == 7
     assert len(json.loads((work / "train.json").read_text())["history"]["kept"]) == 2
 
@@ -111,6 +111,53 @@ def test_route_decides_for_a_flag_and_for_lines(work):
     lines = [json.loads(line) for line in many.stdout.splitlines()]
     assert [line["query"] for line in lines] == ["What is 7 + 5?", "Sort 3, 1, 2."]
     assert {line["target"] for line in lines} == {"wren-1b"}
+
+
+def test_a_router_of_two_stores_with_a_layer_for_each_target(work, files, tiny_encoder_folder,
+                                                             tmp_path):  # fmt: skip
+    common = [f"--data={files}/train.jsonl", f"--pool={files}/pool.json"]
+    done = run("extract", f"--workdir={tmp_path}", f"--encoder={tiny_encoder_folder}", *common,
+               "--layers=0,3", "--max_tokens=30")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    stores = f"--store={work}/store,{tmp_path}/store"
+    done = run("train", f"--workdir={tmp_path}", *common, stores, "--recipe=per_target:cv_auc",
+               "--pooling=last,mean", "--pca_dim=20", "--members=2", "--epochs=2")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    router = json.loads((tmp_path / "router/router.json").read_text())
+    choices = router["training"]["choices"]
+    assert {choice["target"] for choice in choices} == set(router["targets"])
+    for choice in choices:
+        cell = {key: choice[key] for key in ("encoder", "layer", "pooling", "pca_dim")}
+        assert cell in router["features"]["recipe"]["blocks"]
+        assert f"per_target: {choice['target']} reads" in done.stderr
+    flags = [f"--data={files}/test.jsonl.gz", f"--router={tmp_path}/router"]
+    encoders = ",".join([str(tiny_encoder_folder)] * len(router["encoders"]))
+    done = run("evaluate", f"--workdir={tmp_path}/test", *flags, f"--encoder={encoders}")
+    assert done.returncode == 0, done.stderr
+    done = run("route", flags[1], "--query=What is 7 + 5?", f"--encoder={encoders}")
+    assert json.loads(done.stdout)["target"] in router["targets"], done.stderr
+    done = run("route", flags[1], "--query=q", f"--encoder={encoders},more")
+    assert done.returncode == 1 and "name one for each of them" in done.stderr
+
+
+def test_compare_recipes_goes_on_where_it_stopped(work, files, tmp_path):
+    flags = [f"--workdir={tmp_path}", f"--data={files}/train.jsonl", f"--store={work}/store",
+             "--pca_dim=10", "--members=2", "--epochs=2", "--folds=2", "--draws=50"]  # fmt: skip
+    done = run("compare_recipes", *flags, "--recipes=all_layers,greedy:2")
+    assert done.returncode == 0, done.stderr
+    before = json.loads((tmp_path / "recipes.json").read_text())
+    assert [row["name"] for row in before["recipes"]] == ["all_layers", "greedy:2"]
+    assert len(before["recipes"][1]["choices"][0]["choices"]) == 2
+    assert "mean_auc" in done.stdout and "difference" in done.stdout
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "recipes").glob("*/*")}
+    assert len(times) == 2 * 2 * 2
+    done = run("compare_recipes", *flags, "--recipes=all_layers,greedy:2,layers:3@last/5")
+    assert done.returncode == 0, done.stderr
+    after = json.loads((tmp_path / "recipes.json").read_text())
+    assert after["recipes"][:2] == before["recipes"] and len(after["recipes"]) == 3
+    assert all(path.stat().st_mtime_ns == then for path, then in times.items())
+    done = run("compare_recipes", *flags, "--folds=3")
+    assert done.returncode == 1 and "another comparison of recipes" in done.stderr
 
 
 def test_quickstart_is_their_sum(files, tiny_encoder_folder, tmp_path):
@@ -164,6 +211,8 @@ def test_sigterm_ends_with_code_0_and_says_how_to_go_on(tiny_encoder_folder, tmp
         ("train", ["--data={files}/broken.jsonl", "--store=s"], "broken.jsonl:2: not valid JSON"),
         ("evaluate", ["--data={files}/train.jsonl", "--router=r"], "give --store, or --encoder"),
         ("route", ["--router={files}/none", "--query=q"], "holds no router"),
+        ("train", ["--data={files}/train.jsonl", "--store=s", "--recipe=greedy"], "greedy:K"),
+        ("compare_recipes", ["--data=d", "--store=s", "--recipes=best"], "got 'best'"),
         ("quickstart", ["--pcadim=3"], "Unknown command line flag 'pcadim'"),
     ],
 )

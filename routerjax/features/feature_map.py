@@ -17,155 +17,63 @@ from routerjax.features.recipe import Recipe
 # Rows are taken in chunks of powers of two up to this, so that few shapes are ever compiled.
 _CHUNK_ROWS = 1024
 
+# One encoder's states, or a sequence with those of several.
+States = np.ndarray | jax.Array | Sequence[np.ndarray | jax.Array]
+Stores = ActivationStore | Sequence[ActivationStore]
+
+
+def as_tuple(stores: Stores) -> tuple[ActivationStore, ...]:
+    """One store or several as a tuple."""
+    return tuple(stores) if isinstance(stores, Sequence) else (stores,)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class FeatureMap(Pca):
-    """A fitted recipe: standardise + PCA of chosen slabs, a slab being one (layer, pooling).
+class Part(Pca):
+    """Standardise + PCA of chosen slabs of one encoder, a slab being one (layer, pooling).
 
     x = sum over slabs s of ((h_s - mean_s) / scale_s) @ components_s.
 
     Attributes (after those of `Pca`):
-      recipe: What was asked for.
+      encoder: Its place among the encoders, from 0.
       blocks: [S] (hidden-state index, pooling) of each slab.
     """
 
-    recipe: Recipe
+    encoder: int
     blocks: tuple[tuple[int, str], ...]
 
     @property
     def width(self) -> int:
-        """C, the number of features; at most the recipe's `pca_dim`."""
+        """C, the number of features; fewer than were asked for where the rows' rank is smaller."""
         return self.components_SDC.shape[2]
 
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Hidden-state indices it reads, ascending: what to capture."""
-        return tuple(sorted({layer for layer, _ in self.blocks}))
-
-    @property
-    def poolings(self) -> tuple[str, ...]:
-        """Poolings it reads, in the recipe's order: what to capture."""
-        return tuple(dict.fromkeys(pooling for _, pooling in self.blocks))
-
-    @property
-    def explained_variance_ratio(self) -> float:
-        """Share of the standardised training rows' variance that the features keep."""
-        return float(self.eigenvalues_C.sum(dtype=np.float64) / self.total_variance)
-
-    def apply(
-        self,
-        h_NLPD: np.ndarray | jax.Array,
-        layers: Sequence[int] | None = None,
-        poolings: Sequence[str] | None = None,
-    ) -> np.ndarray:
-        """Features of captured states.
-
-        Args:
-          h_NLPD: [N, L, P, D] float32 pooled states.
-          layers: [L] the hidden-state index of each, by default `self.layers`.
-          poolings: [P] the name of each, by default `self.poolings`.
-
-        Returns:
-          x_NC [N, C] float32.
-
-        Raises:
-          ValueError: A state or pooling that the map reads is not there, or the shape is another.
-        """
-        layers = self.layers if layers is None else tuple(layers)
-        poolings = self.poolings if poolings is None else tuple(poolings)
-        expected = (len(layers), len(poolings), self.mean_SD.shape[1])
-        if h_NLPD.ndim != 4 or h_NLPD.shape[1:] != expected:
-            raise ValueError(
-                f"h_NLPD: expected [N, {len(layers)} layers, {len(poolings)} poolings, "
-                f"{expected[2]} wide], got shape {h_NLPD.shape}"
-            )
-        slabs_S2 = self._positions(layers, poolings)
-        chunks = [np.zeros((0, self.width), np.float32)]
-        for start in range(0, h_NLPD.shape[0], _CHUNK_ROWS):
-            h_RLPD = h_NLPD[start : start + _CHUNK_ROWS]
-            n_rows = h_RLPD.shape[0]
-            h_LPRD = np.asarray(h_RLPD, np.float32).transpose(1, 2, 0, 3)
-            h_LPRD = pad_rows(h_LPRD, 1 << (n_rows - 1).bit_length())
-            chunks.append(np.asarray(_apply(h_LPRD, slabs_S2, self._axes))[:n_rows])
-        return np.concatenate(chunks)
-
-    def apply_store(self, store: ActivationStore, ids: Sequence[str]) -> np.ndarray:
-        """Features of stored queries; the blocks that hold them are read once, block by block.
-
-        Args:
-          store: The hidden states.
-          ids: [n] query ids, in any order.
-
-        Returns:
-          x_NC [n, C] float32, row i for ids[i].
-
-        Raises:
-          ValueError: An id, layer or pooling is not in the store, or its width is another.
-        """
-        if store.width != self.mean_SD.shape[1]:
-            raise ValueError(
-                f"store: the features were fitted on states {self.mean_SD.shape[1]} wide, this "
-                f"store's are {store.width} wide: it is from another encoder"
-            )
-        positions_n = store.rows_of(ids)
-        wanted_N = np.zeros(len(store.ids), bool)
-        wanted_N[positions_n] = True
-        slabs_S2 = self._positions(self.layers, self.poolings)
-        n_rows = store.block_slice(0).stop
-        x_NC = np.zeros((len(store.ids), self.width), np.float32)
-        pending: tuple[slice, Any] | None = None
-        blocks = store.blocks(self.layers, self.poolings, used_blocks(store, wanted_N))
-        for at, h_LPRD in blocks:
-            x_RC = _apply(pad_rows(h_LPRD, n_rows), slabs_S2, self._axes)
-            if pending:  # Fetched one behind, so that the device works while the next is read.
-                _fetch(x_NC, *pending)
-            pending = at, x_RC
-        if pending:
-            _fetch(x_NC, *pending)
-        return x_NC[positions_n]
-
-    def narrow(self, width: int) -> "FeatureMap":
-        """The map of the leading components alone, which is what a narrower fit gives.
-
-        Args:
-          width: C of the new map, from 1 to this one's.
-
-        Raises:
-          ValueError: It is not in that range.
-        """
-        if not 1 <= width <= self.width:
-            raise ValueError(f"width: expected 1 to {self.width} components, got {width}")
+    def narrow(self, width: int) -> "Part":
+        """Its leading components, at most `width`, which is what a narrower fit gives."""
         return dataclasses.replace(
             self,
-            recipe=dataclasses.replace(self.recipe, pca_dim=width),
             components_SDC=self.components_SDC[:, :, :width],
             eigenvalues_C=self.eigenvalues_C[:width],
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The fitted arrays by name, for a checkpoint."""
+        """The fitted arrays by name."""
         names = ("mean_SD", "scale_SD", "components_SDC", "eigenvalues_C")
         return {name: getattr(self, name) for name in names}
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the arrays, as JSON values."""
         return {
-            "recipe": self.recipe.to_json(),
+            "encoder": self.encoder,
             "blocks": [[layer, pooling] for layer, pooling in self.blocks],
             "n_components": self.width,
             "hidden_width": self.mean_SD.shape[1],
             "total_variance": self.total_variance,
-            "explained_variance_ratio": self.explained_variance_ratio,
+            "explained_variance_ratio": explained_variance_ratio((self,)),
             "residual": self.residual,
         }
 
     @classmethod
-    def from_arrays(cls, value: dict[str, Any], arrays: dict[str, np.ndarray]) -> "FeatureMap":
-        """The map whose `to_json` and `arrays` these are.
-
-        Raises:
-          ValueError: An array is missing or its shape does not fit the description.
-        """
+    def from_arrays(cls, value: dict[str, Any], arrays: dict[str, np.ndarray]) -> "Part":
+        """The part whose `to_json` and `arrays` these are; ValueError where they do not fit."""
         blocks = tuple((int(layer), str(pooling)) for layer, pooling in value["blocks"])
         s, d, c = len(blocks), value["hidden_width"], value["n_components"]
         shapes = {
@@ -185,44 +93,265 @@ class FeatureMap(Pca):
             **{name: np.asarray(arrays[name], np.float32) for name in shapes},
             total_variance=float(value["total_variance"]),
             residual=float(value["residual"]),
-            recipe=Recipe.from_json(value["recipe"]),
+            encoder=int(value["encoder"]),
             blocks=blocks,
         )
 
-    @functools.cached_property
-    def _axes(self) -> Axes:
-        """[S, ...] on the device, once."""
-        arrays = (self.mean_SD, 1.0 / self.scale_SD, self.components_SDC)
-        return Axes(*(jnp.asarray(array) for array in arrays))
 
-    def _positions(self, layers: Sequence[int], poolings: Sequence[str]) -> np.ndarray:
-        """[S, 2] int32: where each slab lies in an array of these layers and poolings."""
-        missing = [
-            (layer, pooling)
-            for layer, pooling in self.blocks
-            if layer not in layers or pooling not in poolings
+def explained_variance_ratio(parts: Sequence[Part]) -> float:
+    """Share of the standardised training rows' variance that the features of some parts keep."""
+    kept = sum(part.eigenvalues_C.sum(dtype=np.float64) for part in parts)
+    return float(kept / sum(part.total_variance for part in parts))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureMap:
+    """A fitted recipe: the features of its parts, side by side.
+
+    Attributes:
+      recipe: What was asked for.
+      parts: By ascending encoder. One for `all_layers` and its like on one store, one a block for
+        a recipe of blocks.
+    """
+
+    recipe: Recipe
+    parts: tuple[Part, ...]
+
+    @property
+    def width(self) -> int:
+        """C, the number of features."""
+        return sum(part.width for part in self.parts)
+
+    @property
+    def n_encoders(self) -> int:
+        """Encoders whose states it takes."""
+        return 1 + self.parts[-1].encoder
+
+    def layers(self, encoder: int = 0) -> tuple[int, ...]:
+        """Hidden-state indices it reads of an encoder, ascending: what to capture."""
+        return tuple(sorted({layer for layer, _ in self._blocks(encoder)}))
+
+    def poolings(self, encoder: int = 0) -> tuple[str, ...]:
+        """Poolings it reads of an encoder, in the recipe's order: what to capture."""
+        return tuple(dict.fromkeys(pooling for _, pooling in self._blocks(encoder)))
+
+    @property
+    def explained_variance_ratio(self) -> float:
+        """Share of the standardised training rows' variance that the features keep."""
+        return explained_variance_ratio(self.parts)
+
+    def apply(
+        self,
+        h_NLPD: States,
+        layers: Sequence[int] | None = None,
+        poolings: Sequence[str] | None = None,
+    ) -> np.ndarray:
+        """Features of captured states.
+
+        Args:
+          h_NLPD: [N, L, P, D] float32 pooled states; of several encoders a list of such.
+          layers: [L] the hidden-state index of each, by default `self.layers(encoder)`. Only with
+            one encoder.
+          poolings: [P] the name of each, by default `self.poolings(encoder)`. Only with one.
+
+        Returns:
+          x_NC [N, C] float32.
+
+        Raises:
+          ValueError: A state or pooling that the map reads is not there, or the shape is another.
+        """
+        states = tuple(h_NLPD) if isinstance(h_NLPD, Sequence) else (h_NLPD,)
+        self._check_number("h_NLPD", len(states))
+        if len(states) > 1 and (layers is not None or poolings is not None):
+            raise ValueError(
+                "layers, poolings: of several encoders pass what the map reads, no more"
+            )
+        columns = []
+        for encoder, parts in self._by_encoder.items():
+            taken = (
+                self.layers(encoder) if layers is None else tuple(layers),
+                self.poolings(encoder) if poolings is None else tuple(poolings),
+            )
+            columns.append(_apply_chunks(states[encoder], parts, *taken))
+        if len({len(x_NC) for x_NC in columns}) > 1:
+            raise ValueError(
+                f"h_NLPD: expected the same queries of every encoder, got "
+                f"{[len(x_NC) for x_NC in columns]} rows"
+            )
+        return np.concatenate(columns, axis=1)
+
+    def apply_store(self, stores: Stores, ids: Sequence[str]) -> np.ndarray:
+        """Features of stored queries; the blocks that hold them are read once, block by block.
+
+        Args:
+          stores: The hidden states, one store an encoder. Their rows are joined by query id.
+          ids: [n] query ids, in any order.
+
+        Returns:
+          x_NC [n, C] float32, row i for ids[i].
+
+        Raises:
+          ValueError: An id, layer or pooling is not in a store, or its width is another.
+        """
+        stores = as_tuple(stores)
+        self._check_number("store", len(stores))
+        columns = [
+            _apply_store(stores[encoder], parts, self.layers(encoder), self.poolings(encoder), ids)
+            for encoder, parts in self._by_encoder.items()
         ]
+        return np.concatenate(columns, axis=1)
+
+    def narrow(self, width: int) -> "FeatureMap":
+        """The map of the leading components of each part, which is what a narrower fit gives.
+
+        Args:
+          width: Components kept of each part at most, from 1 to those of the widest.
+
+        Raises:
+          ValueError: It is not in that range.
+        """
+        widest = max(part.width for part in self.parts)
+        if not 1 <= width <= widest:
+            raise ValueError(f"width: expected 1 to {widest} components, got {width}")
+        return FeatureMap(self.recipe.narrow(width), tuple(p.narrow(width) for p in self.parts))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The fitted arrays by name, for a checkpoint: "0.mean_SD" is of the first part."""
+        return {
+            f"{i}.{name}": array
+            for i, part in enumerate(self.parts)
+            for name, array in part.arrays().items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the arrays, as JSON values."""
+        return {"recipe": self.recipe.to_json(), "parts": [part.to_json() for part in self.parts]}
+
+    @classmethod
+    def from_arrays(cls, value: dict[str, Any], arrays: dict[str, np.ndarray]) -> "FeatureMap":
+        """The map whose `to_json` and `arrays` these are.
+
+        Raises:
+          ValueError: An array is missing or its shape does not fit the description.
+        """
+        by_part: dict[str, dict[str, np.ndarray]] = {}
+        for name, array in arrays.items():
+            number, _, rest = name.partition(".")
+            by_part.setdefault(number, {})[rest] = array
+        parts = (Part.from_arrays(v, by_part.get(str(i), {})) for i, v in enumerate(value["parts"]))
+        return cls(Recipe.from_json(value["recipe"]), tuple(parts))
+
+    @functools.cached_property
+    def _by_encoder(self) -> dict[int, "_OnDevice"]:
+        """The parts of each encoder that is read, put on the device once."""
+        encoders = dict.fromkeys(part.encoder for part in self.parts)
+        return {e: _OnDevice([p for p in self.parts if p.encoder == e]) for e in encoders}
+
+    def _blocks(self, encoder: int) -> list[tuple[int, str]]:
+        return [block for p in self.parts if p.encoder == encoder for block in p.blocks]
+
+    def _check_number(self, name: str, got: int) -> None:
+        if got < self.n_encoders:
+            raise ValueError(
+                f"{name}: the features read {self.n_encoders} encoders, in the order of their "
+                f"training, got {got}"
+            )
+
+
+class _OnDevice:
+    """Parts of one encoder, ready to be applied."""
+
+    def __init__(self, parts: Sequence[Part]):
+        self.parts = parts
+        self.width = sum(part.width for part in parts)
+        self.hidden_width = parts[0].mean_SD.shape[1]
+        self.axes = tuple(
+            Axes(*map(jnp.asarray, (part.mean_SD, 1.0 / part.scale_SD, part.components_SDC)))
+            for part in parts
+        )
+
+    def positions(self, layers: Sequence[int], poolings: Sequence[str]) -> tuple[np.ndarray, ...]:
+        """[S, 2] int32 of each part: where its slabs lie in an array of these layers, poolings."""
+        blocks = [block for part in self.parts for block in part.blocks]
+        missing = [block for block in blocks if block[0] not in layers or block[1] not in poolings]
         if missing:
             raise ValueError(
                 f"the features read hidden state {missing[0][0]} with pooling {missing[0][1]!r}, "
                 f"got layers {list(layers)} with poolings {list(poolings)}"
             )
-        return np.array(
-            [(layers.index(layer), poolings.index(pooling)) for layer, pooling in self.blocks],
-            np.int32,
+        return tuple(
+            np.array(
+                [(layers.index(layer), poolings.index(name)) for layer, name in part.blocks],
+                np.int32,
+            )
+            for part in self.parts
         )
 
 
+def _apply_chunks(
+    h_NLPD: np.ndarray | jax.Array, on_device: _OnDevice, layers: tuple[int, ...], poolings: Any
+) -> np.ndarray:
+    """x_NC of one encoder's captured states."""
+    expected = (len(layers), len(poolings), on_device.hidden_width)
+    if h_NLPD.ndim != 4 or h_NLPD.shape[1:] != expected:
+        raise ValueError(
+            f"h_NLPD: expected [N, {len(layers)} layers, {len(poolings)} poolings, "
+            f"{expected[2]} wide], got shape {h_NLPD.shape}"
+        )
+    slabs = on_device.positions(layers, poolings)
+    chunks = [np.zeros((0, on_device.width), np.float32)]
+    for start in range(0, h_NLPD.shape[0], _CHUNK_ROWS):
+        h_RLPD = h_NLPD[start : start + _CHUNK_ROWS]
+        n_rows = h_RLPD.shape[0]
+        h_LPRD = np.asarray(h_RLPD, np.float32).transpose(1, 2, 0, 3)
+        h_LPRD = pad_rows(h_LPRD, 1 << (n_rows - 1).bit_length())
+        chunks.append(np.asarray(_apply(h_LPRD, slabs, on_device.axes))[:n_rows])
+    return np.concatenate(chunks)
+
+
+def _apply_store(
+    store: ActivationStore,
+    on_device: _OnDevice,
+    layers: tuple[int, ...],
+    poolings: tuple[str, ...],
+    ids: Sequence[str],
+) -> np.ndarray:
+    """x_NC of one encoder's stored states."""
+    if store.width != on_device.hidden_width:
+        raise ValueError(
+            f"store: the features were fitted on states {on_device.hidden_width} wide, this "
+            f"store's are {store.width} wide: it is from another encoder"
+        )
+    positions_n = store.rows_of(ids)
+    wanted_N = np.zeros(len(store.ids), bool)
+    wanted_N[positions_n] = True
+    slabs = on_device.positions(layers, poolings)
+    n_rows = store.block_slice(0).stop
+    x_NC = np.zeros((len(store.ids), on_device.width), np.float32)
+    pending: tuple[slice, Any] | None = None
+    for at, h_LPRD in store.blocks(layers, poolings, used_blocks(store, wanted_N)):
+        x_RC = _apply(pad_rows(h_LPRD, n_rows), slabs, on_device.axes)
+        if pending:  # Fetched one behind, so that the device works while the next is read.
+            _fetch(x_NC, *pending)
+        pending = at, x_RC
+    if pending:
+        _fetch(x_NC, *pending)
+    return x_NC[positions_n]
+
+
 @jax.jit
-def _apply(h_LPRD: jax.Array, slabs_S2: jax.Array, axes: Axes) -> jax.Array:
-    """x_RC, slab by slab: the concatenation [R, S * D] is never made."""
+def _apply(h_LPRD: jax.Array, slabs: tuple[jax.Array, ...], axes: tuple[Axes, ...]) -> jax.Array:
+    """x_RC, part by part and slab by slab: the concatenation [R, S * D] is never made."""
 
-    def add(x_RC: jax.Array, slab: tuple[jax.Array, Axes]) -> tuple[jax.Array, None]:
-        (layer, pooling), axes_of_slab = slab
-        return x_RC + project(h_LPRD[layer, pooling], axes_of_slab), None
+    def of_part(slabs_S2: jax.Array, axes_of_part: Axes) -> jax.Array:
+        def add(x_RC: jax.Array, slab: tuple[jax.Array, Axes]) -> tuple[jax.Array, None]:
+            (layer, pooling), axes_of_slab = slab
+            return x_RC + project(h_LPRD[layer, pooling], axes_of_slab), None
 
-    zeros_RC = jnp.zeros((h_LPRD.shape[2], axes.components_DC.shape[2]), jnp.float32)
-    return jax.lax.scan(add, zeros_RC, (slabs_S2, axes))[0]
+        zeros_RC = jnp.zeros((h_LPRD.shape[2], axes_of_part.components_DC.shape[2]), jnp.float32)
+        return jax.lax.scan(add, zeros_RC, (slabs_S2, axes_of_part))[0]
+
+    return jnp.concatenate([of_part(*part) for part in zip(slabs, axes, strict=True)], axis=1)
 
 
 def _fetch(x_NC: np.ndarray, at: slice, x_RC: jax.Array) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 
 from routerjax.data.store import ActivationStore
 from routerjax.features.blocks import Rows, align
-from routerjax.features.feature_map import FeatureMap
+from routerjax.features.feature_map import FeatureMap, Part, Stores, as_tuple
 from routerjax.features.moments import Moments, collect, fisher_trace
 from routerjax.features.numerics import inverse_scale
 from routerjax.features.pca import fit_pca
@@ -22,48 +23,100 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def fit_features(recipe: Recipe, store: ActivationStore, data: "RoutingDataset") -> FeatureMap:
+def fit_features(recipe: Recipe, stores: Stores, data: "RoutingDataset") -> FeatureMap:
     """Fits a recipe on training rows.
 
+    `all_layers` and `layers` read every store, each with a PCA of its own; `blocks` say which store
+    they read.
+
     Args:
-      recipe: What to fit.
-      store: The hidden states; may hold more rows than `data`.
+      recipe: What to fit; of `per_target` and `greedy` what `resolve_recipe` made of them.
+      stores: The hidden states; several stores, of as many encoders, are joined by query id. Each
+        may hold more rows than `data`.
       data: The training rows, and no others: layers are chosen and PCA is fitted on all of them.
 
     Returns:
       The fitted map.
 
     Raises:
-      ValueError: An id, layer or pooling is not in the store; nothing varies; or, for
-        `top_fisher`, fewer than k layers can be ranked.
+      ValueError: An id, layer or pooling is not in a store; nothing varies; the recipe is still to
+        be resolved; or, for `top_fisher`, there are several stores or fewer than k layers can be
+        ranked.
     """
-    rows = align(store, data)
-    for name in recipe.poolings:
-        if name not in store.poolings:
-            raise ValueError(f"pooling: the store holds {list(store.poolings)}, got {name!r}")
-    if recipe.kind == "layers":
-        layers = recipe.indices
-        missing = [layer for layer in layers if layer not in store.layers]
-        if missing:
-            raise ValueError(f"layers: the store holds {list(store.layers)}, got {missing[0]}")
-    elif recipe.kind == "top_fisher":
-        layers = _top_layers(store, rows, recipe)
-    else:
-        layers = store.layers
-    pca = fit_pca(store, rows, layers, recipe.poolings, recipe.pca_dim)
-    blocks = tuple((layer, pooling) for layer in layers for pooling in recipe.poolings)
-    constant = [
-        block for block, v_DC in zip(blocks, pca.components_SDC, strict=True) if not v_DC.any()
+    if recipe.kind in ("per_target", "greedy"):
+        raise ValueError(
+            f"recipe: {recipe.kind!r} chooses by outcomes: pass it to fit_router, or what "
+            f"resolve_recipe(recipe, store, data) makes of it here"
+        )
+    stores = as_tuple(stores)
+    rows = [align(store, data) for store in stores]  # A missing id is found before work is done.
+    parts = []
+    for encoder, layers, poolings, width in _wanted(recipe, stores, rows):
+        store = stores[encoder]
+        check_held(store, layers, poolings)
+        pca = fit_pca(store, rows[encoder], layers, poolings, width)
+        fields = {field.name: getattr(pca, field.name) for field in dataclasses.fields(pca)}
+        blocks = tuple((layer, pooling) for layer in layers for pooling in poolings)
+        parts.append(Part(**fields, encoder=encoder, blocks=blocks))
+        constant = [
+            block for block, v_DC in zip(blocks, pca.components_SDC, strict=True) if not v_DC.any()
+        ]
+        if constant:
+            logger.warning("constant over all training rows, contribute nothing: %s", constant)
+    return FeatureMap(recipe, tuple(parts))
+
+
+def check_held(store: ActivationStore, layers: Sequence[int], poolings: Sequence[str]) -> None:
+    """Refuses layers and poolings that a store has not.
+
+    Raises:
+      ValueError: Names the first.
+    """
+    for name, held, wanted in (("pooling", store.poolings, poolings),
+                               ("layers", store.layers, layers)):  # fmt: skip
+        for item in wanted:
+            if item not in held:
+                raise ValueError(f"{name}: the store holds {list(held)}, got {item!r}")
+
+
+def fisher_of_slabs(
+    store: ActivationStore, rows: Rows, layers: Sequence[int], poolings: Sequence[str]
+) -> np.ndarray:
+    """J ("trace/standardised") of layers x poolings on the used rows, [L, P, M] float32.
+
+    NaN where a target has fewer than two rows of a class, or a state is constant.
+    """
+    return np.asarray(_fisher_of_slabs(collect(store, rows, layers, poolings)))
+
+
+def _wanted(
+    recipe: Recipe, stores: Sequence[ActivationStore], rows: Sequence[Rows]
+) -> list[tuple[int, tuple[int, ...], tuple[str, ...], int]]:
+    """(encoder, layers, poolings, width) of each part."""
+    if recipe.blocks:
+        highest = recipe.blocks[-1].encoder
+        if highest >= len(stores):
+            raise ValueError(
+                f"store: the recipe's blocks read encoders 0 to {highest}, got {len(stores)} stores"
+            )
+        return [(b.encoder, (b.layer,), (b.pooling,), b.pca_dim) for b in recipe.blocks]
+    if recipe.kind == "top_fisher":
+        if len(stores) > 1:
+            raise ValueError(
+                f"top_fisher chooses among the layers of one store, got {len(stores)} stores: use "
+                f"Recipe.per_target, all_layers or layers"
+            )
+        check_held(stores[0], (), recipe.poolings)
+        return [(0, _top_layers(stores[0], rows[0], recipe), recipe.poolings, recipe.pca_dim)]
+    return [
+        (encoder, recipe.indices or store.layers, recipe.poolings, recipe.pca_dim)
+        for encoder, store in enumerate(stores)
     ]
-    if constant:
-        logger.warning("constant over all training rows, contribute nothing: %s", constant)
-    fields = {field.name: getattr(pca, field.name) for field in dataclasses.fields(pca)}
-    return FeatureMap(**fields, recipe=recipe, blocks=blocks)
 
 
 def _top_layers(store: ActivationStore, rows: Rows, recipe: Recipe) -> tuple[int, ...]:
     """The k layers of the largest J, ascending."""
-    j_LPM = np.asarray(_rank_all(collect(store, rows, store.layers, recipe.poolings)))
+    j_LPM = fisher_of_slabs(store, rows, store.layers, recipe.poolings)
     ranked_M = np.isfinite(j_LPM).any(axis=(0, 1))
     if not ranked_M.any():
         raise ValueError(
@@ -84,7 +137,7 @@ def _top_layers(store: ActivationStore, rows: Rows, recipe: Recipe) -> tuple[int
 
 
 @jax.jit
-def _rank_all(moments: Moments) -> jax.Array:
+def _fisher_of_slabs(moments: Moments) -> jax.Array:
     """J ("trace/standardised"), [L, P, M]."""
 
     def of_one(one: Moments) -> jax.Array:

@@ -2,25 +2,61 @@
 
 import dataclasses
 import operator
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from routerjax.encoder.layers import parse_layers
 
-KINDS = ("all_layers", "layers", "top_fisher")
+# The fields of each kind beside `kind` itself.
+_FIELDS = {
+    "all_layers": ("poolings", "pca_dim"),
+    "layers": ("indices", "poolings", "pca_dim"),
+    "top_fisher": ("k", "poolings", "pca_dim"),
+    "greedy": ("k", "poolings", "pca_dim"),
+    "per_target": ("select", "poolings", "pca_dims"),
+    "blocks": ("blocks",),
+}
+KINDS = tuple(_FIELDS)
+SELECTS = ("cv_auc", "fisher")
+# Widths a target can choose from, where it is not said.
+WIDTHS = (50, 100, 150, 200)
+
+
+class Block(NamedTuple):
+    """One (encoder, layer, pooling) with a PCA of its own.
+
+    Attributes:
+      encoder: Its place among the stores, from 0.
+      layer: Hidden-state index.
+      pooling: Name.
+      pca_dim: Components kept.
+    """
+
+    encoder: int
+    layer: int
+    pooling: str
+    pca_dim: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """What to read and how far to compress it; made by one of the class methods.
 
+    `per_target` and `greedy` are wishes: `routerjax.probes.select.resolve` makes a recipe of
+    `blocks` or `layers` of them, on training rows; `fit_router` does it by itself.
+
     Attributes:
       kind: One of KINDS.
-      poolings: Names of poolings; every chosen layer is read in each of them.
-      pca_dim: C, principal components of the standardised concatenation. Fewer where the training
-        rows have a smaller rank.
+      poolings: Names of poolings; every chosen layer is read in each of them, by `per_target` in
+        the one that suits the target.
+      pca_dim: C, principal components of the standardised concatenation, with several stores of
+        each store's. Fewer where the training rows have a smaller rank. Of `per_target` the largest
+        of `pca_dims`, of `blocks` the sum over the blocks.
       indices: For `layers`, the hidden-state indices, ascending; 0 is the embedding output.
-      k: For `top_fisher`, the number of layers.
+      k: For `top_fisher` and `greedy`, the number of layers.
+      select: For `per_target`, by what a target chooses: one of SELECTS.
+      pca_dims: For `per_target`, the widths to choose from, ascending.
+      blocks: For `blocks`, ascending; each (encoder, layer, pooling) once.
 
     Raises:
       ValueError: An argument is not what its description says.
@@ -31,6 +67,9 @@ class Recipe:
     pca_dim: int = 200
     indices: tuple[int, ...] = ()
     k: int = 0
+    select: str = ""
+    pca_dims: tuple[int, ...] = ()
+    blocks: tuple[Block, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -43,33 +82,58 @@ class Recipe:
             )
         if len(set(poolings)) < len(poolings):
             raise ValueError(f"pooling: each name counts once, got {poolings!r}")
-        if self.pca_dim < 1:
-            raise ValueError(f"pca_dim: expected at least 1 component, got {self.pca_dim}")
+        lowest = min((self.pca_dim, *self.pca_dims, *(block.pca_dim for block in self.blocks)))
+        if lowest < 1:
+            raise ValueError(f"pca_dim: expected at least 1 component, got {lowest}")
         if (self.kind == "layers") != bool(self.indices):
             raise ValueError(
                 f"layers: recipe {self.kind!r} "
                 + ("needs at least one hidden-state index" if self.kind == "layers" else
                    f"chooses its own, got {list(self.indices)}; use Recipe.layers([...])")
             )  # fmt: skip
-        if self.indices and self.indices[0] < 0:
+        numbers = (*self.indices, *(n for block in self.blocks for n in block[:2]))
+        if numbers and min(numbers) < 0:
             raise ValueError(
-                f"layers: hidden-state indices count up from 0 (the embedding output), got "
-                f"{self.indices[0]}"
+                f"layers: hidden-state indices count up from 0 (the embedding output), so do "
+                f"encoders, got {min(numbers)}"
             )
-        if (self.kind == "top_fisher") != (self.k > 0):
+        if ("k" in _FIELDS[self.kind]) != (self.k > 0):
             raise ValueError(
                 f"k: recipe {self.kind!r} "
-                + ("needs at least 1 layer" if self.kind == "top_fisher" else "takes none")
+                + ("needs at least 1 layer" if "k" in _FIELDS[self.kind] else "takes none")
                 + f", got {self.k}"
             )
+        if self.select not in (SELECTS if self.kind == "per_target" else ("",)):
+            raise ValueError(
+                f"select: expected one of {', '.join(SELECTS)} for Recipe.per_target, and nothing "
+                f"for others, got {self.select!r}"
+            )
+        for name in ("pca_dims", "blocks"):
+            value = getattr(self, name)
+            if bool(value) != (name in _FIELDS[self.kind]):
+                raise ValueError(
+                    f"{name}: recipe {self.kind!r} "
+                    + ("takes none" if value else "needs at least one")
+                    + f", got {value!r}"
+                )
+            if tuple(sorted(set(value))) != value:
+                raise ValueError(f"{name}: expected each once, ascending, got {value!r}")
+        if self.pca_dims and self.pca_dim != self.pca_dims[-1]:
+            raise ValueError(f"pca_dim: expected the largest of pca_dims, got {self.pca_dim}")
+        if self.blocks:
+            once = len({block[:3] for block in self.blocks}) == len(self.blocks)
+            if not once or (self.poolings, self.pca_dim) != _of_blocks(self.blocks):
+                raise ValueError("blocks: use Recipe.of_blocks, which says the rest by itself")
 
     @classmethod
     def all_layers(cls, pooling: str | Sequence[str] = "mean", pca_dim: int = 200) -> "Recipe":
         """Every hidden state of the store, concatenated: the published fixed features.
 
+        With several stores each has a PCA of its own, and their features stand side by side.
+
         Args:
           pooling: One name or several.
-          pca_dim: Components kept.
+          pca_dim: Components kept of each store.
         """
         return cls("all_layers", _names(pooling), _integer("pca_dim", pca_dim))
 
@@ -77,12 +141,12 @@ class Recipe:
     def layers(
         cls, indices: Sequence[int], pooling: str | Sequence[str] = "mean", pca_dim: int = 200
     ) -> "Recipe":
-        """The given hidden states, concatenated.
+        """The given hidden states, concatenated; of several stores, each by itself.
 
         Args:
           indices: Hidden-state indices; 0 is the embedding output, i the output of block i.
           pooling: One name or several.
-          pca_dim: Components kept.
+          pca_dim: Components kept of each store.
         """
         given = tuple(_integer("layers", index) for index in indices)
         if len(set(given)) < len(given):
@@ -106,46 +170,113 @@ class Recipe:
         return cls("top_fisher", _names(pooling), _integer("pca_dim", pca_dim), k=_integer("k", k))
 
     @classmethod
+    def greedy(cls, k: int, pooling: str | Sequence[str] = "mean", pca_dim: int = 200) -> "Recipe":
+        """k hidden states by forward selection on the training rows.
+
+        Each step adds the layer with which the concatenation, standardised and rotated as `layers`
+        does it, reaches the highest cross-validated AUC of a logistic regression, averaged over
+        targets. Ties go to the lower layer.
+
+        Args:
+          k: Number of layers.
+          pooling: One name or several; each layer is read in all of them.
+          pca_dim: Components kept.
+        """
+        return cls("greedy", _names(pooling), _integer("pca_dim", pca_dim), k=_integer("k", k))
+
+    @classmethod
+    def per_target(
+        cls,
+        select: str = "cv_auc",
+        pooling: str | Sequence[str] = "mean",
+        pca_dim: int | Sequence[int] = WIDTHS,
+    ) -> "Recipe":
+        """To each target its own (encoder, layer, pooling, width), side by side for the trunk.
+
+        Args:
+          select: "cv_auc", the highest cross-validated AUC of a logistic regression; "fisher", the
+            largest J ("trace/standardised"), which says nothing about widths: the largest is taken.
+          pooling: One name or several, of which each target takes one.
+          pca_dim: One width or several, of which each target takes one.
+        """
+        given = pca_dim if isinstance(pca_dim, Iterable) else (pca_dim,)
+        dims = tuple(sorted({_integer("pca_dim", dim) for dim in given}))
+        if not dims:
+            raise ValueError("pca_dim: expected a width or several, got none")
+        return cls("per_target", _names(pooling), dims[-1], select=select, pca_dims=dims)
+
+    @classmethod
+    def of_blocks(cls, blocks: Iterable[tuple[int, int, str, int]]) -> "Recipe":
+        """Single (encoder, layer, pooling), each with a PCA of its own, side by side.
+
+        Args:
+          blocks: (encoder, layer, pooling, components), in any order. Those of equal encoder, layer
+            and pooling are one, of the largest width: its leading components are the narrower ones.
+        """
+        widest: dict[tuple[int, int, str], int] = {}
+        for encoder, layer, pooling, pca_dim in blocks:
+            key = (_integer("blocks", encoder), _integer("blocks", layer), pooling)
+            widest[key] = max(widest.get(key, 0), _integer("pca_dim", pca_dim))
+        chosen = tuple(sorted(Block(*key, dim) for key, dim in widest.items()))
+        if not chosen:
+            raise ValueError("blocks: recipe 'blocks' needs at least one, got none")
+        return cls("blocks", *_of_blocks(chosen), blocks=chosen)
+
+    @classmethod
     def parse(
         cls, recipe: str, layers: str = "", pooling: str = "mean", pca_dim: int = 200
     ) -> "Recipe":
         """A recipe from command-line flags.
 
         Args:
-          recipe: "all_layers", "layers" or "top_fisher:K".
+          recipe: "all_layers", "layers" (or "layers:3+4-6", without the next flag),
+            "top_fisher:K", "greedy:K", "per_target:cv_auc" or "per_target:fisher".
           layers: For "layers", indices such as "3,4,6" or ranges such as "4-6" (both ends).
           pooling: Names, separated by commas.
-          pca_dim: Components kept.
+          pca_dim: Components kept. `per_target` chooses among 50, 100, 150 and 200, as far as they
+            are smaller, and this number.
 
         Raises:
           ValueError: The text is none of these.
         """
         names = tuple(name.strip() for name in pooling.split(","))
-        kind, _, count = recipe.partition(":")
-        if kind != "layers" and layers.strip() not in ("", "all"):
+        kind, _, detail = recipe.partition(":")
+        if recipe != "layers" and layers.strip() not in ("", "all"):
             raise ValueError(f"--layers={layers} goes with --recipe=layers, got --recipe={recipe}")
         if recipe == "all_layers":
             return cls.all_layers(names, pca_dim)
-        if recipe == "layers":
-            indices = parse_layers(layers)
+        if kind == "layers" and (detail or recipe == "layers"):
+            indices = parse_layers(detail.replace("+", ",") or layers)
             if isinstance(indices, str):
                 return cls.all_layers(names, pca_dim)
             return cls.layers(indices, names, pca_dim)
-        if kind == "top_fisher" and count.isdecimal():
-            return cls.top_fisher(int(count), names, pca_dim)
+        if kind == "top_fisher" and detail.isdecimal():
+            return cls.top_fisher(int(detail), names, pca_dim)
+        if kind == "greedy" and detail.isdecimal():
+            return cls.greedy(int(detail), names, pca_dim)
+        if kind == "per_target" and detail in SELECTS:
+            widths = [width for width in WIDTHS if width < pca_dim]
+            return cls.per_target(detail, names, (*widths, pca_dim))
         raise ValueError(
-            f"--recipe: expected all_layers, layers (with --layers=3,4,6) or top_fisher:K such as "
-            f"top_fisher:4, got {recipe!r}"
+            f"--recipe: expected all_layers, layers (with --layers=3,4,6), top_fisher:K such as "
+            f"top_fisher:4, greedy:K, per_target:cv_auc or per_target:fisher, got {recipe!r}"
         )
+
+    def narrow(self, width: int) -> "Recipe":
+        """The same with at most `width` components of each PCA."""
+        if self.blocks:
+            return Recipe.of_blocks(b._replace(pca_dim=min(b.pca_dim, width)) for b in self.blocks)
+        return dataclasses.replace(self, pca_dim=width)
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as JSON values; only the fields its kind has."""
         value: dict[str, Any] = {"kind": self.kind}
-        if self.kind == "layers":
-            value["indices"] = list(self.indices)
-        if self.kind == "top_fisher":
-            value["k"] = self.k
-        return value | {"poolings": list(self.poolings), "pca_dim": self.pca_dim}
+        for name in _FIELDS[self.kind]:
+            field = getattr(self, name)
+            if name == "blocks":
+                field = [block._asdict() for block in field]
+            value[name] = list(field) if isinstance(field, tuple) else field
+        return value
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Recipe":
@@ -160,13 +291,24 @@ class Recipe:
                 f"recipe: expected an object with 'kind' and fields out of {sorted(fields)}, got "
                 f"{value!r}"
             )
+        if value["kind"] == "blocks":
+            return cls.of_blocks(Block(**block) for block in value["blocks"])
+        poolings = _names(value.get("poolings", ("mean",)))
+        if value["kind"] == "per_target":
+            return cls.per_target(value["select"], poolings, value["pca_dims"])
         return cls(
             value["kind"],
-            _names(value.get("poolings", ("mean",))),
+            poolings,
             _integer("pca_dim", value.get("pca_dim", 200)),
             tuple(_integer("indices", index) for index in value.get("indices", ())),
             _integer("k", value.get("k", 0)),
         )
+
+
+def _of_blocks(blocks: tuple[Block, ...]) -> tuple[tuple[str, ...], int]:
+    """The poolings that blocks read, and the sum of their widths."""
+    poolings = tuple(dict.fromkeys(block.pooling for block in blocks))
+    return poolings, sum(block.pca_dim for block in blocks)
 
 
 def _names(pooling: str | Sequence[str]) -> tuple[str, ...]:

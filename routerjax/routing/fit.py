@@ -7,9 +7,11 @@ import numpy as np
 
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.store import ActivationStore
+from routerjax.features.feature_map import Stores, as_tuple
 from routerjax.features.features import fit_features
 from routerjax.features.recipe import Recipe
-from routerjax.routing.auc import auc_per_target
+from routerjax.probes.auc import auc_per_target
+from routerjax.probes.select import Selection, select
 from routerjax.routing.costs import CostModel
 from routerjax.routing.metrics import evaluate_predictions
 from routerjax.routing.policy import Argmax, Policy
@@ -21,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def fit_router(
-    store: ActivationStore,
+    stores: Stores,
     data: RoutingDataset,
     recipe: Recipe | None = None,
     config: TrunkConfig | None = None,
@@ -31,10 +33,11 @@ def fit_router(
     """Fits features and SharedTrunkNet on training rows.
 
     A share of the rows (`config.val_fraction`, whole groups) stops the training early and chooses
-    the members kept; features are fitted without them.
+    the members kept; features are chosen and fitted without them.
 
     Args:
-      store: The hidden states; may hold more queries than `data`.
+      stores: The hidden states; several stores, one an encoder, are joined by query id. Each may
+        hold more queries than `data`. An encoder of which the recipe chooses nothing is left out.
       data: The training rows, and no others.
       recipe: Which hidden states to read; by default all, mean-pooled, PCA 200.
       config: The ensemble and its training; by default as published.
@@ -45,7 +48,7 @@ def fit_router(
       The router.
 
     Raises:
-      ValueError: A query is not in the store, a target has no outcomes, or an argument is out of
+      ValueError: A query is not in a store, a target has no outcomes, or an argument is out of
         range.
       FloatingPointError: A loss is not finite.
       jobs.Stopped: SIGTERM came.
@@ -56,13 +59,17 @@ def fit_router(
     if unseen:
         raise ValueError(f"data: {unseen[0]!r} has no outcome in the training rows: leave it out")
     val_rows, fit_rows = data.split(config.val_fraction, config.split_seed)
-    features = fit_features(recipe, store, fit_rows)
-    logger.info(
-        "features: %d of %d hidden states, %s, %d components keep %.1f%% of the variance",
-        len(features.layers), len(store.layers), "+".join(features.poolings), features.width,
-        100 * features.explained_variance_ratio,
-    )  # fmt: skip
-    x_NC = features.apply_store(store, fit_rows.ids + val_rows.ids)
+    selection = select(recipe, stores, fit_rows)
+    stores, selection = _without_unread(as_tuple(stores), selection)
+    features = fit_features(selection.recipe, stores, fit_rows)
+    for encoder, store in enumerate(stores):
+        logger.info(
+            "features: %d of %d hidden states, %s", len(features.layers(encoder)),
+            len(store.layers), "+".join(features.poolings(encoder)),
+        )  # fmt: skip
+    logger.info("features: %d components keep %.1f%% of the variance",
+                features.width, 100 * features.explained_variance_ratio)  # fmt: skip
+    x_NC = features.apply_store(stores, fit_rows.ids + val_rows.ids)
     x_fit_NC, x_val_NC = np.split(x_NC, [len(fit_rows.ids)])
     y_fit_NM, y_val_NM = (
         rows.correct_NM if config.trunk_target == "binary" else rows.y_NM
@@ -74,6 +81,8 @@ def fit_router(
         "n_queries": len(data.ids),
         "n_validation": len(val_rows.ids),
         "validation_auc": dict(zip(data.targets, auc_M, strict=True)),
+        "recipe": recipe.to_json(),
+        "choices": list(selection.choices),
         "history": history.to_json(),
     }
     best_single = int(np.argmax(np.nanmean(data.correct_NM, axis=0, dtype=np.float64)))
@@ -84,7 +93,7 @@ def fit_router(
         CostModel.fit(data),
         Argmax() if policy is None else policy,
         best_single,
-        store.identity,
+        [store.identity for store in stores],
         config,
         training,
     )
@@ -92,7 +101,7 @@ def fit_router(
 
 def evaluate(
     router: Router,
-    store: ActivationStore,
+    stores: Stores,
     data: RoutingDataset,
     policy: Policy | None = None,
 ) -> dict[str, Any]:
@@ -100,7 +109,8 @@ def evaluate(
 
     Args:
       router: To be measured.
-      store: Hidden states of these rows, by the router's encoder.
+      stores: Hidden states of these rows, by the router's encoder; several stores by several, in
+        any order.
       data: Queries and outcomes; targets as the router has them, in any order.
       policy: Instead of the router's own.
 
@@ -108,7 +118,7 @@ def evaluate(
       The metrics of `metrics.json`, see `evaluate_predictions`.
 
     Raises:
-      ValueError: The store is from another encoder or lacks queries; the targets differ.
+      ValueError: A store is from another encoder or lacks queries; the targets differ.
     """
     if set(data.targets) != set(router.targets):
         raise ValueError(
@@ -116,7 +126,9 @@ def evaluate(
             f"{', '.join(data.targets)}"
         )
     data = data.select_targets(router.targets)
-    p_NM = router.predict_store(store, data.ids)
+    p_NM = router.predict_store(stores, data.ids)
+    # Tokens are counted by the first encoder's tokenizer, as `route` does.
+    store = router.stores_in_order(stores)[0]
     input_tokens_N = store.query_tokens_N[store.rows_of(data.ids)]
     cost_NM, basis = router.costs.paid(input_tokens_N, data)
     return evaluate_predictions(
@@ -128,3 +140,23 @@ def evaluate(
         cost_basis=basis,
         expected_cost_NM=router.costs.expected(input_tokens_N),
     )
+
+
+def _without_unread(
+    stores: tuple[ActivationStore, ...], selection: Selection
+) -> tuple[tuple[ActivationStore, ...], Selection]:
+    """Leaves out the stores of which a recipe of blocks reads nothing, and numbers the rest anew.
+
+    A router would otherwise load, and run on every query, an encoder for nothing.
+    """
+    read = sorted({block.encoder for block in selection.recipe.blocks})
+    if not read or len(read) == len(stores):
+        return stores, selection
+    logger.info("features: nothing is read of encoders %s: left out",
+                [i for i in range(len(stores)) if i not in read])  # fmt: skip
+    number = {old: new for new, old in enumerate(read)}
+    recipe = Recipe.of_blocks(
+        block._replace(encoder=number[block.encoder]) for block in selection.recipe.blocks
+    )
+    choices = tuple(choice | {"encoder": number[choice["encoder"]]} for choice in selection.choices)
+    return tuple(stores[i] for i in read), Selection(recipe, choices)

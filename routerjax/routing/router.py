@@ -3,13 +3,13 @@
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 
 import numpy as np
 
 from routerjax.data.store import ActivationStore, identity_differences
 from routerjax.encoder.encoder import Encoder
-from routerjax.features.feature_map import FeatureMap
+from routerjax.features.feature_map import FeatureMap, Stores, as_tuple
 from routerjax.files import Folder
 from routerjax.routing.costs import CostModel
 from routerjax.routing.policy import Policy, policy_from_json
@@ -17,7 +17,7 @@ from routerjax.trunk.checkpoint import load_arrays, save_arrays
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.net import Trunk
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _FILE = "router.json"
 
 # Fields of a store's identity that say what the encoder computes; the others say what was kept.
@@ -50,7 +50,7 @@ class Decision:
 
 
 class Router:
-    """Features, ensemble and policy, bound to the encoder they were trained on.
+    """Features, ensemble and policy, bound to the encoders they were trained on.
 
     Made by `fit_router`, or read by `Router.load`.
 
@@ -61,7 +61,7 @@ class Router:
       costs: Prices and expected lengths of answers.
       policy: Chooses where `route` is given no other.
       best_single: Index of the most accurate target on the training rows.
-      encoder_identity: What the encoder must compute.
+      encoder_identities: What each encoder must compute, in the order of the features' numbers.
       trunk_config: How the ensemble was trained.
       training: JSON values: counts, validation losses, history of each member.
     """
@@ -74,81 +74,120 @@ class Router:
         costs: CostModel,
         policy: Policy,
         best_single: int,
-        encoder_identity: dict[str, Any],
+        encoder_identities: Sequence[dict[str, Any]],
         trunk_config: TrunkConfig,
         training: dict[str, Any],
-        encoder: Encoder | None = None,
+        encoders: Encoder | Sequence[Encoder] = (),
     ):
         self.features, self.trunk, self.targets = features, trunk, tuple(targets)
         self.costs, self.policy, self.best_single = costs, policy, best_single
-        self.encoder_identity: dict[str, Any] = {
-            k: encoder_identity.get(k) for k in _ENCODER_FIELDS
-        }
+        self.encoder_identities: tuple[dict[str, Any], ...] = tuple(
+            {k: identity.get(k) for k in _ENCODER_FIELDS} for identity in encoder_identities
+        )
         self.trunk_config, self.training = trunk_config, training
-        self._encoder: Encoder | None = None
-        if encoder is not None:
-            self.use_encoder(encoder)
+        self._encoders: dict[int, Encoder] = {}
+        self.use_encoder(encoders)
 
-    # ---- the encoder
+    # ---- the encoders
 
     @property
-    def encoder(self) -> Encoder:
-        """The encoder; the first use loads it from where it was trained on.
+    def encoders(self) -> tuple[Encoder, ...]:
+        """The encoders; the first use loads those not given from where they were trained on.
 
         Raises:
-          ValueError: Its weights, tokenizer or template have changed since, or it has gone.
+          ValueError: Weights, tokenizer or template of one have changed since, or it has gone.
           OSError: The hub cannot be reached.
         """
-        if self._encoder is None:
-            identity = self.encoder_identity
-            self.use_encoder(
-                Encoder.from_pretrained(
+        for i, identity in enumerate(self.encoder_identities):
+            if i not in self._encoders:
+                loaded = Encoder.from_pretrained(
                     identity["encoder_id"],
                     revision=identity["revision"],
                     max_tokens=identity["max_tokens"],
                     compute_dtype=identity["compute_dtype"],
                 )
-            )
-        assert self._encoder is not None
-        return self._encoder
+                differences = self._differences(i, loaded.identity, "what lies there now")
+                if differences:
+                    self._refuse([differences], [identity])
+                self._encoders[i] = loaded
+        return tuple(self._encoders[i] for i in range(len(self.encoder_identities)))
 
-    def use_encoder(self, encoder: Encoder) -> None:
+    def use_encoder(self, encoder: Encoder | Sequence[Encoder]) -> None:
         """Reads queries with this encoder from now on.
 
-        Raises:
-          ValueError: It does not compute what the router was trained on; names each difference.
-        """
-        self._refuse(encoder.identity, "this encoder")
-        self._encoder = encoder
+        Args:
+          encoder: One or several, in any order; each takes the place of the one it equals.
 
-    def _refuse(self, identity: dict[str, Any], name: str) -> None:
+        Raises:
+          ValueError: One computes what none of the router's does; names each difference.
+        """
+        for given in encoder if isinstance(encoder, Sequence) else (encoder,):
+            differences = [
+                self._differences(i, given.identity, "this encoder")
+                for i in range(len(self.encoder_identities))
+            ]
+            if all(differences):
+                self._refuse(differences, self.encoder_identities)
+            places = [i for i, found in enumerate(differences) if not found]
+            self._encoders |= dict.fromkeys(places, given)
+
+    def stores_in_order(self, stores: Stores) -> tuple[ActivationStore, ...]:
+        """One store for each of the router's encoders, in their order.
+
+        Args:
+          stores: One or several, in any order; those of other encoders are left out. Of several
+            stores of one encoder, the first that holds what is read.
+
+        Raises:
+          ValueError: None is of one of the encoders; names each difference.
+        """
+        stores, ordered = as_tuple(stores), []
+        for i, identity in enumerate(self.encoder_identities):
+            differences = [
+                self._differences(i, store.identity, "the store's encoder") for store in stores
+            ]
+            if all(differences):
+                self._refuse(differences, [identity])
+            layers, poolings = set(self.features.layers(i)), set(self.features.poolings(i))
+            fitting = [s for s, found in zip(stores, differences, strict=True) if not found]
+            holding = [s for s in fitting if layers <= {*s.layers} and poolings <= {*s.poolings}]
+            ordered.append((holding or fitting)[0])
+        return tuple(ordered)
+
+    def _differences(self, i: int, identity: dict[str, Any], name: str) -> list[str]:
+        """How an identity differs from that of the router's i-th encoder."""
+        several = len(self.encoder_identities) > 1
+        ours = f"the router's encoder {i}" if several else "the router"
         theirs = {key: identity.get(key) for key in _ENCODER_FIELDS}
-        differences = identity_differences(self.encoder_identity, theirs, "the router", name)
-        if differences:
-            raise ValueError(
-                "the router was trained on another encoder: "
-                + "; ".join(differences)
-                + f". Use {self.encoder_identity['encoder_id']!r} with these settings, or train a "
-                f"router on the encoder at hand"
-            )
+        return identity_differences(self.encoder_identities[i], theirs, ours, name)
+
+    def _refuse(
+        self, differences: Sequence[Sequence[str]], wanted: Sequence[dict[str, Any]]
+    ) -> NoReturn:
+        ids = " or ".join(repr(identity["encoder_id"]) for identity in wanted)
+        raise ValueError(
+            "the router was trained on another encoder: "
+            + " - or else ".join("; ".join(found) for found in differences)
+            + f". Use {ids} with these settings, or train a router on the encoder at hand"
+        )
 
     # ---- prediction
 
-    def predict_store(self, store: ActivationStore, ids: Sequence[str]) -> np.ndarray:
+    def predict_store(self, stores: Stores, ids: Sequence[str]) -> np.ndarray:
         """P(correct) of stored queries.
 
         Args:
-          store: Holds their hidden states.
+          stores: The store with their hidden states, or several with those of several encoders, in
+            any order.
           ids: [n] query ids.
 
         Returns:
           p_NM [n, M] float32.
 
         Raises:
-          ValueError: The store is from another encoder, or lacks a query, layer or pooling.
+          ValueError: A store is from another encoder, or lacks a query, layer or pooling.
         """
-        self._refuse(store.identity, "the store's encoder")
-        return self.trunk.predict(self.features.apply_store(store, ids))
+        return self.trunk.predict(self.features.apply_store(self.stores_in_order(stores), ids))
 
     @overload
     def route(self, query: str, policy: Policy | None = None) -> Decision: ...
@@ -179,12 +218,15 @@ class Router:
     def _route(self, queries: list[str], policy: Policy) -> list[Decision]:
         if not queries:
             return []
-        encoder, features = self.encoder, self.features
-        prompts = encoder.prompter(queries)
-        h_NLPD = encoder.capture_prompts(prompts, features.layers, features.poolings)
-        p_KNM = self.trunk.predict_members(features.apply(h_NLPD))
+        encoders, features = self.encoders, self.features
+        prompts = [encoder.prompter(queries) for encoder in encoders]
+        states = [
+            encoder.capture_prompts(prompts[i], features.layers(i), features.poolings(i))
+            for i, encoder in enumerate(encoders)
+        ]
+        p_KNM = self.trunk.predict_members(features.apply(states))
         p_NM, spread_NM = p_KNM.mean(axis=0), p_KNM.std(axis=0)
-        cost_NM = self.costs.expected(prompts.query_tokens_N)
+        cost_NM = self.costs.expected(prompts[0].query_tokens_N)
         choice_N = policy.choose(p_NM, cost_NM)
         return [
             Decision(
@@ -222,7 +264,7 @@ class Router:
             {
                 "schema_version": SCHEMA_VERSION,
                 "targets": self.targets,
-                "encoder": self.encoder_identity,
+                "encoders": self.encoder_identities,
                 "features": self.features.to_json(),
                 "policy": self.policy.to_json(),
                 "costs": self.costs.to_json(),
@@ -234,16 +276,16 @@ class Router:
         )
 
     @classmethod
-    def load(cls, path: Any, encoder: Encoder | None = None) -> "Router":
+    def load(cls, path: Any, encoder: Encoder | Sequence[Encoder] | None = None) -> "Router":
         """Reads a saved router.
 
         Args:
           path: Its folder, local or a URL.
-          encoder: The encoder to use. Without it the one it was trained on is loaded from where it
-            lay then, when the first query comes.
+          encoder: The encoder to use, or several. Those not given are loaded from where they lay
+            at training, when the first query comes.
 
         Raises:
-          ValueError: There is no whole router of this schema, or the encoder is another one.
+          ValueError: There is no whole router of this schema, or an encoder is another one.
         """
         folder = Folder(path)
         value = folder.read_json(_FILE)
@@ -272,10 +314,10 @@ class Router:
             CostModel.from_json(value["costs"]),
             policy_from_json(value["policy"]),
             targets.index(value["best_single"]),
-            value["encoder"],
+            value["encoders"],
             TrunkConfig.from_json(value["trunk"]),
             value["training"],
-            encoder,
+            () if encoder is None else encoder,
         )
 
 

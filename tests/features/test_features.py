@@ -92,7 +92,10 @@ def test_narrow_is_a_prefix_and_equals_a_narrower_fit(toy, fitted, store, train)
     np.testing.assert_allclose(narrow.apply_store(store, toy.ids), x_NC[:, :5], atol=1e-6)
     again = fit_features(Recipe.all_layers(pooling=("mean", "last"), pca_dim=5), store, train)
     assert narrow.to_json() == again.to_json()
-    np.testing.assert_array_equal(narrow.components_SDC, again.components_SDC)
+    ours, theirs = narrow.arrays(), again.arrays()
+    assert set(ours) == set(theirs)
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name])
     for width in (0, 13):
         with pytest.raises(ValueError, match="expected 1 to 12 components"):
             fitted.narrow(width)
@@ -101,7 +104,7 @@ def test_narrow_is_a_prefix_and_equals_a_narrower_fit(toy, fitted, store, train)
 def test_features_are_centred_and_uncorrelated_on_the_training_rows(toy, fitted, store):
     x_NC = fitted.apply_store(store, toy.ids[:150]).astype(np.float64)
     np.testing.assert_allclose(x_NC.mean(axis=0), 0, atol=1e-5)
-    expected = np.diag(fitted.eigenvalues_C)
+    expected = np.diag(fitted.parts[0].eigenvalues_C)
     np.testing.assert_allclose(np.cov(x_NC.T), expected, atol=1e-4 * expected.max())
 
 
@@ -115,7 +118,8 @@ def test_a_large_offset_leaves_the_features_alone(toy, fake_store, train):
 
 
 def test_a_slab_that_does_not_vary_contributes_nothing(toy, fitted, store, caplog, train):
-    assert not fitted.components_SDC[fitted.blocks.index((0, "last"))].any()
+    (part,) = fitted.parts
+    assert not part.components_SDC[part.blocks.index((0, "last"))].any()
     h_NLPD = toy.h_NLPD[:, :, ::-1].copy()
     expected = fitted.apply(h_NLPD)
     h_NLPD[:, 0, 1] *= 1.01
@@ -129,13 +133,13 @@ def test_arrays_and_json_restore_the_map(toy, fitted, store):
     value = json.loads(json.dumps(fitted.to_json()))
     again = FeatureMap.from_arrays(value, fitted.arrays())
     assert again.to_json() == fitted.to_json()
-    assert again.blocks == fitted.blocks and again.recipe == fitted.recipe
+    assert again.parts[0].blocks == fitted.parts[0].blocks and again.recipe == fitted.recipe
     np.testing.assert_array_equal(
         again.apply_store(store, toy.ids), fitted.apply_store(store, toy.ids)
     )
     arrays = fitted.arrays()
-    del arrays["mean_SD"]
-    arrays["eigenvalues_C"] = arrays["eigenvalues_C"][:3]
+    del arrays["0.mean_SD"]
+    arrays["0.eigenvalues_C"] = arrays["0.eigenvalues_C"][:3]
     with pytest.raises(ValueError, match=r"mean_SD: expected \(10, 16\), got None; eigenvalues_C"):
         FeatureMap.from_arrays(value, arrays)
 
@@ -143,8 +147,8 @@ def test_arrays_and_json_restore_the_map(toy, fitted, store):
 def test_a_map_says_what_to_capture(store, train):
     recipe = Recipe.layers([4, 2], pooling=("mean", "last"), pca_dim=3)
     features = fit_features(recipe, store, train)
-    assert features.layers == (2, 4) and features.poolings == ("mean", "last")
-    assert features.blocks == ((2, "mean"), (2, "last"), (4, "mean"), (4, "last"))
+    assert features.layers() == (2, 4) and features.poolings() == ("mean", "last")
+    assert features.parts[0].blocks == ((2, "mean"), (2, "last"), (4, "mean"), (4, "last"))
 
 
 def _mean_j(toy, pooling):
@@ -164,16 +168,16 @@ def test_top_fisher_takes_the_layers_of_largest_mean_j(toy, store, train):
     for k in (1, 3):
         expected = tuple(sorted(np.argsort(-_mean_j(toy, 1))[:k]))
         found = fit_features(Recipe.top_fisher(k, pooling="mean", pca_dim=4), store, train)
-        assert found.layers == expected
+        assert found.layers() == expected
     j_L = (_mean_j(toy, 0) + _mean_j(toy, 1)) / 2
     expected = tuple(sorted(1 + np.argsort(-j_L[1:])[:2]))
     both = fit_features(Recipe.top_fisher(2, pooling=("last", "mean"), pca_dim=4), store, train)
-    assert both.layers == expected
+    assert both.layers() == expected
 
 
 def test_top_fisher_skips_constant_states_and_names_them(toy, store, train):
     found = fit_features(Recipe.top_fisher(4, pooling="last", pca_dim=4), store, train)
-    assert found.layers == (1, 2, 3, 4)
+    assert found.layers() == (1, 2, 3, 4)
     with pytest.raises(ValueError, match=r"k = 5, .* 5 hidden states and \[0\] .*choose k <= 4"):
         fit_features(Recipe.top_fisher(5, pooling="last"), store, train)
 
@@ -182,7 +186,7 @@ def test_top_fisher_leaves_out_targets_without_two_classes(toy, store, fake_data
     y_NM = np.concatenate([toy.y_NM[:150], np.ones((150, 1), np.float32)], axis=1)
     recipe = Recipe.top_fisher(2, pca_dim=4)
     found = fit_features(recipe, store, fake_data(toy.ids[:150], y_NM))
-    assert found.layers == fit_features(recipe, store, train).layers
+    assert found.layers() == fit_features(recipe, store, train).layers()
     with pytest.raises(ValueError, match="no target has two correct and two wrong"):
         fit_features(recipe, store, fake_data(toy.ids[:150], y_NM[:, 3:]))
 
@@ -198,3 +202,114 @@ def test_refusals_name_what_is_held_and_what_came(toy, fitted, store, train, fak
         fitted.apply(toy.h_NLPD[..., :8])
     with pytest.raises(ValueError, match="16 wide, this store's are 8 wide"):
         fitted.apply_store(fake_store(toy.h_NLPD[..., :8], toy.ids), toy.ids)
+
+
+BLOCKS = Recipe.of_blocks([(0, 3, "mean", 5), (0, 1, "last", 4), (0, 3, "last", 9), (1, 2, "a", 7)])
+
+
+@pytest.fixture(scope="module")
+def second(toy, fake_store):
+    """A store of another encoder: 10 wide, three layers, one pooling, rows in another order."""
+    h_NLPD = np.random.default_rng(3).normal(size=(200, 3, 1, 10)).astype(np.float32)
+    h_NLPD += toy.h_NLPD[:, :3, :1, :10]
+    return fake_store(h_NLPD, toy.ids, block_rows=50, seed=5, poolings=("a",))
+
+
+@pytest.fixture(scope="module")
+def blocks(store, second, train):
+    return fit_features(BLOCKS, [store, second], train)
+
+
+def test_blocks_stand_side_by_side_each_as_if_alone(toy, store, second, train, blocks):
+    found = blocks.apply_store((store, second), toy.ids)
+    alone = [
+        fit_features(Recipe.layers([b.layer], b.pooling, b.pca_dim), held, train)
+        for b in BLOCKS.blocks
+        for held in [(store, second)[b.encoder]]
+    ]
+    assert blocks.width == BLOCKS.pca_dim == 25
+    expected = [
+        a.apply_store((store, second)[b.encoder], toy.ids)
+        for a, b in zip(alone, BLOCKS.blocks, strict=True)
+    ]
+    np.testing.assert_allclose(found, np.concatenate(expected, axis=1), atol=1e-5)
+    kept, total = (
+        sum(f(part.parts[0]) for part in alone)
+        for f in (lambda p: p.eigenvalues_C.sum(), lambda p: p.total_variance)
+    )
+    assert blocks.explained_variance_ratio == pytest.approx(kept / total)
+
+
+def test_a_narrower_block_is_a_prefix_of_a_wider_one(toy, store, second, train, blocks):
+    narrow = blocks.narrow(5)
+    assert [part.width for part in narrow.parts] == [4, 5, 5, 5]
+    again = fit_features(BLOCKS.narrow(5), [store, second], train)
+    assert narrow.to_json() == again.to_json()
+    wide, thin = (f.apply_store([store, second], toy.ids) for f in (blocks, again))
+    starts = np.cumsum([0, *(part.width for part in blocks.parts[:-1])])
+    kept = [start + c for start, p in zip(starts, again.parts, strict=True) for c in range(p.width)]
+    np.testing.assert_allclose(thin, wide[:, kept], atol=1e-6)
+
+
+def test_stores_are_joined_by_id_whatever_their_order(toy, store, second, train, blocks):
+    """The second store with its rows and blocks laid out otherwise, and rows of its own."""
+    order = np.random.default_rng(1).permutation(200)
+    h_NLPD = np.concatenate([layout for _, layout in second.blocks()], axis=2)
+    h_NLPD = h_NLPD.transpose(2, 0, 1, 3)[[second.ids.index(toy.ids[n]) for n in order]]
+    more_NLPD = np.concatenate([h_NLPD, 99 + h_NLPD[:30]])
+    ids = [toy.ids[n] for n in order] + [f"other{n}" for n in range(30)]
+    other = type(second)(more_NLPD, ids, second.layers, second.poolings, 64)
+    again = fit_features(BLOCKS, [store, other], train)
+    ids = [toy.ids[n] for n in (7, 199, 30)]
+    expected = blocks.apply_store([store, second], ids)
+    np.testing.assert_allclose(again.apply_store([store, other], ids), expected, atol=1e-4)
+    np.testing.assert_allclose(blocks.apply_store([store, other], ids), expected, atol=1e-5)
+
+
+def test_all_layers_of_several_stores_have_a_pca_each(toy, store, second, train):
+    recipe = Recipe.all_layers(pooling="a", pca_dim=6)
+    left = type(second)(toy.h_NLPD[:, :, :1], toy.ids, range(5), ("a",), 64)
+    both = fit_features(recipe, [left, second], train)
+    alone = [fit_features(recipe, s, train).apply_store(s, toy.ids) for s in (left, second)]
+    found = both.apply_store([left, second], toy.ids)
+    np.testing.assert_allclose(found, np.concatenate(alone, axis=1), atol=1e-6)
+    assert both.width == 12 and both.layers(1) == (0, 1, 2)
+
+
+def test_states_of_several_encoders(toy, store, second, blocks):
+    expected = blocks.apply_store([store, second], toy.ids)
+    at = [second.ids.index(name) for name in toy.ids]
+    h_NLPD = np.concatenate([rows for _, rows in second.blocks([2])], axis=2)[:, :, at]
+    assert blocks.layers(0) == (1, 3) and blocks.poolings(0) == ("last", "mean")
+    states = [toy.h_NLPD[:, [1, 3]], h_NLPD.transpose(2, 0, 1, 3)]
+    np.testing.assert_allclose(blocks.apply(states), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="the same queries of every encoder, got .200, 9. rows"):
+        blocks.apply([states[0], states[1][:9]])
+    with pytest.raises(ValueError, match="pass what the map reads"):
+        blocks.apply(states, layers=[1, 3])
+    again = FeatureMap.from_arrays(json.loads(json.dumps(blocks.to_json())), blocks.arrays())
+    assert again.to_json() == blocks.to_json() and again.recipe == BLOCKS
+    np.testing.assert_array_equal(again.apply_store([store, second], toy.ids), expected)
+
+
+def test_each_stored_slab_is_read_once_for_all_blocks(toy, fake_store, second, blocks):
+    store = fake_store(toy.h_NLPD, toy.ids)
+    blocks.apply_store([store, second], toy.ids)
+    assert len(store.reads) == len(set(store.reads)) == store.n_blocks * 4
+
+
+def test_refusals_with_several_stores(toy, store, second, train, blocks, fake_store):
+    short = fake_store(toy.h_NLPD[:149], toy.ids[:149])
+    with pytest.raises(ValueError, match=f"'{toy.ids[149]}' is not in the store"):
+        fit_features(Recipe.all_layers(pooling="last"), [store, short], train)
+    with pytest.raises(ValueError, match="blocks read encoders 0 to 1, got 1 stores"):
+        fit_features(BLOCKS, store, train)
+    with pytest.raises(ValueError, match="read 2 encoders, in the order of their training, got 1"):
+        blocks.apply_store(store, toy.ids)
+    with pytest.raises(ValueError, match=r"pooling: the store holds \['a'\], got 'mean'"):
+        fit_features(Recipe.all_layers(), [store, second], train)
+    with pytest.raises(ValueError, match="top_fisher chooses among the layers of one store, got 2"):
+        fit_features(Recipe.top_fisher(1), [store, second], train)
+    for recipe in (Recipe.greedy(2), Recipe.per_target()):
+        with pytest.raises(ValueError, match="chooses by outcomes: pass it to fit_router"):
+            fit_features(recipe, store, train)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routerjax.features.recipe import Recipe
+from routerjax.features.recipe import WIDTHS, Block, Recipe
 
 _poolings = st.lists(
     st.sampled_from(["last", "mean", "first", "max", "at50"]), min_size=1, max_size=4, unique=True
@@ -22,19 +22,54 @@ _recipes = st.one_of(
         st.integers(1, 500),
     ),
     st.builds(Recipe.top_fisher, st.integers(1, 40), _poolings, st.integers(1, 500)),
+    st.builds(Recipe.greedy, st.integers(1, 40), _poolings, st.integers(1, 500)),
+)
+_per_target = st.builds(
+    Recipe.per_target,
+    st.sampled_from(["cv_auc", "fisher"]),
+    _poolings,
+    st.lists(st.integers(1, 500), min_size=1, max_size=5),
+)
+_blocks = st.lists(
+    st.tuples(
+        st.integers(0, 3), st.integers(0, 9), st.sampled_from(["last", "mean"]), st.integers(1, 99)
+    ),
+    min_size=1,
 )
 
 
-@given(_recipes)
+@given(st.one_of(_recipes, _per_target, st.builds(Recipe.of_blocks, _blocks)))
 def test_json_round_trip(recipe):
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
 
 
 @given(_recipes)
 def test_flags_say_the_same(recipe):
-    name = f"top_fisher:{recipe.k}" if recipe.kind == "top_fisher" else recipe.kind
+    name = f"{recipe.kind}:{recipe.k}" if recipe.k else recipe.kind
     layers = ",".join(map(str, recipe.indices))
     assert Recipe.parse(name, layers, ",".join(recipe.poolings), recipe.pca_dim) == recipe
+
+
+@given(_blocks, st.randoms())
+def test_equal_blocks_are_one_of_the_largest_width(blocks, random):
+    recipe = Recipe.of_blocks(blocks)
+    keys = [block[:3] for block in recipe.blocks]
+    assert sorted({block[:3] for block in blocks}) == keys
+    for block in recipe.blocks:
+        assert block.pca_dim == max(b[3] for b in blocks if b[:3] == block[:3])
+    assert recipe.pca_dim == sum(block.pca_dim for block in recipe.blocks)
+    assert set(recipe.poolings) == {block.pooling for block in recipe.blocks}
+    random.shuffle(blocks)
+    assert Recipe.of_blocks(blocks + blocks) == recipe
+
+
+def test_flags_for_recipes_that_choose():
+    found = Recipe.parse("per_target:fisher", pooling="last,mean", pca_dim=120)
+    assert found == Recipe.per_target("fisher", ("last", "mean"), (50, 100, 120))
+    assert Recipe.parse("per_target:cv_auc", pca_dim=200) == Recipe.per_target(pca_dim=WIDTHS)
+    assert Recipe.per_target(pca_dim=(200, 50, 50)).pca_dims == (50, 200)
+    assert Recipe.per_target(pca_dim=7).pca_dims == (7,)
+    assert Recipe.parse("layers:8+3-5", pca_dim=9) == Recipe.layers([3, 4, 5, 8], pca_dim=9)
 
 
 def test_defaults_are_the_published_ones():
@@ -71,6 +106,20 @@ def test_is_frozen_and_hashable():
         (lambda: Recipe.top_fisher(0), "needs at least 1 layer, got 0"),
         (lambda: Recipe("all_layers", k=3), "takes none, got 3"),
         (lambda: Recipe("all_layers", indices=(3,)), r"use Recipe.layers\(\[...\]\)"),
+        (lambda: Recipe.greedy(0), "needs at least 1 layer, got 0"),
+        (lambda: Recipe.per_target("auc"), "select: expected one of cv_auc, fisher.*got 'auc'"),
+        (lambda: Recipe.per_target(pca_dim=()), "expected a width or several, got none"),
+        (lambda: Recipe.per_target(pca_dim=(0, 50)), "at least 1 component, got 0"),
+        (lambda: Recipe.of_blocks([]), "blocks: .*needs at least one, got none"),
+        (lambda: Recipe.of_blocks([(0, -1, "last", 3)]), "count up from 0"),
+        (lambda: Recipe.of_blocks([(0, 1, "last", 0)]), "at least 1 component, got 0"),
+        (lambda: Recipe("layers", indices=(1,), blocks=(Block(0, 1, "last", 3),)), "takes none"),
+        (lambda: Recipe("blocks", blocks=(Block(0, 1, "last", 3),)), "use Recipe.of_blocks"),
+        (lambda: Recipe("all_layers", select="fisher"), "nothing for others, got 'fisher'"),
+        (lambda: Recipe.parse("greedy:x"), "greedy:K, per_target:cv_auc .* got 'greedy:x'"),
+        (lambda: Recipe.parse("per_target:best"), "got 'per_target:best'"),
+        (lambda: Recipe.parse("layers:3", "4"), "goes with --recipe=layers, got"),
+        (lambda: Recipe.parse("layers:"), "got 'layers:'"),
         (lambda: Recipe.parse("top_fisher"), "top_fisher:K such as top_fisher:4"),
         (lambda: Recipe.parse("top_fisher:x"), "got 'top_fisher:x'"),
         (lambda: Recipe.parse("layers", "3,,4"), "such as 3,4,6 or 4-6, got '3,,4'"),

@@ -1,5 +1,6 @@
 """Router: one query or many, saved and loaded, and only on the encoder it was trained on."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,6 +11,8 @@ from safetensors.numpy import load_file, save_file
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extract import extract
 from routerjax.features.recipe import Recipe
+from routerjax.probes import select as select_lib
+from routerjax.probes.select import select
 from routerjax.routing.fit import evaluate, fit_router
 from routerjax.routing.policy import Argmax, Tolerance
 from routerjax.routing.router import Router
@@ -88,7 +91,7 @@ def test_half_a_router_is_refused(router, tmp_path):
         Router.load(tmp_path / "router")
     value = json.loads((tmp_path / "kept.json").read_text())
     for change, message in (
-        ({"schema_version": 99}, "schema version 1"),
+        ({"schema_version": 99}, "schema version 2"),
         ({"arrays_digest": "0"}, "not what router.json was written with"),
     ):
         (tmp_path / "router/router.json").write_text(json.dumps(value | change))
@@ -143,21 +146,19 @@ def test_validation_rows_train_nothing(parts):
     y_NM = train.y_NM.copy()
     in_val = np.isin(train.ids, val.ids)
     y_NM[in_val] = 1 - y_NM[in_val]
-    import dataclasses
-
     flipped = dataclasses.replace(train, y_NM=y_NM)
     one, other = (
         fit_router(store, d, Recipe.all_layers(pca_dim=20), CONFIG) for d in (train, flipped)
     )
-    np.testing.assert_array_equal(one.features.components_SDC, other.features.components_SDC)
+    ours, theirs = one.features.arrays(), other.features.arrays()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name])
     losses = [r.training["history"]["train_loss_EK"][0] for r in (one, other)]
     np.testing.assert_array_equal(*losses)
     assert len(fit) + len(val) == len(train)
 
 
 def test_a_target_without_outcomes_is_refused(parts):
-    import dataclasses
-
     store, _, train = parts
     y_NM = train.y_NM.copy()
     y_NM[:, 1] = np.nan
@@ -166,10 +167,125 @@ def test_a_target_without_outcomes_is_refused(parts):
 
 
 def test_scores_can_be_trained_on_as_they_are(parts):
-    import dataclasses
-
     store, _, train = parts
     scored = dataclasses.replace(train, y_NM=(0.2 + 0.5 * train.y_NM).astype(np.float32))
     config = dataclasses.replace(CONFIG, trunk_target="score")
     router = fit_router(store, scored, Recipe.all_layers(pca_dim=20), config)
     assert router.predict_store(store, train.ids).max() < 0.85
+
+
+# ---- several encoders
+
+
+@pytest.fixture(scope="module")
+def second_encoder(tiny_encoder_folder, tmp_path_factory):
+    """The tiny encoder with other weights."""
+    folder = tmp_path_factory.mktemp("second") / "tiny"
+    shutil.copytree(tiny_encoder_folder, folder)
+    weights, rng = load_file(folder / "model.safetensors"), np.random.default_rng(0)
+    for name, w in weights.items():
+        weights[name] = (w + 0.5 * w.std() * rng.normal(size=w.shape)).astype(np.float32)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "np"})
+    return Encoder.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def two_stores(parts, second_encoder, tiny_data, tmp_path_factory):
+    """The store of all rows, and of the second encoder one of some, other layers, in blocks."""
+    folder = tmp_path_factory.mktemp("second-store") / "store"
+    some = tiny_data.select(np.random.default_rng(1).permutation(len(tiny_data))[:900])
+    return parts[0], extract(second_encoder, some, folder, layers=[1, 3]), some
+
+
+@pytest.fixture(scope="module")
+def two(two_stores):
+    *stores, some = two_stores
+    recipe = Recipe.of_blocks([(0, 2, "mean", 9), (1, 3, "last", 7), (1, 1, "mean", 5)])
+    return fit_router(stores, some, recipe, CONFIG)
+
+
+def test_a_router_of_two_encoders(two, two_stores, encoder, second_encoder, tmp_path):
+    left, right, some = two_stores
+    some = some.select(range(60))
+    p_NM = two.predict_store([left, right], some.ids)
+    np.testing.assert_array_equal(two.predict_store([right, left], some.ids), p_NM)
+    two.save(tmp_path / "router")
+    value = json.loads((tmp_path / "router/router.json").read_text())
+    assert len(value["encoders"]) == 2 and len(value["features"]["parts"]) == 3
+    queries = list(some.queries)
+    for given in (None, second_encoder, [second_encoder, encoder]):  # Finds the others by itself.
+        loaded = Router.load(tmp_path / "router", given)
+        np.testing.assert_array_equal(loaded.predict_store([left, right], some.ids), p_NM)
+        decisions = loaded.route(queries)
+        routed_NM = [[d.probabilities[t] for t in loaded.targets] for d in decisions]
+        np.testing.assert_allclose(routed_NM, p_NM, atol=0.01)  # The stores' are float16.
+        assert given is None or second_encoder in loaded.encoders
+    assert evaluate(two, [right, left], some)["n_queries"] == 60
+
+
+def test_each_of_two_encoders_is_refused_on_its_own(two, two_stores, encoder, tiny_encoder_folder):
+    left, right, some = two_stores
+    for given in (left, [left], [left, left]):
+        with pytest.raises(ValueError, match="the router's encoder 1 has '.*the store's encoder '"):
+            two.predict_store(given, some.ids)
+    with pytest.raises(ValueError, match="encoder 0 has .*the store's encoder"):
+        two.predict_store(right, some.ids)
+    wide = Encoder.from_pretrained(tiny_encoder_folder, compute_dtype="bfloat16")
+    with pytest.raises(ValueError, match="encoder 0 has 'float32', this encoder 'bfloat16'"):
+        two.use_encoder([encoder, wide])
+
+
+def test_a_missing_query_is_named_with_its_store(two_stores, parts):
+    left, right, some = two_stores
+    missing = next(name for name in parts[1].ids if name not in right.ids)
+    data = parts[1].select([*(i for i in parts[1].ids if i in right.ids), missing])
+    for recipe in (Recipe.all_layers(pca_dim=5), Recipe.per_target(pca_dim=5)):
+        with pytest.raises(ValueError, match=f"not in the store {right.folder.path}, .*{missing}"):
+            fit_router([left, right], data, recipe, CONFIG)
+
+
+def test_of_several_stores_of_one_encoder_that_with_the_layers_is_read(two, two_stores, encoder,
+                                                                       tmp_path):  # fmt: skip
+    left, right, some = two_stores
+    other = extract(encoder, some, tmp_path / "store", layers=[1])
+    p_NM = two.predict_store([left, right], some.ids)
+    np.testing.assert_array_equal(two.predict_store([other, left, right], some.ids), p_NM)
+
+
+# ---- recipes that choose
+
+
+@pytest.mark.parametrize(
+    "recipe", [Recipe.per_target("cv_auc", ("last", "mean"), (5, 20)), Recipe.greedy(2, "mean", 20)]
+)
+def test_what_was_chosen_is_recorded_and_validation_rows_choose_nothing(parts, recipe, tmp_path):
+    store, _, train = parts
+    val, fit = train.split(CONFIG.val_fraction, CONFIG.split_seed)
+    router = fit_router(store, train, recipe, CONFIG)
+    selection = select(recipe, store, fit)
+    assert router.features.recipe == selection.recipe
+    assert router.training["recipe"] == recipe.to_json()
+    router.save(tmp_path / "router")
+    value = json.loads((tmp_path / "router/router.json").read_text())
+    assert value["training"]["choices"] == list(selection.choices)
+    assert Recipe.from_json(value["features"]["recipe"]) == selection.recipe
+    y_NM = train.y_NM.copy()
+    y_NM[np.isin(train.ids, val.ids)] = 0.0
+    flipped = fit_router(store, dataclasses.replace(train, y_NM=y_NM), recipe, CONFIG)
+    assert flipped.training["choices"] == router.training["choices"]
+
+
+def test_an_encoder_of_which_nothing_is_chosen_is_left_out(two_stores, second_encoder):
+    """The outcomes can be read off the second encoder's states."""
+    left, right, some = two_stores
+    states_ND = select_lib.read_rows(right, some.ids, [3], ["mean"])[0]
+    y_NM = (states_ND[:, :3] > np.median(states_ND[:, :3], axis=0)).astype(np.float32)
+    data = dataclasses.replace(some, y_NM=y_NM, prices_M2=None)
+    router = fit_router([left, right], data, Recipe.per_target(pca_dim=20), CONFIG)
+    assert [c["layer"] for c in router.training["choices"]] == [3, 3, 3]
+    assert [c["encoder"] for c in router.training["choices"]] == [0, 0, 0]
+    assert router.features.parts[0].encoder == 0 and len(router.encoder_identities) == 1
+    p_NM = router.predict_store(right, data.ids)
+    np.testing.assert_array_equal(router.predict_store([left, right], data.ids), p_NM)
+    router.use_encoder(second_encoder)
+    assert len(router.route(["abc"])) == 1

@@ -1,0 +1,73 @@
+"""What recipes are worth: each chosen, fitted and trained inside outer folds, judged outside.
+
+    python -m experiments.compare_recipes --workdir=runs/a --data=train.jsonl --store=runs/a/store \
+        --recipes=all_layers,layers:6,greedy:3,per_target:cv_auc --seeds=3
+
+A recipe is KIND[:DETAIL][@POOLING+POOLING][/PCA_DIM]: layers:3+4-6@last, greedy:3/100,
+per_target:fisher@last+mean; without the last two --pooling and --pca_dim count. The first recipe is
+what the others are compared with. Writes recipes.json; finished fits lie in recipes/, and the same
+command, or one with further recipes or seeds, does only what is missing.
+"""
+
+import dataclasses
+
+from absl import flags
+
+import routerjax as rj
+from experiments import options
+
+options.define(
+    "workdir", "seed", "data", "pool", "store", "pooling", "pca_dim", "members", "keep", "epochs",
+    required=("workdir", "data", "store"),
+)  # fmt: skip
+flags.DEFINE_string("recipes", "all_layers,per_target:cv_auc", "Recipes, separated by commas.")
+flags.DEFINE_integer("folds", 5, "Outer folds; groups stay together.", 2)
+flags.DEFINE_integer("seeds", 1, "Trainings of each recipe in each fold.", 1)
+flags.DEFINE_integer("draws", 1000, "Bootstrap draws behind the intervals.", 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The flags."""
+
+    workdir: str
+    seed: int
+    data: str
+    pool: str | None
+    store: str
+    pooling: str
+    pca_dim: int
+    members: int
+    keep: int
+    epochs: int
+    recipes: str
+    folds: int
+    seeds: int
+    draws: int
+
+
+def main() -> None:
+    """Fits what is missing and prints the comparison."""
+    config = options.read(Config)
+    recipes = rj.parse_recipes(config.recipes, config.pooling, config.pca_dim)
+    data, _ = options.read_data(config)
+    stores = options.open_stores(config.store)
+    folder = rj.Folder(config.workdir)
+    rj.jobs.write_config(folder, config)
+    found = rj.compare_recipes(
+        stores,
+        data,
+        recipes,
+        options.trunk_config(config),
+        n_folds=config.folds,
+        n_seeds=config.seeds,
+        draws=config.draws,
+        seed=config.seed,
+        workdir=folder,
+    )
+    folder.write_json("recipes.json", found)
+    print("\n".join(rj.comparison_lines(found)))
+
+
+if __name__ == "__main__":
+    rj.jobs.run(main)

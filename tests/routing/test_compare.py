@@ -1,0 +1,215 @@
+"""compare: out-of-fold figures of recipes against NumPy and scikit-learn, resumed and refused."""
+
+import dataclasses
+import types
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from routerjax import jobs
+from routerjax.features.recipe import Recipe
+from routerjax.routing import compare as compare_lib
+from routerjax.routing.compare import METRICS, compare, comparison_lines, parse_recipes
+from routerjax.trunk.config import TrunkConfig
+
+CONFIG = TrunkConfig(seeds=(5, 7), keep=1)
+RECIPES = {"good": Recipe.all_layers(), "poor": Recipe.layers([3]), "same": Recipe.all_layers()}
+STORE = types.SimpleNamespace(identity={"encoder_id": "e"})
+
+
+@pytest.fixture
+def trained(make_pool, monkeypatch):
+    """Data, and a list of the trainings; each predicts the known part of P(correct) with noise."""
+    data, p_NM, _ = make_pool(n=500, m=3, missing=0.05)
+    trainings = []
+
+    def fit(stores, train, recipe, config):
+        trainings.append((train, recipe, config))
+        noise = 0.05 if recipe.kind == "all_layers" else 0.4
+        rng = np.random.default_rng(config.seeds[0])
+        noisy_NM = np.clip(p_NM + noise * rng.normal(size=p_NM.shape), 0, 1)
+        rows = {name: row for row, name in enumerate(data.ids)}
+
+        def predict(stores, ids):
+            assert not set(ids) & set(train.ids)
+            groups = {data.groups[rows[i]] for i in ids}
+            assert not groups & set(train.groups)
+            return noisy_NM[[rows[name] for name in ids]].astype(np.float32)
+
+        return types.SimpleNamespace(
+            targets=data.targets,
+            best_single=int(np.nanargmax(np.nanmean(train.correct_NM, axis=0))),
+            training={"choices": [{"n": len(train)}]},
+            features=types.SimpleNamespace(recipe=recipe, width=7),
+            predict_store=predict,
+        )
+
+    monkeypatch.setattr(compare_lib, "fit_router", fit)
+    return data, p_NM, trainings
+
+
+def _within(p_NM, y_NM, datasets):
+    """Pairs of equal dataset, by a loop over all of them."""
+    aucs = []
+    for p_N, y_N in zip(p_NM.T, y_NM.T, strict=True):
+        wins = pairs = 0.0
+        for name in set(datasets):
+            at = np.array(datasets) == name
+            right, wrong = p_N[at & (y_N == 1)], p_N[at & (y_N == 0)]
+            if min(len(right), len(wrong)) >= 5:
+                gap = right[:, None] - wrong[None]
+                wins, pairs = wins + (gap > 0).sum() + 0.5 * (gap == 0).sum(), pairs + gap.size
+        aucs.append(wins / pairs)
+    return np.mean(aucs)
+
+
+def test_figures_are_those_of_the_rows_of_all_folds_together(trained):
+    data, p_NM, trainings = trained
+    found = compare(STORE, data, RECIPES, CONFIG, n_folds=4, n_seeds=2, draws=300)
+    assert len(trainings) == 3 * 2 * 4
+    configs = {config for _, _, config in trainings}
+    assert {config.seeds for config in configs} == {(5, 7), (8, 10)}
+    assert {config.split_seed for config in configs} == {42, 43}
+    y_NM = data.correct_NM
+    by_seed = {name: [] for name in METRICS}
+    fold_N = np.empty(len(data), int)
+    for f, (_, test) in enumerate(data.folds(4, 0)):
+        fold_N[np.isin(data.ids, test.ids)] = f
+    for first_seed in (5, 8):
+        rng = np.random.default_rng(first_seed)
+        noisy_NM = np.clip(p_NM + 0.4 * rng.normal(size=p_NM.shape), 0, 1).astype(np.float32)
+        seen_NM = np.isfinite(y_NM)
+        aucs = [roc_auc_score(y[s], q[s]) for y, q, s in zip(y_NM.T, noisy_NM.T, seen_NM.T,
+                                                             strict=True)]  # fmt: skip
+        by_seed["mean_auc"].append(np.mean(aucs))
+        within = _within(noisy_NM, y_NM, data.datasets)
+        by_seed["mean_within_dataset_auc"].append(within)
+        gain = room = 0.0
+        for f in range(4):
+            single = np.nanmean(y_NM[fold_N != f], axis=0).argmax()
+            for n in np.flatnonzero((fold_N == f) & seen_NM.all(axis=1)):
+                gain += y_NM[n, noisy_NM[n].argmax()] - y_NM[n, single]
+                room += y_NM[n].max() - y_NM[n, single]
+        by_seed["headroom_captured"].append(gain / room)
+    good, poor, same = found["recipes"]
+    for metric in METRICS:
+        row = poor[metric]
+        np.testing.assert_allclose(row["by_seed"], by_seed[metric], atol=1e-5)
+        assert row["value"] == pytest.approx(np.mean(by_seed[metric]), abs=1e-5)
+        assert row["seed_sd"] == pytest.approx(np.std(by_seed[metric], ddof=1), abs=1e-5)
+        assert row["low"] < row["value"] < row["high"]
+        difference = poor["difference"][metric]
+        assert difference["value"] == pytest.approx(row["value"] - good[metric]["value"])
+        assert difference["low"] < difference["value"] < difference["high"]
+        # Paired: what both have in common cancels, so the same recipe differs by nothing at all.
+        assert same[metric] == good[metric]
+        for key in ("value", "low", "high"):
+            assert same["difference"][metric][key] == pytest.approx(0, abs=1e-6)
+    assert poor["difference"]["mean_auc"]["high"] < 0
+    assert good["auc"].keys() == set(data.targets)
+    assert len(good["choices"]) == 8 and good["choices"][3]["choices"][0]["n"] < 500
+    text = "\n".join(comparison_lines(found))
+    assert "difference -0." in text and "headroom_captured" in text and "seed sd" in text
+
+
+def test_intervals_are_about_as_wide_as_the_formula_says(trained):
+    data, _, _ = trained
+    one = dataclasses.replace(data, groups=data.ids)
+    row = compare(STORE, one, {"good": Recipe.all_layers()}, CONFIG, draws=1000)["recipes"][0]
+    half = (row["mean_auc"]["high"] - row["mean_auc"]["low"]) / 2
+    n_right, n_wrong = (np.nanmean(data.correct_NM == k) * 500 for k in (1, 0))
+    # Hanley and McNeil (1982) for one target; three targets with a common difficulty are between
+    # independent and equal.
+    a = row["mean_auc"]["value"]
+    q1, q2 = a / (2 - a), 2 * a * a / (1 + a)
+    sd = np.sqrt((a * (1 - a) + (n_right - 1) * (q1 - a * a) + (n_wrong - 1) * (q2 - a * a))
+                 / (n_right * n_wrong))  # fmt: skip
+    assert 0.8 * sd / np.sqrt(3) < half / 1.96 < 1.2 * sd
+
+
+def test_what_is_finished_is_not_done_again(trained, tmp_path):
+    data, _, trainings = trained
+    whole = compare(STORE, data, RECIPES, CONFIG, n_folds=3, n_seeds=2, workdir=tmp_path / "a")
+    # Equal recipes share their fits.
+    assert len(trainings) == 2 * 2 * 3
+    again = compare(STORE, data, RECIPES, CONFIG, n_folds=3, n_seeds=2, workdir=tmp_path / "a")
+    assert len(trainings) == 12 and again == whole
+    # In another folder, bit by bit: first one recipe, then a seed more, then all.
+    first = {"good": RECIPES["good"]}
+    compare(STORE, data, first, CONFIG, n_folds=3, workdir=tmp_path / "b")
+    compare(STORE, data, first, CONFIG, n_folds=3, n_seeds=2, workdir=tmp_path / "b")
+    assert len(trainings) == 18
+    found = compare(STORE, data, RECIPES, CONFIG, n_folds=3, n_seeds=2, workdir=tmp_path / "b")
+    assert len(trainings) == 24 and found == whole
+    # A fit without its JSON, which is written last, is none.
+    json_file = next((tmp_path / "b/recipes").glob("layers-*/seed1-fold2.json"))
+    json_file.unlink()
+    found = compare(STORE, data, RECIPES, CONFIG, n_folds=3, n_seeds=2, workdir=tmp_path / "b")
+    assert len(trainings) == 25 and found == whole
+
+
+def test_a_stopped_job_keeps_what_is_finished(trained, tmp_path, monkeypatch):
+    data, _, trainings = trained
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "stop_requested", lambda: len(trainings) == 2)
+        with pytest.raises(jobs.Stopped, match="2 of 9 fits done"):
+            compare(STORE, data, RECIPES, CONFIG, n_folds=3, workdir=tmp_path)
+    compare(STORE, data, RECIPES, CONFIG, n_folds=3, workdir=tmp_path)
+    assert len(trainings) == 6
+
+
+def test_a_folder_of_another_comparison_is_refused(trained, tmp_path):
+    data, _, _ = trained
+    kwargs = {"n_folds": 2, "workdir": tmp_path, "draws": 10}
+    compare(STORE, data, RECIPES, CONFIG, **kwargs)
+    y_NM = 1 - data.y_NM
+    other = types.SimpleNamespace(identity={"encoder_id": "other"})
+    config = dataclasses.replace(CONFIG, l2=0.5)
+    for args, message in (
+        ((STORE, dataclasses.replace(data, y_NM=y_NM), RECIPES, CONFIG), "data_digest: there"),
+        ((other, data, RECIPES, CONFIG), "stores: there .*'e'.*, here .*'other'"),
+        ((STORE, data, RECIPES, config), "trunk: there"),
+    ):
+        with pytest.raises(ValueError, match=f"another comparison of recipes; .*{message}"):
+            compare(*args, **kwargs)
+    with pytest.raises(ValueError, match="n_folds: there 2, here 3"):
+        compare(STORE, data, RECIPES, CONFIG, **(kwargs | {"n_folds": 3}))
+
+
+def test_without_datasets_or_complete_rows(trained):
+    data, _, _ = trained
+    y_NM = data.y_NM.copy()
+    y_NM[np.arange(500), np.arange(500) % 3] = np.nan
+    bare = dataclasses.replace(data, y_NM=y_NM, datasets=None)
+    found = compare(STORE, bare, RECIPES, CONFIG, draws=10)
+    assert found["n_complete"] == 0
+    row = found["recipes"][1]
+    assert row["mean_auc"]["value"] > 0.5
+    assert row["mean_within_dataset_auc"] is None and row["headroom_captured"] is None
+    assert row["difference"]["headroom_captured"] is None
+    assert "  poor  none  difference none" in comparison_lines(found)
+    with pytest.raises(ValueError, match="recipes: expected at least 1, got 0"):
+        compare(STORE, data, {}, CONFIG)
+
+
+def test_recipes_of_a_flag():
+    text = "all_layers, layers:3+4-6@last/100,greedy:3/50,per_target:fisher@last+mean"
+    found = parse_recipes(text, "mean", 200)
+    assert found == {
+        "all_layers": Recipe.all_layers(),
+        "layers:3+4-6@last/100": Recipe.layers([3, 4, 5, 6], "last", 100),
+        "greedy:3/50": Recipe.greedy(3, "mean", 50),
+        "per_target:fisher@last+mean": Recipe.parse("per_target:fisher", "", "last,mean"),
+    }
+    assert parse_recipes("all_layers", "last,mean", 9)["all_layers"] == Recipe.all_layers(
+        ("last", "mean"), 9
+    )
+    for text, message in (
+        ("all_layers,", "expected KIND.* got ''"),
+        ("greedy:2/x", "expected KIND.* got 'greedy:2/x'"),
+        ("all_layers,all_layers", "each counts once, got 'all_layers' again"),
+        ("best:3", "got 'best:3'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parse_recipes(text)
