@@ -1,4 +1,4 @@
-"""The whole line: data, extraction, probes, training, evaluation, report.
+"""The whole line: data, extraction, probes, sweep, training, evaluation, report.
 
     python -m experiments.quickstart                                     # simulated pool, MiniLM
     python -m experiments.quickstart --workdir=runs/mine --encoder=Qwen/Qwen3-0.6B \
@@ -53,6 +53,9 @@ def main() -> None:
     test, train = data.split(TEST_SHARE, config.seed)
     table = rj.probe(store, train)
     table.save(folder)
+    sweep = rj.sweep(store, train, seed=config.seed, workdir=folder)
+    assert sweep is not None  # There is one shard.
+    sweep.save(folder)
     router = rj.fit_router(store, train, checkpoints=folder / "checkpoints")
     router.save(folder / "router")
     folder.write_json("train.json", router.training)
@@ -63,6 +66,7 @@ def main() -> None:
         title="routerjax quickstart",
         metrics=metrics,
         probes=table,
+        sweep=sweep,
         history=router.training["history"],
         data_summary=summary,
         config=rj.jobs.describe_run(config),

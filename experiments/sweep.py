@@ -20,7 +20,8 @@ from experiments import options
 options.define("workdir", "seed", "data", "pool", "store", "layers", "encoder", "mesh",
                required=("workdir", "data", "store"))  # fmt: skip
 flags.DEFINE_string("poolings", "all", "Poolings of the store to look at, separated by commas.")
-flags.DEFINE_list("pca_dims", ["50", "100", "150", "200", "300"], "Numbers of components.")
+flags.DEFINE_list("pca_dims", [], "Numbers of components; by default 50,100,150,200,300 as far as "
+                  "the states are as wide.")  # fmt: skip
 flags.DEFINE_integer("folds", 5, "Folds of the cross-validation; groups stay together.", 2)
 flags.DEFINE_integer("repeats", 1, "Deals of the rows to folds; from 2 on their spread shows.", 1)
 flags.DEFINE_integer("draws", 1000, "Bootstrap draws behind the intervals; 0 for none.", 0)
@@ -65,7 +66,7 @@ def main() -> None:
     table = rj.sweep(
         store,
         data,
-        sorted(int(dim) for dim in config.pca_dims),
+        sorted(int(dim) for dim in config.pca_dims) or None,
         layers=None if isinstance(layers, str) else layers,
         poolings=None if config.poolings == "all" else options.split_names(config.poolings),
         n_folds=config.folds,

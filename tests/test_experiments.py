@@ -164,7 +164,8 @@ def test_quickstart_is_their_sum(files, tiny_encoder_folder, tmp_path):
     flags = [f"--workdir={tmp_path}", f"--encoder={tiny_encoder_folder}", "--n_queries=500"]
     done = run("quickstart", *flags)
     assert done.returncode == 0, done.stderr
-    for name in ("config.json", "store/store.json", "probes.json", "probes.png", "train.json",
+    for name in ("config.json", "store/store.json", "probes.json", "probes.png", "sweep.json",
+                 "sweep.png", "evidence.png", "train.json",
                  "router/router.json", "metrics.json", "report.html"):  # fmt: skip
         assert (tmp_path / name).stat().st_size > 0, name
     before = json.loads((tmp_path / "metrics.json").read_text())
@@ -247,3 +248,39 @@ def test_training_stopped_by_sigterm_goes_on_to_the_same_router(work, files, tmp
         for name in ("whole", "cut")
     ]
     assert digests[0] == digests[1]
+
+
+def test_shards_of_a_sweep_meet_in_a_folder(files, work, tmp_path):
+    flags = [
+        f"--workdir={tmp_path}", f"--data={files}/train.jsonl", f"--pool={files}/pool.json",
+        f"--store={work}/store", "--pca_dims=5,10", "--folds=3", "--draws=20",
+        "--controls=dataset,shuffled",
+    ]  # fmt: skip
+    first = run("sweep", *flags, "--shard=0/2")
+    assert first.returncode == 0, first.stderr
+    assert "still to come from other shards" in first.stderr
+    assert not (tmp_path / "sweep.json").exists()
+    second = run("sweep", *flags, "--shard=1/2")
+    assert second.returncode == 0, second.stderr
+    found = json.loads((tmp_path / "sweep.json").read_text())
+    assert found["layers"] == [1, 2, 3] and found["pca_dims"] == [5, 10]
+    assert (tmp_path / "sweep.png").stat().st_size > 10_000
+    assert found["targets"][0] in second.stdout and "control dataset" in second.stdout
+    other = run("sweep", *flags, "--seed=1")
+    assert other.returncode == 1 and "seed: there 0, here 1" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--shard=3", "--shard: expected i/n such as 0/8, got '3'"),
+        ("--pca_dims=ten", "--pca_dims: expected numbers such as 50,200"),
+        ("--controls=magic", "controls: expected some of shuffled"),
+        ("--layers=9", "layers: the store holds [1, 2, 3], got 9"),
+    ],
+)
+def test_a_wrong_flag_of_a_sweep_is_named(files, work, tmp_path, flag, message):
+    done = run("sweep", f"--workdir={tmp_path}", f"--data={files}/train.jsonl",
+               f"--pool={files}/pool.json", f"--store={work}/store", flag)  # fmt: skip
+    assert done.returncode == 1 and message in done.stderr
+    assert "Traceback" not in done.stderr

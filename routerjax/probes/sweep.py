@@ -79,7 +79,7 @@ class SweepConfig:
 def sweep(
     store: ActivationStore,
     data: RoutingDataset,
-    pca_dims: Sequence[int] = PCA_DIMS,
+    pca_dims: Sequence[int] | None = None,
     *,
     layers: Sequence[int] | None = None,
     poolings: Sequence[str] | None = None,
@@ -102,7 +102,8 @@ def sweep(
     Args:
       store: The hidden states; rows that are not in `data` count for nothing.
       data: The rows, in any order.
-      pca_dims: Numbers of components.
+      pca_dims: Numbers of components; None for PCA_DIMS as far as the states are as wide, or else
+        for all they have.
       layers: Hidden-state indices; None for all of the store.
       poolings: Names; None for all of the store.
       n_folds: F.
@@ -128,7 +129,7 @@ def sweep(
     config = SweepConfig(
         tuple(store.layers if layers is None else sorted(layers)),
         tuple(store.poolings if poolings is None else poolings),
-        tuple(int(dim) for dim in pca_dims),
+        _widths(pca_dims, store.width, len(data), n_folds),
         n_folds,
         seed,
         repeats,
@@ -264,6 +265,16 @@ class _Job:
             used_R = place_N[at] >= 0
             x_LPnD[:, :, place_N[at][used_R]] = h_LPRD[:, :, used_R]
         return x_LPnD.reshape(-1, *shape[2:])
+
+
+def _widths(
+    pca_dims: Sequence[int] | None, width: int, n_rows: int, n_folds: int
+) -> tuple[int, ...]:
+    """The widths asked for, or those of PCA_DIMS that there are."""
+    if pca_dims is not None:
+        return tuple(int(dim) for dim in pca_dims)
+    most = max(1, min(width, n_rows - n_rows // max(n_folds, 1) - 2))
+    return tuple(dim for dim in PCA_DIMS if dim <= most) or (most,)
 
 
 def _controls(

@@ -213,6 +213,13 @@ def test_reasons_say_what_is_missing(world):
         table.best("b")
 
 
+def test_widths_are_by_default_those_there_are(world):
+    store, data, _ = world
+    assert sweep(store, data, draws=0, layers=(0,), poolings=("last",)).pca_dims == (16,)
+    few = data.select(np.arange(12))
+    assert sweep(store, few, draws=0, n_folds=2, layers=(0,), poolings=("last",)).pca_dims == (4,)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
