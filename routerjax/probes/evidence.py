@@ -191,9 +191,9 @@ def _lost(probe_FLPM: np.ndarray, auc_FLPM: np.ndarray) -> np.ndarray:
 
 def _loss(loss_FM: np.ndarray, m: int | None) -> dict[str, Any]:
     loss_FM = loss_FM if m is None else loss_FM[:, [m]]
-    known_M = np.isfinite(loss_FM).any(axis=0)
-    loss_F = np.nanmean(loss_FM[:, known_M], axis=1) if known_M.any() else np.zeros(0)
-    loss_F = loss_F[np.isfinite(loss_F)]
+    loss_FM = loss_FM[np.isfinite(loss_FM).any(axis=1)]
+    seen_FM = np.isfinite(loss_FM)
+    loss_F = np.where(seen_FM, loss_FM, 0.0).sum(axis=1) / seen_FM.sum(axis=1)
     if not len(loss_F):
         text = "no fold has both numbers at any layer"
         return {"value": None, "low": None, "high": None, "reason": text}
