@@ -1,5 +1,6 @@
 """What all tests share: eight CPU devices, strict rank promotion, real data and real weights."""
 
+import gc
 import os
 import pathlib
 import shutil
@@ -17,6 +18,14 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_end_with_their_file():
+    """Each holds memory mappings, and a process has no more than 65,530: XLA crashes beyond."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
