@@ -101,6 +101,33 @@ def stream(
         )
 
 
+def read_rows(
+    store: ActivationStore, ids: Sequence[str], layers: Sequence[int], poolings: Sequence[str]
+) -> np.ndarray:
+    """Reads the states of some queries whole, which takes the host memory of all of them.
+
+    Args:
+      store: The hidden states.
+      ids: [N] query ids.
+      layers: Hidden-state indices.
+      poolings: Names of poolings.
+
+    Returns:
+      x_SND [S, N, D] float32 of layers x poolings, layer by layer; row n is that of ids[n].
+
+    Raises:
+      ValueError: An id, layer or pooling is not in the store.
+    """
+    positions_n = store.rows_of(ids)
+    place_N = np.full(len(store.ids), -1)
+    place_N[positions_n] = np.arange(len(positions_n))
+    x_LPnD = np.empty((len(layers), len(poolings), len(ids), store.width), np.float32)
+    for at, h_LPRD in store.blocks(layers, poolings, used_blocks(store, place_N >= 0)):
+        used_R = place_N[at] >= 0
+        x_LPnD[:, :, place_N[at][used_R]] = h_LPRD[:, :, used_R]
+    return x_LPnD.reshape(-1, *x_LPnD.shape[2:])
+
+
 def used_blocks(store: ActivationStore, weight_N: np.ndarray) -> list[int]:
     """Numbers of the store's blocks that hold a row of non-zero weight."""
     return [b for b in range(store.n_blocks) if weight_N[store.block_slice(b)].any()]

@@ -15,7 +15,7 @@ from routerjax import jobs
 from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.store import ActivationStore
-from routerjax.features.blocks import align, used_blocks
+from routerjax.features.blocks import align, read_rows
 from routerjax.features.feature_map import Stores, as_tuple
 from routerjax.features.features import check_held, fisher_of_slabs
 from routerjax.features.pca import EXACT_WIDTH
@@ -252,17 +252,3 @@ def _mean_over_folds(auc_FQM: np.ndarray) -> np.ndarray:
     complete_QM = (n_QM > 0) & (n_QM == n_QM.max(axis=0)[None])
     sum_QM = np.where(defined_FQM, auc_FQM, 0.0).sum(axis=0, dtype=np.float64)
     return np.where(complete_QM, sum_QM / np.maximum(n_QM, 1), np.nan)
-
-
-def read_rows(
-    store: ActivationStore, ids: Sequence[str], layers: Sequence[int], poolings: Sequence[str]
-) -> np.ndarray:
-    """x_SND [S, N, D] float32 of layers x poolings, layer by layer; row n is that of ids[n]."""
-    positions_n = store.rows_of(ids)
-    place_N = np.full(len(store.ids), -1)
-    place_N[positions_n] = np.arange(len(positions_n))
-    x_LPnD = np.empty((len(layers), len(poolings), len(ids), store.width), np.float32)
-    for at, h_LPRD in store.blocks(layers, poolings, used_blocks(store, place_N >= 0)):
-        used_R = place_N[at] >= 0
-        x_LPnD[:, :, place_N[at][used_R]] = h_LPRD[:, :, used_R]
-    return x_LPnD.reshape(-1, *x_LPnD.shape[2:])

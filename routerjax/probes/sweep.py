@@ -17,7 +17,7 @@ import safetensors.numpy
 from routerjax import jobs
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.store import ActivationStore
-from routerjax.features.blocks import used_blocks
+from routerjax.features.blocks import read_rows
 from routerjax.files import Folder
 from routerjax.probes import controls as control
 from routerjax.probes import logistic
@@ -216,12 +216,12 @@ class _Job:
 
     def rows_of_layer(self, layer: int, pooling: str) -> np.ndarray:
         """States [N, D] of one slab, rows as in the data."""
-        return self._read(self.store, (layer,), (pooling,))[0]
+        return read_rows(self.store, self.data.ids, (layer,), (pooling,))[0]
 
     def examine(self, layers: Sequence[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """All arrays of some layers, poolings leading; those of a control as "control/NAME/..."."""
         config, y_NM = self.config, self.data.correct_NM
-        x_SND = self._read(self.store, layers, config.poolings)
+        x_SND = read_rows(self.store, self.data.ids, layers, config.poolings)
         found = self.examiner.examine(x_SND, y_NM, config.pca_dims, self.devices)
         widest = config.pca_dims[-1:]
         for name in config.controls:
@@ -234,7 +234,7 @@ class _Job:
             elif name == "centred" and self.examiner.dataset_N is not None:
                 x = control.centred(x_SND, self.examiner.dataset_N, self.examiner.fold_N)
             elif name == "random_encoder" and self.random_store is not None:
-                x = self._read(self.random_store, layers, config.poolings)
+                x = read_rows(self.random_store, self.data.ids, layers, config.poolings)
             else:
                 continue
             for key, value in self.examiner.examine(x, y, widest, self.devices).items():
@@ -249,22 +249,6 @@ class _Job:
                     for key, value in found.items()
                 },
             )
-
-    def _read(
-        self, store: ActivationStore, layers: Sequence[int], poolings: Sequence[str]
-    ) -> np.ndarray:
-        """x_SND of layers x poolings, rows as in the data."""
-        wanted_N = np.zeros(len(store.ids), bool)
-        positions_n = store.rows_of(self.data.ids)
-        wanted_N[positions_n] = True
-        place_N = np.full(len(store.ids), -1)
-        place_N[positions_n] = np.arange(len(positions_n))
-        shape = (len(layers), len(poolings), len(positions_n), store.width)
-        x_LPnD = np.empty(shape, np.float32)
-        for at, h_LPRD in store.blocks(layers, poolings, used_blocks(store, wanted_N)):
-            used_R = place_N[at] >= 0
-            x_LPnD[:, :, place_N[at][used_R]] = h_LPRD[:, :, used_R]
-        return x_LPnD.reshape(-1, *shape[2:])
 
 
 def _widths(

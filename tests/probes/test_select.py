@@ -9,9 +9,10 @@ from sklearn.preprocessing import StandardScaler
 
 from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
+from routerjax.features.blocks import read_rows
 from routerjax.features.recipe import Recipe
 from routerjax.probes import select as select_lib
-from routerjax.probes.select import read_rows, resolve, select
+from routerjax.probes.select import resolve, select
 
 N, LAYERS, POOLINGS, WIDTH = 420, (0, 2, 5, 6), ("last", "mean"), 12
 # Where each target's signal lies: (layer, pooling).

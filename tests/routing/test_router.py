@@ -10,8 +10,8 @@ from safetensors.numpy import load_file, save_file
 
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extract import extract
+from routerjax.features.blocks import read_rows
 from routerjax.features.recipe import Recipe
-from routerjax.probes import select as select_lib
 from routerjax.probes.select import select
 from routerjax.routing.fit import evaluate, fit_router
 from routerjax.routing.policy import Argmax, Tolerance
@@ -278,7 +278,7 @@ def test_what_was_chosen_is_recorded_and_validation_rows_choose_nothing(parts, r
 def test_an_encoder_of_which_nothing_is_chosen_is_left_out(two_stores, second_encoder):
     """The outcomes can be read off the second encoder's states."""
     left, right, some = two_stores
-    states_ND = select_lib.read_rows(right, some.ids, [3], ["mean"])[0]
+    states_ND = read_rows(right, some.ids, [3], ["mean"])[0]
     y_NM = (states_ND[:, :3] > np.median(states_ND[:, :3], axis=0)).astype(np.float32)
     data = dataclasses.replace(some, y_NM=y_NM, prices_M2=None)
     router = fit_router([left, right], data, Recipe.per_target(pca_dim=20), CONFIG)
