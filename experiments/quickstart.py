@@ -4,7 +4,7 @@
     python -m experiments.quickstart --workdir=runs/mine --encoder=Qwen/Qwen3-0.6B \
         --data=outcomes.jsonl --pool=pool.json
 
-On two CPU cores two to three minutes. A fifth of the queries is held out; look at report.html.
+On two CPU cores one to three minutes. A fifth of the queries is held out; look at report.html.
 """
 
 import dataclasses
