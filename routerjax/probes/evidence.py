@@ -162,10 +162,22 @@ def _correlation(
     value = rho_M[chosen].mean()
     if draws_BPM is None:
         return {"value": float(value), "low": None, "high": None}
-    low, high = reverse_percentile(
-        value, draws_BPM[:, j, chosen].mean(axis=1), smallest=-1, largest=1
-    )
-    return {"value": float(value), "low": float(low), "high": float(high)}
+    low, high = _envelope(float(value), draws_BPM[:, j, chosen].mean(axis=1))
+    return {"value": float(value), "low": low, "high": high}
+
+
+def _envelope(value: float, draws_B: np.ndarray) -> tuple[float | None, float | None]:
+    """From the lower to the higher of the ends that plain and reverse percentiles give.
+
+    Noise of the draws pulls a correlation towards 0, where the plain percentiles lie; the reverse
+    ones shrink to a point where the value is 1 or -1, whatever the draws say. On simulated layers
+    neither covers, the two together mostly do.
+    """
+    ends = reverse_percentile(value, draws_B, smallest=-1, largest=1)
+    if np.isnan(ends).any():
+        return None, None
+    plain = np.nanquantile(draws_B, [0.025, 0.975])
+    return float(min(value, ends[0], plain[0])), float(max(value, ends[1], plain[1]))
 
 
 def _lost(probe_FLPM: np.ndarray, auc_FLPM: np.ndarray) -> np.ndarray:

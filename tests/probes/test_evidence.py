@@ -98,3 +98,12 @@ def test_what_is_missing_is_left_out_or_named(numbers):
     assert len(lines) == 8
     assert any("unknown" in line for line in lines)
     assert len(evidence_plot.draw(found).axes) == 4
+
+
+def test_a_correlation_of_one_has_an_interval_where_the_draws_scatter():
+    spread_LPM = np.linspace(0.5, 0.54, 5)[:, None, None] * np.ones((1, 2, 2))
+    found = world(np.stack([spread_LPM, spread_LPM], axis=2), spread_LPM, draws=400)
+    best = row(found, "spearman", "a")
+    assert best["value"] == pytest.approx(1) and best["high"] == 1
+    # Steps of 0.01 under noise of 0.01 in both: the order of the layers is far from certain.
+    assert best["low"] < 0.8
