@@ -1,5 +1,6 @@
 """The suites of the benchmark: what is run in turn, what must agree, and what is reported."""
 
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -77,6 +78,51 @@ def trunk(config: Any, encoder: rj.Encoder, data: rj.RoutingDataset) -> dict[str
             losses[1] = best_K.mean()
     found = compare(times[0][1:], times[1]) | {"seconds_first_run": times[0][0]}
     return found | {"validation_bce": {"ours": losses[0], "peer": losses[1]}, "n_rows": len(fit)}
+
+
+def trunks(config: Any, encoder: rj.Encoder, data: rj.RoutingDataset) -> dict[str, Any]:
+    """200 trunks at once against one by one with the same code (20 of them, scaled)."""
+    store = rj.extract(encoder, data, rj.Folder(config.workdir) / "store")
+    grid = rj.parse_trunk_grid("lr=1e-3|3e-4;l2=1e-4|1e-3;dropout=0.3x0.2|0.5;hidden=256x128;"
+                               "recipe=all_layers|layers:6|layers:5@last|all_layers@last+mean;"
+                               "seeds=7")  # fmt: skip
+    published = rj.TrunkConfig()
+    val, fit = data.split(published.val_fraction, published.split_seed)
+    x, x_val = {}, {}
+    for name, recipe in grid.recipes.items():
+        features = rj.fit_features(recipe, store, fit)
+        x[name], x_val[name] = (features.apply_store(store, part.ids) for part in (fit, val))
+    members = [
+        rj.TrunkMember(s.recipe, s.hidden, s.dropout, s.learning_rate, s.l2, seed)
+        for s in grid.settings()
+        for seed in grid.seeds
+    ][:200]
+    some = np.random.default_rng(config.seed).permutation(len(members))[:20]
+    times: list[list[float]] = [[], []]
+    error = 0.0
+    shares = np.array_split(some, config.rounds)
+    for turn in range(config.rounds + 1):
+        start = time.perf_counter()
+        found = rj.train_trunks(x, fit.correct_NM, x_val, val.correct_NM, members)
+        times[0].append(time.perf_counter() - start)
+        share = shares[turn - 1] if turn else some[:1]  # The first round compiles.
+        start = time.perf_counter()
+        for k in share:
+            member = members[k]
+            alone = dataclasses.replace(grid.config(next(grid.settings()), published), keep=1,
+                                        seeds=(member.seed,), dropout=member.dropout,
+                                        learning_rate=member.learning_rate, l2=member.l2)  # fmt: skip
+            name = member.features
+            _, history = rj.train_trunk(x[name], fit.correct_NM, x_val[name], val.correct_NM, alone)
+            error = max(error, abs(float(history.best_val_loss_K[0] - found.best_val_loss_K[k])))
+        if turn:
+            times[1].append((time.perf_counter() - start) * len(members) / len(share))
+    assert error < 2e-3, f"the contestants disagree by {error:.1e} nats"
+    return compare(times[0][1:], times[1]) | {
+        "seconds_first_run": times[0][0],
+        "n_members": len(members),
+        "largest_difference_of_loss": error,
+    }
 
 
 def sweep(config: Any, encoder: rj.Encoder, data: rj.RoutingDataset) -> dict[str, Any]:
@@ -163,4 +209,10 @@ def probes(config: Any, encoder: rj.Encoder, data: rj.RoutingDataset) -> dict[st
     }
 
 
-SUITES = {"capture": capture, "probes": probes, "sweep": sweep, "trunk": trunk}
+SUITES = {
+    "capture": capture,
+    "probes": probes,
+    "sweep": sweep,
+    "trunk": trunk,
+    "trunks": trunks,
+}

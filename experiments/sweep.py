@@ -3,10 +3,12 @@
     python -m experiments.sweep --workdir=runs/a --data=train.jsonl --pool=pool.json \
         --store=runs/a/store --controls=all
     python -m experiments.sweep ... --shard=$SLURM_ARRAY_TASK_ID/8     # a job array, one folder
+    python -m experiments.sweep ... --trunks="recipe=all_layers|greedy:3;lr=1e-3|3e-4;seeds=10"
 
-Writes sweep.json and sweep.png; run it again and finished layers are not done anew. With --encoder
-the control "random_encoder" extracts the same queries through random weights first. MiniLM, 4,608
-queries, 9 targets, 630 cells: about half a minute on two CPU cores, intervals included.
+Writes sweep.json and sweep.png; run it again and finished layers are not done anew. With --trunks
+it then trains every combination of recipes, hyperparameters and seeds, and writes trunks.json. With
+--encoder the control "random_encoder" extracts the same queries through random weights first.
+MiniLM, 4,608 queries, 9 targets, 630 cells: about half a minute on two CPU cores.
 """
 
 import dataclasses
@@ -27,6 +29,9 @@ flags.DEFINE_integer("repeats", 1, "Deals of the rows to folds; from 2 on their 
 flags.DEFINE_integer("draws", 1000, "Bootstrap draws behind the intervals; 0 for none.", 0)
 flags.DEFINE_list("controls", [], "Controls, or all: shuffled, shuffled_within, centred, dataset, "
                   "length, random, random_encoder, transfer.")  # fmt: skip
+flags.DEFINE_string("trunks", None, "Trunks to train: default, or a grid such as "
+                    "recipe=all_layers|layers:6@last;hidden=256x128;dropout=0.3x0.2|0.5;lr=1e-3|3e-4;"
+                    "l2=1e-4;seeds=5.")  # fmt: skip
 flags.DEFINE_string("shard", "0/1", "i/n: only every n-th layer from the i-th on.")
 
 
@@ -48,6 +53,7 @@ class Config:
     repeats: int
     draws: int
     controls: list[str]
+    trunks: str | None
     shard: str
 
 
@@ -59,6 +65,7 @@ def main() -> None:
         raise ValueError(f"--shard: expected i/n such as 0/8, got {config.shard!r}")
     if not all(dim.strip().isdecimal() for dim in config.pca_dims):
         raise ValueError(f"--pca_dims: expected numbers such as 50,200, got {config.pca_dims}")
+    grid = rj.parse_trunk_grid(config.trunks) if config.trunks else None
     data, _ = options.read_data(config)
     store = rj.ActivationStore.open(config.store)
     layers = rj.parse_layers(config.layers)
@@ -82,6 +89,12 @@ def main() -> None:
         return
     table.save(config.workdir)
     print("\n".join(rj.sweep_lines(table)))
+    if grid is not None:
+        found = rj.sweep_trunks(
+            store, data, grid, draws=max(1, config.draws), seed=config.seed, workdir=config.workdir
+        )
+        rj.Folder(config.workdir).write_json("trunks.json", found)
+        print("\n".join(["", *rj.trunk_lines(found)]))
 
 
 def _random_store(

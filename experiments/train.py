@@ -40,7 +40,7 @@ def main() -> None:
     """Trains and saves a router."""
     config = options.read(Config)
     data, _ = options.read_data(config)
-    recipe = rj.Recipe.parse(config.recipe, config.layers, config.pooling, config.pca_dim)
+    recipe = rj.parse_recipe(config.recipe, config.layers, config.pooling, config.pca_dim)
     trunk = options.trunk_config(config)
     folder = rj.Folder(config.workdir)
     rj.jobs.write_config(folder, config)

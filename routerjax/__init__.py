@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from routerjax.encoder.layers import parse_layers
     from routerjax.features.features import fit_features
     from routerjax.features.recipe import Recipe
+    from routerjax.features.recipe_flags import parse_recipe, parse_recipes
     from routerjax.files import Folder
     from routerjax.probes.probe import probe
     from routerjax.probes.select import resolve as resolve_recipe
@@ -29,13 +30,17 @@ if TYPE_CHECKING:
     from routerjax.probes.table import ProbeTable
     from routerjax.probes.then_extract import probe_then_extract
     from routerjax.routing.compare import compare as compare_recipes
-    from routerjax.routing.compare import comparison_lines, parse_recipes
+    from routerjax.routing.compare import comparison_lines
     from routerjax.routing.fit import evaluate, fit_router
     from routerjax.routing.policy import Argmax, Policy, Tolerance, parse_policy
     from routerjax.routing.report import write_report
     from routerjax.routing.router import Decision, Router
     from routerjax.routing.summary import summary_lines
     from routerjax.trunk.config import TrunkConfig
+    from routerjax.trunk.grid import parse_grid as parse_trunk_grid
+    from routerjax.trunk.many import Member as TrunkMember
+    from routerjax.trunk.many import train_many as train_trunks
+    from routerjax.trunk.sweep import sweep_trunks, trunk_lines
     from routerjax.trunk.train import train as train_trunk
 
 _HOME = {
@@ -52,6 +57,7 @@ _HOME = {
     "SweepTable": "probes.sweep_table",
     "Tolerance": "routing.policy",
     "TrunkConfig": "trunk.config",
+    "TrunkMember": "trunk.many",
     "compare_recipes": "routing.compare",
     "comparison_lines": "routing.compare",
     "describe": "data.quality",
@@ -64,7 +70,9 @@ _HOME = {
     "make_mesh": "devices",
     "parse_layers": "encoder.layers",
     "parse_policy": "routing.policy",
-    "parse_recipes": "routing.compare",
+    "parse_recipe": "features.recipe_flags",
+    "parse_recipes": "features.recipe_flags",
+    "parse_trunk_grid": "trunk.grid",
     "probe": "probes.probe",
     "probe_stream": "probes.stream_probe",
     "probe_then_extract": "probes.then_extract",
@@ -74,14 +82,24 @@ _HOME = {
     "start_distributed": "devices",
     "sweep": "probes.sweep",
     "sweep_lines": "probes.sweep_lines",
+    "sweep_trunks": "trunk.sweep",
     "train_trunk": "trunk.train",
+    "train_trunks": "trunk.many",
+    "trunk_lines": "trunk.sweep",
     "write_dataset": "data.readers",
     "write_pool": "data.readers",
     "summary_lines": "routing.summary",
     "write_report": "routing.report",
 }
 # Plain names at home, telling ones here.
-_NAME_THERE = {"compare_recipes": "compare", "resolve_recipe": "resolve", "train_trunk": "train"}
+_NAME_THERE = {
+    "TrunkMember": "Member",
+    "compare_recipes": "compare",
+    "parse_trunk_grid": "parse_grid",
+    "resolve_recipe": "resolve",
+    "train_trunk": "train",
+    "train_trunks": "train_many",
+}
 __all__ = sorted(_HOME)
 
 

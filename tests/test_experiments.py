@@ -266,6 +266,10 @@ def test_shards_of_a_sweep_meet_in_a_folder(files, work, tmp_path):
     assert found["layers"] == [1, 2, 3] and found["pca_dims"] == [5, 10]
     assert (tmp_path / "sweep.png").stat().st_size > 10_000
     assert found["targets"][0] in second.stdout and "control dataset" in second.stdout
+    trunks = run("sweep", *flags, "--trunks=recipe=all_layers/8;hidden=16;dropout=0.2;seeds=2")
+    assert trunks.returncode == 0, trunks.stderr
+    settings = json.loads((tmp_path / "trunks.json").read_text())["settings"]
+    assert len(settings) == 4 and "lr=0.001" in trunks.stdout
     other = run("sweep", *flags, "--seed=1")
     assert other.returncode == 1 and "seed: there 0, here 1" in other.stderr
 
@@ -277,6 +281,7 @@ def test_shards_of_a_sweep_meet_in_a_folder(files, work, tmp_path):
         ("--pca_dims=ten", "--pca_dims: expected numbers such as 50,200"),
         ("--controls=magic", "controls: expected some of shuffled"),
         ("--layers=9", "layers: the store holds [1, 2, 3], got 9"),
+        ("--trunks=lr=fast", "--trunks: lr: 'fast' is not a number"),
     ],
 )
 def test_a_wrong_flag_of_a_sweep_is_named(files, work, tmp_path, flag, message):

@@ -5,8 +5,6 @@ import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from routerjax.encoder.layers import parse_layers
-
 # The fields of each kind beside `kind` itself.
 _FIELDS = {
     "all_layers": ("poolings", "pca_dim"),
@@ -221,46 +219,6 @@ class Recipe:
         if not chosen:
             raise ValueError("blocks: recipe 'blocks' needs at least one, got none")
         return cls("blocks", *_of_blocks(chosen), blocks=chosen)
-
-    @classmethod
-    def parse(
-        cls, recipe: str, layers: str = "", pooling: str = "mean", pca_dim: int = 200
-    ) -> "Recipe":
-        """A recipe from command-line flags.
-
-        Args:
-          recipe: "all_layers", "layers" (or "layers:3+4-6", without the next flag),
-            "top_fisher:K", "greedy:K", "per_target:cv_auc" or "per_target:fisher".
-          layers: For "layers", indices such as "3,4,6" or ranges such as "4-6" (both ends).
-          pooling: Names, separated by commas.
-          pca_dim: Components kept. `per_target` chooses among 50, 100, 150 and 200, as far as they
-            are smaller, and this number.
-
-        Raises:
-          ValueError: The text is none of these.
-        """
-        names = tuple(name.strip() for name in pooling.split(","))
-        kind, _, detail = recipe.partition(":")
-        if recipe != "layers" and layers.strip() not in ("", "all"):
-            raise ValueError(f"--layers={layers} goes with --recipe=layers, got --recipe={recipe}")
-        if recipe == "all_layers":
-            return cls.all_layers(names, pca_dim)
-        if kind == "layers" and (detail or recipe == "layers"):
-            indices = parse_layers(detail.replace("+", ",") or layers)
-            if isinstance(indices, str):
-                return cls.all_layers(names, pca_dim)
-            return cls.layers(indices, names, pca_dim)
-        if kind == "top_fisher" and detail.isdecimal():
-            return cls.top_fisher(int(detail), names, pca_dim)
-        if kind == "greedy" and detail.isdecimal():
-            return cls.greedy(int(detail), names, pca_dim)
-        if kind == "per_target" and detail in SELECTS:
-            widths = [width for width in WIDTHS if width < pca_dim]
-            return cls.per_target(detail, names, (*widths, pca_dim))
-        raise ValueError(
-            f"--recipe: expected all_layers, layers (with --layers=3,4,6), top_fisher:K such as "
-            f"top_fisher:4, greedy:K, per_target:cv_auc or per_target:fisher, got {recipe!r}"
-        )
 
     def narrow(self, width: int) -> "Recipe":
         """The same with at most `width` components of each PCA."""

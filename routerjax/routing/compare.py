@@ -8,7 +8,6 @@ which nothing has seen. The rows of all folds together give one figure a recipe.
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,36 +28,6 @@ from routerjax.routing.intervals import LEVEL
 from routerjax.trunk.config import TrunkConfig
 
 METRICS = ("mean_auc", "mean_within_dataset_auc", "headroom_captured")
-
-
-def parse_recipes(text: str, pooling: str = "mean", pca_dim: int = 200) -> dict[str, Recipe]:
-    """Recipes from a flag: KIND[:DETAIL][@POOLING[+POOLING]][/PCA_DIM], separated by commas.
-
-    Args:
-      text: Such as "all_layers,layers:3+4-6@last,greedy:3/100,per_target:fisher@last+mean".
-      pooling: Of those that name none.
-      pca_dim: Of those that name none.
-
-    Returns:
-      The recipes by their text, in its order.
-
-    Raises:
-      ValueError: One is none, or comes twice.
-    """
-    recipes: dict[str, Recipe] = {}
-    for spec in (part.strip() for part in text.split(",")):
-        match = re.fullmatch(r"([^@/]+)(?:@([^@/]+))?(?:/(\d+))?", spec)
-        if not match:
-            raise ValueError(
-                f"--recipes: expected KIND[:DETAIL][@POOLING+POOLING][/PCA_DIM] such as "
-                f"layers:3+4@last+mean/100, got {spec!r}"
-            )
-        if spec in recipes:
-            raise ValueError(f"--recipes: each counts once, got {spec!r} again")
-        kind, names, dim = match.groups()
-        names = names.replace("+", ",") if names else pooling
-        recipes[spec] = Recipe.parse(kind, "", names, int(dim) if dim else pca_dim)
-    return recipes
 
 
 def compare(

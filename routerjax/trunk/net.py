@@ -61,26 +61,32 @@ class SharedTrunkNet(nnx.Module):
         )
         self.dropout = tuple(dropout)
 
-    def __call__(self, x_RC: jax.Array, keys_R: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x_RC: jax.Array, keys_R: jax.Array | None = None, dropout: Any = None
+    ) -> jax.Array:
         """Logits of rows.
 
         Args:
           x_RC: [R, C] features.
           keys_R: [R] a random key for each row's dropout; None for none.
+          dropout: Shares in place of the module's own, which still say behind which layers nothing
+            is dropped; may be traced.
 
         Returns:
           [R, M].
         """
         x = x_RC
-        drops = self._keep(keys_R) if keys_R is not None else [None] * len(self.dropout)
-        for layer, keep, share in zip(self.layers, drops, self.dropout, strict=False):
-            x = jax.nn.relu(layer(x))
+        shares = self.dropout if dropout is None else dropout
+        drops = self._keep(keys_R, shares) if keys_R is not None else [None] * len(self.dropout)
+        for i, keep in enumerate(drops):
+            x = jax.nn.relu(self.layers[i](x))
             if keep is not None:
-                x = jnp.where(keep, x / (1 - share), 0.0)
+                x = jnp.where(keep, x / (1 - shares[i]), 0.0)
         return self.layers[-1](x)
 
-    def _keep(self, keys_R: jax.Array) -> list[jax.Array | None]:
+    def _keep(self, keys_R: jax.Array, dropout: Any = None) -> list[jax.Array | None]:
         """Which units stay, [R, width] for each hidden layer; None where nothing is dropped."""
+        shares = self.dropout if dropout is None else dropout
         widths = [
             layer.out_features if share else 0
             for layer, share in zip(self.layers, self.dropout, strict=False)
@@ -96,8 +102,8 @@ class SharedTrunkNet(nnx.Module):
         random = jnp.concatenate([(words >> shift) & 0xFF for shift in (0, 8, 16, 24)], axis=1)
         ends = np.cumsum(widths)
         return [
-            random[:, end - width : end] >= jnp.floor(share * 256 + coin_R1) if width else None
-            for end, width, share in zip(ends, widths, self.dropout, strict=True)
+            random[:, end - width : end] >= jnp.floor(shares[i] * 256 + coin_R1) if width else None
+            for i, (end, width) in enumerate(zip(ends, widths, strict=True))
         ]
 
 

@@ -1,15 +1,21 @@
 """One epoch of every member as a pure function of (state, data), for `jax.pmap`."""
 
+import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
 from routerjax.trunk.config import TrunkConfig
+from routerjax.trunk.net import member_graph
 
 DEVICES = "devices"
+
+Array = jax.Array | np.ndarray
 
 # Streams of random numbers drawn from a member's seed.
 _INIT, _SHUFFLE, _DROPOUT = range(3)
@@ -44,13 +50,82 @@ class State(NamedTuple):
     epoch: jax.Array
 
 
-class Data(NamedTuple):
-    """Features and what to predict, on every device; a missing outcome is NaN."""
+class Setting(NamedTuple):
+    """What members may differ in without being compiled anew. Every leaf has a leading axis [K].
 
-    x_train_NC: jax.Array
-    y_train_NM: jax.Array
-    x_val_NC: jax.Array
-    y_val_NM: jax.Array
+    Attributes:
+      learning_rate: [K] of Adam.
+      l2: [K] coupled L2.
+      dropout: [K, hidden layers] shares dropped; 0 exactly where `Program.drops` says so.
+      source: [K] int32, which of the stacked features the member reads.
+    """
+
+    learning_rate: Array
+    l2: Array
+    dropout: Array
+    source: Array
+
+
+class Turns(NamedTuple):
+    """Which members train, turn after turn; those of a turn have one seed and one source.
+
+    Attributes:
+      slot_KJ: [K, J] int32 members; K, which is none, fills a turn up.
+      n_turns: [] int32; the rows of slot_KJ from here on do not count.
+    """
+
+    slot_KJ: Array
+    n_turns: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a compiled epoch depends on, but for the numbers of rows and members.
+
+    Attributes:
+      n_features: C.
+      hidden: Widths of the hidden layers.
+      n_targets: M.
+      drops: Whether anything is dropped, for each hidden layer.
+      batch_size: Rows of a step, over all devices.
+      patience: A member stops after this many epochs without improvement.
+      min_delta: By which the validation loss must fall to count as an improvement.
+    """
+
+    n_features: int
+    hidden: tuple[int, ...]
+    n_targets: int
+    drops: tuple[bool, ...]
+    batch_size: int
+    patience: int
+    min_delta: float
+
+    @classmethod
+    def of(cls, config: TrunkConfig, n_features: int, n_targets: int) -> "Program":
+        """The program that trains as `config` says."""
+        drops = tuple(share > 0 for share in config.dropout)
+        return cls(
+            n_features, config.hidden, n_targets, drops,
+            config.batch_size, config.patience, config.min_delta,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def graphdef(self) -> nnx.GraphDef:
+        """The graph of one member; the shares it drops come from its `Setting`."""
+        return member_graph(self.n_features, self.hidden, self.n_targets, self.drops)[0]
+
+
+class Data(NamedTuple):
+    """Features and what to predict, on every device; a missing outcome is NaN.
+
+    The leading axis of the features counts sources: features of one width, of the same rows, that
+    different members read.
+    """
+
+    x_train_SNC: Array
+    y_train_NM: Array
+    x_val_SNC: Array
+    y_val_NM: Array
 
 
 class Losses(NamedTuple):
@@ -80,48 +155,62 @@ def shuffled(seed: jax.Array, epoch: jax.Array, n_rows: int) -> jax.Array:
     return jnp.argsort(jax.random.bits(key, (n_rows,)))
 
 
-def optimiser(config: TrunkConfig) -> optax.GradientTransformation:
+def optimiser(learning_rate: Array | float, l2: Array | float) -> optax.GradientTransformation:
     """Adam with coupled L2, as PyTorch's `Adam(weight_decay=...)`."""
-    return optax.chain(
-        optax.add_decayed_weights(config.l2),
-        optax.adam(config.learning_rate),
-    )
+    return optax.chain(optax.add_decayed_weights(l2), optax.adam(learning_rate))
 
 
 def run_epoch(
-    graphdef: nnx.GraphDef, config: TrunkConfig, rows_split: int, state: State, data: Data
+    program: Program,
+    rows_split: int,
+    state: State,
+    setting: Setting,
+    data: Data,
+    turns: Turns | None = None,
 ) -> tuple[State, Losses]:
     """Trains every member for one epoch and judges it on the validation rows.
 
-    Written for one member and vmapped. A stopped member stays as it is.
+    Written for one seed and mapped. A stopped member stays as it is.
 
     Args:
-      graphdef: Of one SharedTrunkNet.
-      config: Batch size, optimiser, early stopping.
+      program: The network, batch size, early stopping.
       rows_split: Devices that share every batch by rows (inside `pmap` with the axis "devices"), or
         1: the device trains its members by itself, without collectives.
       state: The members of this device.
+      setting: What they differ in.
       data: The rows, whole.
+      turns: Members to train, a few at a time; by default all at once.
 
     Returns:
       The new state, and the losses of this epoch; NaN for members that had stopped before it.
     """
+    of_seed = functools.partial(_seed_epoch, program, rows_split, data)
+    if turns is None:
+        alone = jax.tree.map(lambda leaf: leaf[:, None], (state, setting))
+        return jax.tree.map(lambda leaf: leaf[:, 0], jax.vmap(of_seed)(*alone))
 
-    def of_member(member: State) -> tuple[State, Losses]:
-        return _member_epoch(graphdef, config, rows_split, member, data)
+    def turn(i: jax.Array, carry: tuple[State, Losses]) -> tuple[State, Losses]:
+        slot_J = turns.slot_KJ[i]
+        new, losses = of_seed(*jax.tree.map(lambda leaf: leaf[slot_J], (carry[0], setting)))
+        # A slot that is none reads the last member again and writes nothing.
+        put = functools.partial(jax.tree.map, lambda all_K, some_J: all_K.at[slot_J].set(some_J))
+        return put(carry[0], new), put(carry[1], losses)
 
-    return jax.vmap(of_member)(state)
+    nothing_K = jnp.full(state.seed.shape, jnp.nan)
+    return jax.lax.fori_loop(0, turns.n_turns, turn, (state, Losses(nothing_K, nothing_K)))
 
 
-def _member_epoch(
-    graphdef: nnx.GraphDef, config: TrunkConfig, rows_split: int, state: State, data: Data
+def _seed_epoch(
+    program: Program, rows_split: int, data: Data, state: State, setting: Setting
 ) -> tuple[State, Losses]:
-    dropout_key = jax.random.fold_in(stream(state.seed, _DROPOUT), state.epoch)
-    optim = optimiser(config)
+    """An epoch of members [J] of one seed and source: they see the same rows and random numbers."""
+    # Members that have stopped stay behind in epochs.
+    seed, epoch, source = state.seed[0], state.epoch.max(), setting.source[0]
+    dropout_key = jax.random.fold_in(stream(seed, _DROPOUT), epoch)
 
-    def loss_sum(params: Any, x_RC: jax.Array, y_RM: jax.Array, weight_R: jax.Array, keys_R: Any):
+    def loss_sum(params: Any, dropout: Any, x_RC: Any, y_RM: Any, weight_R: Any, keys_R: Any):
         """Sum of the cross-entropy over observed outcomes, and their number."""
-        logits_RM = nnx.merge(graphdef, params)(x_RC, keys_R)
+        logits_RM = nnx.merge(program.graphdef, params)(x_RC, keys_R, dropout)
         observed_RM = ~jnp.isnan(y_RM) & (weight_R > 0)[:, None]
         loss_RM = optax.sigmoid_binary_cross_entropy(logits_RM, jnp.where(observed_RM, y_RM, 0.0))
         return jnp.where(observed_RM, loss_RM, 0.0).sum(), observed_RM.sum().astype(jnp.float32)
@@ -131,51 +220,62 @@ def _member_epoch(
         return jax.lax.psum(tree, DEVICES) if rows_split > 1 else tree
 
     def train_batch(carry: tuple[Any, Any], batch: tuple[jax.Array, jax.Array]):
-        params, opt_state = carry
         rows_R, weight_R = batch
         # One key a row: how rows are split over devices does not change what is dropped.
         keys_R = jax.vmap(lambda row: jax.random.fold_in(dropout_key, row))(rows_R)
-        x_RC, y_RM = data.x_train_NC[rows_R], data.y_train_NM[rows_R]
-        (total, count), gradient = jax.value_and_grad(loss_sum, has_aux=True)(
-            params, x_RC, y_RM, weight_R, keys_R
-        )
-        total, count, gradient = over_devices((total, count, gradient))
-        gradient = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), gradient)
-        updates, opt_state = optim.update(gradient, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), (total, count)
+        x_RC, y_RM = data.x_train_SNC[source, rows_R], data.y_train_NM[rows_R]
+
+        def of_member(params: Any, opt_state: Any, setting: Setting):
+            (total, count), gradient = jax.value_and_grad(loss_sum, has_aux=True)(
+                params, setting.dropout, x_RC, y_RM, weight_R, keys_R
+            )
+            total, count, gradient = over_devices((total, count, gradient))
+            gradient = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), gradient)
+            optim = optimiser(setting.learning_rate, setting.l2)
+            updates, opt_state = optim.update(gradient, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), (total, count)
+
+        return jax.vmap(of_member)(*carry, setting)
 
     def val_batch(_: None, batch: tuple[jax.Array, jax.Array]):
         rows_R, weight_R = batch
-        x_RC, y_RM = data.x_val_NC[rows_R], data.y_val_NM[rows_R]
-        return None, over_devices(loss_sum(params, x_RC, y_RM, weight_R, None))
+        x_RC, y_RM = data.x_val_SNC[source, rows_R], data.y_val_NM[rows_R]
+        of_member = jax.vmap(lambda member: loss_sum(member, None, x_RC, y_RM, weight_R, None))
+        return None, over_devices(of_member(params))
 
-    order_N = shuffled(state.seed, state.epoch, data.x_train_NC.shape[0])
-    batches = _batches(order_N, config.batch_size, rows_split)
+    order_N = shuffled(seed, epoch, data.x_train_SNC.shape[1])
+    batches = _batches(order_N, program.batch_size, rows_split)
     carry = (state.params, state.opt_state)
     (params, opt_state), (totals, counts) = jax.lax.scan(train_batch, carry, batches)
-    train_loss = totals.sum() / counts.sum()
+    train_loss = totals.sum(axis=0) / counts.sum(axis=0)
 
-    n_val = data.x_val_NC.shape[0]
+    n_val = data.x_val_SNC.shape[1]
     batches = _batches(jnp.arange(n_val), min(n_val, _VAL_ROWS), rows_split)
     _, (totals, counts) = jax.lax.scan(val_batch, None, batches)
-    val_loss = totals.sum() / counts.sum()
+    losses = Losses(train_loss, totals.sum(axis=0) / counts.sum(axis=0))
+    return jax.vmap(functools.partial(_judge, program))(state, params, opt_state, losses)
 
-    better = val_loss < state.best_loss - config.min_delta
+
+def _judge(
+    program: Program, state: State, params: Any, opt_state: Any, losses: Losses
+) -> tuple[State, Losses]:
+    """One member's state after an epoch: is it its best, does it stop."""
+    better = losses.val < state.best_loss - program.min_delta
     waited = jnp.where(better, 0, state.waited + 1)
+    failed = ~(jnp.isfinite(losses.train) & jnp.isfinite(losses.val))
     new = State(
         params,
         opt_state,
         _where(better, params, state.best_params),
-        jnp.where(better, val_loss, state.best_loss),
+        jnp.where(better, losses.val, state.best_loss),
         jnp.where(better, state.epoch, state.best_epoch),
         waited,
-        waited >= config.patience,
+        (waited >= program.patience) | failed,
         state.seed,
         state.epoch + 1,
     )
     nothing = Losses(jnp.float32(jnp.nan), jnp.float32(jnp.nan))
-    losses = _where(state.stopped, nothing, Losses(train_loss, val_loss))
-    return _where(state.stopped, state, new), losses
+    return _where(state.stopped, state, new), _where(state.stopped, nothing, losses)
 
 
 def _batches(order_N: jax.Array, batch_size: int, split: int) -> tuple[jax.Array, jax.Array]:

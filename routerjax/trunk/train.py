@@ -1,23 +1,20 @@
-"""The training loop: `jax.pmap` over devices, `jax.vmap` over members, an epoch a dispatch."""
+"""Training the ensemble: checks, checkpoints, history."""
 
 import dataclasses
-import functools
 import hashlib
 import logging
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from routerjax import jobs
 from routerjax.trunk.checkpoint import Checkpoints
 from routerjax.trunk.config import TrunkConfig
-from routerjax.trunk.net import Trunk, init_members, member_graph
-from routerjax.trunk.step import DEVICES, Data, Losses, State, init_key, optimiser, run_epoch
+from routerjax.trunk.loop import Layout, Loop, restore, run
+from routerjax.trunk.net import Trunk
+from routerjax.trunk.step import Data, Program, Setting
 
 logger = logging.getLogger(__name__)
 
@@ -47,33 +44,6 @@ class History:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How members lie on devices.
-
-    Attributes:
-      n_devices: Devices used.
-      per_device: Members on each.
-      rows_split: Devices that share each batch by rows; 1 where members are dealt out instead.
-    """
-
-    n_devices: int
-    per_device: int
-    rows_split: int
-
-    @classmethod
-    def choose(cls, n_members: int, n_devices: int) -> "Layout":
-        """Deals members out where there are enough of them, else splits batches by rows.
-
-        No more devices are used than the fullest of them needs beside it: 10 members on 8 devices
-        lie two by two on 5.
-        """
-        if n_members < n_devices:
-            return cls(n_devices, n_members, n_devices)
-        per_device = -(-n_members // n_devices)
-        return cls(-(-n_members // per_device), per_device, 1)
-
-
 def train(
     x_train_NC: np.ndarray,
     y_train_NM: np.ndarray,
@@ -84,9 +54,6 @@ def train(
     devices: Sequence[jax.Device] | None = None,
 ) -> tuple[Trunk, History]:
     """Trains the ensemble and keeps its best members.
-
-    The next epoch is dispatched before the losses of the last one are fetched; whether members stop
-    is decided on the device.
 
     Args:
       x_train_NC: [N, C] float32 features of the training rows.
@@ -106,10 +73,14 @@ def train(
       jobs.Stopped: SIGTERM came; the state is in the checkpoints.
     """
     arrays = [np.asarray(a, np.float32) for a in (x_train_NC, y_train_NM, x_val_NC, y_val_NM)]
-    _check(arrays)
+    check_rows(arrays)
     devices = list(jax.local_devices() if devices is None else devices)
     layout = Layout.choose(config.n_members, len(devices))
-    loop = _Loop(arrays, config, layout, devices[: layout.n_devices])
+    x, y, x_val, y_val = arrays
+    data = Data(x[None], y, x_val[None], y_val)
+    program = Program.of(config, x.shape[1], y.shape[1])
+    setting = _same_for_all(config)
+    loop = Loop(data, program, config.seeds, setting, layout, devices[: layout.n_devices])
     saver = Checkpoints(checkpoints, _job(arrays, config)) if checkpoints is not None else None
     try:
         losses = _run(loop, config, saver)
@@ -130,149 +101,31 @@ def train(
     return Trunk.from_state(state.best_params, kept), history
 
 
-class _Loop:
-    """The state on the devices and the compiled epoch that moves it on."""
-
-    def __init__(
-        self,
-        arrays: Sequence[np.ndarray],
-        config: TrunkConfig,
-        layout: Layout,
-        devices: Sequence[jax.Device],
-    ):
-        self.config, self.layout = config, layout
-        mesh = jax.sharding.Mesh(np.array(devices), (DEVICES,))
-        self._by_device = NamedSharding(mesh, P(DEVICES))
-        n_features, n_targets = arrays[0].shape[1], arrays[1].shape[1]
-        # Slots beyond the last member train its seed once more, and are dropped at the end.
-        dealt_out = layout.rows_split == 1
-        self._n_slots = n_slots = layout.per_device * (layout.n_devices if dealt_out else 1)
-        seeds = np.array(config.seeds + config.seeds[-1:] * (n_slots - config.n_members), np.uint32)
-
-        self._state = self._laid_out(_start(config, n_features, n_targets, jnp.asarray(seeds)))
-        copies = [np.broadcast_to(a, (layout.n_devices, *a.shape)) for a in arrays]
-        self._data = Data(*jax.device_put(copies, self._by_device))
-        shape = (n_features, n_targets)
-        self._epoch = _compiled_epoch(config, shape, layout.rows_split, tuple(devices))
-
-    def dispatch(self) -> tuple[Losses, jax.Array]:
-        """Starts an epoch; its losses and which members have stopped by now, still on devices."""
-        self._state, losses = self._epoch(self._state, self._data)
-        # A copy: the next epoch takes the state's own buffers over.
-        return losses, jnp.copy(self._state.stopped)
-
-    def fetch(self, dispatched: tuple[Losses, jax.Array]) -> tuple[np.ndarray, ...]:
-        """Train losses, validation losses and who has stopped, [K] each; waits for them."""
-        losses, stopped = dispatched
-        return tuple(self._gather(leaf) for leaf in (losses.train, losses.val, stopped))
-
-    def members(self) -> State:
-        """The state on the host, [K] leading."""
-        return jax.tree.map(self._gather, self._state)
-
-    def resume(self, leaves: list[np.ndarray]) -> None:
-        """Puts the leaves of a `members()` state back, whatever devices it came from."""
-        spare = self._n_slots - self.config.n_members
-        whole = [np.concatenate([leaf, np.repeat(leaf[-1:], spare, axis=0)]) for leaf in leaves]
-        structure = jax.tree.structure(self._state)
-        self._state = self._laid_out(jax.tree.unflatten(structure, whole))
-
-    def _laid_out(self, state: State) -> State:
-        """The state on the devices, a leading axis for them on every leaf."""
-        n = self.layout.n_devices
-
-        def lay_out(leaf: Any) -> np.ndarray:
-            leaf = np.asarray(leaf)
-            if self.layout.rows_split > 1:
-                return np.broadcast_to(leaf, (n, *leaf.shape))
-            return leaf.reshape(n, -1, *leaf.shape[1:])
-
-        return jax.device_put(jax.tree.map(lay_out, state), self._by_device)
-
-    def _gather(self, leaf: jax.Array) -> np.ndarray:
-        if self.layout.rows_split > 1:  # All devices hold the same.
-            return np.asarray(leaf.addressable_shards[0].data)[0]
-        whole = np.asarray(leaf)
-        return whole.reshape(-1, *whole.shape[2:])[: self.config.n_members]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _start(config: TrunkConfig, n_features: int, n_targets: int, seeds_K: jax.Array) -> State:
-    """The state before the first epoch."""
-    keys_K = jax.vmap(init_key)(seeds_K)
-    params = init_members(n_features, config.hidden, n_targets, keys_K)
-    zeros_K = jnp.zeros(seeds_K.shape, jnp.int32)
-    return State(
-        params,
-        jax.vmap(optimiser(config).init)(params),
-        params,
-        jnp.full(seeds_K.shape, jnp.inf),
-        zeros_K - 1,
-        zeros_K,
-        zeros_K > 0,
-        seeds_K,
-        zeros_K,
+def _same_for_all(config: TrunkConfig) -> Setting:
+    """The ensemble's setting: its members differ in their seeds alone."""
+    n = config.n_members
+    return Setting(
+        np.full(n, config.learning_rate, np.float32),
+        np.full(n, config.l2, np.float32),
+        np.tile(np.array(config.dropout, np.float32), (n, 1)),
+        np.zeros(n, np.int32),
     )
 
 
-@functools.lru_cache(maxsize=16)
-def _compiled_epoch(
-    config: TrunkConfig, shape: tuple[int, int], rows_split: int, devices: tuple[jax.Device, ...]
-) -> Any:
-    """The pmapped epoch. Kept, so that a second training of this kind compiles nothing."""
-    n_features, n_targets = shape
-    graphdef, _ = member_graph(n_features, config.hidden, n_targets, config.dropout)
-    body = functools.partial(run_epoch, graphdef, config, rows_split)
-    # The state is donated: it is moved on in place.
-    return jax.pmap(body, axis_name=DEVICES, devices=devices, donate_argnums=0)
-
-
-def _run(loop: _Loop, config: TrunkConfig, saver: Checkpoints | None) -> np.ndarray:
+def _run(loop: Loop, config: TrunkConfig, saver: Checkpoints | None) -> np.ndarray:
     """Epochs until all members have stopped. Returns train and validation losses [2, E, K]."""
     losses = np.full((2, config.epochs, config.n_members), np.nan, np.float32)
-    done = _restore(loop, losses, saver)
-    running_K = ~np.asarray(loop.members().stopped)
+    done = restore(loop, losses, saver)
     with jobs.progress_bar(config.epochs, done, "epochs", "train") as bar:
-        ahead = None
-        while running_K.any() and done < config.epochs:
-            current = loop.dispatch() if ahead is None else ahead
-            done += 1
-            last = done == config.epochs
-            stop = jobs.stop_requested() and saver is not None
-            save = saver is not None and (stop or done % config.checkpoint_every == 0)
-            # What is saved is this epoch's state, so the next one has to wait for that.
-            ahead = None if save or last else loop.dispatch()
-            train_K, val_K, stopped_K = loop.fetch(current)
-            losses[:, done - 1] = train_K, val_K
-            _refuse_non_finite(losses[:, done - 1], running_K, done, config)
-            running_K = ~stopped_K
-            bar.set_postfix_str(f"validation loss {np.nanmin(losses[1, :done]):.4f}", refresh=False)
+
+        def watch(epoch: int, before_K: np.ndarray, _: np.ndarray) -> None:
+            _refuse_non_finite(losses[:, epoch - 1], before_K, epoch, config)
+            lowest = np.nanmin(losses[1, :epoch])
+            bar.set_postfix_str(f"validation loss {lowest:.4f}", refresh=False)
             bar.update()
-            if saver is not None and save:
-                leaves = jax.tree.leaves(loop.members())
-                saver.save(done, _by_name(leaves) | {"losses": losses})
-            if stop and running_K.any() and not last:
-                raise jobs.Stopped(f"Stopped after epoch {done} of at most {config.epochs}.")
+
+        done = run(loop, losses, done, config.checkpoint_every, saver, watch)
     return losses[:, :done]
-
-
-def _by_name(leaves: Sequence[Any]) -> dict[str, np.ndarray]:
-    return {f"leaf{i:03d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
-
-
-def _restore(loop: _Loop, losses: np.ndarray, saver: Checkpoints | None) -> int:
-    """Continues from a checkpoint where there is one; returns the epochs done."""
-    if saver is None:
-        return 0
-    like = _by_name(jax.tree.leaves(loop.members()))
-    found = saver.restore(like | {"losses": losses})
-    if found is None:
-        return 0
-    losses[:] = found["losses"]
-    loop.resume([found[name] for name in like])
-    done = int(np.max(loop.members().epoch))
-    logger.info("training continues after epoch %d", done)
-    return done
 
 
 def _refuse_non_finite(
@@ -288,7 +141,15 @@ def _refuse_non_finite(
         )
 
 
-def _check(arrays: list[np.ndarray]) -> None:
+def check_rows(arrays: Sequence[np.ndarray]) -> None:
+    """Refuses rows that nothing can be trained on.
+
+    Args:
+      arrays: Features and outcomes of the training rows, then of the validation rows.
+
+    Raises:
+      ValueError: Says what is wrong.
+    """
     x_train, y_train, x_val, y_val = arrays
     for x, y, name in ((x_train, y_train, "training"), (x_val, y_val, "validation")):
         if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or not len(x):

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routerjax.features.recipe import WIDTHS, Block, Recipe
+from routerjax.features.recipe_flags import parse_recipe
 
 _poolings = st.lists(
     st.sampled_from(["last", "mean", "first", "max", "at50"]), min_size=1, max_size=4, unique=True
@@ -47,7 +48,7 @@ def test_json_round_trip(recipe):
 def test_flags_say_the_same(recipe):
     name = f"{recipe.kind}:{recipe.k}" if recipe.k else recipe.kind
     layers = ",".join(map(str, recipe.indices))
-    assert Recipe.parse(name, layers, ",".join(recipe.poolings), recipe.pca_dim) == recipe
+    assert parse_recipe(name, layers, ",".join(recipe.poolings), recipe.pca_dim) == recipe
 
 
 @given(_blocks, st.randoms())
@@ -64,23 +65,23 @@ def test_equal_blocks_are_one_of_the_largest_width(blocks, random):
 
 
 def test_flags_for_recipes_that_choose():
-    found = Recipe.parse("per_target:fisher", pooling="last,mean", pca_dim=120)
+    found = parse_recipe("per_target:fisher", pooling="last,mean", pca_dim=120)
     assert found == Recipe.per_target("fisher", ("last", "mean"), (50, 100, 120))
-    assert Recipe.parse("per_target:cv_auc", pca_dim=200) == Recipe.per_target(pca_dim=WIDTHS)
+    assert parse_recipe("per_target:cv_auc", pca_dim=200) == Recipe.per_target(pca_dim=WIDTHS)
     assert Recipe.per_target(pca_dim=(200, 50, 50)).pca_dims == (50, 200)
     assert Recipe.per_target(pca_dim=7).pca_dims == (7,)
-    assert Recipe.parse("layers:8+3-5", pca_dim=9) == Recipe.layers([3, 4, 5, 8], pca_dim=9)
+    assert parse_recipe("layers:8+3-5", pca_dim=9) == Recipe.layers([3, 4, 5, 8], pca_dim=9)
 
 
 def test_defaults_are_the_published_ones():
     assert Recipe.all_layers() == Recipe("all_layers", ("mean",), 200)
-    assert Recipe.parse("all_layers") == Recipe.all_layers()
+    assert parse_recipe("all_layers") == Recipe.all_layers()
 
 
 def test_a_pooling_may_be_a_name_and_layers_come_in_order():
     assert Recipe.all_layers(pooling="last").poolings == ("last",)
     assert Recipe.layers(np.array([6, 2, 4])).indices == (2, 4, 6)
-    assert Recipe.parse("layers", "8, 3-5").indices == (3, 4, 5, 8)
+    assert parse_recipe("layers", "8, 3-5").indices == (3, 4, 5, 8)
 
 
 def test_is_frozen_and_hashable():
@@ -116,14 +117,14 @@ def test_is_frozen_and_hashable():
         (lambda: Recipe("layers", indices=(1,), blocks=(Block(0, 1, "last", 3),)), "takes none"),
         (lambda: Recipe("blocks", blocks=(Block(0, 1, "last", 3),)), "use Recipe.of_blocks"),
         (lambda: Recipe("all_layers", select="fisher"), "nothing for others, got 'fisher'"),
-        (lambda: Recipe.parse("greedy:x"), "greedy:K, per_target:cv_auc .* got 'greedy:x'"),
-        (lambda: Recipe.parse("per_target:best"), "got 'per_target:best'"),
-        (lambda: Recipe.parse("layers:3", "4"), "goes with --recipe=layers, got"),
-        (lambda: Recipe.parse("layers:"), "got 'layers:'"),
-        (lambda: Recipe.parse("top_fisher"), "top_fisher:K such as top_fisher:4"),
-        (lambda: Recipe.parse("top_fisher:x"), "got 'top_fisher:x'"),
-        (lambda: Recipe.parse("layers", "3,,4"), "such as 3,4,6 or 4-6, got '3,,4'"),
-        (lambda: Recipe.parse("all_layers", "3"), "goes with --recipe=layers"),
+        (lambda: parse_recipe("greedy:x"), "greedy:K, per_target:cv_auc .* got 'greedy:x'"),
+        (lambda: parse_recipe("per_target:best"), "got 'per_target:best'"),
+        (lambda: parse_recipe("layers:3", "4"), "goes with --recipe=layers, got"),
+        (lambda: parse_recipe("layers:"), "got 'layers:'"),
+        (lambda: parse_recipe("top_fisher"), "top_fisher:K such as top_fisher:4"),
+        (lambda: parse_recipe("top_fisher:x"), "got 'top_fisher:x'"),
+        (lambda: parse_recipe("layers", "3,,4"), "such as 3,4,6 or 4-6, got '3,,4'"),
+        (lambda: parse_recipe("all_layers", "3"), "goes with --recipe=layers"),
         (lambda: Recipe.from_json({"poolings": ["last"]}), "an object with 'kind'"),
         (lambda: Recipe.from_json({"kind": "layers", "layers": [3]}), "got .*'layers': "),
     ],

@@ -9,8 +9,9 @@ from sklearn.metrics import roc_auc_score
 
 from routerjax import jobs
 from routerjax.features.recipe import Recipe
+from routerjax.features.recipe_flags import parse_recipe, parse_recipes
 from routerjax.routing import compare as compare_lib
-from routerjax.routing.compare import METRICS, compare, comparison_lines, parse_recipes
+from routerjax.routing.compare import METRICS, compare, comparison_lines
 from routerjax.trunk.config import TrunkConfig
 
 CONFIG = TrunkConfig(seeds=(5, 7), keep=1)
@@ -200,7 +201,7 @@ def test_recipes_of_a_flag():
         "all_layers": Recipe.all_layers(),
         "layers:3+4-6@last/100": Recipe.layers([3, 4, 5, 6], "last", 100),
         "greedy:3/50": Recipe.greedy(3, "mean", 50),
-        "per_target:fisher@last+mean": Recipe.parse("per_target:fisher", "", "last,mean"),
+        "per_target:fisher@last+mean": parse_recipe("per_target:fisher", "", "last,mean"),
     }
     assert parse_recipes("all_layers", "last,mean", 9)["all_layers"] == Recipe.all_layers(
         ("last", "mean"), 9

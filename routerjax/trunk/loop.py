@@ -1,0 +1,267 @@
+"""The training loop: `jax.pmap` over devices, an epoch a dispatch, members at once or in turns."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from routerjax import jobs
+from routerjax.trunk.checkpoint import Checkpoints
+from routerjax.trunk.net import init_members
+from routerjax.trunk.step import (
+    DEVICES,
+    Data,
+    Losses,
+    Program,
+    Setting,
+    State,
+    Turns,
+    init_key,
+    optimiser,
+    run_epoch,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How members lie on devices.
+
+    Attributes:
+      n_devices: Devices used.
+      per_device: Members on each.
+      rows_split: Devices that share each batch by rows; 1 where members are dealt out instead.
+    """
+
+    n_devices: int
+    per_device: int
+    rows_split: int
+
+    @classmethod
+    def choose(cls, n_members: int, n_devices: int) -> "Layout":
+        """Deals members out where there are enough of them, else splits batches by rows.
+
+        No more devices are used than the fullest of them needs beside it: 10 members on 8 devices
+        lie two by two on 5.
+        """
+        if n_members < n_devices:
+            return cls(n_devices, n_members, n_devices)
+        per_device = -(-n_members // n_devices)
+        return cls(-(-n_members // per_device), per_device, 1)
+
+
+class Loop:
+    """The state on the devices and the compiled epoch that moves it on.
+
+    Args:
+      data: Rows, on the host.
+      program: What is compiled.
+      seeds: [K].
+      setting: What members differ in, [K] leading, on the host.
+      layout: How members lie on `devices`.
+      devices: As many as the layout uses.
+      turn: Members trained at a time on a device, neighbours of one seed and source; those that
+        have stopped get no turn. None for all at once, always.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        program: Program,
+        seeds: Sequence[int],
+        setting: Setting,
+        layout: Layout,
+        devices: Sequence[jax.Device],
+        turn: int | None = None,
+    ):
+        self.layout, self.n_members, self._turn = layout, len(seeds), turn
+        mesh = jax.sharding.Mesh(np.array(devices), (DEVICES,))
+        self._by_device = NamedSharding(mesh, P(DEVICES))
+        # Slots beyond the last member train it once more, and are dropped at the end.
+        dealt_out = layout.rows_split == 1
+        self._n_slots = layout.per_device * (layout.n_devices if dealt_out else 1)
+        self._seed_K = self._filled_up(np.array(seeds, np.uint32))
+        setting = Setting(*(self._filled_up(np.asarray(leaf)) for leaf in setting))
+        self._source_K = setting.source
+        self._setting = self._laid_out(setting)
+        self._state = self._laid_out(_start(program, jnp.asarray(self._seed_K)))
+        copies = [np.broadcast_to(a, (layout.n_devices, *a.shape)) for a in data]
+        self._data = Data(*jax.device_put(copies, self._by_device))
+        self._epoch = _compiled_epoch(program, layout.rows_split, tuple(devices))
+
+    def dispatch(self, running_K: np.ndarray) -> tuple[Losses, jax.Array]:
+        """Starts an epoch; its losses and which members have stopped by now, still on devices.
+
+        Args:
+          running_K: [K] members known to be running; others may be left out.
+        """
+        turns = () if self._turn is None else (self._turns(running_K),)
+        self._state, losses = self._epoch(self._state, self._setting, self._data, *turns)
+        # A copy: the next epoch takes the state's own buffers over.
+        return losses, jnp.copy(self._state.stopped)
+
+    def fetch(self, dispatched: tuple[Losses, jax.Array]) -> tuple[np.ndarray, ...]:
+        """Train losses, validation losses and who has stopped, [K] each; waits for them."""
+        losses, stopped = dispatched
+        return tuple(self._gather(leaf) for leaf in (losses.train, losses.val, stopped))
+
+    def members(self) -> State:
+        """The state on the host, [K] leading."""
+        return jax.tree.map(self._gather, self._state)
+
+    def resume(self, leaves: list[np.ndarray]) -> None:
+        """Puts the leaves of a `members()` state back, whatever devices it came from."""
+        structure = jax.tree.structure(self._state)
+        whole = [self._filled_up(leaf) for leaf in leaves]
+        self._state = self._laid_out(jax.tree.unflatten(structure, whole))
+
+    def _turns(self, running_K: np.ndarray) -> Turns:
+        """Who trains in this epoch, on every device."""
+        n, per_device, size = self.layout.n_devices, self.layout.per_device, self._turn
+        assert size is not None
+        slot_DKJ = np.full((n, per_device, size), per_device, np.int32)
+        n_turns_D = np.zeros(n, np.int32)
+        kin_K = np.stack([self._seed_K, self._source_K], axis=1)
+        for device in range(n):
+            first = device * per_device
+            slots = np.flatnonzero(running_K[first : first + per_device])
+            _, kin = np.unique(kin_K[first + slots], axis=0, return_inverse=True)
+            for kind in range(kin.max(initial=-1) + 1):
+                alike = slots[kin.reshape(-1) == kind]
+                for start in range(0, len(alike), size):
+                    some = alike[start : start + size]
+                    slot_DKJ[device, n_turns_D[device], : len(some)] = some
+                    n_turns_D[device] += 1
+        return jax.device_put(Turns(slot_DKJ, n_turns_D), self._by_device)
+
+    def _filled_up(self, leaf_K: np.ndarray) -> np.ndarray:
+        """The last member once more in every spare slot."""
+        spare = np.repeat(leaf_K[-1:], self._n_slots - self.n_members, axis=0)
+        return np.concatenate([leaf_K, spare])
+
+    def _laid_out(self, tree: Any) -> Any:
+        """On the devices, a leading axis for them on every leaf."""
+        n = self.layout.n_devices
+
+        def lay_out(leaf: Any) -> np.ndarray:
+            leaf = np.asarray(leaf)
+            if self.layout.rows_split > 1:
+                return np.broadcast_to(leaf, (n, *leaf.shape))
+            return leaf.reshape(n, -1, *leaf.shape[1:])
+
+        return jax.device_put(jax.tree.map(lay_out, tree), self._by_device)
+
+    def _gather(self, leaf: jax.Array) -> np.ndarray:
+        if self.layout.rows_split > 1:  # All devices hold the same.
+            return np.asarray(leaf.addressable_shards[0].data)[0]
+        whole = np.asarray(leaf)
+        return whole.reshape(-1, *whole.shape[2:])[: self.n_members]
+
+
+def run(
+    loop: Loop,
+    losses_2EK: np.ndarray,
+    done: int,
+    every: int,
+    saver: Checkpoints | None,
+    watch: Callable[[int, np.ndarray, np.ndarray], None],
+) -> int:
+    """Trains until all members have stopped.
+
+    The next epoch is dispatched before the losses of the last one are fetched; whether members stop
+    is decided on the device.
+
+    Args:
+      loop: Moved on.
+      losses_2EK: Training and validation losses of at most E epochs; filled in as they come.
+      done: Epochs done before, as `restore` says.
+      every: Epochs between checkpoints.
+      saver: For the checkpoints; without it a stop that is asked for waits until the end.
+      watch: Called after each epoch with the epochs done and [K] who was running before and is now.
+
+    Returns:
+      Epochs done.
+
+    Raises:
+      jobs.Stopped: SIGTERM came; the state is in the checkpoints.
+    """
+    n_epochs = losses_2EK.shape[1]
+    running_K = ~np.asarray(loop.members().stopped)
+    ahead = None
+    while running_K.any() and done < n_epochs:
+        current = loop.dispatch(running_K) if ahead is None else ahead
+        done += 1
+        stop = jobs.stop_requested() and saver is not None
+        save = saver is not None and (stop or done % every == 0)
+        # What is saved is this epoch's state, so the next one has to wait for that.
+        ahead = None if save or done == n_epochs else loop.dispatch(running_K)
+        train_K, val_K, stopped_K = loop.fetch(current)
+        losses_2EK[:, done - 1] = train_K, val_K
+        before_K, running_K = running_K, ~stopped_K
+        watch(done, before_K, running_K)
+        if saver is not None and save:
+            leaves = jax.tree.leaves(loop.members())
+            saver.save(done, _by_name(leaves) | {"losses": losses_2EK})
+        if stop and running_K.any() and done < n_epochs:
+            raise jobs.Stopped(f"Stopped after epoch {done} of at most {n_epochs}.")
+    return done
+
+
+def restore(loop: Loop, losses_2EK: np.ndarray, saver: Checkpoints | None) -> int:
+    """Continues from a checkpoint where there is one; returns the epochs done.
+
+    Args:
+      loop: Gets the state of the checkpoint.
+      losses_2EK: Gets the losses so far.
+      saver: Has the checkpoints; None for none.
+    """
+    if saver is None:
+        return 0
+    like = _by_name(jax.tree.leaves(loop.members()))
+    found = saver.restore(like | {"losses": losses_2EK})
+    if found is None:
+        return 0
+    losses_2EK[:] = found["losses"]
+    loop.resume([found[name] for name in like])
+    done = int(np.max(loop.members().epoch))
+    logger.info("training continues after epoch %d", done)
+    return done
+
+
+def _by_name(leaves: Sequence[Any]) -> dict[str, np.ndarray]:
+    return {f"leaf{i:03d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _start(program: Program, seeds_K: jax.Array) -> State:
+    """The state before the first epoch."""
+    keys_K = jax.vmap(init_key)(seeds_K)
+    params = init_members(program.n_features, program.hidden, program.n_targets, keys_K)
+    zeros_K = jnp.zeros(seeds_K.shape, jnp.int32)
+    return State(
+        params,
+        jax.vmap(optimiser(0.0, 0.0).init)(params),
+        params,
+        jnp.full(seeds_K.shape, jnp.inf),
+        zeros_K - 1,
+        zeros_K,
+        zeros_K > 0,
+        seeds_K,
+        zeros_K,
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled_epoch(program: Program, rows_split: int, devices: tuple[jax.Device, ...]) -> Any:
+    """The pmapped epoch. Kept, so that a second training of this kind compiles nothing."""
+    body = functools.partial(run_epoch, program, rows_split)
+    # The state is donated: it is moved on in place.
+    return jax.pmap(body, axis_name=DEVICES, devices=devices, donate_argnums=0)

@@ -1,0 +1,262 @@
+"""train_many: hundreds of members of different recipes and hyperparameters, trained at once.
+
+Members of one shape (width of the features, hidden layers) are one compiled program; what else they
+differ in are arrays over them. Those of one seed and one recipe see the same rows in the same order
+and drop units by the same random numbers, so they train in turns of a few: their products are one
+wide product, and their state fits a cache. A member that has stopped gets no further turn. Each
+member is the one that `train` makes of its seed and hyperparameters, however many train beside it.
+"""
+
+import itertools
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from routerjax import jobs
+from routerjax.files import Folder
+from routerjax.trunk.checkpoint import Checkpoints
+from routerjax.trunk.config import TrunkConfig
+from routerjax.trunk.loop import Layout, Loop, restore, run
+from routerjax.trunk.net import Trunk
+from routerjax.trunk.step import Data, Program, Setting
+from routerjax.trunk.train import check_rows
+
+logger = logging.getLogger(__name__)
+
+# Members of a turn. On two CPU cores 4 to 10 train 1.3 times as fast as members side by side under
+# vmap, and 20 no faster; an accelerator wants wider products.
+_TURN = {"cpu": 8}
+_TURN_ELSEWHERE = 64
+
+# Bytes of state on a device: parameters, best parameters, two moments, and as much in passing.
+_STATE_BYTES = {"cpu": 2**30}
+_STATE_BYTES_ELSEWHERE = 2**33
+_COPIES = 5
+
+
+class Member(NamedTuple):
+    """One network to be trained.
+
+    Attributes:
+      features: Name of the features it reads.
+      hidden: Widths of its hidden layers.
+      dropout: Share of units dropped behind each.
+      learning_rate: Of Adam.
+      l2: Coupled L2.
+      seed: Decides its initial weights, its order of rows and its dropout.
+    """
+
+    features: str
+    hidden: tuple[int, ...]
+    dropout: tuple[float, ...]
+    learning_rate: float
+    l2: float
+    seed: int
+
+
+class Trained(NamedTuple):
+    """How K members fared, in the order they were given.
+
+    Attributes:
+      best_val_loss_K: [K] float32 lowest validation loss, mean binary cross-entropy in nats;
+        infinite where there was none.
+      best_epoch_K: [K] int32 its epoch, counted from 0; -1 where there was none.
+      failed_K: [K] int32 epoch, counted from 0, in which a loss was not finite; -1 for none. Such a
+        member stops there, and what it was best at before still counts.
+      p_KVM: [K, V, M] float32 P(correct) of the validation rows at the best parameters; NaN where
+        there are none.
+    """
+
+    best_val_loss_K: np.ndarray
+    best_epoch_K: np.ndarray
+    failed_K: np.ndarray
+    p_KVM: np.ndarray
+
+
+def train_many(
+    x_train: Mapping[str, np.ndarray],
+    y_train_NM: np.ndarray,
+    x_val: Mapping[str, np.ndarray],
+    y_val_NM: np.ndarray,
+    members: Sequence[Member],
+    config: TrunkConfig | None = None,
+    workdir: Any = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Trained:
+    """Trains every member with early stopping of its own.
+
+    Args:
+      x_train: Features [N, C] float32 of the training rows by name; widths may differ.
+      y_train_NM: [N, M] what to predict, in [0, 1]; NaN = not observed.
+      x_val: Features [V, C] of the validation rows by the same names.
+      y_val_NM: [V, M] what to predict there.
+      members: In any order; equal ones are trained once each.
+      config: batch_size, epochs, patience, min_delta and checkpoint_every count; the rest is the
+        members' own.
+      workdir: Folder that keeps finished groups and the checkpoints of the one in hand; it must be
+        of this job alone (`jobs.claim`).
+      devices: By default all of this process; members are dealt out to them.
+
+    Returns:
+      What became of them.
+
+    Raises:
+      ValueError: Rows or members that do not fit, or a workdir of other data or members.
+      jobs.Stopped: SIGTERM came; with a workdir the next call goes on from there.
+    """
+    config = TrunkConfig() if config is None else config
+    if not members:
+        raise ValueError("members: expected at least one, got none")
+    y_train_NM, y_val_NM = (np.asarray(y, np.float32) for y in (y_train_NM, y_val_NM))
+    used = sorted({member.features for member in members})
+    missing = [name for name in used if name not in x_train or name not in x_val]
+    if missing:
+        raise ValueError(f"members: there are no features {missing[0]!r}, only {sorted(x_train)}")
+    train_of = {name: np.asarray(x_train[name], np.float32) for name in used}
+    val_of = {name: np.asarray(x_val[name], np.float32) for name in used}
+    for name in used:
+        check_rows([train_of[name], y_train_NM, val_of[name], y_val_NM])
+    devices = list(jax.local_devices() if devices is None else devices)
+    n, shape_VM = len(members), y_val_NM.shape
+    found = Trained(
+        np.full(n, np.inf, np.float32),
+        np.full(n, -1, np.int32),
+        np.full(n, -1, np.int32),
+        np.full((n, *shape_VM), np.nan, np.float32),
+    )
+    folder = None if workdir is None else Folder(workdir)
+    groups = list(_groups(members, train_of, shape_VM[1], devices))
+    with jobs.progress_bar(n, 0, "members", "trunks") as bar:
+        for number, places in enumerate(groups):
+            name = f"group{number:04d}"
+            part = None if folder is None else folder.read_bytes(f"{name}.safetensors")
+            if part is None:
+                chosen = [members[k] for k in places]
+                names = sorted({member.features for member in chosen})
+                data = Data(
+                    np.stack([train_of[name] for name in names]), y_train_NM,
+                    np.stack([val_of[name] for name in names]), y_val_NM,
+                )  # fmt: skip
+                group = _Group(data, names, chosen, config, devices)
+                arrays = group.train(None if folder is None else folder / name, bar)
+                if folder is not None:
+                    folder.write_bytes(f"{name}.safetensors", safetensors.numpy.save(arrays))
+                    for path in folder.list(f"{name}/"):  # Its checkpoints.
+                        folder.delete(path)
+            else:
+                arrays = safetensors.numpy.load(part)
+                bar.update(len(places))
+            for leaf, field in zip(found, Trained._fields, strict=True):
+                leaf[places] = arrays[field]
+    failed = int((found.failed_K >= 0).sum())
+    if failed:
+        logger.warning("trunks: %d of %d members met a loss that is not finite", failed, n)
+    return found
+
+
+class _Group:
+    """Members of one shape, and their loop."""
+
+    def __init__(
+        self,
+        data: Data,
+        names: list[str],
+        members: Sequence[Member],
+        config: TrunkConfig,
+        devices: Sequence[jax.Device],
+    ):
+        self._data, self._members, self._config = data, members, config
+        per_device = -(-len(members) // len(devices))
+        layout = Layout(-(-len(members) // per_device), per_device, 1)
+        first = members[0]
+        program = Program(
+            data.x_train_SNC.shape[2], first.hidden, data.y_train_NM.shape[1],
+            tuple(share > 0 for share in first.dropout),
+            config.batch_size, config.patience, config.min_delta,
+        )  # fmt: skip
+        self._source_K = np.array([names.index(member.features) for member in members], np.int32)
+        setting = Setting(
+            np.array([member.learning_rate for member in members], np.float32),
+            np.array([member.l2 for member in members], np.float32),
+            np.array([member.dropout for member in members], np.float32),
+            self._source_K,
+        )
+        self._loop = Loop(
+            data, program, [member.seed for member in members], setting, layout,
+            devices[: layout.n_devices], _turn(members, per_device, devices[0].platform),
+        )  # fmt: skip
+
+    def train(self, folder: Folder | None, bar: Any) -> dict[str, np.ndarray]:
+        """The fields of `Trained` for these members."""
+        config, n = self._config, len(self._members)
+        losses = np.full((2, config.epochs, n), np.nan, np.float32)
+        job = {"members": json.loads(json.dumps(self._members)), "epochs": config.epochs}
+        saver = None if folder is None else Checkpoints(folder, job)
+
+        def watch(_: int, before_K: np.ndarray, running_K: np.ndarray) -> None:
+            bar.update(int((before_K & ~running_K).sum()))
+
+        try:
+            done = restore(self._loop, losses, saver)
+            bar.update(int(np.asarray(self._loop.members().stopped).sum()))
+            run(self._loop, losses, done, config.checkpoint_every, saver, watch)
+        finally:
+            if saver:
+                saver.close()
+        state = self._loop.members()
+        bar.update(int((~np.asarray(state.stopped)).sum()))
+        ran_K = np.asarray(state.epoch)
+        last_2K = losses[:, ran_K - 1, np.arange(n)]
+        best_K = np.asarray(state.best_loss)
+        p_KVM = np.full((n, *self._data.y_val_NM.shape), np.nan, np.float32)
+        for source, x_VC in enumerate(self._data.x_val_SNC):
+            some = np.flatnonzero((self._source_K == source) & np.isfinite(best_K)).tolist()
+            if some:
+                p_KVM[some] = Trunk.from_state(state.best_params, some).predict_members(x_VC)
+        return {
+            "best_val_loss_K": best_K,
+            "best_epoch_K": np.asarray(state.best_epoch),
+            "failed_K": np.where(np.isfinite(last_2K).all(axis=0), -1, ran_K - 1).astype(np.int32),
+            "p_KVM": p_KVM,
+        }
+
+
+def _groups(
+    members: Sequence[Member],
+    x_of: Mapping[str, np.ndarray],
+    n_targets: int,
+    devices: Sequence[jax.Device],
+) -> Any:
+    """Places of the members that train together: one shape, kin side by side, bounded in bytes."""
+
+    def shape(k: int) -> tuple[Any, ...]:
+        member = members[k]
+        return x_of[member.features].shape[1], member.hidden, [s > 0 for s in member.dropout]
+
+    def order(k: int) -> tuple[Any, ...]:
+        return shape(k), members[k].features, members[k].seed, k
+
+    platform = devices[0].platform
+    most = _STATE_BYTES.get(platform, _STATE_BYTES_ELSEWHERE) * len(devices)
+    for (n_features, hidden, _), alike in itertools.groupby(
+        sorted(range(len(members)), key=order), shape
+    ):
+        widths = (n_features, *hidden, n_targets)
+        n_params = sum((a + 1) * b for a, b in itertools.pairwise(widths))
+        at_once = max(len(devices), most // (4 * _COPIES * n_params))
+        places = list(alike)
+        for start in range(0, len(places), at_once):
+            yield places[start : start + at_once]
+
+
+def _turn(members: Sequence[Member], per_device: int, platform: str) -> int:
+    """Members of a turn: the most that suit the device, in equal turns of the largest kin."""
+    kin = [len(list(same)) for _, same in itertools.groupby(members, lambda m: (m[0], m.seed))]
+    largest = min(max(kin), per_device)
+    n_turns = -(-largest // _TURN.get(platform, _TURN_ELSEWHERE))
+    return -(-largest // n_turns)

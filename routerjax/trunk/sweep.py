@@ -1,0 +1,230 @@
+"""sweep_trunks: which recipe, widths and hyperparameters the trunk should have.
+
+Settings sit one exam: the validation rows that `fit_router` holds out, which also stop training. A
+setting is judged by its ensemble, the mean of its members' sigmoids, as a router uses it. Of many
+settings the best is partly the luckiest: what it is worth shows on other rows (`compare_recipes`).
+"""
+
+import hashlib
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from routerjax import jobs
+from routerjax.data.dataset import RoutingDataset
+from routerjax.features.feature_map import Stores, as_tuple
+from routerjax.features.features import fit_features
+from routerjax.files import Folder
+from routerjax.probes.auc import auc_per_target
+from routerjax.probes.bootstrap import group_weights, reverse_percentile
+from routerjax.probes.select import select
+from routerjax.trunk.config import TrunkConfig
+from routerjax.trunk.grid import TrunkGrid, TrunkSetting
+from routerjax.trunk.many import Member, Trained, train_many
+
+logger = logging.getLogger(__name__)
+
+LEVEL = 0.95
+
+
+def sweep_trunks(
+    stores: Stores,
+    data: RoutingDataset,
+    grid: TrunkGrid,
+    config: TrunkConfig | None = None,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    workdir: Any = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> dict[str, Any]:
+    """Trains every setting of a grid with every seed, all at once, and ranks the settings.
+
+    Intervals are of a bootstrap over groups of validation queries (`probes.bootstrap`), the same
+    draws for all settings; nothing is trained again in a draw.
+
+    Args:
+      stores: The hidden states; several are joined by query id.
+      data: The training rows, and no others. The share `config.val_fraction` judges; features are
+        chosen and fitted without it.
+      grid: What to train.
+      config: For what the grid does not list; by default as published.
+      draws: Bootstrap draws.
+      seed: Of the draws.
+      workdir: Folder that keeps finished groups in trunks/; a job that died goes on from there.
+      devices: To deal members to; by default all of this process.
+
+    Returns:
+      JSON values. `settings`, best first: the setting, `validation_loss` (mean binary
+      cross-entropy of its ensemble in nats) with "value", "low" and "high", the same of its
+      `difference` to the first, `equal_to_best` where that interval holds 0, `validation_auc`
+      (mean over targets), `member_loss` and `seed_sd` (mean and standard deviation over seeds),
+      `best_epoch` (median), `n_failed`, and `config`, with which `fit_router` trains the same
+      members. A setting all of whose members failed comes last, without numbers.
+
+    Raises:
+      ValueError: As `fit_router`, or the folder holds another sweep.
+      jobs.Stopped: SIGTERM came.
+    """
+    config = TrunkConfig() if config is None else config
+    if draws < 1:
+        raise ValueError(f"draws: expected at least 1, got {draws}")
+    stores = as_tuple(stores)
+    val, fit = data.split(config.val_fraction, config.split_seed)
+    folder = None if workdir is None else Folder(workdir) / "trunks"
+    if folder is not None:
+        jobs.claim(folder, "sweep of trunks", _job(stores, data, grid, config))
+    x_train, x_val = {}, {}
+    for name, recipe in grid.recipes.items():
+        features = fit_features(select(recipe, stores, fit).recipe, stores, fit)
+        x_NC = features.apply_store(stores, fit.ids + val.ids)
+        x_train[name], x_val[name] = np.split(x_NC, [len(fit.ids)])
+        logger.info("trunks: %s gives %d features", name, features.width)
+    y_train_NM, y_val_NM = (
+        rows.correct_NM if config.trunk_target == "binary" else rows.y_NM for rows in (fit, val)
+    )
+    settings = list(grid.settings())
+    members = [
+        Member(s.recipe, s.hidden, s.dropout, s.learning_rate, s.l2, seed)
+        for s in settings
+        for seed in grid.seeds
+    ]
+    found = train_many(x_train, y_train_NM, x_val, y_val_NM, members, config, folder, devices)
+    rows = _ranked(settings, found, y_val_NM, val, draws, seed)
+    return {
+        "n_fit": len(fit),
+        "n_validation": len(val),
+        "n_members": len(members),
+        "grid": grid.to_json(),
+        "draws": draws,
+        "level": LEVEL,
+        "intervals": "over groups of validation queries, reverse percentile; nothing is refitted, "
+        "and the choice among settings is not paid for",
+        "settings": [
+            row | {"config": grid.config(setting, config).to_json()} for setting, row in rows
+        ],
+    }
+
+
+def trunk_lines(found: dict[str, Any], most: int = 10) -> list[str]:
+    """The best settings as a table of text.
+
+    Args:
+      found: What `sweep_trunks` returned.
+      most: Settings shown.
+    """
+    rows = found["settings"]
+    equal = sum(row["equal_to_best"] for row in rows)
+    lines = [
+        f"{found['n_members']} trunks of {len(rows)} settings, judged on "
+        f"{found['n_validation']:,} validation queries; {equal} not distinguishable from the best",
+        "  validation loss [95%]      lead lost [95%]             AUC     setting",
+    ]
+    for row in rows[:most]:
+        if row["validation_loss"] is None:
+            numbers = "  every member met a loss that is not finite   "
+        else:
+            loss, gap = row["validation_loss"], row["difference"]
+            mark = "=" if row["equal_to_best"] else " "
+            numbers = (
+                f"{mark} {loss['value']:.4f} [{loss['low']:.4f}, {loss['high']:.4f}]  "
+                f"{gap['value']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]  "
+                f"{row['validation_auc']:.4f}"
+            )
+        lines.append(f"{numbers}  {_text(row)}")
+    return lines + [f"  ... {len(rows) - most} more"] * (len(rows) > most)
+
+
+def _text(row: dict[str, Any]) -> str:
+    hidden, dropout = ("x".join(f"{v:g}" for v in row[name]) for name in ("hidden", "dropout"))
+    return (
+        f"{row['recipe']} hidden={hidden} dropout={dropout} lr={row['learning_rate']:g} "
+        f"l2={row['l2']:g}"
+    )
+
+
+def _ranked(
+    settings: Sequence[TrunkSetting],
+    found: Trained,
+    y_VM: np.ndarray,
+    val: RoutingDataset,
+    draws: int,
+    seed: int,
+) -> list[tuple[TrunkSetting, dict[str, Any]]]:
+    """The settings' rows, Q settings; best first."""
+    n_seeds = len(found.p_KVM) // len(settings)
+    best_QK = found.best_val_loss_K.reshape(len(settings), n_seeds)
+    epoch_QK = found.best_epoch_K.reshape(best_QK.shape)
+    failed_QK = found.failed_K.reshape(best_QK.shape) >= 0
+    lived_QK = np.isfinite(best_QK)
+    observed_VM = ~np.isnan(y_VM)
+    count_V = observed_VM.sum(axis=1, dtype=np.float64)
+    loss_QV = np.full((len(settings), len(y_VM)), np.nan)
+    auc_Q = np.full(len(settings), np.nan)
+    for q, lived_K in enumerate(lived_QK):
+        if lived_K.any():
+            p_KVM = found.p_KVM[q * n_seeds : (q + 1) * n_seeds][lived_K]
+            p_VM = p_KVM.mean(axis=0, dtype=np.float64)
+            loss_QV[q] = np.where(observed_VM, _cross_entropy(p_VM, y_VM), 0.0).sum(axis=1)
+            auc_M = auc_per_target(p_VM, val.correct_NM)
+            auc_Q[q] = np.nanmean(auc_M) if np.isfinite(auc_M).any() else np.nan
+    value_Q = loss_QV.sum(axis=1) / count_V.sum()
+    weight_BV = group_weights(val.groups, draws, seed).astype(np.float64)
+    draws_BQ = (weight_BV @ loss_QV.T) / (weight_BV @ count_V)[:, None]
+    order_Q = np.argsort(value_Q, kind="stable")  # NaN comes last.
+    first = order_Q[0]
+    ends_Q = reverse_percentile(value_Q, draws_BQ, LEVEL, smallest=0.0)
+    gap_Q, gap_BQ = value_Q - value_Q[first], draws_BQ - draws_BQ[:, [first]]
+    gap_ends_Q = reverse_percentile(gap_Q, gap_BQ, LEVEL)
+    rows = []
+    for q in order_Q:
+        low, high = (float(end_Q[q]) for end_Q in gap_ends_Q)
+        known = lived_QK[q].any()
+        member_K = best_QK[q][lived_QK[q]].astype(np.float64)
+        row = settings[q]._asdict() | {
+            "validation_loss": _interval(value_Q[q], *(e[q] for e in ends_Q)) if known else None,
+            "difference": _interval(gap_Q[q], low, high) if known else None,
+            "equal_to_best": bool(known and low <= 0 <= high),
+            "validation_auc": float(auc_Q[q]) if known else None,
+            "member_loss": float(member_K.mean()) if known else None,
+            "seed_sd": float(member_K.std(ddof=1)) if len(member_K) > 1 else None,
+            "best_epoch": float(np.median(epoch_QK[q][lived_QK[q]])) if known else None,
+            "n_members": n_seeds,
+            "n_failed": int(failed_QK[q].sum()),
+        }
+        rows.append((settings[q], row))
+    return rows
+
+
+def _cross_entropy(p_VM: np.ndarray, y_VM: np.ndarray) -> np.ndarray:
+    tiny = np.finfo(np.float32).tiny
+    return -(
+        y_VM * np.log(np.maximum(p_VM, tiny)) + (1 - y_VM) * np.log(np.maximum(1 - p_VM, tiny))
+    )
+
+
+def _interval(value: float, low: float, high: float) -> dict[str, float]:
+    assert math.isfinite(value)
+    return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def _job(
+    stores: Sequence[Any], data: RoutingDataset, grid: TrunkGrid, config: TrunkConfig
+) -> dict[str, Any]:
+    """What decides the members."""
+    digest = hashlib.blake2b(digest_size=16)
+    for values in (data.ids, data.groups):
+        digest.update(repr(values).encode())
+    digest.update(np.ascontiguousarray(data.y_NM).data)
+    own = ("seeds", "keep", "hidden", "dropout", "learning_rate", "l2", "checkpoint_every")
+    return {
+        "grid": grid.to_json(),
+        "trunk": {key: v for key, v in config.to_json().items() if key not in own},
+        "targets": list(data.targets),
+        "data_digest": digest.hexdigest(),
+        "stores": [store.identity for store in stores],
+    }

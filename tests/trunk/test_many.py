@@ -1,0 +1,153 @@
+"""train_many: each member is the one that `train` makes, however many train beside it."""
+
+import dataclasses
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from routerjax import jobs
+from routerjax.trunk import many
+from routerjax.trunk.config import TrunkConfig
+from routerjax.trunk.loop import Loop
+from routerjax.trunk.many import Member, train_many
+from routerjax.trunk.train import train
+
+CONFIG = TrunkConfig(batch_size=64, epochs=24, patience=2, min_delta=3e-3, checkpoint_every=3)
+
+
+def features(rows):
+    """Three recipes: two of one width, one narrower."""
+    x, _, x_val, _ = rows
+    order = np.random.default_rng(3).permutation(12)
+    return tuple({"a": v, "b": v[:, order] * 2, "narrow": v[:, :5]} for v in (x, x_val))
+
+
+def members(seeds=(1, 2)) -> list[Member]:
+    kinds = [
+        ("a", (16, 8), (0.3, 0.2), 1e-3, 1e-4),
+        ("b", (16, 8), (0.5, 0.1), 3e-3, 0.0),
+        ("a", (16, 8), (0.1, 0.2), 1e-2, 1e-2),
+        ("a", (16, 8), (0.3, 0.0), 1e-3, 1e-4),
+        ("narrow", (16, 8), (0.3, 0.2), 2e-3, 1e-4),
+        ("b", (24,), (0.25,), 2e-3, 1e-3),
+    ]
+    return [Member(*kind, seed) for seed in seeds for kind in kinds]
+
+
+def run(rows, chosen, **more):
+    x_train, x_val = features(rows)
+    return train_many(x_train, rows[1], x_val, rows[3], chosen, CONFIG, **more)
+
+
+def same(a, b) -> None:
+    for one, two in zip(a, b, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("n_devices", [1, 3])
+def test_each_member_is_the_one_that_train_makes(rows, n_devices):
+    chosen = members()
+    found = run(rows, chosen, devices=jax.devices()[:n_devices])
+    x_train, x_val = features(rows)
+    epochs = set()
+    for k, member in enumerate(chosen):
+        config = dataclasses.replace(
+            CONFIG, hidden=member.hidden, dropout=member.dropout, l2=member.l2,
+            learning_rate=member.learning_rate, seeds=(member.seed,), keep=1,
+        )  # fmt: skip
+        x, x_v = x_train[member.features], x_val[member.features]
+        trunk, history = train(x, rows[1], x_v, rows[3], config, devices=jax.devices()[:1])
+        assert found.best_epoch_K[k] == history.best_epoch_K[0]
+        assert found.best_val_loss_K[k] == pytest.approx(history.best_val_loss_K[0], rel=2e-4)
+        np.testing.assert_allclose(found.p_KVM[k], trunk.predict(x_v), atol=2e-3)
+        epochs.add(len(history.val_loss_EK))
+    assert len(epochs) > 2  # They stop at different times, so that turns were left out.
+    assert (found.failed_K == -1).all()
+
+
+def test_a_loss_that_is_not_finite_stops_its_member_alone(rows):
+    chosen = members()
+    alone = run(rows, chosen)
+    wild = chosen[0]._replace(learning_rate=1e30)
+    both = run(rows, [*chosen, wild])
+    # Another member in a turn changes the shapes of its products, not more.
+    for one, two in zip(alone, both, strict=True):
+        np.testing.assert_allclose(two[:-1], one, rtol=1e-4, atol=2e-3)
+    assert both.failed_K[-1] >= 0 and (both.failed_K[:-1] == -1).all()
+    assert not np.isfinite(both.best_val_loss_K[-1]) or both.failed_K[-1] > 0
+
+
+def test_members_that_have_stopped_get_no_turn(rows, monkeypatch):
+    turns = []
+    plain = Loop._turns
+
+    def count(self, running_K):
+        found = plain(self, running_K)
+        slots = np.asarray(found.slot_KJ)[0]
+        n = int(np.asarray(found.n_turns)[0])
+        trained = slots[:n][slots[:n] < self.n_members]
+        # Everyone who is running has one turn, nobody two, nobody else any.
+        assert sorted(trained) == np.flatnonzero(running_K).tolist()
+        turns.append(n)
+        return found
+
+    monkeypatch.setattr(Loop, "_turns", count)
+    chosen = [m for m in members((1, 2, 3)) if m.hidden == (16, 8) and m.features == "a"]
+    run(rows, chosen, devices=jax.devices()[:1])
+    assert min(turns) < max(turns)
+
+
+def test_groups_are_bounded_in_bytes(rows, monkeypatch):
+    chosen = [m for m in members((1, 2, 3)) if m.hidden == (16, 8) and m.features != "narrow"]
+    whole = run(rows, chosen, devices=jax.devices()[:1])
+    n_params = 13 * 16 + 17 * 8 + 9 * 3
+    monkeypatch.setitem(many._STATE_BYTES, "cpu", 2 * 5 * 4 * n_params)
+    x_train, _ = features(rows)
+    groups = list(many._groups(chosen, x_train, 3, jax.devices()[:1]))
+    assert sorted(k for places in groups for k in places) == list(range(len(chosen)))
+    assert max(map(len, groups)) == 2
+    parts = run(rows, chosen, devices=jax.devices()[:1])
+    np.testing.assert_allclose(parts.best_val_loss_K, whole.best_val_loss_K, rtol=2e-4)
+
+
+def test_a_stopped_sweep_continues_to_the_same_bits(rows, tmp_path, monkeypatch):
+    chosen = members()
+    whole = run(rows, chosen)
+    plain, seen = Loop.fetch, []
+
+    def stop(self, dispatched):
+        seen.append(1)
+        if len(seen) == 30:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, dispatched)
+
+    with monkeypatch.context() as patch, jobs.stoppable(), pytest.raises(jobs.Stopped):
+        patch.setattr(Loop, "fetch", stop)
+        run(rows, chosen, workdir=tmp_path)
+    done = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert done  # A group was finished, another was in hand.
+    built, plain_init = [], many._Group.__init__
+
+    def init(self, data, names, *rest):
+        built.append(names)
+        plain_init(self, data, names, *rest)
+
+    monkeypatch.setattr(many._Group, "__init__", init)
+    same(run(rows, chosen, workdir=tmp_path), whole)
+    n_groups = len(list(tmp_path.glob("*.safetensors")))
+    assert len(built) == n_groups - len(done)
+    same(run(rows, chosen, workdir=tmp_path), whole)
+    assert len(built) == n_groups - len(done)  # Nothing was done twice.
+    assert not [path for path in tmp_path.rglob("*") if "checkpoint" in str(path)]
+
+
+def test_bad_members_are_refused(rows):
+    with pytest.raises(ValueError, match=r"no features 'c', only \['a', 'b', 'narrow'\]"):
+        run(rows, [members()[0]._replace(features="c")])
+    with pytest.raises(ValueError, match="expected at least one"):
+        run(rows, [])
+    with pytest.raises(ValueError, match="training rows: a feature is not finite"):
+        run([np.full_like(rows[0], np.nan), *rows[1:]], members())
