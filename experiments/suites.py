@@ -109,9 +109,9 @@ def trunks(config: Any, encoder: rj.Encoder, data: rj.RoutingDataset) -> dict[st
         start = time.perf_counter()
         for k in share:
             member = members[k]
-            alone = dataclasses.replace(grid.config(next(grid.settings()), published), keep=1,
-                                        seeds=(member.seed,), dropout=member.dropout,
-                                        learning_rate=member.learning_rate, l2=member.l2)  # fmt: skip
+            own = {key: value for key, value in member._asdict().items()
+                   if key not in ("features", "seed")}  # fmt: skip
+            alone = dataclasses.replace(published, seeds=(member.seed,), keep=1, **own)
             name = member.features
             _, history = rj.train_trunk(x[name], fit.correct_NM, x_val[name], val.correct_NM, alone)
             error = max(error, abs(float(history.best_val_loss_K[0] - found.best_val_loss_K[k])))

@@ -19,7 +19,7 @@ import tensorstore as ts
 
 from routerjax.data.identity import identity_differences
 from routerjax.data.rows import Rows
-from routerjax.data.shards import decode, digest, encode, open_array, rows_per_block
+from routerjax.data.shards import decode, digest, encode, has_nan, open_array, rows_per_block
 from routerjax.files import Folder
 
 SCHEMA_VERSION = 1
@@ -224,7 +224,7 @@ class ActivationStore:
             )
         try:
             stored = future.result()
-            problem = "a chunk is missing" if np.isnan(stored).any() else None
+            problem = "a chunk is missing" if has_nan(stored) else None
         except Exception as error:
             problem = str(error)
         if problem:

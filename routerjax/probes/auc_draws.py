@@ -93,8 +93,8 @@ def within_auc_draws(
 
     place_n as in `auc_draws`, n_other the rows of the other class in n's stratum; the h_n add up to
     0. In strata of a few rows the full bootstrap, which weights a pair by w_i w_j, counts the noise
-    of single pairs three times, this one twice (and the truth once): its intervals are up to a
-    tenth shorter there and cover as stated.
+    of single pairs three times, this one twice (and the truth once): its intervals are up to an
+    eighth shorter there and cover as stated.
 
     Args:
       score_NQ: [N, Q] out-of-fold scores of Q cells; NaN rows do not count.

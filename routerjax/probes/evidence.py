@@ -17,6 +17,8 @@ PROBES = {"fisher": "J", "d_eff": "d_eff"}
 AUCS = {"auc": "AUC", "within_auc": "AUC within datasets"}
 
 _FEWEST_LAYERS = 3
+# 97.5% quantiles of Student's t with 1 to 10 degrees of freedom.
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 # Names of the point values in `cells` and `draws`.
 _CELL = {"auc": "cv_auc", "within_auc": "within_auc"}
 
@@ -31,6 +33,8 @@ def find_evidence(
     d_eff_LP: np.ndarray,
     folds: dict[str, np.ndarray],
     draws: dict[str, np.ndarray],
+    *,
+    named: bool = True,
 ) -> dict[str, Any]:
     """Spearman correlations and AUC lost, by probe, kind of AUC, pooling and target.
 
@@ -45,12 +49,13 @@ def find_evidence(
       folds: "auc" and "within_auc" [F, L, P, W, M] of a fold's rows; "fisher" [F, L, P, M] and
         "d_eff" [F, L, P] of all other rows.
       draws: Bootstrap replicates "cv_auc", "within_auc" and "fisher" with [B] leading, or nothing.
+      named: Whether the rows name their datasets; without names nothing is within datasets.
 
     Returns:
       {"pca_dim", "spearman": rows, "lost": rows}. A row has "probe", "auc", "pooling" and "target"
       (None for the mean over targets), "value" (None where it does not exist, with a "reason"), and
-      "low" and "high": of correlations by the bootstrap over groups, of AUC lost 1.96 standard
-      errors of the mean over folds, which knows nothing of folds sharing training rows.
+      "low" and "high": of correlations by the bootstrap over groups, of AUC lost by Student's t
+      over folds, which knows nothing of folds sharing training rows.
     """
     w = _widest(cells["cv_auc"])
     shape = fisher_LPM.shape
@@ -70,6 +75,12 @@ def find_evidence(
                 for m in (*range(len(targets)), None):
                     key = {"probe": probe, "auc": auc, "pooling": pooling,
                            "target": None if m is None else targets[m]}  # fmt: skip
+                    if auc == "within_auc" and not named:
+                        reason = "the rows do not name their datasets"
+                        gap = {"value": None, "low": None, "high": None, "reason": reason}
+                        spearman.append(key | gap)
+                        lost.append(key | gap)
+                        continue
                     spearman.append(key | _correlation(rho_PM[j], draws_BPM, j, m))
                     lost.append(key | _loss(loss_FPM[:, j], m))
     return {"pca_dim": pca_dims[w], "spearman": spearman, "lost": lost}
@@ -212,5 +223,12 @@ def _loss(loss_FM: np.ndarray, m: int | None) -> dict[str, Any]:
     value = float(loss_F.mean())
     if len(loss_F) < 2:
         return {"value": value, "low": None, "high": None}
-    half = 1.96 * float(loss_F.std(ddof=1)) / np.sqrt(len(loss_F))
+    freedom = len(loss_F) - 1
+    # Beyond the table the first terms of its expansion, right to 0.001.
+    quantile = (
+        _STUDENT[freedom - 1]
+        if freedom <= len(_STUDENT)
+        else 1.96 + 2.372 / freedom + 2.8 / freedom**2
+    )
+    half = quantile * float(loss_F.std(ddof=1)) / np.sqrt(len(loss_F))
     return {"value": value, "low": value - half, "high": value + half}

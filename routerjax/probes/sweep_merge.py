@@ -83,6 +83,7 @@ def merge(
         find_evidence(
             table.layers, table.poolings, table.targets, table.pca_dims, table.cells,
             table.fisher[J], table.spectrum["d_eff/standardised"], table.folds, table.draws,
+            named=data.datasets is not None,
         )
     )  # fmt: skip
     return table

@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from routerjax.data.shards import decode, digest, encode, rows_per_block
+from routerjax.data.shards import decode, digest, encode, has_nan, rows_per_block
 
 # Up to 2^127: rounding up the largest float32 would overflow. Subnormal values are among them.
 FLOATS = st.floats(-(2.0**127), 2.0**127, width=32)
@@ -40,6 +40,29 @@ def test_the_scale_is_a_power_of_two_that_uses_the_range(h_LPRD):
 def test_what_float16_can_hold_comes_back_exactly_at_any_scale(whole, exponent):
     h_LPRD = np.ldexp(whole.astype(np.float32), exponent)
     np.testing.assert_array_equal(decode(*encode(h_LPRD, "float16")), h_LPRD)
+
+
+@pytest.mark.parametrize("exponent", [-110, -100, 0, 60])
+def test_large_blocks_are_decoded_as_small_ones(exponent):
+    """Compiled or not: every finite float16, subnormal ones too, comes back bit for bit."""
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    stored = np.where(np.isfinite(every), every, np.float16(0)).reshape(1, 2, 128, 256)
+    exponents_LP = np.array([[exponent, exponent + 3]], np.int32)
+    small = decode(stored[:, :, :100], exponents_LP)
+    large = decode(stored, exponents_LP)
+    assert large.dtype == np.float32
+    np.testing.assert_array_equal(large[:, :, :100].view(np.int32), small.view(np.int32))
+    expected = np.ldexp(stored.astype(np.float64), exponents_LP[:, :, None, None])
+    np.testing.assert_array_equal(large, expected.astype(np.float32))
+
+
+def test_has_nan_looks_at_every_kind_of_nan():
+    whole = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    finite = whole[~np.isnan(whole)]
+    assert not has_nan(finite) and np.isinf(finite).any()
+    for bad in whole[np.isnan(whole)][::97]:
+        assert has_nan(np.append(finite[:5], bad))
+    assert has_nan(np.array([1, np.nan], np.float32)) and not has_nan(np.ones(3, np.float32))
 
 
 def test_one_state_does_not_touch_the_precision_of_another():

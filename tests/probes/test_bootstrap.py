@@ -92,6 +92,41 @@ def test_within_datasets_counts_pairs_of_equal_dataset_and_fold(scored):
     assert np.abs(found.draws_BQ.mean(axis=0) - found.value_Q).max() < 0.01
 
 
+def test_replicates_within_datasets_are_near_resampling_itself(scored):
+    """The linear part of it: the same draws, a little less spread in strata of few rows."""
+    score_NQ, y_NQ, fold_N, dataset_N = scored
+    weight_BN = group_weights(groups_of(1200, 2), 400, seed=0)
+    found = within_auc_draws(score_NQ, y_NQ, fold_N, 4, dataset_N, 3, weight_BN)
+    for q in range(3):
+        wins_B, pairs_B = np.zeros((2, len(weight_BN)))
+        for f, d in np.ndindex(4, 3):
+            at = (fold_N == f) & (dataset_N == d) & np.isfinite(y_NQ[:, q])
+            score_R, right_R = score_NQ[at, q], y_NQ[at, q] == 1
+            gap = score_R[right_R][:, None] - score_R[~right_R][None]
+            w1, w0 = weight_BN[:, at][:, right_R], weight_BN[:, at][:, ~right_R]
+            wins_B += ((w1 @ ((gap > 0) + 0.5 * (gap == 0))) * w0).sum(axis=1)
+            pairs_B += w1.sum(axis=1) * w0.sum(axis=1)
+        whole_B = wins_B / pairs_B
+        assert np.corrcoef(whole_B, found.draws_BQ[:, q])[0, 1] > 0.97
+        assert 0.875 <= found.draws_BQ[:, q].std() / whole_B.std() <= 1.03
+
+
+def test_intervals_within_datasets_cover():
+    """Strata of 15 rows, difficulty differing between datasets."""
+    rng = np.random.default_rng(13)
+    n_datasets, per_dataset, repetitions = 8, 15, 300
+    n = n_datasets * per_dataset
+    dataset_N = np.repeat(np.arange(n_datasets), per_dataset)
+    ease_N1 = np.linspace(-0.8, 0.8, n_datasets)[dataset_N][:, None]
+    y_NR = (rng.normal(size=(n, repetitions)) < ease_N1).astype(np.float32)
+    score_NR = (rng.normal(size=y_NR.shape) + y_NR + 2 * ease_N1).astype(np.float32)
+    truth = 0.7602499389065233  # Phi(1 / sqrt(2)), in each dataset.
+    weight_BN = group_weights(groups_of(n, 1), 400, seed=6)
+    found = within_auc_draws(score_NR, y_NR, np.zeros(n, int), 1, dataset_N, n_datasets, weight_BN)
+    low, high = reverse_percentile(found.value_Q, found.draws_BQ, smallest=0, largest=1)
+    assert 0.91 <= ((low <= truth) & (truth <= high)).mean() <= 0.98
+
+
 def test_j_is_resampled_whole():
     rng = np.random.default_rng(0)
     x_ND = rng.normal(size=(200, 6)).astype(np.float32)
@@ -141,10 +176,10 @@ def test_intervals_of_j_cover():
     shift_D = np.full(width, 0.35)
     truth = np.square(shift_D).sum() / (2 * width)
     weight_BN = group_weights(groups_of(n, 1), 300, seed=0)
-    for _ in range(200):
+    for _ in range(600):
         y_N1 = (rng.random((n, 1)) < 0.5).astype(np.float32)
         x_ND = rng.normal(size=(n, width)) + y_N1 * shift_D
         found = fisher_draws(x_ND - x_ND.mean(axis=0), y_N1, weight_BN)
         low, high = reverse_percentile(found.value_M, found.draws_BM, smallest=0)
         hits += bool(low[0] <= truth <= high[0])
-    assert 0.88 <= hits / 200 <= 0.98
+    assert 0.91 <= hits / 600 <= 0.985

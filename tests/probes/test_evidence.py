@@ -8,7 +8,7 @@ from routerjax.probes import evidence, evidence_plot
 LAYERS, POOLINGS, TARGETS, DIMS = (0, 1, 2, 3, 4), ("last", "mean"), ("a", "b"), (10, 20)
 
 
-def world(auc_LPWM, fisher_LPM, d_eff_LP=None, fold_noise=0.0, draws=0, seed=0):
+def world(auc_LPWM, fisher_LPM, d_eff_LP=None, fold_noise=0.0, draws=0, seed=0, named=True):
     """What a sweep finds whose folds and draws scatter about the given numbers."""
     rng = np.random.default_rng(seed)
 
@@ -25,7 +25,7 @@ def world(auc_LPWM, fisher_LPM, d_eff_LP=None, fold_noise=0.0, draws=0, seed=0):
         replicates["fisher"] = around(fisher_LPM, draws, 0.01)
     return evidence.find_evidence(
         LAYERS, POOLINGS, TARGETS, DIMS, cells, fisher_LPM.astype(np.float32),
-        d_eff_LP.astype(np.float32), folds, replicates,
+        d_eff_LP.astype(np.float32), folds, replicates, named=named,
     )  # fmt: skip
 
 
@@ -77,6 +77,28 @@ def test_the_sweep_does_not_choose_by_the_fold_it_is_judged_on():
         losses.append(row(found, "lost", None)["value"])
     error = np.std(losses) / np.sqrt(len(losses))
     assert abs(np.mean(losses)) < 4 * error < 0.03
+
+
+def test_the_interval_of_auc_lost_covers_with_five_folds():
+    """Student's t: with 1.96 standard errors it would hold the truth 88 times in 100."""
+    rng = np.random.default_rng(3)
+    hits = 0
+    for _ in range(600):
+        found = evidence._loss(rng.normal(0.01, 0.005, size=(5, 1)), None)
+        hits += found["low"] <= 0.01 <= found["high"]
+    assert 0.93 <= hits / 600 <= 0.97
+    for n, quantile in ((2, 12.706), (5, 2.776), (12, 2.201), (31, 2.042)):
+        loss_F1 = np.arange(n)[:, None] / n
+        found = evidence._loss(loss_F1, None)
+        half = quantile * loss_F1.std(ddof=1) / np.sqrt(n)
+        assert (found["high"] - found["low"]) / 2 == pytest.approx(half, rel=2e-3)
+
+
+def test_without_dataset_names_the_reason_says_so(numbers):
+    found = world(*numbers, named=False)
+    gaps = [r for kind in ("spearman", "lost") for r in found[kind] if r["auc"] == "within_auc"]
+    assert gaps and all(r["value"] is None and "name their datasets" in r["reason"] for r in gaps)
+    assert row(found, "spearman", "a")["value"] is not None
 
 
 def test_what_is_missing_is_left_out_or_named(numbers):
