@@ -205,4 +205,5 @@ def _control(
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 34 else name[:33] + "…"
+    """A long name without its middle: models of a family differ at the end."""
+    return name if len(name) <= 34 else f"{name[:15]}…{name[-18:]}"
