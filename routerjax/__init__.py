@@ -30,8 +30,17 @@ if TYPE_CHECKING:
     from routerjax.probes.then_extract import probe_then_extract
     from routerjax.routing.compare import compare as compare_recipes
     from routerjax.routing.compare import comparison_lines, parse_recipes
-    from routerjax.routing.fit import evaluate, fit_router
-    from routerjax.routing.policy import Argmax, Policy, Tolerance, parse_policy
+    from routerjax.routing.fit import evaluate, fit_policy, fit_router
+    from routerjax.routing.policy import (
+        Argmax,
+        Budget,
+        Policy,
+        Quality,
+        Tolerance,
+        Utility,
+        Value,
+        parse_policy,
+    )
     from routerjax.routing.report import write_report
     from routerjax.routing.router import Decision, Router
     from routerjax.routing.summary import summary_lines
@@ -41,17 +50,21 @@ if TYPE_CHECKING:
 _HOME = {
     "ActivationStore": "data.store",
     "Argmax": "routing.policy",
+    "Budget": "routing.policy",
     "Decision": "routing.router",
     "Encoder": "encoder.encoder",
     "Folder": "files",
     "Policy": "routing.policy",
     "ProbeTable": "probes.table",
+    "Quality": "routing.policy",
     "Recipe": "features.recipe",
     "Router": "routing.router",
     "RoutingDataset": "data.dataset",
     "SweepTable": "probes.sweep_table",
     "Tolerance": "routing.policy",
     "TrunkConfig": "trunk.config",
+    "Utility": "routing.policy",
+    "Value": "routing.policy",
     "compare_recipes": "routing.compare",
     "comparison_lines": "routing.compare",
     "describe": "data.quality",
@@ -59,6 +72,7 @@ _HOME = {
     "evaluate": "routing.fit",
     "extract": "encoder.extract",
     "fit_features": "features.features",
+    "fit_policy": "routing.fit",
     "fit_router": "routing.fit",
     "jobs": "jobs",
     "make_mesh": "devices",

@@ -41,15 +41,16 @@ def fit_router(
       data: The training rows, and no others.
       recipe: Which hidden states to read; by default all, mean-pooled, PCA 200.
       config: The ensemble and its training; by default as published.
-      policy: What the router shall use by default; Argmax if None.
+      policy: What the router shall use by default; Argmax if None. Utility, Budget and Quality are
+        fitted on the rows that stopped the training early, as the trunk has not trained on them.
       checkpoints: Folder for the training's checkpoints; with it a killed training continues.
 
     Returns:
       The router.
 
     Raises:
-      ValueError: A query is not in a store, a target has no outcomes, or an argument is out of
-        range.
+      ValueError: A query is not in a store, a target has no outcomes, an argument is out of range,
+        or the policy shall hold what cannot be reached; names the range that can.
       FloatingPointError: A loss is not finite.
       jobs.Stopped: SIGTERM came.
     """
@@ -86,17 +87,47 @@ def fit_router(
         "history": history.to_json(),
     }
     best_single = int(np.argmax(np.nanmean(data.correct_NM, axis=0, dtype=np.float64)))
-    return Router(
+    router = Router(
         features,
         trunk,
         data.targets,
         CostModel.fit(data),
-        Argmax() if policy is None else policy,
+        Argmax(),
         best_single,
         [store.identity for store in stores],
         config,
         training,
     )
+    if policy is not None:
+        router.policy = fit_policy(policy, router, stores, val_rows)
+    return router
+
+
+def fit_policy(policy: Policy, router: Router, stores: Stores, data: RoutingDataset) -> Policy:
+    """Fits what a policy must hold, such as Budget's mean spending, for an existing router.
+
+    Args:
+      policy: To be fitted; one that has nothing to fit comes back as it is.
+      router: Whose predictions it shall choose by.
+      stores: Hidden states of these rows, by the router's encoders.
+      data: Rows that the router was not trained on.
+
+    Returns:
+      The policy, for `Router.route`, `evaluate` or `router.policy`.
+
+    Raises:
+      ValueError: A store is from another encoder or lacks queries, the targets differ, prices are
+        unknown, or what the policy shall hold cannot be reached; names the range that can.
+
+    Example:
+      >>> router.policy = fit_policy(Budget(0.002), router, store, held_out)
+    """
+    data = _as_router_has_them(router, data)
+    input_tokens_N = _input_tokens(router, stores, data)
+    cost_NM = router.costs.expected(input_tokens_N)
+    paid_NM, _ = router.costs.paid(input_tokens_N, data)
+    p_NM = router.predict_store(stores, data.ids)
+    return policy.fit(p_NM, cost_NM, data.correct_NM, paid_NM)
 
 
 def evaluate(
@@ -120,16 +151,9 @@ def evaluate(
     Raises:
       ValueError: A store is from another encoder or lacks queries; the targets differ.
     """
-    if set(data.targets) != set(router.targets):
-        raise ValueError(
-            f"data: the router knows the targets {', '.join(router.targets)}; the outcomes are of "
-            f"{', '.join(data.targets)}"
-        )
-    data = data.select_targets(router.targets)
+    data = _as_router_has_them(router, data)
     p_NM = router.predict_store(stores, data.ids)
-    # Tokens are counted by the first encoder's tokenizer, as `route` does.
-    store = router.stores_in_order(stores)[0]
-    input_tokens_N = store.query_tokens_N[store.rows_of(data.ids)]
+    input_tokens_N = _input_tokens(router, stores, data)
     cost_NM, basis = router.costs.paid(input_tokens_N, data)
     return evaluate_predictions(
         p_NM,
@@ -140,6 +164,22 @@ def evaluate(
         cost_basis=basis,
         expected_cost_NM=router.costs.expected(input_tokens_N),
     )
+
+
+def _as_router_has_them(router: Router, data: RoutingDataset) -> RoutingDataset:
+    """The data with targets in the router's order."""
+    if set(data.targets) != set(router.targets):
+        raise ValueError(
+            f"data: the router knows the targets {', '.join(router.targets)}; the outcomes are of "
+            f"{', '.join(data.targets)}"
+        )
+    return data.select_targets(router.targets)
+
+
+def _input_tokens(router: Router, stores: Stores, data: RoutingDataset) -> np.ndarray:
+    """[N] tokens of each query, counted by the first encoder's tokenizer, as `route` does."""
+    store = router.stores_in_order(stores)[0]
+    return store.query_tokens_N[store.rows_of(data.ids)]
 
 
 def _without_unread(

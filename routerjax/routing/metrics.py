@@ -75,7 +75,7 @@ def evaluate_predictions(
     targets = data.targets
     # float64 throughout: a mean of float32 correct flags over a million rows loses digits.
     correct_NM = np.asarray(data.correct_NM, np.float64)
-    choice_N = policy.choose(p_NM, expected_cost_NM)
+    choice_N = policy.choose(p_NM, expected_cost_NM, keys=data.queries)
     share_M = np.bincount(choice_N, minlength=len(targets)) / len(choice_N)
     # `..._nM` are the complete rows, the ones on which all can be compared.
     complete_N = ~np.isnan(correct_NM).any(axis=1)

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import Any, NoReturn, overload
+from typing import Any, NoReturn, TypeAlias, overload
 
 import numpy as np
 
@@ -17,8 +17,10 @@ from routerjax.trunk.checkpoint import load_arrays, save_arrays
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.net import Trunk
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _FILE = "router.json"
+
+Allowed: TypeAlias = list[str] | tuple[str, ...]
 
 # Fields of a store's identity that say what the encoder computes; the others say what was kept.
 _ENCODER_FIELDS = ("encoder_id", "revision", "family", "weights_digest", "tokenizer_digest",
@@ -190,32 +192,51 @@ class Router:
         return self.trunk.predict(self.features.apply_store(self.stores_in_order(stores), ids))
 
     @overload
-    def route(self, query: str, policy: Policy | None = None) -> Decision: ...
-    @overload
-    def route(self, query: list[str], policy: Policy | None = None) -> list[Decision]: ...
     def route(
-        self, query: str | list[str], policy: Policy | None = None
+        self,
+        query: str,
+        policy: Policy | None = None,
+        allowed: Allowed | None = None,
+    ) -> Decision: ...
+    @overload
+    def route(
+        self,
+        query: list[str],
+        policy: Policy | None = None,
+        allowed: Allowed | Sequence[Allowed] | None = None,
+    ) -> list[Decision]: ...
+    def route(
+        self,
+        query: str | list[str],
+        policy: Policy | None = None,
+        allowed: Allowed | Sequence[Allowed] | None = None,
     ) -> Decision | list[Decision]:
         """Decides who answers.
 
         Args:
           query: A text, or several.
-          policy: Instead of the router's own.
+          policy: Instead of the router's own; Utility, Budget and Quality as `fit_policy` returns
+            them.
+          allowed: Names of the targets that may answer, for all queries; or a list of names for
+            each of several queries. None for all targets.
 
         Returns:
           A Decision, or a list of them for several texts.
 
         Raises:
-          ValueError: An empty query; a policy that needs prices the router does not know.
+          ValueError: An empty query; a policy that has not been fitted or that needs prices the
+            router does not know; nobody, or an unknown target, may answer.
 
         Example:
           >>> router.route("What is 17 * 23?", policy=Tolerance(0.2)).target
         """
-        if isinstance(query, str):
-            return self._route([query], policy or self.policy)[0]
-        return self._route(query, policy or self.policy)
+        queries = [query] if isinstance(query, str) else query
+        decisions = self._route(queries, policy or self.policy, self._mask(allowed, len(queries)))
+        return decisions[0] if isinstance(query, str) else decisions
 
-    def _route(self, queries: list[str], policy: Policy) -> list[Decision]:
+    def _route(
+        self, queries: list[str], policy: Policy, allowed_NM: np.ndarray | None
+    ) -> list[Decision]:
         if not queries:
             return []
         encoders, features = self.encoders, self.features
@@ -227,7 +248,7 @@ class Router:
         p_KNM = self.trunk.predict_members(features.apply(states))
         p_NM, spread_NM = p_KNM.mean(axis=0), p_KNM.std(axis=0)
         cost_NM = self.costs.expected(prompts[0].query_tokens_N)
-        choice_N = policy.choose(p_NM, cost_NM)
+        choice_N = policy.choose(p_NM, cost_NM, allowed_NM, queries)
         return [
             Decision(
                 target=self.targets[choice],
@@ -238,6 +259,27 @@ class Router:
             )
             for n, choice in enumerate(choice_N)
         ]
+
+    def _mask(self, allowed: Allowed | Sequence[Allowed] | None, n: int) -> np.ndarray | None:
+        """[n, M] bool of the names of who may answer."""
+        if allowed is None:
+            return None
+        given: list[Any] = list(allowed)
+        lists = [given] * n if all(isinstance(name, str) for name in given) else given
+        if len(lists) != n:
+            raise ValueError(
+                f"allowed: expected names of targets, or a list of names for each of the {n} "
+                f"queries, got {len(lists)} lists"
+            )
+        for names in lists:
+            unknown = [name for name in names if name not in self.targets]
+            if unknown or not len(names):
+                raise ValueError(
+                    f"allowed: expected one or more of {', '.join(self.targets)}, got "
+                    f"{repr(unknown[0]) if unknown else 'none'}"
+                )
+        mask_nM = [[target in names for target in self.targets] for names in lists]
+        return np.array(mask_nM, bool).reshape(n, len(self.targets))
 
     def _by_target(self, value_M: np.ndarray) -> dict[str, Any]:
         values = [None if np.isnan(value) else float(value) for value in value_M]

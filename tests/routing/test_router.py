@@ -13,8 +13,8 @@ from routerjax.encoder.extract import extract
 from routerjax.features.blocks import read_rows
 from routerjax.features.recipe import Recipe
 from routerjax.probes.select import select
-from routerjax.routing.fit import evaluate, fit_router
-from routerjax.routing.policy import Argmax, Tolerance
+from routerjax.routing.fit import evaluate, fit_policy, fit_router
+from routerjax.routing.policy import Argmax, Budget, Tolerance
 from routerjax.routing.router import Router
 from routerjax.trunk.config import TrunkConfig
 
@@ -74,6 +74,38 @@ def test_the_policy_of_a_call_goes_before_the_routers_own(router):
     assert router.route("abc").policy == {"name": "argmax"}
 
 
+def test_only_allowed_targets_answer(router):
+    queries = ["abc def?", "jjj"]
+    assert router.route("abc", allowed=["dear"]).target == "dear"
+    routed = router.route(queries, allowed=["dear", "middle"])
+    for decision in routed:
+        p = decision.probabilities
+        assert decision.target == max(("dear", "middle"), key=p.get)
+    routed = router.route(queries, allowed=[["dear"], ["cheap", "middle"]], policy=Tolerance(1.0))
+    assert [decision.target for decision in routed] == ["dear", "cheap"]
+    for allowed, message in ((["best"], "'best'"), ([], "none"), ([["dear"]], "2 queries, got 1")):
+        with pytest.raises(ValueError, match=f"allowed: .*{message}"):
+            router.route(queries, allowed=allowed)
+
+
+def test_a_policy_is_fitted_with_the_router_or_after_it(router, parts, tmp_path):
+    """On the tiny pool every answer has 256 tokens: costs are those of the prices, nearly."""
+    store, test, train = parts
+    usd = 0.0008
+    with pytest.raises(ValueError, match=r"budget:0.0008 has not been fitted.*fit_policy"):
+        router.route("abc", policy=Budget(usd))
+    own = fit_router(store, train, Recipe.all_layers(pca_dim=20), CONFIG, policy=Budget(usd))
+    val, _ = train.split(CONFIG.val_fraction, CONFIG.split_seed)
+    after = fit_policy(Budget(usd), router, store, val)
+    assert own.policy == after and after.fitted is not None
+    assert evaluate(own, store, val)["cost_router"] == pytest.approx(usd, rel=0.03)
+    own.save(tmp_path / "router")
+    assert Router.load(tmp_path / "router").policy == own.policy
+    assert fit_policy(Tolerance(0.1), router, store, test) == Tolerance(0.1)
+    with pytest.raises(ValueError, match="cannot be held.*USD per query can be reached"):
+        fit_policy(Budget(1e-6), router, store, val)
+
+
 def test_saved_and_loaded_it_decides_the_same(router, tmp_path, tiny_data):
     router.save(tmp_path / "router")
     queries = list(tiny_data.queries[:20])
@@ -91,7 +123,7 @@ def test_half_a_router_is_refused(router, tmp_path):
         Router.load(tmp_path / "router")
     value = json.loads((tmp_path / "kept.json").read_text())
     for change, message in (
-        ({"schema_version": 99}, "schema version 2"),
+        ({"schema_version": 99}, "schema version 3"),
         ({"arrays_digest": "0"}, "not what router.json was written with"),
     ):
         (tmp_path / "router/router.json").write_text(json.dumps(value | change))
