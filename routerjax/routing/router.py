@@ -13,6 +13,7 @@ from routerjax.features.feature_map import FeatureMap, Stores, as_tuple
 from routerjax.files import Folder
 from routerjax.routing.costs import CostModel
 from routerjax.routing.policy import Policy, policy_from_json
+from routerjax.trunk.calibrate import Calibration
 from routerjax.trunk.checkpoint import load_arrays, save_arrays
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.net import Trunk
@@ -35,7 +36,8 @@ class Decision:
     Attributes:
       target: The chosen one.
       probabilities: {target: P(correct)}.
-      spreads: {target: standard deviation of P(correct) over the ensemble's members}.
+      spreads: {target: standard deviation over the ensemble's members of P(correct), each member's
+        calibrated as their mean is}.
       costs: {target: expected USD}; None without prices, and None for a target without a price.
       policy: What chose, as JSON values.
     """
@@ -66,6 +68,7 @@ class Router:
       encoder_identities: What each encoder must compute, in the order of the features' numbers.
       trunk_config: How the ensemble was trained.
       training: JSON values: counts, validation losses, history of each member.
+      calibration: From the ensemble's mean to the P(correct) that policies see.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Router:
         trunk_config: TrunkConfig,
         training: dict[str, Any],
         encoders: Encoder | Sequence[Encoder] = (),
+        calibration: Calibration | None = None,
     ):
         self.features, self.trunk, self.targets = features, trunk, tuple(targets)
         self.costs, self.policy, self.best_single = costs, policy, best_single
@@ -87,6 +91,7 @@ class Router:
             {k: identity.get(k) for k in _ENCODER_FIELDS} for identity in encoder_identities
         )
         self.trunk_config, self.training = trunk_config, training
+        self.calibration = calibration or Calibration.none(len(self.targets))
         self._encoders: dict[int, Encoder] = {}
         self.use_encoder(encoders)
 
@@ -175,13 +180,17 @@ class Router:
 
     # ---- prediction
 
-    def predict_store(self, stores: Stores, ids: Sequence[str]) -> np.ndarray:
+    def predict_store(
+        self, stores: Stores, ids: Sequence[str], calibrated: bool = True
+    ) -> np.ndarray:
         """P(correct) of stored queries.
 
         Args:
           stores: The store with their hidden states, or several with those of several encoders, in
             any order.
           ids: [n] query ids.
+          calibrated: False for the ensemble's mean as it is, which ranks the queries of a target
+            best: calibration never changes their order, but may tie some.
 
         Returns:
           p_NM [n, M] float32.
@@ -189,7 +198,8 @@ class Router:
         Raises:
           ValueError: A store is from another encoder, or lacks a query, layer or pooling.
         """
-        return self.trunk.predict(self.features.apply_store(self.stores_in_order(stores), ids))
+        p_NM = self.trunk.predict(self.features.apply_store(self.stores_in_order(stores), ids))
+        return self.calibration.apply(p_NM) if calibrated else p_NM
 
     @overload
     def route(
@@ -246,7 +256,8 @@ class Router:
             for i, encoder in enumerate(encoders)
         ]
         p_KNM = self.trunk.predict_members(features.apply(states))
-        p_NM, spread_NM = p_KNM.mean(axis=0), p_KNM.std(axis=0)
+        p_NM = self.calibration.apply(p_KNM.mean(axis=0))
+        spread_NM = self.calibration.apply(p_KNM).std(axis=0)
         cost_NM = self.costs.expected(prompts[0].query_tokens_N)
         choice_N = policy.choose(p_NM, cost_NM, allowed_NM, queries)
         return [
@@ -312,6 +323,7 @@ class Router:
                 "costs": self.costs.to_json(),
                 "best_single": self.targets[self.best_single],
                 "trunk": self.trunk_config.to_json(),
+                "calibration": self.calibration.to_json(),
                 "training": self.training,
                 "arrays_digest": _digest(arrays),
             },
@@ -360,6 +372,7 @@ class Router:
             TrunkConfig.from_json(value["trunk"]),
             value["training"],
             () if encoder is None else encoder,
+            Calibration.from_json(value["calibration"]),
         )
 
 

@@ -31,7 +31,8 @@ def trained(make_pool, monkeypatch):
         noisy_NM = np.clip(p_NM + noise * rng.normal(size=p_NM.shape), 0, 1)
         rows = {name: row for row, name in enumerate(data.ids)}
 
-        def predict(stores, ids):
+        def predict(stores, ids, calibrated=True):
+            assert not calibrated
             assert not set(ids) & set(train.ids)
             groups = {data.groups[rows[i]] for i in ids}
             assert not groups & set(train.groups)
