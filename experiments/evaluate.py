@@ -11,6 +11,8 @@ Writes metrics.json and report.html.
 
 import dataclasses
 
+from absl import flags
+
 import routerjax as rj
 from experiments import options
 
@@ -38,7 +40,8 @@ class Config:
 def main() -> None:
     """Evaluates and writes the report."""
     config = options.read(Config)
-    policy = rj.parse_policy(config.policy)
+    # Without --policy the router's own is used.
+    policy = rj.parse_policy(config.policy) if flags.FLAGS["policy"].present else None
     if not config.store and not config.encoder:
         raise ValueError("give --store, or --encoder to extract these queries first")
     data, summary = options.read_data(config)

@@ -27,7 +27,8 @@ _TEXT = {
     "recipe": ("all_layers", "Features: all_layers, layers (with --layers), top_fisher:K, "
                "greedy:K, per_target:cv_auc or per_target:fisher."),
     "pooling": ("mean", "Pooling(s) the features read, separated by commas."),
-    "policy": ("argmax", "Who answers: argmax or tolerance:TAU, such as tolerance:0.2."),
+    "policy": ("argmax", "Who answers: argmax, tolerance:TAU, value:USD, utility:LAM, budget:USD "
+               "(mean spending a query) or quality:ACCURACY (mean accuracy)."),
 }  # fmt: skip
 _NUMBERS = {
     "seed": (0, "Seed of what is random in this script.", 0),

@@ -14,7 +14,7 @@ from experiments import options
 
 options.define(
     "workdir", "seed", "data", "pool", "store", "recipe", "layers", "pooling", "pca_dim",
-    "members", "keep", "epochs", required=("workdir", "data", "store"),
+    "members", "keep", "epochs", "policy", required=("workdir", "data", "store"),
 )  # fmt: skip
 
 
@@ -34,6 +34,7 @@ class Config:
     members: int
     keep: int
     epochs: int
+    policy: str
 
 
 def main() -> None:
@@ -42,6 +43,7 @@ def main() -> None:
     data, _ = options.read_data(config)
     recipe = rj.parse_recipe(config.recipe, config.layers, config.pooling, config.pca_dim)
     trunk = options.trunk_config(config)
+    policy = rj.parse_policy(config.policy)
     folder = rj.Folder(config.workdir)
     rj.jobs.write_config(folder, config)
     router = rj.fit_router(
@@ -49,6 +51,7 @@ def main() -> None:
         data,
         recipe=recipe,
         config=trunk,
+        policy=policy,
         checkpoints=folder / "checkpoints",
     )
     router.save(folder / "router")

@@ -29,10 +29,21 @@ if TYPE_CHECKING:
     from routerjax.probes.sweep_table import SweepTable
     from routerjax.probes.table import ProbeTable
     from routerjax.probes.then_extract import probe_then_extract
-    from routerjax.routing.compare import compare as compare_recipes
-    from routerjax.routing.compare import comparison_lines
-    from routerjax.routing.fit import evaluate, fit_router
-    from routerjax.routing.policy import Argmax, Policy, Tolerance, parse_policy
+    from routerjax.routing.baselines import BASELINES, Baseline
+    from routerjax.routing.compare import compare
+    from routerjax.routing.compare_lines import comparison_lines
+    from routerjax.routing.compare_plot import save as save_comparison
+    from routerjax.routing.fit import evaluate, fit_policy, fit_router
+    from routerjax.routing.policy import (
+        Argmax,
+        Budget,
+        Policy,
+        Quality,
+        Tolerance,
+        Utility,
+        Value,
+        parse_policy,
+    )
     from routerjax.routing.report import write_report
     from routerjax.routing.router import Decision, Router
     from routerjax.routing.summary import summary_lines
@@ -45,12 +56,16 @@ if TYPE_CHECKING:
 
 _HOME = {
     "ActivationStore": "data.store",
+    "BASELINES": "routing.baselines",
+    "Baseline": "routing.baselines",
     "Argmax": "routing.policy",
+    "Budget": "routing.policy",
     "Decision": "routing.router",
     "Encoder": "encoder.encoder",
     "Folder": "files",
     "Policy": "routing.policy",
     "ProbeTable": "probes.table",
+    "Quality": "routing.policy",
     "Recipe": "features.recipe",
     "Router": "routing.router",
     "RoutingDataset": "data.dataset",
@@ -58,13 +73,16 @@ _HOME = {
     "Tolerance": "routing.policy",
     "TrunkConfig": "trunk.config",
     "TrunkMember": "trunk.many",
-    "compare_recipes": "routing.compare",
-    "comparison_lines": "routing.compare",
+    "Utility": "routing.policy",
+    "Value": "routing.policy",
+    "compare": "routing.compare",
+    "comparison_lines": "routing.compare_lines",
     "describe": "data.quality",
     "estimate": "encoder.estimate",
     "evaluate": "routing.fit",
     "extract": "encoder.extract",
     "fit_features": "features.features",
+    "fit_policy": "routing.fit",
     "fit_router": "routing.fit",
     "jobs": "jobs",
     "make_mesh": "devices",
@@ -78,6 +96,7 @@ _HOME = {
     "probe_then_extract": "probes.then_extract",
     "read_dataset": "data.readers",
     "resolve_recipe": "probes.select",
+    "save_comparison": "routing.compare_plot",
     "simulate": "data.simulate",
     "start_distributed": "devices",
     "sweep": "probes.sweep",
@@ -94,9 +113,9 @@ _HOME = {
 # Plain names at home, telling ones here.
 _NAME_THERE = {
     "TrunkMember": "Member",
-    "compare_recipes": "compare",
     "parse_trunk_grid": "parse_grid",
     "resolve_recipe": "resolve",
+    "save_comparison": "save",
     "train_trunk": "train",
     "train_trunks": "train_many",
 }

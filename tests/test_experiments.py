@@ -140,24 +140,26 @@ def test_a_router_of_two_stores_with_a_layer_for_each_target(work, files, tiny_e
     assert done.returncode == 1 and "name one for each of them" in done.stderr
 
 
-def test_compare_recipes_goes_on_where_it_stopped(work, files, tmp_path):
+def test_compare_goes_on_where_it_stopped(work, files, tmp_path):
     flags = [f"--workdir={tmp_path}", f"--data={files}/train.jsonl", f"--store={work}/store",
              "--pca_dim=10", "--members=2", "--epochs=2", "--folds=2", "--draws=50"]  # fmt: skip
-    done = run("compare_recipes", *flags, "--recipes=all_layers,greedy:2")
+    done = run("compare", *flags, "--recipes=all_layers,greedy:2")
     assert done.returncode == 0, done.stderr
-    before = json.loads((tmp_path / "recipes.json").read_text())
-    assert [row["name"] for row in before["recipes"]] == ["all_layers", "greedy:2"]
-    assert len(before["recipes"][1]["choices"][0]["choices"]) == 2
+    before = json.loads((tmp_path / "compare.json").read_text())
+    assert [row["name"] for row in before["contestants"]] == ["all_layers", "greedy:2"]
+    assert len(before["contestants"][1]["choices"][0]["choices"]) == 2
     assert "mean_auc" in done.stdout and "difference" in done.stdout
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "recipes").glob("*/*")}
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "compare").glob("*/*")}
     assert len(times) == 2 * 2 * 2
-    done = run("compare_recipes", *flags, "--recipes=all_layers,greedy:2,layers:3@last/5")
+    done = run(
+        "compare", *flags, "--recipes=all_layers,greedy:2,layers:3@last/5", "--baselines=knn"
+    )
     assert done.returncode == 0, done.stderr
-    after = json.loads((tmp_path / "recipes.json").read_text())
-    assert after["recipes"][:2] == before["recipes"] and len(after["recipes"]) == 3
+    after = json.loads((tmp_path / "compare.json").read_text())
+    assert after["contestants"][:2] == before["contestants"] and len(after["contestants"]) == 4
     assert all(path.stat().st_mtime_ns == then for path, then in times.items())
-    done = run("compare_recipes", *flags, "--folds=3")
-    assert done.returncode == 1 and "another comparison of recipes" in done.stderr
+    done = run("compare", *flags, "--folds=3")
+    assert done.returncode == 1 and "another comparison" in done.stderr
 
 
 def test_quickstart_is_their_sum(files, tiny_encoder_folder, tmp_path):
@@ -213,7 +215,7 @@ def test_sigterm_ends_with_code_0_and_says_how_to_go_on(tiny_encoder_folder, tmp
         ("evaluate", ["--data={files}/train.jsonl", "--router=r"], "give --store, or --encoder"),
         ("route", ["--router={files}/none", "--query=q"], "holds no router"),
         ("train", ["--data={files}/train.jsonl", "--store=s", "--recipe=greedy"], "greedy:K"),
-        ("compare_recipes", ["--data=d", "--store=s", "--recipes=best"], "got 'best'"),
+        ("compare", ["--data=d", "--store=s", "--recipes=best"], "got 'best'"),
         ("quickstart", ["--pcadim=3"], "Unknown command line flag 'pcadim'"),
     ],
 )

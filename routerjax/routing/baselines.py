@@ -1,12 +1,12 @@
 """What a router must beat: predictors that know less, or that cost nothing to make.
 
 Each is given training rows and the queries of other rows, and answers with numbers that argmax can
-route by, [n, M] like P(correct). `of_name` reads one from a flag; the field's names are kept.
+route by, [n, M] like P(correct).
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -18,24 +18,12 @@ from routerjax.routing import embedding_baselines as embedding
 from routerjax.trunk.config import TrunkConfig
 
 
-class Predictor(Protocol):
-    """Anything with these members competes; see `Baseline`."""
-
-    name: str
-    probabilistic: bool
-
-    def predict(
-        self, stores: Stores, train: RoutingDataset, test: RoutingDataset, config: TrunkConfig
-    ) -> np.ndarray:
-        """Scores [n, M] of the test rows, in [0, 1], from the training rows."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Baseline:
     """A named predictor.
 
     Attributes:
-      name: As `of_name` reads it.
+      name: As flags write it.
       probabilistic: Whether its numbers are estimates of P(correct), so that AUC and calibration
         say something; the others only rank targets.
       function: (stores, train, test, config) -> [n, M].
@@ -66,17 +54,6 @@ class Baseline:
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         return {"kind": "baseline", "name": self.name}
-
-
-def of_name(name: str) -> Baseline:
-    """The baseline of a name out of BASELINES.
-
-    Raises:
-      ValueError: There is none.
-    """
-    if name not in BASELINES:
-        raise ValueError(f"baseline: expected one of {', '.join(BASELINES)}, got {name!r}")
-    return BASELINES[name]
 
 
 def _skill(data: RoutingDataset) -> np.ndarray:

@@ -84,6 +84,39 @@ def auc_bars(metrics: dict[str, Any]) -> Figure:
     return figure
 
 
+def reliability_curves(metrics: dict[str, Any]) -> Figure:
+    """Observed rate against mean P(correct) of each bin and target, before and after calibration.
+
+    Args:
+      metrics: What `evaluate_predictions` returned; `calibration` and `targets`.
+
+    Returns:
+      The figure; one panel where nothing is known from before calibration.
+    """
+    sides = [(name, metrics["calibration"][name]) for name in ("before", "after")]
+    shown = [(name, side) for name, side in sides if side is not None]
+    figure = Figure(figsize=(WIDTH, 4.1), layout="constrained")
+    axes_S = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for axes, (name, side) in zip(axes_S, shown, strict=True):
+        axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
+        for m, target in enumerate(metrics["targets"]):
+            bins_B3 = np.array(side["reliability"][target], np.float64).reshape(-1, 3)
+            colour, dash = STYLES[m % len(STYLES)]
+            axes.plot(bins_B3[:, 0], bins_B3[:, 1], color=colour, linestyle=dash, linewidth=1.2,
+                      marker="o", markersize=2.5, label=short_name(target))  # fmt: skip
+        title = f"{name} calibration"
+        if side["mean_ece"] is not None:
+            title += f": ECE {side['mean_ece']:.3f} (chance alone {side['mean_ece_floor']:.3f})"
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("mean P(correct) of a bin", fontsize=9)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(-0.02, 1.02)
+        clean(axes)
+    axes_S[0].set_ylabel("share of right answers in it", fontsize=9)
+    legend(figure, axes_S[0])
+    return figure
+
+
 def routed_share(metrics: dict[str, Any]) -> Figure:
     """Share of queries that the router gives each target, beside the oracle's.
 

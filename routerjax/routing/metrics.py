@@ -25,6 +25,7 @@ from routerjax.routing.headline import (
     observed_accuracy,
 )
 from routerjax.routing.policy import Policy, check_probabilities
+from routerjax.routing.reliability import calibration_metrics
 from routerjax.routing.savings import KEYS as COST_KEYS
 from routerjax.routing.savings import Rows, cost_metrics
 
@@ -45,6 +46,7 @@ def evaluate_predictions(
     cost_basis: str | None,
     expected_cost_NM: np.ndarray | None = None,
     tolerances: Sequence[float] = TOLERANCES,
+    before_NM: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Measures predictions and the decisions that a policy makes of them.
 
@@ -60,6 +62,8 @@ def evaluate_predictions(
       expected_cost_NM: [N, M] USD per query as known before the answer is written, which is all a
         policy may see. Required with recorded tokens: they are known only afterwards.
       tolerances: Settings of the tolerance policy for the frontier.
+      before_NM: [N, M] predicted P(correct) before calibration, from which AUC is counted, because
+        calibration may tie queries; None where `p_NM` is not calibrated.
 
     Returns:
       Plain values, ready for metrics.json. A number that does not exist is None, and
@@ -75,7 +79,7 @@ def evaluate_predictions(
     targets = data.targets
     # float64 throughout: a mean of float32 correct flags over a million rows loses digits.
     correct_NM = np.asarray(data.correct_NM, np.float64)
-    choice_N = policy.choose(p_NM, expected_cost_NM)
+    choice_N = policy.choose(p_NM, expected_cost_NM, keys=data.queries)
     share_M = np.bincount(choice_N, minlength=len(targets)) / len(choice_N)
     # `..._nM` are the complete rows, the ones on which all can be compared.
     complete_N = ~np.isnan(correct_NM).any(axis=1)
@@ -89,8 +93,12 @@ def evaluate_predictions(
         "targets": list(targets),
         "policy": policy.to_json(),
     }
-    found, reasons = discrimination(p_NM, correct_NM, data.datasets, targets)
+    rank_NM = p_NM if before_NM is None else _checked_before(before_NM, p_NM.shape)
+    found, reasons = discrimination(rank_NM, correct_NM, data.datasets, targets)
     metrics |= found
+    found, why = calibration_metrics(p_NM, correct_NM, targets, before_NM)
+    metrics |= found
+    reasons |= why
     found, why = accuracy(correct_nM, score_nM, choice_n, best_single, targets)
     metrics |= found | observed_accuracy(correct_NM, choice_N, targets)
     reasons |= why
@@ -137,9 +145,19 @@ def evaluate_predictions(
         reasons["per_dataset"] = "the data name no datasets"
     else:
         metrics["per_dataset"] = per_dataset(
-            p_NM, correct_NM, choice_N, best_single, data.datasets, targets
+            rank_NM, correct_NM, choice_N, best_single, data.datasets, targets
         )
     return metrics | {"reasons": reasons}
+
+
+def _checked_before(before_NM: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    before_NM = check_probabilities(before_NM)
+    if before_NM.shape != shape:
+        raise ValueError(
+            f"before_NM, P(correct) before calibration: expected the shape of p_NM, {shape}, got "
+            f"{before_NM.shape}"
+        )
+    return before_NM
 
 
 def _no_cost(

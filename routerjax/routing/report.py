@@ -60,6 +60,8 @@ def write_report(
     body += [drawn.get("cost", ""), tables.cost_notes(metrics)]
     body += [_heading("Does it know difficulty, or the dataset?"), details.auc_note(metrics)]
     body += [drawn.get("auc", ""), details.auc(metrics)]
+    body += [_heading("Can the probabilities be believed?"), drawn.get("calibration", "")]
+    body += [details.calibration(metrics)]
     body += [_heading("Where queries go"), drawn.get("share", ""), details.shares(metrics)]
     body += [_heading("Where targets disagree"), details.agreement(metrics)]
     body += [details.near_misses(metrics), details.win_rates(metrics)]
@@ -103,6 +105,10 @@ def _draw(
         return None
     drawn = {
         "auc": picture(figures.auc_bars(metrics), "Bars of the AUC of each target"),
+        "calibration": picture(
+            figures.reliability_curves(metrics),
+            "Observed against predicted shares of right answers",
+        ),
         "share": picture(figures.routed_share(metrics), "Bars of the share of queries per target"),
     }
     if metrics["frontier"] is not None:

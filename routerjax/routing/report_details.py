@@ -58,6 +58,29 @@ def auc(metrics: dict[str, Any]) -> Html:
     return table(head, [*rows, mean_row], caption, mark=len(rows))
 
 
+def calibration(metrics: dict[str, Any]) -> Html:
+    """ECE beside its floor, Brier score and log loss of each target, before and after."""
+    found = metrics["calibration"]
+    sides = [name for name in ("before", "after") if found[name] is not None]
+    names = (("ece", "ECE"), ("brier", "Brier score"), ("log_loss", "log loss"))
+    head = ["target", *(f"{label} {side}" for _, label in names for side in sides), "ECE by chance"]
+    rows: list[list[object]] = []
+    for target in metrics["targets"]:
+        cells = [number(found[side][key][target]) for key, _ in names for side in sides]
+        rows.append([target, *cells, number(found["after"]["ece_floor"][target])])
+    cells = [number(found[side][f"mean_{key}"]) for key, _ in names for side in sides]
+    rows.append(["mean over targets", *cells, number(found["after"]["mean_ece_floor"])])
+    caption = (
+        f"ECE: the mean distance of P(correct) from the share of right answers, over "
+        f"{found['bins']} bins of as many queries each. By chance alone a perfectly calibrated "
+        f"predictor would show the last column."
+    )
+    parts = [table(head, rows, caption, mark=len(rows) - 1)]
+    if found["before"] is None:
+        parts.append(tag("p", f"Before: – ({metrics['reasons']['calibration/before']})."))
+    return join(parts)
+
+
 def shares(metrics: dict[str, Any]) -> Html:
     """Share of queries each target gets from the router and from the oracle."""
     oracle = metrics["oracle_share"]

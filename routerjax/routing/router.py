@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import Any, NoReturn, overload
+from typing import Any, NoReturn, TypeAlias, overload
 
 import numpy as np
 
@@ -13,12 +13,15 @@ from routerjax.features.feature_map import FeatureMap, Stores, as_tuple
 from routerjax.files import Folder
 from routerjax.routing.costs import CostModel
 from routerjax.routing.policy import Policy, policy_from_json
+from routerjax.trunk.calibrate import Calibration
 from routerjax.trunk.checkpoint import load_arrays, save_arrays
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.net import Trunk
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _FILE = "router.json"
+
+Allowed: TypeAlias = list[str] | tuple[str, ...]
 
 # Fields of a store's identity that say what the encoder computes; the others say what was kept.
 _ENCODER_FIELDS = ("encoder_id", "revision", "family", "weights_digest", "tokenizer_digest",
@@ -33,7 +36,8 @@ class Decision:
     Attributes:
       target: The chosen one.
       probabilities: {target: P(correct)}.
-      spreads: {target: standard deviation of P(correct) over the ensemble's members}.
+      spreads: {target: standard deviation over the ensemble's members of P(correct), each member's
+        calibrated as their mean is}.
       costs: {target: expected USD}; None without prices, and None for a target without a price.
       policy: What chose, as JSON values.
     """
@@ -64,6 +68,7 @@ class Router:
       encoder_identities: What each encoder must compute, in the order of the features' numbers.
       trunk_config: How the ensemble was trained.
       training: JSON values: counts, validation losses, history of each member.
+      calibration: From the ensemble's mean to the P(correct) that policies see.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Router:
         trunk_config: TrunkConfig,
         training: dict[str, Any],
         encoders: Encoder | Sequence[Encoder] = (),
+        calibration: Calibration | None = None,
     ):
         self.features, self.trunk, self.targets = features, trunk, tuple(targets)
         self.costs, self.policy, self.best_single = costs, policy, best_single
@@ -85,6 +91,7 @@ class Router:
             {k: identity.get(k) for k in _ENCODER_FIELDS} for identity in encoder_identities
         )
         self.trunk_config, self.training = trunk_config, training
+        self.calibration = calibration or Calibration.none(len(self.targets))
         self._encoders: dict[int, Encoder] = {}
         self.use_encoder(encoders)
 
@@ -173,13 +180,17 @@ class Router:
 
     # ---- prediction
 
-    def predict_store(self, stores: Stores, ids: Sequence[str]) -> np.ndarray:
+    def predict_store(
+        self, stores: Stores, ids: Sequence[str], calibrated: bool = True
+    ) -> np.ndarray:
         """P(correct) of stored queries.
 
         Args:
           stores: The store with their hidden states, or several with those of several encoders, in
             any order.
           ids: [n] query ids.
+          calibrated: False for the ensemble's mean as it is, which ranks the queries of a target
+            best: calibration never changes their order, but may tie some.
 
         Returns:
           p_NM [n, M] float32.
@@ -187,35 +198,55 @@ class Router:
         Raises:
           ValueError: A store is from another encoder, or lacks a query, layer or pooling.
         """
-        return self.trunk.predict(self.features.apply_store(self.stores_in_order(stores), ids))
+        p_NM = self.trunk.predict(self.features.apply_store(self.stores_in_order(stores), ids))
+        return self.calibration.apply(p_NM) if calibrated else p_NM
 
     @overload
-    def route(self, query: str, policy: Policy | None = None) -> Decision: ...
-    @overload
-    def route(self, query: list[str], policy: Policy | None = None) -> list[Decision]: ...
     def route(
-        self, query: str | list[str], policy: Policy | None = None
+        self,
+        query: str,
+        policy: Policy | None = None,
+        allowed: Allowed | None = None,
+    ) -> Decision: ...
+    @overload
+    def route(
+        self,
+        query: list[str],
+        policy: Policy | None = None,
+        allowed: Allowed | Sequence[Allowed] | None = None,
+    ) -> list[Decision]: ...
+    def route(
+        self,
+        query: str | list[str],
+        policy: Policy | None = None,
+        allowed: Allowed | Sequence[Allowed] | None = None,
     ) -> Decision | list[Decision]:
         """Decides who answers.
 
         Args:
           query: A text, or several.
-          policy: Instead of the router's own.
+          policy: Instead of the router's own; Utility, Budget and Quality as `fit_policy` returns
+            them.
+          allowed: Names of the targets that may answer, for all queries; or a list of names for
+            each of several queries. None for all targets.
 
         Returns:
           A Decision, or a list of them for several texts.
 
         Raises:
-          ValueError: An empty query; a policy that needs prices the router does not know.
+          ValueError: An empty query; a policy that has not been fitted or that needs prices the
+            router does not know; nobody, or an unknown target, may answer.
 
         Example:
           >>> router.route("What is 17 * 23?", policy=Tolerance(0.2)).target
         """
-        if isinstance(query, str):
-            return self._route([query], policy or self.policy)[0]
-        return self._route(query, policy or self.policy)
+        queries = [query] if isinstance(query, str) else query
+        decisions = self._route(queries, policy or self.policy, self._mask(allowed, len(queries)))
+        return decisions[0] if isinstance(query, str) else decisions
 
-    def _route(self, queries: list[str], policy: Policy) -> list[Decision]:
+    def _route(
+        self, queries: list[str], policy: Policy, allowed_NM: np.ndarray | None
+    ) -> list[Decision]:
         if not queries:
             return []
         encoders, features = self.encoders, self.features
@@ -225,9 +256,10 @@ class Router:
             for i, encoder in enumerate(encoders)
         ]
         p_KNM = self.trunk.predict_members(features.apply(states))
-        p_NM, spread_NM = p_KNM.mean(axis=0), p_KNM.std(axis=0)
+        p_NM = self.calibration.apply(p_KNM.mean(axis=0))
+        spread_NM = self.calibration.apply(p_KNM).std(axis=0)
         cost_NM = self.costs.expected(prompts[0].query_tokens_N)
-        choice_N = policy.choose(p_NM, cost_NM)
+        choice_N = policy.choose(p_NM, cost_NM, allowed_NM, queries)
         return [
             Decision(
                 target=self.targets[choice],
@@ -238,6 +270,27 @@ class Router:
             )
             for n, choice in enumerate(choice_N)
         ]
+
+    def _mask(self, allowed: Allowed | Sequence[Allowed] | None, n: int) -> np.ndarray | None:
+        """[n, M] bool of the names of who may answer."""
+        if allowed is None:
+            return None
+        given: list[Any] = list(allowed)
+        lists = [given] * n if all(isinstance(name, str) for name in given) else given
+        if len(lists) != n:
+            raise ValueError(
+                f"allowed: expected names of targets, or a list of names for each of the {n} "
+                f"queries, got {len(lists)} lists"
+            )
+        for names in lists:
+            unknown = [name for name in names if name not in self.targets]
+            if unknown or not len(names):
+                raise ValueError(
+                    f"allowed: expected one or more of {', '.join(self.targets)}, got "
+                    f"{repr(unknown[0]) if unknown else 'none'}"
+                )
+        mask_nM = [[target in names for target in self.targets] for names in lists]
+        return np.array(mask_nM, bool).reshape(n, len(self.targets))
 
     def _by_target(self, value_M: np.ndarray) -> dict[str, Any]:
         values = [None if np.isnan(value) else float(value) for value in value_M]
@@ -270,6 +323,7 @@ class Router:
                 "costs": self.costs.to_json(),
                 "best_single": self.targets[self.best_single],
                 "trunk": self.trunk_config.to_json(),
+                "calibration": self.calibration.to_json(),
                 "training": self.training,
                 "arrays_digest": _digest(arrays),
             },
@@ -318,6 +372,7 @@ class Router:
             TrunkConfig.from_json(value["trunk"]),
             value["training"],
             () if encoder is None else encoder,
+            Calibration.from_json(value["calibration"]),
         )
 
 

@@ -2,7 +2,7 @@
 
 Settings sit one exam: the validation rows that `fit_router` holds out, which also stop training. A
 setting is judged by its ensemble, the mean of its members' sigmoids, as a router uses it. Of many
-settings the best is partly the luckiest: what it is worth shows on other rows (`compare_recipes`).
+settings the best is partly the luckiest: what it is worth shows on other rows (`compare`).
 """
 
 import hashlib

@@ -1,6 +1,7 @@
 """compare: out-of-fold figures of recipes against NumPy and scikit-learn, resumed and refused."""
 
 import dataclasses
+import json
 import types
 
 import numpy as np
@@ -11,7 +12,12 @@ from routerjax import jobs
 from routerjax.features.recipe import Recipe
 from routerjax.features.recipe_flags import parse_recipe, parse_recipes
 from routerjax.routing import compare as compare_lib
-from routerjax.routing.compare import METRICS, compare, comparison_lines
+from routerjax.routing.baselines import BASELINES
+from routerjax.routing.compare import compare
+from routerjax.routing.compare_figures import METRICS
+from routerjax.routing.compare_lines import comparison_lines
+from routerjax.routing.compare_plot import draw
+from routerjax.trunk.calibrate import Calibration
 from routerjax.trunk.config import TrunkConfig
 
 CONFIG = TrunkConfig(seeds=(5, 7), keep=1)
@@ -32,7 +38,8 @@ def trained(make_pool, monkeypatch):
         noisy_NM = np.clip(p_NM + noise * rng.normal(size=p_NM.shape), 0, 1)
         rows = {name: row for row, name in enumerate(data.ids)}
 
-        def predict(stores, ids):
+        def predict(stores, ids, calibrated=True):
+            assert not calibrated
             assert not set(ids) & set(train.ids)
             groups = {data.groups[rows[i]] for i in ids}
             assert not groups & set(train.groups)
@@ -44,6 +51,7 @@ def trained(make_pool, monkeypatch):
             training={"choices": [{"n": len(train)}]},
             features=types.SimpleNamespace(recipe=recipe, width=7),
             predict_store=predict,
+            calibration=Calibration.none(3),
         )
 
     monkeypatch.setattr(compare_lib, "fit_router", fit)
@@ -73,7 +81,7 @@ def test_figures_are_those_of_the_rows_of_all_folds_together(trained):
     assert {config.seeds for config in configs} == {(5, 7), (8, 10)}
     assert {config.split_seed for config in configs} == {42, 43}
     y_NM = data.correct_NM
-    by_seed = {name: [] for name in METRICS}
+    by_seed = {name: [] for name in METRICS if name not in ("accuracy", "cost")}
     fold_N = np.empty(len(data), int)
     for f, (_, test) in enumerate(data.folds(4, 0)):
         fold_N[np.isin(data.ids, test.ids)] = f
@@ -93,8 +101,10 @@ def test_figures_are_those_of_the_rows_of_all_folds_together(trained):
                 gain += y_NM[n, noisy_NM[n].argmax()] - y_NM[n, single]
                 room += y_NM[n].max() - y_NM[n, single]
         by_seed["headroom_captured"].append(gain / room)
-    good, poor, same = found["recipes"]
-    for metric in METRICS:
+    good, poor, same = found["contestants"]
+    assert good["cost"] is None and good["frontier"] is None and draw(found) is None
+    assert 0.4 < poor["accuracy"]["value"] < good["accuracy"]["value"] < 1
+    for metric in by_seed:
         row = poor[metric]
         np.testing.assert_allclose(row["by_seed"], by_seed[metric], atol=1e-5)
         assert row["value"] == pytest.approx(np.mean(by_seed[metric]), abs=1e-5)
@@ -114,10 +124,46 @@ def test_figures_are_those_of_the_rows_of_all_folds_together(trained):
     assert "difference -0." in text and "headroom_captured" in text and "seed sd" in text
 
 
+def test_baselines_compete_and_costs_are_weighed(trained):
+    data, _, _ = trained
+    priced = dataclasses.replace(data, prices_M2=np.array([[1.0, 1], [2, 2], [8, 8]]))
+    tokens_N = np.random.default_rng(0).integers(10, 90, len(data))
+    store = types.SimpleNamespace(
+        identity={"encoder_id": "e"}, query_tokens_N=tokens_N,
+        rows_of=lambda ids: np.array([data.ids.index(name) for name in ids]),
+    )  # fmt: skip
+    names = ("best_single", "cheapest", "oracle", "dataset")
+    contestants = {"good": Recipe.all_layers()} | {name: BASELINES[name] for name in names}
+    found = compare(store, priced, contestants, CONFIG, n_folds=3, draws=100)
+    rows = {row["name"]: row for row in found["contestants"]}
+    assert rows["oracle"]["headroom_captured"]["value"] == pytest.approx(1)
+    assert rows["best_single"]["headroom_captured"]["value"] == pytest.approx(0)
+    at = ~np.isnan(data.correct_NM).any(axis=1)
+    y_nM = data.correct_NM[at]
+    assert rows["cheapest"]["accuracy"]["value"] == pytest.approx(y_nM[:, 0].mean(), abs=1e-6)
+    # 256 output tokens where none were recorded, and the input's own.
+    assert rows["cheapest"]["cost"]["value"] == pytest.approx((tokens_N[at] + 256).mean() * 1e-6)
+    for name in ("best_single", "cheapest"):
+        assert rows[name]["mean_auc"] is None and rows[name]["auc"] is None
+    assert rows["dataset"]["mean_auc"]["value"] > 0.5
+    # All within a dataset are equal to it: nothing is known there.
+    assert rows["dataset"]["mean_within_dataset_auc"]["value"] == pytest.approx(0.5, abs=0.1)
+    # Turning the tolerance up ends at the cheapest; at 0 it is argmax.
+    cost_T, accuracy_T, low_T, high_T = np.array(rows["good"]["frontier"]).T
+    assert accuracy_T[0] == pytest.approx(rows["good"]["accuracy"]["value"])
+    assert cost_T[-1] == pytest.approx(rows["cheapest"]["cost"]["value"])
+    assert (low_T <= accuracy_T).all() and (accuracy_T <= high_T).all()
+    assert rows["good"]["calibration"]["mean_ece"] > 0
+    assert [name for name, _, _ in found["singles"]] == list(data.targets)
+    labels = [text.get_text() for text in draw(found).legends[0].get_texts()]
+    assert {"good", "oracle", "single targets"} <= set(labels)
+    json.dumps(found, allow_nan=False)
+
+
 def test_intervals_are_about_as_wide_as_the_formula_says(trained):
     data, _, _ = trained
     one = dataclasses.replace(data, groups=data.ids)
-    row = compare(STORE, one, {"good": Recipe.all_layers()}, CONFIG, draws=1000)["recipes"][0]
+    row = compare(STORE, one, {"good": Recipe.all_layers()}, CONFIG, draws=1000)["contestants"][0]
     half = (row["mean_auc"]["high"] - row["mean_auc"]["low"]) / 2
     n_right, n_wrong = (np.nanmean(data.correct_NM == k) * 500 for k in (1, 0))
     # Hanley and McNeil (1982) for one target; three targets with a common difficulty are between
@@ -144,7 +190,7 @@ def test_what_is_finished_is_not_done_again(trained, tmp_path):
     found = compare(STORE, data, RECIPES, CONFIG, n_folds=3, n_seeds=2, workdir=tmp_path / "b")
     assert len(trainings) == 24 and found == whole
     # A fit without its JSON, which is written last, is none.
-    json_file = next((tmp_path / "b/recipes").glob("layers-*/seed1-fold2.json"))
+    json_file = next((tmp_path / "b/compare").glob("layers-*/seed1-fold2.json"))
     json_file.unlink()
     found = compare(STORE, data, RECIPES, CONFIG, n_folds=3, n_seeds=2, workdir=tmp_path / "b")
     assert len(trainings) == 25 and found == whole
@@ -172,7 +218,7 @@ def test_a_folder_of_another_comparison_is_refused(trained, tmp_path):
         ((other, data, RECIPES, CONFIG), "stores: there .*'e'.*, here .*'other'"),
         ((STORE, data, RECIPES, config), "trunk: there"),
     ):
-        with pytest.raises(ValueError, match=f"another comparison of recipes; .*{message}"):
+        with pytest.raises(ValueError, match=f"another comparison; .*{message}"):
             compare(*args, **kwargs)
     with pytest.raises(ValueError, match="n_folds: there 2, here 3"):
         compare(STORE, data, RECIPES, CONFIG, **(kwargs | {"n_folds": 3}))
@@ -185,12 +231,12 @@ def test_without_datasets_or_complete_rows(trained):
     bare = dataclasses.replace(data, y_NM=y_NM, datasets=None)
     found = compare(STORE, bare, RECIPES, CONFIG, draws=10)
     assert found["n_complete"] == 0
-    row = found["recipes"][1]
+    row = found["contestants"][1]
     assert row["mean_auc"]["value"] > 0.5
     assert row["mean_within_dataset_auc"] is None and row["headroom_captured"] is None
     assert row["difference"]["headroom_captured"] is None
     assert "  poor  none  difference none" in comparison_lines(found)
-    with pytest.raises(ValueError, match="recipes: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="contestants: expected at least 1, got 0"):
         compare(STORE, data, {}, CONFIG)
 
 

@@ -8,7 +8,12 @@ matplotlib = pytest.importorskip("matplotlib")
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 
 from routerjax.routing.cost_figure import accuracy_against_cost  # noqa: E402
-from routerjax.routing.figures import auc_bars, routed_share, training_curves  # noqa: E402
+from routerjax.routing.figures import (  # noqa: E402
+    auc_bars,
+    reliability_curves,
+    routed_share,
+    training_curves,
+)
 from routerjax.routing.metrics import evaluate_predictions  # noqa: E402
 from routerjax.routing.policy import Argmax, Tolerance  # noqa: E402
 
@@ -21,6 +26,23 @@ def _metrics(make_pool, m=12, policy=None, cost=True, n=300):
     return evaluate_predictions(
         p_NM, data, cost_NM if cost else None, policy=policy or Tolerance(0.1),
         best_single=m - 1, cost_basis="assumed")  # fmt: skip
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_reliability_shows_each_bin_of_each_target(make_pool, before):
+    data, p_NM, _ = make_pool(n=300, m=12)
+    object.__setattr__(data, "targets", tuple(LONG.format(j) for j in range(12)))
+    metrics = evaluate_predictions(
+        p_NM, data, None, policy=Argmax(), best_single=0, cost_basis=None,
+        before_NM=p_NM**2 if before else None)  # fmt: skip
+    figure = reliability_curves(metrics)
+    _assert_nothing_is_cut(figure)
+    assert len(figure.axes) == 1 + before
+    after = figure.axes[-1]
+    assert len(after.lines) == 13  # The diagonal is one.
+    bins_B3 = np.array(metrics["calibration"]["after"]["reliability"][data.targets[4]])
+    np.testing.assert_array_equal(after.lines[5].get_xydata(), bins_B3[:, :2])
+    assert f"{metrics['calibration']['after']['mean_ece']:.3f}" in after.get_title()
 
 
 def _history(epochs=12, members=4):

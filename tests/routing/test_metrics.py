@@ -254,3 +254,19 @@ def test_no_rows_are_refused(by_hand):
     data, p_NM, cost_NM = by_hand
     with pytest.raises(ValueError, match="at least one"):
         _evaluate(data.select([]), p_NM[:0], cost_NM[:0])
+
+
+def test_auc_is_of_what_comes_before_calibration(make_pool):
+    """Calibration that ties all queries of a target costs the decisions, not the AUC."""
+    data, p_NM, cost_NM = make_pool()
+    tied_NM = np.broadcast_to(p_NM.mean(axis=0, keepdims=True), p_NM.shape)
+    plain = _evaluate(data, p_NM, cost_NM)
+    found = _evaluate(data, tied_NM, cost_NM, before_NM=p_NM)
+    for name in ("auc", "mean_auc", "within_dataset_auc"):
+        assert found[name] == plain[name]
+    assert found["per_dataset"][0]["auc"] == plain["per_dataset"][0]["auc"]
+    assert found["calibration"]["before"] == plain["calibration"]["after"]
+    assert found["calibration"]["after"]["mean_ece"] != plain["calibration"]["after"]["mean_ece"]
+    assert max(found["routed_share"].values()) == 1.0
+    with pytest.raises(ValueError, match="before_NM.*the shape of p_NM"):
+        _evaluate(data, p_NM, cost_NM, before_NM=p_NM[:5])

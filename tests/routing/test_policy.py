@@ -1,12 +1,25 @@
 """Policies: ties, limits, what they refuse, how they are written down."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from routerjax.routing.policy import Argmax, Tolerance, cheapest, parse_policy, policy_from_json
+from routerjax.routing.policies_constrained import Mixture
+from routerjax.routing.policy import (
+    Argmax,
+    Budget,
+    Quality,
+    Tolerance,
+    Utility,
+    Value,
+    cheapest,
+    parse_policy,
+    policy_from_json,
+)
 
 
 def _by_hand(p_NM, cost_NM, tau):
@@ -16,6 +29,9 @@ def _by_hand(p_NM, cost_NM, tau):
         near = [m for m in range(len(p_M)) if p_M[m] >= p_M.max() - tau]
         choices.append(min(near, key=lambda m: (cost_M[m], -p_M[m], m)))
     return choices
+
+
+MIXTURE_JSON = {"lam_low": 0.1, "lam_high": 0.2, "share_high": 0.5, "low": 0.0, "high": 1.0}
 
 
 @st.composite
@@ -87,7 +103,11 @@ def test_tolerance_refuses_unknown_costs():
             Tolerance(0.2).choose(p_NM, cost_NM)
 
 
-@pytest.mark.parametrize("policy", [Argmax(), Tolerance(0.3)])
+@pytest.mark.parametrize(
+    "policy",
+    [Argmax(), Tolerance(0.3), Value(1.0), Utility(0.5, (0.0, 1.0)), Utility(1.0),
+     Budget(1.0, Mixture(0.4, 0.5, 0.5, 0.0, 1.0))],
+)  # fmt: skip
 @pytest.mark.parametrize(
     "p, cost, message",
     [
@@ -105,7 +125,7 @@ def test_bad_arrays_are_refused(policy, p, cost, message):
 
 
 def test_no_rows_make_no_choices():
-    for policy in (Argmax(), Tolerance(0.1)):
+    for policy in (Argmax(), Tolerance(0.1), Value(1.0), Utility(0.5, (0, 1))):
         assert policy.choose(np.zeros((0, 3)), np.zeros((0, 3))).shape == (0,)
 
 
@@ -115,10 +135,20 @@ def test_a_tolerance_out_of_range_is_refused(tau):
         Tolerance(tau)
 
 
-@pytest.mark.parametrize("policy", [Argmax(), Tolerance(), Tolerance(0.05), Tolerance(1)])
+MIXTURE = Mixture(0.25, 0.5, 0.125, 0.001, 0.1)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [Argmax(), Tolerance(), Tolerance(0.05), Tolerance(1), Value(0.002), Utility(0.5), Utility(1),
+     Budget(0.01), Quality(0.75), Utility(0.5, (0.001, 0.1)), Budget(0.01, MIXTURE),
+     Quality(0.75, MIXTURE)],
+)  # fmt: skip
 def test_policies_are_read_back(policy):
-    assert policy_from_json(policy.to_json()) == policy
-    assert parse_policy(str(policy)) == policy
+    assert policy_from_json(json.loads(json.dumps(policy.to_json()))) == policy
+    assert type(parse_policy(str(policy))) is type(policy)
+    if getattr(policy, "fitted", None) is None and getattr(policy, "cost_range", None) is None:
+        assert parse_policy(str(policy)) == policy
 
 
 def test_flags():
@@ -127,7 +157,9 @@ def test_flags():
 
 
 @pytest.mark.parametrize("text", ["", "best", "argmax:0.2", "tolerance:", "tolerance:x",
-                                  "tolerance:nan", "tolerance:2", "tolerance:0.1:0.2"])  # fmt: skip
+                                  "tolerance:nan", "tolerance:2", "tolerance:0.1:0.2", "value",
+                                  "value:-1", "value:inf", "utility:1.1", "budget", "budget:0",
+                                  "quality:2", "quality:"])  # fmt: skip
 def test_bad_flags_are_refused(text):
     with pytest.raises(ValueError, match="expected"):
         parse_policy(text)
@@ -136,7 +168,11 @@ def test_bad_flags_are_refused(text):
 @pytest.mark.parametrize(
     "value",
     [None, {}, {"name": "best"}, {"name": "tolerance"}, {"name": "argmax", "tau": 0.2},
-     {"name": "tolerance", "tau": "0.2"}],
+     {"name": "tolerance", "tau": "0.2"}, {"name": "budget", "usd_per_query": 1},
+     {"name": "budget", "usd_per_query": 1, "fitted": {"lam_low": 0}},
+     {"name": "quality", "min_accuracy": 1,
+      "fitted": MIXTURE_JSON | {"share_high": 1.5}},
+     {"name": "utility", "lam": 0.5, "cost_range": [2, 1]}],
 )  # fmt: skip
 def test_bad_json_is_refused(value):
     with pytest.raises(ValueError, match="expected"):

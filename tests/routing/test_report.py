@@ -91,7 +91,7 @@ def test_all_parts_are_there(make_pool, tmp_path):
         data_summary=["600 queries of 4 targets"], config={"seed": 0, "versions": {"jax": "0.10"}},
     )  # fmt: skip
     parser, text = _read(tmp_path)
-    assert len(parser.addresses) == 5  # cost, AUC, shares, probes, training
+    assert len(parser.addresses) == 6  # cost, AUC, reliability, shares, probes, training
     for expected in (
         "Routing a pool",
         f"{metrics['router_accuracy']:.1%}",
@@ -109,6 +109,8 @@ def test_all_parts_are_there(make_pool, tmp_path):
         "600 queries of 4 targets",
         "versions.jax",
         "2 of 3 members are kept",
+        f"{metrics['calibration']['after']['mean_ece_floor']:.3f}",
+        "Before: – (no probabilities before calibration were given)",
     ):
         assert expected in text, expected
 
@@ -136,7 +138,7 @@ def test_a_sweep_is_shown_with_its_controls(make_pool, tmp_path):
     table = sweep(store, data, (4, 8), draws=50, controls=("dataset", "transfer", "shuffled"))
     write_report(tmp_path, title="t", metrics=_metrics(make_pool), sweep=table)
     parser, text = _read(tmp_path)
-    assert len(parser.addresses) == 5  # cost, AUC, shares, sweep, evidence
+    assert len(parser.addresses) == 6  # cost, AUC, reliability, shares, sweep, evidence
     best = table.best("<clear>")
     assert best.layer == 2
     for expected in (
@@ -176,7 +178,7 @@ def test_nulls_show_a_dash_with_the_reason(make_pool, tmp_path, m):
     metrics = _metrics(make_pool, Argmax(), cost=False, m=m)
     write_report(tmp_path, title="t", metrics=metrics)
     parser, text = _read(tmp_path)
-    assert len(parser.addresses) == 2  # no picture of costs
+    assert len(parser.addresses) == 3  # no picture of costs
     assert "Costs and savings: – (the targets' prices are unknown)" in text
     assert "No saving can be told: the targets' prices are unknown" in text
     assert m > 1 or "Near misses: – (there is only one target)" in text

@@ -12,10 +12,13 @@ from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extract import extract
 from routerjax.features.blocks import read_rows
 from routerjax.features.recipe import Recipe
+from routerjax.probes.auc import auc_per_target
 from routerjax.probes.select import select
-from routerjax.routing.fit import evaluate, fit_router
-from routerjax.routing.policy import Argmax, Tolerance
+from routerjax.routing.fit import evaluate, fit_policy, fit_router
+from routerjax.routing.policy import Argmax, Budget, Tolerance
+from routerjax.routing.reliability import expected_calibration_error
 from routerjax.routing.router import Router
+from routerjax.trunk.calibrate import Calibration, Curve, fit_calibration
 from routerjax.trunk.config import TrunkConfig
 
 CONFIG = TrunkConfig(hidden=(16, 8), batch_size=128, epochs=8, seeds=(1, 2, 3), keep=2)
@@ -74,6 +77,38 @@ def test_the_policy_of_a_call_goes_before_the_routers_own(router):
     assert router.route("abc").policy == {"name": "argmax"}
 
 
+def test_only_allowed_targets_answer(router):
+    queries = ["abc def?", "jjj"]
+    assert router.route("abc", allowed=["dear"]).target == "dear"
+    routed = router.route(queries, allowed=["dear", "middle"])
+    for decision in routed:
+        p = decision.probabilities
+        assert decision.target == max(("dear", "middle"), key=p.get)
+    routed = router.route(queries, allowed=[["dear"], ["cheap", "middle"]], policy=Tolerance(1.0))
+    assert [decision.target for decision in routed] == ["dear", "cheap"]
+    for allowed, message in ((["best"], "'best'"), ([], "none"), ([["dear"]], "2 queries, got 1")):
+        with pytest.raises(ValueError, match=f"allowed: .*{message}"):
+            router.route(queries, allowed=allowed)
+
+
+def test_a_policy_is_fitted_with_the_router_or_after_it(router, parts, tmp_path):
+    """On the tiny pool every answer has 256 tokens: costs are those of the prices, nearly."""
+    store, test, train = parts
+    usd = 0.0008
+    with pytest.raises(ValueError, match=r"budget:0.0008 has not been fitted.*fit_policy"):
+        router.route("abc", policy=Budget(usd))
+    own = fit_router(store, train, Recipe.all_layers(pca_dim=20), CONFIG, policy=Budget(usd))
+    val, _ = train.split(CONFIG.val_fraction, CONFIG.split_seed)
+    after = fit_policy(Budget(usd), router, store, val)
+    assert own.policy == after and after.fitted is not None
+    assert evaluate(own, store, val)["cost_router"] == pytest.approx(usd, rel=0.03)
+    own.save(tmp_path / "router")
+    assert Router.load(tmp_path / "router").policy == own.policy
+    assert fit_policy(Tolerance(0.1), router, store, test) == Tolerance(0.1)
+    with pytest.raises(ValueError, match="cannot be held.*USD per query can be reached"):
+        fit_policy(Budget(1e-6), router, store, val)
+
+
 def test_saved_and_loaded_it_decides_the_same(router, tmp_path, tiny_data):
     router.save(tmp_path / "router")
     queries = list(tiny_data.queries[:20])
@@ -84,6 +119,69 @@ def test_saved_and_loaded_it_decides_the_same(router, tmp_path, tiny_data):
     assert Router.load(tmp_path / "router").policy == Argmax()
 
 
+def test_calibration_is_saved_and_leaves_the_ranking(router, parts, tmp_path):
+    store, test, train = parts
+    assert router.training["calibration_rows"] == "validation"
+    assert router.training["n_calibration"] == router.training["n_validation"]
+    curve = Curve("platt", 2.0, -1.0)
+    router = Router(
+        router.features, router.trunk, router.targets, router.costs, router.policy,
+        router.best_single, router.encoder_identities, router.trunk_config, router.training,
+        calibration=Calibration((curve, Curve("none"), Curve("none"))),
+    )  # fmt: skip
+    router.save(tmp_path / "router")
+    again = Router.load(tmp_path / "router")
+    before_NM = again.predict_store(store, test.ids, calibrated=False)
+    after_NM = again.predict_store(store, test.ids)
+    np.testing.assert_array_equal(after_NM[:, 0], curve.apply(before_NM[:, 0]).astype(np.float32))
+    np.testing.assert_array_equal(after_NM[:, 1:], before_NM[:, 1:])
+    metrics = evaluate(again, store, test)
+    assert metrics["auc"]["cheap"] == auc_per_target(before_NM, test.correct_NM)[0]
+    found = metrics["calibration"]
+    seen_N = ~np.isnan(test.y_NM[:, 0])
+    for side, p_NM in (("before", before_NM), ("after", after_NM)):
+        ece = expected_calibration_error(p_NM[seen_N, 0].astype(float), test.y_NM[seen_N, 0])
+        assert found[side]["ece"]["cheap"] == ece
+    assert found["before"]["ece"]["cheap"] != found["after"]["ece"]["cheap"]
+    assert found["after"]["ece"]["dear"] == found["before"]["ece"]["dear"]
+    decision = again.route("abc def?")
+    p_KM = again.trunk.predict_members(_features(again, "abc def?"))[:, 0]
+    p_M = again.calibration.apply(p_KM.mean(axis=0)[None])[0]
+    spread_M = again.calibration.apply(p_KM).std(axis=0)
+    np.testing.assert_allclose(list(decision.probabilities.values()), p_M, atol=1e-6)
+    np.testing.assert_allclose(list(decision.spreads.values()), spread_M, atol=1e-6)
+
+
+def _features(router, query):
+    encoder, features = router.encoders[0], router.features
+    prompts = encoder.prompter([query])
+    states = encoder.capture_prompts(prompts, features.layers(0), features.poolings(0))
+    return features.apply([states])
+
+
+def test_calibration_out_of_fold_is_of_all_rows(parts):
+    store, _, train = parts
+    some = train.select(range(600))
+    recipe = Recipe.all_layers(pca_dim=10)
+    router = fit_router(store, some, recipe, CONFIG, calibration_folds=2)
+    assert router.training["calibration_rows"] == "out of fold"
+    assert router.training["n_calibration"] == 600
+    seen_M = (~np.isnan(some.y_NM)).sum(axis=0).tolist()
+    assert [curve.n for curve in router.calibration.curves] == seen_M
+    # By networks that had not seen them.
+    first, second = some.folds(2, CONFIG.split_seed)
+    p_NM = np.concatenate([
+        fit_router(store, fit, recipe, CONFIG).predict_store(store, test.ids, calibrated=False)
+        for fit, test in (first, second)
+    ])  # fmt: skip
+    rows = some.select(first[1].ids + second[1].ids)
+    order = [rows.ids.index(name) for name in some.ids]
+    expected = fit_calibration(p_NM[order], some.correct_NM, some.groups)
+    assert router.calibration == expected
+    with pytest.raises(ValueError, match="calibration_folds: expected 0 or at least 2, got 1"):
+        fit_router(store, some, recipe, CONFIG, calibration_folds=1)
+
+
 def test_half_a_router_is_refused(router, tmp_path):
     router.save(tmp_path / "router")
     (tmp_path / "router/router.json").rename(tmp_path / "kept.json")
@@ -91,7 +189,7 @@ def test_half_a_router_is_refused(router, tmp_path):
         Router.load(tmp_path / "router")
     value = json.loads((tmp_path / "kept.json").read_text())
     for change, message in (
-        ({"schema_version": 99}, "schema version 2"),
+        ({"schema_version": 99}, "schema version 3"),
         ({"arrays_digest": "0"}, "not what router.json was written with"),
     ):
         (tmp_path / "router/router.json").write_text(json.dumps(value | change))

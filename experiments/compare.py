@@ -1,12 +1,13 @@
-"""What recipes are worth: each chosen, fitted and trained inside outer folds, judged outside.
+"""What routers and baselines are worth: each chosen, fitted and trained inside outer folds.
 
-    python -m experiments.compare_recipes --workdir=runs/a --data=train.jsonl --store=runs/a/store \
+    python -m experiments.compare --workdir=runs/a --data=train.jsonl --store=runs/a/store \
         --recipes=all_layers,layers:6,greedy:3,per_target:cv_auc --seeds=3
 
 A recipe is KIND[:DETAIL][@POOLING+POOLING][/PCA_DIM]: layers:3+4-6@last, greedy:3/100,
-per_target:fisher@last+mean; without the last two --pooling and --pca_dim count. The first recipe is
-what the others are compared with. Writes recipes.json; finished fits lie in recipes/, and the same
-command, or one with further recipes or seeds, does only what is missing.
+per_target:fisher@last+mean; without the last two --pooling and --pca_dim count. The first is
+what the others are compared with; --baselines (or all) join. Writes compare.json and compare.png;
+finished fits lie in compare/, and the same command, or one with further contestants or seeds, does
+only what is missing.
 """
 
 import dataclasses
@@ -21,6 +22,9 @@ options.define(
     required=("workdir", "data", "store"),
 )  # fmt: skip
 flags.DEFINE_string("recipes", "all_layers,per_target:cv_auc", "Recipes, separated by commas.")
+flags.DEFINE_list("baselines", [], "all, or some of: best_single, random, cheapest, oracle, "
+                  "dataset, knn, knn_all_layers, logistic, logistic_all_layers, mlp, "
+                  "matrix_factorisation.")  # fmt: skip
 flags.DEFINE_integer("folds", 5, "Outer folds; groups stay together.", 2)
 flags.DEFINE_integer("seeds", 1, "Trainings of each recipe in each fold.", 1)
 flags.DEFINE_integer("draws", 1000, "Bootstrap draws behind the intervals.", 1)
@@ -41,6 +45,7 @@ class Config:
     keep: int
     epochs: int
     recipes: str
+    baselines: list[str]
     folds: int
     seeds: int
     draws: int
@@ -49,15 +54,23 @@ class Config:
 def main() -> None:
     """Fits what is missing and prints the comparison."""
     config = options.read(Config)
-    recipes = rj.parse_recipes(config.recipes, config.pooling, config.pca_dim)
+    contestants: dict[str, rj.Recipe | rj.Baseline] = {}
+    contestants |= rj.parse_recipes(config.recipes, config.pooling, config.pca_dim)
+    names = rj.BASELINES if config.baselines == ["all"] else config.baselines
+    unknown = [name for name in names if name not in rj.BASELINES]
+    if unknown:
+        raise ValueError(
+            f"--baselines: expected all or some of {', '.join(rj.BASELINES)}, got {unknown[0]!r}"
+        )
+    contestants |= {name: rj.BASELINES[name] for name in names}
     data, _ = options.read_data(config)
     stores = options.open_stores(config.store)
     folder = rj.Folder(config.workdir)
     rj.jobs.write_config(folder, config)
-    found = rj.compare_recipes(
+    found = rj.compare(
         stores,
         data,
-        recipes,
+        contestants,
         options.trunk_config(config),
         n_folds=config.folds,
         n_seeds=config.seeds,
@@ -65,7 +78,7 @@ def main() -> None:
         seed=config.seed,
         workdir=folder,
     )
-    folder.write_json("recipes.json", found)
+    rj.save_comparison(found, folder)
     print("\n".join(rj.comparison_lines(found)))
 
 

@@ -1,0 +1,205 @@
+"""The figures of a comparison: from out-of-fold predictions to values, replicates and frontiers."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from routerjax.data.dataset import RoutingDataset
+from routerjax.probes.auc_draws import AucDraws, auc_draws, within_auc_draws
+from routerjax.probes.bootstrap import group_weights, reverse_percentile
+from routerjax.routing.frontier import take
+from routerjax.routing.intervals import LEVEL
+from routerjax.routing.metrics import TOLERANCES
+from routerjax.routing.policy import Argmax, Tolerance
+from routerjax.routing.reliability import calibrated_floor, expected_calibration_error
+
+METRICS = ("mean_auc", "mean_within_dataset_auc", "headroom_captured", "accuracy", "cost")
+
+# (value [R, K], replicates [B, R, K]) of one metric.
+Figure = tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Found:
+    """Out-of-fold predictions of R contestants with K seeds; filled in fold by fold.
+
+    Attributes:
+      p_RKNM: [R, K, N, M] P(correct) as a policy sees it.
+      before_RKNM: [R, K, N, M] the same before calibration, by which AUC ranks.
+      single_RKN: [R, K, N] the best single target by the training rows of the row's fold.
+      expected_NM: [N, M] USD per query as known before the answer; NaN where unknown.
+      paid_NM: [N, M] USD per query as paid; NaN where unknown.
+    """
+
+    p_RKNM: np.ndarray
+    before_RKNM: np.ndarray
+    single_RKN: np.ndarray
+    expected_NM: np.ndarray
+    paid_NM: np.ndarray
+
+    @classmethod
+    def empty(cls, n_contestants: int, n_seeds: int, data: RoutingDataset) -> "Found":
+        """Nothing found yet."""
+        shape = (n_contestants, n_seeds, *data.y_NM.shape)
+        p_RKNM, before_RKNM = (np.full(shape, np.nan, np.float32) for _ in range(2))
+        expected_NM, paid_NM = (np.full(shape[2:], np.nan) for _ in range(2))
+        return cls(p_RKNM, before_RKNM, np.zeros(shape[:3], np.int64), expected_NM, paid_NM)
+
+
+class Figures(NamedTuple):
+    """What `compare` reports.
+
+    Attributes:
+      of: The figure of each of METRICS.
+      auc_RKM: [R, K, M] AUC of each target.
+      calibration: Of each contestant {"mean_ece", "mean_ece_floor"}, means over targets and seeds,
+        of calibrated probabilities; None where it estimates none.
+      frontier: Of each contestant [T, 4] cost, accuracy, and its interval's ends; None without
+        prices.
+      singles: (name, cost, accuracy) of each target; empty without prices.
+    """
+
+    of: dict[str, Figure]
+    auc_RKM: np.ndarray
+    calibration: list[dict[str, float] | None]
+    frontier: list[list[list[float]] | None]
+    singles: list[tuple[str, float, float]]
+
+
+def figures_of(
+    found: Found, probabilistic_R: Sequence[bool], data: RoutingDataset, draws: int, seed: int
+) -> Figures:
+    """All figures.
+
+    Args:
+      found: The predictions.
+      probabilistic_R: [R] whether a contestant's numbers are probabilities.
+      data: Their outcomes.
+      draws: B.
+      seed: Of the draws.
+    """
+    n_contestants, n_seeds, _, n_targets = found.p_RKNM.shape
+    shape_RKM = (n_contestants, n_seeds, n_targets)
+    weight_BN = group_weights(data.groups, draws, seed)
+    correct_NM = np.asarray(data.correct_NM, np.float64)
+    score_NQ = np.moveaxis(found.before_RKNM, 2, 0).reshape(len(data), -1)
+    y_NQ = np.tile(correct_NM, (1, n_contestants * n_seeds))
+    together_N = np.zeros(len(data), np.int64)  # Rows of all folds are judged as one.
+    aucs = auc_draws(score_NQ, y_NQ, together_N, 1, weight_BN)
+    of: dict[str, Figure] = {"mean_auc": _over_targets(aucs, shape_RKM)}
+    if data.datasets is None:
+        none_BRK = np.full((draws, n_contestants, n_seeds), np.nan)
+        of["mean_within_dataset_auc"] = none_BRK[0], none_BRK
+    else:
+        names, dataset_N = np.unique(np.asarray(data.datasets, str), return_inverse=True)
+        within = within_auc_draws(score_NQ, y_NQ, together_N, 1, dataset_N, len(names), weight_BN)
+        of["mean_within_dataset_auc"] = _over_targets(within, shape_RKM)
+    for value_RK, draws_BRK in of.values():
+        # A number that only ranks targets has no AUC over queries.
+        value_RK[~np.asarray(probabilistic_R)] = np.nan
+        draws_BRK[:, ~np.asarray(probabilistic_R)] = np.nan
+    complete_N = ~np.isnan(correct_NM).any(axis=1)
+    gain_RKN, room_RKN, right_RKN, paid_RKN = np.zeros((4, *found.single_RKN.shape))
+    for r, k in np.ndindex(n_contestants, n_seeds):
+        choice_N = Argmax().choose(found.p_RKNM[r, k], found.expected_NM)
+        right_N, paid_N = take(correct_NM, choice_N), take(found.paid_NM, choice_N)
+        single_N = take(correct_NM, found.single_RKN[r, k])
+        gain_RKN[r, k] = np.where(complete_N, right_N - single_N, 0.0)
+        room_RKN[r, k] = np.where(complete_N, correct_NM.max(axis=1) - single_N, 0.0)
+        right_RKN[r, k] = np.where(complete_N, right_N, 0.0)
+        paid_RKN[r, k] = np.where(complete_N, paid_N, 0.0)
+    ones_RKN = np.broadcast_to(complete_N.astype(np.float64), gain_RKN.shape)
+    for metric, above, below in (
+        ("headroom_captured", gain_RKN, room_RKN),
+        ("accuracy", right_RKN, ones_RKN),
+        ("cost", paid_RKN, ones_RKN),
+    ):
+        value_RK = _ratio(above.sum(axis=2), below.sum(axis=2))
+        sums = (np.tensordot(weight_BN, a_RKN, axes=(1, 2)) for a_RKN in (above, below))
+        of[metric] = value_RK, _ratio(*sums)
+    calibration = [
+        _calibration(found.p_RKNM[r], correct_NM) if probabilistic else None
+        for r, probabilistic in enumerate(probabilistic_R)
+    ]
+    priced = np.isfinite(found.paid_NM).all() and np.isfinite(found.expected_NM).all()
+    frontier: list[Any] = [None] * n_contestants
+    singles: list[tuple[str, float, float]] = []
+    if priced and complete_N.any():
+        at = np.flatnonzero(complete_N)
+        frontier = [_frontier(found, r, correct_NM, at, weight_BN) for r in range(n_contestants)]
+        singles = [
+            (name, float(found.paid_NM[at, m].mean()), float(correct_NM[at, m].mean()))
+            for m, name in enumerate(data.targets)
+        ]
+    return Figures(of, aucs.value_Q.reshape(shape_RKM), calibration, frontier, singles)
+
+
+def summary(figure: Figure, r: int, against: int | None = None) -> dict[str, Any] | None:
+    """Value, interval and spread over seeds of a contestant's figure, or of its lead over another.
+
+    Args:
+      figure: Of one metric.
+      r: The contestant.
+      against: Another, or None.
+    """
+    value_RK, draws_BRK = figure
+    value_K, draws_BK = value_RK[r], draws_BRK[:, r]
+    if against is not None:
+        value_K, draws_BK = value_K - value_RK[against], draws_BK - draws_BRK[:, against]
+    if not np.isfinite(value_K).all():
+        return None
+    low, high = reverse_percentile(value_K.mean(), draws_BK.mean(axis=1), LEVEL)
+    return {
+        "value": float(value_K.mean()),
+        "low": float(low),
+        "high": float(high),
+        "seed_sd": float(value_K.std(ddof=1)) if len(value_K) > 1 else None,
+        "by_seed": value_K.tolist(),
+    }
+
+
+def _frontier(
+    found: Found, r: int, correct_NM: np.ndarray, at: np.ndarray, weight_BN: np.ndarray
+) -> list[list[float]]:
+    """Where the tolerance policy lands, means over seeds, with the interval of the accuracy."""
+    weight_Bn = np.asarray(weight_BN, np.float64)[:, at]
+    points = []
+    for tau in TOLERANCES:
+        right_n, paid_n = np.zeros((2, len(at)))
+        for p_NM in found.p_RKNM[r]:
+            choice_n = Tolerance(tau).choose(p_NM[at], found.expected_NM[at])
+            right_n += take(correct_NM[at], choice_n) / len(found.p_RKNM[r])
+            paid_n += take(found.paid_NM[at], choice_n) / len(found.p_RKNM[r])
+        draws_B = (weight_Bn @ right_n) / weight_Bn.sum(axis=1)
+        low, high = reverse_percentile(right_n.mean(), draws_B, LEVEL)
+        points.append([float(v) for v in (paid_n.mean(), right_n.mean(), low, high)])
+    return points
+
+
+def _calibration(p_KNM: np.ndarray, correct_NM: np.ndarray) -> dict[str, float]:
+    ece, floor = [], []
+    for p_NM in p_KNM:
+        for p_N, y_N in zip(p_NM.T, correct_NM.T, strict=True):
+            seen_N = ~np.isnan(y_N)
+            if seen_N.any():
+                p_n = p_N[seen_N].astype(np.float64)
+                ece.append(expected_calibration_error(p_n, y_N[seen_N]))
+                floor.append(calibrated_floor(p_n))
+    return {"mean_ece": float(np.mean(ece)), "mean_ece_floor": float(np.mean(floor))}
+
+
+def _over_targets(found: AucDraws, shape_RKM: tuple[int, ...]) -> Figure:
+    """Means over the targets that have an AUC in every contestant and seed that has any."""
+    value_RKM = found.value_Q.reshape(shape_RKM).astype(np.float64)
+    draws_BRKM = found.draws_BQ.reshape(-1, *shape_RKM)
+    some_R = np.isfinite(value_RKM).any(axis=(1, 2))
+    known_M = np.isfinite(value_RKM[some_R]).all(axis=(0, 1)) if some_R.any() else np.zeros(1, bool)
+    if not known_M.any():
+        return np.full(shape_RKM[:2], np.nan), np.full(draws_BRKM.shape[:3], np.nan)
+    return value_RKM[:, :, known_M].mean(axis=2), draws_BRKM[..., known_M].mean(axis=3)
+
+
+def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.divide(a, b, out=np.full(np.shape(a), np.nan), where=b > 0)

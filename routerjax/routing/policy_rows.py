@@ -1,0 +1,156 @@
+"""What every policy works on: checked arrays of P(correct), cost and who may answer."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PolicyRows:
+    """Checked rows.
+
+    Attributes:
+      p_NM: [N, M] float64 P(correct).
+      cost_NM: [N, M] float64 expected USD per query, infinite where unknown.
+      allowed_NM: [N, M] bool, who may answer; at least one in each row.
+    """
+
+    p_NM: np.ndarray
+    cost_NM: np.ndarray
+    allowed_NM: np.ndarray
+
+    @classmethod
+    def checked(
+        cls,
+        p_NM: np.ndarray,
+        cost_NM: np.ndarray | None,
+        allowed_NM: np.ndarray | None = None,
+    ) -> "PolicyRows":
+        """The arguments of `Policy.choose`, looked through.
+
+        Raises:
+          ValueError: A probability is NaN or outside [0, 1], a cost negative, the shapes differ, or
+            nobody is allowed to answer a query.
+        """
+        p_NM = check_probabilities(p_NM)
+        if cost_NM is None:
+            cost_NM = np.full(p_NM.shape, np.inf)
+        cost_NM = np.asarray(cost_NM, np.float64)
+        if cost_NM.shape != p_NM.shape:
+            raise ValueError(
+                f"cost_NM, USD per query of each target: expected the shape of p_NM, {p_NM.shape}, "
+                f"got {cost_NM.shape}"
+            )
+        if (cost_NM < 0).any():
+            raise ValueError(
+                f"cost_NM, USD per query of each target: expected numbers >= 0, got {cost_NM.min()}"
+            )
+        cost_NM = np.where(np.isnan(cost_NM), np.inf, cost_NM)
+        return cls(p_NM, cost_NM, _check_allowed(allowed_NM, p_NM.shape))
+
+    def refuse_unknown_costs(self, name: str) -> None:
+        """Refuses rows on which a policy that compares costs would be blind.
+
+        Args:
+          name: Of the policy.
+
+        Raises:
+          ValueError: A target that may answer has no cost; names all of them.
+        """
+        unknown_M = (np.isinf(self.cost_NM) & self.allowed_NM).any(axis=0)
+        if unknown_M.any():
+            raise ValueError(
+                f"cost_NM: the {name} policy compares costs, but those of targets "
+                f"{np.flatnonzero(unknown_M).tolist()} (counted from 0) are unknown: give every "
+                f"target a price in pool.json, or use the argmax policy"
+            )
+
+    def best(self, score_NM: np.ndarray) -> np.ndarray:
+        """[N] int64 the allowed target of the largest score; ties as in `cheapest`."""
+        score_NM = np.where(self.allowed_NM, score_NM, -np.inf)
+        return cheapest(score_NM == score_NM.max(axis=1, keepdims=True), self.cost_NM, self.p_NM)
+
+
+def cheapest(
+    eligible_NM: np.ndarray, cost_NM: np.ndarray, p_NM: np.ndarray | None = None
+) -> np.ndarray:
+    """The cheapest eligible target of each row; of equal costs the most probable, then the first.
+
+    Args:
+      eligible_NM: [N, M] bool, at least one of each row.
+      cost_NM: [N, M] any unit; infinite where unknown.
+      p_NM: [N, M] probabilities; None where only the order of the targets shall break ties.
+
+    Returns:
+      [N] int64 indices of targets.
+    """
+    cost_NM = np.where(eligible_NM, cost_NM, np.inf)
+    best_NM = eligible_NM & (cost_NM == cost_NM.min(axis=1, keepdims=True))
+    return (best_NM if p_NM is None else np.where(best_NM, p_NM, -np.inf)).argmax(axis=1)
+
+
+def check_probabilities(p_NM: np.ndarray) -> np.ndarray:
+    """`p_NM` as float64 [N, M].
+
+    Raises:
+      ValueError: It has another rank, no targets, NaN, or values outside [0, 1].
+    """
+    p_NM = np.asarray(p_NM, np.float64)
+    if p_NM.ndim != 2 or p_NM.shape[1] == 0:
+        raise ValueError(
+            f"p_NM, P(correct) of each query and target: expected shape [N, M] with M >= 1, got "
+            f"{p_NM.shape}"
+        )
+    # A mean of float32 sigmoids may round to just past 1.
+    bad_NM = ~((p_NM >= -1e-6) & (p_NM <= 1 + 1e-6))
+    if bad_NM.any():
+        n, m = np.argwhere(bad_NM)[0]
+        raise ValueError(
+            f"p_NM, P(correct) of each query and target: expected numbers in [0, 1], got "
+            f"{p_NM[n, m]} for query {n}, target {m} (and {bad_NM.sum() - 1} more); NaN comes from "
+            f"features or weights that are not finite, other values from logits without a sigmoid"
+        )
+    return p_NM
+
+
+def coins(keys: Sequence[str] | None, n: int) -> np.ndarray:
+    """A number in [0, 1) for each query, a function of its key alone (BLAKE2b).
+
+    A policy that mixes two settings compares it with their shares. The same query is decided alike
+    today and tomorrow, alone and among others, and no generator has to be carried along.
+
+    Args:
+      keys: [n] what identifies each query, such as its text; None takes the rows' numbers.
+      n: Number of queries.
+
+    Returns:
+      [n] float64.
+
+    Raises:
+      ValueError: There is another number of keys.
+    """
+    keys = [str(i) for i in range(n)] if keys is None else keys
+    if len(keys) != n:
+        raise ValueError(f"keys: expected one for each of the {n} queries, got {len(keys)}")
+    digests = b"".join(hashlib.blake2b(key.encode(), digest_size=4).digest() for key in keys)
+    return np.frombuffer(digests, "<u4") / 2.0**32
+
+
+def _check_allowed(allowed_NM: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+    if allowed_NM is None:
+        return np.ones(shape, bool)
+    allowed_NM = np.asarray(allowed_NM)
+    if allowed_NM.shape != shape or allowed_NM.dtype != bool:
+        raise ValueError(
+            f"allowed_NM, who may answer each query: expected bool of the shape of p_NM, {shape}, "
+            f"got {allowed_NM.dtype} of shape {allowed_NM.shape}"
+        )
+    nobody_N = ~allowed_NM.any(axis=1)
+    if nobody_N.any():
+        raise ValueError(
+            f"allowed_NM, who may answer each query: expected at least one target for each, got "
+            f"none for query {np.flatnonzero(nobody_N)[0]} (and {nobody_N.sum() - 1} more)"
+        )
+    return allowed_NM
