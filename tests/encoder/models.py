@@ -5,6 +5,7 @@ golden files run without torch.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -149,17 +150,18 @@ def load(folder: pathlib.Path, dtype=jnp.float32, **changes) -> Loaded:
 def our_states(encoder: Loaded, tokens_BT: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
     """[L, B, T, D] hidden states of every token, by a plain loop over the blocks."""
     model = nnx.merge(encoder.graphdef, encoder.params)
-    block_def, stacked = nnx.split(model.blocks)
+    stacks = [nnx.split(stack) for stack in model.blocks]
 
-    @jax.jit
-    def apply_block(weights, i, x_BTD, batch):
-        return model.apply_block(nnx.merge(block_def, weights), i, x_BTD, batch)
+    @functools.partial(jax.jit, static_argnames="s")
+    def apply_block(weights, i, x_BTD, batch, s):
+        return model.apply_block(nnx.merge(stacks[s][0], weights), i, x_BTD, batch)
 
     x_BTD, batch = jax.jit(model.start)(tokens_BT, lengths_B)
     states = [x_BTD]
     for i in range(encoder.config.n_layers):
-        weights = jax.tree.map(lambda stack, i=i: stack[i], stacked)
-        x_BTD = apply_block(weights, i, x_BTD, batch)
+        group, s = divmod(i, len(stacks))
+        weights = jax.tree.map(lambda stack, group=group: stack[group], stacks[s][1])
+        x_BTD = apply_block(weights, i, x_BTD, batch, s)
         states.append(x_BTD)
     states[-1] = jax.jit(model.finish)(x_BTD)
     return np.stack(states)

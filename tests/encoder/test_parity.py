@@ -12,6 +12,7 @@ import pytest
 from routerjax.encoder.capture import POOLINGS, capture
 from routerjax.encoder.config import FULL_ATTENTION, EncoderConfig
 from routerjax.encoder.decoder import ACTIVATIONS
+from routerjax.encoder.rope import Rope
 from tests.encoder import models
 
 TOLERANCE = 1e-4  # of the largest absolute value of each hidden state
@@ -70,9 +71,9 @@ def test_capture_pools_the_golden_states(golden, name):
 @pytest.mark.parametrize(
     "name, changes",
     [
-        ("llama", {"rope_theta": 500.0}),
+        ("llama", {"ropes": (Rope(500.0, 8),)}),
         ("llama", {"norm_eps": 1e-2}),
-        ("llama_rope", {"rope_scaling": None}),
+        ("llama_rope", {"ropes": (Rope(10000.0, 8),)}),
         ("mistral", {"windows": (FULL_ATTENTION,) * 3}),
         ("mistral", {"windows": (6, 6, 6)}),
         ("qwen2", {"windows": (6, 6, 6)}),
