@@ -35,6 +35,47 @@ _BERT = {
     "blocks/down": "encoder.layer.{i}.output.dense",
     "blocks/ffn_norm": "encoder.layer.{i}.output.LayerNorm",
 }
-KEY_TABLES: dict[str, dict[str, str]] = {"bert": _BERT} | dict.fromkeys(
-    ("llama", "mistral", "qwen2", "qwen3"), _DECODER
-)
+_POST_NORMS = _DECODER | {
+    "blocks/attention_post_norm": "layers.{i}.post_attention_layernorm",
+    "blocks/ffn_norm": "layers.{i}.pre_feedforward_layernorm",
+    "blocks/ffn_post_norm": "layers.{i}.post_feedforward_layernorm",
+}
+_PHI3 = _DECODER | {
+    "blocks/attention/q": "layers.{i}.self_attn.qkv_proj",
+    "blocks/attention/k": "layers.{i}.self_attn.qkv_proj",
+    "blocks/attention/v": "layers.{i}.self_attn.qkv_proj",
+    "blocks/ffn/gate": "layers.{i}.mlp.gate_up_proj",
+    "blocks/ffn/up": "layers.{i}.mlp.gate_up_proj",
+}
+_MODERNBERT = {
+    "embed": "embeddings.tok_embeddings",
+    "embed_norm": "embeddings.norm",
+    "blocks/attention_norm": "layers.{i}.attn_norm",
+    "blocks/attention/q": "layers.{i}.attn.Wqkv",
+    "blocks/attention/k": "layers.{i}.attn.Wqkv",
+    "blocks/attention/v": "layers.{i}.attn.Wqkv",
+    "blocks/attention/o": "layers.{i}.attn.Wo",
+    "blocks/ffn_norm": "layers.{i}.mlp_norm",
+    "blocks/ffn/gate": "layers.{i}.mlp.Wi",
+    "blocks/ffn/up": "layers.{i}.mlp.Wi",
+    "blocks/ffn/down": "layers.{i}.mlp.Wo",
+    "norm": "final_norm",
+}
+KEY_TABLES: dict[str, dict[str, str]] = {
+    "bert": _BERT,
+    "gemma2": _POST_NORMS,
+    "gemma3": _POST_NORMS,
+    "llama": _DECODER,
+    "ministral": _DECODER,
+    "ministral3": _DECODER,
+    "mistral": _DECODER,
+    "modernbert": _MODERNBERT,
+    "olmo2": _POST_NORMS,
+    "olmo3": _POST_NORMS,
+    "phi3": _PHI3,
+    "qwen2": _DECODER,
+    "qwen3": _DECODER,
+    "roberta": _BERT,
+    "smollm3": _DECODER,
+    "xlm-roberta": _BERT,
+}

@@ -41,6 +41,38 @@ _LLAMA3 = {
     "original_max_position_embeddings": 12,
 }
 
+# Half the size, for the many families whose golden files lie beside each other.
+_SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 96,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+_FLAT = {"num_hidden_layers": 2}
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+# Of a head's four pairs one is kept, two are blended and one is slowed; prompts go beyond 12.
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 12,
+    "beta_fast": 1.0,
+    "beta_slow": 0.15,
+}
+_LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 100.0,
+    "short_factor": [1.0, 1.1, 1.3],
+    "long_factor": [1.5, 3.0, 6.0],
+    "partial_rotary_factor": 0.75,
+}
+
 # name -> (model_type, config). Every window is shorter than the prompts; each family's switches
 # (grouped heads, tied embeddings, biases, head width) are on in one variant and off in another.
 VARIANTS = {
@@ -82,7 +114,118 @@ VARIANTS = {
             "tie_word_embeddings": True,
         },
     ),
+    "llama_linear": (
+        "llama",
+        _SMALL | _FLAT | {"rope_parameters": {"rope_type": "linear", "factor": 3.0}},
+    ),
+    # From 12 tokens on the base grows with the row's own length.
+    "llama_dynamic": (
+        "llama",
+        _SMALL
+        | _FLAT
+        | {
+            "max_position_embeddings": 12,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 4.0},
+        },
+    ),
+    "llama_yarn": ("llama", _SMALL | _FLAT | {"rope_parameters": _YARN}),
+    "qwen3_yarn": (
+        "qwen3",
+        _SMALL | _FLAT | {"head_dim": 8, "rope_parameters": _YARN | {"truncate": False}},
+    ),
+    "ministral": (
+        "ministral",
+        _SMALL | {"head_dim": 8, "sliding_window": 5, "layer_types": [_FULL, _SLIDING, _SLIDING]},
+    ),
+    "ministral3": (
+        "ministral3",
+        _SMALL
+        | _FLAT
+        | {
+            "head_dim": 12,
+            "rope_parameters": _YARN
+            | {"mscale": 1.0, "mscale_all_dim": 0.4, "llama_4_scaling_beta": 0.5},
+        },
+    ),
+    "gemma2": (
+        "gemma2",
+        _SMALL
+        | {
+            "head_dim": 12,
+            "sliding_window": 5,
+            "query_pre_attn_scalar": 6,
+            "attn_logit_softcapping": 2.5,
+        },
+    ),
+    "gemma3": (
+        "gemma3_text",
+        _SMALL
+        | {
+            "head_dim": 8,
+            "sliding_window": 5,
+            "query_pre_attn_scalar": 5,
+            "layer_types": [_SLIDING, _FULL, _SLIDING],
+            "rope_parameters": {
+                _FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
+                _SLIDING: {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+    ),
+    "phi3": ("phi3", _SMALL | {"num_key_value_heads": 2, "sliding_window": 6}),
+    "phi3_long": (
+        "phi3",
+        _SMALL | _FLAT | {"original_max_position_embeddings": 12, "rope_parameters": _LONG},
+    ),
+    "olmo2": ("olmo2", _SMALL | _FLAT | {"attention_bias": True}),
+    "olmo3": (
+        "olmo3",
+        _SMALL
+        | {
+            "sliding_window": 5,
+            "layer_types": [_SLIDING, _SLIDING, _FULL],
+            "rope_parameters": {
+                _FULL: _YARN,
+                _SLIDING: {"rope_type": "default", "rope_theta": 500.0},
+            },
+        },
+    ),
+    "smollm3": (
+        "smollm3",
+        _SMALL
+        | {
+            "no_rope_layers": [1, 0, 1],
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "mlp_bias": True,
+        },
+    ),
+    # Two of the rows before the first position are the padding's; 40 tokens remain.
+    "roberta": ("roberta", _SMALL | _FLAT | {"max_position_embeddings": 44, "pad_token_id": 3}),
+    "xlm_roberta": (
+        "xlm-roberta",
+        _SMALL | _FLAT | {"max_position_embeddings": 42, "pad_token_id": 1, "type_vocab_size": 1},
+    ),
+    "modernbert": (
+        "modernbert",
+        _SMALL | {"local_attention": 6, "cls_token_id": 1, "sep_token_id": 2},
+    ),
+    "modernbert_bias": (
+        "modernbert",
+        _SMALL
+        | {
+            "local_attention": 4,
+            "layer_types": [_SLIDING, _FULL, _SLIDING],
+            "attention_bias": True,
+            "mlp_bias": True,
+            "norm_bias": True,
+            "rope_parameters": {
+                _FULL: {"rope_type": "default", "rope_theta": 1000.0},
+                _SLIDING: {"rope_type": "default", "rope_theta": 20.0},
+            },
+        },
+    ),
 }
+_MASKED = ("bert", "roberta", "xlm-roberta", "modernbert")
 
 
 def random_batch(
@@ -99,10 +242,16 @@ def random_batch(
 def build(variant: str, seed: int):
     """A Hugging Face torch model with its head, random in every parameter, norms and biases too."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForPreTraining
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        AutoModelForPreTraining,
+    )
 
     family, settings = VARIANTS[variant]
-    make = AutoModelForPreTraining if family == "bert" else AutoModelForCausalLM
+    make = AutoModelForMaskedLM if family in _MASKED else AutoModelForCausalLM
+    make = AutoModelForPreTraining if family == "bert" else make  # Two heads more.
     model = make.from_config(AutoConfig.for_model(family, **settings), dtype=torch.float32)
     numbers = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -117,17 +266,33 @@ def build(variant: str, seed: int):
 
 
 def hf_states(model, tokens_BT: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
-    """[L, B, T, D] float32 Hugging Face's hidden_states."""
+    """[L, B, T, D] float32 Hugging Face's hidden_states.
+
+    Where rotation follows the length, Hugging Face goes by the longest row of the batch and then
+    remembers it: there every row is run alone, the shortest first, and 0 stands for its padding.
+    """
     import torch
 
-    mask_BT = np.arange(tokens_BT.shape[1])[None] < lengths_B[:, None]
-    with torch.no_grad():
-        out = model.base_model(
-            input_ids=torch.tensor(tokens_BT, dtype=torch.long),
-            attention_mask=torch.tensor(mask_BT, dtype=torch.long),
-            output_hidden_states=True,
-        )
-    return np.stack([state.numpy() for state in out.hidden_states])
+    def run(tokens_BT, mask_BT):
+        with torch.no_grad():
+            out = model.base_model(
+                input_ids=torch.tensor(tokens_BT, dtype=torch.long),
+                attention_mask=torch.tensor(mask_BT, dtype=torch.long),
+                output_hidden_states=True,
+            )
+        return np.stack([state.numpy() for state in out.hidden_states])
+
+    if not EncoderConfig.from_hf(model.config.to_dict()).follows_length:
+        return run(tokens_BT, np.arange(tokens_BT.shape[1])[None] < lengths_B[:, None])
+    rows = {
+        b: run(tokens_BT[[b], : lengths_B[b]], np.ones((1, lengths_B[b])))[:, 0]
+        for b in np.argsort(lengths_B)
+    }
+    padded = [
+        np.pad(rows[b], ((0, 0), (0, tokens_BT.shape[1] - n), (0, 0)))
+        for b, n in enumerate(lengths_B)
+    ]
+    return np.stack(padded, axis=1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
