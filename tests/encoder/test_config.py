@@ -98,13 +98,20 @@ def test_bert_of_the_golden_files():
 @pytest.mark.parametrize("name", models.VARIANTS)
 def test_all_switches_of_the_variants_are_read(name):
     config, (family, settings) = golden(name), models.VARIANTS[name]
-    assert config.family == family
-    assert config.n_kv_heads == settings.get("num_key_value_heads", 4)
-    assert config.head_dim == settings.get("head_dim", 8)
-    assert config.qk_norm == ("head" if family == "qwen3" else "")
-    assert config.qkv_bias == (settings.get("attention_bias", False) or family in ("bert", "qwen2"))
-    assert config.out_bias == (settings.get("attention_bias", False) or family == "bert")
-    assert config.ffn_bias == (settings.get("mlp_bias", False) or family == "bert")
+    always = family in ("bert", "roberta", "xlm-roberta")
+    n_heads, width = settings["num_attention_heads"], settings["hidden_size"]
+    grouped = not always and family != "modernbert"
+    assert config.family == {"gemma3_text": "gemma3"}.get(family, family)
+    assert config.n_kv_heads == (settings.get("num_key_value_heads", 4) if grouped else n_heads)
+    assert config.head_dim == settings.get("head_dim", width // n_heads)
+    norms = {"qwen3": "head", "gemma3_text": "head", "olmo2": "projection", "olmo3": "projection"}
+    assert config.qk_norm == norms.get(family, "")
+    attention_bias = always or settings.get("attention_bias", False)
+    assert config.qkv_bias == (attention_bias or family == "qwen2")
+    assert config.out_bias == attention_bias
+    assert config.ffn_bias == (always or settings.get("mlp_bias", False))
+    assert config.bidirectional == (always or family == "modernbert")
+    assert bool(config.ropes) == (not always)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +122,30 @@ def test_all_switches_of_the_variants_are_read(name):
         ("qwen2", (FULL_ATTENTION, 6, 6)),
         ("qwen3", (FULL_ATTENTION,) * 3),
         ("qwen3_wide", (4, FULL_ATTENTION, 4)),
+        ("ministral", (FULL_ATTENTION, 5, 5)),
+        ("ministral3", (FULL_ATTENTION,) * 2),
+        ("gemma2", (5, FULL_ATTENTION, 5)),
+        ("gemma3", (5, FULL_ATTENTION, 5)),
+        ("phi3", (6, 6, 6)),
+        ("olmo2", (FULL_ATTENTION,) * 2),
+        ("olmo3", (5, 5, FULL_ATTENTION)),
+        ("smollm3", (FULL_ATTENTION, 6, FULL_ATTENTION)),
+        # 6 tokens, 3 to either side, and 4: 2.
+        ("modernbert", (FULL_ATTENTION, 4, 4)),
+        ("modernbert_bias", (3, FULL_ATTENTION, 3)),
+        ("roberta", (FULL_ATTENTION,) * 2),
+        ("ministral", (FULL_ATTENTION, 5, 5)),
+        ("ministral3", (FULL_ATTENTION,) * 2),
+        ("gemma2", (5, FULL_ATTENTION, 5)),
+        ("gemma3", (5, FULL_ATTENTION, 5)),
+        ("phi3", (6, 6, 6)),
+        ("olmo2", (FULL_ATTENTION,) * 2),
+        ("olmo3", (5, 5, FULL_ATTENTION)),
+        ("smollm3", (FULL_ATTENTION, 6, FULL_ATTENTION)),
+        # 6 tokens, 3 to either side, and 4: 2.
+        ("modernbert", (FULL_ATTENTION, 4, 4)),
+        ("modernbert_bias", (3, FULL_ATTENTION, 3)),
+        ("roberta", (FULL_ATTENTION,) * 2),
     ],
 )
 def test_windows_per_layer(name, windows):
