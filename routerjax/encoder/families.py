@@ -162,7 +162,7 @@ def _decoder(family: str, c: Fields, **different: Any) -> EncoderConfig:
     return config
 
 
-def _attention_bias(c: Fields) -> dict[str, bool]:
+def _attention_bias(c: Fields) -> dict[str, Any]:
     # Families without this switch pass over it, and so does Hugging Face.
     bias = bool(c.get("attention_bias", False))
     return {"qkv_bias": bias, "out_bias": bias}
