@@ -280,6 +280,19 @@ def _olmo3(family: str, c: Fields) -> EncoderConfig:
     return _olmo2(family, c, windows=windows, ropes=ropes, rope_of_layer=rope_of_layer)
 
 
+def _granite(family: str, c: Fields) -> EncoderConfig:
+    # logits_scaling concerns the head.
+    return _decoder(
+        family,
+        c,
+        **_attention_bias(c),
+        ffn_bias=bool(c.get("mlp_bias", False)),
+        embed_scale=float(c.get("embedding_multiplier", 1.0)),
+        residual_scale=float(c.get("residual_multiplier", 1.0)),
+        query_scale=float(c.get("attention_multiplier", 1.0)),
+    )
+
+
 def _smollm3(family: str, c: Fields) -> EncoderConfig:
     n_layers, every = c["num_hidden_layers"], c.get("no_rope_layer_interval", 4)
     turned = c.get("no_rope_layers", [(i + 1) % every for i in range(n_layers)])[:n_layers]
@@ -300,6 +313,7 @@ READERS: dict[str, Callable[[str, Fields], EncoderConfig]] = {
     "bert": _bert,
     "gemma2": _gemma2,
     "gemma3": _gemma3,
+    "granite": _granite,
     "llama": _llama,
     "ministral": _ministral,
     "ministral3": _ministral3,

@@ -65,6 +65,7 @@ KEY_TABLES: dict[str, dict[str, str]] = {
     "bert": _BERT,
     "gemma2": _POST_NORMS,
     "gemma3": _POST_NORMS,
+    "granite": _DECODER,
     "llama": _DECODER,
     "ministral": _DECODER,
     "ministral3": _DECODER,

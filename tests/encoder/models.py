@@ -199,7 +199,20 @@ VARIANTS = {
             "mlp_bias": True,
         },
     ),
-    # Two of the rows before the first position are the padding's; 40 tokens remain.
+    "granite": (
+        "granite",
+        _SMALL
+        | _FLAT
+        | {
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.15,
+            "logits_scaling": 8.0,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+    ),
+    # The positions up to the padding's number are not counted; 40 remain.
     "roberta": ("roberta", _SMALL | _FLAT | {"max_position_embeddings": 44, "pad_token_id": 3}),
     "xlm_roberta": (
         "xlm-roberta",
