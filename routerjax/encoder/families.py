@@ -4,11 +4,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from routerjax.encoder import bidirectional
 from routerjax.encoder.config import FULL_ATTENTION, NO_ROPE, EncoderConfig
 from routerjax.encoder.fields import (
     FULL,
     SLIDING,
     Fields,
+    attention_bias,
     head_width,
     layer_types,
     read_activation,
@@ -62,76 +64,6 @@ def read_config(raw: dict[str, Any], source: str = "config.json") -> EncoderConf
     return READERS[family](family, Fields(text_config(raw), source))
 
 
-def _bert(family: str, c: Fields) -> EncoderConfig:
-    kind = c.get("position_embedding_type", "absolute")
-    if kind != "absolute":
-        raise c.refuse(f"position_embedding_type {kind!r} is not supported, only 'absolute'")
-    if c.get("is_decoder", False):
-        raise c.refuse("a BERT decoder (is_decoder) is not supported")
-    return EncoderConfig(
-        family=family,
-        n_layers=c["num_hidden_layers"],
-        width=c["hidden_size"],
-        n_heads=c["num_attention_heads"],
-        n_kv_heads=c["num_attention_heads"],
-        head_dim=c["hidden_size"] // c["num_attention_heads"],
-        ffn_width=c["intermediate_size"],
-        vocab_size=c["vocab_size"],
-        norm_eps=c.get("layer_norm_eps", 1e-12),
-        max_positions=c["max_position_embeddings"],
-        activation=read_activation(c, "hidden_act", "gelu"),
-        bidirectional=True,
-        gated=False,
-        norm="layer",
-        norm_bias=True,
-        norm_placement="post",
-        embed_norm=True,
-        qkv_bias=True,
-        out_bias=True,
-        ffn_bias=True,
-        n_segments=c.get("type_vocab_size", 2),
-    )
-
-
-def _roberta(family: str, c: Fields) -> EncoderConfig:
-    padding = c.get("pad_token_id", 1)
-    config = _bert(family, c)
-    longest = config.max_positions - padding - 1
-    return dataclasses.replace(config, max_positions=longest, padding_token=padding)
-
-
-def _modernbert(family: str, c: Fields) -> EncoderConfig:
-    n_layers, n_heads = c["num_hidden_layers"], c["num_attention_heads"]
-    every = c.get("global_attn_every_n_layers", 3)
-    kinds = layer_types(c, [SLIDING if i % every else FULL for i in range(n_layers)])
-    thetas = {FULL: ("global_rope_theta", 160000.0), SLIDING: ("local_rope_theta", 10000.0)}
-    ropes, rope_of_layer = read_layer_ropes(c, kinds, thetas, scaled=(FULL, SLIDING))
-    return EncoderConfig(
-        family=family,
-        n_layers=n_layers,
-        width=c["hidden_size"],
-        n_heads=n_heads,
-        n_kv_heads=n_heads,
-        head_dim=c["hidden_size"] // n_heads,
-        ffn_width=c["intermediate_size"],
-        vocab_size=c["vocab_size"],
-        norm_eps=c.get("norm_eps", 1e-5),
-        max_positions=c["max_position_embeddings"],
-        activation=read_activation(c, "hidden_activation", "gelu"),
-        bidirectional=True,
-        norm="layer",
-        norm_bias=bool(c.get("norm_bias", False)),
-        first_norm=False,
-        embed_norm=True,
-        **_attention_bias(c),
-        ffn_bias=bool(c.get("mlp_bias", False)),
-        # Half of the window lies to either side, and the token itself does not count.
-        windows=windows_of(kinds, c.get("local_attention", 128) // 2 + 1),
-        ropes=ropes,
-        rope_of_layer=rope_of_layer,
-    )
-
-
 def _decoder(family: str, c: Fields, **different: Any) -> EncoderConfig:
     """What all decoders share, and what this one has different."""
     if not c.get("is_causal", True):
@@ -162,14 +94,8 @@ def _decoder(family: str, c: Fields, **different: Any) -> EncoderConfig:
     return config
 
 
-def _attention_bias(c: Fields) -> dict[str, Any]:
-    # Families without this switch pass over it, and so does Hugging Face.
-    bias = bool(c.get("attention_bias", False))
-    return {"qkv_bias": bias, "out_bias": bias}
-
-
 def _llama(family: str, c: Fields) -> EncoderConfig:
-    return _decoder(family, c, **_attention_bias(c), ffn_bias=bool(c.get("mlp_bias", False)))
+    return _decoder(family, c, **attention_bias(c), ffn_bias=bool(c.get("mlp_bias", False)))
 
 
 def _one_window(c: Fields) -> tuple[int, ...]:
@@ -203,7 +129,7 @@ def _qwen2(family: str, c: Fields) -> EncoderConfig:
 
 
 def _qwen3(family: str, c: Fields) -> EncoderConfig:
-    return _decoder(family, c, **_attention_bias(c), qk_norm="head", windows=_qwen_windows(c))
+    return _decoder(family, c, **attention_bias(c), qk_norm="head", windows=_qwen_windows(c))
 
 
 def _qwen_windows(c: Fields) -> tuple[int, ...]:
@@ -255,7 +181,7 @@ def _gemma(family: str, c: Fields, **different: Any) -> EncoderConfig:
         norm_placement="both",
         embed_scale=float(c["hidden_size"]) ** 0.5,
         query_scale=float(c["query_pre_attn_scalar"]) ** -0.5,
-        **_attention_bias(c),
+        **attention_bias(c),
         **different,
     )
 
@@ -267,7 +193,7 @@ def _phi3(family: str, c: Fields) -> EncoderConfig:
 
 
 def _olmo2(family: str, c: Fields, **different: Any) -> EncoderConfig:
-    bias = _attention_bias(c)
+    bias = attention_bias(c)
     return _decoder(family, c, norm_placement="post", qk_norm="projection", **bias, **different)
 
 
@@ -285,7 +211,7 @@ def _granite(family: str, c: Fields) -> EncoderConfig:
     return _decoder(
         family,
         c,
-        **_attention_bias(c),
+        **attention_bias(c),
         ffn_bias=bool(c.get("mlp_bias", False)),
         embed_scale=float(c.get("embedding_multiplier", 1.0)),
         residual_scale=float(c.get("residual_multiplier", 1.0)),
@@ -301,7 +227,7 @@ def _smollm3(family: str, c: Fields) -> EncoderConfig:
     return _decoder(
         family,
         c,
-        **_attention_bias(c),
+        **attention_bias(c),
         ffn_bias=bool(c.get("mlp_bias", False)),
         windows=windows_of(kinds, c.get("sliding_window", 0) or FULL_ATTENTION),
         ropes=(read_rope(c, theta=2e6),),
@@ -310,7 +236,7 @@ def _smollm3(family: str, c: Fields) -> EncoderConfig:
 
 
 READERS: dict[str, Callable[[str, Fields], EncoderConfig]] = {
-    "bert": _bert,
+    "bert": bidirectional.bert,
     "gemma2": _gemma2,
     "gemma3": _gemma3,
     "granite": _granite,
@@ -318,15 +244,15 @@ READERS: dict[str, Callable[[str, Fields], EncoderConfig]] = {
     "ministral": _ministral,
     "ministral3": _ministral3,
     "mistral": _mistral,
-    "modernbert": _modernbert,
+    "modernbert": bidirectional.modernbert,
     "olmo2": _olmo2,
     "olmo3": _olmo3,
     "phi3": _phi3,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
-    "roberta": _roberta,
+    "roberta": bidirectional.roberta,
     "smollm3": _smollm3,
-    "xlm-roberta": _roberta,
+    "xlm-roberta": bidirectional.roberta,
 }
 
 # Multimodal configs name their text tower by a model_type of its own.

@@ -70,6 +70,13 @@ def read_activation(c: Fields, field: str, default: str) -> str:
     return known[name]
 
 
+def attention_bias(c: Fields) -> dict[str, Any]:
+    """The biases of the projections, in families with this switch."""
+    # Families without this switch pass over it, and so does Hugging Face.
+    bias = bool(c.get("attention_bias", False))
+    return {"qkv_bias": bias, "out_bias": bias}
+
+
 def layer_types(c: Fields, default: Sequence[str]) -> tuple[str, ...]:
     """[n_layers] "full_attention" or "sliding_attention"."""
     kinds = tuple(c.get("layer_types", default))

