@@ -393,5 +393,9 @@ def test_the_text_tower_of_a_multimodal_checkpoint(text, outer, tmp_path):
     assert "text_config" in json.loads((tmp_path / "config.json").read_text())
     tokens_BT, lengths_B = models.random_batch((17, 2), seed=5)
     expected = models.hf_states(tower, tokens_BT, lengths_B)
-    states = models.our_states(models.load(tmp_path), tokens_BT, lengths_B)
+    encoder = models.load(tmp_path)
+    states = models.our_states(encoder, tokens_BT, lengths_B)
     assert models.worst_error(states, expected, lengths_B) < 1e-5
+    # What Encoder.from_pretrained reads: transformers fills in the text tower's defaults.
+    full = AutoConfig.from_pretrained(tmp_path).get_text_config().to_dict()
+    assert EncoderConfig.from_hf(full) == encoder.config

@@ -130,7 +130,7 @@ def test_every_state_of_minilm_equals_that_of_torch(minilm):
     assert models.worst_error(states, expected, lengths_B) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["bert", "qwen3_wide"])
+@pytest.mark.parametrize("name", ["bert", "qwen3_wide", "gemma2", "modernbert_bias"])
 def test_bfloat16_stays_near_float32(golden, name):
     _, tokens_BT, lengths_B, expected = golden[name]
     encoder = models.load(models.GOLDEN / name, dtype=jnp.bfloat16)
