@@ -43,7 +43,7 @@ class EncoderConfig:
       max_positions: Longest prompt, in tokens.
       activation: "silu", "gelu" (exact), "gelu_tanh" or "relu".
       bidirectional: Whether a token sees later ones too.
-      gated: Feed-forward down(activation(gate) * up); without, down(activation(up)).
+      gated: Feed-forward down(activation(gate) * up); BERT's has no gate.
       norm: "rms" or "layer".
       norm_bias: Layer norms have a bias.
       norm_offset: Added to the weight of every RMS norm, in float32 (1 for Gemma).

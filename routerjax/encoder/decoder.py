@@ -75,28 +75,25 @@ class Attention(nnx.Module):
         return self.o(x_BTHE.reshape(B, T, -1))
 
 
-class FeedForward(nnx.Module):
-    """down(activation(gate(x)) * up(x)), or without a gate down(activation(up(x)))."""
+class GatedFeedForward(nnx.Module):
+    """down(activation(gate(x)) * up(x))."""
 
     def __init__(self, config: EncoderConfig, linear: Any, rngs: nnx.Rngs):
         D, F, bias = config.width, config.ffn_width, config.ffn_bias
-        if config.gated:
-            self.gate = linear(D, F, use_bias=bias, rngs=rngs)
+        self.gate = linear(D, F, use_bias=bias, rngs=rngs)
         self.up = linear(D, F, use_bias=bias, rngs=rngs)
         self.down = linear(F, D, use_bias=bias, rngs=rngs)
-        self.gated, self.activation = config.gated, ACTIVATIONS[config.activation]
+        self.activation = config.activation
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        if self.gated:
-            return self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD))
-        return self.down(self.activation(self.up(x_BTD)))
+        return self.down(ACTIVATIONS[self.activation](self.gate(x_BTD)) * self.up(x_BTD))
 
 
 # BlockKind.mixer -> a module of (config, linear, norm, rngs), called with (x_BTD, place). It is the
 # block's attribute of that name.
 MIXERS: dict[str, Any] = {"attention": Attention}
 # BlockKind.ffn -> a module of (config, linear, rngs), called with x_BTD; the block's `ffn`.
-FEED_FORWARDS: dict[str, Any] = {"dense": FeedForward}
+FEED_FORWARDS: dict[str, Any] = {"dense": GatedFeedForward}
 
 
 class DecoderBlock(nnx.Module):

@@ -34,7 +34,7 @@ class Narrow(nnx.Module):
 
 @pytest.fixture(autouse=True)
 def further_kinds(monkeypatch):
-    monkeypatch.setitem(decoder.FEED_FORWARDS, "twin", decoder.FeedForward)
+    monkeypatch.setitem(decoder.FEED_FORWARDS, "twin", decoder.GatedFeedForward)
     monkeypatch.setitem(decoder.FEED_FORWARDS, "narrow", Narrow)
 
 
