@@ -1,54 +1,30 @@
-"""Attention and rotary embeddings, shared by all families."""
+"""Attention and rotations, shared by all families."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-
-from routerjax.encoder.config import EncoderConfig
 
 # Attention scores held at a time: 8 MiB of float32 stay in a CPU's cache, 1 GiB fills a GPU.
 _SCORES = {"cpu": 2**21}
 _SCORES_ELSEWHERE = 2**28
 
 
-def rotary_frequencies(config: EncoderConfig) -> np.ndarray:
-    """Radians per position of each pair of channels.
-
-    theta^(-2e/E) for pair e; Llama 3.1 divides the slow ones by `factor` and blends between. NumPy,
-    as these are constants of the model: an accelerator's power function has errors of its own,
-    which a position of many thousands multiplies.
-
-    Args:
-      config: A decoder's config.
-
-    Returns:
-      [E / 2] float32.
-    """
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    frequencies = np.float32(1) / np.float32(config.rope_theta) ** exponents
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    turns = scaling.original_max_positions * frequencies / np.float32(2 * np.pi)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return kept * frequencies + (1 - kept) * frequencies / scaling.factor
-
-
-def rotate(x_BTNE: jax.Array, angles_TE: jax.Array) -> jax.Array:
-    """Turns every head by its position; channel e is paired with channel e + E/2.
+def rotate(x_BTNE: jax.Array, angles_BTW: jax.Array, factor: jax.Array | float = 1) -> jax.Array:
+    """Turns every head by its position; of W channels, e is paired with e + W/2.
 
     Args:
       x_BTNE: [B, T, heads, E] queries or keys.
-      angles_TE: [T, E / 2] float32 radians.
+      angles_BTW: [B or 1, T, W / 2] float32 radians; W at most E, channels from W on stay.
+      factor: Multiplies the turned channels.
 
     Returns:
       As x_BTNE; computed in float32.
     """
-    cos, sin = (f(angles_TE)[None, :, None, :] for f in (jnp.cos, jnp.sin))
-    first, second = jnp.split(x_BTNE.astype(jnp.float32), 2, axis=-1)
+    cos, sin = (f(angles_BTW)[:, :, None, :] * factor for f in (jnp.cos, jnp.sin))
+    half = angles_BTW.shape[-1]
+    first, second, stays = jnp.split(x_BTNE, (half, 2 * half), axis=-1)
+    first, second = first.astype(jnp.float32), second.astype(jnp.float32)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BTNE.dtype)
+    return jnp.concatenate([turned.astype(x_BTNE.dtype), stays], axis=-1)
 
 
 def attend(
@@ -57,6 +33,8 @@ def attend(
     v_BTGE: jax.Array,
     visible_BTT: jax.Array,
     precision: jax.lax.Precision,
+    scale: float | None = None,
+    soft_cap: float = 0.0,
 ) -> jax.Array:
     """Scaled dot-product attention with grouped key/value heads.
 
@@ -73,6 +51,8 @@ def attend(
       visible_BTT: [B or 1, T or 1, T] bool, whether the query (second axis) sees the key. A row
         that sees nothing gets the mean of all values: finite, and never read.
       precision: Of the two products.
+      scale: Multiplies the scores; None for E^-0.5.
+      soft_cap: Scaled scores s become cap * tanh(s / cap); 0 for none.
 
     Returns:
       [B, T, H, E]; the softmax is taken in float32.
@@ -82,7 +62,8 @@ def attend(
     n_turns = _turns(B * G, H // G * T * T)
     # Axes: turns, key/value heads of a turn, then the matrices. The H / G query heads of a
     # key/value head are further rows of its product.
-    q = (q_BTHE * E**-0.5).transpose(0, 2, 1, 3).reshape(n_turns, -1, H // G * T, E)
+    scale = E**-0.5 if scale is None else scale
+    q = (q_BTHE * scale).transpose(0, 2, 1, 3).reshape(n_turns, -1, H // G * T, E)
     k = k_BTGE.transpose(0, 2, 3, 1).reshape(n_turns, -1, E, T)
     v = v_BTGE.transpose(0, 2, 1, 3).reshape(n_turns, -1, T, E)
     if visible_BTT.shape[1] > 1:
@@ -93,6 +74,8 @@ def attend(
         q, k, v, row = qkv
         visible = visible_BTT[row] if visible_BTT.shape[0] > 1 else visible_BTT
         scores = jnp.matmul(q, k, precision=precision, preferred_element_type=jnp.float32)
+        if soft_cap:
+            scores = soft_cap * jnp.tanh(scores / soft_cap)
         scores = jnp.where(visible, scores, -1e30)
         weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
         mixed = jnp.matmul(

@@ -1,4 +1,4 @@
-"""BERT: bidirectional, post-norm. The semantic baseline, and the default encoder (MiniLM)."""
+"""BERT and RoBERTa: bidirectional, post-norm, embedded positions. MiniLM is one, the default."""
 
 import functools
 from typing import Any
@@ -10,6 +10,7 @@ from flax import nnx
 from routerjax.encoder.attention import attend
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.decoder import ACTIVATIONS
+from routerjax.encoder.norms import norm_maker
 
 
 class BertBlock(nnx.Module):
@@ -34,7 +35,7 @@ class BertBlock(nnx.Module):
 
 
 class Bert(nnx.Module):
-    """Word, position and segment embeddings, n_layers stacked blocks; no pooler.
+    """Word, position and segment embeddings, n_layers blocks in one stack; no pooler.
 
     Args:
       config: The family's shape.
@@ -48,14 +49,13 @@ class Bert(nnx.Module):
     ):
         types = {"dtype": dtype, "param_dtype": dtype}
         linear = functools.partial(nnx.Linear, precision=precision, **types)
-        # The fast variance, E[x^2] - E[x]^2, cancels where the mean is large.
-        norm: Any = functools.partial(
-            nnx.LayerNorm, epsilon=config.norm_eps, use_fast_variance=False, **types
-        )
+        norm = norm_maker(config, dtype)
         D = config.width
-        self.max_positions = config.max_positions
+        self.max_positions, self.padding_token = config.max_positions, config.padding_token
+        # RoBERTa's rows up to the padding token's number are never read but for that one.
+        unread = 0 if config.padding_token is None else config.padding_token + 1
         self.embed = nnx.Embed(config.vocab_size, D, rngs=rngs, **types)
-        self.positions = nnx.Embed(config.max_positions, D, rngs=rngs, **types)
+        self.positions = nnx.Embed(unread + config.max_positions, D, rngs=rngs, **types)
         self.segments = nnx.Embed(config.n_segments, D, rngs=rngs, **types)
         self.embed_norm = norm(D, rngs=rngs)
 
@@ -64,15 +64,20 @@ class Bert(nnx.Module):
         def stack(rngs: nnx.Rngs) -> BertBlock:
             return BertBlock(config, linear, norm, rngs)
 
-        self.blocks = stack(rngs)
+        self.blocks = nnx.List([stack(rngs)])
 
     def start(self, tokens_BT: jax.Array, lengths_B: jax.Array) -> tuple[jax.Array, Any]:
         """Hidden state 0, and what every block needs to know of the batch."""
         positions_T = jnp.arange(tokens_BT.shape[1])
         # A bucket may reach past the last position. Only padding lies there, but it must be finite:
         # attention gives it weight 0, and 0 x NaN is NaN.
-        known_T = jnp.minimum(positions_T, self.max_positions - 1)
-        x_BTD = self.embed(tokens_BT) + self.positions(known_T)[None]
+        if self.padding_token is None:
+            known_BT = jnp.minimum(positions_T, self.max_positions - 1)[None]
+        else:
+            counted_BT = (tokens_BT != self.padding_token).astype(jnp.int32)
+            known_BT = jnp.minimum(jnp.cumsum(counted_BT, axis=1), self.max_positions) * counted_BT
+            known_BT = known_BT + self.padding_token
+        x_BTD = self.embed(tokens_BT) + self.positions(known_BT)
         x_BTD = x_BTD + self.segments(jnp.zeros((1, 1), jnp.int32))
         visible_BTT = (positions_T[None] < lengths_B[:, None])[:, None, :]
         return self.embed_norm(x_BTD), visible_BTT

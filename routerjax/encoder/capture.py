@@ -73,12 +73,15 @@ def capture(
     """Prefills a batch and returns the pooled hidden states asked for.
 
     The blocks run in one `lax.scan` that stops at the deepest state asked for and pools on the way,
-    so the temporary memory is that of one block at any depth. The scan runs over block *numbers*
-    and indexes the stacked weights inside: scanning over `weights[:depth]` would copy them.
+    so the temporary memory is that of one block at any depth. Where blocks of several kinds
+    alternate, a step is one group of them, so that the program does not grow with depth; what the
+    deepest state needs of a last group comes after the scan. The scan runs over group *numbers* and
+    indexes the stacked weights inside: scanning over `weights[:depth]` would copy them.
 
     Args:
       graphdef: Of a Bert or Decoder.
-      params: Its parameters, blocks stacked on axis 0.
+      params: Its parameters; of p stacks of blocks, stack s holds the blocks s, s + p, s + 2p ...
+        on axis 0.
       tokens_BT: [B, T] int32, padded on the right with any valid token.
       lengths_B: [B] int32 real tokens, at least 1.
       spans_B2: [B, 2] int32, where the query's own tokens start and end.
@@ -90,8 +93,8 @@ def capture(
       h_LPBD [L, P, B, D] float32.
     """
     model = nnx.merge(graphdef, params)
-    block_def, stacked = nnx.split(model.blocks)
-    n_layers = jax.tree.leaves(stacked)[0].shape[0]
+    stacks = [nnx.split(stack) for stack in model.blocks]
+    period, n_layers = len(stacks), sum(len(jax.tree.leaves(w)[0]) for _, w in stacks)
     depth = layers[-1]
     assert list(layers) == sorted(set(layers)) and 0 <= layers[0] and depth <= n_layers, layers
     # State n_layers has no slot here: it is pooled after the scan, behind the final norm.
@@ -106,18 +109,29 @@ def capture(
 
         return jax.lax.cond(slot >= 0, write, lambda h_LPBD: h_LPBD, h_LPBD)
 
-    def step(carry: tuple[jax.Array, jax.Array], i: jax.Array):
+    def run(carry: tuple[jax.Array, jax.Array], group: jax.Array | int, s: int):
         x_BTD, h_LPBD = carry
+        block_def, stacked = stacks[s]
         weights = jax.tree.map(
-            lambda w: jax.lax.dynamic_index_in_dim(w, i, keepdims=False), stacked
+            lambda w: jax.lax.dynamic_index_in_dim(w, group, keepdims=False), stacked
         )
+        i = jnp.asarray(group * period + s)
         x_BTD = model.apply_block(nnx.merge(block_def, weights), i, x_BTD, batch)
-        return (x_BTD, keep(h_LPBD, slots_L[i + 1], x_BTD)), None
+        return x_BTD, keep(h_LPBD, slots_L[i + 1], x_BTD)
+
+    def step(carry: tuple[jax.Array, jax.Array], group: jax.Array):
+        for s in range(period):
+            carry = run(carry, group, s)
+        return carry, None
 
     x_BTD, batch = model.start(tokens_BT, lengths_B)
     h_LPBD = jnp.zeros((len(layers), len(poolings), x_BTD.shape[0], x_BTD.shape[2]), jnp.float32)
     h_LPBD = keep(h_LPBD, slots_L[0], x_BTD)
-    (x_BTD, h_LPBD), _ = jax.lax.scan(step, (x_BTD, h_LPBD), jnp.arange(depth))
+    n_groups, n_more = divmod(depth, period)
+    carry, _ = jax.lax.scan(step, (x_BTD, h_LPBD), jnp.arange(n_groups))
+    for s in range(n_more):
+        carry = run(carry, n_groups, s)
+    x_BTD, h_LPBD = carry
     if depth == n_layers:
         h_LPBD = h_LPBD.at[-1].set(pooled(model.finish(x_BTD)))
     return h_LPBD

@@ -1,15 +1,17 @@
-"""Decoder-only LLMs (Llama, Mistral, Qwen2, Qwen3) up to their final norm; no LM head."""
+"""Rotary transformers up to their final norm, of all families but BERT's; no LM head."""
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from routerjax.encoder.attention import attend, rotary_frequencies, rotate
-from routerjax.encoder.config import EncoderConfig
+from routerjax.encoder.attention import attend, rotate
+from routerjax.encoder.config import NO_ROPE, BlockKind, EncoderConfig
+from routerjax.encoder.norms import norm_maker
+from routerjax.encoder.rope import row_frequencies
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -20,8 +22,28 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+class Place(NamedTuple):
+    """What a block needs to know of its tokens' places.
+
+    Attributes:
+      angles_BTW: [B or 1, T, W / 2] float32, how far each pair of channels turns.
+      factor: Of the turned channels.
+      visible_BTT: [B or 1, T, T] bool, whether the query (second axis) sees the key.
+      real_BT: [B, T] bool, False for padding.
+      growth_T: [T] float32 factors of the queries, or None.
+      number: Of the block.
+    """
+
+    angles_BTW: jax.Array
+    factor: jax.Array | float
+    visible_BTT: jax.Array
+    real_BT: jax.Array
+    growth_T: jax.Array | None
+    number: jax.Array
+
+
 class Attention(nnx.Module):
-    """Causal self-attention with rotary positions and grouped key/value heads."""
+    """Self-attention with rotary positions and grouped key/value heads."""
 
     def __init__(self, config: EncoderConfig, linear: Any, norm: Any, rngs: nnx.Rngs):
         D, H, G, E = config.width, config.n_heads, config.n_kv_heads, config.head_dim
@@ -30,18 +52,26 @@ class Attention(nnx.Module):
         self.v = linear(D, G * E, use_bias=config.qkv_bias, rngs=rngs)
         self.o = linear(H * E, D, use_bias=config.out_bias, rngs=rngs)
         if config.qk_norm:
-            self.q_norm, self.k_norm = norm(E, rngs=rngs), norm(E, rngs=rngs)
-        self.qk_norm, self.head_dim = config.qk_norm, E
+            wide = config.qk_norm == "projection"
+            self.q_norm = norm(H * E if wide else E, rngs=rngs)
+            self.k_norm = norm(G * E if wide else E, rngs=rngs)
+        self.config = config
 
-    def __call__(self, x_BTD: jax.Array, angles_TE: jax.Array, visible_BTT: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, place: Place) -> jax.Array:
         B, T, _ = x_BTD.shape
-        q_BTHE, k_BTGE, v_BTGE = (
-            project(x_BTD).reshape(B, T, -1, self.head_dim) for project in (self.q, self.k, self.v)
-        )
-        if self.qk_norm:
+        c = self.config
+        q, k, v = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
+        if c.qk_norm == "projection":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q_BTHE, k_BTGE, v_BTGE = (x.reshape(B, T, -1, c.head_dim) for x in (q, k, v))
+        if c.qk_norm == "head":
             q_BTHE, k_BTGE = self.q_norm(q_BTHE), self.k_norm(k_BTGE)
-        q_BTHE, k_BTGE = rotate(q_BTHE, angles_TE), rotate(k_BTGE, angles_TE)
-        x_BTHE = attend(q_BTHE, k_BTGE, v_BTGE, visible_BTT, self.q.precision)
+        q_BTHE, k_BTGE = (rotate(x, place.angles_BTW, place.factor) for x in (q_BTHE, k_BTGE))
+        if place.growth_T is not None:
+            q_BTHE = q_BTHE * place.growth_T[None, :, None, None].astype(q_BTHE.dtype)
+        x_BTHE = attend(
+            q_BTHE, k_BTGE, v_BTGE, place.visible_BTT, self.q.precision, c.query_scale, c.soft_cap
+        )
         return self.o(x_BTHE.reshape(B, T, -1))
 
 
@@ -59,22 +89,50 @@ class GatedFeedForward(nnx.Module):
         return self.down(ACTIVATIONS[self.activation](self.gate(x_BTD)) * self.up(x_BTD))
 
 
+# BlockKind.mixer -> a module of (config, linear, norm, rngs), called with (x_BTD, place). It is the
+# block's attribute of that name.
+MIXERS: dict[str, Any] = {"attention": Attention}
+# BlockKind.ffn -> a module of (config, linear, rngs), called with x_BTD; the block's `ffn`.
+FEED_FORWARDS: dict[str, Any] = {"dense": GatedFeedForward}
+
+
 class DecoderBlock(nnx.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
+    """x + mixer(norm(x)), then x + feed-forward(norm(x)); what is added may be normed too."""
 
-    def __init__(self, config: EncoderConfig, linear: Any, norm: Any, rngs: nnx.Rngs):
-        self.attention_norm = norm(config.width, rngs=rngs)
-        self.attention = Attention(config, linear, norm, rngs)
-        self.ffn_norm = norm(config.width, rngs=rngs)
-        self.ffn = GatedFeedForward(config, linear, rngs)
+    def __init__(
+        self, config: EncoderConfig, kind: BlockKind, linear: Any, norm: Any, rngs: nnx.Rngs
+    ):
+        self.config, self.kind = config, kind
+        if config.norm_placement != "post":
+            self.attention_norm = norm(config.width, rngs=rngs)
+            self.ffn_norm = norm(config.width, rngs=rngs)
+        if config.norm_placement != "pre":
+            self.attention_post_norm = norm(config.width, rngs=rngs)
+            self.ffn_post_norm = norm(config.width, rngs=rngs)
+        setattr(self, kind.mixer, MIXERS[kind.mixer](config, linear, norm, rngs))
+        self.ffn = FEED_FORWARDS[kind.ffn](config, linear, rngs)
 
-    def __call__(self, x_BTD: jax.Array, angles_TE: jax.Array, visible_BTT: jax.Array) -> jax.Array:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), angles_TE, visible_BTT)
-        return x_BTD + self.ffn(self.ffn_norm(x_BTD))
+    def __call__(self, x_BTD: jax.Array, place: Place) -> jax.Array:
+        c = self.config
+        pre, post = c.norm_placement != "post", c.norm_placement != "pre"
+        read_BTD = self.attention_norm(x_BTD) if pre else x_BTD
+        if not c.first_norm:
+            read_BTD = jnp.where(place.number > 0, read_BTD, x_BTD)
+        added_BTD = getattr(self, self.kind.mixer)(read_BTD, place)
+        x_BTD = x_BTD + scaled(self.attention_post_norm(added_BTD) if post else added_BTD, c)
+        added_BTD = self.ffn(self.ffn_norm(x_BTD) if pre else x_BTD)
+        return x_BTD + scaled(self.ffn_post_norm(added_BTD) if post else added_BTD, c)
+
+
+def scaled(x_BTD: jax.Array, config: EncoderConfig) -> jax.Array:
+    """What a branch adds to the residual stream."""
+    return x_BTD if config.residual_scale == 1 else x_BTD * config.residual_scale
 
 
 class Decoder(nnx.Module):
-    """Embedding, n_layers stacked blocks, final norm.
+    """Embedding, n_layers blocks in as many stacks as their kinds repeat in, final norm.
+
+    Stack s of p holds the blocks s, s + p, s + 2p ...; p is 1 where all blocks are of one kind.
 
     Args:
       config: The family's shape.
@@ -88,33 +146,72 @@ class Decoder(nnx.Module):
     ):
         types = {"dtype": dtype, "param_dtype": dtype}
         linear = functools.partial(nnx.Linear, precision=precision, **types)
-        norm: Any = functools.partial(nnx.RMSNorm, epsilon=config.norm_eps, **types)
+        norm = norm_maker(config, dtype)
         self.embed = nnx.Embed(config.vocab_size, config.width, rngs=rngs, **types)
+        if config.embed_norm:
+            self.embed_norm = norm(config.width, rngs=rngs)
 
-        @nnx.split_rngs(splits=config.n_layers)
-        @nnx.vmap
-        def stack(rngs: nnx.Rngs) -> DecoderBlock:
-            return DecoderBlock(config, linear, norm, rngs)
+        def stack(kinds: tuple[BlockKind, ...]) -> DecoderBlock:
+            @nnx.split_rngs(splits=len(kinds))
+            @nnx.vmap
+            def make(rngs: nnx.Rngs) -> DecoderBlock:
+                return DecoderBlock(config, kinds[0], linear, norm, rngs)
 
-        self.blocks = stack(rngs)
+            return make(rngs)
+
+        period = config.period
+        self.blocks = nnx.List([stack(config.kinds[s::period]) for s in range(period)])
         self.norm = norm(config.width, rngs=rngs)
         self.config = config
 
     def start(self, tokens_BT: jax.Array, lengths_B: jax.Array) -> tuple[jax.Array, Any]:
         """Hidden state 0, and what every block needs to know of the batch."""
-        T = tokens_BT.shape[1]
-        positions_T = jnp.arange(T)
-        angles_TE = positions_T[:, None].astype(jnp.float32) * rotary_frequencies(self.config)[None]
-        back_TT = positions_T[:, None] - positions_T[None, :]
-        windows_L = jnp.asarray(self.config.windows, jnp.int32)
-        # Rows are padded on the right, so causality alone hides the padding from every real token.
-        return self.embed(tokens_BT), (angles_TE, back_TT, windows_L)
+        c = self.config
+        x_BTD = self.embed(tokens_BT)
+        if c.embed_scale != 1:
+            # Rounded to the weights' dtype first, as Gemma was trained.
+            x_BTD = x_BTD * jnp.asarray(c.embed_scale, x_BTD.dtype)
+        if c.embed_norm:
+            x_BTD = self.embed_norm(x_BTD)
+        positions_T = jnp.arange(tokens_BT.shape[1])
+        return x_BTD, (positions_T, lengths_B, self._angles(positions_T, lengths_B))
+
+    def _angles(self, positions_T: jax.Array, lengths_B: jax.Array) -> jax.Array:
+        """[R, B or 1, T, W / 2] radians in every table; the last one turns nothing if needed."""
+        tables = [row_frequencies(rope, lengths_B) for rope in self.config.ropes]
+        if NO_ROPE in self.config.rope_of_layer:
+            tables.append(jnp.zeros_like(tables[0]))
+        n_rows = max(len(table) for table in tables)
+        tables_RBW = jnp.stack(
+            [jnp.broadcast_to(table, (n_rows, table.shape[1])) for table in tables]
+        )
+        return positions_T.astype(jnp.float32)[None, None, :, None] * tables_RBW[:, :, None, :]
 
     def apply_block(self, block: DecoderBlock, i: jax.Array, x_BTD: jax.Array, batch: Any):
         """Hidden state i + 1 from hidden state i."""
-        angles_TE, back_TT, windows_L = batch
-        visible_TT = (back_TT >= 0) & (back_TT < windows_L[i])
-        return block(x_BTD, angles_TE, visible_TT[None])
+        c = self.config
+        positions_T, lengths_B, angles_RBTW = batch
+        back_TT = positions_T[:, None] - positions_T[None, :]
+        window = jnp.asarray(c.windows, jnp.int32)[i]
+        real_BT = positions_T[None] < lengths_B[:, None]
+        if c.bidirectional:
+            visible_BTT = (jnp.abs(back_TT) < window)[None] & real_BT[:, None, :]
+        else:
+            # Rows are padded on the right: causality alone hides padding from every real token.
+            visible_BTT = ((back_TT >= 0) & (back_TT < window))[None]
+        # NO_ROPE is -1, and the table that turns nothing the last one.
+        angles_BTW = angles_RBTW[0]
+        factor: jax.Array | float = c.ropes[0].attention_factor
+        if len(angles_RBTW) > 1:
+            table = jnp.asarray(c.rope_of_layer)[i]
+            factors = [rope.attention_factor for rope in c.ropes]
+            factors += [1.0] * (len(angles_RBTW) - len(factors))
+            angles_BTW, factor = angles_RBTW[table], jnp.asarray(factors, jnp.float32)[table]
+        growth_T = None
+        if c.query_growth is not None:
+            beta, step = c.query_growth
+            growth_T = 1 + beta * jnp.log1p((positions_T // step).astype(jnp.float32))
+        return block(x_BTD, Place(angles_BTW, factor, visible_BTT, real_BT, growth_T, i))
 
     def finish(self, x_BTD: jax.Array) -> jax.Array:
         """The last hidden state, which Hugging Face returns after the final norm."""

@@ -237,7 +237,7 @@ class Encoder:
           n_tokens: Tokens of the prompt.
           deepest: Hidden-state index.
         """
-        return deepest * self.config.block_flops(n_tokens)
+        return self.config.flops(n_tokens, deepest)
 
 
 def check_poolings(poolings: Sequence[str]) -> tuple[str, ...]:

@@ -1,11 +1,11 @@
-"""Weights: safetensors to a pytree on the device, through one key table per family."""
+"""Weights: safetensors to a pytree on the device, through the family's key table."""
 
 import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,50 +16,11 @@ from safetensors import SafetensorError, safe_open
 from routerjax.encoder.bert import Bert
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.decoder import Decoder
+from routerjax.encoder.key_tables import KEY_TABLES
 
-# Our module -> the checkpoint's module; {i} is the block. The layout follows from the leaf: a
-# kernel is the transposed weight, everything else the weight as it is.
-_DECODER = {
-    "embed": "embed_tokens",
-    "blocks/attention_norm": "layers.{i}.input_layernorm",
-    "blocks/attention/q": "layers.{i}.self_attn.q_proj",
-    "blocks/attention/k": "layers.{i}.self_attn.k_proj",
-    "blocks/attention/v": "layers.{i}.self_attn.v_proj",
-    "blocks/attention/o": "layers.{i}.self_attn.o_proj",
-    "blocks/ffn_norm": "layers.{i}.post_attention_layernorm",
-    "blocks/ffn/gate": "layers.{i}.mlp.gate_proj",
-    "blocks/ffn/up": "layers.{i}.mlp.up_proj",
-    "blocks/ffn/down": "layers.{i}.mlp.down_proj",
-    "norm": "norm",
-}
-_QK_NORM = {
-    "blocks/attention/q_norm": "layers.{i}.self_attn.q_norm",
-    "blocks/attention/k_norm": "layers.{i}.self_attn.k_norm",
-}
-_BERT = {
-    "embed": "embeddings.word_embeddings",
-    "positions": "embeddings.position_embeddings",
-    "segments": "embeddings.token_type_embeddings",
-    "embed_norm": "embeddings.LayerNorm",
-    "blocks/q": "encoder.layer.{i}.attention.self.query",
-    "blocks/k": "encoder.layer.{i}.attention.self.key",
-    "blocks/v": "encoder.layer.{i}.attention.self.value",
-    "blocks/o": "encoder.layer.{i}.attention.output.dense",
-    "blocks/attention_norm": "encoder.layer.{i}.attention.output.LayerNorm",
-    "blocks/up": "encoder.layer.{i}.intermediate.dense",
-    "blocks/down": "encoder.layer.{i}.output.dense",
-    "blocks/ffn_norm": "encoder.layer.{i}.output.LayerNorm",
-}
-KEY_TABLES: dict[str, dict[str, str]] = {
-    "bert": _BERT,
-    "llama": _DECODER,
-    "mistral": _DECODER,
-    "qwen2": _DECODER,
-    "qwen3": _DECODER | _QK_NORM,
-}
 _LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 # BERT checkpoints converted from TensorFlow call a norm's parameters gamma and beta.
-_TENSORFLOW = {"weight": "gamma", "bias": "beta"}
+_TENSORFLOW = {"scale": "gamma", "bias": "beta"}
 
 # What stands before the table's keys: nothing (saved from the base model), the attribute of the
 # head model, or of a multimodal model.
@@ -67,6 +28,7 @@ _PREFIXES = (
     "",
     "model.",
     "bert.",
+    "roberta.",
     "language_model.",
     "language_model.model.",
     "model.language_model.",
@@ -81,7 +43,7 @@ def make_model(
     config: EncoderConfig, dtype: Any, precision: jax.lax.Precision, rngs: nnx.Rngs
 ) -> Bert | Decoder:
     """The family's module with random weights; under `nnx.eval_shape` only its shapes."""
-    module = Bert if config.bidirectional else Decoder
+    module = Decoder if config.ropes else Bert
     return module(config, dtype, precision, rngs)
 
 
@@ -114,22 +76,43 @@ def load_weights(
     shapes = {key: tuple(file.get_slice(key).get_shape()) for key, file in file_of.items()}
     abstract = nnx.eval_shape(lambda: make_model(config, dtype, precision, nnx.Rngs(0)))
     graphdef, state = nnx.split(abstract)
-    wanted = nnx.traversals.flatten_mapping(nnx.to_pure_dict(state), sep="/")
-    keys = _resolve(folder, config, {path: leaf.shape for path, leaf in wanted.items()}, shapes)
+    wanted = nnx.traversals.flatten_mapping(nnx.to_pure_dict(state))
+    sources = _resolve(folder, config, {path: x.shape for path, x in wanted.items()}, shapes)
     digest = hashlib.blake2b(digest_size=16)
-    loaded = {}
-    for path in sorted(wanted):
-        stacked = "{i}" in KEY_TABLES[config.family][path.rsplit("/", 1)[0]]
-        leaf = place(np.zeros(wanted[path].shape, dtype)) if stacked else None
-        for i, key in enumerate(keys[path]):
-            tensor = _read(file_of[key], key, folder)
-            digest.update(f"{path} {i} {tensor.dtype} {tensor.shape}".encode())
-            digest.update(np.ascontiguousarray(tensor).view(np.uint8).data)
-            tensor = (tensor.T if path.endswith("/kernel") else tensor).astype(dtype)
-            leaf = place(tensor) if leaf is None else _set_slice(leaf, place(tensor), i)
-        loaded[path] = leaf
-    nnx.replace_by_pure_dict(state, nnx.traversals.unflatten_mapping(loaded, sep="/"))
+    loaded: dict[tuple[Any, ...], jax.Array] = {}
+    for source in sources:
+        tensor = _read(file_of[source.key], source, folder)
+        digest.update(f"{source.name} {source.number} {tensor.dtype} {tensor.shape}".encode())
+        digest.update(np.ascontiguousarray(tensor).view(np.uint8).data)
+        tensor = (tensor.T if source.path[-1] == "kernel" else tensor).astype(dtype)
+        if source.row is None:
+            loaded[source.path] = place(tensor)
+            continue
+        if source.path not in loaded:
+            loaded[source.path] = place(np.zeros(wanted[source.path].shape, dtype))
+        loaded[source.path] = _set_slice(loaded[source.path], place(tensor), source.row)
+    nnx.replace_by_pure_dict(state, nnx.traversals.unflatten_mapping(loaded))
     return graphdef, state, digest.hexdigest()
+
+
+class _Source(NamedTuple):
+    """Where a block's share of a parameter lies.
+
+    Attributes:
+      name: The parameter, whichever stack its blocks are in: "blocks/attention/q/kernel".
+      number: Of the block; 0 outside blocks.
+      path: The parameter in the state.
+      row: Of the stack; None outside blocks.
+      key: The checkpoint's.
+      part: None for all of it, or the rows to take.
+    """
+
+    name: str
+    number: int
+    path: tuple[Any, ...]
+    row: int | None
+    key: str
+    part: slice | None
 
 
 def _write_slice(stack: jax.Array, tensor: jax.Array, i: jax.Array) -> jax.Array:
@@ -166,57 +149,78 @@ def _open_files(folder: pathlib.Path) -> list[Any]:
     return opened
 
 
-def _read(file: Any, key: str, folder: pathlib.Path) -> np.ndarray:
+def _read(file: Any, source: _Source, folder: pathlib.Path) -> np.ndarray:
     try:
-        return file.get_tensor(key)
+        if source.part is None:
+            return file.get_tensor(source.key)
+        return file.get_slice(source.key)[source.part]
     except (SafetensorError, OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder}: cannot read the tensor {key!r}: {error}") from error
+        raise ValueError(f"{folder}: cannot read the tensor {source.key!r}: {error}") from error
 
 
 def _resolve(
     folder: pathlib.Path,
     config: EncoderConfig,
-    wanted: dict[str, tuple[int, ...]],
+    wanted: dict[tuple[Any, ...], tuple[int, ...]],
     found: dict[str, tuple[int, ...]],
-) -> dict[str, list[str]]:
-    """The checkpoint keys of every leaf, one a block if stacked; or one error with all faults."""
+) -> list[_Source]:
+    """Where everything lies, in an order that knows no stacks; or one error with all faults."""
     table = KEY_TABLES[config.family]
     prefix = next((p for p in _PREFIXES if f"{p}{table['embed']}.weight" in found), "")
-    keys: dict[str, list[str]] = {}
-    faults = []
+    sources, faults = [], []
     for path, shape in wanted.items():
-        module, leaf = path.rsplit("/", 1)
-        stacked = "{i}" in table[module]
-        keys[path] = list(_keys(prefix + table[module], _LEAVES[leaf], found, config, stacked))
-        expected = shape[1:] if stacked else shape
+        stack, module, leaf = _parse(path)
+        blocks = [0] if stack is None else range(config.n_layers)[stack :: config.period]
+        theirs = table[module]
+        fused = {m: _n_outputs(wanted, path, m) for m in table if table[m] == theirs}
+        first = sum(fused[m] for m in list(fused)[: list(fused).index(module)])
+        expected = shape if stack is None else shape[1:]
         expected = expected[::-1] if leaf == "kernel" else expected
-        for key in keys[path]:
+        part = None if len(fused) == 1 else slice(first, first + expected[0])
+        expected = expected if part is None else (sum(fused.values()), *expected[1:])
+        for row, i in enumerate(blocks):
+            if not config.first_norm and (module, i) == ("blocks/attention_norm", 0):
+                continue
+            key = _key(prefix + theirs.format(i=i), leaf, found)
             if key not in found:
                 faults.append(f"missing: {key} {expected}")
             elif found[key] != expected:
                 faults.append(f"misshapen: {key} is {found[key]}, expected {expected}")
-    used = {key for names in keys.values() for key in names}
+            at = None if stack is None else row
+            sources.append(_Source(f"{module}/{leaf}", i, path, at, key, part))
+    used = {source.key for source in sources}
     for key in sorted(set(found) - used):
         inside = key.startswith(prefix)
         if inside and not _IGNORED.search(key.removeprefix(prefix)) and not _IGNORED.search(key):
             # Beside the base model may lie its head; inside it nothing may be left over.
             faults.append(f"unexpected: {key} {found[key]}")
     if faults:
+        faults = list(dict.fromkeys(faults))
         shown = "\n  ".join(faults[:40] + [f"... {len(faults) - 40} more"] * (len(faults) > 40))
         raise ValueError(
             f"{folder} does not hold the {config.family} model that its config.json describes:\n"
             f"  {shown}"
         )
-    return keys
+    return sorted(sources)
 
 
-def _keys(
-    module: str, leaf: str, found: dict[str, Any], config: EncoderConfig, stacked: bool
-) -> Iterator[str]:
-    for i in range(config.n_layers if stacked else 1):
-        name = module.format(i=i)
-        renamed = f"{name}.{_TENSORFLOW[leaf]}"
-        yield renamed if renamed in found else f"{name}.{leaf}"
+def _parse(path: tuple[Any, ...]) -> tuple[int | None, str, str]:
+    """The stack (None outside blocks), the module as the key tables name it, the leaf."""
+    if path[0] != "blocks":
+        return None, "/".join(path[:-1]), path[-1]
+    return int(path[1]), "/".join(("blocks", *path[2:-1])), path[-1]
+
+
+def _n_outputs(wanted: dict[tuple[Any, ...], tuple[int, ...]], path: Any, module: str) -> int:
+    """The last extent of the same leaf of another module in the same stack; 0 if it has none."""
+    inside = tuple(module.split("/"))
+    inside = (*path[:2], *inside[1:]) if path[0] == "blocks" else inside
+    return wanted.get((*inside, path[-1]), (0,))[-1]
+
+
+def _key(module: str, leaf: str, found: dict[str, Any]) -> str:
+    renamed = f"{module}.{_TENSORFLOW.get(leaf, '')}"
+    return renamed if renamed in found else f"{module}.{_LEAVES[leaf]}"
 
 
 def random_like(params: Any, seed: int) -> Any:

@@ -5,6 +5,7 @@ golden files run without torch.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -16,72 +17,12 @@ from safetensors.numpy import load_file, save_file
 
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.weights import load_weights
+from tests.encoder.variants import VARIANTS
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 HIGHEST = jax.lax.Precision.HIGHEST
 
-_SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 40,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 96,
-    "pad_token_id": 0,
-}
-_GROUPED = _SIZES | {"num_key_value_heads": 2}
-_LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    # 12 tokens: of the tiny head's four frequencies, some are kept, some blended, some slowed.
-    "original_max_position_embeddings": 12,
-}
-
-# name -> (model_type, config). Every window is shorter than the prompts; each family's switches
-# (grouped heads, tied embeddings, biases, head width) are on in one variant and off in another.
-VARIANTS = {
-    "bert": ("bert", _SIZES | {"max_position_embeddings": 40}),
-    "llama": ("llama", _GROUPED | {"tie_word_embeddings": False}),
-    "llama_rope": (
-        "llama",
-        _SIZES
-        | {
-            "num_key_value_heads": 1,
-            "rope_parameters": _LLAMA3,
-            "attention_bias": True,
-            "mlp_bias": True,
-            "tie_word_embeddings": True,
-        },
-    ),
-    "mistral": ("mistral", _GROUPED | {"sliding_window": 5, "head_dim": 12}),
-    "qwen2": (
-        "qwen2",
-        _GROUPED
-        | {
-            "use_sliding_window": True,
-            "sliding_window": 6,
-            "max_window_layers": 1,
-            "tie_word_embeddings": True,
-        },
-    ),
-    "qwen3": ("qwen3", _GROUPED | {"head_dim": 8, "rope_parameters": {"rope_theta": 1e6}}),
-    "qwen3_wide": (
-        "qwen3",
-        _SIZES
-        | {
-            "num_key_value_heads": 4,
-            "head_dim": 12,
-            "attention_bias": True,
-            "use_sliding_window": True,
-            "sliding_window": 4,
-            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-            "tie_word_embeddings": True,
-        },
-    ),
-}
+_MASKED = ("bert", "roberta", "xlm-roberta", "modernbert")
 
 
 def random_batch(
@@ -98,10 +39,16 @@ def random_batch(
 def build(variant: str, seed: int):
     """A Hugging Face torch model with its head, random in every parameter, norms and biases too."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForPreTraining
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        AutoModelForPreTraining,
+    )
 
     family, settings = VARIANTS[variant]
-    make = AutoModelForPreTraining if family == "bert" else AutoModelForCausalLM
+    make = AutoModelForMaskedLM if family in _MASKED else AutoModelForCausalLM
+    make = AutoModelForPreTraining if family == "bert" else make  # Two heads more.
     model = make.from_config(AutoConfig.for_model(family, **settings), dtype=torch.float32)
     numbers = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -116,17 +63,33 @@ def build(variant: str, seed: int):
 
 
 def hf_states(model, tokens_BT: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
-    """[L, B, T, D] float32 Hugging Face's hidden_states."""
+    """[L, B, T, D] float32 Hugging Face's hidden_states.
+
+    Where rotation follows the length, Hugging Face goes by the longest row of the batch and then
+    remembers it: there every row is run alone, the shortest first, and 0 stands for its padding.
+    """
     import torch
 
-    mask_BT = np.arange(tokens_BT.shape[1])[None] < lengths_B[:, None]
-    with torch.no_grad():
-        out = model.base_model(
-            input_ids=torch.tensor(tokens_BT, dtype=torch.long),
-            attention_mask=torch.tensor(mask_BT, dtype=torch.long),
-            output_hidden_states=True,
-        )
-    return np.stack([state.numpy() for state in out.hidden_states])
+    def run(tokens_BT, mask_BT):
+        with torch.no_grad():
+            out = model.base_model(
+                input_ids=torch.tensor(tokens_BT, dtype=torch.long),
+                attention_mask=torch.tensor(mask_BT, dtype=torch.long),
+                output_hidden_states=True,
+            )
+        return np.stack([state.numpy() for state in out.hidden_states])
+
+    if not EncoderConfig.from_hf(model.config.to_dict()).follows_length:
+        return run(tokens_BT, np.arange(tokens_BT.shape[1])[None] < lengths_B[:, None])
+    rows = {
+        b: run(tokens_BT[[b], : lengths_B[b]], np.ones((1, lengths_B[b])))[:, 0]
+        for b in np.argsort(lengths_B)
+    }
+    padded = [
+        np.pad(rows[b], ((0, 0), (0, tokens_BT.shape[1] - n), (0, 0)))
+        for b, n in enumerate(lengths_B)
+    ]
+    return np.stack(padded, axis=1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -149,17 +112,18 @@ def load(folder: pathlib.Path, dtype=jnp.float32, **changes) -> Loaded:
 def our_states(encoder: Loaded, tokens_BT: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
     """[L, B, T, D] hidden states of every token, by a plain loop over the blocks."""
     model = nnx.merge(encoder.graphdef, encoder.params)
-    block_def, stacked = nnx.split(model.blocks)
+    stacks = [nnx.split(stack) for stack in model.blocks]
 
-    @jax.jit
-    def apply_block(weights, i, x_BTD, batch):
-        return model.apply_block(nnx.merge(block_def, weights), i, x_BTD, batch)
+    @functools.partial(jax.jit, static_argnames="s")
+    def apply_block(weights, i, x_BTD, batch, s):
+        return model.apply_block(nnx.merge(stacks[s][0], weights), i, x_BTD, batch)
 
     x_BTD, batch = jax.jit(model.start)(tokens_BT, lengths_B)
     states = [x_BTD]
     for i in range(encoder.config.n_layers):
-        weights = jax.tree.map(lambda stack, i=i: stack[i], stacked)
-        x_BTD = apply_block(weights, i, x_BTD, batch)
+        group, s = divmod(i, len(stacks))
+        weights = jax.tree.map(lambda stack, group=group: stack[group], stacks[s][1])
+        x_BTD = apply_block(weights, i, x_BTD, batch, s)
         states.append(x_BTD)
     states[-1] = jax.jit(model.finish)(x_BTD)
     return np.stack(states)

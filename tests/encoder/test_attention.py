@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from routerjax.encoder.attention import attend, rotary_frequencies, rotate
+from routerjax.encoder.attention import attend, rotate
 from routerjax.encoder.config import EncoderConfig
+from routerjax.encoder.rope import rotary_frequencies
 from tests.encoder import models
 
 
@@ -42,7 +43,9 @@ def test_rotated_products_depend_on_the_distance_alone():
     frequencies = np.array([1.0, 0.3, 0.02], np.float32)
     q, k = (np.broadcast_to(heads(i, 1, 1, 1, 6), (1, 40, 1, 6)) for i in range(2))
     angles_TE = np.arange(40, dtype=np.float32)[:, None] * frequencies
-    q, k = (np.asarray(rotate(jnp.asarray(x), jnp.asarray(angles_TE)))[0, :, 0] for x in (q, k))
+    q, k = (
+        np.asarray(rotate(jnp.asarray(x), jnp.asarray(angles_TE)[None]))[0, :, 0] for x in (q, k)
+    )
     products = q @ k.T
     for distance in (-7, 0, 3, 20):
         diagonal = np.diagonal(products, distance)
@@ -52,17 +55,18 @@ def test_rotated_products_depend_on_the_distance_alone():
 
 def test_rotation_keeps_the_dtype_and_works_in_float32():
     x = jnp.asarray(heads(0, 1, 3, 2, 8), jnp.bfloat16)
-    angles_TE = jnp.asarray(heads(1, 3, 4))
-    turned = rotate(x, angles_TE)
+    angles_1TE = jnp.asarray(heads(1, 1, 3, 4))
+    turned = rotate(x, angles_1TE)
     assert turned.dtype == jax.dtypes.bfloat16
-    exact = rotate(x.astype(jnp.float32), angles_TE)
+    exact = rotate(x.astype(jnp.float32), angles_1TE)
     np.testing.assert_array_equal(turned, exact.astype(jnp.bfloat16))
 
 
 def test_llama3_scaling_keeps_fast_turns_slows_slow_ones_and_blends_between():
     family, settings = models.VARIANTS["llama_rope"]
-    scaled = EncoderConfig.from_hf({"model_type": family} | settings)
-    plain = EncoderConfig.from_hf({"model_type": family} | settings | {"rope_parameters": None})
+    raw = {"model_type": family} | settings
+    (scaled,) = EncoderConfig.from_hf(raw).ropes
+    (plain,) = EncoderConfig.from_hf(raw | {"rope_parameters": None}).ropes
     ratio = rotary_frequencies(plain) / rotary_frequencies(scaled)
     # Wavelengths 6.3, 63, 628, 6283 tokens of the 12 first trained on: 1.9 turns lie between.
     assert 1 < ratio[0] < 8
@@ -88,7 +92,7 @@ def test_angles_equal_those_of_torch_at_the_far_end_of_a_long_context(theta, sca
     far = np.arange(131000, 131072)
     cos, _ = modeling_llama.LlamaRotaryEmbedding(config)(torch.zeros(1), torch.tensor(far)[None])
     angles_TE = far.astype(np.float32)[:, None] * rotary_frequencies(
-        EncoderConfig.from_hf(config.to_dict())
+        EncoderConfig.from_hf(config.to_dict()).ropes[0]
     )
     # One unit in the last place of a frequency, times 131000, is up to 0.008 radians.
     np.testing.assert_allclose(jnp.cos(angles_TE), cos[0, :, :64].numpy(), atol=1e-2)

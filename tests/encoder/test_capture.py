@@ -15,8 +15,8 @@ from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.weights import make_model
 from tests.encoder import models
 
-# One family that sees both ways, one that is causal, with windows on some of its layers.
-FAMILIES = ("bert", "qwen3_wide")
+# Two families that see both ways, one of them and a causal one with windows on some layers.
+FAMILIES = ("bert", "modernbert", "qwen3_wide")
 ALL = (0, 1, 2, 3)
 
 
@@ -136,12 +136,16 @@ def test_bucket_mates_batch_size_order_and_padding_tokens_change_nothing(
     )
 
 
-def test_a_bucket_may_reach_past_the_last_position_of_bert(encoders):
-    tokens_BT, lengths_B = models.random_batch((40, 3))  # 40 positions is all that it has.
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_a_bucket_may_reach_past_the_last_embedded_position(name, encoders):
+    tokens_BT, lengths_B = models.random_batch((40, 3))  # 40 tokens is all that they have.
     padded_BT = np.pad(tokens_BT, ((0, 0), (0, 8)))
-    exact = run(encoders["bert"], tokens_BT, lengths_B, whole(lengths_B))
+    layers = tuple(range(encoders[name].config.n_states))
+    exact, padded = (
+        run(encoders[name], x, lengths_B, whole(lengths_B), layers) for x in (tokens_BT, padded_BT)
+    )
     assert np.isfinite(exact).all()
-    assert_close(run(encoders["bert"], padded_BT, lengths_B, whole(lengths_B)), exact)
+    assert_close(padded, exact)
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3_wide"])

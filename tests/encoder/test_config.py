@@ -5,7 +5,9 @@ import json
 
 import pytest
 
-from routerjax.encoder.config import FULL_ATTENTION, EncoderConfig, Llama3Rope
+from routerjax.encoder.config import FULL_ATTENTION, EncoderConfig
+from routerjax.encoder.key_tables import KEY_TABLES
+from routerjax.encoder.rope import Llama3Rope, Rope
 from tests.encoder import models
 
 # As on the Hugging Face hub, before transformers 5 wrote them anew.
@@ -73,15 +75,14 @@ def test_llama_of_the_hub():
         vocab_size=128256,
         norm_eps=1e-5,
         max_positions=131072,
-        rope_theta=500000.0,
-        rope_scaling=Llama3Rope(32.0, 1.0, 4.0, 8192),
+        ropes=(Rope(500000.0, 64, Llama3Rope(32.0, 1.0, 4.0, 8192)),),
         windows=(FULL_ATTENTION,) * 16,
     )
 
 
 def test_qwen2_of_the_hub():
     config = EncoderConfig.from_hf(QWEN2)
-    assert (config.head_dim, config.n_kv_heads, config.rope_theta) == (64, 2, 1e6)
+    assert (config.head_dim, config.n_kv_heads, config.ropes) == (64, 2, (Rope(1e6, 64),))
     assert (config.qkv_bias, config.out_bias, config.ffn_bias) == (True, False, False)
     assert config.windows == (FULL_ATTENTION,) * 4
     assert config.n_states == 5
@@ -97,13 +98,20 @@ def test_bert_of_the_golden_files():
 @pytest.mark.parametrize("name", models.VARIANTS)
 def test_all_switches_of_the_variants_are_read(name):
     config, (family, settings) = golden(name), models.VARIANTS[name]
-    assert config.family == family
-    assert config.n_kv_heads == settings.get("num_key_value_heads", 4)
-    assert config.head_dim == settings.get("head_dim", 8)
-    assert config.qk_norm == (family == "qwen3")
-    assert config.qkv_bias == (settings.get("attention_bias", False) or family in ("bert", "qwen2"))
-    assert config.out_bias == (settings.get("attention_bias", False) or family == "bert")
-    assert config.ffn_bias == (settings.get("mlp_bias", False) or family == "bert")
+    always = family in ("bert", "roberta", "xlm-roberta")
+    n_heads, width = settings["num_attention_heads"], settings["hidden_size"]
+    grouped = not always and family != "modernbert"
+    assert config.family == {"gemma3_text": "gemma3"}.get(family, family)
+    assert config.n_kv_heads == (settings.get("num_key_value_heads", 4) if grouped else n_heads)
+    assert config.head_dim == settings.get("head_dim", width // n_heads)
+    norms = {"qwen3": "head", "gemma3_text": "head", "olmo2": "projection", "olmo3": "projection"}
+    assert config.qk_norm == norms.get(family, "")
+    attention_bias = always or settings.get("attention_bias", False)
+    assert config.qkv_bias == (attention_bias or family == "qwen2")
+    assert config.out_bias == attention_bias
+    assert config.ffn_bias == (always or settings.get("mlp_bias", False))
+    assert config.bidirectional == (always or family == "modernbert")
+    assert bool(config.ropes) == (not always)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +122,30 @@ def test_all_switches_of_the_variants_are_read(name):
         ("qwen2", (FULL_ATTENTION, 6, 6)),
         ("qwen3", (FULL_ATTENTION,) * 3),
         ("qwen3_wide", (4, FULL_ATTENTION, 4)),
+        ("ministral", (FULL_ATTENTION, 5, 5)),
+        ("ministral3", (FULL_ATTENTION,) * 2),
+        ("gemma2", (5, FULL_ATTENTION, 5)),
+        ("gemma3", (5, FULL_ATTENTION, 5)),
+        ("phi3", (6, 6, 6)),
+        ("olmo2", (FULL_ATTENTION,) * 2),
+        ("olmo3", (5, 5, FULL_ATTENTION)),
+        ("smollm3", (FULL_ATTENTION, 6, FULL_ATTENTION)),
+        # 6 tokens, 3 to either side, and 4: 2.
+        ("modernbert", (FULL_ATTENTION, 4, 4)),
+        ("modernbert_bias", (3, FULL_ATTENTION, 3)),
+        ("roberta", (FULL_ATTENTION,) * 2),
+        ("ministral", (FULL_ATTENTION, 5, 5)),
+        ("ministral3", (FULL_ATTENTION,) * 2),
+        ("gemma2", (5, FULL_ATTENTION, 5)),
+        ("gemma3", (5, FULL_ATTENTION, 5)),
+        ("phi3", (6, 6, 6)),
+        ("olmo2", (FULL_ATTENTION,) * 2),
+        ("olmo3", (5, 5, FULL_ATTENTION)),
+        ("smollm3", (FULL_ATTENTION, 6, FULL_ATTENTION)),
+        # 6 tokens, 3 to either side, and 4: 2.
+        ("modernbert", (FULL_ATTENTION, 4, 4)),
+        ("modernbert_bias", (3, FULL_ATTENTION, 3)),
+        ("roberta", (FULL_ATTENTION,) * 2),
     ],
 )
 def test_windows_per_layer(name, windows):
@@ -141,19 +173,19 @@ def test_both_spellings_of_rotary_settings_mean_the_same():
     reference = EncoderConfig.from_hf(LLAMA_3_2)
     assert EncoderConfig.from_hf(new) == reference
     assert EncoderConfig.from_hf(LLAMA_3_2 | {"rope_scaling": oldest}) == reference
-    assert EncoderConfig.from_hf(old).rope_theta == 10000.0
+    assert EncoderConfig.from_hf(old).ropes[0].theta == 10000.0
 
 
 def test_llama3_scaling_finds_its_first_context_length_where_hugging_face_does():
     scaling = dict(LLAMA_3_2["rope_scaling"])
     outside = LLAMA_3_2 | {"original_max_position_embeddings": 4096}
-    assert EncoderConfig.from_hf(outside).rope_scaling.original_max_positions == 4096
+    assert EncoderConfig.from_hf(outside).ropes[0].scaling.original_max_positions == 4096
     del scaling["original_max_position_embeddings"]
     nowhere = EncoderConfig.from_hf(LLAMA_3_2 | {"rope_scaling": scaling})
-    assert nowhere.rope_scaling.original_max_positions == 131072
+    assert nowhere.ropes[0].scaling.original_max_positions == 131072
 
 
-@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn", "longrope", "mrope"])
+@pytest.mark.parametrize("kind", ["mrope", "proportional", "axial"])
 def test_other_rotary_scalings_are_refused_by_name(kind):
     message = refusal(QWEN2, rope_scaling={"rope_type": kind, "factor": 4.0})
     assert repr(kind) in message and "'llama3'" in message
@@ -166,14 +198,16 @@ def test_odd_rotary_settings_are_refused():
     assert "differ between layers" in refusal(QWEN2, rope_parameters=by_layer)
     assert "lacks 'factor'" in refusal(QWEN2, rope_scaling={"rope_type": "llama3"})
     whole = {"rope_type": "default", "rope_theta": 5.0, "partial_rotary_factor": None}
-    assert EncoderConfig.from_hf(QWEN2 | {"rope_parameters": whole}).rope_theta == 5.0
+    assert EncoderConfig.from_hf(QWEN2 | {"rope_parameters": whole}).ropes[0].theta == 5.0
 
 
-@pytest.mark.parametrize("family", ["gpt2", "mixtral", "gemma3_text", "", None])
+@pytest.mark.parametrize("family", ["gpt2", "t5", "", None])
 def test_an_unknown_family_is_named_beside_the_supported_ones(family):
     message = refusal(QWEN2, model_type=family)
     assert f"model_type is {family!r}" in message
-    assert "supported are bert, llama, mistral, qwen2, qwen3" in message
+    assert f"supported are {', '.join(sorted(KEY_TABLES))}. " in message
+    assert "routerjax/encoder/families.py" in message
+    assert "routerjax/encoder/key_tables.py" in message
 
 
 def test_a_nested_text_config_is_read_alone():
@@ -221,7 +255,10 @@ def test_flops_of_a_block_count_its_products():
     config = dataclasses.replace(EncoderConfig.from_hf(QWEN2), n_kv_heads=14)
     D, F, T = 896, 4864, 10
     products = 4 * D * D + 3 * D * F  # q, k, v, o; gate, up, down
-    assert config.block_flops(T) == T * 2 * products + 4 * D * T * T
+    assert config.flops(T, 1) == T * 2 * products + 4 * D * T * T
+    assert config.flops(T, 3) == 3 * config.flops(T, 1) and config.flops(T, 0) == 0
+    plain = dataclasses.replace(config, gated=False)
+    assert config.flops(T, 2) - plain.flops(T, 2) == 2 * T * 2 * D * F
 
 
 @pytest.mark.parametrize("name", models.VARIANTS)

@@ -1,0 +1,82 @@
+"""Key tables: where each parameter lies in a family's checkpoint.
+
+Our module -> the checkpoint's module; {i} is the block. Which of a table's rows count is decided by
+the parameters that the model has. The layout follows from the leaf: a kernel is the transposed
+weight, everything else the weight as it is. Where several of our modules name one of theirs, its
+rows (its outputs) are theirs one after the other, in the table's order.
+"""
+
+_DECODER = {
+    "embed": "embed_tokens",
+    "blocks/attention_norm": "layers.{i}.input_layernorm",
+    "blocks/attention/q": "layers.{i}.self_attn.q_proj",
+    "blocks/attention/k": "layers.{i}.self_attn.k_proj",
+    "blocks/attention/v": "layers.{i}.self_attn.v_proj",
+    "blocks/attention/o": "layers.{i}.self_attn.o_proj",
+    "blocks/attention/q_norm": "layers.{i}.self_attn.q_norm",
+    "blocks/attention/k_norm": "layers.{i}.self_attn.k_norm",
+    "blocks/ffn_norm": "layers.{i}.post_attention_layernorm",
+    "blocks/ffn/gate": "layers.{i}.mlp.gate_proj",
+    "blocks/ffn/up": "layers.{i}.mlp.up_proj",
+    "blocks/ffn/down": "layers.{i}.mlp.down_proj",
+    "norm": "norm",
+}
+_BERT = {
+    "embed": "embeddings.word_embeddings",
+    "positions": "embeddings.position_embeddings",
+    "segments": "embeddings.token_type_embeddings",
+    "embed_norm": "embeddings.LayerNorm",
+    "blocks/q": "encoder.layer.{i}.attention.self.query",
+    "blocks/k": "encoder.layer.{i}.attention.self.key",
+    "blocks/v": "encoder.layer.{i}.attention.self.value",
+    "blocks/o": "encoder.layer.{i}.attention.output.dense",
+    "blocks/attention_norm": "encoder.layer.{i}.attention.output.LayerNorm",
+    "blocks/up": "encoder.layer.{i}.intermediate.dense",
+    "blocks/down": "encoder.layer.{i}.output.dense",
+    "blocks/ffn_norm": "encoder.layer.{i}.output.LayerNorm",
+}
+_POST_NORMS = _DECODER | {
+    "blocks/attention_post_norm": "layers.{i}.post_attention_layernorm",
+    "blocks/ffn_norm": "layers.{i}.pre_feedforward_layernorm",
+    "blocks/ffn_post_norm": "layers.{i}.post_feedforward_layernorm",
+}
+_PHI3 = _DECODER | {
+    "blocks/attention/q": "layers.{i}.self_attn.qkv_proj",
+    "blocks/attention/k": "layers.{i}.self_attn.qkv_proj",
+    "blocks/attention/v": "layers.{i}.self_attn.qkv_proj",
+    "blocks/ffn/gate": "layers.{i}.mlp.gate_up_proj",
+    "blocks/ffn/up": "layers.{i}.mlp.gate_up_proj",
+}
+_MODERNBERT = {
+    "embed": "embeddings.tok_embeddings",
+    "embed_norm": "embeddings.norm",
+    "blocks/attention_norm": "layers.{i}.attn_norm",
+    "blocks/attention/q": "layers.{i}.attn.Wqkv",
+    "blocks/attention/k": "layers.{i}.attn.Wqkv",
+    "blocks/attention/v": "layers.{i}.attn.Wqkv",
+    "blocks/attention/o": "layers.{i}.attn.Wo",
+    "blocks/ffn_norm": "layers.{i}.mlp_norm",
+    "blocks/ffn/gate": "layers.{i}.mlp.Wi",
+    "blocks/ffn/up": "layers.{i}.mlp.Wi",
+    "blocks/ffn/down": "layers.{i}.mlp.Wo",
+    "norm": "final_norm",
+}
+KEY_TABLES: dict[str, dict[str, str]] = {
+    "bert": _BERT,
+    "gemma2": _POST_NORMS,
+    "gemma3": _POST_NORMS,
+    "granite": _DECODER,
+    "llama": _DECODER,
+    "ministral": _DECODER,
+    "ministral3": _DECODER,
+    "mistral": _DECODER,
+    "modernbert": _MODERNBERT,
+    "olmo2": _POST_NORMS,
+    "olmo3": _POST_NORMS,
+    "phi3": _PHI3,
+    "qwen2": _DECODER,
+    "qwen3": _DECODER,
+    "roberta": _BERT,
+    "smollm3": _DECODER,
+    "xlm-roberta": _BERT,
+}

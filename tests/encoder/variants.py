@@ -1,0 +1,219 @@
+"""The tiny models of the parity tests: at least one a family, with every switch on somewhere."""
+
+_SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 96,
+    "pad_token_id": 0,
+}
+_GROUPED = _SIZES | {"num_key_value_heads": 2}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    # 12 tokens: of the tiny head's four frequencies, some are kept, some blended, some slowed.
+    "original_max_position_embeddings": 12,
+}
+
+# Half the size, for the many families whose golden files lie beside each other.
+_SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 96,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+_FLAT = {"num_hidden_layers": 2}
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+# Of a head's four pairs one is kept, two are blended and one is slowed; prompts go beyond 12.
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 12,
+    "beta_fast": 1.0,
+    "beta_slow": 0.15,
+}
+_LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 100.0,
+    "short_factor": [1.0, 1.1, 1.3],
+    "long_factor": [1.5, 3.0, 6.0],
+    "partial_rotary_factor": 0.75,
+}
+
+# name -> (model_type, config). Every window is shorter than the prompts; each family's switches
+# (grouped heads, tied embeddings, biases, head width) are on in one variant and off in another.
+VARIANTS = {
+    "bert": ("bert", _SIZES | {"max_position_embeddings": 40}),
+    "llama": ("llama", _GROUPED | {"tie_word_embeddings": False}),
+    "llama_rope": (
+        "llama",
+        _SIZES
+        | {
+            "num_key_value_heads": 1,
+            "rope_parameters": _LLAMA3,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "mistral": ("mistral", _GROUPED | {"sliding_window": 5, "head_dim": 12}),
+    "qwen2": (
+        "qwen2",
+        _GROUPED
+        | {
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "max_window_layers": 1,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3": ("qwen3", _GROUPED | {"head_dim": 8, "rope_parameters": {"rope_theta": 1e6}}),
+    "qwen3_wide": (
+        "qwen3",
+        _SIZES
+        | {
+            "num_key_value_heads": 4,
+            "head_dim": 12,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "tie_word_embeddings": True,
+        },
+    ),
+    "llama_linear": (
+        "llama",
+        _SMALL | _FLAT | {"rope_parameters": {"rope_type": "linear", "factor": 3.0}},
+    ),
+    # From 12 tokens on the base grows with the row's own length.
+    "llama_dynamic": (
+        "llama",
+        _SMALL
+        | _FLAT
+        | {
+            "max_position_embeddings": 12,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 4.0},
+        },
+    ),
+    "llama_yarn": ("llama", _SMALL | _FLAT | {"rope_parameters": _YARN}),
+    "qwen3_yarn": (
+        "qwen3",
+        _SMALL | _FLAT | {"head_dim": 8, "rope_parameters": _YARN | {"truncate": False}},
+    ),
+    "ministral": (
+        "ministral",
+        _SMALL | {"head_dim": 8, "sliding_window": 5, "layer_types": [_FULL, _SLIDING, _SLIDING]},
+    ),
+    "ministral3": (
+        "ministral3",
+        _SMALL
+        | _FLAT
+        | {
+            "head_dim": 12,
+            "rope_parameters": _YARN
+            | {"mscale": 1.0, "mscale_all_dim": 0.4, "llama_4_scaling_beta": 0.5},
+        },
+    ),
+    "gemma2": (
+        "gemma2",
+        _SMALL
+        | {
+            "head_dim": 12,
+            "sliding_window": 5,
+            "query_pre_attn_scalar": 6,
+            "attn_logit_softcapping": 2.5,
+        },
+    ),
+    "gemma3": (
+        "gemma3_text",
+        _SMALL
+        | {
+            "head_dim": 8,
+            "sliding_window": 5,
+            "query_pre_attn_scalar": 5,
+            "layer_types": [_SLIDING, _FULL, _SLIDING],
+            "rope_parameters": {
+                _FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
+                _SLIDING: {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+    ),
+    "phi3": ("phi3", _SMALL | {"num_key_value_heads": 2, "sliding_window": 6}),
+    "phi3_long": (
+        "phi3",
+        _SMALL | _FLAT | {"original_max_position_embeddings": 12, "rope_parameters": _LONG},
+    ),
+    "olmo2": ("olmo2", _SMALL | _FLAT | {"attention_bias": True}),
+    "olmo3": (
+        "olmo3",
+        _SMALL
+        | {
+            "sliding_window": 5,
+            "layer_types": [_SLIDING, _SLIDING, _FULL],
+            "rope_parameters": {
+                _FULL: _YARN,
+                _SLIDING: {"rope_type": "default", "rope_theta": 500.0},
+            },
+        },
+    ),
+    "smollm3": (
+        "smollm3",
+        _SMALL
+        | {
+            "no_rope_layers": [1, 0, 1],
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "mlp_bias": True,
+        },
+    ),
+    "granite": (
+        "granite",
+        _SMALL
+        | _FLAT
+        | {
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.15,
+            "logits_scaling": 8.0,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+    ),
+    # The positions up to the padding's number are not counted; 40 remain.
+    "roberta": ("roberta", _SMALL | _FLAT | {"max_position_embeddings": 44, "pad_token_id": 3}),
+    "xlm_roberta": (
+        "xlm-roberta",
+        _SMALL | _FLAT | {"max_position_embeddings": 42, "pad_token_id": 1, "type_vocab_size": 1},
+    ),
+    "modernbert": (
+        "modernbert",
+        _SMALL | {"local_attention": 6, "cls_token_id": 1, "sep_token_id": 2},
+    ),
+    "modernbert_bias": (
+        "modernbert",
+        _SMALL
+        | {
+            "local_attention": 4,
+            "layer_types": [_SLIDING, _FULL, _SLIDING],
+            "attention_bias": True,
+            "mlp_bias": True,
+            "norm_bias": True,
+            "rope_parameters": {
+                _FULL: {"rope_type": "default", "rope_theta": 1000.0},
+                _SLIDING: {"rope_type": "default", "rope_theta": 20.0},
+            },
+        },
+    ),
+}
