@@ -13,7 +13,7 @@ from routerjax.probes.auc import auc_per_target
 from routerjax.routing.costs import CostModel
 from routerjax.routing.metrics import evaluate_predictions
 from routerjax.routing.network import fit_network, outcomes
-from routerjax.routing.policy import Argmax, Policy
+from routerjax.routing.policy import Argmax, Policy, Quality
 from routerjax.routing.router import Router
 from routerjax.trunk.calibrate import fit_calibration
 from routerjax.trunk.config import TrunkConfig
@@ -100,9 +100,10 @@ def fit_router(
         training,
         calibration=calibration,
     )
+    p_NM = calibration.apply(before_NM)
     if policy is not None:
-        p_NM = calibration.apply(before_NM)
         router.policy = _fit_policy(policy, router, network.stores, held, p_NM)
+    router.saving_policy = _saving_policy(router, network.stores, held, p_NM)
     return router
 
 
@@ -163,6 +164,7 @@ def evaluate(
         cost_basis=basis,
         expected_cost_NM=router.costs.expected(input_tokens_N),
         before_NM=before_NM,
+        saving_policy=router.saving_policy,
     )
 
 
@@ -189,6 +191,22 @@ def _fit_policy(
     cost_NM = router.costs.expected(input_tokens_N)
     paid_NM, _ = router.costs.paid(input_tokens_N, data)
     return policy.fit(p_NM, cost_NM, data.correct_NM, paid_NM)
+
+
+def _saving_policy(
+    router: Router, stores: Stores, data: RoutingDataset, p_NM: np.ndarray
+) -> Policy | None:
+    """The cheapest setting as accurate as the best single target on these rows."""
+    correct_N = data.correct_NM[:, router.best_single]
+    cost_NM = router.costs.expected(_input_tokens(router, stores, data))
+    if np.isnan(correct_N).all() or cost_NM is None or np.isnan(cost_NM).any():
+        return None
+    policy = Quality(float(np.nanmean(correct_N, dtype=np.float64)))
+    try:
+        return _fit_policy(policy, router, stores, data, p_NM)
+    except ValueError as error:  # The router is nowhere as good.
+        logger.info("no setting saves at the best single target's accuracy: %s", error)
+        return None
 
 
 def _out_of_fold(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from routerjax.routing.breakdown import agreement_zones, near_misses, per_dataset, win_rates
+from routerjax.routing.field_report import field_report
 from routerjax.routing.headline import (
     NO_COMPLETE_ROW,
     accuracy,
@@ -47,6 +48,7 @@ def evaluate_predictions(
     expected_cost_NM: np.ndarray | None = None,
     tolerances: Sequence[float] = TOLERANCES,
     before_NM: np.ndarray | None = None,
+    saving_policy: Policy | None = None,
 ) -> dict[str, Any]:
     """Measures predictions and the decisions that a policy makes of them.
 
@@ -64,6 +66,8 @@ def evaluate_predictions(
       tolerances: Settings of the tolerance policy for the frontier.
       before_NM: [N, M] predicted P(correct) before calibration, from which AUC is counted, because
         calibration may tie queries; None where `p_NM` is not calibrated.
+      saving_policy: The setting chosen on other rows to save at the best single target's accuracy,
+        for `field["cost_save"]`.
 
     Returns:
       Plain values, ready for metrics.json. A number that does not exist is None, and
@@ -122,6 +126,21 @@ def evaluate_predictions(
         metrics |= found
         reasons |= why
 
+    metrics["field"] = None
+    if len(p_nM):
+        saving_n = None
+        if saving_policy is not None and cost_nM is not None:
+            saving_n = saving_policy.choose(p_NM, expected_cost_NM, keys=data.queries)[complete_N]
+        metrics["field"], why = field_report(
+            p_nM, correct_nM, choice_n, best_single, groups_n,
+            datasets=None if data.datasets is None else np.asarray(data.datasets)[complete_N],
+            cost_NM=cost_nM,
+            expected_cost_NM=None if expected_cost_NM is None else expected_cost_NM[complete_N],
+            saving_choice_N=saving_n,
+        )  # fmt: skip
+        reasons |= why
+    else:
+        reasons["field"] = NO_COMPLETE_ROW
     metrics["intervals"] = intervals(correct_nM, choice_n, best_single, groups_n, cost_nM)
     metrics |= dict.fromkeys(("best_possible", "agreement", "near_misses"))
     if len(p_nM):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from routerjax.files import Folder
 from routerjax.routing import report_details as details
-from routerjax.routing import report_sweep
+from routerjax.routing import report_field, report_sweep
 from routerjax.routing import report_tables as tables
 from routerjax.routing.report_html import Html, flat, join, page, picture, table, tag
 
@@ -58,6 +58,7 @@ def write_report(
         body += [_heading("Data"), tag("ul", *(tag("li", line) for line in data_summary))]
     body += [_heading("Accuracy and cost"), tables.standings(metrics), tables.savings(metrics)]
     body += [drawn.get("cost", ""), tables.cost_notes(metrics)]
+    body += [_heading("By the metrics of other benchmarks"), report_field.field(metrics)]
     body += [_heading("Does it know difficulty, or the dataset?"), details.auc_note(metrics)]
     body += [drawn.get("auc", ""), details.auc(metrics)]
     body += [_heading("Can the probabilities be believed?"), drawn.get("calibration", "")]

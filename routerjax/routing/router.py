@@ -69,6 +69,8 @@ class Router:
       trunk_config: How the ensemble was trained.
       training: JSON values: counts, validation losses, history of each member.
       calibration: From the ensemble's mean to the P(correct) that policies see.
+      saving_policy: The cheapest setting that was as accurate as the best single target on the
+        calibration rows; None where there is none.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Router:
         training: dict[str, Any],
         encoders: Encoder | Sequence[Encoder] = (),
         calibration: Calibration | None = None,
+        saving_policy: Policy | None = None,
     ):
         self.features, self.trunk, self.targets = features, trunk, tuple(targets)
         self.costs, self.policy, self.best_single = costs, policy, best_single
@@ -92,6 +95,7 @@ class Router:
         )
         self.trunk_config, self.training = trunk_config, training
         self.calibration = calibration or Calibration.none(len(self.targets))
+        self.saving_policy = saving_policy
         self._encoders: dict[int, Encoder] = {}
         self.use_encoder(encoders)
 
@@ -320,6 +324,7 @@ class Router:
                 "encoders": self.encoder_identities,
                 "features": self.features.to_json(),
                 "policy": self.policy.to_json(),
+                "saving_policy": self.saving_policy and self.saving_policy.to_json(),
                 "costs": self.costs.to_json(),
                 "best_single": self.targets[self.best_single],
                 "trunk": self.trunk_config.to_json(),
@@ -373,6 +378,7 @@ class Router:
             value["training"],
             () if encoder is None else encoder,
             Calibration.from_json(value["calibration"]),
+            value["saving_policy"] and policy_from_json(value["saving_policy"]),
         )
 
 

@@ -110,6 +110,8 @@ def test_all_parts_are_there(make_pool, tmp_path):
         "versions.jax",
         "2 of 3 members are kept",
         f"{metrics['calibration']['after']['mean_ece_floor']:.3f}",
+        f"{metrics['field']['aiq']['value']:.4f}",
+        "was chosen on calibration rows",
         "Before: – (no probabilities before calibration were given)",
     ):
         assert expected in text, expected

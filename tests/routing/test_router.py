@@ -15,7 +15,7 @@ from routerjax.features.recipe import Recipe
 from routerjax.probes.auc import auc_per_target
 from routerjax.probes.select import select
 from routerjax.routing.fit import evaluate, fit_policy, fit_router
-from routerjax.routing.policy import Argmax, Budget, Tolerance
+from routerjax.routing.policy import Argmax, Budget, Quality, Tolerance
 from routerjax.routing.reliability import expected_calibration_error
 from routerjax.routing.router import Router
 from routerjax.trunk.calibrate import Calibration, Curve, fit_calibration
@@ -109,6 +109,20 @@ def test_a_policy_is_fitted_with_the_router_or_after_it(router, parts, tmp_path)
         fit_policy(Budget(1e-6), router, store, val)
 
 
+def test_the_setting_that_saves_is_chosen_on_calibration_rows(router, parts, tmp_path):
+    store, test, train = parts
+    val, _ = train.split(CONFIG.val_fraction, CONFIG.split_seed)
+    best = float(np.nanmean(val.correct_NM[:, router.best_single]))
+    expected = fit_policy(Quality(best), router, store, val)
+    assert router.saving_policy.min_accuracy == pytest.approx(best)
+    router.save(tmp_path / "router")
+    again = Router.load(tmp_path / "router")
+    assert again.saving_policy == router.saving_policy
+    assert router.saving_policy.fitted.lam_high == pytest.approx(expected.fitted.lam_high, rel=1e-3)
+    saving = evaluate(again, store, test)["field"]["cost_save"]
+    assert saving["low"] < saving["value"] < saving["high"] < 1
+
+
 def test_saved_and_loaded_it_decides_the_same(router, tmp_path, tiny_data):
     router.save(tmp_path / "router")
     queries = list(tiny_data.queries[:20])
@@ -136,6 +150,7 @@ def test_calibration_is_saved_and_leaves_the_ranking(router, parts, tmp_path):
     np.testing.assert_array_equal(after_NM[:, 0], curve.apply(before_NM[:, 0]).astype(np.float32))
     np.testing.assert_array_equal(after_NM[:, 1:], before_NM[:, 1:])
     metrics = evaluate(again, store, test)
+    assert metrics["field"]["cost_save"] is None and again.saving_policy is None
     assert metrics["auc"]["cheap"] == auc_per_target(before_NM, test.correct_NM)[0]
     found = metrics["calibration"]
     seen_N = ~np.isnan(test.y_NM[:, 0])
