@@ -106,6 +106,8 @@ def test_route_decides_for_a_flag_and_for_lines(work):
     decision = json.loads(one.stdout)
     assert decision["query"] == "What is 7 + 5?"
     assert decision["target"] in decision["probabilities"]
+    assert set(decision["spreads"]) == set(decision["probabilities"])
+    assert all(0 < spread < 0.5 for spread in decision["spreads"].values())
     many = run("route", f"--router={work}/router", "--policy=tolerance:1",
                stdin="What is 7 + 5?\n\nSort 3, 1, 2.\n")  # fmt: skip
     lines = [json.loads(line) for line in many.stdout.splitlines()]

@@ -1,7 +1,7 @@
 """fit_router and evaluate: from a store and outcomes to a router, and what it is worth."""
 
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -92,7 +92,7 @@ def fit_router(
         network.features,
         network.trunk,
         data.targets,
-        CostModel.fit(data),
+        CostModel.fit(data, network.fit_rows, network.fit_x_NC),
         Argmax(),
         best_single,
         [store.identity for store in network.stores],
@@ -101,9 +101,11 @@ def fit_router(
         calibration=calibration,
     )
     p_NM = calibration.apply(before_NM)
+    x_NC = network.features.apply_store(network.stores, held.ids)
+    costs = _costs(router, network.stores, held, x_NC)
     if policy is not None:
-        router.policy = _fit_policy(policy, router, network.stores, held, p_NM)
-    router.saving_policy = _saving_policy(router, network.stores, held, p_NM)
+        router.policy = policy.fit(p_NM, costs.expected_NM, held.correct_NM, costs.paid_NM)
+    router.saving_policy = _saving_policy(router, held, p_NM, costs)
     return router
 
 
@@ -127,7 +129,9 @@ def fit_policy(policy: Policy, router: Router, stores: Stores, data: RoutingData
       >>> router.policy = fit_policy(Budget(0.002), router, store, held_out)
     """
     data = _as_router_has_them(router, data)
-    return _fit_policy(policy, router, stores, data, router.predict_store(stores, data.ids))
+    x_NC = router.read(stores, data.ids)
+    costs = _costs(router, stores, data, x_NC)
+    return policy.fit(router.predict(x_NC), costs.expected_NM, data.correct_NM, costs.paid_NM)
 
 
 def evaluate(
@@ -152,20 +156,37 @@ def evaluate(
       ValueError: A store is from another encoder or lacks queries; the targets differ.
     """
     data = _as_router_has_them(router, data)
-    before_NM = router.predict_store(stores, data.ids, calibrated=False)
-    input_tokens_N = _input_tokens(router, stores, data)
-    cost_NM, basis = router.costs.paid(input_tokens_N, data)
+    x_NC = router.read(stores, data.ids)
+    before_NM = router.predict(x_NC, calibrated=False)
+    costs = _costs(router, stores, data, x_NC)
     return evaluate_predictions(
         router.calibration.apply(before_NM),
         data,
-        cost_NM,
+        costs.paid_NM,
         policy=router.policy if policy is None else policy,
         best_single=router.best_single,
-        cost_basis=basis,
-        expected_cost_NM=router.costs.expected(input_tokens_N),
+        cost_basis=costs.basis,
+        expected_cost_NM=costs.expected_NM,
         before_NM=before_NM,
         saving_policy=router.saving_policy,
+        length_sources=router.costs.sources,
     )
+
+
+class _Costs(NamedTuple):
+    """USD per query: expected before the answer, paid for it, and what the latter is based on."""
+
+    expected_NM: np.ndarray | None
+    paid_NM: np.ndarray | None
+    basis: str | None
+
+
+def _costs(router: Router, stores: Stores, data: RoutingDataset, x_NC: np.ndarray) -> _Costs:
+    # Tokens are counted by the first encoder's tokenizer, as `route` does.
+    store = router.stores_in_order(stores)[0]
+    input_tokens_N = store.query_tokens_N[store.rows_of(data.ids)]
+    paid_NM, basis = router.costs.paid(input_tokens_N, data, x_NC)
+    return _Costs(router.costs.expected(input_tokens_N, x_NC), paid_NM, basis)
 
 
 def _as_router_has_them(router: Router, data: RoutingDataset) -> RoutingDataset:
@@ -178,32 +199,17 @@ def _as_router_has_them(router: Router, data: RoutingDataset) -> RoutingDataset:
     return data.select_targets(router.targets)
 
 
-def _input_tokens(router: Router, stores: Stores, data: RoutingDataset) -> np.ndarray:
-    """[N] tokens of each query, counted by the first encoder's tokenizer, as `route` does."""
-    store = router.stores_in_order(stores)[0]
-    return store.query_tokens_N[store.rows_of(data.ids)]
-
-
-def _fit_policy(
-    policy: Policy, router: Router, stores: Stores, data: RoutingDataset, p_NM: np.ndarray
-) -> Policy:
-    input_tokens_N = _input_tokens(router, stores, data)
-    cost_NM = router.costs.expected(input_tokens_N)
-    paid_NM, _ = router.costs.paid(input_tokens_N, data)
-    return policy.fit(p_NM, cost_NM, data.correct_NM, paid_NM)
-
-
 def _saving_policy(
-    router: Router, stores: Stores, data: RoutingDataset, p_NM: np.ndarray
+    router: Router, data: RoutingDataset, p_NM: np.ndarray, costs: _Costs
 ) -> Policy | None:
     """The cheapest setting as accurate as the best single target on these rows."""
     correct_N = data.correct_NM[:, router.best_single]
-    cost_NM = router.costs.expected(_input_tokens(router, stores, data))
+    cost_NM = costs.expected_NM
     if np.isnan(correct_N).all() or cost_NM is None or np.isnan(cost_NM).any():
         return None
     policy = Quality(float(np.nanmean(correct_N, dtype=np.float64)))
     try:
-        return _fit_policy(policy, router, stores, data, p_NM)
+        return policy.fit(p_NM, cost_NM, data.correct_NM, costs.paid_NM)
     except ValueError as error:  # The router is nowhere as good.
         logger.info("no setting saves at the best single target's accuracy: %s", error)
         return None

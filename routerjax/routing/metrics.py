@@ -49,6 +49,7 @@ def evaluate_predictions(
     tolerances: Sequence[float] = TOLERANCES,
     before_NM: np.ndarray | None = None,
     saving_policy: Policy | None = None,
+    length_sources: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Measures predictions and the decisions that a policy makes of them.
 
@@ -68,6 +69,8 @@ def evaluate_predictions(
         calibration may tie queries; None where `p_NM` is not calibrated.
       saving_policy: The setting chosen on other rows to save at the best single target's accuracy,
         for `field["cost_save"]`.
+      length_sources: [M] where the expected number of output tokens of each target comes from,
+        "head", "median" or "assumed", for `output_tokens_from`; None where nobody knows.
 
     Returns:
       Plain values, ready for metrics.json. A number that does not exist is None, and
@@ -110,6 +113,11 @@ def evaluate_predictions(
         reasons["router_accuracy_observed"] = "no chosen target's outcome is observed"
     metrics["routed_share"] = dict(zip(targets, share_M.tolist(), strict=True))
 
+    metrics["output_tokens_from"] = None
+    if length_sources is None:
+        reasons["output_tokens_from"] = "it was not said where the expected lengths come from"
+    else:
+        metrics["output_tokens_from"] = dict(zip(targets, length_sources, strict=True))
     metrics |= {"cost_unit": "USD per query", "cost_basis": cost_basis} | dict.fromkeys(COST_KEYS)
     cost_nM = None
     no_cost = _no_cost(cost_NM, expected_cost_NM, targets)

@@ -32,6 +32,8 @@ class Network:
       history: Of the training.
       held: The rows that stopped it; neither features nor weights are fitted to them.
       held_p_NM: [n, M] predictions for them.
+      fit_rows: The rows fitted to.
+      fit_x_NC: [N, C] their features.
     """
 
     features: FeatureMap
@@ -41,6 +43,8 @@ class Network:
     history: History
     held: RoutingDataset
     held_p_NM: np.ndarray
+    fit_rows: RoutingDataset
+    fit_x_NC: np.ndarray
 
     def predict(self, ids: Sequence[str]) -> np.ndarray:
         """[n, M] float32 predictions for stored queries."""
@@ -78,7 +82,17 @@ def fit_network(
     x_fit_NC, x_val_NC = np.split(x_NC, [len(fit_rows.ids)])
     y_fit_NM, y_val_NM = (outcomes(rows, config) for rows in (fit_rows, val_rows))
     trunk, history = train(x_fit_NC, y_fit_NM, x_val_NC, y_val_NM, config, checkpoints)
-    return Network(features, trunk, stores, selection, history, val_rows, trunk.predict(x_val_NC))
+    return Network(
+        features,
+        trunk,
+        stores,
+        selection,
+        history,
+        val_rows,
+        trunk.predict(x_val_NC),
+        fit_rows,
+        x_fit_NC,
+    )
 
 
 def _without_unread(

@@ -123,7 +123,28 @@ def savings(metrics: dict[str, Any]) -> Html:
                  usd(zero["cost_zero_router"]), saving])  # fmt: skip
     head = ("against", "its accuracy", "router's accuracy", "its USD per 1,000", "router saves")
     caption = f"Savings of the router at {usd(metrics['cost_router'])} per 1,000 queries."
-    return join([table(head, rows, caption), tag("p", _BASIS[metrics["cost_basis"]])])
+    parts = [table(head, rows, caption), tag("p", _BASIS[metrics["cost_basis"]])]
+    return join([*parts, _lengths(metrics)])
+
+
+_SOURCES = {
+    "head": "predicted from the query (it beats the median on held-out rows)",
+    "median": "the median of the training answers",
+    "assumed": "assumed, as none was recorded",
+}
+
+
+def _lengths(metrics: dict[str, Any]) -> Html:
+    """Where the lengths that the policy expects come from."""
+    found = metrics["output_tokens_from"]
+    if found is None:
+        return Html("")
+    said = [
+        (text, [target for target, kind in found.items() if kind == source])
+        for source, text in _SOURCES.items()
+    ]
+    lines = [f"{text}: {', '.join(targets)}" for text, targets in said if targets]
+    return tag("p", "Expected lengths of answers are ", "; ".join(lines), ".")
 
 
 def cost_notes(metrics: dict[str, Any]) -> Html:

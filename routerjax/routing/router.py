@@ -202,7 +202,15 @@ class Router:
         Raises:
           ValueError: A store is from another encoder, or lacks a query, layer or pooling.
         """
-        p_NM = self.trunk.predict(self.features.apply_store(self.stores_in_order(stores), ids))
+        return self.predict(self.read(stores, ids), calibrated)
+
+    def read(self, stores: Stores, ids: Sequence[str]) -> np.ndarray:
+        """Features [n, C] of stored queries; arguments and errors as of `predict_store`."""
+        return self.features.apply_store(self.stores_in_order(stores), ids)
+
+    def predict(self, x_NC: np.ndarray, calibrated: bool = True) -> np.ndarray:
+        """P(correct) [n, M] of queries with these features; see `predict_store`."""
+        p_NM = self.trunk.predict(x_NC)
         return self.calibration.apply(p_NM) if calibrated else p_NM
 
     @overload
@@ -259,10 +267,11 @@ class Router:
             encoder.capture_prompts(prompts[i], features.layers(i), features.poolings(i))
             for i, encoder in enumerate(encoders)
         ]
-        p_KNM = self.trunk.predict_members(features.apply(states))
+        x_NC = features.apply(states)
+        p_KNM = self.trunk.predict_members(x_NC)
         p_NM = self.calibration.apply(p_KNM.mean(axis=0))
         spread_NM = self.calibration.apply(p_KNM).std(axis=0)
-        cost_NM = self.costs.expected(prompts[0].query_tokens_N)
+        cost_NM = self.costs.expected(prompts[0].query_tokens_N, x_NC)
         choice_N = policy.choose(p_NM, cost_NM, allowed_NM, queries)
         return [
             Decision(
@@ -314,6 +323,7 @@ class Router:
         folder = Folder(path)
         arrays = {f"features.{name}": array for name, array in self.features.arrays().items()}
         arrays |= {f"trunk.{name}": array for name, array in self.trunk.params.items()}
+        arrays |= {f"costs.{name}": array for name, array in self.costs.arrays().items()}
         folder.delete(_FILE)
         save_arrays(folder / "arrays", arrays)
         folder.write_json(
@@ -361,7 +371,7 @@ class Router:
                 f"{folder.path}arrays is not what {_FILE} was written with: copy the whole folder "
                 f"again, or train the router again"
             )
-        parts: dict[str, dict[str, np.ndarray]] = {"features": {}, "trunk": {}}
+        parts: dict[str, dict[str, np.ndarray]] = {"features": {}, "trunk": {}, "costs": {}}
         for name, array in arrays.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = array
@@ -370,7 +380,7 @@ class Router:
             FeatureMap.from_arrays(value["features"], parts["features"]),
             Trunk.from_params(parts["trunk"]),
             targets,
-            CostModel.from_json(value["costs"]),
+            CostModel.from_json(value["costs"], parts["costs"]),
             policy_from_json(value["policy"]),
             targets.index(value["best_single"]),
             value["encoders"],

@@ -17,6 +17,10 @@ from routerjax.data import groups as grouping
 METHODS = ("none", "temperature", "platt", "isotonic")
 # A target with fewer right or wrong answers than this is left as it is.
 FEWEST = 20
+# Standard errors by which a method's log loss must lie below that of "none". An ensemble stopped
+# early is nearly calibrated already: on routing9 with 553 rows to choose by, taking whatever looked
+# better raised ECE from 0.024 to 0.031.
+MARGIN = 2.0
 
 _TINY = 1e-7  # float32 sigmoids reach 0 and 1, whose logits are infinite.
 _NEWTON_STEPS = 50
@@ -119,8 +123,8 @@ def fit_calibration(
     """Fits each target's calibration, by the method of the lowest cross-fitted log loss.
 
     For the choice each method is fitted on all but one fold of whole groups and judged on that
-    fold; of equally good ones the first of METHODS is taken, so "none" where nothing beats it.
-    What was chosen is then fitted on all rows.
+    fold. The best is taken if it beats "none" by MARGIN standard errors of their difference, and is
+    then fitted on all rows.
 
     Args:
       p_NM: [N, M] probabilities of rows the ensemble was not trained on.
@@ -240,15 +244,19 @@ def _fit_target(p_N: np.ndarray, y_N: np.ndarray, fold_N: np.ndarray) -> Curve:
     p_N, y_N, fold_N = p_N[seen_N], y_N[seen_N], fold_N[seen_N]
     if min(y_N.sum(), (1 - y_N).sum()) < FEWEST:
         return Curve("none", n=len(y_N))
-    losses: dict[str, float] = {}
+    loss_N_of: dict[str, np.ndarray] = {}
     for method in METHODS:
         loss_N = np.empty(len(y_N))
         for f in np.unique(fold_N):
             held_N = fold_N == f
             curve = fit_curve(method, p_N[~held_N], y_N[~held_N])
             loss_N[held_N] = log_loss(curve.apply(p_N[held_N]), y_N[held_N])
-        losses[method] = float(loss_N.mean())
+        loss_N_of[method] = loss_N
+    losses = {method: float(loss_N.mean()) for method, loss_N in loss_N_of.items()}
     best = min(METHODS, key=lambda method: losses[method])
+    gain_N = loss_N_of["none"] - loss_N_of[best]
+    if gain_N.mean() <= MARGIN * gain_N.std() / np.sqrt(len(gain_N)):
+        best = "none"
     return dataclasses.replace(fit_curve(best, p_N, y_N), log_loss=losses)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from routerjax.routing.costs import ASSUMED_OUTPUT_TOKENS, CostModel
+from routerjax.routing.lengths import LengthHead
 
 
 @pytest.fixture
@@ -52,6 +53,22 @@ def test_without_prices_there_is_no_cost(data):
     model = CostModel.fit(dataclasses.replace(data, prices_M2=None))
     assert model.expected(np.zeros(4)) is None
     assert model.paid(np.zeros(4), data) == (None, None)
+
+
+def test_a_head_needs_features(data):
+    head = LengthHead(
+        np.array([[1.0, 0, 0]]), np.zeros(3), np.ones(3), np.tile([0.0, 5.0], (3, 1)),
+        np.array([True, False, False]), np.zeros((3, 2)),
+    )  # fmt: skip
+    model = dataclasses.replace(CostModel.fit(data), head=head)
+    assert model.sources == ("head", "assumed", "assumed")
+    length_NM = model.lengths(2, np.log1p([[9.0], [4.0]]))
+    np.testing.assert_allclose(length_NM, [[9, 256, 256], [4, 256, 256]])
+    for x_NC in (None, np.zeros((3, 1))):
+        with pytest.raises(ValueError, match="features of each query, expected 2 rows"):
+            model.expected(np.zeros(2), x_NC)
+    with pytest.raises(ValueError, match="fitted on 1 features"):
+        model.expected(np.zeros(2), np.zeros((2, 2)))
 
 
 def test_it_survives_json(data):

@@ -229,3 +229,13 @@ def test_a_report_goes_wherever_a_folder_does(make_pool):
     folder = Folder("memory://reports") / "one"
     write_report(folder, title="t", metrics=_metrics(make_pool))
     _read(folder)
+
+
+def test_where_expected_lengths_come_from_is_said(make_pool, tmp_path):
+    sources = ("head", "median", "assumed", "head")
+    metrics = _metrics(make_pool)
+    metrics["output_tokens_from"] = dict(zip(metrics["targets"], sources, strict=True))
+    write_report(tmp_path, title="t", metrics=metrics)
+    _, text = _read(tmp_path)
+    assert "held-out rows): target-0, target-3; the median" in text
+    assert "as none was recorded: target-2." in text

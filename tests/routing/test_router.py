@@ -123,6 +123,35 @@ def test_the_setting_that_saves_is_chosen_on_calibration_rows(router, parts, tmp
     assert saving["low"] < saving["value"] < saving["high"] < 1
 
 
+def test_a_cost_head_prices_each_query(parts, encoder, tmp_path):
+    """Answers as long as the query: the head reads it off the states, the median cannot."""
+    store, test, train = parts
+    some = train.select(range(900))
+    rng = np.random.default_rng(0)
+
+    def with_tokens(data):
+        letters_N = np.array([len(q) for q in data.queries])
+        tokens_NM = 20 * letters_N[:, None] * np.exp(0.2 * rng.normal(size=data.y_NM.shape))
+        tokens_NM[:, 1] = 300 * np.exp(rng.normal(size=len(data)))
+        tokens_NM[:, 2] = np.nan
+        return dataclasses.replace(data, output_tokens_NM=tokens_NM.astype(np.float32))
+
+    recipe = Recipe.all_layers(pca_dim=20)
+    router = fit_router(store, with_tokens(some), recipe, CONFIG)
+    assert router.costs.sources == ("head", "median", "assumed")
+    router.save(tmp_path / "router")
+    again = Router.load(tmp_path / "router", encoder)
+    long, short = again.route(["a" * 55 + "?", "abc?"])
+    price_in, price_out = train.prices_M2[0]
+    for decision, letters, n in ((long, 56, 55), (short, 4, 3)):
+        tokens = (decision.costs["cheap"] * 1e6 - (n + 1) * price_in) / price_out
+        assert tokens == pytest.approx(20 * letters, rel=0.5)
+    assert again.route(["abc?"])[0] == router.route(["abc?"])[0]
+    both = with_tokens(test).select_targets(("cheap", "middle", "dear"))
+    metrics = evaluate(again, store, both)
+    assert metrics["output_tokens_from"] == {"cheap": "head", "middle": "median", "dear": "assumed"}
+
+
 def test_saved_and_loaded_it_decides_the_same(router, tmp_path, tiny_data):
     router.save(tmp_path / "router")
     queries = list(tiny_data.queries[:20])
