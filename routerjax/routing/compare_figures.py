@@ -9,13 +9,21 @@ import numpy as np
 from routerjax.data.dataset import RoutingDataset
 from routerjax.probes.auc_draws import AucDraws, auc_draws, within_auc_draws
 from routerjax.probes.bootstrap import group_weights, reverse_percentile
+from routerjax.routing.field_metrics import aiq
 from routerjax.routing.frontier import take
 from routerjax.routing.intervals import LEVEL
 from routerjax.routing.metrics import TOLERANCES
 from routerjax.routing.policy import Argmax, Tolerance
 from routerjax.routing.reliability import calibrated_floor, expected_calibration_error
 
-METRICS = ("mean_auc", "mean_within_dataset_auc", "headroom_captured", "accuracy", "cost")
+METRICS = (
+    "mean_auc",
+    "mean_within_dataset_auc",
+    "headroom_captured",
+    "accuracy",
+    "cost",
+    "aiq",
+)
 
 # (value [R, K], replicates [B, R, K]) of one metric.
 Figure = tuple[np.ndarray, np.ndarray]
@@ -126,9 +134,13 @@ def figures_of(
     priced = np.isfinite(found.paid_NM).all() and np.isfinite(found.expected_NM).all()
     frontier: list[Any] = [None] * n_contestants
     singles: list[tuple[str, float, float]] = []
+    of["aiq"] = np.full(shape_RKM[:2], np.nan), np.full((draws, *shape_RKM[:2]), np.nan)
     if priced and complete_N.any():
         at = np.flatnonzero(complete_N)
-        frontier = [_frontier(found, r, correct_NM, at, weight_BN) for r in range(n_contestants)]
+        judge = _Settings(found, correct_NM, at, weight_BN)
+        for r, k in np.ndindex(n_contestants, n_seeds):
+            of["aiq"][0][r, k], of["aiq"][1][:, r, k] = judge.aiq(r, k)
+        frontier = [judge.frontier(r) for r in range(n_contestants)]
         singles = [
             (name, float(found.paid_NM[at, m].mean()), float(correct_NM[at, m].mean()))
             for m, name in enumerate(data.targets)
@@ -160,22 +172,62 @@ def summary(figure: Figure, r: int, against: int | None = None) -> dict[str, Any
     }
 
 
-def _frontier(
-    found: Found, r: int, correct_NM: np.ndarray, at: np.ndarray, weight_BN: np.ndarray
-) -> list[list[float]]:
-    """Where the tolerance policy lands, means over seeds, with the interval of the accuracy."""
-    weight_Bn = np.asarray(weight_BN, np.float64)[:, at]
-    points = []
-    for tau in TOLERANCES:
-        right_n, paid_n = np.zeros((2, len(at)))
-        for p_NM in found.p_RKNM[r]:
-            choice_n = Tolerance(tau).choose(p_NM[at], found.expected_NM[at])
-            right_n += take(correct_NM[at], choice_n) / len(found.p_RKNM[r])
-            paid_n += take(found.paid_NM[at], choice_n) / len(found.p_RKNM[r])
-        draws_B = (weight_Bn @ right_n) / weight_Bn.sum(axis=1)
-        low, high = reverse_percentile(right_n.mean(), draws_B, LEVEL)
-        points.append([float(v) for v in (paid_n.mean(), right_n.mean(), low, high)])
-    return points
+class _Settings:
+    """Where the tolerance policy lands at each of its settings, on the complete rows and in draws.
+
+    Args:
+      found: The predictions.
+      correct_NM: [N, M] outcomes.
+      at: [n] the complete rows.
+      weight_BN: [B, N] of the draws.
+    """
+
+    def __init__(self, found: Found, correct_NM: np.ndarray, at: np.ndarray, weight_BN: np.ndarray):
+        self._found, self._at = found, at
+        self._correct_nM, self._paid_nM = correct_NM[at], found.paid_NM[at]
+        # The rows as they are, then as they are drawn.
+        weight_Bn = np.asarray(weight_BN, np.float64)[:, at]
+        weight_Bn = np.concatenate([np.ones((1, len(at))), weight_Bn])
+        self._share_Bn = weight_Bn / weight_Bn.sum(axis=1, keepdims=True)
+        self._cheap_BM, self._single_BM = (
+            self._share_Bn @ each_nM for each_nM in (self._paid_nM, self._correct_nM)
+        )
+
+    def points(self, r: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cost and accuracy [1 + B, T] of a contestant and seed; the first row is the value."""
+        p_nM, expected_nM = self._found.p_RKNM[r, k][self._at], self._found.expected_NM[self._at]
+        choice_Tn = [Tolerance(tau).choose(p_nM, expected_nM) for tau in TOLERANCES]
+        cost_nT, right_nT = (
+            np.stack([take(each_nM, choice_n) for choice_n in choice_Tn], axis=1)
+            for each_nM in (self._paid_nM, self._correct_nM)
+        )
+        return self._share_Bn @ cost_nT, self._share_Bn @ right_nT
+
+    def aiq(self, r: int, k: int) -> tuple[float, np.ndarray]:
+        """AIQ and its replicates [B], from the cheapest single target to the dearest."""
+        cost_BT, right_BT = self.points(r, k)
+        order_BM = np.argsort(self._cheap_BM, axis=1)
+        low_B, high_B = (
+            np.take_along_axis(self._cheap_BM, order_BM[:, [m]], axis=1)[:, 0] for m in (0, -1)
+        )
+        start_B1 = np.take_along_axis(self._single_BM, order_BM[:, :1], axis=1)
+        value_B = aiq(
+            np.concatenate([cost_BT, low_B[:, None]], axis=1),
+            np.concatenate([right_BT, start_B1], axis=1),
+            low_B,
+            high_B,
+        )
+        return float(value_B[0]), value_B[1:]
+
+    def frontier(self, r: int) -> list[list[float]]:
+        """[T, 4] cost, accuracy and the ends of its interval, means over seeds."""
+        n_seeds = self._found.p_RKNM.shape[1]
+        cost_BT, right_BT = (
+            np.mean(each, axis=0)
+            for each in zip(*(self.points(r, k) for k in range(n_seeds)), strict=True)
+        )
+        ends = reverse_percentile(right_BT[0], right_BT[1:], LEVEL)
+        return np.column_stack([cost_BT[0], right_BT[0], *ends]).tolist()
 
 
 def _calibration(p_KNM: np.ndarray, correct_NM: np.ndarray) -> dict[str, float]:

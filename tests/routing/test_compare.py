@@ -17,6 +17,7 @@ from routerjax.routing.compare import compare
 from routerjax.routing.compare_figures import METRICS
 from routerjax.routing.compare_lines import comparison_lines
 from routerjax.routing.compare_plot import draw
+from routerjax.routing.frontier import hull
 from routerjax.trunk.calibrate import Calibration
 from routerjax.trunk.config import TrunkConfig
 
@@ -81,7 +82,7 @@ def test_figures_are_those_of_the_rows_of_all_folds_together(trained):
     assert {config.seeds for config in configs} == {(5, 7), (8, 10)}
     assert {config.split_seed for config in configs} == {42, 43}
     y_NM = data.correct_NM
-    by_seed = {name: [] for name in METRICS if name not in ("accuracy", "cost")}
+    by_seed = {name: [] for name in METRICS if name not in ("accuracy", "cost", "aiq")}
     fold_N = np.empty(len(data), int)
     for f, (_, test) in enumerate(data.folds(4, 0)):
         fold_N[np.isin(data.ids, test.ids)] = f
@@ -154,6 +155,15 @@ def test_baselines_compete_and_costs_are_weighed(trained):
     assert cost_T[-1] == pytest.approx(rows["cheapest"]["cost"]["value"])
     assert (low_T <= accuracy_T).all() and (accuracy_T <= high_T).all()
     assert rows["good"]["calibration"]["mean_ece"] > 0
+    # AIQ: the area under the hull of its settings and the cheapest target, over the single costs.
+    points = np.array([[cost, right] for cost, right, *_ in rows["good"]["frontier"]])
+    singles = np.array([[cost, right] for _, cost, right in found["singles"]])
+    corners = hull(np.concatenate([points, singles[:1]]))
+    at_C = np.linspace(singles[0, 0], singles[2, 0], 20001)
+    mean = np.interp(at_C, *corners.T).mean()
+    assert rows["good"]["aiq"]["value"] == pytest.approx(mean, abs=1e-4)
+    assert rows["good"]["aiq"]["low"] < mean < rows["good"]["aiq"]["high"]
+    assert rows["oracle"]["difference"]["aiq"]["low"] > 0
     assert [name for name, _, _ in found["singles"]] == list(data.targets)
     labels = [text.get_text() for text in draw(found).legends[0].get_texts()]
     assert {"good", "oracle", "single targets"} <= set(labels)
