@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from routerjax.routing.compare import compare
     from routerjax.routing.compare_lines import comparison_lines
     from routerjax.routing.compare_plot import save as save_comparison
+    from routerjax.routing.decision import Decision
     from routerjax.routing.fit import evaluate, fit_policy, fit_router
     from routerjax.routing.policy import (
         Argmax,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
         parse_policy,
     )
     from routerjax.routing.report import write_report
-    from routerjax.routing.router import Decision, Router
+    from routerjax.routing.router import Router
     from routerjax.routing.summary import summary_lines
     from routerjax.trunk.config import TrunkConfig
     from routerjax.trunk.grid import parse_grid as parse_trunk_grid
@@ -60,7 +61,7 @@ _HOME = {
     "Baseline": "routing.baselines",
     "Argmax": "routing.policy",
     "Budget": "routing.policy",
-    "Decision": "routing.router",
+    "Decision": "routing.decision",
     "Encoder": "encoder.encoder",
     "Folder": "files",
     "Policy": "routing.policy",

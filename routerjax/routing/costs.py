@@ -57,6 +57,23 @@ class CostModel:
             head = LengthHead.fit(x_NC, rows.output_tokens_NM, rows.groups)
         return cls(data.prices_M2, length_M, recorded_M, head)
 
+    def with_target(self, price: tuple[float, float] | None) -> "CostModel":
+        """The costs with one target more, of whose answers nothing is recorded.
+
+        Args:
+          price: USD per 1M (input, output) tokens; None where unknown.
+        """
+        prices_M2 = self.prices_M2
+        if prices_M2 is not None:
+            row_2 = np.array([price or (np.nan, np.nan)], np.float64)
+            prices_M2 = np.concatenate([prices_M2, row_2])
+        return CostModel(
+            prices_M2,
+            np.append(self.output_tokens_M, float(ASSUMED_OUTPUT_TOKENS)),
+            np.append(self.recorded_M, False),
+            None if self.head is None else self.head.with_unused_target(),
+        )
+
     @property
     def sources(self) -> tuple[str, ...]:
         """[M] what the expected length of each target is: a "head", a "median" or "assumed"."""

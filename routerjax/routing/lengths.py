@@ -90,6 +90,17 @@ class LengthHead:
             error_M2.astype(np.float32),
         )
 
+    def with_unused_target(self) -> "LengthHead":
+        """The head with one target more, whose median is to be taken."""
+        return LengthHead(
+            np.pad(self.weight_CM, ((0, 0), (0, 1))),
+            np.pad(self.bias_M, (0, 1)),
+            np.pad(self.smear_M, (0, 1), constant_values=1.0),
+            np.pad(self.range_M2, ((0, 1), (0, 0))),
+            np.append(self.used_M, False),
+            np.pad(self.error_M2, ((0, 1), (0, 0)), constant_values=np.nan),
+        )
+
     def expected(self, x_NC: np.ndarray) -> np.ndarray:
         """[N, M] float64 expected output tokens, at least 0; of use where `used_M`.
 

@@ -1,56 +1,26 @@
 """Router: the trained pipeline from a query to a decision; save, load, route."""
 
-import dataclasses
-import hashlib
-from collections.abc import Sequence
-from typing import Any, NoReturn, TypeAlias, overload
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, overload
 
 import numpy as np
 
 from routerjax.data.store import ActivationStore, identity_differences
 from routerjax.encoder.encoder import Encoder
 from routerjax.features.feature_map import FeatureMap, Stores, as_tuple
-from routerjax.files import Folder
+from routerjax.routing import new_target, router_files
 from routerjax.routing.costs import CostModel
+from routerjax.routing.decision import Allowed, Decision, allowed_mask
 from routerjax.routing.policy import Policy, policy_from_json
 from routerjax.trunk.calibrate import Calibration
-from routerjax.trunk.checkpoint import load_arrays, save_arrays
 from routerjax.trunk.config import TrunkConfig
+from routerjax.trunk.head import Head
 from routerjax.trunk.net import Trunk
-
-SCHEMA_VERSION = 3
-_FILE = "router.json"
-
-Allowed: TypeAlias = list[str] | tuple[str, ...]
 
 # Fields of a store's identity that say what the encoder computes; the others say what was kept.
 _ENCODER_FIELDS = ("encoder_id", "revision", "family", "weights_digest", "tokenizer_digest",
                    "template_digest", "prompt_date", "max_tokens", "compute_dtype",
                    "precision")  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Decision:
-    """Who shall answer a query, and what was known when that was decided.
-
-    Attributes:
-      target: The chosen one.
-      probabilities: {target: P(correct)}.
-      spreads: {target: standard deviation over the ensemble's members of P(correct), each member's
-        calibrated as their mean is}.
-      costs: {target: expected USD}; None without prices, and None for a target without a price.
-      policy: What chose, as JSON values.
-    """
-
-    target: str
-    probabilities: dict[str, float]
-    spreads: dict[str, float]
-    costs: dict[str, float | None] | None
-    policy: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return dataclasses.asdict(self)
 
 
 class Router:
@@ -208,6 +178,42 @@ class Router:
         """Features [n, C] of stored queries; arguments and errors as of `predict_store`."""
         return self.features.apply_store(self.stores_in_order(stores), ids)
 
+    def read_texts(self, queries: Sequence[str]) -> np.ndarray:
+        """Features [n, C] of texts, by the router's encoders."""
+        return self._read_texts(list(queries))[0]
+
+    def add_target(
+        self,
+        name: str,
+        outcomes: Mapping[str, float],
+        price: tuple[float, float] | None = None,
+        stores: Stores | None = None,
+    ) -> Head:
+        """Learns a new target from few outcomes; the trunk and the other targets stay as they are.
+
+        Its head starts from the mixture of the others' that explains the outcomes best and leaves
+        it as far as held-out log loss allows (`trunk.head`). Its probabilities are not calibrated,
+        answers are taken to have 256 tokens, and `best_single` stays. Policies that were fitted
+        keep their numbers: fit them again with `fit_policy` where the new target matters to them.
+
+        Args:
+          name: Of the target.
+          outcomes: Scores in [0, 1] by query text, or by query id with `stores`.
+          price: USD per 1M (input, output) tokens; None where unknown.
+          stores: Hidden states of the queries; without them the router's encoders read the texts.
+
+        Returns:
+          The head, with what it is made of and its held-out log loss.
+
+        Raises:
+          ValueError: The name is taken, an outcome or price is out of range, all outcomes are
+            equal, or a query is not in a store.
+
+        Example:
+          >>> router.add_target("new-model", {"What is 2+2?": 1, ...}, price=(0.5, 1.5))
+        """
+        return new_target.add_target(self, name, outcomes, price, stores)
+
     def predict(self, x_NC: np.ndarray, calibrated: bool = True) -> np.ndarray:
         """P(correct) [n, M] of queries with these features; see `predict_store`."""
         p_NM = self.trunk.predict(x_NC)
@@ -253,7 +259,8 @@ class Router:
           >>> router.route("What is 17 * 23?", policy=Tolerance(0.2)).target
         """
         queries = [query] if isinstance(query, str) else query
-        decisions = self._route(queries, policy or self.policy, self._mask(allowed, len(queries)))
+        mask_NM = allowed_mask(allowed, self.targets, len(queries))
+        decisions = self._route(queries, policy or self.policy, mask_NM)
         return decisions[0] if isinstance(query, str) else decisions
 
     def _route(
@@ -261,17 +268,11 @@ class Router:
     ) -> list[Decision]:
         if not queries:
             return []
-        encoders, features = self.encoders, self.features
-        prompts = [encoder.prompter(queries) for encoder in encoders]
-        states = [
-            encoder.capture_prompts(prompts[i], features.layers(i), features.poolings(i))
-            for i, encoder in enumerate(encoders)
-        ]
-        x_NC = features.apply(states)
+        x_NC, query_tokens_N = self._read_texts(queries)
         p_KNM = self.trunk.predict_members(x_NC)
         p_NM = self.calibration.apply(p_KNM.mean(axis=0))
         spread_NM = self.calibration.apply(p_KNM).std(axis=0)
-        cost_NM = self.costs.expected(prompts[0].query_tokens_N, x_NC)
+        cost_NM = self.costs.expected(query_tokens_N, x_NC)
         choice_N = policy.choose(p_NM, cost_NM, allowed_NM, queries)
         return [
             Decision(
@@ -284,26 +285,15 @@ class Router:
             for n, choice in enumerate(choice_N)
         ]
 
-    def _mask(self, allowed: Allowed | Sequence[Allowed] | None, n: int) -> np.ndarray | None:
-        """[n, M] bool of the names of who may answer."""
-        if allowed is None:
-            return None
-        given: list[Any] = list(allowed)
-        lists = [given] * n if all(isinstance(name, str) for name in given) else given
-        if len(lists) != n:
-            raise ValueError(
-                f"allowed: expected names of targets, or a list of names for each of the {n} "
-                f"queries, got {len(lists)} lists"
-            )
-        for names in lists:
-            unknown = [name for name in names if name not in self.targets]
-            if unknown or not len(names):
-                raise ValueError(
-                    f"allowed: expected one or more of {', '.join(self.targets)}, got "
-                    f"{repr(unknown[0]) if unknown else 'none'}"
-                )
-        mask_nM = [[target in names for target in self.targets] for names in lists]
-        return np.array(mask_nM, bool).reshape(n, len(self.targets))
+    def _read_texts(self, queries: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Features [n, C] of texts, and their tokens by the first encoder's tokenizer."""
+        encoders, features = self.encoders, self.features
+        prompts = [encoder.prompter(queries) for encoder in encoders]
+        states = [
+            encoder.capture_prompts(prompts[i], features.layers(i), features.poolings(i))
+            for i, encoder in enumerate(encoders)
+        ]
+        return features.apply(states), prompts[0].query_tokens_N
 
     def _by_target(self, value_M: np.ndarray) -> dict[str, Any]:
         values = [None if np.isnan(value) else float(value) for value in value_M]
@@ -320,16 +310,12 @@ class Router:
         Raises:
           OSError: The folder cannot be written.
         """
-        folder = Folder(path)
-        arrays = {f"features.{name}": array for name, array in self.features.arrays().items()}
-        arrays |= {f"trunk.{name}": array for name, array in self.trunk.params.items()}
-        arrays |= {f"costs.{name}": array for name, array in self.costs.arrays().items()}
-        folder.delete(_FILE)
-        save_arrays(folder / "arrays", arrays)
-        folder.write_json(
-            _FILE,
+        parts = {"features": self.features.arrays(), "trunk": self.trunk.params,
+                 "costs": self.costs.arrays()}  # fmt: skip
+        router_files.write(
+            path,
+            parts,
             {
-                "schema_version": SCHEMA_VERSION,
                 "targets": self.targets,
                 "encoders": self.encoder_identities,
                 "features": self.features.to_json(),
@@ -340,7 +326,6 @@ class Router:
                 "trunk": self.trunk_config.to_json(),
                 "calibration": self.calibration.to_json(),
                 "training": self.training,
-                "arrays_digest": _digest(arrays),
             },
         )
 
@@ -356,25 +341,7 @@ class Router:
         Raises:
           ValueError: There is no whole router of this schema, or an encoder is another one.
         """
-        folder = Folder(path)
-        value = folder.read_json(_FILE)
-        if value is None:
-            raise ValueError(f"{folder.path} holds no router ({_FILE}): train one first")
-        if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(
-                f"{folder.path}{_FILE}: this routerjax reads schema version {SCHEMA_VERSION}: "
-                f"train the router again with it"
-            )
-        arrays = load_arrays(folder / "arrays")
-        if _digest(arrays) != value["arrays_digest"]:
-            raise ValueError(
-                f"{folder.path}arrays is not what {_FILE} was written with: copy the whole folder "
-                f"again, or train the router again"
-            )
-        parts: dict[str, dict[str, np.ndarray]] = {"features": {}, "trunk": {}, "costs": {}}
-        for name, array in arrays.items():
-            part, _, rest = name.partition(".")
-            parts[part][rest] = array
+        value, parts = router_files.read(path)
         targets = value["targets"]
         return cls(
             FeatureMap.from_arrays(value["features"], parts["features"]),
@@ -390,13 +357,3 @@ class Router:
             Calibration.from_json(value["calibration"]),
             value["saving_policy"] and policy_from_json(value["saving_policy"]),
         )
-
-
-def _digest(arrays: dict[str, np.ndarray]) -> str:
-    """BLAKE2b (128 bits) of names, shapes and values."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name], np.float32)
-        digest.update(f"{name} {array.shape}".encode())
-        digest.update(array.data)
-    return digest.hexdigest()

@@ -1,0 +1,69 @@
+"""Decision: what a router answers; and who may be chosen."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Allowed: TypeAlias = list[str] | tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """Who shall answer a query, and what was known when that was decided.
+
+    Attributes:
+      target: The chosen one.
+      probabilities: {target: P(correct)}.
+      spreads: {target: standard deviation over the ensemble's members of P(correct), each member's
+        calibrated as their mean is}.
+      costs: {target: expected USD}; None without prices, and None for a target without a price.
+      policy: What chose, as JSON values.
+    """
+
+    target: str
+    probabilities: dict[str, float]
+    spreads: dict[str, float]
+    costs: dict[str, float | None] | None
+    policy: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return dataclasses.asdict(self)
+
+
+def allowed_mask(
+    allowed: Allowed | Sequence[Allowed] | None, targets: Sequence[str], n: int
+) -> np.ndarray | None:
+    """Who may answer each of n queries.
+
+    Args:
+      allowed: Names for all queries, or a list of names for each; None for all targets.
+      targets: [M] names.
+      n: Number of queries.
+
+    Returns:
+      [n, M] bool, or None.
+
+    Raises:
+      ValueError: Another number of lists, nobody, or an unknown target.
+    """
+    if allowed is None:
+        return None
+    given: list[Any] = list(allowed)
+    lists = [given] * n if all(isinstance(name, str) for name in given) else given
+    if len(lists) != n:
+        raise ValueError(
+            f"allowed: expected names of targets, or a list of names for each of the {n} "
+            f"queries, got {len(lists)} lists"
+        )
+    for names in lists:
+        unknown = [name for name in names if name not in targets]
+        if unknown or not len(names):
+            raise ValueError(
+                f"allowed: expected one or more of {', '.join(targets)}, got "
+                f"{repr(unknown[0]) if unknown else 'none'}"
+            )
+    mask_nM = [[target in names for target in targets] for names in lists]
+    return np.array(mask_nM, bool).reshape(n, len(targets))

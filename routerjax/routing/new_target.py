@@ -1,0 +1,68 @@
+"""add_target: a new target for a trained router, from few outcomes."""
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from routerjax.features.feature_map import Stores
+from routerjax.trunk.calibrate import Calibration, Curve
+from routerjax.trunk.head import Head, fit_head, with_head
+
+if TYPE_CHECKING:
+    from routerjax.routing.router import Router
+
+logger = logging.getLogger(__name__)
+
+
+def add_target(
+    router: "Router",
+    name: str,
+    outcomes: Mapping[str, float],
+    price: tuple[float, float] | None,
+    stores: Stores | None,
+) -> Head:
+    """Learns a head and puts the target behind the router's others; see `Router.add_target`."""
+    if name in router.targets:
+        raise ValueError(f"name: the router has a target {name!r} already")
+    priced = router.costs.prices_M2 is not None
+    if price is not None and not (len(price) == 2 and np.isfinite(price).all() and min(price) >= 0):
+        raise ValueError(
+            f"price: expected USD per 1M tokens as (input, output), two numbers from 0 up, got "
+            f"{price!r}"
+        )
+    if price is not None and not priced:
+        raise ValueError("price: the router knows no prices of its other targets: leave it out")
+    bad = [key for key, y in outcomes.items() if not 0 <= y <= 1]
+    if bad:
+        raise ValueError(
+            f"outcomes: expected scores in [0, 1], got {outcomes[bad[0]]!r} for {bad[0]!r}"
+        )
+    keys = list(outcomes)
+    y_N = np.array([outcomes[key] for key in keys], np.float64)
+    if router.trunk_config.trunk_target == "binary":
+        y_N = (y_N >= 0.5).astype(np.float64)
+    x_NC = router.read_texts(keys) if stores is None else router.read(stores, keys)
+    head = fit_head(router.trunk, x_NC, y_N, keys)
+    # All that is new is made before anything is put in place.
+    trunk = with_head(router.trunk, head)
+    calibration = Calibration((*router.calibration.curves, Curve("none")))
+    costs = router.costs.with_target(price)
+    added: dict[str, Any] = {
+        "name": name,
+        "n_outcomes": len(keys),
+        "accuracy": float(y_N.mean()),
+        "penalty": None if np.isinf(head.penalty) else head.penalty,
+        "held_out_log_loss": head.log_loss,
+        "like": dict(zip(router.targets, head.mixture_KM.mean(axis=0).tolist(), strict=True)),
+    }
+    router.training = router.training | {
+        "added_targets": [*router.training.get("added_targets", []), added]
+    }
+    router.targets = (*router.targets, name)
+    router.trunk, router.calibration, router.costs = trunk, calibration, costs
+    logger.info(
+        "%s: a head from %d outcomes, held-out log loss %.4f", name, len(keys), head.log_loss
+    )
+    return head

@@ -1,0 +1,74 @@
+"""A router's folder: router.json, readable, beside Orbax arrays; whole or not there."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from routerjax.files import Folder
+from routerjax.trunk.checkpoint import load_arrays, save_arrays
+
+SCHEMA_VERSION = 3
+FILE = "router.json"
+
+
+def write(path: Any, parts: Mapping[str, Mapping[str, np.ndarray]], value: dict[str, Any]) -> None:
+    """Writes the arrays, and then the JSON without which they count for nothing.
+
+    Args:
+      path: The folder, local or a URL; a router already there is replaced.
+      parts: Arrays by part and name; part names have no dot.
+      value: JSON values.
+
+    Raises:
+      OSError: The folder cannot be written.
+    """
+    folder = Folder(path)
+    arrays = {
+        f"{part}.{name}": array
+        for part, of_part in parts.items()
+        for name, array in of_part.items()
+    }
+    folder.delete(FILE)
+    save_arrays(folder / "arrays", arrays)
+    own = {"arrays_digest": _digest(arrays), "parts": list(parts)}
+    folder.write_json(FILE, {"schema_version": SCHEMA_VERSION} | value | own)
+
+
+def read(path: Any) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
+    """What `write` wrote: the JSON values and the arrays by part and name.
+
+    Raises:
+      ValueError: There is no whole router of this schema.
+    """
+    folder = Folder(path)
+    value = folder.read_json(FILE)
+    if value is None:
+        raise ValueError(f"{folder.path} holds no router ({FILE}): train one first")
+    if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(
+            f"{folder.path}{FILE}: this routerjax reads schema version {SCHEMA_VERSION}: "
+            f"train the router again with it"
+        )
+    arrays = load_arrays(folder / "arrays")
+    if _digest(arrays) != value["arrays_digest"]:
+        raise ValueError(
+            f"{folder.path}arrays is not what {FILE} was written with: copy the whole folder "
+            f"again, or train the router again"
+        )
+    parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in value["parts"]}
+    for name, array in arrays.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = array
+    return value, parts
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    """BLAKE2b (128 bits) of names, shapes and values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name], np.float32)
+        digest.update(f"{name} {array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
