@@ -212,3 +212,17 @@ def test_fisher_trace_closed_forms():
     assert jnp.isnan(fisher_trace(jnp.array([1.0, 39.0]), offset_KD, variance_KD))
     assert jnp.isnan(fisher_trace(weight_K, 0 * offset_KD, 0 * variance_KD))
     assert jnp.isinf(fisher_trace(weight_K, offset_KD, 0 * variance_KD))
+
+
+@pytest.mark.parametrize("width", [255, 256, 301])
+def test_a_wide_gram_matrix_made_of_halves_is_the_whole(width):
+    rng = np.random.default_rng(width)
+    x_LPRD = rng.normal(3.0, 1.0, size=(1, 2, 90, width)).astype(np.float32)
+    weight_R = (rng.random(90) < 0.7).astype(np.float32)
+    y_RM = np.ones((90, 1), np.float32)
+    state = update(begin(x_LPRD, weight_R, y_RM, gram=True), x_LPRD, weight_R, y_RM)
+    found = np.asarray(finish(state).covariance_DD)
+    np.testing.assert_allclose(found, found.transpose(0, 1, 3, 2), atol=1e-6)
+    for p in range(2):
+        used = x_LPRD[0, p, weight_R > 0].astype(np.float64)
+        np.testing.assert_allclose(found[0, p], np.cov(used.T, ddof=0), atol=2e-5)
