@@ -30,6 +30,7 @@ class Store:
         self._h_LPND, self.ids = h_LPND.astype(np.float32), tuple(ids)
         self.layers, self.poolings, self.width = (0, 1), ("mean",), h_LPND.shape[3]
         self.identity = {"encoder_id": "toy"}
+        self.query_tokens_N = np.full(len(self.ids), 9)
         self.n_blocks = 1
 
     def block_slice(self, block):
