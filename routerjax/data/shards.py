@@ -80,14 +80,27 @@ def encode(h_LPRD: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
 def decode(stored: np.ndarray, exponents_LP: np.ndarray) -> np.ndarray:
     """The float32 values h_LPRD of what `encode` returned; they may be read-only."""
     lowest = int(exponents_LP.min(initial=0))
-    if stored.dtype == np.float32 or stored.size < _WORTH_COMPILING or lowest < _LOWEST_EXPONENT:
+    small = stored.size < _WORTH_COMPILING or lowest < _LOWEST_EXPONENT
+    cpu = None if stored.dtype == np.float32 or small else _cpu()
+    if cpu is None:
         return np.ldexp(stored.astype(np.float32), exponents_LP[:, :, None, None])
     import jax
 
     # On all cores and in one pass; the result is XLA's own memory, which is not copied on its way
     # to a CPU device.
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with jax.default_device(cpu):
         return np.asarray(_scaled()(stored, np.ldexp(np.float32(1), exponents_LP)))
+
+
+@functools.cache
+def _cpu() -> Any:
+    """The host as a device of JAX; None where JAX_PLATFORMS leaves it out."""
+    import jax
+
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
 
 
 @functools.cache
