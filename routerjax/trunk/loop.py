@@ -26,6 +26,7 @@ from routerjax.trunk.step import (
     init_key,
     optimiser,
     run_epoch,
+    turn_sizes,
 )
 
 logger = logging.getLogger(__name__)
@@ -68,8 +69,8 @@ class Loop:
       setting: What members differ in, [K] leading, on the host.
       layout: How members lie on `devices`.
       devices: As many as the layout uses.
-      turn: Members trained at a time on a device, neighbours of one seed and source; those that
-        have stopped get no turn. None for all at once, always.
+      turn: Members trained at a time on a device at most, neighbours of one seed and source; those
+        that have stopped get no turn. None for all at once, always.
     """
 
     def __init__(
@@ -127,7 +128,9 @@ class Loop:
         """Who trains in this epoch, on every device."""
         n, per_device, size = self.layout.n_devices, self.layout.per_device, self._turn
         assert size is not None
+        sizes = turn_sizes(size)
         slot_DKJ = np.full((n, per_device, size), per_device, np.int32)
+        size_DK = np.zeros((n, per_device), np.int32)
         n_turns_D = np.zeros(n, np.int32)
         kin_K = np.stack([self._seed_K, self._source_K], axis=1)
         for device in range(n):
@@ -136,11 +139,13 @@ class Loop:
             _, kin = np.unique(kin_K[first + slots], axis=0, return_inverse=True)
             for kind in range(kin.max(initial=-1) + 1):
                 alike = slots[kin.reshape(-1) == kind]
-                for start in range(0, len(alike), size):
-                    some = alike[start : start + size]
+                while len(alike):
+                    which = next(i for i, most in enumerate(sizes) if most <= len(alike))
+                    some, alike = np.split(alike, [sizes[which]])
                     slot_DKJ[device, n_turns_D[device], : len(some)] = some
+                    size_DK[device, n_turns_D[device]] = which
                     n_turns_D[device] += 1
-        return jax.device_put(Turns(slot_DKJ, n_turns_D), self._by_device)
+        return jax.device_put(Turns(slot_DKJ, size_DK, n_turns_D), self._by_device)
 
     def _filled_up(self, leaf_K: np.ndarray) -> np.ndarray:
         """The last member once more in every spare slot."""

@@ -24,7 +24,7 @@ from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.loop import Layout, Loop, restore, run
 from routerjax.trunk.net import Trunk
 from routerjax.trunk.step import Data, Program, Setting
-from routerjax.trunk.train import check_rows
+from routerjax.trunk.train import check_rows, digest
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +98,8 @@ def train_many(
       members: In any order; equal ones are trained once each.
       config: batch_size, epochs, patience, min_delta and checkpoint_every count; the rest is the
         members' own.
-      workdir: Folder that keeps finished groups and the checkpoints of the one in hand; it must be
-        of this job alone (`jobs.claim`).
+      workdir: Folder that keeps finished groups and the checkpoints of the one in hand; it belongs
+        to this job from the first call on.
       devices: By default all of this process; members are dealt out to them.
 
     Returns:
@@ -130,6 +130,9 @@ def train_many(
         np.full((n, *shape_VM), np.nan, np.float32),
     )
     folder = None if workdir is None else Folder(workdir)
+    if folder is not None:
+        arrays = [y_train_NM, y_val_NM, *(x[name] for name in used for x in (train_of, val_of))]
+        jobs.claim(folder, "training of trunks", _job(members, arrays, config))
     groups = list(_groups(members, train_of, shape_VM[1], devices))
     with jobs.progress_bar(n, 0, "members", "trunks") as bar:
         for number, places in enumerate(groups):
@@ -224,6 +227,18 @@ class _Group:
             "failed_K": np.where(np.isfinite(last_2K).all(axis=0), -1, ran_K - 1).astype(np.int32),
             "p_KVM": p_KVM,
         }
+
+
+def _job(
+    members: Sequence[Member], arrays: Sequence[np.ndarray], config: TrunkConfig
+) -> dict[str, Any]:
+    """What decides the numbers, for telling this job's folder from others'."""
+    shared = ("batch_size", "epochs", "patience", "min_delta")
+    return {
+        "members": json.loads(json.dumps(members)),
+        "trunk": {name: config.to_json()[name] for name in shared},
+        "data_digest": digest(arrays),
+    }
 
 
 def _groups(

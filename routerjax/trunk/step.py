@@ -70,12 +70,22 @@ class Turns(NamedTuple):
     """Which members train, turn after turn; those of a turn have one seed and one source.
 
     Attributes:
-      slot_KJ: [K, J] int32 members; K, which is none, fills a turn up.
+      slot_KJ: [K, J] int32 members; a turn smaller than J is filled up with K, which is none.
+      size_K: [K] int32 which of `turn_sizes(J)` the turn is.
       n_turns: [] int32; the rows of slot_KJ from here on do not count.
     """
 
     slot_KJ: Array
+    size_K: Array
     n_turns: Array
+
+
+def turn_sizes(most: int) -> tuple[int, ...]:
+    """The sizes that turns of at most J members come in, largest first: J, then powers of two.
+
+    Each is compiled. A turn costs what its size says, so one that is half empty would waste half.
+    """
+    return (most, *(2**i for i in reversed(range(most.bit_length())) if 2**i < most))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,9 +199,21 @@ def run_epoch(
         alone = jax.tree.map(lambda leaf: leaf[:, None], (state, setting))
         return jax.tree.map(lambda leaf: leaf[:, 0], jax.vmap(of_seed)(*alone))
 
+    def first(size: int, state_J: State, setting_J: Setting) -> tuple[State, Losses]:
+        """The epoch of the first members of a turn; the others stay as they are."""
+        some = jax.tree.map(lambda leaf: leaf[:size], (state_J, setting_J))
+        new, losses = of_seed(*some)
+        put = functools.partial(jax.tree.map, lambda all_J, some_J: all_J.at[:size].set(some_J))
+        nothing_J = jnp.full(state_J.seed.shape, jnp.nan)
+        return put(state_J, new), put(Losses(nothing_J, nothing_J), losses)
+
+    sizes = turn_sizes(turns.slot_KJ.shape[1])
+    of_size = [functools.partial(first, size) for size in sizes]
+
     def turn(i: jax.Array, carry: tuple[State, Losses]) -> tuple[State, Losses]:
         slot_J = turns.slot_KJ[i]
-        new, losses = of_seed(*jax.tree.map(lambda leaf: leaf[slot_J], (carry[0], setting)))
+        some = jax.tree.map(lambda leaf: leaf[slot_J], (carry[0], setting))
+        new, losses = jax.lax.switch(turns.size_K[i], of_size, *some)
         # A slot that is none reads the last member again and writes nothing.
         put = functools.partial(jax.tree.map, lambda all_K, some_J: all_K.at[slot_J].set(some_J))
         return put(carry[0], new), put(carry[1], losses)

@@ -93,7 +93,10 @@ def sweep_trunks(
         for s in settings
         for seed in grid.seeds
     ]
-    found = train_many(x_train, y_train_NM, x_val, y_val_NM, members, config, folder, devices)
+    found = train_many(
+        x_train, y_train_NM, x_val, y_val_NM, members, config,
+        None if folder is None else folder / "members", devices,
+    )  # fmt: skip
     rows = _ranked(settings, found, y_val_NM, val, draws, seed)
     return {
         "n_fit": len(fit),

@@ -168,12 +168,17 @@ def check_rows(arrays: Sequence[np.ndarray]) -> None:
         )
 
 
+def digest(arrays: Sequence[np.ndarray]) -> str:
+    """Of shapes and values."""
+    found = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        found.update(str(array.shape).encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
+
+
 def _job(arrays: list[np.ndarray], config: TrunkConfig) -> dict[str, Any]:
     """What decides the numbers of a job, for telling its checkpoints from others'."""
-    digest = hashlib.blake2b(digest_size=16)
-    for array in arrays:
-        digest.update(str(array.shape).encode())
-        digest.update(np.ascontiguousarray(array).data)
     config_json = config.to_json()
     del config_json["checkpoint_every"], config_json["keep"]  # These change no member.
-    return config_json | {"data_digest": digest.hexdigest()}
+    return config_json | {"data_digest": digest(arrays)}
