@@ -131,7 +131,7 @@ def train_many(
     )
     folder = None if workdir is None else Folder(workdir)
     if folder is not None:
-        arrays = [y_train_NM, y_val_NM, *(x[name] for name in used for x in (train_of, val_of))]
+        given = [y_train_NM, y_val_NM, *(x[name] for name in used for x in (train_of, val_of))]
         jobs.claim(folder, "training of trunks", _job(members, given, config))
     groups = list(_groups(members, train_of, shape_VM[1], devices))
     with jobs.progress_bar(n, 0, "members", "trunks") as bar:
