@@ -11,9 +11,10 @@ import numpy as np
 
 from routerjax.data.store import ActivationStore
 from routerjax.features.blocks import Rows, align
-from routerjax.features.feature_map import FeatureMap, Part, Stores, as_tuple
+from routerjax.features.feature_map import FeatureMap, Stores, as_tuple
 from routerjax.features.moments import Moments, collect, fisher_trace
 from routerjax.features.numerics import inverse_scale
+from routerjax.features.part import Part
 from routerjax.features.pca import fit_pca
 from routerjax.features.recipe import Recipe
 
