@@ -1,11 +1,14 @@
 """Attention and rotations, shared by all families."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 # Attention scores held at a time: 8 MiB of float32 stay in a CPU's cache, 1 GiB fills a GPU.
 _SCORES = {"cpu": 2**21}
 _SCORES_ELSEWHERE = 2**28
+HIDDEN = -1e30  # the score of a key that is not seen
 
 
 def rotate(x_BTNE: jax.Array, angles_BTW: jax.Array, factor: jax.Array | float = 1) -> jax.Array:
@@ -29,12 +32,16 @@ def rotate(x_BTNE: jax.Array, angles_BTW: jax.Array, factor: jax.Array | float =
 
 def attend(
     q_BTHE: jax.Array,
-    k_BTGE: jax.Array,
-    v_BTGE: jax.Array,
-    visible_BTT: jax.Array,
+    k_BSGE: jax.Array,
+    v_BSGE: jax.Array,
+    lengths_B: jax.Array,
     precision: jax.lax.Precision,
+    *,
+    bidirectional: bool = False,
+    window: jax.Array | int | None = None,
     scale: float | None = None,
     soft_cap: float = 0.0,
+    sinks_H: jax.Array | None = None,
 ) -> jax.Array:
     """Scaled dot-product attention with grouped key/value heads.
 
@@ -46,46 +53,90 @@ def attend(
 
     Args:
       q_BTHE: [B, T, H, E] queries.
-      k_BTGE: [B, T, G, E] keys; query head h reads key head h // (H / G).
-      v_BTGE: [B, T, G, E] values.
-      visible_BTT: [B or 1, T or 1, T] bool, whether the query (second axis) sees the key. A row
-        that sees nothing gets the mean of all values: finite, and never read.
+      k_BSGE: [B, S, G, E] keys; query head h reads key head h // (H / G). The last T of them are
+        the queries' own tokens, those before a prefix that every row has whole.
+      v_BSGE: [B, S, G, E] values.
+      lengths_B: [B] int32 real tokens of each row's T, at least 1. Rows are padded on the right, so
+        that causality alone hides padding from every real token.
       precision: Of the two products.
+      bidirectional: Whether a query sees later keys too, up to the row's length.
+      window: Scalar int32, how many tokens back a query sees, itself included (and as many ahead if
+        bidirectional); None for all.
       scale: Multiplies the scores; None for E^-0.5.
       soft_cap: Scaled scores s become cap * tanh(s / cap); 0 for none.
+      sinks_H: None, or for each query head the score of a key without a value: it joins the sum
+        that the softmax divides by.
 
     Returns:
-      [B, T, H, E]; the softmax is taken in float32.
+      [B, T, H, E]; the softmax is taken in float32. The rows of padding are finite, no more.
     """
     B, T, H, E = q_BTHE.shape
-    G = k_BTGE.shape[2]
-    n_turns = _turns(B * G, H // G * T * T)
+    S, G = k_BSGE.shape[1:3]
+    n_turns = _turns(B * G, H // G * T * S)
     # Axes: turns, key/value heads of a turn, then the matrices. The H / G query heads of a
     # key/value head are further rows of its product.
     scale = E**-0.5 if scale is None else scale
     q = (q_BTHE * scale).transpose(0, 2, 1, 3).reshape(n_turns, -1, H // G * T, E)
-    k = k_BTGE.transpose(0, 2, 3, 1).reshape(n_turns, -1, E, T)
-    v = v_BTGE.transpose(0, 2, 1, 3).reshape(n_turns, -1, T, E)
-    if visible_BTT.shape[1] > 1:
-        visible_BTT = jnp.tile(visible_BTT, (1, H // G, 1))
-    row_of = (jnp.arange(B * G) // G).reshape(n_turns, -1)
+    k = k_BSGE.transpose(0, 2, 3, 1).reshape(n_turns, -1, E, S)
+    v = v_BSGE.transpose(0, 2, 1, 3).reshape(n_turns, -1, S, E)
+    # Of each key/value head's matrices: how many of its keys are real, and its rows' sinks.
+    n_real = jnp.repeat(S - T + lengths_B, G).reshape(n_turns, -1, 1, 1)
+    sinks = None
+    if sinks_H is not None:
+        sinks_GR = jnp.repeat(sinks_H.astype(jnp.float32), T).reshape(G, -1)
+        sinks = jnp.tile(sinks_GR, (B, 1)).reshape(n_turns, -1, H // G * T, 1)
 
-    def turn(qkv: tuple[jax.Array, ...]) -> jax.Array:
-        q, k, v, row = qkv
-        visible = visible_BTT[row] if visible_BTT.shape[0] > 1 else visible_BTT
+    def turn(heads: tuple[Any, ...]) -> jax.Array:
+        q, k, v, n_real, sinks = heads
         scores = jnp.matmul(q, k, precision=precision, preferred_element_type=jnp.float32)
         if soft_cap:
             scores = soft_cap * jnp.tanh(scores / soft_cap)
-        scores = jnp.where(visible, scores, -1e30)
-        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+        t_R1 = jnp.tile(jnp.arange(S - T, S), H // G)[:, None]
+        seen = visible(t_R1, jnp.arange(S)[None], n_real, bidirectional, window)
+        scores = jnp.where(seen, scores, HIDDEN)
+        most = scores.max(axis=-1, keepdims=True)
+        if sinks is not None:
+            most = jnp.maximum(most, sinks)
+        weights = jnp.exp(scores - most)
+        total = weights.sum(axis=-1, keepdims=True)
+        if sinks is not None:
+            total = total + jnp.exp(sinks - most)
         mixed = jnp.matmul(
             weights.astype(v.dtype), v, precision=precision, preferred_element_type=jnp.float32
         )
-        return (mixed / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+        return (mixed / total).astype(v.dtype)
 
-    turns = (q, k, v, row_of)
-    mixed = jax.lax.map(turn, turns) if n_turns > 1 else turn(tuple(x[0] for x in turns))
+    turns = (q, k, v, n_real, sinks)
+    once = jax.tree.map(lambda x: x[0], turns)
+    mixed = jax.lax.map(turn, turns) if n_turns > 1 else turn(once)
     return mixed.reshape(B, H, T, E).transpose(0, 2, 1, 3)
+
+
+def visible(
+    query: jax.Array,
+    key: jax.Array,
+    n_real: jax.Array,
+    bidirectional: bool,
+    window: jax.Array | int | None,
+) -> jax.Array:
+    """Whether a query sees a key.
+
+    Args:
+      query: [Q, 1] positions among the keys.
+      key: [1, K] positions.
+      n_real: [heads, 1, 1] keys of each row that are no padding.
+      bidirectional: As of `attend`.
+      window: As of `attend`.
+
+    Returns:
+      [1 or heads, Q or 1, K] bool.
+    """
+    back = query - key
+    if bidirectional:
+        seen = key[None] < n_real
+        return seen if window is None else seen & (jnp.abs(back) < window)[None]
+    seen = back >= 0
+    return (seen if window is None else seen & (back < window))[None]
 
 
 def _turns(n_heads: int, scores_per_head: int) -> int:

@@ -24,12 +24,13 @@ class BertBlock(nnx.Module):
         self.ffn_norm = norm(D, rngs=rngs)
         self.n_heads, self.activation = config.n_heads, config.activation
 
-    def __call__(self, x_BTD: jax.Array, visible_BTT: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, lengths_B: jax.Array) -> jax.Array:
         B, T, D = x_BTD.shape
         q, k, v = (
             project(x_BTD).reshape(B, T, self.n_heads, -1) for project in (self.q, self.k, self.v)
         )
-        mixed_BTD = attend(q, k, v, visible_BTT, self.q.precision).reshape(B, T, D)
+        mixed_BTHE = attend(q, k, v, lengths_B, self.q.precision, bidirectional=True)
+        mixed_BTD = mixed_BTHE.reshape(B, T, D)
         x_BTD = self.attention_norm(x_BTD + self.o(mixed_BTD))
         return self.ffn_norm(x_BTD + self.down(ACTIVATIONS[self.activation](self.up(x_BTD))))
 
@@ -79,12 +80,13 @@ class Bert(nnx.Module):
             known_BT = known_BT + self.padding_token
         x_BTD = self.embed(tokens_BT) + self.positions(known_BT)
         x_BTD = x_BTD + self.segments(jnp.zeros((1, 1), jnp.int32))
-        visible_BTT = (positions_T[None] < lengths_B[:, None])[:, None, :]
-        return self.embed_norm(x_BTD), visible_BTT
+        return self.embed_norm(x_BTD), lengths_B
 
-    def apply_block(self, block: BertBlock, i: jax.Array, x_BTD: jax.Array, batch: Any):
-        """Hidden state i + 1 from hidden state i."""
-        return block(x_BTD, batch)
+    def apply_block(
+        self, block: BertBlock, i: jax.Array, x_BTD: jax.Array, batch: Any, before: None = None
+    ) -> tuple[jax.Array, None]:
+        """Hidden state i + 1 from hidden state i; what sees both ways leaves nothing behind."""
+        return block(x_BTD, batch), None
 
     def finish(self, x_BTD: jax.Array) -> jax.Array:
         """The last hidden state: BERT has no final norm."""

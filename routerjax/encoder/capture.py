@@ -116,7 +116,7 @@ def capture(
             lambda w: jax.lax.dynamic_index_in_dim(w, group, keepdims=False), stacked
         )
         i = jnp.asarray(group * period + s)
-        x_BTD = model.apply_block(nnx.merge(block_def, weights), i, x_BTD, batch)
+        x_BTD, _ = model.apply_block(nnx.merge(block_def, weights), i, x_BTD, batch)
         return x_BTD, keep(h_LPBD, slots_L[i + 1], x_BTD)
 
     def step(carry: tuple[jax.Array, jax.Array], group: jax.Array):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from routerjax.encoder.attention import attend, rotate
-from routerjax.encoder.config import NO_ROPE, BlockKind, EncoderConfig
+from routerjax.encoder.config import FULL_ATTENTION, NO_ROPE, BlockKind, EncoderConfig
 from routerjax.encoder.norms import norm_maker
 from routerjax.encoder.rope import row_frequencies
 
@@ -28,22 +28,30 @@ class Place(NamedTuple):
     Attributes:
       angles_BTW: [B or 1, T, W / 2] float32, how far each pair of channels turns.
       factor: Of the turned channels.
-      visible_BTT: [B or 1, T, T] bool, whether the query (second axis) sees the key.
+      positions_T: [T] int32, counted from the prompt's first token.
+      lengths_B: [B] int32, how many of these T tokens are real.
       real_BT: [B, T] bool, False for padding.
-      growth_T: [T] float32 factors of the queries, or None.
+      window: Scalar int32, how many tokens back a token sees, itself included; None for all.
+      bidirectional: Whether a token sees later ones too.
       number: Of the block.
     """
 
     angles_BTW: jax.Array
     factor: jax.Array | float
-    visible_BTT: jax.Array
+    positions_T: jax.Array
+    lengths_B: jax.Array
     real_BT: jax.Array
-    growth_T: jax.Array | None
+    window: jax.Array | None
+    bidirectional: bool
     number: jax.Array
 
 
 class Attention(nnx.Module):
-    """Self-attention with rotary positions and grouped key/value heads."""
+    """Self-attention with rotary positions and grouped key/value heads.
+
+    Leaves its keys, rotated, and its values behind, [B, T, G, E] each; `before` are those of a
+    prefix, [1, P, G, E].
+    """
 
     def __init__(self, config: EncoderConfig, linear: Any, norm: Any, rngs: nnx.Rngs):
         D, H, G, E = config.width, config.n_heads, config.n_kv_heads, config.head_dim
@@ -57,7 +65,9 @@ class Attention(nnx.Module):
             self.k_norm = norm(G * E if wide else E, rngs=rngs)
         self.config = config
 
-    def __call__(self, x_BTD: jax.Array, place: Place) -> jax.Array:
+    def __call__(
+        self, x_BTD: jax.Array, place: Place, before: Any = None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         B, T, _ = x_BTD.shape
         c = self.config
         q, k, v = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
@@ -67,12 +77,30 @@ class Attention(nnx.Module):
         if c.qk_norm == "head":
             q_BTHE, k_BTGE = self.q_norm(q_BTHE), self.k_norm(k_BTGE)
         q_BTHE, k_BTGE = (rotate(x, place.angles_BTW, place.factor) for x in (q_BTHE, k_BTGE))
-        if place.growth_T is not None:
-            q_BTHE = q_BTHE * place.growth_T[None, :, None, None].astype(q_BTHE.dtype)
+        if c.query_growth is not None:
+            beta, step = c.query_growth
+            growth_T = 1 + beta * jnp.log1p((place.positions_T // step).astype(jnp.float32))
+            q_BTHE = q_BTHE * growth_T[None, :, None, None].astype(q_BTHE.dtype)
+        after = k_BTGE, v_BTGE
+        k_BSGE, v_BSGE = after if before is None else map(_continued, before, after)
         x_BTHE = attend(
-            q_BTHE, k_BTGE, v_BTGE, place.visible_BTT, self.q.precision, c.query_scale, c.soft_cap
+            q_BTHE,
+            k_BSGE,
+            v_BSGE,
+            place.lengths_B,
+            self.q.precision,
+            bidirectional=place.bidirectional,
+            window=place.window,
+            scale=c.query_scale,
+            soft_cap=c.soft_cap,
         )
-        return self.o(x_BTHE.reshape(B, T, -1))
+        return self.o(x_BTHE.reshape(B, T, -1)), after
+
+
+def _continued(before_1PGE: jax.Array, x_BTGE: jax.Array) -> jax.Array:
+    """[B, P + T, G, E] a prefix's keys or values before every row's own."""
+    shape = (x_BTGE.shape[0], *before_1PGE.shape[1:])
+    return jnp.concatenate([jnp.broadcast_to(before_1PGE, shape), x_BTGE], axis=1)
 
 
 class GatedFeedForward(nnx.Module):
@@ -89,8 +117,9 @@ class GatedFeedForward(nnx.Module):
         return self.down(ACTIVATIONS[self.activation](self.gate(x_BTD)) * self.up(x_BTD))
 
 
-# BlockKind.mixer -> a module of (config, linear, norm, rngs), called with (x_BTD, place). It is the
-# block's attribute of that name.
+# BlockKind.mixer -> a module of (config, linear, norm, rngs), the block's attribute of that name.
+# mixer(x_BTD, place, before) -> (y_BTD, after): `after` is what the tokens leave to a continuation,
+# `before` None or what a prefix shared by all rows left so (leading axis 1).
 MIXERS: dict[str, Any] = {"attention": Attention}
 # BlockKind.ffn -> a module of (config, linear, rngs), called with x_BTD; the block's `ffn`.
 FEED_FORWARDS: dict[str, Any] = {"dense": GatedFeedForward}
@@ -112,16 +141,16 @@ class DecoderBlock(nnx.Module):
         setattr(self, kind.mixer, MIXERS[kind.mixer](config, linear, norm, rngs))
         self.ffn = FEED_FORWARDS[kind.ffn](config, linear, rngs)
 
-    def __call__(self, x_BTD: jax.Array, place: Place) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, place: Place, before: Any = None) -> tuple[jax.Array, Any]:
         c = self.config
         pre, post = c.norm_placement != "post", c.norm_placement != "pre"
         read_BTD = self.attention_norm(x_BTD) if pre else x_BTD
         if not c.first_norm:
             read_BTD = jnp.where(place.number > 0, read_BTD, x_BTD)
-        added_BTD = getattr(self, self.kind.mixer)(read_BTD, place)
+        added_BTD, after = getattr(self, self.kind.mixer)(read_BTD, place, before)
         x_BTD = x_BTD + scaled(self.attention_post_norm(added_BTD) if post else added_BTD, c)
         added_BTD = self.ffn(self.ffn_norm(x_BTD) if pre else x_BTD)
-        return x_BTD + scaled(self.ffn_post_norm(added_BTD) if post else added_BTD, c)
+        return x_BTD + scaled(self.ffn_post_norm(added_BTD) if post else added_BTD, c), after
 
 
 def scaled(x_BTD: jax.Array, config: EncoderConfig) -> jax.Array:
@@ -187,18 +216,16 @@ class Decoder(nnx.Module):
         )
         return positions_T.astype(jnp.float32)[None, None, :, None] * tables_RBW[:, :, None, :]
 
-    def apply_block(self, block: DecoderBlock, i: jax.Array, x_BTD: jax.Array, batch: Any):
-        """Hidden state i + 1 from hidden state i."""
+    def apply_block(
+        self, block: DecoderBlock, i: jax.Array, x_BTD: jax.Array, batch: Any, before: Any = None
+    ) -> tuple[jax.Array, Any]:
+        """Hidden state i + 1 from hidden state i, and what the tokens leave to a continuation."""
         c = self.config
         positions_T, lengths_B, angles_RBTW = batch
-        back_TT = positions_T[:, None] - positions_T[None, :]
-        window = jnp.asarray(c.windows, jnp.int32)[i]
-        real_BT = positions_T[None] < lengths_B[:, None]
-        if c.bidirectional:
-            visible_BTT = (jnp.abs(back_TT) < window)[None] & real_BT[:, None, :]
-        else:
-            # Rows are padded on the right: causality alone hides padding from every real token.
-            visible_BTT = ((back_TT >= 0) & (back_TT < window))[None]
+        window = None
+        if min(c.windows) < FULL_ATTENTION:
+            window = jnp.asarray(c.windows, jnp.int32)[i]
+        real_BT = jnp.arange(x_BTD.shape[1])[None] < lengths_B[:, None]
         # NO_ROPE is -1, and the table that turns nothing the last one.
         angles_BTW = angles_RBTW[0]
         factor: jax.Array | float = c.ropes[0].attention_factor
@@ -207,11 +234,10 @@ class Decoder(nnx.Module):
             factors = [rope.attention_factor for rope in c.ropes]
             factors += [1.0] * (len(angles_RBTW) - len(factors))
             angles_BTW, factor = angles_RBTW[table], jnp.asarray(factors, jnp.float32)[table]
-        growth_T = None
-        if c.query_growth is not None:
-            beta, step = c.query_growth
-            growth_T = 1 + beta * jnp.log1p((positions_T // step).astype(jnp.float32))
-        return block(x_BTD, Place(angles_BTW, factor, visible_BTT, real_BT, growth_T, i))
+        place = Place(
+            angles_BTW, factor, positions_T, lengths_B, real_BT, window, c.bidirectional, i
+        )
+        return block(x_BTD, place, before)
 
     def finish(self, x_BTD: jax.Array) -> jax.Array:
         """The last hidden state, which Hugging Face returns after the final norm."""

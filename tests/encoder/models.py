@@ -123,7 +123,7 @@ def our_states(encoder: Loaded, tokens_BT: np.ndarray, lengths_B: np.ndarray) ->
     for i in range(encoder.config.n_layers):
         group, s = divmod(i, len(stacks))
         weights = jax.tree.map(lambda stack, group=group: stack[group], stacks[s][1])
-        x_BTD = apply_block(weights, i, x_BTD, batch, s)
+        x_BTD, _ = apply_block(weights, i, x_BTD, batch, s)
         states.append(x_BTD)
     states[-1] = jax.jit(model.finish)(x_BTD)
     return np.stack(states)
