@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from routerjax.devices import by_rows, make_mesh, replicated
+from routerjax.devices import by_rows, make_mesh
 from routerjax.encoder.batches import pack
 from routerjax.encoder.capture import POOLINGS, capture
 from routerjax.encoder.config import EncoderConfig
@@ -118,11 +118,7 @@ class Encoder:
         exact = compute_dtype == "float32"
         precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
         graphdef, params, digest = load_weights(
-            folder,
-            config,
-            jnp.dtype(compute_dtype),
-            precision,
-            place=lambda x: jax.device_put(x, replicated(mesh)),
+            folder, config, jnp.dtype(compute_dtype), precision, mesh
         )
         identity = {
             "encoder_id": str(source),

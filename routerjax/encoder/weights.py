@@ -1,22 +1,32 @@
 """Weights: safetensors to a pytree on the device, through the family's key table."""
 
+import concurrent.futures
+import functools
 import hashlib
-import json
+import logging
+import math
 import pathlib
 import re
-from collections.abc import Callable
+import time
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
+from jax.sharding import Mesh
 
+from routerjax.devices import make_mesh, replicated
 from routerjax.encoder.bert import Bert
+from routerjax.encoder.checkpoint import Checkpoint
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.decoder import Decoder
 from routerjax.encoder.key_tables import KEY_TABLES
+
+logger = logging.getLogger(__name__)
+
+# Of a tensor that is read, sent and written at a time.
+PIECE_BYTES = 8 * 2**20
 
 _LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 # BERT checkpoints converted from TensorFlow call a norm's parameters gamma and beta.
@@ -52,16 +62,20 @@ def load_weights(
     config: EncoderConfig,
     dtype: Any,
     precision: jax.lax.Precision,
-    place: Callable[[Any], jax.Array] = jax.device_put,
+    mesh: Mesh | None = None,
 ) -> tuple[nnx.GraphDef, nnx.State, str]:
-    """Reads safetensors into a stacked pytree on the device, one tensor at a time.
+    """Reads safetensors into a stacked pytree on the devices, a few rows of a tensor at a time.
+
+    The stacks are made empty on the devices and written in place (donated), piece by piece; a
+    thread reads the next piece meanwhile. Beside the parameters there are never more than a few
+    pieces of PIECE_BYTES, on the host or on a device.
 
     Args:
       folder: Holds `model.safetensors`, or an index and its shards.
       config: Of the encoder in that folder.
-      dtype: Of the parameters on the device.
+      dtype: Of the parameters on the devices.
       precision: Of the model's products.
-      place: Puts a host array on the device (or on all devices of a mesh).
+      mesh: The devices, each of which gets a copy; by default one device.
 
     Returns:
       The model's graph definition, its parameters, and a digest of all tensors used, as they are in
@@ -71,26 +85,47 @@ def load_weights(
       ValueError: No safetensors, a damaged file, or keys that are missing, unexpected or of another
         shape: all of them in one list.
     """
-    files = _open_files(folder)
-    file_of = {key: file for file in files for key in file.keys()}
-    shapes = {key: tuple(file.get_slice(key).get_shape()) for key, file in file_of.items()}
+    mesh = make_mesh("data:1") if mesh is None else mesh
+    checkpoint = Checkpoint(folder)
     abstract = nnx.eval_shape(lambda: make_model(config, dtype, precision, nnx.Rngs(0)))
     graphdef, state = nnx.split(abstract)
     wanted = nnx.traversals.flatten_mapping(nnx.to_pure_dict(state))
-    sources = _resolve(folder, config, {path: x.shape for path, x in wanted.items()}, shapes)
+    shapes = {path: x.shape for path, x in wanted.items()}
+    sources = _resolve(folder, config, shapes, checkpoint.shapes)
     digest = hashlib.blake2b(digest_size=16)
-    loaded: dict[tuple[Any, ...], jax.Array] = {}
-    for source in sources:
-        tensor = _read(file_of[source.key], source, folder)
-        digest.update(f"{source.name} {source.number} {tensor.dtype} {tensor.shape}".encode())
-        digest.update(np.ascontiguousarray(tensor).view(np.uint8).data)
-        tensor = (tensor.T if source.path[-1] == "kernel" else tensor).astype(dtype)
-        if source.row is None:
-            loaded[source.path] = place(tensor)
-            continue
-        if source.path not in loaded:
-            loaded[source.path] = place(np.zeros(wanted[source.path].shape, dtype))
-        loaded[source.path] = _set_slice(loaded[source.path], place(tensor), source.row)
+
+    def read(piece: _Piece) -> np.ndarray:
+        # In a thread, piece by piece in order.
+        source, tensor = piece.source, checkpoint.rows(piece.source.key, piece.start, piece.stop)
+        if piece.start == source.rows.start:
+            shape = (len(source.rows), *tensor.shape[1:])
+            digest.update(f"{source.name} {source.number} {tensor.dtype} {shape}".encode())
+        digest.update(tensor.view(np.uint8).data)
+        return tensor
+
+    began, n_bytes = time.perf_counter(), 0
+    loaded = _empty(shapes, dtype, replicated(mesh))
+    with concurrent.futures.ThreadPoolExecutor(1) as reader:
+        pieces = [piece for source in sources for piece in _pieces(source, checkpoint)]
+        ahead = [reader.submit(read, piece) for piece in pieces[:1]]
+        for turn, (source, first, _) in enumerate(pieces):
+            tensor = ahead.pop().result()
+            ahead = [reader.submit(read, piece) for piece in pieces[turn + 1 : turn + 2]]
+            n_bytes += tensor.nbytes
+            start = [first - source.rows.start, *[0] * (tensor.ndim - 1)]
+            if source.path[-1] == "kernel":
+                # device_put lays it out anew: on CPU 4 times faster than the same in `_write`.
+                tensor, start = tensor.T, start[::-1]
+            if source.row is not None:
+                tensor, start = tensor[None], [source.row, *start]
+            # On CPU the array may stay where NumPy put it, which nobody writes to again.
+            placed = jax.device_put(tensor, replicated(mesh))
+            loaded[source.path] = _write(loaded[source.path], placed, np.array(start, np.int32))
+            # Or the host would run ahead, and its pieces pile up.
+            loaded[source.path].block_until_ready()
+    seconds = time.perf_counter() - began
+    logger.info("%s: %.2f GB of weights in %.1f s, %.2f GB/s",
+                folder, n_bytes / 1e9, seconds, n_bytes / 1e9 / seconds)  # fmt: skip
     nnx.replace_by_pure_dict(state, nnx.traversals.unflatten_mapping(loaded))
     return graphdef, state, digest.hexdigest()
 
@@ -104,7 +139,7 @@ class _Source(NamedTuple):
       path: The parameter in the state.
       row: Of the stack; None outside blocks.
       key: The checkpoint's.
-      part: None for all of it, or the rows to take.
+      rows: Of the checkpoint's tensor.
     """
 
     name: str
@@ -112,50 +147,43 @@ class _Source(NamedTuple):
     path: tuple[Any, ...]
     row: int | None
     key: str
-    part: slice | None
+    rows: range
 
 
-def _write_slice(stack: jax.Array, tensor: jax.Array, i: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(stack, tensor, i, 0)
+class _Piece(NamedTuple):
+    """Some rows of a source, from `start` up to `stop` in the checkpoint's tensor."""
+
+    source: _Source
+    start: int
+    stop: int
 
 
-# Donated: the stack is written in place, so loading never holds two copies of it.
-_set_slice = jax.jit(_write_slice, donate_argnums=0)
+def _pieces(source: _Source, checkpoint: Checkpoint) -> list[_Piece]:
+    """A source cut into pieces of at most PIECE_BYTES (or one row)."""
+    n_rows = len(source.rows)
+    row_bytes = math.prod(checkpoint.shapes[source.key][1:]) * checkpoint.dtype(source.key).itemsize
+    fewest = -(-n_rows // max(1, PIECE_BYTES // row_bytes))
+    # Pieces of one size where that takes hardly more of them: every other size is a compilation.
+    n_pieces = next((n for n in range(fewest, 2 * fewest) if n_rows % n == 0), fewest)
+    size = -(-n_rows // n_pieces)
+    starts = source.rows[::size]
+    return [_Piece(source, start, min(start + size, source.rows.stop)) for start in starts]
 
 
-def _open_files(folder: pathlib.Path) -> list[Any]:
-    index = folder / "model.safetensors.index.json"
-    # Where a folder has both, Hugging Face takes the single file.
-    if index.is_file() and not (folder / "model.safetensors").is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index} is not a safetensors index: {error!r}") from error
-    else:
-        names = ["model.safetensors"]
-    absent = [name for name in names if not (folder / name).is_file()]
-    if absent:
-        others = sorted(path.name for end in ("*.bin", "*.pt") for path in folder.glob(end))
-        hint = f" (it has {others[0]}: save the model again as safetensors)" if others else ""
-        raise ValueError(f"{folder}: {', '.join(absent)} is missing{hint}")
-    opened = []
-    for name in names:
-        try:
-            opened.append(safe_open(folder / name, framework="np"))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{folder / name} is not a whole safetensors file ({error}): copy it again"
-            ) from error
-    return opened
+def _empty(
+    shapes: dict[tuple[Any, ...], tuple[int, ...]], dtype: Any, sharding: jax.sharding.Sharding
+) -> dict[tuple[Any, ...], jax.Array]:
+    """Zeros made where they belong: what does not fit fails before anything is read."""
+    make = jax.jit(
+        lambda: [jnp.zeros(shape, dtype) for shape in shapes.values()], out_shardings=sharding
+    )
+    return dict(zip(shapes, make(), strict=True))
 
 
-def _read(file: Any, source: _Source, folder: pathlib.Path) -> np.ndarray:
-    try:
-        if source.part is None:
-            return file.get_tensor(source.key)
-        return file.get_slice(source.key)[source.part]
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder}: cannot read the tensor {source.key!r}: {error}") from error
+@functools.partial(jax.jit, donate_argnums=0)
+def _write(whole: jax.Array, piece: jax.Array, start: jax.Array) -> jax.Array:
+    """The parameter with a piece of it written in place, in the parameter's dtype."""
+    return jax.lax.dynamic_update_slice(whole, piece.astype(whole.dtype), list(start))
 
 
 def _resolve(
@@ -176,8 +204,8 @@ def _resolve(
         first = sum(fused[m] for m in list(fused)[: list(fused).index(module)])
         expected = shape if stack is None else shape[1:]
         expected = expected[::-1] if leaf == "kernel" else expected
-        part = None if len(fused) == 1 else slice(first, first + expected[0])
-        expected = expected if part is None else (sum(fused.values()), *expected[1:])
+        rows = range(first, first + expected[0])
+        expected = (sum(fused.values()), *expected[1:]) if len(fused) > 1 else expected
         for row, i in enumerate(blocks):
             if not config.first_norm and (module, i) == ("blocks/attention_norm", 0):
                 continue
@@ -187,7 +215,7 @@ def _resolve(
             elif found[key] != expected:
                 faults.append(f"misshapen: {key} is {found[key]}, expected {expected}")
             at = None if stack is None else row
-            sources.append(_Source(f"{module}/{leaf}", i, path, at, key, part))
+            sources.append(_Source(f"{module}/{leaf}", i, path, at, key, rows))
     used = {source.key for source in sources}
     for key in sorted(set(found) - used):
         inside = key.startswith(prefix)
@@ -201,7 +229,7 @@ def _resolve(
             f"{folder} does not hold the {config.family} model that its config.json describes:\n"
             f"  {shown}"
         )
-    return sorted(sources)
+    return sorted(sources, key=lambda source: source[:2])
 
 
 def _parse(path: tuple[Any, ...]) -> tuple[int | None, str, str]:

@@ -1,6 +1,9 @@
 """Weights: every layout a checkpoint may have gives the same parameters; every fault is named."""
 
 import json
+import subprocess
+import sys
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +97,68 @@ def test_a_nested_text_config_gives_the_text_model(tmp_path):
     tokens_BT, lengths_B, expected = models.golden_states("qwen3")
     states = models.our_states(models.load(tmp_path), tokens_BT, lengths_B)
     assert models.worst_error(states, expected, lengths_B) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["qwen3", "phi3", "bert"])
+@pytest.mark.parametrize("piece_bytes", [1, 1000])
+def test_tensors_read_in_pieces_are_the_same(name, piece_bytes, monkeypatch):
+    whole = models.load(models.GOLDEN / name)
+    monkeypatch.setattr("routerjax.encoder.weights.PIECE_BYTES", piece_bytes)
+    assert_equal_weights(models.load(models.GOLDEN / name), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loading_holds_no_second_copy_of_the_weights(tmp_path, dtype):
+    """Peak resident memory of another process: 570 MB of float32, the largest tensor 123 MB."""
+    width, ffn, vocab, layers = 1024, 4096, 30_000, 7
+    config = json.loads((models.GOLDEN / "llama/config.json").read_text())
+    config |= {"hidden_size": width, "intermediate_size": ffn, "num_hidden_layers": layers}
+    config |= {"vocab_size": vocab, "num_attention_heads": 16, "num_key_value_heads": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"head_dim": 64}))
+    shapes = {"embed_tokens.weight": (vocab, width), "norm.weight": (width,)}
+    for i in range(layers):
+        projections = {"q": (width, width), "k": (512, width), "v": (512, width)}
+        projections |= {"o": (width, width)}
+        for name, shape in projections.items():
+            shapes[f"layers.{i}.self_attn.{name}_proj.weight"] = shape
+        for name, shape in {"gate": (ffn, width), "up": (ffn, width), "down": (width, ffn)}.items():
+            shapes[f"layers.{i}.mlp.{name}_proj.weight"] = shape
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"layers.{i}.{name}.weight"] = (width,)
+    rng = np.random.default_rng(0)
+    tensors = {k: rng.standard_normal(shape, dtype=np.float32) for k, shape in shapes.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    script = f"""
+        import json, pathlib
+        import jax
+        from routerjax.encoder.config import EncoderConfig
+        from routerjax.encoder.weights import load_weights
+
+        def resident(name):
+            status = pathlib.Path("/proc/self/status").read_text()
+            return int(status.split(name + ":")[1].split()[0]) * 1024
+
+        folder = pathlib.Path({str(tmp_path)!r})
+        config = EncoderConfig.from_hf(json.loads((folder / "config.json").read_text()))
+        jax.numpy.zeros(1).block_until_ready()
+        before = resident("VmRSS")
+        dtype, precision = jax.numpy.dtype({dtype!r}), jax.lax.Precision.HIGHEST
+        _, params, _ = load_weights(folder, config, dtype, precision)
+        live = sum(x.nbytes for x in jax.tree.leaves(params))
+        print(json.dumps([before, live, resident("VmHWM")]))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    ended = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before, live, peak = json.loads(ended.stdout)
+    largest = vocab * width * jnp.dtype(dtype).itemsize
+    assert live == sum(x.size for x in tensors.values()) * jnp.dtype(dtype).itemsize
+    assert peak - before - live < 1.2 * largest + 200e6
 
 
 def test_a_single_file_goes_before_an_index(tmp_path):

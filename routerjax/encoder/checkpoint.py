@@ -1,0 +1,138 @@
+"""Checkpoint: the tensors of a folder of safetensors, read a few rows at a time.
+
+Read, not mapped: a mapped page counts as resident until the system wants it back, so that a mapped
+checkpoint ends up in memory as a second copy of the model.
+"""
+
+import json
+import math
+import pathlib
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+_DTYPES: dict[str, Any] = {
+    "BOOL": np.bool_,
+    "U8": np.uint8,
+    "I8": np.int8,
+    "I16": np.int16,
+    "I32": np.int32,
+    "I64": np.int64,
+    "F16": np.float16,
+    "F32": np.float32,
+    "F64": np.float64,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+}
+
+
+class _Held(NamedTuple):
+    """Where a tensor lies: its file, first byte there, safetensors' name of its dtype, shape."""
+
+    path: pathlib.Path
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Checkpoint:
+    """Every tensor of `model.safetensors`, or of the shards that an index names.
+
+    Args:
+      folder: Holds them.
+
+    Raises:
+      ValueError: No safetensors, or a damaged file.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+        self._held: dict[str, _Held] = {}
+        for path in _files(folder):
+            self._held |= _header(path)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """{key: shape} of all tensors."""
+        return {key: held.shape for key, held in self._held.items()}
+
+    def dtype(self, key: str) -> np.dtype:
+        """The dtype of a tensor in its file.
+
+        Raises:
+          ValueError: NumPy has none like it.
+        """
+        name = self._held[key].dtype
+        if name not in _DTYPES:
+            raise ValueError(
+                f"{self.folder}: the tensor {key!r} is {name}, of which routerjax reads only "
+                f"{', '.join(_DTYPES)}"
+            )
+        return np.dtype(_DTYPES[name])
+
+    def rows(self, key: str, start: int, stop: int) -> np.ndarray:
+        """[stop - start, ...] some of a tensor's rows as they are in the file; memory of their own.
+
+        Args:
+          key: The tensor; it has at least one axis.
+          start: First row.
+          stop: The row after the last.
+
+        Raises:
+          ValueError: The file has changed or cannot be read.
+        """
+        held, dtype = self._held[key], self.dtype(key)
+        row = held.shape[1:]
+        row_bytes = math.prod(row) * dtype.itemsize
+        n_bytes = (stop - start) * row_bytes
+        try:
+            found = np.fromfile(
+                held.path, np.uint8, n_bytes, offset=held.offset + start * row_bytes
+            )
+        except OSError as error:
+            raise ValueError(f"{held.path}: cannot read the tensor {key!r}: {error}") from error
+        if len(found) < n_bytes:
+            raise ValueError(
+                f"{held.path}: cannot read the tensor {key!r}: the file ends within it"
+            )
+        return found.view(dtype).reshape(stop - start, *row)
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    index = folder / "model.safetensors.index.json"
+    # Where a folder has both, Hugging Face takes the single file.
+    if index.is_file() and not (folder / "model.safetensors").is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index} is not a safetensors index: {error!r}") from error
+    else:
+        names = ["model.safetensors"]
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent:
+        others = sorted(path.name for end in ("*.bin", "*.pt") for path in folder.glob(end))
+        hint = f" (it has {others[0]}: save the model again as safetensors)" if others else ""
+        raise ValueError(f"{folder}: {', '.join(absent)} is missing{hint}")
+    return [folder / name for name in names]
+
+
+def _header(path: pathlib.Path) -> dict[str, _Held]:
+    """Where a file's tensors lie: 8 bytes of the header's length, the header, the tensors."""
+    try:
+        # Opening checks the header against the file's length: a torn download is refused here.
+        with safe_open(path, framework="np"), path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}): copy it again"
+        ) from error
+    return {
+        key: _Held(path, 8 + length + about["data_offsets"][0], about["dtype"],
+                   tuple(about["shape"]))
+        for key, about in header.items()
+        if key != "__metadata__"
+    }  # fmt: skip
