@@ -1,14 +1,18 @@
 """Attention and rotations, shared by all families."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from routerjax.encoder.blockwise import HIDDEN, attend_blockwise, turns, visible
+from routerjax.encoder.config import EncoderConfig
+
 # Attention scores held at a time: 8 MiB of float32 stay in a CPU's cache, 1 GiB fills a GPU.
 _SCORES = {"cpu": 2**21}
 _SCORES_ELSEWHERE = 2**28
-HIDDEN = -1e30  # the score of a key that is not seen
+# Tokens up to which a head's scores are computed whole; longer prompts go block by block.
+LONGEST_WHOLE = 1024
 
 
 def rotate(x_BTNE: jax.Array, angles_BTW: jax.Array, factor: jax.Array | float = 1) -> jax.Array:
@@ -72,10 +76,17 @@ def attend(
     """
     B, T, H, E = q_BTHE.shape
     S, G = k_BSGE.shape[1:3]
-    n_turns = _turns(B * G, H // G * T * S)
+    scale = E**-0.5 if scale is None else scale
+    most_scores = _SCORES.get(jax.default_backend(), _SCORES_ELSEWHERE)
+    if T * S > LONGEST_WHOLE**2:
+        return attend_blockwise(
+            q_BTHE, k_BSGE, v_BSGE, lengths_B, precision, most_scores=most_scores,
+            bidirectional=bidirectional, window=window, scale=scale, soft_cap=soft_cap,
+            sinks_H=sinks_H,
+        )  # fmt: skip
+    n_turns = turns(B * G, H // G * T * S, most_scores)
     # Axes: turns, key/value heads of a turn, then the matrices. The H / G query heads of a
     # key/value head are further rows of its product.
-    scale = E**-0.5 if scale is None else scale
     q = (q_BTHE * scale).transpose(0, 2, 1, 3).reshape(n_turns, -1, H // G * T, E)
     k = k_BSGE.transpose(0, 2, 3, 1).reshape(n_turns, -1, E, S)
     v = v_BSGE.transpose(0, 2, 1, 3).reshape(n_turns, -1, S, E)
@@ -106,42 +117,58 @@ def attend(
         )
         return (mixed / total).astype(v.dtype)
 
-    turns = (q, k, v, n_real, sinks)
-    once = jax.tree.map(lambda x: x[0], turns)
-    mixed = jax.lax.map(turn, turns) if n_turns > 1 else turn(once)
+    heads = (q, k, v, n_real, sinks)
+    once = jax.tree.map(lambda x: x[0], heads)
+    mixed = jax.lax.map(turn, heads) if n_turns > 1 else turn(once)
     return mixed.reshape(B, H, T, E).transpose(0, 2, 1, 3)
 
 
-def visible(
-    query: jax.Array,
-    key: jax.Array,
-    n_real: jax.Array,
-    bidirectional: bool,
-    window: jax.Array | int | None,
-) -> jax.Array:
-    """Whether a query sees a key.
+def cudnn_is_legal(config: EncoderConfig, platform: str, dtype: Any, max_tokens: int) -> bool:
+    """Whether cuDNN's fused attention computes what this encoder asks for.
+
+    It has no cap of the scores, no sinks and one window for all layers at most; of these only the
+    plain case is taken: causal, half precision, heads of a multiple of 8 up to 128 channels, and
+    windows that no prompt reaches.
 
     Args:
-      query: [Q, 1] positions among the keys.
-      key: [1, K] positions.
-      n_real: [heads, 1, 1] keys of each row that are no padding.
-      bidirectional: As of `attend`.
-      window: As of `attend`.
-
-    Returns:
-      [1 or heads, Q or 1, K] bool.
+      config: Of the encoder.
+      platform: Of the devices, as JAX calls it.
+      dtype: Of queries, keys and values.
+      max_tokens: Longest prompt.
     """
-    back = query - key
-    if bidirectional:
-        seen = key[None] < n_real
-        return seen if window is None else seen & (jnp.abs(back) < window)[None]
-    seen = back >= 0
-    return (seen if window is None else seen & (back < window))[None]
-
-
-def _turns(n_heads: int, scores_per_head: int) -> int:
-    """The fewest turns that divide the heads and hold no more scores than suit the device."""
-    most = _SCORES.get(jax.default_backend(), _SCORES_ELSEWHERE) // scores_per_head
-    return next(
-        n for n in range(1, n_heads + 1) if n_heads % n == 0 and n_heads // n <= max(1, most)
+    return (
+        platform in ("gpu", "cuda")
+        and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+        and not config.bidirectional
+        and not config.soft_cap
+        and config.head_dim % 8 == 0
+        and config.head_dim <= 128
+        and min(config.windows) >= max_tokens
     )
+
+
+def attend_cudnn(
+    q_BTHE: jax.Array,
+    k_BSGE: jax.Array,
+    v_BSGE: jax.Array,
+    lengths_B: jax.Array,
+    scale: float | None = None,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> jax.Array:
+    """As causal `attend` without a window, by cuDNN where `cudnn_is_legal`.
+
+    Args:
+      implementation: Of `jax.nn.dot_product_attention`; "xla" computes the same anywhere.
+      Others: As of `attend`.
+    """
+    T, n_before = q_BTHE.shape[1], k_BSGE.shape[1] - q_BTHE.shape[1]
+    # cuDNN counts queries and keys from the same token: a prefix gets queries too, which are 0.
+    q_BSHE = jnp.pad(q_BTHE, ((0, 0), (n_before, 0), (0, 0), (0, 0)))
+    lengths_B = (n_before + lengths_B).astype(jnp.int32)
+    mixed_BSHE = jax.nn.dot_product_attention(
+        q_BSHE, k_BSGE, v_BSGE, scale=scale, is_causal=True, query_seq_lengths=lengths_B,
+        key_value_seq_lengths=lengths_B, implementation=implementation,
+    )  # fmt: skip
+    # What it leaves in the rows of padding is nobody's promise, and 0 x NaN is NaN.
+    real_BS = jnp.arange(n_before + T)[None] < lengths_B[:, None]
+    return jnp.where(real_BS[:, :, None, None], mixed_BSHE, 0)[:, n_before:]

@@ -67,8 +67,11 @@ class Bert(nnx.Module):
 
         self.blocks = nnx.List([stack(rngs)])
 
-    def start(self, tokens_BT: jax.Array, lengths_B: jax.Array) -> tuple[jax.Array, Any]:
+    def start(
+        self, tokens_BT: jax.Array, lengths_B: jax.Array, n_before: int = 0
+    ) -> tuple[jax.Array, Any]:
         """Hidden state 0, and what every block needs to know of the batch."""
+        assert n_before == 0, "what sees both ways has no prefix"
         positions_T = jnp.arange(tokens_BT.shape[1])
         # A bucket may reach past the last position. Only padding lies there, but it must be finite:
         # attention gives it weight 0, and 0 x NaN is NaN.
@@ -83,9 +86,16 @@ class Bert(nnx.Module):
         return self.embed_norm(x_BTD), lengths_B
 
     def apply_block(
-        self, block: BertBlock, i: jax.Array, x_BTD: jax.Array, batch: Any, before: None = None
+        self,
+        block: BertBlock,
+        i: jax.Array,
+        x_BTD: jax.Array,
+        batch: Any,
+        before: None = None,
+        cudnn: bool = False,
     ) -> tuple[jax.Array, None]:
         """Hidden state i + 1 from hidden state i; what sees both ways leaves nothing behind."""
+        assert not cudnn, "it is for causal attention"
         return block(x_BTD, batch), None
 
     def finish(self, x_BTD: jax.Array) -> jax.Array:

@@ -59,7 +59,7 @@ def pool(
     return jnp.stack([pooled(name) for name in poolings])
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "layers", "poolings"))
+@functools.partial(jax.jit, static_argnames=("graphdef", "layers", "poolings", "cudnn"))
 def capture(
     graphdef: nnx.GraphDef,
     params: nnx.State,
@@ -69,6 +69,7 @@ def capture(
     *,
     layers: tuple[int, ...],
     poolings: tuple[str, ...],
+    cudnn: bool = False,
 ) -> jax.Array:
     """Prefills a batch and returns the pooled hidden states asked for.
 
@@ -88,6 +89,7 @@ def capture(
       layers: Hidden-state indices, ascending; 0 is the embedding output, n_layers the last one,
         after the final norm (as Hugging Face's `hidden_states`).
       poolings: Names out of POOLINGS.
+      cudnn: Whether cuDNN attends; where `cudnn_is_legal`.
 
     Returns:
       h_LPBD [L, P, B, D] float32.
@@ -116,7 +118,8 @@ def capture(
             lambda w: jax.lax.dynamic_index_in_dim(w, group, keepdims=False), stacked
         )
         i = jnp.asarray(group * period + s)
-        x_BTD, _ = model.apply_block(nnx.merge(block_def, weights), i, x_BTD, batch)
+        block = nnx.merge(block_def, weights)
+        x_BTD, _ = model.apply_block(block, i, x_BTD, batch, cudnn=cudnn)
         return x_BTD, keep(h_LPBD, slots_L[i + 1], x_BTD)
 
     def step(carry: tuple[jax.Array, jax.Array], group: jax.Array):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from routerjax.encoder.attention import attend, rotate
+from routerjax.encoder.attention import attend, attend_cudnn, rotate
 from routerjax.encoder.config import FULL_ATTENTION, NO_ROPE, BlockKind, EncoderConfig
 from routerjax.encoder.norms import norm_maker
 from routerjax.encoder.rope import row_frequencies
@@ -34,6 +34,7 @@ class Place(NamedTuple):
       window: Scalar int32, how many tokens back a token sees, itself included; None for all.
       bidirectional: Whether a token sees later ones too.
       number: Of the block.
+      cudnn: Whether cuDNN attends.
     """
 
     angles_BTW: jax.Array
@@ -44,6 +45,7 @@ class Place(NamedTuple):
     window: jax.Array | None
     bidirectional: bool
     number: jax.Array
+    cudnn: bool = False
 
 
 class Attention(nnx.Module):
@@ -83,17 +85,20 @@ class Attention(nnx.Module):
             q_BTHE = q_BTHE * growth_T[None, :, None, None].astype(q_BTHE.dtype)
         after = k_BTGE, v_BTGE
         k_BSGE, v_BSGE = after if before is None else map(_continued, before, after)
-        x_BTHE = attend(
-            q_BTHE,
-            k_BSGE,
-            v_BSGE,
-            place.lengths_B,
-            self.q.precision,
-            bidirectional=place.bidirectional,
-            window=place.window,
-            scale=c.query_scale,
-            soft_cap=c.soft_cap,
-        )
+        if place.cudnn:
+            x_BTHE = attend_cudnn(q_BTHE, k_BSGE, v_BSGE, place.lengths_B, c.query_scale)
+        else:
+            x_BTHE = attend(
+                q_BTHE,
+                k_BSGE,
+                v_BSGE,
+                place.lengths_B,
+                self.q.precision,
+                bidirectional=place.bidirectional,
+                window=place.window,
+                scale=c.query_scale,
+                soft_cap=c.soft_cap,
+            )
         return self.o(x_BTHE.reshape(B, T, -1)), after
 
 
@@ -193,8 +198,10 @@ class Decoder(nnx.Module):
         self.norm = norm(config.width, rngs=rngs)
         self.config = config
 
-    def start(self, tokens_BT: jax.Array, lengths_B: jax.Array) -> tuple[jax.Array, Any]:
-        """Hidden state 0, and what every block needs to know of the batch."""
+    def start(
+        self, tokens_BT: jax.Array, lengths_B: jax.Array, n_before: int = 0
+    ) -> tuple[jax.Array, Any]:
+        """Hidden state 0 of tokens behind n_before others, and what every block needs to know."""
         c = self.config
         x_BTD = self.embed(tokens_BT)
         if c.embed_scale != 1:
@@ -202,7 +209,7 @@ class Decoder(nnx.Module):
             x_BTD = x_BTD * jnp.asarray(c.embed_scale, x_BTD.dtype)
         if c.embed_norm:
             x_BTD = self.embed_norm(x_BTD)
-        positions_T = jnp.arange(tokens_BT.shape[1])
+        positions_T = n_before + jnp.arange(tokens_BT.shape[1])
         return x_BTD, (positions_T, lengths_B, self._angles(positions_T, lengths_B))
 
     def _angles(self, positions_T: jax.Array, lengths_B: jax.Array) -> jax.Array:
@@ -217,7 +224,13 @@ class Decoder(nnx.Module):
         return positions_T.astype(jnp.float32)[None, None, :, None] * tables_RBW[:, :, None, :]
 
     def apply_block(
-        self, block: DecoderBlock, i: jax.Array, x_BTD: jax.Array, batch: Any, before: Any = None
+        self,
+        block: DecoderBlock,
+        i: jax.Array,
+        x_BTD: jax.Array,
+        batch: Any,
+        before: Any = None,
+        cudnn: bool = False,
     ) -> tuple[jax.Array, Any]:
         """Hidden state i + 1 from hidden state i, and what the tokens leave to a continuation."""
         c = self.config
@@ -235,7 +248,7 @@ class Decoder(nnx.Module):
             factors += [1.0] * (len(angles_RBTW) - len(factors))
             angles_BTW, factor = angles_RBTW[table], jnp.asarray(factors, jnp.float32)[table]
         place = Place(
-            angles_BTW, factor, positions_T, lengths_B, real_BT, window, c.bidirectional, i
+            angles_BTW, factor, positions_T, lengths_B, real_BT, window, c.bidirectional, i, cudnn
         )
         return block(x_BTD, place, before)
 

@@ -1,6 +1,7 @@
 """Encoder: an open-weight LLM whose prefill is all that is ever run."""
 
 import json
+import logging
 import pathlib
 from collections import deque
 from collections.abc import Sequence
@@ -12,12 +13,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from routerjax.devices import by_rows, make_mesh
+from routerjax.encoder.attention import LONGEST_WHOLE, cudnn_is_legal
 from routerjax.encoder.batches import pack
 from routerjax.encoder.capture import POOLINGS, capture
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.layers import ALL, resolve_layers
 from routerjax.encoder.prompts import Prompter, Prompts
 from routerjax.encoder.weights import load_weights, random_like
+
+logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 2048
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -50,6 +54,8 @@ class Encoder:
     ):
         self.config, self.prompter, self.identity, self.mesh = config, prompter, identity, mesh
         self._graphdef, self._params = model
+        platform, dtype = mesh.devices.flat[0].platform, identity["compute_dtype"]
+        self._cudnn = cudnn_is_legal(config, platform, dtype, identity["max_tokens"])
 
     def __repr__(self) -> str:
         c = self.config
@@ -130,7 +136,10 @@ class Encoder:
             "compute_dtype": compute_dtype,
             "precision": "highest" if exact else "default",
         }
-        return cls(config, (graphdef, params), prompter, identity, mesh)
+        encoder = cls(config, (graphdef, params), prompter, identity, mesh)
+        how = "cuDNN" if encoder._cudnn else f"whole to {LONGEST_WHOLE} tokens, by blocks beyond"
+        logger.info("%s: attention: %s", source, how)
+        return encoder
 
     def with_random_weights(self, seed: int = 0) -> "Encoder":
         """The same architecture, tokenizer and prompt with weights that have learnt nothing.
@@ -166,7 +175,10 @@ class Encoder:
           h_LPBD [L, P, B, D] float32 on the devices.
         """
         placed = jax.device_put(batch, by_rows(self.mesh))
-        return capture(self._graphdef, self._params, *placed, layers=layers, poolings=poolings)
+        return capture(
+            self._graphdef, self._params, *placed, layers=layers, poolings=poolings,
+            cudnn=self._cudnn,
+        )  # fmt: skip
 
     def capture(
         self,
