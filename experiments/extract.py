@@ -14,8 +14,8 @@ from experiments import options
 
 options.define(
     "workdir", "seed", "data", "pool", "encoder", "revision", "store", "layers", "poolings",
-    "max_tokens", "batch_tokens", "compute_dtype", "store_dtype", "mesh", "distributed", "dry_run",
-    required=("workdir", "data", "encoder"),
+    "max_tokens", "batch_tokens", "compute_dtype", "chat_template_kwargs", "store_dtype", "mesh",
+    "distributed", "dry_run", required=("workdir", "data", "encoder"),
 )  # fmt: skip
 
 
@@ -35,6 +35,7 @@ class Config:
     max_tokens: int
     batch_tokens: str
     compute_dtype: str
+    chat_template_kwargs: str | None
     store_dtype: str
     mesh: str
     distributed: bool

@@ -1,6 +1,7 @@
 """The flags that scripts share, each defined once, and the frozen config made of them."""
 
 import importlib.util
+import json
 import pathlib
 from typing import Any, TypeVar
 
@@ -20,6 +21,8 @@ _TEXT = {
     "router": (None, "Folder of a trained router; local or a URL."),
     "layers": ("all", "Hidden states: all, or indices such as 3,4,6 or 4-6; 0 is the embeddings."),
     "poolings": ("last,mean", "Poolings to keep, separated by commas: last, mean, query_mean, ..."),
+    "chat_template_kwargs": (None, "Variables of the chat template as JSON, such as "
+                             '{"enable_thinking": false}.'),
     "compute_dtype": ("auto", "Of the encoder: auto, float32, bfloat16 or float16."),
     "store_dtype": ("float16", "Of the store: float16 or float32."),
     "batch_tokens": ("auto", "Tokens of a full batch, padding included; auto suits the device."),
@@ -73,19 +76,36 @@ def read(kind: type[Config]) -> Config:
     return kind(**values)
 
 
-def load_encoder(config: Any) -> rj.Encoder:
+def load_encoder(config: Any, **changes: Any) -> rj.Encoder:
     """The encoder that a config's fields describe; without `encoder`, MiniLM.
 
     Args:
-      config: Has `encoder`, and may have revision, max_tokens, compute_dtype, mesh.
+      config: Has `encoder`, and may have revision, max_tokens, compute_dtype, chat_template_kwargs,
+        mesh.
+      changes: Arguments of `Encoder.from_pretrained` that go before those.
     """
-    return rj.Encoder.from_pretrained(
-        config.encoder or minilm(),
-        revision=getattr(config, "revision", None),
-        max_tokens=getattr(config, "max_tokens", 2048),
-        compute_dtype=getattr(config, "compute_dtype", "auto"),
-        mesh=rj.make_mesh(getattr(config, "mesh", "auto")),
-    )
+    described: dict[str, Any] = {
+        "revision": getattr(config, "revision", None),
+        "max_tokens": getattr(config, "max_tokens", 2048),
+        "compute_dtype": getattr(config, "compute_dtype", "auto"),
+        "chat_template_kwargs": _template_kwargs(getattr(config, "chat_template_kwargs", None)),
+        "mesh": rj.make_mesh(getattr(config, "mesh", "auto")),
+    }
+    return rj.Encoder.from_pretrained(config.encoder or minilm(), **described | changes)
+
+
+def _template_kwargs(text: str | None) -> dict[str, Any] | None:
+    """The object that --chat_template_kwargs holds."""
+    try:
+        value = json.loads(text) if text else {}
+    except ValueError as error:
+        raise ValueError(f"--chat_template_kwargs: {text!r} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"--chat_template_kwargs: expected a JSON object such as "
+            f"'{{\"enable_thinking\": false}}', got {text!r}"
+        )
+    return value or None
 
 
 def minilm() -> str:
@@ -138,6 +158,7 @@ def load_router_encoders(router: rj.Router, names: str, mesh: str = "auto") -> l
             revision=identity["revision"],
             max_tokens=identity["max_tokens"],
             compute_dtype=identity["compute_dtype"],
+            chat_template_kwargs=identity["chat_template_kwargs"],
             mesh=rj.make_mesh(mesh),
         )
         for path, identity in zip(paths, identities, strict=True)

@@ -18,7 +18,7 @@ import routerjax as rj
 from experiments import options
 
 _ENCODING = ("encoder", "revision", "layers", "poolings", "max_tokens", "batch_tokens",
-             "compute_dtype", "store_dtype", "mesh")  # fmt: skip
+             "compute_dtype", "chat_template_kwargs", "store_dtype", "mesh")  # fmt: skip
 _STREAMING = ("pca", "sketch", "budget_gib", "n_probe", "then_extract")
 
 options.define("workdir", "seed", "data", "pool", "store", "pca_dim", *_ENCODING,
@@ -47,6 +47,7 @@ class Config:
     max_tokens: int
     batch_tokens: str
     compute_dtype: str
+    chat_template_kwargs: str | None
     store_dtype: str
     mesh: str
     pca_dim: int

@@ -14,7 +14,7 @@ from absl import flags
 import routerjax as rj
 from experiments import options
 
-options.define("workdir", "seed", "data", "pool", "encoder", "mesh")
+options.define("workdir", "seed", "data", "pool", "encoder", "chat_template_kwargs", "mesh")
 flags.DEFINE_integer("n_queries", 8000, "Queries to simulate where no --data is given.", 100)
 flags.FLAGS.set_default("workdir", "runs/quickstart")
 
@@ -30,6 +30,7 @@ class Config:
     data: str | None
     pool: str | None
     encoder: str | None
+    chat_template_kwargs: str | None
     mesh: str
     n_queries: int
 

@@ -103,7 +103,9 @@ def _random_store(
     """States of the same queries by the encoder with random weights, where that is asked for."""
     if not config.encoder or not {"all", "random_encoder"} & set(config.controls):
         return None
-    encoder = options.load_encoder(config).with_random_weights(config.seed)
+    # The same prompts as the store's: what is compared is the weights.
+    prompt = {name: store.identity.get(name) for name in ("max_tokens", "chat_template_kwargs")}
+    encoder = options.load_encoder(config, **prompt).with_random_weights(config.seed)
     folder = rj.Folder(config.workdir) / "random_store"
     return rj.extract(encoder, data, folder, layers=store.layers, poolings=store.poolings)
 

@@ -64,7 +64,7 @@ def tiny_encoder_folder(tmp_path_factory) -> pathlib.Path:
         additional_special_tokens=["<user>", "<assistant>"],
     )
     tokenizer.chat_template = (
-        "{% for m in messages %}<user>{{ m.content }}{% endfor %}"
+        "{% for m in messages %}<user>{{ m.content }}{% endfor %}{% if brief %} - brief{% endif %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
     tokenizer.save_pretrained(folder)

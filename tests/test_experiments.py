@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
+from experiments import options
 from routerjax.data.readers import write_dataset, write_pool
 from routerjax.data.simulate import simulate
 
@@ -51,10 +53,11 @@ def work(files, tiny_encoder_folder, tmp_path_factory):
     work = tmp_path_factory.mktemp("work")
     common = [f"--workdir={work}", f"--data={files}/train.jsonl", f"--pool={files}/pool.json"]
     jobs = [
-        ("extract", f"--encoder={tiny_encoder_folder}", "--layers=1-3", "--mesh=data:1"),
+        ("extract", f"--encoder={tiny_encoder_folder}", "--layers=1-3", "--mesh=data:1",
+         '--chat_template_kwargs={"brief": true}'),
         ("probe", f"--store={work}/store"),
         ("train", f"--store={work}/store", "--pca_dim=20", "--members=3", "--keep=2", "--epochs=5"),
-    ]
+    ]  # fmt: skip
     for script, *flags in jobs:
         done = run(script, *common, *flags)
         assert done.returncode == 0, done.stderr
@@ -74,6 +77,7 @@ def test_extract_probe_and_train_leave_what_they_say(work):
     ):
         assert (work / name).stat().st_size > 0, name
     router = json.loads((work / "router/router.json").read_text())
+    assert router["encoders"][0]["chat_template_kwargs"] == {"brief": True}
     assert router["features"]["parts"][0]["blocks"] == [[1, "mean"], [2, "mean"], [3, "mean"]]
     assert len(router["targets"]) == 7
     assert len(json.loads((work / "train.json").read_text())["history"]["kept"]) == 2
@@ -276,6 +280,16 @@ def test_shards_of_a_sweep_meet_in_a_folder(files, work, tmp_path):
     assert len(settings) == 4 and "lr=0.001" in trunks.stdout
     other = run("sweep", *flags, "--seed=1")
     assert other.returncode == 1 and "seed: there 0, here 1" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{brief: 1}", "is not JSON"), ("[1]", "expected a JSON object"), ("0", "")],
+)
+def test_settings_of_the_template_are_a_json_object(text, message):
+    config = types.SimpleNamespace(encoder="/none", chat_template_kwargs=text)
+    with pytest.raises(ValueError, match=f"--chat_template_kwargs: .*{message}"):
+        options.load_encoder(config)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 import logging
 import pathlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -91,6 +91,7 @@ class Encoder:
         revision: str | None = None,
         max_tokens: int = MAX_TOKENS,
         compute_dtype: str = "auto",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         mesh: Mesh | None = None,
     ) -> "Encoder":
         """Loads config, tokenizer and safetensors; no torch, no remote code.
@@ -102,6 +103,8 @@ class Encoder:
             model's positions allow.
           compute_dtype: "float32", "bfloat16", "float16", or "auto": float32 on CPU, bfloat16
             elsewhere. float32 computes its products at the highest precision.
+          chat_template_kwargs: Variables of the chat template, JSON values by name, such as
+            {"enable_thinking": False} or {"reasoning_effort": "low"}.
           mesh: Devices that share each batch, from `make_mesh`; one device by default.
 
         Raises:
@@ -120,7 +123,7 @@ class Encoder:
         folder, resolved = _locate(str(source), revision)
         config = _read_config(folder)
         max_tokens = min(max_tokens, config.max_positions)
-        prompter = Prompter(_read_tokenizer(folder), max_tokens)
+        prompter = Prompter(_read_tokenizer(folder), max_tokens, chat_template_kwargs)
         exact = compute_dtype == "float32"
         precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
         graphdef, params, digest = load_weights(

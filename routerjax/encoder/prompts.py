@@ -1,22 +1,17 @@
 """Prompts: the chat template around a query, its tokens, and what goes when it is too long."""
 
 import dataclasses
-import datetime
 import hashlib
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-# Templates that print today's date get this one: a job resumed after midnight, and the router a
-# month later, must see the same prompt. It is part of a store's identity.
-PROMPT_DATE = datetime.date(2025, 1, 1)
-_DATE_CODES = ("%-d", "%-m", *(f"%{letter}" for letter in "aAbBcdeFfHIjMmpSTUWwXxYyZz"))
+from routerjax.encoder.templates import PROMPT_DATE, Frame, check_settings, frame_of
 
-# Stands in for the query while the template is rendered once. A private-use character on either
-# side: no template contains it, and trimming does not touch it. Between them what escaping changes.
-_PROBE = '\ue000Query\'s\n"<&>" \\\ue000'
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,19 +46,28 @@ class Prompts:
 class Prompter:
     """Turns queries into token rows: one user turn, generation prompt included, BOS once.
 
-    Without a chat template the raw text is used, with the tokenizer's own special tokens.
+    Without a chat template the raw text is used, with the tokenizer's own special tokens. With one,
+    the tokens are those of `apply_chat_template`, behind the BOS that the tokenizer adds to plain
+    text where the template leaves it out.
 
     Args:
       tokenizer: A Hugging Face tokenizer (backed by the `tokenizers` library).
       max_tokens: Longest prompt. A longer query loses tokens from its middle; the template's tail,
         which the pooling `last` reads, always survives.
+      chat_template_kwargs: Variables of the chat template, JSON values by name, such as
+        {"enable_thinking": False}.
 
     Raises:
-      ValueError: No fast tokenizer, a template that does not show the query as it is, or a
-        max_tokens that leaves no room for the query.
+      ValueError: No fast tokenizer, a template that does not show the query as it is or never reads
+        one of the chat_template_kwargs, or a max_tokens that leaves no room for the query.
     """
 
-    def __init__(self, tokenizer: Any, max_tokens: int):
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_tokens: int,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ):
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(
                 f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json: save it with a "
@@ -72,9 +76,19 @@ class Prompter:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.templated = bool(getattr(tokenizer, "chat_template", None))
-        self._head, self._tail, self._trims = "", "", False
+        self._settings = check_settings(tokenizer, chat_template_kwargs)
+        self._frame = Frame("", "", False)
         if self.templated:
-            self._head, self._tail, self._trims = _render_around_query(tokenizer)
+            self._frame = frame_of(tokenizer, self._settings)
+            if self._settings and self._frame == frame_of(tokenizer, {}):
+                logger.warning(
+                    "chat_template_kwargs %s leave the prompt as it is without them", self._settings
+                )
+        self._adds_bos = self.templated and self._leaves_out_bos()
+        # Added tokens may take the white space beside them, the query's too, and stay the frame's.
+        # Those of white space alone (Gemma has some) merge with a newline of the query's.
+        added = tokenizer.added_tokens_decoder.items()
+        self._marks = np.array([i for i, token in added if token.content.strip()], np.int64)
         probe = self._encode(["a"])[0]
         frame = len(probe[0]) - (probe[2] - probe[1])
         if max_tokens <= frame:
@@ -84,15 +98,16 @@ class Prompter:
             )
 
     @property
-    def identity(self) -> dict[str, str | None]:
-        """Digests of all that decides which tokens a query becomes."""
+    def identity(self) -> dict[str, Any]:
+        """All that decides which tokens a query becomes: digests, and settings in words."""
         backend = json.loads(self.tokenizer.backend_tokenizer.to_str())
         # What the last call of the tokenizer, ours or another, asked for.
         del backend["truncation"], backend["padding"]
-        template = f"{self._head}\0{self._tail}\0{self._trims}" if self.templated else None
+        template = "\0".join(map(str, self._frame)) + ("\0BOS" if self._adds_bos else "")
         return {
             "tokenizer_digest": _digest(json.dumps(backend)),
-            "template_digest": None if template is None else _digest(template),
+            "template_digest": _digest(template) if self.templated else None,
+            "chat_template_kwargs": self._settings or None,
             "prompt_date": PROMPT_DATE.isoformat() if self.templated else None,
         }
 
@@ -139,13 +154,14 @@ class Prompter:
 
     def _encode(self, queries: Sequence[str]) -> list[tuple[np.ndarray, int, int]]:
         """For each query: all its tokens, and where the query's own start and end."""
-        if self.templated and self._trims:
+        head, tail, trims = self._frame
+        if trims:
             queries = [query.strip() for query in queries]
         if not queries:
             return []
         encoded = self.tokenizer(
-            [f"{self._head}{query}{self._tail}" for query in queries],
-            # A rendered template carries its own BOS.
+            [f"{head}{query}{tail}" for query in queries],
+            # A rendered template carries its own special tokens.
             add_special_tokens=not self.templated,
             verbose=False,
         )
@@ -153,56 +169,39 @@ class Prompter:
         for query, encoding in zip(queries, encoded.encodings, strict=True):
             tokens = np.array(encoding.ids, np.int32)
             if self.templated:
-                offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
-                first, past = len(self._head), len(self._head) + len(query)
-                # A token that reaches over the edge (a merged newline) belongs to the query.
-                own = (offsets[:, 1] > first) & (offsets[:, 0] < past)
+                own = self._own(tokens, encoding.offsets, len(head), len(head) + len(query))
             else:
                 own = np.array(encoding.special_tokens_mask) == 0
+            if self._adds_bos:
+                tokens = np.insert(tokens, 0, self.tokenizer.bos_token_id)
+                own = np.insert(own, 0, False)
             inside = np.flatnonzero(own)
             start, end = (inside[0], inside[-1] + 1) if len(inside) else (len(tokens), len(tokens))
             rows.append((tokens, int(start), int(end)))
         return rows
 
+    def _own(
+        self, tokens: np.ndarray, offsets: Sequence[tuple[int, int]], first: int, past: int
+    ) -> np.ndarray:
+        """Which tokens are the query's, whose text goes from `first` to before `past`."""
+        starts, ends = np.array(offsets, np.int64).reshape(-1, 2).T
+        # White space is cut off its offsets by some tokenizers, which leaves its end alone.
+        within = (ends > first) & np.where(starts == ends, ends <= past, starts < past)
+        # A token that reaches over the edge (a merged newline) belongs to the query, a mark of the
+        # template that has swallowed the query's white space does not.
+        over_edge = (starts < first) | (ends > past)
+        return within & ~(over_edge & np.isin(tokens, self._marks))
 
-def _render_around_query(tokenizer: Any) -> tuple[str, str, bool]:
-    """What the template puts before and behind the query, and whether it trims the query."""
-
-    def render(content: str) -> str:
-        try:
-            return tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}],
-                chat_template=_with_fixed_date(tokenizer.get_chat_template()),
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-        except Exception as error:
-            raise ValueError(f"the tokenizer's chat template does not render: {error}") from error
-
-    head, found, tail = render(_PROBE).partition(_PROBE)
-    if not found or _PROBE in tail:
-        raise ValueError(
-            "the tokenizer's chat template does not show the query, as it is, exactly once"
+    def _leaves_out_bos(self) -> bool:
+        """Whether plain text begins with a BOS that the template does not write."""
+        bos = self.tokenizer.bos_token_id
+        if bos is None:
+            return False
+        plain, bare, framed = (
+            self.tokenizer(text, add_special_tokens=adds)["input_ids"]
+            for text, adds in (("a", True), ("a", False), ("".join(self._frame[:2]), False))
         )
-    spaced = render(f"  {_PROBE}  ")
-    if spaced == f"{head}  {_PROBE}  {tail}":
-        return head, tail, False
-    if spaced == f"{head}{_PROBE}{tail}":
-        return head, tail, True
-    raise ValueError("the tokenizer's chat template changes the query by more than trimming it")
-
-
-def _with_fixed_date(template: str) -> str:
-    """The template, whose `strftime_now` is a macro that knows PROMPT_DATE alone.
-
-    transformers gives templates a function that reads the clock, and replaces any function passed
-    in its place by a string.
-    """
-    if "strftime_now" not in template:
-        return template
-    dated = "".join(f" | replace({code!r}, {PROMPT_DATE.strftime(code)!r})" for code in _DATE_CODES)
-    # transformers trims the newline behind a tag, so the macro itself prints nothing.
-    return f"{{% macro strftime_now(format) %}}{{{{ format{dated} }}}}{{% endmacro %}}\n{template}"
+        return plain[:1] == [bos] and bare[:1] != [bos] and bos not in framed
 
 
 def _digest(text: str) -> str:

@@ -19,8 +19,8 @@ from routerjax.trunk.net import Trunk
 
 # Fields of a store's identity that say what the encoder computes; the others say what was kept.
 _ENCODER_FIELDS = ("encoder_id", "revision", "family", "weights_digest", "tokenizer_digest",
-                   "template_digest", "prompt_date", "max_tokens", "compute_dtype",
-                   "precision")  # fmt: skip
+                   "template_digest", "chat_template_kwargs", "prompt_date", "max_tokens",
+                   "compute_dtype", "precision")  # fmt: skip
 
 
 class Router:
@@ -86,6 +86,7 @@ class Router:
                     revision=identity["revision"],
                     max_tokens=identity["max_tokens"],
                     compute_dtype=identity["compute_dtype"],
+                    chat_template_kwargs=identity["chat_template_kwargs"],
                 )
                 differences = self._differences(i, loaded.identity, "what lies there now")
                 if differences:

@@ -275,6 +275,24 @@ def test_other_encoder_weights_are_refused(router, tiny_encoder_folder, tmp_path
         router.use_encoder(Encoder.from_pretrained(tiny_encoder_folder, compute_dtype="bfloat16"))
 
 
+def test_the_settings_of_the_template_go_with_the_router(router, tiny_encoder_folder, tmp_path):
+    brief = Encoder.from_pretrained(tiny_encoder_folder, chat_template_kwargs={"brief": True})
+    with pytest.raises(
+        ValueError,
+        match="chat_template_kwargs: the router has None, this encoder {'brief': True}; template_d",
+    ):
+        router.use_encoder(brief)
+    router.save(tmp_path / "router")
+    path = tmp_path / "router/router.json"
+    value = json.loads(path.read_text())
+    settings = ("chat_template_kwargs", "template_digest")
+    value["encoders"][0] |= {name: brief.identity[name] for name in settings}
+    path.write_text(json.dumps(value))
+    loaded = Router.load(tmp_path / "router")
+    assert loaded.encoders[0].identity == brief.identity
+    assert loaded.encoders[0].prompter(["ab"]).lengths_N[0] == 2 + 2 + len(" - brief")
+
+
 def test_a_store_of_another_encoder_is_refused(router, parts, monkeypatch):
     store, test, _ = parts
     monkeypatch.setitem(store.meta["identity"], "weights_digest", "0")

@@ -1,0 +1,138 @@
+"""Chat templates: what one puts around a query, on a fixed date, with the settings it knows."""
+
+import datetime
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+# Templates that print today's date get this one: a job resumed after midnight, and the router a
+# month later, must see the same prompt. It is part of a store's identity.
+PROMPT_DATE = datetime.date(2025, 1, 1)
+_DATE_CODES = ("%-d", "%-m", *(f"%{letter}" for letter in "aAbBcdeFfHIjMmpSTUWwXxYyZz"))
+
+# Stands in for the query while the template is rendered once. A private-use character on either
+# side: no template contains it, and trimming does not touch it. Between them what escaping changes.
+_PROBE = '\ue000Query\'s\n"<&>" \\\ue000'
+
+# What the prompt itself decides: one user turn, the generation prompt, the date.
+_OURS = ("messages", "add_generation_prompt", "strftime_now")
+
+
+class Frame(NamedTuple):
+    """What a template puts around a query.
+
+    Attributes:
+      head: Text before the query.
+      tail: Text behind it, generation prompt included.
+      trims: Whether the template trims the query.
+    """
+
+    head: str
+    tail: str
+    trims: bool
+
+
+def frame_of(tokenizer: Any, settings: Mapping[str, Any]) -> Frame:
+    """Renders the tokenizer's chat template around one user turn.
+
+    Args:
+      tokenizer: A Hugging Face tokenizer with a chat template.
+      settings: Further variables of the template, such as {"enable_thinking": False}.
+
+    Raises:
+      ValueError: The template does not render, or not to a text that shows the query as it is.
+    """
+
+    def render(content: str) -> str:
+        try:
+            return tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}],
+                chat_template=_with_fixed_date(tokenizer.get_chat_template()),
+                tokenize=False,
+                add_generation_prompt=True,
+                **settings,
+            )
+        except Exception as error:
+            raise ValueError(f"the tokenizer's chat template does not render: {error}") from error
+
+    head, found, tail = render(_PROBE).partition(_PROBE)
+    if not found or _PROBE in tail:
+        raise ValueError(
+            "the tokenizer's chat template does not show the query, as it is, exactly once"
+        )
+    spaced = render(f"  {_PROBE}  ")
+    if spaced == f"{head}  {_PROBE}  {tail}":
+        return Frame(head, tail, False)
+    if spaced == f"{head}{_PROBE}{tail}":
+        return Frame(head, tail, True)
+    raise ValueError("the tokenizer's chat template changes the query by more than trimming it")
+
+
+def check_settings(tokenizer: Any, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The `chat_template_kwargs` as JSON values, all of them known to the template.
+
+    A template passes over what it does not know, and its reader would never learn of a typing
+    error: hence the check.
+
+    Args:
+      tokenizer: A Hugging Face tokenizer.
+      settings: Variables of its chat template by name, or None.
+
+    Raises:
+      ValueError: There is no template, it never reads a variable of that name, the prompt decides
+        that variable itself, or a value is not JSON.
+    """
+    if not settings:
+        return {}
+    try:
+        values = json.loads(json.dumps(dict(settings), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"chat_template_kwargs: expected JSON values by name, got {settings!r}: {error}"
+        ) from error
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            f"chat_template_kwargs: the tokenizer has no chat template that could read "
+            f"{', '.join(values)}: leave them out"
+        )
+    for name in values:
+        if name in _OURS:
+            raise ValueError(
+                f"chat_template_kwargs: {name!r} is set by the prompt itself: leave it out"
+            )
+    known = _variables(tokenizer.get_chat_template())
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        others = sorted(known - {*_OURS, "raise_exception", "namespace", "range"})
+        raise ValueError(
+            f"chat_template_kwargs: the chat template never reads {unknown[0]!r}, so that it would "
+            f"change nothing; the names it reads are {', '.join(others) or 'none'}"
+        )
+    return values
+
+
+def _variables(template: str) -> set[str]:
+    """The names a template looks up in what it is given; a comment or an attribute is none."""
+    from jinja2 import Environment, TemplateSyntaxError, meta
+
+    # transformers' own tag, around the answers of the assistant.
+    plain = re.sub(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}", "", template)
+    try:
+        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
+    except TemplateSyntaxError as error:
+        raise ValueError(f"the tokenizer's chat template does not render: {error}") from error
+    return meta.find_undeclared_variables(tree)
+
+
+def _with_fixed_date(template: str) -> str:
+    """The template, whose `strftime_now` is a macro that knows PROMPT_DATE alone.
+
+    transformers gives templates a function that reads the clock, and replaces any function passed
+    in its place by a string.
+    """
+    if "strftime_now" not in template:
+        return template
+    dated = "".join(f" | replace({code!r}, {PROMPT_DATE.strftime(code)!r})" for code in _DATE_CODES)
+    # transformers trims the newline behind a tag, so the macro itself prints nothing.
+    return f"{{% macro strftime_now(format) %}}{{{{ format{dated} }}}}{{% endmacro %}}\n{template}"
