@@ -1,0 +1,285 @@
+"""Every jitted function of the project with small abstract arguments; the table of test_lowering.
+
+Not a test. A key is the file and the function that is jitted, or in which something is.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from routerjax.data import shards
+from routerjax.devices import make_mesh, replicated
+from routerjax.encoder import weights
+from routerjax.encoder.capture import POOLINGS, capture
+from routerjax.encoder.config import EncoderConfig
+from routerjax.features import captured, feature_map, features, moments, pca, projected, sketch
+from routerjax.features import slab_totals as totals
+from routerjax.features.pca import Axes
+from routerjax.probes import (
+    auc_draws,
+    bootstrap,
+    cells,
+    controls,
+    examiner,
+    fisher_draws,
+    probe,
+    sketched,
+    stream_probe,
+)
+from routerjax.routing import embedding_baselines, reliability
+from routerjax.trunk import loop, net, step
+from tests.encoder.models import GOLDEN
+
+L, P, R, D, M, C, F, K, N, Q = 2, 2, 6, 8, 3, 4, 2, 2, 12, 4
+
+
+class Case(NamedTuple):
+    """A jitted function and what it is traced with."""
+
+    function: Any
+    args: tuple[Any, ...]
+    options: dict[str, Any] = {}
+
+
+# Made when asked for: a line that is out of date fails alone.
+Table = dict[str, Callable[[], list[Case]]]
+
+
+def _of(function: Any, *args: Any, **options: Any) -> Case:
+    return Case(function, args, options)
+
+
+def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def whole(*shape: int) -> jax.ShapeDtypeStruct:
+    return array(*shape, dtype=jnp.int32)
+
+
+class _Called(Exception):
+    """Carries a case out of the function in which it is jitted."""
+
+
+def _inside(call: Callable[[], Any]) -> Case:
+    """What is jitted and called inside of `call`."""
+    jit = jax.jit
+
+    def spy(function: Any, **options: Any) -> Any:
+        def run(*args: Any) -> None:
+            raise _Called(Case(jit(function, **options), args))
+
+        return run
+
+    with mock.patch.object(jax, "jit", spy):
+        try:
+            call()
+        except _Called as called:
+            return called.args[0]
+    raise AssertionError("nothing was jitted and called")
+
+
+_BLOCK = (array(L, P, R, D), array(R), array(R, M))
+_SEED = whole()
+
+
+@functools.cache
+def _moments(*lead: int, gram: bool = True, width: int = D) -> Any:
+    block = (array(*lead, R, width), *_BLOCK[1:])
+    running = jax.eval_shape(functools.partial(moments.begin, gram=gram), *block)
+    return running, jax.eval_shape(moments.finish, running)
+
+
+def _axes(*lead: int) -> Axes:
+    return Axes(array(*lead, D), array(*lead, D), array(*lead, D, C))
+
+
+def _projected(*lead: int) -> Any:
+    shapes = ((M, 2), (M, 2, C), (M, 2, C), (1, C, C))
+    return projected.ProjectedSums(*(array(*lead, *shape) for shape in shapes))
+
+
+@functools.cache
+def _slab_cases() -> dict[str, list[Case]]:
+    """Of slab_totals: with each sum and each number that the streaming probe takes."""
+    mesh = make_mesh("data:2")
+    x_SRD, (_, weight_R, y_RM) = array(4, R, D), _BLOCK
+    j, signs = whole(), array(D, K)
+    make = _of(totals._make, sketched.pilot_of, mesh, j, x_SRD, weight_R)
+    pilot = jax.eval_shape(
+        lambda *args: totals._make(sketched.pilot_of, mesh, *args), *make.args[2:]
+    )
+    found: dict[str, list[Case]] = {"_make": [make], "_zeros": [], "_add": [], "_map": []}
+    passes = (
+        (stream_probe._exact_sums, pilot, None, stream_probe._exact_numbers(C), ()),
+        (stream_probe._sketched_sums, pilot, signs, stream_probe._sketched_numbers, (signs,)),
+        (stream_probe._projected_sums, _axes(2), whole(1),
+         stream_probe._projected_numbers("pca4"), (whole(M), array())),
+    )  # fmt: skip
+    for one, fixed, shared, numbers, more in passes:
+        block = (j, fixed, x_SRD, weight_R, y_RM, shared)
+        sums = jax.eval_shape(lambda *a, one=one: totals._zeros(one, mesh, *a), *block)
+        found["_zeros"].append(_of(totals._zeros, one, mesh, *block))
+        found["_add"].append(_of(totals._add, one, mesh, sums, *block))
+        slot = sums[0] if one is stream_probe._projected_sums else (sums[0], fixed)
+        found["_map"].append(_of(totals._map, numbers, mesh, slot, more))
+    return found
+
+
+def _epochs() -> Iterator[Case]:
+    """A mapped epoch: batches split by rows over devices, and members dealt out, in turns."""
+    program = step.Program(C, (6, 5), M, (True, False), 4, 3, 0.0)
+    for rows_split, size in ((2, None), (1, 2)):
+        state = jax.eval_shape(functools.partial(loop._start, program), array(K, dtype=jnp.uint32))
+        setting = step.Setting(array(K), array(K), array(K, 2), whole(K))
+        data = step.Data(array(1, N, C), array(N, M), array(1, R, C), array(R, M))
+        turns = () if size is None else (step.Turns(whole(K, size), whole(K), whole()),)
+        mapped = jax.tree.map(
+            lambda x: array(2, *x.shape, dtype=x.dtype), (state, setting, data, *turns)
+        )
+        epoch = loop._compiled_epoch(program, rows_split, tuple(jax.devices()[:2]))
+        yield _of(jax.jit(epoch), *mapped)
+
+
+def encoder_case(name: str, dtype: Any, n_tokens: int = 16) -> Case:
+    """The prefill of a golden model."""
+    path = GOLDEN / name / "config.json"
+    config = EncoderConfig.from_hf(json.loads(path.read_text()), str(path))
+    exact = dtype == jnp.float32
+    precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
+    make = functools.partial(weights.make_model, config, dtype, precision)
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    batch = (whole(2, n_tokens), whole(2), whole(2, 2))
+    layers = tuple(range(config.n_states))
+    return _of(capture, graphdef, params, *batch, layers=layers, poolings=POOLINGS)
+
+
+def _probe_cases() -> Table:
+    x_ND, y_NM, weight_BN = array(N, D), array(N, M), array(5, N)
+    score_NQ, fold_N = array(N, Q), whole(N)
+    classes = (jax.eval_shape(projected._finish, _projected(L, P)), whole(M), array())
+    pmapped = cells._compiled((2, C), tuple(jax.devices()[:2]))
+    slabs = (array(2, 1, F, R, D), array(2, F, R, M), array(2, F, R))
+    return {
+        "probes/auc_draws.py:_auc_draws": lambda: [
+            _of(auc_draws._auc_draws, score_NQ, score_NQ, fold_N, whole(F, R), array(F, R),
+                weight_BN)
+        ],
+        "probes/auc_draws.py:_within_auc_draws": lambda: [
+            _of(auc_draws._within_auc_draws, score_NQ, score_NQ, fold_N, fold_N, weight_BN,
+                n_folds=F, n_datasets=2)
+        ],
+        "probes/bootstrap.py:_poisson": lambda: [
+            _of(bootstrap._poisson, array(N, 2, dtype=jnp.uint32), _SEED, draws=5)
+        ],
+        "probes/cells.py:_compiled": lambda: [_of(jax.jit(pmapped), *slabs)],
+        "probes/controls.py:_train_on": lambda: [
+            _of(controls._train_on, x_ND, y_NM, array(N), width=C)
+        ],
+        "probes/examiner.py:_standardise": lambda: [_of(examiner._standardise, x_ND)],
+        "probes/fisher_draws.py:_fisher_draws": lambda: [
+            _of(fisher_draws._fisher_draws, x_ND, y_NM, whole(1), whole(M), weight_BN)
+        ],
+        "probes/fisher_draws.py:_fisher_shuffled": lambda: [
+            _of(fisher_draws._fisher_shuffled, x_ND, y_NM, whole(1), whole(M), _SEED, n_shuffles=2)
+        ],
+        "probes/probe.py:_quick_pass": lambda: [_of(probe._quick_pass, _moments(L, P)[1])],
+        "probes/probe.py:_first_pass": lambda: [_of(probe._first_pass, _moments(L, P)[1], width=C)],
+        "probes/probe.py:_second_pass": lambda: [_of(probe._second_pass, *classes, space="pca4")],
+        "probes/sketched.py:draw_signs": lambda: [_of(sketched.draw_signs, D, K, _SEED)],
+    }  # fmt: skip
+
+
+def _feature_cases() -> Table:
+    _, weight_R, y_RM = _BLOCK
+    mesh = make_mesh("data:2")
+    slab_DC = (array(2, D), array(2, D), array(2, D, K))
+    basis_EK = array(2 * D, K)
+    carry = ((array(), slab_DC[2]),) * 2
+    sums, axes = _projected(L, P), _axes(L, P)
+    wide = _moments(1, 1, width=2 * D)[1]
+    return {
+        "features/captured.py:_empty": lambda: [_inside(lambda: captured._empty((4, R, D), mesh))],
+        "features/captured.py:_place": lambda: [
+            _of(captured._place, array(4, R, D), array(L, P, 3, D), whole(3), mesh=mesh)
+        ],
+        "features/captured.py:_finite": lambda: [_of(captured._finite, array(4, R, D))],
+        "features/feature_map.py:_apply": lambda: [
+            _of(feature_map._apply, _BLOCK[0], (whole(2, 2), whole(1, 2)), (_axes(2), _axes(1)))
+        ],
+        "features/features.py:_fisher_of_slabs": lambda: [
+            _of(features._fisher_of_slabs, _moments(L, P)[1])
+        ],
+        "features/moments.py:begin": lambda: [
+            _of(moments.begin, *_BLOCK, gram=gram) for gram in (0, 1)
+        ],
+        "features/moments.py:update": lambda: [
+            _of(moments.update, _moments(L, P, gram=gram)[0], *_BLOCK) for gram in (False, True)
+        ],
+        "features/moments.py:finish": lambda: [_of(moments.finish, _moments(L, P)[0])],
+        "features/pca.py:_solve": lambda: [_of(pca._solve, wide, n_slabs=2, width=C)],
+        "features/pca.py:_clean": lambda: [
+            _of(pca._clean, slab_DC[0], basis_EK, array(K), array(K))
+        ],
+        "features/pca.py:_by_slab": lambda: [_of(pca._by_slab, wide, n_slabs=2)],
+        "features/projected.py:_update": lambda: [
+            _of(projected._update, (sums, sums), *_BLOCK, axes, whole(1))
+        ],
+        "features/projected.py:_finish": lambda: [_of(projected._finish, sums)],
+        "features/sketch.py:_draw": lambda: [_of(sketch._draw, slab_DC[0], n_sketch=K)],
+        "features/sketch.py:_add_product": lambda: [
+            _of(sketch._add_product, carry, array(1, 2, R, D), weight_R, *slab_DC)
+        ],
+        "features/sketch.py:_filter": lambda: [_of(sketch._filter, *[basis_EK] * 3, whole())],
+        "features/sketch.py:_rayleigh_ritz": lambda: [_of(sketch._rayleigh_ritz, *[basis_EK] * 2)],
+    }
+
+
+def cases() -> Table:
+    """The table, but for the encoder's prefill, whose models have a test of their own."""
+    x_NC, y_NM, seeds = array(N, C), array(N, M), array(K, dtype=jnp.uint32)
+    program = step.Program(C, (6, 5), M, (True, False), 4, 3, 0.0)
+    graphdef, _ = net.member_graph(C, (6, 5), M, (0.0, 0.0))
+    state = jax.eval_shape(functools.partial(loop._start, program), seeds)
+    mesh, drawn = make_mesh("data:2"), np.random.default_rng(0)
+    y = (drawn.random((N, M)) < 0.5).astype(np.float32)
+    x = drawn.random((N, C), np.float32)
+    return {
+        "data/shards.py:_scaled": lambda: [
+            _of(shards._scaled(), array(L, P, R, D, dtype=jnp.float16), array(L, P))
+        ],
+        "encoder/weights.py:_empty": lambda: [
+            _inside(lambda: weights._empty({("a",): (3, D, D)}, jnp.bfloat16, replicated(mesh)))
+        ],
+        "encoder/weights.py:_write": lambda: [
+            _of(weights._write, array(3, D, D, dtype=jnp.bfloat16), array(1, 2, D), whole(3))
+        ],
+        **_feature_cases(),
+        **{
+            f"features/slab_totals.py:{name}": lambda name=name: _slab_cases()[name]
+            for name in ("_make", "_zeros", "_add", "_map")
+        },
+        **_probe_cases(),
+        "trunk/loop.py:_start": lambda: [_of(loop._start, program, seeds)],
+        "trunk/loop.py:_compiled_epoch": lambda: list(_epochs()),
+        "trunk/net.py:_score": lambda: [_of(net._score, graphdef, state.params, x_NC)],
+        "routing/embedding_baselines.py:_nearest": lambda: [
+            _of(embedding_baselines._nearest, x_NC, array(R, C), k=2)
+        ],
+        "routing/embedding_baselines.py:_logistic": lambda: [
+            _inside(lambda: embedding_baselines._logistic(x, y, x, 1.0))
+        ],
+        "routing/embedding_baselines.py:_factorised": lambda: [
+            _of(embedding_baselines._factorised, x_NC, y_NM, x_NC, y_NM, _SEED, rank=2)
+        ],
+        "routing/reliability.py:_mean_error": lambda: [
+            _of(reliability._mean_error, array(N), whole(N), _SEED, bins=3, draws=20)
+        ],
+    }
