@@ -3,6 +3,7 @@
 Of argmax; `cost_save` alone is at a setting of its own, chosen on other rows.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ FIELD = ("avg_acc", "gain_at_best", "gap_at_oracle", "perf_gain", *_PRICED, *_TW
 
 def field_figures(
     p_RKNM: np.ndarray,
+    probabilistic_R: Sequence[bool],
     single_RKN: np.ndarray,
     expected_NM: np.ndarray,
     paid_NM: np.ndarray,
@@ -35,6 +37,7 @@ def field_figures(
 
     Args:
       p_RKNM: [R, K, N, M] P(correct), out of fold.
+      probabilistic_R: [R] whether these are probabilities; others have no setting that could save.
       single_RKN: [R, K, N] the best single target by the training rows of the row's fold.
       expected_NM: [N, M] USD per query before the answer; NaN where unknown.
       paid_NM: [N, M] USD per query as paid; NaN where unknown.
@@ -45,8 +48,8 @@ def field_figures(
     Returns:
       For each contestant what goes with its `cost_save`, means over seeds: "accuracy",
       "best_single_accuracy" and "probability_below_best_single", the share of draws in which it is
-      less accurate (ties count half); None without prices. And by name the metrics [R, K] and their
-      replicates [B, R, K], NaN where there is none.
+      less accurate (ties count half); None without prices or probabilities. And by name the metrics
+      [R, K] and their replicates [B, R, K], NaN where there is none.
     """
     n_contestants, n_seeds = p_RKNM.shape[:2]
     none = (len(weight_BN), n_contestants, n_seeds)
@@ -62,9 +65,8 @@ def field_figures(
     for r in range(n_contestants):
         sides = []
         for k in range(n_seeds):
-            values, side = rows.judge(
-                np.asarray(p_RKNM[r, k][at], np.float64), single_RKN[r, k][at]
-            )
+            p_nM, single_n = np.asarray(p_RKNM[r, k][at], np.float64), single_RKN[r, k][at]
+            values, side = rows.judge(p_nM, single_n, probabilistic_R[r])
             for name, value_B in values.items():
                 found[name][0][r, k], found[name][1][:, r, k] = value_B[0], value_B[1:]
             sides.append(side)
@@ -109,7 +111,7 @@ class _Rows:
             self._singles = self._means(paid_nM), self._means(correct_nM)
 
     def judge(
-        self, p_nM: np.ndarray, single_n: np.ndarray
+        self, p_nM: np.ndarray, single_n: np.ndarray, probabilistic: bool
     ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         """[1 + B] of each metric that there is, and what goes with the saving."""
         choice_n = Argmax().choose(p_nM, self._expected_nM)
@@ -135,16 +137,19 @@ class _Rows:
         if not self._priced:
             return found, {}
         cost_B, right_B = self._means(take(self._paid_nM, choice_n)), self._means(right_n)
+        found |= {
+            "pareto_dist": field.pareto_distance(cost_B, right_B, *self._singles),
+            "router_arena_score": field.router_arena_score(right_B, cost_B),
+        }
+        if not probabilistic:
+            return found, {}
         saving_n = self._saving_choice(p_nM, single_n)
         saving_B = self._means(take(self._paid_nM, saving_n))
         accuracy_B = self._means(take(self._correct_nM, saving_n))
         lead_B = accuracy_B[1:] - self._means(best_n)[1:]
         below = (lead_B < -1e-12).mean() + 0.5 * (np.abs(lead_B) <= 1e-12).mean()
-        found |= {
-            "pareto_dist": field.pareto_distance(cost_B, right_B, *self._singles),
-            "router_arena_score": field.router_arena_score(right_B, cost_B),
-            "cost_save": field.cost_save(saving_B, self._means(take(self._paid_nM, single_n))),
-        }
+        single_B = self._means(take(self._paid_nM, single_n))
+        found["cost_save"] = field.cost_save(saving_B, single_B)
         return found, {
             "accuracy": float(accuracy_B[0]),
             "best_single_accuracy": float(best_n.mean()),

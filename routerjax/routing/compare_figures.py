@@ -128,8 +128,9 @@ def figures_of(
             for m, name in enumerate(data.targets)
         ]
     saving, field = field_figures(
-        found.p_RKNM, found.single_RKN, found.expected_NM, found.paid_NM, data, fold_N, weight_BN
-    )
+        found.p_RKNM, probabilistic_R, found.single_RKN, found.expected_NM, found.paid_NM, data,
+        fold_N, weight_BN,
+    )  # fmt: skip
     return Figures(of | field, auc_RKM, ece_floor, frontier, singles, saving)
 
 

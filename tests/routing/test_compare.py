@@ -225,9 +225,8 @@ def test_the_saving_is_at_a_setting_chosen_on_other_folds(trained):
     assert saving["accuracy"] == pytest.approx(saving["best_single_accuracy"], abs=0.03)
     assert 0.05 < saving["probability_below_best_single"] < 0.95
     assert good["cost_save"]["low"] > 0
-    # A mixture of single targets as accurate as the best one saves less than who reads the query.
-    assert single["saving"]["accuracy"] == pytest.approx(saving["best_single_accuracy"], abs=0.03)
-    assert single["difference"]["cost_save"]["high"] < 0
+    # Who always answers alike has no setting to turn.
+    assert single["cost_save"] is None and single["saving"] is None
     assert good["perf_gain"]["low"] > 0 and good["gain_at_best"]["value"] > 0
     assert good["apgr"] is None  # It compares two targets.
 
