@@ -9,7 +9,7 @@ from flax import nnx
 
 from routerjax.encoder.attention import attend
 from routerjax.encoder.config import EncoderConfig
-from routerjax.encoder.decoder import ACTIVATIONS
+from routerjax.encoder.feed_forward import ACTIVATIONS
 from routerjax.encoder.norms import norm_maker
 
 

@@ -73,19 +73,20 @@ class Checkpoint:
             )
         return np.dtype(_DTYPES[name])
 
-    def rows(self, key: str, start: int, stop: int) -> np.ndarray:
+    def rows(self, key: str, start: int, stop: int, n_axes: int = 1) -> np.ndarray:
         """[stop - start, ...] some of a tensor's rows as they are in the file; memory of their own.
 
         Args:
           key: The tensor; it has at least one axis.
           start: First row.
           stop: The row after the last.
+          n_axes: How many first axes count as one, that of the rows.
 
         Raises:
           ValueError: The file has changed or cannot be read.
         """
         held, dtype = self._held[key], self.dtype(key)
-        row = held.shape[1:]
+        row = held.shape[n_axes:]
         row_bytes = math.prod(row) * dtype.itemsize
         n_bytes = (stop - start) * row_bytes
         try:

@@ -65,6 +65,14 @@ class EncoderConfig:
       ropes: The tables of rotary frequencies, all of one width; none where positions are embedded.
       rope_of_layer: [n_layers] indices into ropes; NO_ROPE for a layer without rotation.
       kinds: [n_layers] the kind of each block.
+      n_experts: Experts of a feed-forward layer of the kind "experts".
+      n_experts_per_token: How many of them a token goes through.
+      expert_width: Inner width of an expert.
+      expert_softmax: Of the router's logits: over "all" experts, or over the "chosen" ones alone.
+      expert_bias: Biases of the router and of the experts (gpt-oss).
+      expert_clamp: None, or gpt-oss's (alpha, limit); see moe.gating.
+      shared_expert_width: Inner width of the expert that every token goes through, which a sigmoid
+        weighs; 0 for none.
       n_segments: Rows of the segment embedding (BERT).
       padding_token: None, or the token whose position is not counted; the embedded positions begin
         after this number (RoBERTa).
@@ -102,6 +110,13 @@ class EncoderConfig:
     ropes: tuple[Rope, ...] = ()
     rope_of_layer: tuple[int, ...] = ()
     kinds: tuple[BlockKind, ...] = ()
+    n_experts: int = 0
+    n_experts_per_token: int = 0
+    expert_width: int = 0
+    expert_softmax: str = "chosen"
+    expert_bias: bool = False
+    expert_clamp: tuple[float, float] | None = None
+    shared_expert_width: int = 0
     n_segments: int = 0
     padding_token: int | None = None
 
@@ -141,11 +156,19 @@ class EncoderConfig:
         return sum(self._block_flops(kind, n_tokens) for kind in self.kinds[:deepest])
 
     def _block_flops(self, kind: BlockKind, n_tokens: int) -> float:
-        assert kind == BlockKind(), kind
+        assert kind.mixer == "attention", kind
         heads = self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
-        per_token = 2 * self.width * (heads + (3 if self.gated else 2) * self.ffn_width)
+        per_token = 2 * (self.width * heads + self._ffn_products(kind))
         attention = 4 * self.n_heads * self.head_dim * n_tokens
         return n_tokens * float(per_token + attention)
+
+    def _ffn_products(self, kind: BlockKind) -> int:
+        """Multiplications of a feed-forward layer for a token, of its own experts alone."""
+        if kind.ffn == "dense":
+            return self.width * (3 if self.gated else 2) * self.ffn_width
+        assert kind.ffn == "experts", kind
+        active = 3 * (self.n_experts_per_token * self.expert_width + self.shared_expert_width)
+        return self.width * (self.n_experts + active + (self.shared_expert_width > 0))
 
     @classmethod
     def check_family(cls, raw: dict[str, Any], source: str = "config.json") -> str:

@@ -1,7 +1,6 @@
 """Rotary transformers up to their final norm, of all families but BERT's; no LM head."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,16 +9,10 @@ from flax import nnx
 
 from routerjax.encoder.attention import attend, attend_cudnn, rotate
 from routerjax.encoder.config import FULL_ATTENTION, NO_ROPE, BlockKind, EncoderConfig
+from routerjax.encoder.feed_forward import GatedFeedForward
+from routerjax.encoder.moe import Experts
 from routerjax.encoder.norms import norm_maker
 from routerjax.encoder.rope import row_frequencies
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "silu": jax.nn.silu,
-    # As Hugging Face writes it; jax.nn.gelu goes by erfc, which takes three times as long on CPU.
-    "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5)),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-}
 
 
 class Place(NamedTuple):
@@ -108,26 +101,12 @@ def _continued(before_1PGE: jax.Array, x_BTGE: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.broadcast_to(before_1PGE, shape), x_BTGE], axis=1)
 
 
-class GatedFeedForward(nnx.Module):
-    """down(activation(gate(x)) * up(x))."""
-
-    def __init__(self, config: EncoderConfig, linear: Any, rngs: nnx.Rngs):
-        D, F, bias = config.width, config.ffn_width, config.ffn_bias
-        self.gate = linear(D, F, use_bias=bias, rngs=rngs)
-        self.up = linear(D, F, use_bias=bias, rngs=rngs)
-        self.down = linear(F, D, use_bias=bias, rngs=rngs)
-        self.activation = config.activation
-
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        return self.down(ACTIVATIONS[self.activation](self.gate(x_BTD)) * self.up(x_BTD))
-
-
 # BlockKind.mixer -> a module of (config, linear, norm, rngs), the block's attribute of that name.
 # mixer(x_BTD, place, before) -> (y_BTD, after): `after` is what the tokens leave to a continuation,
 # `before` None or what a prefix shared by all rows left so (leading axis 1).
 MIXERS: dict[str, Any] = {"attention": Attention}
 # BlockKind.ffn -> a module of (config, linear, rngs), called with x_BTD; the block's `ffn`.
-FEED_FORWARDS: dict[str, Any] = {"dense": GatedFeedForward}
+FEED_FORWARDS: dict[str, Any] = {"dense": GatedFeedForward, "experts": Experts}
 
 
 class DecoderBlock(nnx.Module):

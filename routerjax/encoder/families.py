@@ -1,25 +1,25 @@
 """What each family is: one reader a family, from a Hugging Face config.json to EncoderConfig."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from routerjax.encoder import bidirectional
+from routerjax.encoder import bidirectional, mixtures
 from routerjax.encoder.config import FULL_ATTENTION, NO_ROPE, EncoderConfig
 from routerjax.encoder.fields import (
     FULL,
     SLIDING,
     Fields,
     attention_bias,
-    head_width,
     layer_types,
+    one_window,
     read_activation,
+    read_decoder,
     read_layer_ropes,
     read_rope,
     text_config,
     windows_of,
 )
-from routerjax.encoder.rope import DynamicRope, YarnRope
+from routerjax.encoder.rope import YarnRope
 
 
 def check_family(raw: dict[str, Any], source: str = "config.json") -> str:
@@ -64,52 +64,18 @@ def read_config(raw: dict[str, Any], source: str = "config.json") -> EncoderConf
     return READERS[family](family, Fields(text_config(raw), source))
 
 
-def _decoder(family: str, c: Fields, **different: Any) -> EncoderConfig:
-    """What all decoders share, and what this one has different."""
-    if not c.get("is_causal", True):
-        raise c.refuse("a decoder without a causal mask (is_causal: false) is not supported")
-    if c.get("per_layer_config", None):
-        raise c.refuse("layers of different shapes (per_layer_config) are not supported")
-    shared = {
-        "family": family,
-        "n_layers": c["num_hidden_layers"],
-        "width": c["hidden_size"],
-        "n_heads": c["num_attention_heads"],
-        "n_kv_heads": c.get("num_key_value_heads", c["num_attention_heads"]),
-        "head_dim": head_width(c),
-        "ffn_width": c["intermediate_size"],
-        "vocab_size": c["vocab_size"],
-        "norm_eps": c.get("rms_norm_eps", 1e-6),
-        "max_positions": c.get("max_position_embeddings", 2048),
-    }
-    if "activation" not in different:
-        shared["activation"] = read_activation(c, "hidden_act", "silu")
-    if "ropes" not in different:
-        shared["ropes"] = (read_rope(c),)
-    config = EncoderConfig(**(shared | different))
-    if isinstance(scaling := config.ropes[0].scaling, DynamicRope):
-        # Its max_position_embeddings is the length from which the base begins to grow.
-        longest = int(scaling.factor * config.max_positions)
-        config = dataclasses.replace(config, max_positions=longest)
-    return config
-
-
 def _llama(family: str, c: Fields) -> EncoderConfig:
-    return _decoder(family, c, **attention_bias(c), ffn_bias=bool(c.get("mlp_bias", False)))
-
-
-def _one_window(c: Fields) -> tuple[int, ...]:
-    return (c.get("sliding_window", 0) or FULL_ATTENTION,) * c["num_hidden_layers"]
+    return read_decoder(family, c, **attention_bias(c), ffn_bias=bool(c.get("mlp_bias", False)))
 
 
 def _mistral(family: str, c: Fields) -> EncoderConfig:
-    return _decoder(family, c, windows=_one_window(c))
+    return read_decoder(family, c, windows=one_window(c))
 
 
 def _ministral(family: str, c: Fields) -> EncoderConfig:
     window = c.get("sliding_window", 0) or FULL_ATTENTION
     kinds = layer_types(c, [SLIDING] * c["num_hidden_layers"])
-    return _decoder(family, c, windows=windows_of(kinds, window))
+    return read_decoder(family, c, windows=windows_of(kinds, window))
 
 
 def _ministral3(family: str, c: Fields) -> EncoderConfig:
@@ -120,16 +86,16 @@ def _ministral3(family: str, c: Fields) -> EncoderConfig:
         if not isinstance(rope.scaling, YarnRope):
             raise c.refuse("llama_4_scaling_beta is supported with yarn alone")
         growth = (float(beta), rope.scaling.original_max_positions)
-    return _decoder(family, c, windows=_one_window(c), ropes=(rope,), query_growth=growth)
+    return read_decoder(family, c, windows=one_window(c), ropes=(rope,), query_growth=growth)
 
 
 def _qwen2(family: str, c: Fields) -> EncoderConfig:
     # The query, key and value always have a bias; the config does not say so.
-    return _decoder(family, c, qkv_bias=True, windows=_qwen_windows(c))
+    return read_decoder(family, c, qkv_bias=True, windows=_qwen_windows(c))
 
 
 def _qwen3(family: str, c: Fields) -> EncoderConfig:
-    return _decoder(family, c, **attention_bias(c), qk_norm="head", windows=_qwen_windows(c))
+    return read_decoder(family, c, **attention_bias(c), qk_norm="head", windows=_qwen_windows(c))
 
 
 def _qwen_windows(c: Fields) -> tuple[int, ...]:
@@ -172,7 +138,7 @@ def _gemma3(family: str, c: Fields) -> EncoderConfig:
 
 def _gemma(family: str, c: Fields, **different: Any) -> EncoderConfig:
     c.forbid("use_bidirectional_attention")
-    return _decoder(
+    return read_decoder(
         family,
         c,
         head_dim=c["head_dim"],
@@ -189,12 +155,12 @@ def _gemma(family: str, c: Fields, **different: Any) -> EncoderConfig:
 def _phi3(family: str, c: Fields) -> EncoderConfig:
     aliases = {"su": "longrope", "yarn": "longrope"}  # What longrope was called first.
     rope = read_rope(c, aliases=aliases, partial=True)
-    return _decoder(family, c, windows=_one_window(c), ropes=(rope,))
+    return read_decoder(family, c, windows=one_window(c), ropes=(rope,))
 
 
 def _olmo2(family: str, c: Fields, **different: Any) -> EncoderConfig:
     bias = attention_bias(c)
-    return _decoder(family, c, norm_placement="post", qk_norm="projection", **bias, **different)
+    return read_decoder(family, c, norm_placement="post", qk_norm="projection", **bias, **different)
 
 
 def _olmo3(family: str, c: Fields) -> EncoderConfig:
@@ -208,7 +174,7 @@ def _olmo3(family: str, c: Fields) -> EncoderConfig:
 
 def _granite(family: str, c: Fields) -> EncoderConfig:
     # logits_scaling concerns the head.
-    return _decoder(
+    return read_decoder(
         family,
         c,
         **attention_bias(c),
@@ -224,7 +190,7 @@ def _smollm3(family: str, c: Fields) -> EncoderConfig:
     turned = c.get("no_rope_layers", [(i + 1) % every for i in range(n_layers)])[:n_layers]
     slides = c.get("use_sliding_window", False) and c.get("sliding_window", 0)
     kinds = layer_types(c, [SLIDING if slides and not each else FULL for each in turned])
-    return _decoder(
+    return read_decoder(
         family,
         c,
         **attention_bias(c),
@@ -244,12 +210,14 @@ READERS: dict[str, Callable[[str, Fields], EncoderConfig]] = {
     "ministral": _ministral,
     "ministral3": _ministral3,
     "mistral": _mistral,
+    "mixtral": mixtures.mixtral,
     "modernbert": bidirectional.modernbert,
     "olmo2": _olmo2,
     "olmo3": _olmo3,
     "phi3": _phi3,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
+    "qwen3_moe": mixtures.qwen3_moe,
     "roberta": bidirectional.roberta,
     "smollm3": _smollm3,
     "xlm-roberta": bidirectional.roberta,

@@ -1,10 +1,11 @@
 """The fields of a config.json that several families have, read alike."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from routerjax.encoder.config import FULL_ATTENTION
+from routerjax.encoder.config import FULL_ATTENTION, EncoderConfig
 from routerjax.encoder.rope import (
     DynamicRope,
     LinearRope,
@@ -70,6 +71,36 @@ def read_activation(c: Fields, field: str, default: str) -> str:
     return known[name]
 
 
+def read_decoder(family: str, c: Fields, **different: Any) -> EncoderConfig:
+    """What all decoders share, and what this one has different."""
+    if not c.get("is_causal", True):
+        raise c.refuse("a decoder without a causal mask (is_causal: false) is not supported")
+    if c.get("per_layer_config", None):
+        raise c.refuse("layers of different shapes (per_layer_config) are not supported")
+    shared = {
+        "family": family,
+        "n_layers": c["num_hidden_layers"],
+        "width": c["hidden_size"],
+        "n_heads": c["num_attention_heads"],
+        "n_kv_heads": c.get("num_key_value_heads", c["num_attention_heads"]),
+        "head_dim": head_width(c),
+        "ffn_width": c["intermediate_size"],
+        "vocab_size": c["vocab_size"],
+        "norm_eps": c.get("rms_norm_eps", 1e-6),
+        "max_positions": c.get("max_position_embeddings", 2048),
+    }
+    if "activation" not in different:
+        shared["activation"] = read_activation(c, "hidden_act", "silu")
+    if "ropes" not in different:
+        shared["ropes"] = (read_rope(c),)
+    config = EncoderConfig(**(shared | different))
+    if isinstance(scaling := config.ropes[0].scaling, DynamicRope):
+        # Its max_position_embeddings is the length from which the base begins to grow.
+        longest = int(scaling.factor * config.max_positions)
+        config = dataclasses.replace(config, max_positions=longest)
+    return config
+
+
 def attention_bias(c: Fields) -> dict[str, Any]:
     """The biases of the projections, in families with this switch."""
     # Families without this switch pass over it, and so does Hugging Face.
@@ -91,6 +122,11 @@ def layer_types(c: Fields, default: Sequence[str]) -> tuple[str, ...]:
 def windows_of(kinds: Sequence[str], window: int) -> tuple[int, ...]:
     """[n_layers] the window of every layer that slides."""
     return tuple(window if kind == SLIDING else FULL_ATTENTION for kind in kinds)
+
+
+def one_window(c: Fields) -> tuple[int, ...]:
+    """[n_layers] sliding_window, the same for all layers."""
+    return (c.get("sliding_window", 0) or FULL_ATTENTION,) * c["num_hidden_layers"]
 
 
 def read_rope(

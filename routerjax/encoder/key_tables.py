@@ -3,10 +3,32 @@
 Our module -> the checkpoint's module; {i} is the block. Which of a table's rows count is decided by
 the parameters that the model has. The layout follows from the leaf: a kernel is the transposed
 weight, everything else the weight as it is. Where several of our modules name one of theirs, its
-rows (its outputs) are theirs one after the other, in the table's order.
+rows (its outputs) are theirs one after the other, in the table's order. Experts lie otherwise
+(ExpertTensor), and in several layouts: of a family's tables, that one counts of which a checkpoint
+has the most keys.
 """
 
-_DECODER = {
+from typing import NamedTuple
+
+
+class ExpertTensor(NamedTuple):
+    """Where the experts' kernels of one product lie.
+
+    Attributes:
+      key: With {e}, the weight [out, in] of expert e. Without, the tensor of all experts, [experts,
+        out, in].
+      share: Which of the modules whose outputs lie in one tensor, one after the other.
+      n_shares: How many modules these are.
+    """
+
+    key: str
+    share: int = 0
+    n_shares: int = 1
+
+
+Table = dict[str, str | ExpertTensor]
+
+_DECODER: Table = {
     "embed": "embed_tokens",
     "blocks/attention_norm": "layers.{i}.input_layernorm",
     "blocks/attention/q": "layers.{i}.self_attn.q_proj",
@@ -21,7 +43,7 @@ _DECODER = {
     "blocks/ffn/down": "layers.{i}.mlp.down_proj",
     "norm": "norm",
 }
-_BERT = {
+_BERT: Table = {
     "embed": "embeddings.word_embeddings",
     "positions": "embeddings.position_embeddings",
     "segments": "embeddings.token_type_embeddings",
@@ -47,7 +69,7 @@ _PHI3 = _DECODER | {
     "blocks/ffn/gate": "layers.{i}.mlp.gate_up_proj",
     "blocks/ffn/up": "layers.{i}.mlp.gate_up_proj",
 }
-_MODERNBERT = {
+_MODERNBERT: Table = {
     "embed": "embeddings.tok_embeddings",
     "embed_norm": "embeddings.norm",
     "blocks/attention_norm": "layers.{i}.attn_norm",
@@ -61,22 +83,48 @@ _MODERNBERT = {
     "blocks/ffn/down": "layers.{i}.mlp.Wo",
     "norm": "final_norm",
 }
-KEY_TABLES: dict[str, dict[str, str]] = {
-    "bert": _BERT,
-    "gemma2": _POST_NORMS,
-    "gemma3": _POST_NORMS,
-    "granite": _DECODER,
-    "llama": _DECODER,
-    "ministral": _DECODER,
-    "ministral3": _DECODER,
-    "mistral": _DECODER,
-    "modernbert": _MODERNBERT,
-    "olmo2": _POST_NORMS,
-    "olmo3": _POST_NORMS,
-    "phi3": _PHI3,
-    "qwen2": _DECODER,
-    "qwen3": _DECODER,
-    "roberta": _BERT,
-    "smollm3": _DECODER,
-    "xlm-roberta": _BERT,
+# Of Qwen's mixtures; the shared expert where there is one.
+_QWEN_EXPERTS = _DECODER | {
+    "blocks/ffn/router": "layers.{i}.mlp.gate",
+    "blocks/ffn/experts/gate": ExpertTensor("layers.{i}.mlp.experts.{e}.gate_proj.weight"),
+    "blocks/ffn/experts/up": ExpertTensor("layers.{i}.mlp.experts.{e}.up_proj.weight"),
+    "blocks/ffn/experts/down": ExpertTensor("layers.{i}.mlp.experts.{e}.down_proj.weight"),
+    "blocks/ffn/shared/gate": "layers.{i}.mlp.shared_expert.gate_proj",
+    "blocks/ffn/shared/up": "layers.{i}.mlp.shared_expert.up_proj",
+    "blocks/ffn/shared/down": "layers.{i}.mlp.shared_expert.down_proj",
+    "blocks/ffn/shared_gate": "layers.{i}.mlp.shared_expert_gate",
+}
+# As transformers 5 holds experts in memory, and saves them with save_original_format=False.
+_FUSED_EXPERTS: Table = {
+    "blocks/ffn/router": "layers.{i}.mlp.gate",
+    "blocks/ffn/experts/gate": ExpertTensor("layers.{i}.mlp.experts.gate_up_proj", 0, 2),
+    "blocks/ffn/experts/up": ExpertTensor("layers.{i}.mlp.experts.gate_up_proj", 1, 2),
+    "blocks/ffn/experts/down": ExpertTensor("layers.{i}.mlp.experts.down_proj"),
+}
+_MIXTRAL = _DECODER | {
+    "blocks/ffn/router": "layers.{i}.block_sparse_moe.gate",
+    "blocks/ffn/experts/gate": ExpertTensor("layers.{i}.block_sparse_moe.experts.{e}.w1.weight"),
+    "blocks/ffn/experts/up": ExpertTensor("layers.{i}.block_sparse_moe.experts.{e}.w3.weight"),
+    "blocks/ffn/experts/down": ExpertTensor("layers.{i}.block_sparse_moe.experts.{e}.w2.weight"),
+}
+KEY_TABLES: dict[str, tuple[Table, ...]] = {
+    "bert": (_BERT,),
+    "gemma2": (_POST_NORMS,),
+    "gemma3": (_POST_NORMS,),
+    "granite": (_DECODER,),
+    "llama": (_DECODER,),
+    "ministral": (_DECODER,),
+    "ministral3": (_DECODER,),
+    "mistral": (_DECODER,),
+    "mixtral": (_MIXTRAL, _MIXTRAL | _FUSED_EXPERTS),
+    "modernbert": (_MODERNBERT,),
+    "olmo2": (_POST_NORMS,),
+    "olmo3": (_POST_NORMS,),
+    "phi3": (_PHI3,),
+    "qwen2": (_DECODER,),
+    "qwen3": (_DECODER,),
+    "qwen3_moe": (_QWEN_EXPERTS, _QWEN_EXPERTS | _FUSED_EXPERTS),
+    "roberta": (_BERT,),
+    "smollm3": (_DECODER,),
+    "xlm-roberta": (_BERT,),
 }

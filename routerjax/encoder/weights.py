@@ -8,6 +8,7 @@ import math
 import pathlib
 import re
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from routerjax.encoder.bert import Bert
 from routerjax.encoder.checkpoint import Checkpoint
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.decoder import Decoder
-from routerjax.encoder.key_tables import KEY_TABLES
+from routerjax.encoder.key_tables import KEY_TABLES, ExpertTensor, Table
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,8 @@ def load_weights(
 
     def read(piece: _Piece) -> np.ndarray:
         # In a thread, piece by piece in order.
-        source, tensor = piece.source, checkpoint.rows(piece.source.key, piece.start, piece.stop)
+        source = piece.source
+        tensor = checkpoint.rows(source.key, piece.start, piece.stop, source.n_axes)
         if piece.start == source.rows.start:
             shape = (len(source.rows), *tensor.shape[1:])
             digest.update(f"{source.name} {source.number} {tensor.dtype} {shape}".encode())
@@ -116,8 +118,7 @@ def load_weights(
             if source.path[-1] == "kernel":
                 # device_put lays it out anew: on CPU 4 times faster than the same in `_write`.
                 tensor, start = tensor.T, start[::-1]
-            if source.row is not None:
-                tensor, start = tensor[None], [source.row, *start]
+            tensor, start = tensor[(None,) * len(source.at)], [*source.at, *start]
             # On CPU the array may stay where NumPy put it, which nobody writes to again.
             placed = jax.device_put(tensor, replicated(mesh))
             loaded[source.path] = _write(loaded[source.path], placed, np.array(start, np.int32))
@@ -131,23 +132,27 @@ def load_weights(
 
 
 class _Source(NamedTuple):
-    """Where a block's share of a parameter lies.
+    """Where a block's share of a parameter lies, or that of one of its experts.
 
     Attributes:
-      name: The parameter, whichever stack its blocks are in: "blocks/attention/q/kernel".
+      name: The parameter, whichever stack its blocks are in: "blocks/attention/q/kernel"; with the
+        expert's number after it.
       number: Of the block; 0 outside blocks.
       path: The parameter in the state.
-      row: Of the stack; None outside blocks.
+      at: The block's place on the parameter's first axis, the expert's on its second; empty outside
+        blocks.
       key: The checkpoint's.
       rows: Of the checkpoint's tensor.
+      n_axes: How many of its first axes count as one, that of the rows.
     """
 
     name: str
     number: int
     path: tuple[Any, ...]
-    row: int | None
+    at: tuple[int, ...]
     key: str
     rows: range
+    n_axes: int = 1
 
 
 class _Piece(NamedTuple):
@@ -161,7 +166,8 @@ class _Piece(NamedTuple):
 def _pieces(source: _Source, checkpoint: Checkpoint) -> list[_Piece]:
     """A source cut into pieces of at most PIECE_BYTES (or one row)."""
     n_rows = len(source.rows)
-    row_bytes = math.prod(checkpoint.shapes[source.key][1:]) * checkpoint.dtype(source.key).itemsize
+    row = checkpoint.shapes[source.key][source.n_axes :]
+    row_bytes = math.prod(row) * checkpoint.dtype(source.key).itemsize
     fewest = -(-n_rows // max(1, PIECE_BYTES // row_bytes))
     # Pieces of one size where that takes hardly more of them: every other size is a compilation.
     n_pieces = next((n for n in range(fewest, 2 * fewest) if n_rows % n == 0), fewest)
@@ -193,13 +199,27 @@ def _resolve(
     found: dict[str, tuple[int, ...]],
 ) -> list[_Source]:
     """Where everything lies, in an order that knows no stacks; or one error with all faults."""
-    table = KEY_TABLES[config.family]
-    prefix = next((p for p in _PREFIXES if f"{p}{table['embed']}.weight" in found), "")
+    tables = KEY_TABLES[config.family]
+    prefix = next((p for p in _PREFIXES if f"{p}{tables[0]['embed']}.weight" in found), "")
+    table = max(tables, key=lambda table: _n_found(table, prefix, config.n_layers, found))
     sources, faults = [], []
+
+    def expect(key: str, expected: tuple[int, ...]) -> None:
+        if key not in found:
+            faults.append(f"missing: {key} {expected}")
+        elif found[key] != expected:
+            faults.append(f"misshapen: {key} is {found[key]}, expected {expected}")
+
     for path, shape in wanted.items():
         stack, module, leaf = _parse(path)
         blocks = [0] if stack is None else range(config.n_layers)[stack :: config.period]
         theirs = table[module]
+        if isinstance(theirs, ExpertTensor):
+            for row, i in enumerate(blocks):
+                for source, expected in _expert_sources(theirs, prefix, path, shape[1:], row, i):
+                    expect(source.key, expected)
+                    sources.append(source)
+            continue
         fused = {m: _n_outputs(wanted, path, m) for m in table if table[m] == theirs}
         first = sum(fused[m] for m in list(fused)[: list(fused).index(module)])
         expected = shape if stack is None else shape[1:]
@@ -210,11 +230,8 @@ def _resolve(
             if not config.first_norm and (module, i) == ("blocks/attention_norm", 0):
                 continue
             key = _key(prefix + theirs.format(i=i), leaf, found)
-            if key not in found:
-                faults.append(f"missing: {key} {expected}")
-            elif found[key] != expected:
-                faults.append(f"misshapen: {key} is {found[key]}, expected {expected}")
-            at = None if stack is None else row
+            expect(key, expected)
+            at = () if stack is None else (row,)
             sources.append(_Source(f"{module}/{leaf}", i, path, at, key, rows))
     used = {source.key for source in sources}
     for key in sorted(set(found) - used):
@@ -230,6 +247,39 @@ def _resolve(
             f"  {shown}"
         )
     return sorted(sources, key=lambda source: source[:2])
+
+
+def _n_found(table: Table, prefix: str, n_layers: int, found: dict[str, Any]) -> int:
+    """How many of a table's tensors a checkpoint has, of every block and of the first expert."""
+    keys = [x.key if isinstance(x, ExpertTensor) else f"{x}.weight" for x in table.values()]
+    return sum(prefix + key.format(i=i, e=0) in found for key in keys for i in range(n_layers))
+
+
+def _expert_sources(
+    theirs: ExpertTensor,
+    prefix: str,
+    path: tuple[Any, ...],
+    shape: tuple[int, ...],
+    row: int,
+    i: int,
+) -> Iterator[tuple[_Source, tuple[int, ...]]]:
+    """Of every expert of a block: where its kernel lies, and the shape of that tensor."""
+    _, module, leaf = _parse(path)
+    n_experts, n_in, n_out = shape
+    apart = "{e}" in theirs.key
+    n_rows = theirs.n_shares * n_out
+    for e in range(n_experts):
+        first = theirs.share * n_out + (0 if apart else e * n_rows)
+        source = _Source(
+            name=f"{module}/{leaf}/{e}",
+            number=i,
+            path=path,
+            at=(row, e),
+            key=prefix + theirs.key.format(i=i, e=e),
+            rows=range(first, first + n_out),
+            n_axes=1 if apart else 2,
+        )
+        yield source, (n_rows, n_in) if apart else (n_experts, n_rows, n_in)
 
 
 def _parse(path: tuple[Any, ...]) -> tuple[int | None, str, str]:

@@ -53,9 +53,9 @@ def build(variant: str, seed: int):
     numbers = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=numbers)
-        if parameter.ndim == 2:
+        if parameter.ndim >= 2:
             # Large enough that attention is far from uniform: what it sees must matter.
-            scale = 1.0 if "embed" in name else 1.5 * parameter.shape[1] ** -0.5
+            scale = 1.0 if "embed" in name else 1.5 * parameter.shape[-1] ** -0.5
             parameter.data = scale * noise
         else:
             parameter.data = 0.3 * noise + (0.0 if name.endswith("bias") else 1.0)

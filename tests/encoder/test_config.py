@@ -104,8 +104,12 @@ def test_all_switches_of_the_variants_are_read(name):
     assert config.family == {"gemma3_text": "gemma3"}.get(family, family)
     assert config.n_kv_heads == (settings.get("num_key_value_heads", 4) if grouped else n_heads)
     assert config.head_dim == settings.get("head_dim", width // n_heads)
-    norms = {"qwen3": "head", "gemma3_text": "head", "olmo2": "projection", "olmo3": "projection"}
+    norms = dict.fromkeys(("qwen3", "qwen3_moe", "gemma3_text"), "head")
+    norms |= {"olmo2": "projection", "olmo3": "projection"}
     assert config.qk_norm == norms.get(family, "")
+    experts = settings.get("num_experts", settings.get("num_local_experts", 0))
+    assert config.n_experts == experts
+    assert config.n_experts_per_token == settings.get("num_experts_per_tok", 0)
     attention_bias = always or settings.get("attention_bias", False)
     assert config.qkv_bias == (attention_bias or family == "qwen2")
     assert config.out_bias == attention_bias
@@ -133,6 +137,9 @@ def test_all_switches_of_the_variants_are_read(name):
         # 6 tokens, 3 to either side, and 4: 2.
         ("modernbert", (FULL_ATTENTION, 4, 4)),
         ("modernbert_bias", (3, FULL_ATTENTION, 3)),
+        ("qwen3_moe", (FULL_ATTENTION,) * 3),
+        ("qwen3_moe_step", (6, 6, 6)),
+        ("mixtral", (7, 7)),
         ("roberta", (FULL_ATTENTION,) * 2),
         ("ministral", (FULL_ATTENTION, 5, 5)),
         ("ministral3", (FULL_ATTENTION,) * 2),

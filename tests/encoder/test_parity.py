@@ -11,7 +11,7 @@ import pytest
 
 from routerjax.encoder.capture import POOLINGS, capture
 from routerjax.encoder.config import FULL_ATTENTION, EncoderConfig
-from routerjax.encoder.decoder import ACTIVATIONS
+from routerjax.encoder.feed_forward import ACTIVATIONS
 from routerjax.encoder.rope import Rope
 from tests.encoder import models
 

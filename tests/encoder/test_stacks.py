@@ -16,6 +16,7 @@ from flax import nnx
 from routerjax.encoder import decoder
 from routerjax.encoder.capture import capture
 from routerjax.encoder.config import BlockKind, EncoderConfig
+from routerjax.encoder.feed_forward import GatedFeedForward
 from routerjax.encoder.weights import make_model
 from tests.encoder import models
 
@@ -34,7 +35,7 @@ class Narrow(nnx.Module):
 
 @pytest.fixture(autouse=True)
 def further_kinds(monkeypatch):
-    monkeypatch.setitem(decoder.FEED_FORWARDS, "twin", decoder.GatedFeedForward)
+    monkeypatch.setitem(decoder.FEED_FORWARDS, "twin", GatedFeedForward)
     monkeypatch.setitem(decoder.FEED_FORWARDS, "narrow", Narrow)
 
 

@@ -191,6 +191,37 @@ VARIANTS = {
             "mlp_bias": True,
         },
     ),
+    "qwen3_moe": (
+        "qwen3_moe",
+        _SMALL
+        | {
+            "head_dim": 8,
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 12,
+            "mlp_only_layers": [0],
+            "norm_topk_prob": False,
+        },
+    ),
+    "qwen3_moe_step": (
+        "qwen3_moe",
+        _SMALL
+        | {
+            "head_dim": 8,
+            "num_experts": 4,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 8,
+            "decoder_sparse_step": 2,
+            "norm_topk_prob": True,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 6,
+        },
+    ),
+    "mixtral": (
+        "mixtral",
+        _SMALL | _FLAT | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 7},
+    ),
     # The positions up to the padding's number are not counted; 40 remain.
     "roberta": ("roberta", _SMALL | _FLAT | {"max_position_embeddings": 44, "pad_token_id": 3}),
     "xlm_roberta": (

@@ -1,0 +1,150 @@
+"""Families with experts: what sets them apart is read and computed, and every layout loads."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from routerjax.encoder.config import FULL_ATTENTION, BlockKind, EncoderConfig
+from tests.encoder import models
+
+DENSE, EXPERTS = BlockKind(), BlockKind(ffn="experts")
+
+
+def golden_config(name, **changes):
+    raw = json.loads((models.GOLDEN / name / "config.json").read_text())
+    return EncoderConfig.from_hf(raw | changes, "some/config.json")
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("qwen3_moe", {"expert_softmax": "chosen"}),
+        ("qwen3_moe", {"n_experts_per_token": 3}),
+        ("qwen3_moe_step", {"expert_softmax": "all"}),
+        ("qwen3_moe_step", {"windows": ()}),
+        ("mixtral", {"expert_softmax": "all"}),
+        ("mixtral", {"activation": "gelu"}),
+        ("mixtral", {"windows": (6, 6)}),
+    ],
+)
+def test_parity_would_notice_a_wrong_setting(name, changes):
+    tokens_BT, lengths_B, expected = models.golden_states(name)
+    wrong = models.load(models.GOLDEN / name, **changes)
+    states = models.our_states(wrong, tokens_BT, lengths_B)
+    assert models.worst_error(states, expected, lengths_B) > 1e-3
+
+
+def test_which_layers_have_experts():
+    assert golden_config("qwen3_moe").kinds == (DENSE, EXPERTS, EXPERTS)
+    assert golden_config("qwen3_moe_step").kinds == (DENSE, EXPERTS, DENSE)
+    assert golden_config("mixtral").kinds == (EXPERTS, EXPERTS)
+    assert golden_config("qwen3_moe", num_local_experts=0).kinds == (DENSE,) * 3
+    deep = golden_config("qwen3_moe", num_hidden_layers=48, mlp_only_layers=[])
+    assert (deep.kinds, deep.period) == ((EXPERTS,) * 48, 1)
+
+
+# As on the Hugging Face hub: the fields of each that matter.
+HUB = {
+    "qwen3_moe": (
+        {
+            "model_type": "qwen3_moe",
+            "head_dim": 64,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "moe_intermediate_size": 768,
+            "norm_topk_prob": True,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "rope_theta": 1000000.0,
+            "rope_scaling": None,
+            "sliding_window": None,
+            "use_sliding_window": False,
+            "max_window_layers": 48,
+        },
+        {"n_experts": 128, "n_experts_per_token": 8, "expert_width": 768},
+    ),
+    "mixtral": (
+        {
+            "model_type": "mixtral",
+            "num_experts_per_tok": 2,
+            "num_local_experts": 8,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1000000.0,
+            "sliding_window": None,
+        },
+        {"n_experts": 8, "n_experts_per_token": 2, "expert_width": 640},
+    ),
+}
+
+
+@pytest.mark.parametrize("family", HUB)
+def test_configs_of_the_hub(family):
+    from transformers import AutoConfig
+
+    raw, said = HUB[family]
+    raw = {
+        "hidden_size": 512,
+        "intermediate_size": 640,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "vocab_size": 1000,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-6,
+        "pad_token_id": 0,
+    } | raw
+    config = EncoderConfig.from_hf(raw)
+    assert config.windows == (FULL_ATTENTION,) * 8 and config.expert_softmax == "chosen"
+    assert {name: getattr(config, name) for name in said} == said
+    assert EncoderConfig.from_hf(AutoConfig.for_model(**raw).to_dict()) == config
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral"])
+def test_experts_apart_and_experts_in_one_tensor_load_alike(name, tmp_path):
+    pytest.importorskip("torch")
+    model = models.build(name, seed=3)
+    model.save_pretrained(tmp_path / "apart")
+    model.save_pretrained(tmp_path / "fused", save_original_format=False)
+    apart, fused = models.load(tmp_path / "apart"), models.load(tmp_path / "fused")
+    held = [load_file(tmp_path / each / "model.safetensors") for each in ("apart", "fused")]
+    assert [any(".experts.0." in key for key in tensors) for tensors in held] == [True, False]
+    assert apart.digest == fused.digest
+    jax.tree.map(np.testing.assert_array_equal, apart.params, fused.params)
+    # Block 1 of Mixtral's two is the second of one stack; of Qwen's three the first of the second.
+    params = fused.params["blocks"]
+    stack, row = (params[0], 1) if name == "mixtral" else (params[1], 0)
+    gate = stack["ffn"]["experts"]["gate"]["kernel"][row]
+    (theirs,) = (x for key, x in held[1].items() if "layers.1" in key and "gate_up" in key)
+    np.testing.assert_array_equal(gate, theirs[:, : gate.shape[-1]].swapaxes(1, 2))
+
+
+def test_a_missing_expert_is_named(tmp_path):
+    lost = "layers.1.mlp.experts.3.up_proj.weight"
+
+    def spoil(key, x):
+        if key == "layers.2.mlp.experts.0.down_proj.weight":
+            x = x.T.copy()
+        return [] if key == lost else [(key, x)]
+
+    models.rewrite(models.GOLDEN / "qwen3_moe", tmp_path, spoil)
+    with pytest.raises(ValueError) as error:
+        models.load(tmp_path)
+    assert str(error.value).splitlines()[1:] == [
+        f"  missing: {lost} (12, 16)",
+        "  misshapen: layers.2.mlp.experts.0.down_proj.weight is (12, 16), expected (16, 12)",
+    ]
+
+
+def test_the_digest_sees_every_expert(tmp_path):
+    reference = models.load(models.GOLDEN / "mixtral").digest
+    changed = "layers.1.block_sparse_moe.experts.3.w2.weight"
+    models.rewrite(
+        models.GOLDEN / "mixtral", tmp_path, lambda k, x: [(k, x + 1e-3 if k == changed else x)]
+    )
+    assert models.load(tmp_path).digest != reference
