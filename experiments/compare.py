@@ -4,8 +4,10 @@
         --recipes=all_layers,layers:6,greedy:3,per_target:cv_auc --seeds=3
 
 A recipe is KIND[:DETAIL][@POOLING+POOLING][/PCA_DIM]: layers:3+4-6@last, greedy:3/100,
-per_target:fisher@last+mean; without the last two --pooling and --pca_dim count. The first is
-what the others are compared with; --baselines (or all) join. Writes compare.json and compare.png;
+per_target:fisher@last+mean; without the last two --pooling and --pca_dim count. With "+mixed"
+behind it, such as all_layers@last+mean/400+mixed, its trunk is TrunkConfig.mixed. The first is what
+the others are compared with; --baselines (or all) join. --dataset_folds=99 leaves each dataset out
+in turn; --nocontrol spares the trainings on shuffled outcomes. Writes compare.json and compare.png;
 finished fits lie in compare/, and the same command, or one with further contestants or seeds, does
 only what is missing.
 """
@@ -27,6 +29,8 @@ flags.DEFINE_list("baselines", [], "all, or some of: best_single, random, cheape
                   "matrix_factorisation.")  # fmt: skip
 flags.DEFINE_integer("folds", 5, "Outer folds; groups stay together.", 2)
 flags.DEFINE_integer("seeds", 1, "Trainings of each recipe in each fold.", 1)
+flags.DEFINE_bool("control", True, "Train each once more on outcomes shuffled within datasets.")
+flags.DEFINE_integer("dataset_folds", 0, "Folds of whole datasets besides; 0 for none.", 0)
 flags.DEFINE_integer("draws", 1000, "Bootstrap draws behind the intervals.", 1)
 
 
@@ -48,14 +52,16 @@ class Config:
     baselines: list[str]
     folds: int
     seeds: int
+    control: bool
+    dataset_folds: int
     draws: int
 
 
 def main() -> None:
     """Fits what is missing and prints the comparison."""
     config = options.read(Config)
-    contestants: dict[str, rj.Recipe | rj.Baseline] = {}
-    contestants |= rj.parse_recipes(config.recipes, config.pooling, config.pca_dim)
+    contestants: dict[str, rj.Plan | rj.Baseline] = {}
+    contestants |= rj.parse_plans(config.recipes, config.pooling, config.pca_dim)
     names = rj.BASELINES if config.baselines == ["all"] else config.baselines
     unknown = [name for name in names if name not in rj.BASELINES]
     if unknown:
@@ -76,6 +82,8 @@ def main() -> None:
         n_seeds=config.seeds,
         draws=config.draws,
         seed=config.seed,
+        control=config.control and data.datasets is not None,
+        dataset_folds=config.dataset_folds,
         workdir=folder,
     )
     rj.save_comparison(found, folder)

@@ -30,6 +30,7 @@ _TEXT = {
     "recipe": ("all_layers", "Features: all_layers, layers (with --layers), top_fisher:K, "
                "greedy:K, per_target:cv_auc or per_target:fisher."),
     "pooling": ("mean", "Pooling(s) the features read, separated by commas."),
+    "trunk": ("published", "The trunk: published, or mixed (wider, with a kernel regression)."),
     "policy": ("argmax", "Who answers: argmax, tolerance:TAU, value:USD, utility:LAM, budget:USD "
                "(mean spending a query) or quality:ACCURACY (mean accuracy)."),
 }  # fmt: skip
@@ -171,11 +172,15 @@ def split_names(text: str) -> tuple[str, ...]:
 
 
 def trunk_config(config: Any) -> rj.TrunkConfig:
-    """The ensemble that --members, --keep, --epochs and --seed describe; seeds count up from 42."""
+    """The ensemble that --members, --keep, --epochs, --seed and perhaps --trunk describe.
+
+    Seeds count up from 42.
+    """
     first = 42 + config.seed
-    return rj.TrunkConfig(
+    like = rj.TrunkConfig(
         seeds=tuple(range(first, first + config.members)),
         keep=min(config.keep, config.members),
         epochs=config.epochs,
         split_seed=first,
     )
+    return rj.named_trunk(getattr(config, "trunk", "published"), like)

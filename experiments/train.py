@@ -14,7 +14,7 @@ from experiments import options
 
 options.define(
     "workdir", "seed", "data", "pool", "store", "recipe", "layers", "pooling", "pca_dim",
-    "members", "keep", "epochs", "policy", required=("workdir", "data", "store"),
+    "members", "keep", "epochs", "trunk", "policy", required=("workdir", "data", "store"),
 )  # fmt: skip
 
 
@@ -34,6 +34,7 @@ class Config:
     members: int
     keep: int
     epochs: int
+    trunk: str
     policy: str
 
 

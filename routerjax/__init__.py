@@ -34,7 +34,13 @@ if TYPE_CHECKING:
     from routerjax.routing.compare_lines import comparison_lines
     from routerjax.routing.compare_plot import save as save_comparison
     from routerjax.routing.decision import Decision
+    from routerjax.routing.few_labels import few_labels, few_labels_lines
+    from routerjax.routing.few_labels_plot import save as save_few_labels
     from routerjax.routing.fit import evaluate, fit_policy, fit_router
+    from routerjax.routing.holding import holding_lines, holding_report
+    from routerjax.routing.missing import missing_lines, missing_outcomes
+    from routerjax.routing.plan import Plan, parse_plans
+    from routerjax.routing.plan import trunk_config as named_trunk
     from routerjax.routing.policy import (
         Argmax,
         Budget,
@@ -47,6 +53,7 @@ if TYPE_CHECKING:
     )
     from routerjax.routing.report import write_report
     from routerjax.routing.router import Router
+    from routerjax.routing.simulated import against_the_truth, truth_lines
     from routerjax.routing.summary import summary_lines
     from routerjax.trunk.config import TrunkConfig
     from routerjax.trunk.grid import parse_grid as parse_trunk_grid
@@ -64,6 +71,7 @@ _HOME = {
     "Decision": "routing.decision",
     "Encoder": "encoder.encoder",
     "Folder": "files",
+    "Plan": "routing.plan",
     "Policy": "routing.policy",
     "ProbeTable": "probes.table",
     "Quality": "routing.policy",
@@ -76,18 +84,27 @@ _HOME = {
     "TrunkMember": "trunk.many",
     "Utility": "routing.policy",
     "Value": "routing.policy",
+    "against_the_truth": "routing.simulated",
     "compare": "routing.compare",
     "comparison_lines": "routing.compare_lines",
     "describe": "data.quality",
     "estimate": "encoder.estimate",
     "evaluate": "routing.fit",
     "extract": "encoder.extract",
+    "few_labels": "routing.few_labels",
+    "few_labels_lines": "routing.few_labels",
     "fit_features": "features.features",
     "fit_policy": "routing.fit",
     "fit_router": "routing.fit",
+    "holding_lines": "routing.holding",
+    "holding_report": "routing.holding",
     "jobs": "jobs",
     "make_mesh": "devices",
+    "missing_lines": "routing.missing",
+    "missing_outcomes": "routing.missing",
+    "named_trunk": "routing.plan",
     "parse_layers": "encoder.layers",
+    "parse_plans": "routing.plan",
     "parse_policy": "routing.policy",
     "parse_recipe": "features.recipe_flags",
     "parse_recipes": "features.recipe_flags",
@@ -97,6 +114,7 @@ _HOME = {
     "probe_then_extract": "probes.then_extract",
     "read_dataset": "data.readers",
     "resolve_recipe": "probes.select",
+    "save_few_labels": "routing.few_labels_plot",
     "save_comparison": "routing.compare_plot",
     "simulate": "data.simulate",
     "start_distributed": "devices",
@@ -106,6 +124,7 @@ _HOME = {
     "train_trunk": "trunk.train",
     "train_trunks": "trunk.many",
     "trunk_lines": "trunk.sweep",
+    "truth_lines": "routing.simulated",
     "write_dataset": "data.readers",
     "write_pool": "data.readers",
     "summary_lines": "routing.summary",
@@ -115,8 +134,10 @@ _HOME = {
 _NAME_THERE = {
     "TrunkMember": "Member",
     "parse_trunk_grid": "parse_grid",
+    "named_trunk": "trunk_config",
     "resolve_recipe": "resolve",
     "save_comparison": "save",
+    "save_few_labels": "save",
     "train_trunk": "train",
     "train_trunks": "train_many",
 }

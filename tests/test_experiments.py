@@ -156,13 +156,17 @@ def test_compare_goes_on_where_it_stopped(work, files, tmp_path):
     assert len(before["contestants"][1]["choices"][0]["choices"]) == 2
     assert "mean_auc" in done.stdout and "difference" in done.stdout
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "compare").glob("*/*")}
-    assert len(times) == 2 * 2 * 2
+    # Arrays and their JSON, of two folds: recipes, the same shuffled, and the dataset's name alone.
+    assert len(times) == 2 * 2 * (2 + 2 + 1)
     done = run(
         "compare", *flags, "--recipes=all_layers,greedy:2,layers:3@last/5", "--baselines=knn"
     )
     assert done.returncode == 0, done.stderr
     after = json.loads((tmp_path / "compare.json").read_text())
-    assert after["contestants"][:2] == before["contestants"] and len(after["contestants"]) == 4
+    assert len(after["contestants"]) == 4
+    for row, same in zip(before["contestants"], after["contestants"], strict=False):
+        assert same["choices"] == row["choices"] and same["control"] is not None
+        assert same["mean_auc"]["value"] == pytest.approx(row["mean_auc"]["value"], abs=1e-6)
     assert all(path.stat().st_mtime_ns == then for path, then in times.items())
     done = run("compare", *flags, "--folds=3")
     assert done.returncode == 1 and "another comparison" in done.stderr

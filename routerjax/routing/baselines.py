@@ -81,18 +81,31 @@ def _cheapest(_: Any, train: RoutingDataset, test: RoutingDataset, __: Any) -> n
 
 
 def _dataset(_: Any, train: RoutingDataset, test: RoutingDataset, __: Any) -> np.ndarray:
-    """Accuracy of each target on the training rows of the row's dataset."""
     if train.datasets is None or test.datasets is None:
         raise ValueError("dataset: the rows do not name their datasets")
+    overall_M, by_name = _skill(train), dataset_accuracies(train)
+    return np.stack([by_name.get(name, overall_M) for name in test.datasets])
+
+
+def dataset_accuracies(train: RoutingDataset) -> dict[str, np.ndarray]:
+    """[M] accuracy of each target on each dataset, by name; none without names.
+
+    Each is pulled towards the target's overall accuracy by one row, so that a dataset of few rows
+    does not reach 0 or 1.
+
+    Args:
+      train: Training rows.
+    """
+    if train.datasets is None:
+        return {}
     overall_M = _skill(train)
     name_N = np.asarray(train.datasets)
     by_name = {}
-    for name in set(train.datasets):
+    for name in sorted(set(train.datasets)):
         rows = train.select(np.flatnonzero(name_N == name))
         seen_M = np.isfinite(rows.correct_NM).sum(axis=0)
-        # One row's worth of the overall accuracy: a dataset of few rows does not reach 0 or 1.
         by_name[name] = (_skill(rows) * seen_M + overall_M) / (seen_M + 1)
-    return np.stack([by_name.get(name, overall_M) for name in test.datasets])
+    return by_name
 
 
 def _oracle(_: Any, train: RoutingDataset, test: RoutingDataset, __: Any) -> np.ndarray:

@@ -4,6 +4,11 @@ A router that chooses by outcomes looks best on the rows it chose by. Here every
 every trunk and every calibration is made anew on the training rows of each outer fold, and judged
 on the fold's own rows, which nothing has seen. The rows of all folds together give one figure a
 contestant.
+
+Difficulty, or only the name of the dataset? Beside the AUC within datasets stands that of the same
+contestant trained on outcomes shuffled within each dataset (judged on the real ones): it can learn
+what a dataset looks like and nothing else. Only where the one's interval lies above the other's is
+difficulty claimed. With `dataset_folds` everything is done once more with folds of whole datasets.
 """
 
 import dataclasses
@@ -21,14 +26,26 @@ from routerjax.data.dataset import RoutingDataset
 from routerjax.features.feature_map import Stores, as_tuple
 from routerjax.features.recipe import Recipe
 from routerjax.files import Folder
-from routerjax.routing.baselines import Baseline
-from routerjax.routing.compare_figures import METRICS, Found, figures_of, summary
+from routerjax.probes.bootstrap import group_weights
+from routerjax.probes.controls import shuffled
+from routerjax.routing.baselines import BASELINES, Baseline
+from routerjax.routing.compare_datasets import dataset_folds_of, per_dataset
+from routerjax.routing.compare_figures import (
+    LEFT_OUT,
+    METRICS,
+    Found,
+    auc_figures,
+    choice_figures,
+    figures_of,
+    summary,
+)
 from routerjax.routing.costs import CostModel
 from routerjax.routing.fit import fit_router
 from routerjax.routing.intervals import LEVEL
+from routerjax.routing.plan import Plan
 from routerjax.trunk.config import TrunkConfig
 
-Contestant = Recipe | Baseline
+Contestant = Recipe | Plan | Baseline
 
 
 def compare(
@@ -41,6 +58,8 @@ def compare(
     n_seeds: int = 1,
     draws: int = 1000,
     seed: int = 0,
+    control: bool = False,
+    dataset_folds: int = 0,
     workdir: Any = None,
 ) -> dict[str, Any]:
     """Out-of-fold figures of contestants, with intervals, and their paired lead over the first.
@@ -52,23 +71,32 @@ def compare(
     Args:
       stores: The hidden states; several are joined by query id.
       data: The rows.
-      contestants: Recipes (a router is fitted with each) and baselines, by name; the first is what
-        the others are compared with.
+      contestants: Recipes or plans (a router is fitted with each) and baselines, by name; the first
+        is what the others are compared with.
       config: The ensemble and its training; by default as published. A further seed shifts the
         members' seeds and that of the validation split.
       n_folds: Outer folds, of whole groups, the same for all contestants and seeds.
       n_seeds: Trainings of each contestant in each fold.
       draws: Bootstrap draws.
       seed: Of folds and draws.
+      control: Whether each contestant that estimates probabilities is also trained on outcomes
+        shuffled within each dataset; asks for dataset names.
+      dataset_folds: Folds of whole datasets, at most one each, for the figures on datasets that
+        nothing was trained on; 0 for none.
       workdir: Folder that keeps finished (contestant, seed, fold) in compare/; the next call does
         only what is missing. Contestants and seeds may be added.
 
     Returns:
       JSON values. `contestants[i]` has for each of METRICS {"value", "low", "high", "seed_sd",
       "by_seed"} and in `difference` the same of what it has more than the first; None where there
-      is no number. `auc` by target (None where the contestant estimates no probabilities),
-      `frontier` as (cost, accuracy, low, high) of the tolerance policy's settings, and `choices`
-      by seed and fold. `singles` are the targets themselves as (name, cost, accuracy).
+      is no number. Beside them `auc` by target (None where the contestant estimates no
+      probabilities), `ece_floor`, `saving` (the accuracies that go with `cost_save`),
+      `per_dataset`, `frontier` as (cost, accuracy, low, high) of the tolerance policy's settings,
+      and `choices` by seed and fold. `control` is the within-dataset AUC of the shuffled training,
+      `claims_difficulty` whether the contestant's own interval lies above its (None without);
+      `left_out` has LEFT_OUT on datasets not trained on. `dataset_only` has both AUC of the
+      predictor that knows the dataset's name alone. `singles` are the targets themselves as (name,
+      cost, accuracy).
 
     Raises:
       ValueError: As `fit_router` or a baseline, or the folder holds another comparison.
@@ -79,60 +107,163 @@ def compare(
                                 ("draws", draws, 1)):  # fmt: skip
         if value < lowest:
             raise ValueError(f"{name}: expected at least {lowest}, got {value}")
+    named = data.datasets is not None
+    if (control or dataset_folds) and not named:
+        raise ValueError("control and dataset_folds: the rows do not name their datasets")
+    if dataset_folds < 0 or dataset_folds == 1:
+        raise ValueError(f"dataset_folds: expected 0 or at least 2, got {dataset_folds}")
     fold_N = grouping.folds(data.groups, n_folds, seed)
     folder = None if workdir is None else Folder(workdir) / "compare"
     if folder is not None:
         jobs.claim(folder, "comparison", _job(stores, data, config, n_folds, seed))
-    found = Found.empty(len(contestants), n_seeds, data)
-    choices: list[list[dict[str, Any]]] = [[] for _ in contestants]
-    todo = [
-        (r, k, f) for r in range(len(contestants)) for k in range(n_seeds) for f in range(n_folds)
-    ]
-    with jobs.progress_bar(len(todo), 0, "fits", "compare") as bar:
-        for r, k, f in todo:
-            contestant = list(contestants.values())[r]
-            name = f"{_digest(contestant)}/seed{k}-fold{f}"
-            fit = None if folder is None else _read(folder, name)
-            if fit is None:
-                if jobs.stop_requested():
-                    raise jobs.Stopped(f"Stopped with {bar.n} of {len(todo)} fits done.")
-                train, test = data.select(fold_N != f), data.select(fold_N == f)
-                fit = _fit(stores, train, test, contestant, _with_seed(config, k))
-                if folder is not None:
-                    _write(folder, name, *fit)
-            arrays, about = fit
-            found.p_RKNM[r, k, fold_N == f] = arrays["p_NM"]
-            found.before_RKNM[r, k, fold_N == f] = arrays["before_NM"]
-            found.single_RKN[r, k, fold_N == f] = data.targets.index(about["best_single"])
-            choices[r].append({"seed": k, "fold": f} | about)
-            bar.update()
-    _cost(found, stores, data, fold_N)
-    probabilistic_R = [_probabilistic(contestant) for contestant in contestants.values()]
-    figures = figures_of(found, probabilistic_R, data, draws, seed)
+    # The dataset's name alone stands behind the others.
+    everyone = [*contestants.values()] + [BASELINES["dataset"]] * named
+    probabilistic_R = [_probabilistic(contestant) for contestant in everyone]
+    learning_R = [r for r in range(len(contestants)) if _learns(everyone[r])]
+    runs = [_Run("", everyone, fold_N)]
+    if control:
+        runs.append(_Run("shuffled-", [everyone[r] for r in learning_R], fold_N, shuffle=True))
+    if dataset_folds:
+        apart_N = dataset_folds_of(data, dataset_folds, seed)
+        contesting = everyone[: len(contestants)]
+        runs.append(_Run(f"without{apart_N.max() + 1}-", contesting, apart_N))
+    total = sum(len(run.contestants) * (run.fold_N.max() + 1) for run in runs) * n_seeds
+    with jobs.progress_bar(total, 0, "fits", "compare") as bar:
+        founds = [_predict(run, stores, data, config, n_seeds, seed, folder, bar) for run in runs]
+    (found, choices), *others = founds
+    weight_BN = group_weights(data.groups, draws, seed)
+    figures = figures_of(found, probabilistic_R, data, weight_BN, fold_N)
+    within = figures.of["mean_within_dataset_auc"]
+    shuffled_of: dict[int, Any] = {}
+    if control:
+        before_RKNM = others.pop(0)[0].before_RKNM
+        of, _ = auc_figures(before_RKNM, [True] * len(before_RKNM), data, weight_BN)
+        shuffled_of = {
+            r: summary(of["mean_within_dataset_auc"], i) for i, r in enumerate(learning_R)
+        }
+    left_out: list[dict[str, Any] | None] = [None] * len(contestants)
+    if dataset_folds:
+        apart, _ = others.pop(0)
+        contesting_R = probabilistic_R[: len(contestants)]
+        of, _ = auc_figures(apart.before_RKNM, contesting_R, data, weight_BN)
+        of |= choice_figures(apart, data, weight_BN)
+        left_out = [
+            {metric: summary(of[metric], r) for metric in LEFT_OUT}
+            | {"difference": {metric: summary(of[metric], r, 0) for metric in LEFT_OUT}}
+            for r in range(len(contestants))
+        ]
     return {
         "n_queries": len(data),
         "n_complete": int((~np.isnan(data.correct_NM).any(axis=1)).sum()),
         "targets": list(data.targets),
         "n_folds": n_folds,
+        "dataset_folds": int(runs[-1].fold_N.max() + 1) if dataset_folds else 0,
         "n_seeds": n_seeds,
         "draws": draws,
         "level": LEVEL,
         "intervals": "over groups of queries, reverse percentile; models are not refitted",
         "trunk": config.to_json(),
         "singles": figures.singles,
+        "dataset_only": {
+            metric: summary(figures.of[metric], len(contestants))
+            for metric in ("mean_auc", "mean_within_dataset_auc")
+        }
+        if named
+        else None,
         "contestants": [
             {"name": name, "contestant": contestant.to_json()}
             | {metric: summary(figures.of[metric], r) for metric in METRICS}
             | {"difference": {metric: summary(figures.of[metric], r, 0) for metric in METRICS}}
             | {
+                "control": shuffled_of.get(r),
+                "claims_difficulty": _above(summary(within, r), shuffled_of.get(r)),
+                "left_out": left_out[r],
                 "auc": _by_target(data, figures.auc_RKM[r]) if probabilistic_R[r] else None,
-                "calibration": figures.calibration[r],
+                "ece_floor": figures.ece_floor[r],
+                "saving": figures.saving[r],
+                "per_dataset": per_dataset(found, r, data, probabilistic_R[r]) if named else None,
                 "frontier": figures.frontier[r],
                 "choices": choices[r],
             }
             for r, (name, contestant) in enumerate(contestants.items())
         ],
     }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Run:
+    """Contestants to be fitted in each of some folds.
+
+    Attributes:
+      prefix: Of the names of its fits in the workdir.
+      contestants: [R].
+      fold_N: [N] folds.
+      shuffle: Whether training outcomes are shuffled within each dataset.
+    """
+
+    prefix: str
+    contestants: list[Contestant]
+    fold_N: np.ndarray
+    shuffle: bool = False
+
+
+def _predict(
+    run: _Run,
+    stores: Stores,
+    data: RoutingDataset,
+    config: TrunkConfig,
+    n_seeds: int,
+    seed: int,
+    folder: Folder | None,
+    bar: Any,
+) -> tuple[Found, list[list[dict[str, Any]]]]:
+    """Out-of-fold predictions and costs, and what each fit chose, by contestant."""
+    found = Found.empty(len(run.contestants), n_seeds, data)
+    choices: list[list[dict[str, Any]]] = [[] for _ in run.contestants]
+    for r, k, f in np.ndindex(len(run.contestants), n_seeds, int(run.fold_N.max()) + 1):
+        contestant, test_N = run.contestants[r], run.fold_N == f
+        name = f"{_digest(contestant)}/{run.prefix}seed{k}-fold{f}"
+        fit = None if folder is None else _read(folder, name)
+        if fit is None:
+            if jobs.stop_requested():
+                raise jobs.Stopped(f"Stopped with {bar.n} of {bar.total} fits done.")
+            train = data.select(_apart(data, test_N))
+            if run.shuffle:
+                train = _shuffled(train, seed)
+            fit = _fit(stores, train, data.select(test_N), contestant, _with_seed(config, k))
+            if folder is not None:
+                _write(folder, name, *fit)
+        arrays, about = fit
+        found.p_RKNM[r, k, test_N] = arrays["p_NM"]
+        found.before_RKNM[r, k, test_N] = arrays["before_NM"]
+        found.single_RKN[r, k, test_N] = data.targets.index(about["best_single"])
+        choices[r].append({"seed": k, "fold": int(f)} | about)
+        bar.update()
+    _cost(found, stores, data, run.fold_N)
+    return found, choices
+
+
+def _apart(data: RoutingDataset, test_N: np.ndarray) -> np.ndarray:
+    """[N] bool, rows of other groups than the test rows have."""
+    group_N = np.asarray(data.groups)
+    return ~test_N & ~np.isin(group_N, group_N[test_N])
+
+
+def _shuffled(train: RoutingDataset, seed: int) -> RoutingDataset:
+    _, dataset_N = np.unique(np.asarray(train.datasets, str), return_inverse=True)
+    return dataclasses.replace(train, y_NM=shuffled(train.y_NM, dataset_N, seed))
+
+
+def _learns(contestant: Contestant) -> bool:
+    """Whether it estimates probabilities from training outcomes."""
+    return not isinstance(contestant, Baseline) or (
+        contestant.probabilistic and not contestant.hindsight
+    )
+
+
+def _above(figure: dict[str, Any] | None, control: dict[str, Any] | None) -> bool | None:
+    """Whether an interval lies above that of the control."""
+    return None if figure is None or control is None else figure["low"] > control["high"]
 
 
 def _probabilistic(contestant: Contestant) -> bool:
@@ -156,13 +287,15 @@ def _fit(
     if isinstance(contestant, Baseline):
         p_NM = contestant.predict(stores, train, test, config)
         return {"p_NM": p_NM, "before_NM": p_NM}, about
-    router = fit_router(stores, train, contestant, config)
+    plan = Plan(contestant) if isinstance(contestant, Recipe) else contestant
+    router = fit_router(stores, train, plan.recipe, plan.config(config))
     before_NM = router.predict_store(stores, test.ids, calibrated=False)
     about |= {
         "choices": router.training["choices"],
         "fitted": router.features.recipe.to_json(),
         "n_features": router.features.width,
         "calibration": list(router.calibration.methods),
+        "kernel_share": None if router.kernel is None else float(router.kernel.share_M[0]),
     }
     return {"p_NM": router.calibration.apply(before_NM), "before_NM": before_NM}, about
 

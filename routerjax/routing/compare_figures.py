@@ -8,13 +8,14 @@ import numpy as np
 
 from routerjax.data.dataset import RoutingDataset
 from routerjax.probes.auc_draws import AucDraws, auc_draws, within_auc_draws
-from routerjax.probes.bootstrap import group_weights, reverse_percentile
+from routerjax.probes.bootstrap import reverse_percentile
+from routerjax.routing.compare_field import FIELD, field_figures
 from routerjax.routing.field_metrics import aiq
 from routerjax.routing.frontier import take
 from routerjax.routing.intervals import LEVEL
 from routerjax.routing.metrics import TOLERANCES
 from routerjax.routing.policy import Argmax, Tolerance
-from routerjax.routing.reliability import calibrated_floor, expected_calibration_error
+from routerjax.routing.reliability import BINS, bin_rows, calibrated_floor
 
 METRICS = (
     "mean_auc",
@@ -23,7 +24,11 @@ METRICS = (
     "accuracy",
     "cost",
     "aiq",
+    "ece",
+    *FIELD,
 )
+# Those that say how well a contestant ranks and chooses where it has seen no such dataset.
+LEFT_OUT = ("mean_auc", "mean_within_dataset_auc", "headroom_captured")
 
 # (value [R, K], replicates [B, R, K]) of one metric.
 Figure = tuple[np.ndarray, np.ndarray]
@@ -62,22 +67,28 @@ class Figures(NamedTuple):
     Attributes:
       of: The figure of each of METRICS.
       auc_RKM: [R, K, M] AUC of each target.
-      calibration: Of each contestant {"mean_ece", "mean_ece_floor"}, means over targets and seeds,
-        of calibrated probabilities; None where it estimates none.
+      ece_floor: Of each contestant the ECE that perfectly calibrated probabilities would show, mean
+        over targets and seeds; None where it estimates none.
       frontier: Of each contestant [T, 4] cost, accuracy, and its interval's ends; None without
         prices.
       singles: (name, cost, accuracy) of each target; empty without prices.
+      saving: What stands beside each contestant's `cost_save`; None without prices.
     """
 
     of: dict[str, Figure]
     auc_RKM: np.ndarray
-    calibration: list[dict[str, float] | None]
+    ece_floor: list[float | None]
     frontier: list[list[list[float]] | None]
     singles: list[tuple[str, float, float]]
+    saving: list[dict[str, float] | None]
 
 
 def figures_of(
-    found: Found, probabilistic_R: Sequence[bool], data: RoutingDataset, draws: int, seed: int
+    found: Found,
+    probabilistic_R: Sequence[bool],
+    data: RoutingDataset,
+    weight_BN: np.ndarray,
+    fold_N: np.ndarray,
 ) -> Figures:
     """All figures.
 
@@ -85,56 +96,27 @@ def figures_of(
       found: The predictions.
       probabilistic_R: [R] whether a contestant's numbers are probabilities.
       data: Their outcomes.
-      draws: B.
-      seed: Of the draws.
+      weight_BN: [B, N] of the draws.
+      fold_N: [N] the fold in which each row was predicted.
     """
     n_contestants, n_seeds, _, n_targets = found.p_RKNM.shape
-    shape_RKM = (n_contestants, n_seeds, n_targets)
-    weight_BN = group_weights(data.groups, draws, seed)
+    shape = (len(weight_BN), n_contestants, n_seeds)
     correct_NM = np.asarray(data.correct_NM, np.float64)
-    score_NQ = np.moveaxis(found.before_RKNM, 2, 0).reshape(len(data), -1)
-    y_NQ = np.tile(correct_NM, (1, n_contestants * n_seeds))
-    together_N = np.zeros(len(data), np.int64)  # Rows of all folds are judged as one.
-    aucs = auc_draws(score_NQ, y_NQ, together_N, 1, weight_BN)
-    of: dict[str, Figure] = {"mean_auc": _over_targets(aucs, shape_RKM)}
-    if data.datasets is None:
-        none_BRK = np.full((draws, n_contestants, n_seeds), np.nan)
-        of["mean_within_dataset_auc"] = none_BRK[0], none_BRK
-    else:
-        names, dataset_N = np.unique(np.asarray(data.datasets, str), return_inverse=True)
-        within = within_auc_draws(score_NQ, y_NQ, together_N, 1, dataset_N, len(names), weight_BN)
-        of["mean_within_dataset_auc"] = _over_targets(within, shape_RKM)
-    for value_RK, draws_BRK in of.values():
-        # A number that only ranks targets has no AUC over queries.
-        value_RK[~np.asarray(probabilistic_R)] = np.nan
-        draws_BRK[:, ~np.asarray(probabilistic_R)] = np.nan
+    of, auc_RKM = auc_figures(found.before_RKNM, probabilistic_R, data, weight_BN)
+    of |= choice_figures(found, data, weight_BN)
+    of["ece"] = _no_figure(shape)
+    ece_floor: list[float | None] = [None] * n_contestants
+    for r in np.flatnonzero(probabilistic_R):
+        for k in range(n_seeds):
+            of["ece"][0][r, k], of["ece"][1][:, r, k] = _ece(
+                found.p_RKNM[r, k], correct_NM, weight_BN
+            )
+        ece_floor[r] = _floor(found.p_RKNM[r], correct_NM)
     complete_N = ~np.isnan(correct_NM).any(axis=1)
-    gain_RKN, room_RKN, right_RKN, paid_RKN = np.zeros((4, *found.single_RKN.shape))
-    for r, k in np.ndindex(n_contestants, n_seeds):
-        choice_N = Argmax().choose(found.p_RKNM[r, k], found.expected_NM)
-        right_N, paid_N = take(correct_NM, choice_N), take(found.paid_NM, choice_N)
-        single_N = take(correct_NM, found.single_RKN[r, k])
-        gain_RKN[r, k] = np.where(complete_N, right_N - single_N, 0.0)
-        room_RKN[r, k] = np.where(complete_N, correct_NM.max(axis=1) - single_N, 0.0)
-        right_RKN[r, k] = np.where(complete_N, right_N, 0.0)
-        paid_RKN[r, k] = np.where(complete_N, paid_N, 0.0)
-    ones_RKN = np.broadcast_to(complete_N.astype(np.float64), gain_RKN.shape)
-    for metric, above, below in (
-        ("headroom_captured", gain_RKN, room_RKN),
-        ("accuracy", right_RKN, ones_RKN),
-        ("cost", paid_RKN, ones_RKN),
-    ):
-        value_RK = _ratio(above.sum(axis=2), below.sum(axis=2))
-        sums = (np.tensordot(weight_BN, a_RKN, axes=(1, 2)) for a_RKN in (above, below))
-        of[metric] = value_RK, _ratio(*sums)
-    calibration = [
-        _calibration(found.p_RKNM[r], correct_NM) if probabilistic else None
-        for r, probabilistic in enumerate(probabilistic_R)
-    ]
     priced = np.isfinite(found.paid_NM).all() and np.isfinite(found.expected_NM).all()
     frontier: list[Any] = [None] * n_contestants
     singles: list[tuple[str, float, float]] = []
-    of["aiq"] = np.full(shape_RKM[:2], np.nan), np.full((draws, *shape_RKM[:2]), np.nan)
+    of["aiq"] = _no_figure(shape)
     if priced and complete_N.any():
         at = np.flatnonzero(complete_N)
         judge = _Settings(found, correct_NM, at, weight_BN)
@@ -145,7 +127,77 @@ def figures_of(
             (name, float(found.paid_NM[at, m].mean()), float(correct_NM[at, m].mean()))
             for m, name in enumerate(data.targets)
         ]
-    return Figures(of, aucs.value_Q.reshape(shape_RKM), calibration, frontier, singles)
+    saving, field = field_figures(
+        found.p_RKNM, probabilistic_R, found.single_RKN, found.expected_NM, found.paid_NM, data,
+        fold_N, weight_BN,
+    )  # fmt: skip
+    return Figures(of | field, auc_RKM, ece_floor, frontier, singles, saving)
+
+
+def auc_figures(
+    score_RKNM: np.ndarray,
+    probabilistic_R: Sequence[bool],
+    data: RoutingDataset,
+    weight_BN: np.ndarray,
+) -> tuple[dict[str, Figure], np.ndarray]:
+    """AUC over all rows and within datasets.
+
+    Args:
+      score_RKNM: [R, K, N, M] probabilities before calibration, out of fold.
+      probabilistic_R: As of `figures_of`.
+      data: Their outcomes.
+      weight_BN: [B, N] of the draws.
+
+    Returns:
+      The figures "mean_auc" and "mean_within_dataset_auc", and AUC [R, K, M] of each target.
+    """
+    n_contestants, n_seeds, n, n_targets = score_RKNM.shape
+    shape_RKM = (n_contestants, n_seeds, n_targets)
+    score_NQ = np.moveaxis(score_RKNM, 2, 0).reshape(n, -1)
+    y_NQ = np.tile(np.asarray(data.correct_NM, np.float64), (1, n_contestants * n_seeds))
+    together_N = np.zeros(n, np.int64)  # Rows of all folds are judged as one.
+    aucs = auc_draws(score_NQ, y_NQ, together_N, 1, weight_BN)
+    of: dict[str, Figure] = {"mean_auc": _over_targets(aucs, shape_RKM)}
+    if data.datasets is None:
+        of["mean_within_dataset_auc"] = _no_figure((len(weight_BN), n_contestants, n_seeds))
+    else:
+        names, dataset_N = np.unique(np.asarray(data.datasets, str), return_inverse=True)
+        within = within_auc_draws(score_NQ, y_NQ, together_N, 1, dataset_N, len(names), weight_BN)
+        of["mean_within_dataset_auc"] = _over_targets(within, shape_RKM)
+    for value_RK, draws_BRK in of.values():
+        # A number that only ranks targets has no AUC over queries.
+        value_RK[~np.asarray(probabilistic_R)] = np.nan
+        draws_BRK[:, ~np.asarray(probabilistic_R)] = np.nan
+    return of, aucs.value_Q.reshape(shape_RKM)
+
+
+def choice_figures(found: Found, data: RoutingDataset, weight_BN: np.ndarray) -> dict[str, Figure]:
+    """Headroom captured, accuracy and cost of argmax on the rows with all outcomes.
+
+    Args: As of `figures_of`.
+    """
+    correct_NM = np.asarray(data.correct_NM, np.float64)
+    complete_N = ~np.isnan(correct_NM).any(axis=1)
+    gain_RKN, room_RKN, right_RKN, paid_RKN = np.zeros((4, *found.single_RKN.shape))
+    for r, k in np.ndindex(*found.single_RKN.shape[:2]):
+        choice_N = Argmax().choose(found.p_RKNM[r, k], found.expected_NM)
+        right_N, paid_N = take(correct_NM, choice_N), take(found.paid_NM, choice_N)
+        single_N = take(correct_NM, found.single_RKN[r, k])
+        gain_RKN[r, k] = np.where(complete_N, right_N - single_N, 0.0)
+        room_RKN[r, k] = np.where(complete_N, correct_NM.max(axis=1) - single_N, 0.0)
+        right_RKN[r, k] = np.where(complete_N, right_N, 0.0)
+        paid_RKN[r, k] = np.where(complete_N, paid_N, 0.0)
+    ones_RKN = np.broadcast_to(complete_N.astype(np.float64), gain_RKN.shape)
+    of = {}
+    for metric, above, below in (
+        ("headroom_captured", gain_RKN, room_RKN),
+        ("accuracy", right_RKN, ones_RKN),
+        ("cost", paid_RKN, ones_RKN),
+    ):
+        value_RK = _ratio(above.sum(axis=2), below.sum(axis=2))
+        sums = (np.tensordot(weight_BN, a_RKN, axes=(1, 2)) for a_RKN in (above, below))
+        of[metric] = value_RK, _ratio(*sums)
+    return of
 
 
 def summary(figure: Figure, r: int, against: int | None = None) -> dict[str, Any] | None:
@@ -230,16 +282,35 @@ class _Settings:
         return np.column_stack([cost_BT[0], right_BT[0], *ends]).tolist()
 
 
-def _calibration(p_KNM: np.ndarray, correct_NM: np.ndarray) -> dict[str, float]:
-    ece, floor = [], []
+def _ece(
+    p_NM: np.ndarray, correct_NM: np.ndarray, weight_BN: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Mean ECE over targets, and its replicates [B]; bins are those of the rows as they are."""
+    weight_BN = np.concatenate([np.ones((1, len(p_NM)), np.float32), weight_BN])
+    total_B = np.zeros(len(weight_BN))
+    seen_NM = ~np.isnan(correct_NM)
+    known_M = np.flatnonzero(seen_NM.any(axis=0))
+    for m in known_M:
+        at = np.flatnonzero(seen_NM[:, m])
+        error_nB = np.zeros((len(at), BINS), np.float32)
+        error_nB[np.arange(len(at)), bin_rows(p_NM[at, m])] = p_NM[at, m] - correct_NM[at, m]
+        weight_Bn = weight_BN[:, at]
+        total_B += _ratio(np.abs(weight_Bn @ error_nB).sum(axis=1), weight_Bn.sum(axis=1))
+    mean_B = total_B / max(len(known_M), 1)
+    return float(mean_B[0]), mean_B[1:]
+
+
+def _floor(p_KNM: np.ndarray, correct_NM: np.ndarray) -> float:
+    floors = []
     for p_NM in p_KNM:
         for p_N, y_N in zip(p_NM.T, correct_NM.T, strict=True):
-            seen_N = ~np.isnan(y_N)
-            if seen_N.any():
-                p_n = p_N[seen_N].astype(np.float64)
-                ece.append(expected_calibration_error(p_n, y_N[seen_N]))
-                floor.append(calibrated_floor(p_n))
-    return {"mean_ece": float(np.mean(ece)), "mean_ece_floor": float(np.mean(floor))}
+            if not np.isnan(y_N).all():
+                floors.append(calibrated_floor(p_N[~np.isnan(y_N)].astype(np.float64)))
+    return float(np.mean(floors))
+
+
+def _no_figure(shape_BRK: tuple[int, int, int]) -> Figure:
+    return np.full(shape_BRK[1:], np.nan), np.full(shape_BRK, np.nan)
 
 
 def _over_targets(found: AucDraws, shape_RKM: tuple[int, ...]) -> Figure:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from routerjax.routing.compare_figures import METRICS
+from routerjax.routing.compare_figures import LEFT_OUT, METRICS
 
 _NAMES = {"cost": "cost, USD per query"}
 
@@ -17,15 +17,41 @@ def comparison_lines(found: dict[str, Any]) -> list[str]:
         f"{found['n_queries']:,} queries, {len(found['targets'])} targets, "
         f"{found['n_folds']} outer folds, {found['n_seeds']} seeds; [95% interval over groups]"
     ]
-    width = max(len(row["name"]) for row in found["contestants"])
+    rows = found["contestants"]
+    width = max(len(row["name"]) for row in rows)
     for metric in METRICS:
+        if all(row[metric] is None for row in rows):
+            continue
+        form = "#.3g" if metric == "cost" else ".4f"
         lines += ["", _NAMES.get(metric, metric)]
-        for i, row in enumerate(found["contestants"]):
-            form = "#.3g" if metric == "cost" else ".4f"
+        for i, row in enumerate(rows):
             line = f"  {row['name']:{width}}  {_text(row[metric], form)}"
+            if metric == "mean_within_dataset_auc" and row["control"] is not None:
+                above = "above" if row["claims_difficulty"] else "NOT above"
+                line += f"  {above} its shuffled control {_text(row['control'], form)}"
+            if metric == "ece" and row["ece_floor"] is not None:
+                line += f"  floor {row['ece_floor']:.4f}"
+            if metric == "cost_save" and row["saving"] is not None:
+                line += (
+                    f"  at accuracy {row['saving']['accuracy']:.4f}, below best single's "
+                    f"{row['saving']['best_single_accuracy']:.4f} with probability "
+                    f"{row['saving']['probability_below_best_single']:.2f}"
+                )
             if i:
                 line += f"  difference {_text(row['difference'][metric], '+' + form)}"
             lines.append(line)
+        if found["dataset_only"] is not None and metric in found["dataset_only"]:
+            only = _text(found["dataset_only"][metric], form)
+            lines.append(f"  {'(the name of the dataset alone)':{width}}  {only}")
+    if found["dataset_folds"]:
+        for metric in LEFT_OUT:
+            lines += ["", f"{metric}, datasets not trained on ({found['dataset_folds']} folds)"]
+            for i, row in enumerate(rows):
+                line = f"  {row['name']:{width}}  {_text(row['left_out'][metric], '.4f')}"
+                if i:
+                    lead = row["left_out"]["difference"][metric]
+                    line += f"  difference {_text(lead, '+.4f')}"
+                lines.append(line)
     return lines
 
 

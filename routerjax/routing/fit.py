@@ -10,6 +10,7 @@ from routerjax.data.dataset import RoutingDataset
 from routerjax.features.feature_map import Stores
 from routerjax.features.recipe import Recipe
 from routerjax.probes.auc import auc_per_target
+from routerjax.routing.baselines import dataset_accuracies
 from routerjax.routing.costs import CostModel
 from routerjax.routing.metrics import evaluate_predictions
 from routerjax.routing.network import fit_network, outcomes
@@ -72,7 +73,7 @@ def fit_router(
     held, before_NM = network.held, network.held_p_NM
     auc_M = auc_per_target(before_NM, held.correct_NM)
     if calibration_folds:
-        held, before_NM = data, _out_of_fold(stores, data, recipe, config, calibration_folds)
+        held, before_NM = data, out_of_fold(stores, data, recipe, config, calibration_folds)
     calibration = fit_calibration(before_NM, outcomes(held, config), held.groups)
     logger.info("calibration on %d rows: %s", len(held), ", ".join(
         f"{target} {method}" for target, method in zip(data.targets, calibration.methods,
@@ -86,6 +87,10 @@ def fit_router(
         "history": network.history.to_json(),
         "calibration_rows": "out of fold" if calibration_folds else "validation",
         "n_calibration": len(held),
+        "accuracy_by_dataset": {
+            name: dict(zip(data.targets, accuracy_M.tolist(), strict=True))
+            for name, accuracy_M in dataset_accuracies(data).items()
+        },
     }
     best_single = int(np.argmax(np.nanmean(data.correct_NM, axis=0, dtype=np.float64)))
     router = Router(
@@ -99,6 +104,7 @@ def fit_router(
         config,
         training,
         calibration=calibration,
+        kernel=network.kernel,
     )
     p_NM = calibration.apply(before_NM)
     x_NC = network.features.apply_store(network.stores, held.ids)
@@ -170,7 +176,17 @@ def evaluate(
         before_NM=before_NM,
         saving_policy=router.saving_policy,
         length_sources=router.costs.sources,
+        dataset_NM=_by_dataset(router, data),
     )
+
+
+def _by_dataset(router: Router, data: RoutingDataset) -> np.ndarray | None:
+    """[N, M] accuracy on the training rows of each row's dataset; None where nothing is known."""
+    known = router.training.get("accuracy_by_dataset")
+    if not known or data.datasets is None or not set(data.datasets) <= set(known):
+        return None
+    # A target that was added later has no such accuracy: a constant says nothing of its queries.
+    return np.array([[known[d].get(t, 0.5) for t in router.targets] for d in data.datasets])
 
 
 class _Costs(NamedTuple):
@@ -215,10 +231,18 @@ def _saving_policy(
         return None
 
 
-def _out_of_fold(
+def out_of_fold(
     stores: Stores, data: RoutingDataset, recipe: Recipe, config: TrunkConfig, n_folds: int
 ) -> np.ndarray:
-    """[N, M] predictions for each fold by a network that was chosen and trained on the others."""
+    """Predictions for each fold by a network that was chosen and trained on the others.
+
+    Args:
+      stores, data, recipe, config: As of `fit_router`.
+      n_folds: Folds of whole groups.
+
+    Returns:
+      [N, M] float32, before calibration.
+    """
     p_NM = np.full(data.y_NM.shape, np.nan, np.float32)
     fold_N = grouping.folds(data.groups, n_folds, config.split_seed)
     for f in range(n_folds):

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from routerjax.routing.breakdown import agreement_zones, near_misses, per_dataset, win_rates
+from routerjax.probes.auc import auc_per_target
+from routerjax.routing.breakdown import (
+    agreement_zones,
+    mean,
+    near_misses,
+    per_dataset,
+    win_rates,
+)
 from routerjax.routing.field_report import field_report
 from routerjax.routing.headline import (
     NO_COMPLETE_ROW,
@@ -50,6 +57,7 @@ def evaluate_predictions(
     before_NM: np.ndarray | None = None,
     saving_policy: Policy | None = None,
     length_sources: Sequence[str] | None = None,
+    dataset_NM: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Measures predictions and the decisions that a policy makes of them.
 
@@ -71,6 +79,8 @@ def evaluate_predictions(
         for `field["cost_save"]`.
       length_sources: [M] where the expected number of output tokens of each target comes from,
         "head", "median" or "assumed", for `output_tokens_from`; None where nobody knows.
+      dataset_NM: [N, M] what the predictor says that knows the name of the row's dataset alone,
+        for `dataset_only_auc`; None where training rows named no datasets.
 
     Returns:
       Plain values, ready for metrics.json. A number that does not exist is None, and
@@ -103,6 +113,14 @@ def evaluate_predictions(
     rank_NM = p_NM if before_NM is None else _checked_before(before_NM, p_NM.shape)
     found, reasons = discrimination(rank_NM, correct_NM, data.datasets, targets)
     metrics |= found
+    metrics["dataset_only_auc"] = None
+    if dataset_NM is None:
+        reasons["dataset_only_auc"] = "training rows named no such datasets"
+    else:
+        auc_M = auc_per_target(dataset_NM, correct_NM)
+        metrics["dataset_only_auc"] = mean(auc_M[~np.isnan(auc_M)])
+        if metrics["dataset_only_auc"] is None:
+            reasons["dataset_only_auc"] = "no target has an AUC"
     found, why = calibration_metrics(p_NM, correct_NM, targets, before_NM)
     metrics |= found
     reasons |= why

@@ -14,6 +14,7 @@ from routerjax.features.features import fit_features
 from routerjax.features.recipe import Recipe
 from routerjax.probes.select import Selection, select
 from routerjax.trunk.config import TrunkConfig
+from routerjax.trunk.kernel import Kernel, fit_kernel
 from routerjax.trunk.net import Trunk
 from routerjax.trunk.train import History, train
 
@@ -27,6 +28,7 @@ class Network:
     Attributes:
       features: From hidden states to features.
       trunk: From features to P(correct).
+      kernel: Answers together with it; None where the ensemble answers alone.
       stores: Those the features read, in the order of their encoders.
       selection: What the recipe chose.
       history: Of the training.
@@ -38,6 +40,7 @@ class Network:
 
     features: FeatureMap
     trunk: Trunk
+    kernel: Kernel | None
     stores: tuple[ActivationStore, ...]
     selection: Selection
     history: History
@@ -48,7 +51,13 @@ class Network:
 
     def predict(self, ids: Sequence[str]) -> np.ndarray:
         """[n, M] float32 predictions for stored queries."""
-        return self.trunk.predict(self.features.apply_store(self.stores, ids))
+        x_NC = self.features.apply_store(self.stores, ids)
+        return mixed(self.trunk.predict(x_NC), self.kernel, x_NC)
+
+
+def mixed(p_NM: np.ndarray, kernel: Kernel | None, x_NC: np.ndarray) -> np.ndarray:
+    """Predictions of an ensemble, or of its members [K, N, M], mixed with the kernel's."""
+    return p_NM if kernel is None else kernel.mix(p_NM, kernel.predict(x_NC))
 
 
 def outcomes(rows: RoutingDataset, config: TrunkConfig) -> np.ndarray:
@@ -82,14 +91,19 @@ def fit_network(
     x_fit_NC, x_val_NC = np.split(x_NC, [len(fit_rows.ids)])
     y_fit_NM, y_val_NM = (outcomes(rows, config) for rows in (fit_rows, val_rows))
     trunk, history = train(x_fit_NC, y_fit_NM, x_val_NC, y_val_NM, config, checkpoints)
+    val_p_NM, kernel = trunk.predict(x_val_NC), None
+    if config.kernel:
+        kernel = fit_kernel(x_fit_NC, y_fit_NM, x_val_NC, y_val_NM, val_p_NM, config.split_seed)
+        logger.info("kernel: %d rows, share %.1f", len(kernel.x_NC), kernel.share_M[0])
     return Network(
         features,
         trunk,
+        kernel,
         stores,
         selection,
         history,
         val_rows,
-        trunk.predict(x_val_NC),
+        mixed(val_p_NM, kernel, x_val_NC),
         fit_rows,
         x_fit_NC,
     )

@@ -49,6 +49,7 @@ def add_target(
     trunk = with_head(router.trunk, head)
     calibration = Calibration((*router.calibration.curves, Curve("none")))
     costs = router.costs.with_target(price)
+    kernel = None if router.kernel is None else router.kernel.with_silent_target()
     added: dict[str, Any] = {
         "name": name,
         "n_outcomes": len(keys),
@@ -62,6 +63,7 @@ def add_target(
     }
     router.targets = (*router.targets, name)
     router.trunk, router.calibration, router.costs = trunk, calibration, costs
+    router.kernel = kernel
     logger.info(
         "%s: a head from %d outcomes, held-out log loss %.4f", name, len(keys), head.log_loss
     )

@@ -18,13 +18,18 @@ def auc_note(metrics: dict[str, Any]) -> Html:
         why = metrics["reasons"]["mean_within_dataset_auc"]
         return tag("p", text, f"Within datasets: – ({why}), so it cannot be told how much of that "
                    "is recognising which dataset a query comes from.")  # fmt: skip
+    alone = metrics["dataset_only_auc"]
+    text += "Datasets differ in difficulty, so part of that is had by recognising the dataset"
+    text += "" if alone is None else f": its name alone gives {alone:.3f}"
     text += (
-        f"Datasets differ in difficulty, so part of that is had by recognising the dataset. "
-        f"Between queries of the same dataset it is {within:.3f}, where 0.5 is chance: near 0.5 "
-        f"means that the router recognises datasets rather than the difficulty of a query. "
+        f". Between queries of the same dataset it is {within:.3f}, where 0.5 is chance. Whether "
+        f"that is difficulty cannot be told from this number: a router that was taught the names "
+        f"alone lies above 0.5 too, as queries that look like a hard dataset's are harder. "
+        f"experiments.compare trains one (--control) and claims difficulty only where the interval "
+        f"lies above that one's. "
     )
     if within < 0.6:
-        text += "Among queries of one kind it has little to go by."
+        text += "Among queries of one kind this router has little to go by."
     return tag("p", text)
 
 

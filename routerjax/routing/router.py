@@ -11,10 +11,12 @@ from routerjax.features.feature_map import FeatureMap, Stores, as_tuple
 from routerjax.routing import new_target, router_files
 from routerjax.routing.costs import CostModel
 from routerjax.routing.decision import Allowed, Decision, allowed_mask
+from routerjax.routing.network import mixed
 from routerjax.routing.policy import Policy, policy_from_json
 from routerjax.trunk.calibrate import Calibration
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.head import Head
+from routerjax.trunk.kernel import Kernel
 from routerjax.trunk.net import Trunk
 
 # Fields of a store's identity that say what the encoder computes; the others say what was kept.
@@ -41,6 +43,7 @@ class Router:
       calibration: From the ensemble's mean to the P(correct) that policies see.
       saving_policy: The cheapest setting that was as accurate as the best single target on the
         calibration rows; None where there is none.
+      kernel: A regression that answers together with the ensemble; None without.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Router:
         encoders: Encoder | Sequence[Encoder] = (),
         calibration: Calibration | None = None,
         saving_policy: Policy | None = None,
+        kernel: Kernel | None = None,
     ):
         self.features, self.trunk, self.targets = features, trunk, tuple(targets)
         self.costs, self.policy, self.best_single = costs, policy, best_single
@@ -65,7 +69,7 @@ class Router:
         )
         self.trunk_config, self.training = trunk_config, training
         self.calibration = calibration or Calibration.none(len(self.targets))
-        self.saving_policy = saving_policy
+        self.saving_policy, self.kernel = saving_policy, kernel
         self._encoders: dict[int, Encoder] = {}
         self.use_encoder(encoders)
 
@@ -217,7 +221,7 @@ class Router:
 
     def predict(self, x_NC: np.ndarray, calibrated: bool = True) -> np.ndarray:
         """P(correct) [n, M] of queries with these features; see `predict_store`."""
-        p_NM = self.trunk.predict(x_NC)
+        p_NM = mixed(self.trunk.predict(x_NC), self.kernel, x_NC)
         return self.calibration.apply(p_NM) if calibrated else p_NM
 
     @overload
@@ -270,7 +274,7 @@ class Router:
         if not queries:
             return []
         x_NC, query_tokens_N = self._read_texts(queries)
-        p_KNM = self.trunk.predict_members(x_NC)
+        p_KNM = mixed(self.trunk.predict_members(x_NC), self.kernel, x_NC)
         p_NM = self.calibration.apply(p_KNM.mean(axis=0))
         spread_NM = self.calibration.apply(p_KNM).std(axis=0)
         cost_NM = self.costs.expected(query_tokens_N, x_NC)
@@ -312,7 +316,8 @@ class Router:
           OSError: The folder cannot be written.
         """
         parts = {"features": self.features.arrays(), "trunk": self.trunk.params,
-                 "costs": self.costs.arrays()}  # fmt: skip
+                 "costs": self.costs.arrays(),
+                 "kernel": {} if self.kernel is None else self.kernel.arrays()}  # fmt: skip
         router_files.write(
             path,
             parts,
@@ -326,6 +331,7 @@ class Router:
                 "best_single": self.targets[self.best_single],
                 "trunk": self.trunk_config.to_json(),
                 "calibration": self.calibration.to_json(),
+                "kernel": self.kernel and self.kernel.to_json(),
                 "training": self.training,
             },
         )
@@ -357,4 +363,5 @@ class Router:
             () if encoder is None else encoder,
             Calibration.from_json(value["calibration"]),
             value["saving_policy"] and policy_from_json(value["saving_policy"]),
+            value["kernel"] and Kernel.from_arrays(value["kernel"], parts["kernel"]),
         )

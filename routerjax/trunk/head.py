@@ -83,9 +83,13 @@ def fit_head(
     n_folds = min(_FOLDS, len(set(groups)))
     if n_folds > 1:
         fold_N = grouping.folds(groups, n_folds, seed)
-        loss_PN = np.stack(
-            [_held_out(a_KNH, logit_KNM, y_N, fold_N, each, n_folds) for each in PENALTIES]
-        )
+        losses: list[np.ndarray] = []
+        for each in PENALTIES:
+            losses.append(_held_out(a_KNH, logit_KNM, y_N, fold_N, each, n_folds))
+            # From the prior on the loss falls, if at all, and then rises: no need to see it all.
+            if len(losses) > 2 and np.nanmean(losses[-1]) > np.nanmean(losses[-2]):
+                break
+        loss_PN = np.stack(losses)
         judged_N = np.isfinite(loss_PN).all(axis=0)
         if judged_N.any():
             loss_PN = loss_PN[:, judged_N]
@@ -143,13 +147,14 @@ def _fit(
     mean_M = np.full(logit_NM.shape[1], 1.0 / logit_NM.shape[1])
     offset_N = logit_NM @ mean_M
     scale_M = logit_NM.std(axis=0) + 1e-6
-    change_M, shift = _logistic(logit_NM / scale_M, y_N, offset_N, _MIXTURE)
+    change_M, shift = logistic_regression(logit_NM / scale_M, y_N, offset_N, _MIXTURE)
     mixture_M = mean_M + change_M / scale_M
     if np.isinf(penalty):
         return mixture_M, shift, np.zeros(a_NH.shape[1]), 0.0
     scale_H = a_NH.std(axis=0)
     scale_H = np.where(scale_H > 1e-6, scale_H, np.inf)  # A silent unit stays where it is.
-    step_H, extra = _logistic(a_NH / scale_H, y_N, logit_NM @ mixture_M + shift, penalty)
+    prior_N = logit_NM @ mixture_M + shift
+    step_H, extra = logistic_regression(a_NH / scale_H, y_N, prior_N, penalty)
     return mixture_M, shift, step_H / scale_H, extra
 
 
@@ -179,10 +184,22 @@ def _held_out(
     return -(y_N * np.log(p_N) + (1 - y_N) * np.log1p(-p_N))
 
 
-def _logistic(
+def logistic_regression(
     x_NC: np.ndarray, y_N: np.ndarray, offset_N: np.ndarray, penalty: float
 ) -> tuple[np.ndarray, float]:
-    """Newton's method for sum log loss(offset + x w + b) + penalty / 2 |w|^2; b is free."""
+    """L2 logistic regression by Newton's method.
+
+    Minimises sum log loss(offset + x w + b) + penalty / 2 |w|^2; b is free.
+
+    Args:
+      x_NC: [N, C].
+      y_N: [N] in [0, 1].
+      offset_N: [N] logits to start from.
+      penalty: Strength of L2, in units of a row's log loss.
+
+    Returns:
+      Weights [C] and b.
+    """
     x_N1C = np.column_stack([x_NC, np.ones(len(x_NC))])
     penalty_C = np.append(np.full(x_NC.shape[1], penalty), 1e-3)
     w_C = np.zeros(x_N1C.shape[1])

@@ -180,5 +180,6 @@ def digest(arrays: Sequence[np.ndarray]) -> str:
 def _job(arrays: list[np.ndarray], config: TrunkConfig) -> dict[str, Any]:
     """What decides the numbers of a job, for telling its checkpoints from others'."""
     config_json = config.to_json()
-    del config_json["checkpoint_every"], config_json["keep"]  # These change no member.
+    for name in ("checkpoint_every", "keep", "kernel"):  # These change no member.
+        del config_json[name]
     return config_json | {"data_digest": digest(arrays)}

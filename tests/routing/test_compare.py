@@ -14,7 +14,7 @@ from routerjax.features.recipe_flags import parse_recipe, parse_recipes
 from routerjax.routing import compare as compare_lib
 from routerjax.routing.baselines import BASELINES
 from routerjax.routing.compare import compare
-from routerjax.routing.compare_figures import METRICS
+from routerjax.routing.compare_figures import LEFT_OUT
 from routerjax.routing.compare_lines import comparison_lines
 from routerjax.routing.compare_plot import draw
 from routerjax.routing.frontier import hull
@@ -53,6 +53,7 @@ def trained(make_pool, monkeypatch):
             features=types.SimpleNamespace(recipe=recipe, width=7),
             predict_store=predict,
             calibration=Calibration.none(3),
+            kernel=None,
         )
 
     monkeypatch.setattr(compare_lib, "fit_router", fit)
@@ -82,7 +83,7 @@ def test_figures_are_those_of_the_rows_of_all_folds_together(trained):
     assert {config.seeds for config in configs} == {(5, 7), (8, 10)}
     assert {config.split_seed for config in configs} == {42, 43}
     y_NM = data.correct_NM
-    by_seed = {name: [] for name in METRICS if name not in ("accuracy", "cost", "aiq")}
+    by_seed = {name: [] for name in LEFT_OUT}
     fold_N = np.empty(len(data), int)
     for f, (_, test) in enumerate(data.folds(4, 0)):
         fold_N[np.isin(data.ids, test.ids)] = f
@@ -115,7 +116,8 @@ def test_figures_are_those_of_the_rows_of_all_folds_together(trained):
         assert difference["value"] == pytest.approx(row["value"] - good[metric]["value"])
         assert difference["low"] < difference["value"] < difference["high"]
         # Paired: what both have in common cancels, so the same recipe differs by nothing at all.
-        assert same[metric] == good[metric]
+        for key in ("value", "low", "high", "seed_sd"):
+            assert same[metric][key] == pytest.approx(good[metric][key], abs=1e-6)
         for key in ("value", "low", "high"):
             assert same["difference"][metric][key] == pytest.approx(0, abs=1e-6)
     assert poor["difference"]["mean_auc"]["high"] < 0
@@ -154,7 +156,7 @@ def test_baselines_compete_and_costs_are_weighed(trained):
     assert accuracy_T[0] == pytest.approx(rows["good"]["accuracy"]["value"])
     assert cost_T[-1] == pytest.approx(rows["cheapest"]["cost"]["value"])
     assert (low_T <= accuracy_T).all() and (accuracy_T <= high_T).all()
-    assert rows["good"]["calibration"]["mean_ece"] > 0
+    assert 0 < rows["good"]["ece"]["low"] < rows["good"]["ece"]["value"]
     # AIQ: the area under the hull of its settings and the cheapest target, over the single costs.
     points = np.array([[cost, right] for cost, right, *_ in rows["good"]["frontier"]])
     singles = np.array([[cost, right] for _, cost, right in found["singles"]])
@@ -168,6 +170,65 @@ def test_baselines_compete_and_costs_are_weighed(trained):
     labels = [text.get_text() for text in draw(found).legends[0].get_texts()]
     assert {"good", "oracle", "single targets"} <= set(labels)
     json.dumps(found, allow_nan=False)
+
+
+def test_difficulty_is_claimed_only_beyond_the_name_of_the_dataset(trained):
+    data, _, trainings = trained
+    good = {"good": RECIPES["good"]}
+    found = compare(STORE, data, good, CONFIG, n_folds=2, draws=100, control=True, dataset_folds=9)
+    assert len(trainings) == 2 + 2 + 5
+    dataset_of = dict(zip(data.ids, data.datasets, strict=True))
+    outcome_of = dict(zip(data.ids, data.y_NM, strict=True))
+    for train, _, _ in trainings[2:4]:
+        names = np.array([dataset_of[i] for i in train.ids])
+        real_NM = np.array([outcome_of[i] for i in train.ids])
+        for name in set(names):
+            at = names == name
+            for column, real in zip(train.y_NM[at].T, real_NM[at].T, strict=True):
+                np.testing.assert_array_equal(np.sort(column), np.sort(real))
+        assert (train.y_NM != real_NM)[np.isfinite(real_NM)].mean() > 0.2
+    for train, _, _ in trainings[4:]:
+        assert len({dataset_of[i] for i in train.ids}) == 4
+    row = found["contestants"][0]
+    # This contestant predicts alike whatever it is trained on, so nothing is claimed.
+    assert row["control"]["value"] == pytest.approx(row["mean_within_dataset_auc"]["value"])
+    assert row["claims_difficulty"] is False
+    assert row["left_out"]["mean_auc"]["value"] == pytest.approx(row["mean_auc"]["value"])
+    assert row["left_out"]["headroom_captured"]["value"] > 0
+    only = found["dataset_only"]
+    assert only["mean_auc"]["value"] > 0.5
+    assert only["mean_within_dataset_auc"]["value"] == pytest.approx(0.5, abs=0.1)
+    assert {part["dataset"] for part in row["per_dataset"]} == set(data.datasets)
+    part = row["per_dataset"][0]
+    assert part["best_single_accuracy"] < part["accuracy"] < part["oracle_accuracy"]
+    text = "\n".join(comparison_lines(found))
+    assert "NOT above its shuffled control" in text and "(the name of the dataset alone)" in text
+    assert "datasets not trained on (5 folds)" in text
+    bare = dataclasses.replace(data, datasets=None)
+    with pytest.raises(ValueError, match="do not name their datasets"):
+        compare(STORE, bare, good, CONFIG, control=True)
+    with pytest.raises(ValueError, match="dataset_folds: expected 0 or at least 2, got 1"):
+        compare(STORE, data, good, CONFIG, dataset_folds=1)
+
+
+def test_the_saving_is_at_a_setting_chosen_on_other_folds(trained):
+    data, _, _ = trained
+    priced = dataclasses.replace(data, prices_M2=np.array([[1.0, 1], [2, 2], [8, 8]]))
+    store = types.SimpleNamespace(
+        identity={"encoder_id": "e"}, query_tokens_N=np.full(len(data), 50),
+        rows_of=lambda ids: np.array([data.ids.index(name) for name in ids]),
+    )  # fmt: skip
+    contestants = {"good": RECIPES["good"], "best_single": BASELINES["best_single"]}
+    good, single = compare(store, priced, contestants, CONFIG, draws=200)["contestants"]
+    saving = good["saving"]
+    # It knows much: as accurate as the best single target it costs less, give or take chance.
+    assert saving["accuracy"] == pytest.approx(saving["best_single_accuracy"], abs=0.03)
+    assert 0.05 < saving["probability_below_best_single"] < 0.95
+    assert good["cost_save"]["low"] > 0
+    # Who always answers alike has no setting to turn.
+    assert single["cost_save"] is None and single["saving"] is None
+    assert good["perf_gain"]["low"] > 0 and good["gain_at_best"]["value"] > 0
+    assert good["apgr"] is None  # It compares two targets.
 
 
 def test_intervals_are_about_as_wide_as_the_formula_says(trained):
@@ -210,7 +271,7 @@ def test_a_stopped_job_keeps_what_is_finished(trained, tmp_path, monkeypatch):
     data, _, trainings = trained
     with monkeypatch.context() as patch:
         patch.setattr(jobs, "stop_requested", lambda: len(trainings) == 2)
-        with pytest.raises(jobs.Stopped, match="2 of 9 fits done"):
+        with pytest.raises(jobs.Stopped, match="2 of 12 fits done"):
             compare(STORE, data, RECIPES, CONFIG, n_folds=3, workdir=tmp_path)
     compare(STORE, data, RECIPES, CONFIG, n_folds=3, workdir=tmp_path)
     assert len(trainings) == 6
@@ -245,7 +306,8 @@ def test_without_datasets_or_complete_rows(trained):
     assert row["mean_auc"]["value"] > 0.5
     assert row["mean_within_dataset_auc"] is None and row["headroom_captured"] is None
     assert row["difference"]["headroom_captured"] is None
-    assert "  poor  none  difference none" in comparison_lines(found)
+    # What nobody has a number of is not shown.
+    assert not {"mean_within_dataset_auc", "headroom_captured", "cost"} & {*comparison_lines(found)}
     with pytest.raises(ValueError, match="contestants: expected at least 1, got 0"):
         compare(STORE, data, {}, CONFIG)
 

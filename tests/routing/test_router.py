@@ -176,6 +176,31 @@ def test_saved_and_loaded_it_decides_the_same(router, tmp_path, tiny_data):
     assert Router.load(tmp_path / "router").policy == Argmax()
 
 
+def test_a_kernel_answers_with_the_ensemble_and_goes_to_disk_with_it(parts, encoder, tmp_path):
+    store, test, train = parts
+    config = dataclasses.replace(CONFIG, kernel=True)
+    router = fit_router(store, train, Recipe.all_layers(pca_dim=20), config)
+    x_NC, kernel = router.read(store, test.ids), router.kernel
+    p_NM = router.predict(x_NC, calibrated=False)
+    wanted_NM = kernel.mix(router.trunk.predict(x_NC), kernel.predict(x_NC))
+    np.testing.assert_array_equal(p_NM, wanted_NM)
+    # The ensemble is the one that is trained without a kernel, and the share is not its alone.
+    alone = fit_router(store, train, Recipe.all_layers(pca_dim=20), CONFIG)
+    np.testing.assert_array_equal(alone.trunk.predict(x_NC), router.trunk.predict(x_NC))
+    assert kernel.share_M[0] > 0 and np.abs(p_NM - alone.predict(x_NC, calibrated=False)).max() > 0
+    router.save(tmp_path)
+    again = Router.load(tmp_path, encoder)
+    np.testing.assert_array_equal(again.predict(x_NC), router.predict(x_NC))
+    query = test.queries[0]
+    routed, stored_M = again.route(query).probabilities, router.predict(x_NC[:1])[0]
+    np.testing.assert_allclose(list(routed.values()), stored_M, atol=0.01)
+    known = [i for i in range(60) if np.isfinite(test.correct_NM[i, 0])]
+    outcomes = {test.ids[i]: float(test.correct_NM[i, 0]) for i in known}
+    again.add_target("new", outcomes, stores=store)
+    np.testing.assert_array_equal(again.predict(x_NC)[:, :-1], router.predict(x_NC))
+    assert again.kernel.share_M[-1] == 0
+
+
 def test_calibration_is_saved_and_leaves_the_ranking(router, parts, tmp_path):
     store, test, train = parts
     assert router.training["calibration_rows"] == "validation"
@@ -247,7 +272,7 @@ def test_half_a_router_is_refused(router, tmp_path):
         Router.load(tmp_path / "router")
     value = json.loads((tmp_path / "kept.json").read_text())
     for change, message in (
-        ({"schema_version": 99}, "schema version 3"),
+        ({"schema_version": 99}, "schema version 4"),
         ({"arrays_digest": "0"}, "not what router.json was written with"),
     ):
         (tmp_path / "router/router.json").write_text(json.dumps(value | change))

@@ -73,7 +73,7 @@ def test_the_head_is_what_its_objective_says(world):
             (np.logaddexp(0, z) - y * z).sum() + 0.5 * 7 * (w[:-1] ** 2).sum() + 5e-4 * w[-1] ** 2
         )
 
-    weights, shift = head_lib._logistic(x, y, offset, 7.0)
+    weights, shift = head_lib.logistic_regression(x, y, offset, 7.0)
     np.testing.assert_allclose(
         np.append(weights, shift), minimize(objective, np.zeros(5), tol=1e-10).x, atol=1e-4
     )

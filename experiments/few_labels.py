@@ -1,0 +1,70 @@
+"""How many outcomes a new target needs: each target is left out in turn and learnt from a few.
+
+    python -m experiments.few_labels --workdir=runs/a --data=train.jsonl --store=runs/a/store \
+        --families=llama,gemma,mistral,qwen
+
+Nine targets, 4,608 queries, ten draws of six sizes: some ten minutes on two quiet CPU cores.
+Finished targets lie in few_labels/, and the same command goes on from there. Writes
+few_labels.json and few_labels.png.
+"""
+
+import dataclasses
+
+from absl import flags
+
+import routerjax as rj
+from experiments import options
+
+options.define(
+    "workdir", "seed", "data", "pool", "store", "recipe", "layers", "pooling", "pca_dim",
+    "members", "keep", "epochs", required=("workdir", "data", "store"),
+)  # fmt: skip
+flags.DEFINE_list("families", [], "A target is of the first of these that its name contains.")
+flags.DEFINE_list("sizes", ["25", "50", "100", "250", "500", "1000"], "Numbers of outcomes.")
+flags.DEFINE_integer("draws", 10, "Random sets of outcomes of each size.", 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The flags."""
+
+    workdir: str
+    seed: int
+    data: str
+    pool: str | None
+    store: str
+    recipe: str
+    layers: str
+    pooling: str
+    pca_dim: int
+    members: int
+    keep: int
+    epochs: int
+    families: list[str]
+    sizes: list[str]
+    draws: int
+
+
+def main() -> None:
+    """Measures what is missing and prints the table."""
+    config = options.read(Config)
+    data, _ = options.read_data(config)
+    folder = rj.Folder(config.workdir)
+    rj.jobs.write_config(folder, config)
+    found = rj.few_labels(
+        options.open_stores(config.store),
+        data,
+        config.families,
+        rj.parse_recipe(config.recipe, config.layers, config.pooling, config.pca_dim),
+        options.trunk_config(config),
+        sizes=[int(size) for size in config.sizes],
+        draws=config.draws,
+        seed=config.seed,
+        workdir=folder,
+    )
+    rj.save_few_labels(found, folder)
+    print("\n".join(rj.few_labels_lines(found)))
+
+
+if __name__ == "__main__":
+    rj.jobs.run(main)

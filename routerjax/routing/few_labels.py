@@ -1,0 +1,273 @@
+"""few_labels: how many outcomes a new target needs, and what the frozen trunk is worth to it.
+
+Each target is left out in turn: a trunk is trained on the others, and the target's head is learnt
+from a few outcomes of its own (`trunk.head`). Beside it, on the same outcomes and features, stand
+an L2 logistic regression from scratch and nearest neighbours; all are judged on the same queries,
+which no training saw.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from routerjax import jobs
+from routerjax.data import groups as grouping
+from routerjax.data.dataset import RoutingDataset
+from routerjax.features.feature_map import Stores
+from routerjax.features.features import fit_features
+from routerjax.features.recipe import Recipe
+from routerjax.files import Folder
+from routerjax.probes.auc import roc_auc
+from routerjax.routing.network import outcomes
+from routerjax.trunk.calibrate import log_loss
+from routerjax.trunk.config import TrunkConfig
+from routerjax.trunk.head import fit_head, logistic_regression, with_head
+from routerjax.trunk.net import Trunk
+from routerjax.trunk.train import train as train_trunk
+
+SIZES = (25, 50, 100, 250, 500, 1000)
+METHODS = ("frozen trunk", "frozen trunk, no family", "from scratch", "nearest neighbours")
+PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+NEIGHBOURS = (5, 10, 20, 40, 80, 160)
+_FOLDS = 5
+
+
+def few_labels(
+    stores: Stores,
+    data: RoutingDataset,
+    families: Sequence[str] = (),
+    recipe: Recipe | None = None,
+    config: TrunkConfig | None = None,
+    *,
+    sizes: Sequence[int] = SIZES,
+    draws: int = 10,
+    test_fraction: float = 0.25,
+    seed: int = 0,
+    workdir: Any = None,
+) -> dict[str, Any]:
+    """AUC of a left-out target against the number of its outcomes that are known.
+
+    Args:
+      stores: The hidden states; several are joined by query id.
+      data: The rows.
+      families: Texts; a target is of the first family whose text its name contains, and of a family
+        of its own where there is none. "frozen trunk, no family" is a trunk that was trained
+        without the targets of the left-out target's family.
+      recipe: Features, which must not be chosen by outcomes; by default all layers, PCA 200.
+      config: The ensemble; by default as published.
+      sizes: Numbers of outcomes; those that the training rows do not have are left out.
+      draws: Random sets of outcomes of each size, nested: a larger one holds the smaller.
+      test_fraction: Share of rows, whole groups, on which all are judged.
+      seed: Of the split and of the sets.
+      workdir: Folder that keeps finished targets in few_labels/.
+
+    Returns:
+      JSON values: `sizes`, `draws`, `n_test`, `auc` by target, method and size (a list over draws),
+      `mean` by method and size ({"value", "low", "high"}: mean over targets and draws, 95%
+      interval of Student's t over targets), and `over_scratch`, the same of the difference to "from
+      scratch".
+
+    Raises:
+      ValueError: There are fewer than three targets, or the recipe chooses by outcomes.
+      jobs.Stopped: SIGTERM came; finished targets are kept.
+    """
+    recipe = Recipe.all_layers() if recipe is None else recipe
+    config = TrunkConfig() if config is None else config
+    if len(data.targets) < 3:
+        raise ValueError(f"data: expected at least three targets, got {len(data.targets)}")
+    folder = None if workdir is None else Folder(workdir) / "few_labels"
+    if folder is not None:
+        jobs.claim(folder, "label curve", {
+            "recipe": recipe.to_json(), "trunk": config.to_json(), "sizes": list(sizes),
+            "draws": draws, "seed": seed, "test_fraction": test_fraction,
+            "families": list(families), "targets": list(data.targets), "n": len(data),
+        })  # fmt: skip
+    test, rest = data.split(test_fraction, seed)
+    held, fit = rest.split(config.val_fraction, config.split_seed)
+    features = fit_features(recipe, stores, fit)
+    x_NC = features.apply_store(stores, fit.ids + held.ids + test.ids)
+    parts = tuple(np.split(x_NC, np.cumsum([len(fit), len(held)])))
+    rows = (fit, held, test)
+    auc: dict[str, dict[str, list[list[float | None]]]] = {}
+    with jobs.progress_bar(len(data.targets), 0, "targets", "few labels") as bar:
+        for m, target in enumerate(data.targets):
+            name = f"target{m:03d}.json"
+            found = None if folder is None else folder.read_json(name)
+            if found is None:
+                if jobs.stop_requested():
+                    raise jobs.Stopped(f"Stopped with {bar.n} of {bar.total} targets done.")
+                found = _of_target(parts, rows, m, families, config, sizes, draws, seed)
+                if folder is not None:
+                    folder.write_json(name, found)
+            auc[target] = found
+            bar.update()
+    value_MQSD = np.array(
+        [[found[method] for method in METHODS] for found in auc.values()], np.float64
+    )
+    scratch = METHODS.index("from scratch")
+    return {
+        "sizes": list(sizes),
+        "draws": draws,
+        "n_test": len(test),
+        "recipe": recipe.to_json(),
+        "auc": auc,
+        "mean": _summaries(value_MQSD),
+        "over_scratch": _summaries(value_MQSD - value_MQSD[:, [scratch]]),
+    }
+
+
+def few_labels_lines(found: dict[str, Any]) -> list[str]:
+    """The label curve as a table of text, a row a method."""
+    width = max(map(len, METHODS))
+    lines = [
+        f"AUC of a new target on {found['n_test']:,} queries against the number of its outcomes, "
+        f"mean over {len(found['auc'])} targets left out in turn and {found['draws']} draws; in "
+        f"brackets over training from scratch, with the 95% interval over targets",
+        " ".join([f"{'':{width}}", *(f"{size:>30}" for size in found["sizes"])]),
+    ]
+    for method in METHODS:
+        cells = []
+        for mean, lead in zip(found["mean"][method], found["over_scratch"][method], strict=True):
+            if mean is None:
+                cells.append("–")
+            elif method == "from scratch":
+                cells.append(f"{mean['value']:.3f}")
+            else:
+                cells.append(
+                    f"{mean['value']:.3f} ({lead['value']:+.3f} [{lead['low']:+.3f}, "
+                    f"{lead['high']:+.3f}])"
+                )
+        lines.append(" ".join([f"{method:{width}}", *(f"{cell:>30}" for cell in cells)]))
+    return lines
+
+
+def _of_target(
+    parts: tuple[np.ndarray, ...],
+    rows: tuple[RoutingDataset, ...],
+    m: int,
+    families: Sequence[str],
+    config: TrunkConfig,
+    sizes: Sequence[int],
+    draws: int,
+    seed: int,
+) -> dict[str, list[list[float | None]]]:
+    """AUC of one target by method: [sizes][draws], None where there is none."""
+    x_fit, x_held, x_test = parts
+    fit, held, test = rows
+    y_fit_NM, y_held_NM = outcomes(fit, config), outcomes(held, config)
+    targets = fit.targets
+    others = [o for o in range(len(targets)) if o != m]
+    kind = _family(targets[m], families)
+    strangers = [o for o in others if _family(targets[o], families) != kind]
+    trunks: dict[str, Trunk] = {}
+    for method, pool in zip(METHODS[:2], (others, strangers), strict=True):
+        if len(pool) == len(others) and trunks:
+            trunks[method] = trunks[METHODS[0]]
+        elif pool:
+            trunks[method], _ = train_trunk(
+                x_fit, y_fit_NM[:, pool], x_held, y_held_NM[:, pool], config
+            )
+    # The new target's outcomes come from all rows that are not judged.
+    x_NC = np.concatenate([x_fit, x_held])
+    y_N = np.concatenate([fit.correct_NM[:, m], held.correct_NM[:, m]])
+    group_N = np.array(fit.groups + held.groups)
+    y_test_N = test.correct_NM[:, m]
+    found: dict[str, list[list[float | None]]] = {
+        method: [[None] * draws for _ in sizes] for method in METHODS
+    }
+    predict: dict[str, Callable[..., np.ndarray]] = {
+        method: functools.partial(_by_head, trunk) for method, trunk in trunks.items()
+    }
+    predict |= {"from scratch": _from_scratch, "nearest neighbours": _neighbours}
+    for d in range(draws):
+        order_N = np.random.default_rng([seed, m, d]).permutation(np.flatnonzero(np.isfinite(y_N)))
+        for s, size in enumerate(sizes):
+            some = order_N[:size]
+            if len(some) < size or np.ptp(y_N[some]) == 0:
+                continue
+            for method, function in predict.items():
+                p_N = function(x_NC[some], y_N[some].astype(np.float64), group_N[some], x_test)
+                auc = roc_auc(p_N, y_test_N)
+                found[method][s][d] = auc if np.isfinite(auc) else None
+    return found
+
+
+def _family(target: str, families: Sequence[str]) -> str:
+    return next((family for family in families if family in target), target)
+
+
+def _by_head(
+    trunk: Trunk, x_NC: np.ndarray, y_N: np.ndarray, group_N: np.ndarray, x_nC: np.ndarray
+) -> np.ndarray:
+    head = fit_head(trunk, x_NC, y_N, group_N.tolist())
+    return with_head(trunk, head).predict(x_nC)[:, -1]
+
+
+def _from_scratch(
+    x_NC: np.ndarray, y_N: np.ndarray, group_N: np.ndarray, x_nC: np.ndarray
+) -> np.ndarray:
+    """L2 logistic regression, its strength by log loss over folds of whole groups."""
+    mean_C = x_NC.mean(axis=0)
+    x_NC, x_nC = x_NC - mean_C, x_nC - mean_C
+
+    def fitted(fit_N: np.ndarray, penalty: float, x_nC: np.ndarray) -> np.ndarray:
+        zero_n = np.zeros(fit_N.sum())
+        weight_C, bias = logistic_regression(x_NC[fit_N], y_N[fit_N], zero_n, penalty)
+        return 1 / (1 + np.exp(-(x_nC @ weight_C + bias)))
+
+    fold_N = grouping.folds(group_N.tolist(), min(_FOLDS, len(set(group_N.tolist()))), 0)
+    losses = []
+    for penalty in PENALTIES:
+        p_N = np.full(len(y_N), y_N.mean())
+        for f in np.unique(fold_N):
+            fit_N = fold_N != f
+            if np.ptp(y_N[fit_N]) > 0:
+                p_N[~fit_N] = fitted(fit_N, penalty, x_NC[~fit_N])
+        losses.append(log_loss(p_N, y_N).mean())
+    return fitted(np.ones(len(y_N), bool), PENALTIES[int(np.argmin(losses))], x_nC)
+
+
+def _neighbours(
+    x_NC: np.ndarray, y_N: np.ndarray, group_N: np.ndarray, x_nC: np.ndarray
+) -> np.ndarray:
+    """Share of right answers among the k nearest by cosine; k by log loss, each row left out."""
+    unit_NC, unit_nC = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (x_NC, x_nC))
+    own_NN = unit_NC @ unit_NC.T
+    own_NN[group_N[:, None] == group_N[None]] = -np.inf  # Itself and its like.
+    mean = y_N.mean()
+
+    def share(similarity_nN: np.ndarray, k: int) -> np.ndarray:
+        near_nK = np.argpartition(-similarity_nN, k - 1, axis=1)[:, :k]
+        known_nK = np.isfinite(np.take_along_axis(similarity_nN, near_nK, axis=1))
+        return ((y_N[near_nK] * known_nK).sum(axis=1) + mean) / (known_nK.sum(axis=1) + 1)
+
+    ks = [k for k in NEIGHBOURS if k < len(y_N)] or [1]
+    losses = [log_loss(share(own_NN, k), y_N).mean() for k in ks]
+    return share(unit_nC @ unit_NC.T, ks[int(np.argmin(losses))])
+
+
+# 97.5% quantiles of Student's t with 1 to 30 degrees of freedom.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
+      2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
+      2.052, 2.048, 2.045, 2.042)  # fmt: skip
+
+
+def _summaries(value_MQSD: np.ndarray) -> dict[str, list[dict[str, float] | None]]:
+    """By method, for each size: mean over targets of the mean over draws, and its interval."""
+    return {
+        method: [_summary(value_MD) for value_MD in np.moveaxis(value_MQSD[:, q], 1, 0)]
+        for q, method in enumerate(METHODS)
+    }
+
+
+def _summary(value_MD: np.ndarray) -> dict[str, float] | None:
+    known_MD = value_MD[np.isfinite(value_MD).any(axis=1)]
+    if len(known_MD) < 2:
+        return None
+    mean_M = np.nanmean(known_MD, axis=1)
+    t = _T[len(mean_M) - 2] if len(mean_M) - 2 < len(_T) else 1.96
+    half = t * mean_M.std(ddof=1) / np.sqrt(len(mean_M))
+    mean = float(mean_M.mean())
+    return {"value": mean, "low": float(mean - half), "high": float(mean + half)}

@@ -1,0 +1,90 @@
+"""The label curve, on a pool in which a new target is like the others."""
+
+import json
+
+import numpy as np
+import pytest
+
+from routerjax.data.dataset import RoutingDataset
+from routerjax.routing import few_labels as lib
+from routerjax.routing.few_labels import METHODS, few_labels, few_labels_lines
+from routerjax.routing.few_labels_plot import draw
+from routerjax.trunk.config import TrunkConfig
+
+CONFIG = TrunkConfig(hidden=(16, 8), dropout=(0.1, 0.0), epochs=25, seeds=(1, 2), keep=2,
+                     batch_size=128)  # fmt: skip
+N, WIDTH = 700, 40
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """Four targets whose outcomes hang on one direction of forty; each has another threshold."""
+    rng = np.random.default_rng(1)
+    x_NC = rng.normal(size=(N, WIDTH)).astype(np.float32)
+    logit_NM = 2.5 * x_NC[:, :1] + np.array([-0.8, 0.0, 0.4, 0.9])[None]
+    y_NM = (rng.random((N, 4)) < 1 / (1 + np.exp(-logit_NM))).astype(np.float32)
+    y_NM[rng.random((N, 4)) < 0.05] = np.nan
+    ids = tuple(f"q{i}" for i in range(N))
+    names = ("gem-a", "gem-b", "quart-a", "sole")
+    return RoutingDataset(ids, ids, names, y_NM, tuple(f"g{i // 2}" for i in range(N))), x_NC
+
+
+class _Features:
+    def __init__(self, x_NC):
+        self._x_NC = x_NC
+
+    def apply_store(self, stores, ids):
+        return self._x_NC[[int(name[1:]) for name in ids]]
+
+
+def test_a_frozen_trunk_needs_fewer_labels(pool, monkeypatch, tmp_path):
+    data, x_NC = pool
+    trained = []
+    train = lib.train_trunk
+
+    def spy(x_fit, y_fit, *rest):
+        trained.append(y_fit.shape[1])
+        return train(x_fit, y_fit, *rest)
+
+    monkeypatch.setattr(lib, "train_trunk", spy)
+    monkeypatch.setattr(lib, "fit_features", lambda *_: _Features(x_NC))
+    kwargs = {"sizes": (20, 60, 5000), "draws": 2, "workdir": tmp_path}
+    found = few_labels(None, data, ("gem", "quart"), config=CONFIG, **kwargs)
+    # Without its family: two strangers for either gem; the others have no family but themselves.
+    assert trained == [3, 2, 3, 2, 3, 3]
+    for small in range(2):
+        lead = found["over_scratch"]["frozen trunk"][small]
+        assert lead["low"] < lead["value"] < lead["high"] and lead["value"] > 0.02
+    assert found["mean"]["frozen trunk"][0]["value"] > 0.8
+    # More labels help where nothing is known beforehand.
+    few, more, none = found["mean"]["from scratch"]
+    assert more["value"] > few["value"] and none is None
+    assert found["auc"]["sole"]["frozen trunk"] == found["auc"]["sole"]["frozen trunk, no family"]
+    # A second call has nothing to do; other settings are refused.
+    assert few_labels(None, data, ("gem", "quart"), config=CONFIG, **kwargs) == found
+    assert len(trained) == 6
+    with pytest.raises(ValueError, match="another label curve"):
+        few_labels(None, data, ("gem",), config=CONFIG, **kwargs)
+    text = "\n".join(few_labels_lines(found))
+    assert all(method in text for method in METHODS)
+    assert len(draw(found).axes) == 2
+    json.dumps(found, allow_nan=False)
+
+
+def test_two_targets_are_too_few(pool):
+    with pytest.raises(ValueError, match="at least three targets, got 2"):
+        few_labels(None, pool[0].select_targets(("gem-a", "sole")))
+
+
+def test_neighbours_leave_the_row_and_its_group_out(monkeypatch):
+    # Rows in pairs of equal features and outcome, which otherwise is chance: by its twin a row is
+    # foretold from one neighbour, by its like from none.
+    monkeypatch.setattr(lib, "NEIGHBOURS", (1, 200))
+    rng = np.random.default_rng(0)
+    x_NC = np.repeat(rng.normal(size=(200, 5)), 2, axis=0)
+    y_N = np.repeat(rng.integers(0, 2, 200), 2).astype(float)
+    group_N = np.repeat(np.arange(200), 2).astype(str)
+    x_nC = rng.normal(size=(50, 5))
+    assert np.ptp(lib._neighbours(x_NC, y_N, group_N, x_nC)) < 0.3
+    apart_N = np.arange(400).astype(str)
+    assert np.ptp(lib._neighbours(x_NC, y_N, apart_N, x_nC)) == 0.5

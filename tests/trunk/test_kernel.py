@@ -1,0 +1,66 @@
+"""The kernel regression: its formula, missing outcomes, its share, and the way to disk and back."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from sklearn.kernel_ridge import KernelRidge
+
+from routerjax.trunk import kernel as lib
+from routerjax.trunk.kernel import Kernel, fit_kernel
+
+
+@pytest.fixture
+def split(rows):
+    """Training rows that know two targets alike and a third less often; a guess for the others."""
+    x, y, x_val, y_val = (a.copy() for a in rows)
+    y[:, 1], y_val[:, 1] = y[:, 0], y_val[:, 0]
+    return x, y, x_val, y_val, np.full(y_val.shape, 0.5, np.float32)
+
+
+def test_it_is_kernel_ridge_on_the_rows_observed(split, monkeypatch):
+    x, y, x_val, y_val, p_VM = split
+    monkeypatch.setattr(lib, "WIDTHS", (0.5,))
+    monkeypatch.setattr(lib, "RIDGES", (2.0,))
+    kernel = fit_kernel(x, y, x_val, y_val, p_VM)
+    found = kernel.predict(x_val)
+    for m in range(3):
+        seen = np.isfinite(y[:, m])
+        mean = y[seen, m].mean()
+        peer = KernelRidge(alpha=2.0, kernel="rbf", gamma=1 / (2 * kernel.width))
+        wanted = mean + peer.fit(x[seen], y[seen, m] - mean).predict(x_val)
+        np.testing.assert_allclose(found[:, m], np.clip(wanted, 0.005, 0.995), atol=2e-5)
+        assert not kernel.alpha_NM[~seen, m].any()
+
+
+def test_the_share_goes_to_who_knows(split):
+    x, y, x_val, y_val, p_VM = split
+    kernel = fit_kernel(x, y, x_val, y_val, p_VM)
+    assert kernel.share_M[0] > 0.7
+    # Beside an ensemble that knows the truth it has nothing to say.
+    truth = np.where(np.isnan(y_val), 0.5, 0.05 + 0.9 * y_val)
+    kernel = fit_kernel(x, y, x_val, y_val, truth)
+    assert kernel.share_M[0] == 0
+    np.testing.assert_array_equal(kernel.mix(p_VM, kernel.predict(x_val)), p_VM)
+    half = dataclasses.replace(kernel, share_M=np.full(3, 0.5, np.float32))
+    own = kernel.predict(x_val)
+    members = np.stack([p_VM, 1 - p_VM, truth.astype(np.float32)])
+    np.testing.assert_allclose(half.mix(members, own)[2], (truth + own) / 2, atol=1e-6)
+
+
+def test_of_many_rows_a_part_is_remembered(split, monkeypatch):
+    x, y, x_val, y_val, p_VM = split
+    monkeypatch.setattr(lib, "MOST_ROWS", 100)
+    assert len(fit_kernel(x, y, x_val, y_val, p_VM).x_NC) == 100
+
+
+def test_it_comes_back_from_its_arrays_and_takes_a_silent_target(split):
+    kernel = fit_kernel(*split)
+    again = Kernel.from_arrays(kernel.to_json(), kernel.arrays())
+    x_val = split[2]
+    np.testing.assert_array_equal(again.predict(x_val), kernel.predict(x_val))
+    more = kernel.with_silent_target()
+    p_NM = np.random.default_rng(0).random((len(x_val), 4)).astype(np.float32)
+    mixed = more.mix(p_NM, more.predict(x_val))
+    np.testing.assert_array_equal(mixed[:, 3], p_NM[:, 3])
+    assert np.abs(mixed[:, :3] - p_NM[:, :3]).max() > 0.1
