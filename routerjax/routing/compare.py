@@ -11,41 +11,31 @@ what a dataset looks like and nothing else. Only where the one's interval lies a
 difficulty claimed. With `dataset_folds` everything is done once more with folds of whole datasets.
 """
 
-import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from routerjax import jobs
 from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
 from routerjax.features.feature_map import Stores, as_tuple
-from routerjax.features.recipe import Recipe
 from routerjax.files import Folder
 from routerjax.probes.bootstrap import group_weights
-from routerjax.probes.controls import shuffled
 from routerjax.routing.baselines import BASELINES, Baseline
 from routerjax.routing.compare_datasets import dataset_folds_of, per_dataset
 from routerjax.routing.compare_figures import (
     LEFT_OUT,
     METRICS,
-    Found,
     auc_figures,
     choice_figures,
     figures_of,
     summary,
 )
-from routerjax.routing.costs import CostModel
-from routerjax.routing.fit import fit_router
+from routerjax.routing.compare_fits import Contestant, Run, predict_folds
 from routerjax.routing.intervals import LEVEL
-from routerjax.routing.plan import Plan
 from routerjax.trunk.config import TrunkConfig
-
-Contestant = Recipe | Plan | Baseline
 
 
 def compare(
@@ -120,16 +110,18 @@ def compare(
     everyone = [*contestants.values()] + [BASELINES["dataset"]] * named
     probabilistic_R = [_probabilistic(contestant) for contestant in everyone]
     learning_R = [r for r in range(len(contestants)) if _learns(everyone[r])]
-    runs = [_Run("", everyone, fold_N)]
+    runs = [Run("", everyone, fold_N)]
     if control:
-        runs.append(_Run("shuffled-", [everyone[r] for r in learning_R], fold_N, shuffle=True))
+        runs.append(Run("shuffled-", [everyone[r] for r in learning_R], fold_N, shuffle=True))
     if dataset_folds:
         apart_N = dataset_folds_of(data, dataset_folds, seed)
         contesting = everyone[: len(contestants)]
-        runs.append(_Run(f"without{apart_N.max() + 1}-", contesting, apart_N))
+        runs.append(Run(f"without{apart_N.max() + 1}-", contesting, apart_N))
     total = sum(len(run.contestants) * (run.fold_N.max() + 1) for run in runs) * n_seeds
     with jobs.progress_bar(total, 0, "fits", "compare") as bar:
-        founds = [_predict(run, stores, data, config, n_seeds, seed, folder, bar) for run in runs]
+        founds = [
+            predict_folds(run, stores, data, config, n_seeds, seed, folder, bar) for run in runs
+        ]
     (found, choices), *others = founds
     weight_BN = group_weights(data.groups, draws, seed)
     figures = figures_of(found, probabilistic_R, data, weight_BN, fold_N)
@@ -190,70 +182,6 @@ def compare(
     }
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Run:
-    """Contestants to be fitted in each of some folds.
-
-    Attributes:
-      prefix: Of the names of its fits in the workdir.
-      contestants: [R].
-      fold_N: [N] folds.
-      shuffle: Whether training outcomes are shuffled within each dataset.
-    """
-
-    prefix: str
-    contestants: list[Contestant]
-    fold_N: np.ndarray
-    shuffle: bool = False
-
-
-def _predict(
-    run: _Run,
-    stores: Stores,
-    data: RoutingDataset,
-    config: TrunkConfig,
-    n_seeds: int,
-    seed: int,
-    folder: Folder | None,
-    bar: Any,
-) -> tuple[Found, list[list[dict[str, Any]]]]:
-    """Out-of-fold predictions and costs, and what each fit chose, by contestant."""
-    found = Found.empty(len(run.contestants), n_seeds, data)
-    choices: list[list[dict[str, Any]]] = [[] for _ in run.contestants]
-    for r, k, f in np.ndindex(len(run.contestants), n_seeds, int(run.fold_N.max()) + 1):
-        contestant, test_N = run.contestants[r], run.fold_N == f
-        name = f"{_digest(contestant)}/{run.prefix}seed{k}-fold{f}"
-        fit = None if folder is None else _read(folder, name)
-        if fit is None:
-            if jobs.stop_requested():
-                raise jobs.Stopped(f"Stopped with {bar.n} of {bar.total} fits done.")
-            train = data.select(_apart(data, test_N))
-            if run.shuffle:
-                train = _shuffled(train, seed)
-            fit = _fit(stores, train, data.select(test_N), contestant, _with_seed(config, k))
-            if folder is not None:
-                _write(folder, name, *fit)
-        arrays, about = fit
-        found.p_RKNM[r, k, test_N] = arrays["p_NM"]
-        found.before_RKNM[r, k, test_N] = arrays["before_NM"]
-        found.single_RKN[r, k, test_N] = data.targets.index(about["best_single"])
-        choices[r].append({"seed": k, "fold": int(f)} | about)
-        bar.update()
-    _cost(found, stores, data, run.fold_N)
-    return found, choices
-
-
-def _apart(data: RoutingDataset, test_N: np.ndarray) -> np.ndarray:
-    """[N] bool, rows of other groups than the test rows have."""
-    group_N = np.asarray(data.groups)
-    return ~test_N & ~np.isin(group_N, group_N[test_N])
-
-
-def _shuffled(train: RoutingDataset, seed: int) -> RoutingDataset:
-    _, dataset_N = np.unique(np.asarray(train.datasets, str), return_inverse=True)
-    return dataclasses.replace(train, y_NM=shuffled(train.y_NM, dataset_N, seed))
-
-
 def _learns(contestant: Contestant) -> bool:
     """Whether it estimates probabilities from training outcomes."""
     return not isinstance(contestant, Baseline) or (
@@ -272,74 +200,6 @@ def _probabilistic(contestant: Contestant) -> bool:
 
 def _by_target(data: RoutingDataset, auc_KM: np.ndarray) -> dict[str, float]:
     return dict(zip(data.targets, auc_KM.mean(axis=0).tolist(), strict=True))
-
-
-def _fit(
-    stores: Stores,
-    train: RoutingDataset,
-    test: RoutingDataset,
-    contestant: Contestant,
-    config: TrunkConfig,
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """P(correct) [n, M] of the test rows, calibrated and before, and what is to know of it."""
-    best_single = int(np.argmax(np.nanmean(train.correct_NM, axis=0, dtype=np.float64)))
-    about: dict[str, Any] = {"best_single": train.targets[best_single]}
-    if isinstance(contestant, Baseline):
-        p_NM = contestant.predict(stores, train, test, config)
-        return {"p_NM": p_NM, "before_NM": p_NM}, about
-    plan = Plan(contestant) if isinstance(contestant, Recipe) else contestant
-    router = fit_router(stores, train, plan.recipe, plan.config(config))
-    before_NM = router.predict_store(stores, test.ids, calibrated=False)
-    about |= {
-        "choices": router.training["choices"],
-        "fitted": router.features.recipe.to_json(),
-        "n_features": router.features.width,
-        "calibration": list(router.calibration.methods),
-        "kernel_share": None if router.kernel is None else float(router.kernel.share_M[0]),
-    }
-    return {"p_NM": router.calibration.apply(before_NM), "before_NM": before_NM}, about
-
-
-def _cost(found: Found, stores: Stores, data: RoutingDataset, fold_N: np.ndarray) -> None:
-    """Fills in expected and paid costs, fold by fold with the training rows' median lengths."""
-    if data.prices_M2 is None:
-        return
-    store = as_tuple(stores)[0]
-    tokens_N = store.query_tokens_N[store.rows_of(data.ids)]
-    for f in range(fold_N.max() + 1):
-        costs, test_N = CostModel.fit(data.select(fold_N != f)), fold_N == f
-        expected_NM = costs.expected(tokens_N[test_N])
-        paid_NM, _ = costs.paid(tokens_N[test_N], data.select(test_N))
-        if expected_NM is not None and paid_NM is not None:
-            found.expected_NM[test_N], found.paid_NM[test_N] = expected_NM, paid_NM
-
-
-def _with_seed(config: TrunkConfig, k: int) -> TrunkConfig:
-    """The k-th training: other members, another validation split."""
-    span = max(config.seeds) - min(config.seeds) + 1
-    seeds = tuple(seed + k * span for seed in config.seeds)
-    return dataclasses.replace(config, seeds=seeds, split_seed=config.split_seed + k)
-
-
-def _read(folder: Folder, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """A finished fit; the JSON is written last, without it there is none."""
-    about, arrays = folder.read_json(f"{name}.json"), folder.read_bytes(f"{name}.safetensors")
-    if about is None or arrays is None:
-        return None
-    return safetensors.numpy.load(arrays), about
-
-
-def _write(folder: Folder, name: str, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-    whole = {key: np.ascontiguousarray(value, np.float32) for key, value in arrays.items()}
-    folder.write_bytes(f"{name}.safetensors", safetensors.numpy.save(whole))
-    folder.write_json(f"{name}.json", about)
-
-
-def _digest(contestant: Contestant) -> str:
-    """A folder name for a contestant: its kind, and what tells it from others of that kind."""
-    value = contestant.to_json()
-    text = json.dumps(value, sort_keys=True)
-    return f"{value['kind']}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
 
 
 def _job(

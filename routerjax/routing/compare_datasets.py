@@ -8,7 +8,7 @@ from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
 from routerjax.probes.auc import auc_by_group
 from routerjax.routing.breakdown import mean
-from routerjax.routing.compare_figures import Found
+from routerjax.routing.compare_found import Found
 from routerjax.routing.frontier import take
 from routerjax.routing.policy import Argmax
 

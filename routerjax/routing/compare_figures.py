@@ -1,6 +1,5 @@
 """The figures of a comparison: from out-of-fold predictions to values, replicates and frontiers."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,11 +9,10 @@ from routerjax.data.dataset import RoutingDataset
 from routerjax.probes.auc_draws import AucDraws, auc_draws, within_auc_draws
 from routerjax.probes.bootstrap import reverse_percentile
 from routerjax.routing.compare_field import FIELD, field_figures
-from routerjax.routing.field_metrics import aiq
+from routerjax.routing.compare_found import Found, Settings
 from routerjax.routing.frontier import take
 from routerjax.routing.intervals import LEVEL
-from routerjax.routing.metrics import TOLERANCES
-from routerjax.routing.policy import Argmax, Tolerance
+from routerjax.routing.policy import Argmax
 from routerjax.routing.reliability import BINS, bin_rows, calibrated_floor
 
 METRICS = (
@@ -32,33 +30,6 @@ LEFT_OUT = ("mean_auc", "mean_within_dataset_auc", "headroom_captured")
 
 # (value [R, K], replicates [B, R, K]) of one metric.
 Figure = tuple[np.ndarray, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Found:
-    """Out-of-fold predictions of R contestants with K seeds; filled in fold by fold.
-
-    Attributes:
-      p_RKNM: [R, K, N, M] P(correct) as a policy sees it.
-      before_RKNM: [R, K, N, M] the same before calibration, by which AUC ranks.
-      single_RKN: [R, K, N] the best single target by the training rows of the row's fold.
-      expected_NM: [N, M] USD per query as known before the answer; NaN where unknown.
-      paid_NM: [N, M] USD per query as paid; NaN where unknown.
-    """
-
-    p_RKNM: np.ndarray
-    before_RKNM: np.ndarray
-    single_RKN: np.ndarray
-    expected_NM: np.ndarray
-    paid_NM: np.ndarray
-
-    @classmethod
-    def empty(cls, n_contestants: int, n_seeds: int, data: RoutingDataset) -> "Found":
-        """Nothing found yet."""
-        shape = (n_contestants, n_seeds, *data.y_NM.shape)
-        p_RKNM, before_RKNM = (np.full(shape, np.nan, np.float32) for _ in range(2))
-        expected_NM, paid_NM = (np.full(shape[2:], np.nan) for _ in range(2))
-        return cls(p_RKNM, before_RKNM, np.zeros(shape[:3], np.int64), expected_NM, paid_NM)
 
 
 class Figures(NamedTuple):
@@ -119,7 +90,7 @@ def figures_of(
     of["aiq"] = _no_figure(shape)
     if priced and complete_N.any():
         at = np.flatnonzero(complete_N)
-        judge = _Settings(found, correct_NM, at, weight_BN)
+        judge = Settings(found, correct_NM, at, weight_BN)
         for r, k in np.ndindex(n_contestants, n_seeds):
             of["aiq"][0][r, k], of["aiq"][1][:, r, k] = judge.aiq(r, k)
         frontier = [judge.frontier(r) for r in range(n_contestants)]
@@ -222,64 +193,6 @@ def summary(figure: Figure, r: int, against: int | None = None) -> dict[str, Any
         "seed_sd": float(value_K.std(ddof=1)) if len(value_K) > 1 else None,
         "by_seed": value_K.tolist(),
     }
-
-
-class _Settings:
-    """Where the tolerance policy lands at each of its settings, on the complete rows and in draws.
-
-    Args:
-      found: The predictions.
-      correct_NM: [N, M] outcomes.
-      at: [n] the complete rows.
-      weight_BN: [B, N] of the draws.
-    """
-
-    def __init__(self, found: Found, correct_NM: np.ndarray, at: np.ndarray, weight_BN: np.ndarray):
-        self._found, self._at = found, at
-        self._correct_nM, self._paid_nM = correct_NM[at], found.paid_NM[at]
-        # The rows as they are, then as they are drawn.
-        weight_Bn = np.asarray(weight_BN, np.float64)[:, at]
-        weight_Bn = np.concatenate([np.ones((1, len(at))), weight_Bn])
-        self._share_Bn = weight_Bn / weight_Bn.sum(axis=1, keepdims=True)
-        self._cheap_BM, self._single_BM = (
-            self._share_Bn @ each_nM for each_nM in (self._paid_nM, self._correct_nM)
-        )
-
-    def points(self, r: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Cost and accuracy [1 + B, T] of a contestant and seed; the first row is the value."""
-        p_nM, expected_nM = self._found.p_RKNM[r, k][self._at], self._found.expected_NM[self._at]
-        choice_Tn = [Tolerance(tau).choose(p_nM, expected_nM) for tau in TOLERANCES]
-        cost_nT, right_nT = (
-            np.stack([take(each_nM, choice_n) for choice_n in choice_Tn], axis=1)
-            for each_nM in (self._paid_nM, self._correct_nM)
-        )
-        return self._share_Bn @ cost_nT, self._share_Bn @ right_nT
-
-    def aiq(self, r: int, k: int) -> tuple[float, np.ndarray]:
-        """AIQ and its replicates [B], from the cheapest single target to the dearest."""
-        cost_BT, right_BT = self.points(r, k)
-        order_BM = np.argsort(self._cheap_BM, axis=1)
-        low_B, high_B = (
-            np.take_along_axis(self._cheap_BM, order_BM[:, [m]], axis=1)[:, 0] for m in (0, -1)
-        )
-        start_B1 = np.take_along_axis(self._single_BM, order_BM[:, :1], axis=1)
-        value_B = aiq(
-            np.concatenate([cost_BT, low_B[:, None]], axis=1),
-            np.concatenate([right_BT, start_B1], axis=1),
-            low_B,
-            high_B,
-        )
-        return float(value_B[0]), value_B[1:]
-
-    def frontier(self, r: int) -> list[list[float]]:
-        """[T, 4] cost, accuracy and the ends of its interval, means over seeds."""
-        n_seeds = self._found.p_RKNM.shape[1]
-        cost_BT, right_BT = (
-            np.mean(each, axis=0)
-            for each in zip(*(self.points(r, k) for k in range(n_seeds)), strict=True)
-        )
-        ends = reverse_percentile(right_BT[0], right_BT[1:], LEVEL)
-        return np.column_stack([cost_BT[0], right_BT[0], *ends]).tolist()
 
 
 def _ece(

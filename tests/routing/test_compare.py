@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from routerjax import jobs
 from routerjax.features.recipe import Recipe
 from routerjax.features.recipe_flags import parse_recipe, parse_recipes
-from routerjax.routing import compare as compare_lib
+from routerjax.routing import compare_fits
 from routerjax.routing.baselines import BASELINES
 from routerjax.routing.compare import compare
 from routerjax.routing.compare_figures import LEFT_OUT
@@ -56,7 +56,7 @@ def trained(make_pool, monkeypatch):
             kernel=None,
         )
 
-    monkeypatch.setattr(compare_lib, "fit_router", fit)
+    monkeypatch.setattr(compare_fits, "fit_router", fit)
     return data, p_NM, trainings
 
 
