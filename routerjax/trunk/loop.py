@@ -15,19 +15,8 @@ from jax.sharding import PartitionSpec as P
 from routerjax import jobs
 from routerjax.trunk.checkpoint import Checkpoints
 from routerjax.trunk.net import init_members
-from routerjax.trunk.step import (
-    DEVICES,
-    Data,
-    Losses,
-    Program,
-    Setting,
-    State,
-    Turns,
-    init_key,
-    optimiser,
-    run_epoch,
-    turn_sizes,
-)
+from routerjax.trunk.state import Data, Losses, Program, Setting, State, Turns, turn_sizes
+from routerjax.trunk.step import DEVICES, init_key, optimiser, run_epoch
 
 logger = logging.getLogger(__name__)
 

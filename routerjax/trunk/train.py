@@ -14,7 +14,7 @@ from routerjax.trunk.checkpoint import Checkpoints
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.loop import Layout, Loop, restore, run
 from routerjax.trunk.net import Trunk
-from routerjax.trunk.step import Data, Program, Setting
+from routerjax.trunk.state import Data, Program, Setting
 
 logger = logging.getLogger(__name__)
 
