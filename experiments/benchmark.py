@@ -1,24 +1,40 @@
 """Measures routerjax against the published PyTorch way, in turn, on this machine.
 
-    make bench                                            # simulated queries, MiniLM, CPU
+    make bench                                            # simulated queries, MiniLM, CPU, 10 min
     python -m experiments.benchmark --workdir=runs/bench --data=train.jsonl --suite=capture,sweep
+    python -m experiments.benchmark --scale=accelerator --suite=encoders    # real sizes, no hub
 
 Contestants run A B A B after a warm-up; results are checked equal before a time is shown; medians
-and the ratios of each pair. Writes benchmark.json. Needs the `bench` extra.
+and the ratios of each pair. Writes benchmark.json, benchmark.md and benchmark.png. Peers come with
+the `bench` extra; those that are not installed are left out.
 """
 
+import contextlib
 import dataclasses
+import logging
+import os
+import shlex
+import signal
+import sys
+import time
 
+import jax
 from absl import flags
 
 import routerjax as rj
 from experiments import options
-from experiments.suites import SUITES
+from experiments.bench import guard, machine, table
+from experiments.bench.session import SCALES, Session
+from experiments.bench.suites import SUITES
 
 options.define("workdir", "seed", "data", "pool", "encoder")
 flags.DEFINE_list("suite", list(SUITES), f"Suites: {', '.join(SUITES)}.")
-flags.DEFINE_integer("n_queries", 1000, "Queries of the capture suite; 0 for all.", 0)
+flags.DEFINE_enum("scale", "cpu", list(SCALES), "Sizes of the suites.")
+flags.DEFINE_integer("n_queries", 0, "Queries of the capture suite; 0 for those of the scale.", 0)
 flags.DEFINE_integer("rounds", 5, "Rounds of A B.", 1)
+flags.DEFINE_integer("cpu_devices", 2, "Devices that JAX makes of a CPU.", 1)
+flags.DEFINE_bool("profile", False, "Write a jax.profiler trace of each suite into --workdir.")
+flags.DEFINE_string("guard", None, "Fail where a ratio is under half of that in this guard.json.")
 flags.FLAGS.set_default("workdir", "runs/benchmark")
 
 
@@ -32,27 +48,59 @@ class Config:
     pool: str | None
     encoder: str | None
     suite: list[str]
+    scale: str
     n_queries: int
     rounds: int
+    cpu_devices: int
+    profile: bool
+    guard: str | None
 
 
 def main() -> None:
     """Runs the suites."""
+    # Nothing here goes on where it stopped; suites that are done are on disk.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Said once a round, it would be all there is to see.
+    logging.getLogger("routerjax").setLevel(logging.WARNING)
     config = options.read(Config)
     unknown = [name for name in config.suite if name not in SUITES]
     if unknown:
         raise ValueError(f"--suite: expected some of {', '.join(SUITES)}, got {unknown[0]!r}")
-    if config.data:
-        data, _ = options.read_data(config)
-    else:
-        data = rj.simulate(4000, config.seed)
-    encoder = options.load_encoder(config)
-    results = {name: SUITES[name](config, encoder, data) for name in config.suite}
-    folder = rj.Folder(config.workdir)
-    folder.write_json("benchmark.json", rj.jobs.describe_run(config) | {"results": results})
-    for name, found in results.items():
-        print(f"{name}: {found['ratio']:.2f}x the peer (pairs {min(found['ratios']):.2f} to "
-              f"{max(found['ratios']):.2f}); {found['seconds']}")  # fmt: skip
+    if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+    # torch needs its share of an accelerator.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    # What compiling takes is part of what is shown.
+    jax.config.update("jax_enable_compilation_cache", False)
+    folder, start, results = rj.Folder(config.workdir), time.monotonic(), {}
+    session = Session(config)
+    for name in config.suite:
+        traced: contextlib.AbstractContextManager = contextlib.nullcontext()
+        if config.profile:
+            traced = jax.profiler.trace(str(folder.local_path() / "profile" / name))
+        began = time.monotonic()
+        with traced:
+            results[name] = SUITES[name](session)
+        results[name]["minutes"] = (time.monotonic() - began) / 60
+        run = rj.jobs.describe_run(config) | {
+            "hardware": machine.describe(),
+            "command": shlex.join(["python", "-m", "experiments.benchmark", *sys.argv[1:]]),
+            "minutes": (time.monotonic() - start) / 60,
+        }
+        # After each suite: what has been measured is not lost with the next one.
+        folder.write_json("benchmark.json", run | {"results": results})
+        text = table.markdown(results, run)
+        folder.write_bytes("benchmark.md", text.encode())
+        picture = table.picture(results)
+        if picture:
+            folder.write_bytes("benchmark.png", picture)
+        print(table.suite(name, results[name]), flush=True)
+    folder.write_json("guard.json", run | {"ratios": guard.ratios(results)})
+    if config.guard:
+        lines, fallen = guard.compare(results, config.guard)
+        print("\n".join(lines))
+        if fallen:
+            raise RuntimeError(f"ratios have fallen under half: {'; '.join(fallen)}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import orbax.checkpoint as ocp
 
 from routerjax import jobs
 from routerjax.files import Folder
@@ -25,8 +24,9 @@ class Checkpoints:
         self.folder = Folder(folder)
         jobs.claim(self.folder, "training job", job)
         path = self.folder.local_path() if self.folder.is_local else self.folder.path
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
-        self._manager = ocp.CheckpointManager(path, options=options)
+        self._orbax = _orbax()
+        options = self._orbax.CheckpointManagerOptions(max_to_keep=1, create=True)
+        self._manager = self._orbax.CheckpointManager(path, options=options)
 
     def restore(self, like: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
         """The newest whole checkpoint, or None.
@@ -37,12 +37,12 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return None
-        found = self._manager.restore(step, args=ocp.args.StandardRestore(like))
+        found = self._manager.restore(step, args=self._orbax.args.StandardRestore(like))
         return {name: np.asarray(value) for name, value in found.items()}
 
     def save(self, step: int, arrays: dict[str, np.ndarray]) -> None:
         """Writes a checkpoint; returns when the arrays are copied, not when they are on disk."""
-        self._manager.save(step, args=ocp.args.StandardSave(arrays))
+        self._manager.save(step, args=self._orbax.args.StandardSave(arrays))
 
     def close(self) -> None:
         """Waits until everything is on disk."""
@@ -52,7 +52,7 @@ class Checkpoints:
 
 def save_arrays(folder: Folder, arrays: dict[str, np.ndarray]) -> None:
     """Writes arrays by name, once and for all, waiting for the disk."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _orbax().StandardCheckpointer() as checkpointer:
         checkpointer.save(_path(folder), arrays, force=True)
 
 
@@ -63,11 +63,18 @@ def load_arrays(folder: Folder) -> dict[str, np.ndarray]:
       ValueError: There is nothing whole in the folder.
     """
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _orbax().StandardCheckpointer() as checkpointer:
             found = checkpointer.restore(_path(folder))
     except (ValueError, OSError, KeyError) as error:
         raise ValueError(f"{folder.path} holds no whole arrays: {error}") from error
     return {name: np.asarray(value) for name, value in found.items()}
+
+
+def _orbax() -> Any:
+    """Orbax, whose import takes long, only where something is kept or read."""
+    import orbax.checkpoint
+
+    return orbax.checkpoint
 
 
 def _path(folder: Folder) -> Any:

@@ -1,0 +1,1 @@
+"""The benchmark: contestants that run in turn, suite by suite, and what is shown of them."""

@@ -1,0 +1,226 @@
+"""The capture and encoders suites: queries to pooled hidden states."""
+
+import dataclasses
+import pathlib
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+import routerjax as rj
+from experiments.bench import checkpoints, machine, session, turns
+from experiments.bench.hugging_face import HuggingFace
+from experiments.bench.turns import Contestant, Work
+
+_OURS = "routerjax: jit, buckets"
+# A float16 store keeps 11 bits of each state.
+_STORED = 1e-3
+# Two ways of rounding bfloat16 through tens of blocks.
+_BFLOAT16 = 5e-2
+_SPAN = np.array([[0, 1]], np.int32)
+
+
+def capture(s: session.Session) -> dict[str, Any]:
+    """All states, last and mean, of the session's queries, to disk."""
+    data, encoder = s.some(s.scale.capture), s.encoder
+    eager = data.queries[: s.scale.eager]
+    fixed = data.queries[: max(len(data) // 10, 2)]
+    tokens_of = {n: int(encoder.prompter(data.queries[:n]).lengths_N.sum())
+                 for n in (len(eager), len(fixed), len(data))}  # fmt: skip
+    longest = int(encoder.prompter(data.queries).lengths_N.max())
+
+    def run_eager(turn: int) -> np.ndarray:
+        with jax.disable_jit():
+            return fixed_batches(encoder, eager, 4, None)
+
+    def run_fixed(turn: int) -> np.ndarray:
+        rows = max(1, encoder.default_batch_tokens // longest)
+        return fixed_batches(encoder, fixed, rows, longest)
+
+    share_of = {n: tokens / tokens_of[len(data)] for n, tokens in tokens_of.items()}
+    more = [
+        Contestant("jit, one shape, file order", run_fixed, share_of[len(fixed)]),
+        Contestant("no jit (op by op), batches of 4", run_eager, share_of[len(eager)], False),
+    ]
+    left_out = []
+    several = session.several_devices()
+    if several:
+        left_out.append(several)
+    else:
+        wide = rj.Encoder.from_pretrained(s.source, mesh=rj.make_mesh("auto"))
+        name = f"jit, buckets, {wide.n_devices} devices"
+        more.insert(0, Contestant(name, lambda turn: extract(wide, data)))
+    found = race(s, encoder, s.source, data, more, len(data))
+    found["left_out"] = left_out + found["left_out"]
+    found["title"] = (
+        f"{len(data)} queries, {tokens_of[len(data)]:,} tokens, {encoder!r}: all hidden states, "
+        f"last and mean. routerjax writes its store to disk, the others keep theirs in memory."
+    )
+    found["scaling"] = scaling(s, encoder, data)
+    return found
+
+
+def encoders(s: session.Session) -> dict[str, Any]:
+    """Shapes people use, random weights, simulated token ids; one race a shape."""
+    dtype = "float32" if machine.on_cpu() else "bfloat16"
+    found: dict[str, Any] = {"title": "", "rows": [], "agreement": {}, "left_out": [], "rates": {}}
+    titles = []
+    for name, n, mean_tokens in s.scale.shapes:
+        with tempfile.TemporaryDirectory() as folder:
+            path = checkpoints.write(pathlib.Path(folder) / name, checkpoints.SHAPES[name], dtype)
+            encoder = rj.Encoder.from_pretrained(path, mesh=rj.make_mesh("data:1"))
+            data = checkpoints.queries(n, mean_tokens, s.seed)
+            tokens = encoder.prompter(data.queries).lengths_N.cumsum()
+            few = max(4, int(np.searchsorted(tokens, s.scale.peer_tokens)))
+            one = race(s, encoder, path, data, [], few)
+            del encoder
+        for row in one["rows"]:
+            row["contestant"] = f"{name}: {row['contestant']}"
+        titles.append(f"{name}, {n} queries, {tokens[-1]:,} tokens")
+        found["rows"] += one["rows"]
+        found["agreement"] |= {f"{name}, {key}": v for key, v in one["agreement"].items()}
+        found["left_out"] += [text for text in one["left_out"] if text not in found["left_out"]]
+        found["rates"] |= {f"{name} {key}": value for key, value in one["rates"].items()}
+    found["title"] = (
+        f"Random weights, {dtype}, all hidden states, last and mean: {'; '.join(titles)}. 'Times "
+        f"ours' is within a shape."
+    )
+    return found
+
+
+def race(
+    s: session.Session,
+    encoder: rj.Encoder,
+    source: str,
+    data: rj.RoutingDataset,
+    more: Sequence[Contestant],
+    few: int,
+) -> dict[str, Any]:
+    """extract against Hugging Face, which reads the first `few` queries."""
+    deepest = encoder.n_states - 1
+    prompts = encoder.prompter(data.queries)
+    lengths_N, tokens = prompts.lengths_N, int(prompts.lengths_N.sum())
+    flops = sum(encoder.flops(int(n), deepest) for n in lengths_N)
+    contestants = [Contestant(_OURS, lambda turn: extract(encoder, data)), *more]
+    left_out = []
+    if session.installed("torch"):
+        dtype = encoder.identity["compute_dtype"]
+        peer = HuggingFace(source, dtype, encoder.max_tokens)
+        share = int(lengths_N[:few].sum()) / tokens
+
+        def peers(run: Callable[[Sequence[str]], np.ndarray]) -> Callable[[int], np.ndarray]:
+            return lambda turn: run(data.queries[: few if turn else min(few, 16)])
+
+        def share_of(turn: int) -> float:
+            return share if turn else int(lengths_N[: min(few, 16)].sum()) / tokens
+
+        contestants += [
+            Contestant("Hugging Face torch, as published", peers(peer.published), share_of, False),
+            Contestant("Hugging Face torch, at its best", peers(peer.best), share_of, False),
+        ]
+    else:
+        left_out.append(f"{session.TORCH} in capture")
+    whole_N = ~prompts.truncated_N  # Middle and right truncation differ.
+    most = _STORED if encoder.identity["compute_dtype"] == "float32" else _BFLOAT16
+
+    padding: list[float] = []
+
+    def agree(results: dict[str, Any]) -> dict[str, float]:
+        ours = results.pop(_OURS)
+        padding.append(ours.padding)
+        h_NLPD = ours.states(data.ids)
+        found = {}
+        for name, theirs in results.items():
+            theirs = theirs.states(data.ids) if isinstance(theirs, Extracted) else theirs
+            whole = whole_N[: len(theirs)]
+            error = turns.largest_relative(h_NLPD[: len(theirs)][whole], theirs[whole])
+            found[name] = turns.require(name, error, most)
+        return found
+
+    work = Work(flops, tokens=tokens)
+    found = turns.in_turn(contestants, s.rounds, work, agree, encoder.identity["compute_dtype"])
+    found["rows"][0]["padding"] = padding[0]
+    return found | {"left_out": left_out}
+
+
+@dataclasses.dataclass(frozen=True)
+class Extracted:
+    """A store in a folder of its own, which goes when this does."""
+
+    store: rj.ActivationStore
+    folder: tempfile.TemporaryDirectory
+
+    @property
+    def padding(self) -> float:
+        """Share of the tokens computed that are padding."""
+        padded = sum(commit["padded_tokens"] for commit in self.store.commits())
+        return 1 - int(self.store.n_tokens_N.sum()) / padded
+
+    def states(self, ids: Sequence[str]) -> np.ndarray:
+        """h_NLPD of these queries."""
+        blocks = [h_LPRD for _, h_LPRD in self.store.blocks()]
+        return np.concatenate(blocks, axis=2)[:, :, self.store.rows_of(ids)].transpose(2, 0, 1, 3)
+
+
+def extract(encoder: rj.Encoder, data: rj.RoutingDataset) -> Extracted:
+    """All states of the queries, on disk."""
+    folder = tempfile.TemporaryDirectory()
+    return Extracted(rj.extract(encoder, data, folder.name), folder)
+
+
+def fixed_batches(
+    encoder: rj.Encoder, queries: Sequence[str], rows: int, length: int | None
+) -> np.ndarray:
+    """h_NLPD of batches in file order, each padded to one length, or to its own longest."""
+    prompts = encoder.prompter(queries)
+    layers = tuple(range(encoder.n_states))
+    pooled = []
+    for start in range(0, len(queries), rows):
+        batch = prompts.tokens[start : start + rows]
+        tokens_BT = np.zeros((rows, length or max(map(len, batch))), np.int32)
+        lengths_B, spans_B2 = np.ones(rows, np.int32), np.tile(_SPAN, (rows, 1))
+        for b, ids in enumerate(batch):
+            tokens_BT[b, : len(ids)], lengths_B[b] = ids, len(ids)
+        spans_B2[: len(batch)] = prompts.spans_N2[start : start + rows]
+        h_LPBD = encoder.forward((tokens_BT, lengths_B, spans_B2), layers, ("last", "mean"))
+        pooled.append(np.asarray(h_LPBD).transpose(2, 0, 1, 3)[: len(batch)])
+    return np.concatenate(pooled)
+
+
+def scaling(
+    s: session.Session, encoder: rj.Encoder, data: rj.RoutingDataset
+) -> list[dict[str, Any]]:
+    """Time against queries, prompt length, layers and devices."""
+    n = len(data)
+
+    def of_queries(some: int) -> Callable[[], Any]:
+        return lambda: extract(encoder, data.select(np.arange(some)))
+
+    def forward(length: int, rows: int, deepest: int, with_: rj.Encoder) -> Callable[[], Any]:
+        tokens_BT = np.random.default_rng(0).integers(100, 10000, (rows, length), np.int32)
+        batch = (tokens_BT, np.full(rows, length, np.int32), np.tile(_SPAN, (rows, 1)))
+        return lambda: with_.forward(batch, (deepest,), ("mean",)).block_until_ready()
+
+    top, most = encoder.n_states - 1, min(encoder.max_tokens, 512)
+    per_batch = max(1, encoder.default_batch_tokens // most)
+    rows = [
+        turns.scaling("extract", "queries", [n // 4, n // 2, n], of_queries, s.rounds),
+        turns.scaling(f"a batch of {per_batch} prompts", "prompt length",
+                      [most // 8, most // 4, most // 2, most],
+                      lambda t: forward(t, per_batch, top, encoder), s.rounds),
+        turns.scaling(f"a batch of {4 * per_batch} prompts of {most // 4} tokens", "layers",
+                      sorted({max(1, top // 4), max(1, top // 2), top}),
+                      lambda depth: forward(most // 4, 4 * per_batch, depth, encoder), s.rounds),
+    ]  # fmt: skip
+    if not session.several_devices():
+        counts = [k for k in (1, 2, 4, 8, 16) if k <= len(jax.local_devices())]
+
+        def on_devices(k: int) -> Callable[[], Any]:
+            wide = rj.Encoder.from_pretrained(s.source, mesh=rj.make_mesh(f"data:{k}"))
+            return forward(most // 4, 16 * per_batch, top, wide)
+
+        what = f"a batch of {16 * per_batch} prompts of {most // 4} tokens"
+        rows.append(turns.scaling(what, "devices", counts, on_devices, s.rounds))
+    return rows

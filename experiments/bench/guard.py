@@ -1,0 +1,49 @@
+"""The regression guard: ratios in small against those that are committed."""
+
+import json
+import pathlib
+from typing import Any
+
+# A shared CI machine is noisy; what falls under half is a regression.
+LEAST = 0.5
+
+
+def ratios(results: dict[str, Any]) -> dict[str, float]:
+    """Every contestant's time over ours, by "suite: contestant"."""
+    return {
+        f"{name}: {row['contestant']}": round(row["ratio"]["median"], 3)
+        for name, found in results.items()
+        for row in found.get("rows", [])[1:]
+    }
+
+
+def compare(results: dict[str, Any], path: str) -> tuple[list[str], list[str]]:
+    """The table, and the ratios that have fallen under half of what is committed.
+
+    Args:
+      results: By suite.
+      path: A JSON file of `ratios`; what is not in it, or not measured here, is only shown.
+
+    Raises:
+      ValueError: There is no such file.
+    """
+    try:
+        committed = json.loads(pathlib.Path(path).read_text())["ratios"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"--guard={path}: expected a guard.json, as every run leaves one in its --workdir, "
+            f"cannot read it: {error!r}"
+        ) from error
+    found = ratios(results)
+    lines, fallen = ["| times ours | committed | now | |", "| --- | --- | --- | --- |"], []
+    for name in committed | found:
+        was, now = committed.get(name), found.get(name)
+        verdict = ""
+        if was is None or now is None:
+            verdict = "not measured here" if now is None else "not committed"
+        elif now < LEAST * was:
+            verdict = "fallen under half"
+            fallen.append(f"{name}: {now} of {was}")
+        cells = [name, *("" if value is None else f"{value:.2f}" for value in (was, now)), verdict]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines, fallen

@@ -1,0 +1,152 @@
+"""What the suites of one run share: sizes, encoder, queries, the store of their hidden states."""
+
+import dataclasses
+import functools
+import importlib.util
+from typing import Any
+
+import jax
+import numpy as np
+
+import routerjax as rj
+from experiments import options
+
+TORCH = "torch is not installed (pip install '.[bench]'): what it would do"
+SCIKIT_LEARN = "scikit-learn is not installed (pip install '.[bench]'): what it would do"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Sizes of the suites.
+
+    Attributes:
+      queries: Simulated queries, where no label file is given.
+      capture: Queries of the capture suite.
+      eager: Of them, those run without compilation.
+      shapes: (name in checkpoints.SHAPES, queries, mean tokens) of the encoders suite.
+      peer_tokens: Tokens of an encoder's queries that its peers read, scaled to all.
+      numpy_rows: Rows of the probes suite.
+      sweep_dims: PCA widths of the sweep.
+      sweep_share: Share of the sweep's cells that scikit-learn computes.
+      trunks: Members of the trunks suite; of them, those trained one by one.
+      alone: How many of them are trained one by one, and in torch.
+      depths: Blocks of the deep encoders whose compilation is timed.
+      processes: Fresh processes that are started, cold and warm.
+    """
+
+    queries: int
+    capture: int
+    eager: int
+    shapes: tuple[tuple[str, int, int], ...]
+    peer_tokens: int
+    numpy_rows: int
+    sweep_dims: tuple[int, ...]
+    sweep_share: float
+    trunks: int
+    alone: int
+    depths: tuple[int, ...]
+    processes: int
+
+
+SCALES = {
+    "cpu": Scale(
+        queries=3000,
+        capture=800,
+        eager=8,
+        shapes=(("smollm2-135m", 48, 64), ("qwen3-0.6b", 8, 64)),
+        peer_tokens=10**9,
+        numpy_rows=3000,
+        sweep_dims=(50, 100, 150, 200, 300),
+        sweep_share=0.02,
+        trunks=40,
+        alone=5,
+        depths=(8, 64),
+        processes=2,
+    ),
+    "guard": Scale(
+        queries=1000,
+        capture=250,
+        eager=4,
+        shapes=(("smollm2-135m", 8, 64),),
+        peer_tokens=10**9,
+        numpy_rows=1000,
+        sweep_dims=(50, 100),
+        sweep_share=0.03,
+        trunks=10,
+        alone=2,
+        depths=(8, 64),
+        processes=1,
+    ),
+    "accelerator": Scale(
+        queries=20000,
+        capture=20000,
+        eager=64,
+        shapes=(("qwen3-0.6b", 100_000, 256), ("qwen3-8b", 4096, 256)),
+        peer_tokens=2**17,
+        numpy_rows=20000,
+        sweep_dims=(50, 100, 150, 200, 300),
+        sweep_share=0.02,
+        trunks=1000,
+        alone=5,
+        depths=(8, 64),
+        processes=3,
+    ),
+}
+
+
+class Session:
+    """One run of the benchmark.
+
+    Attributes:
+      folder: For stores and checkpoints of this run.
+      scale: Sizes.
+      rounds: Timed rounds.
+      seed: Of all that is drawn.
+      source: Folder or hub id of the encoder.
+      encoder: It, on one device.
+      data: The queries.
+    """
+
+    def __init__(self, config: Any):
+        self.folder = rj.Folder(config.workdir)
+        self.scale = SCALES[config.scale]
+        self.rounds: int = config.rounds
+        self.seed: int = config.seed
+        self._config = config
+
+    @functools.cached_property
+    def source(self) -> str:
+        return self._config.encoder or options.minilm()
+
+    @functools.cached_property
+    def encoder(self) -> rj.Encoder:
+        return rj.Encoder.from_pretrained(self.source, mesh=rj.make_mesh("data:1"))
+
+    @functools.cached_property
+    def data(self) -> rj.RoutingDataset:
+        if self._config.data:
+            return options.read_data(self._config)[0]
+        return rj.simulate(max(self._config.n_queries, self.scale.queries), self.seed)
+
+    @functools.cached_property
+    def store(self) -> rj.ActivationStore:
+        """All hidden states of the queries, last and mean; kept for a second run."""
+        return rj.extract(self.encoder, self.data, self.folder / "store")
+
+    def some(self, n: int) -> rj.RoutingDataset:
+        """A random sample of the queries, in their order; --n_queries overrides its size."""
+        n = min(self._config.n_queries or n, len(self.data))
+        chosen = np.random.default_rng(self.seed).choice(len(self.data), n, replace=False)
+        return self.data.select(np.sort(chosen))
+
+
+def installed(*modules: str) -> bool:
+    """Whether all of these can be imported; none is."""
+    return all(importlib.util.find_spec(name) is not None for name in modules)
+
+
+def several_devices() -> str | None:
+    """Why nothing can be split over devices; None where it can."""
+    if len(jax.local_devices()) > 1:
+        return None
+    return "several devices: there is one (on CPU, --cpu_devices=2 makes two)"

@@ -1,0 +1,131 @@
+"""What is shown of the results: a Markdown table, lines, and one picture."""
+
+import importlib.util
+import io
+from typing import Any
+
+_MIB = 2**20
+_HEAD = ("contestant", "seconds", "times ours", "compiling s", "limit", "share of it", "padding",
+         "tokens/s", "host MiB", "device MiB")  # fmt: skip
+
+
+def markdown(results: dict[str, Any], run: dict[str, Any]) -> str:
+    """All suites as one Markdown text.
+
+    Args:
+      results: By suite, as the suites return them.
+      run: Of `describe_run`, with `hardware` and `command`.
+    """
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    hardware = run["hardware"]
+    lines = [
+        "# Benchmark",
+        "",
+        f"    {run['command']}",
+        "",
+        f"{hardware['cpu']}, {hardware['cores']} cores; {', '.join(hardware['devices'])}. "
+        f"{versions}; revision {run['git_revision']}. {run['minutes']:.1f} minutes.",
+        "",
+        "Contestants ran in turn after a warm-up of each; seconds are medians, 'times ours' the "
+        "median ratio of the pairs with their range. 'Share of it' is the work without padding "
+        "over the machine's matrix-product rate (compute) or bandwidth (memory), measured in the "
+        "same rounds. Results were checked equal first.",
+    ]
+    return "\n".join([*lines, "", *(suite(name, found) for name, found in results.items())])
+
+
+def suite(name: str, found: dict[str, Any]) -> str:
+    """One suite as Markdown."""
+    lines = [f"## {name}", "", f"{found['title']} {found['minutes']:.1f} minutes.", ""]
+    lines += _rows(found.get("rows", []))
+    return "\n".join([*lines, *(f"- {text}" for text in notes(found))]) + "\n"
+
+
+def notes(found: dict[str, Any]) -> list[str]:
+    """What stands beside a suite's rows: scaling, agreement, figures, what was left out."""
+    lines = [f"left out: {text}" for text in found.get("left_out", [])]
+    for row in found.get("scaling", []):
+        points = ", ".join(
+            f"{value:g}: {seconds:.3g} s"
+            for value, seconds in zip(row["values"], row["seconds"], strict=True)
+        )
+        slope = row["exponent"]
+        power = "" if slope is None else f"; exponent {slope:.2f}"
+        lines.append(f"{row['what']} against {row['against']}: {points}{power}")
+    lines += [f"{key}: {_number(value)}" for key, value in found.get("figures", {}).items()]
+    lines += [f"agreement, {key}: {value:.1e}" for key, value in found.get("agreement", {}).items()]
+    lines += [f"measured {key}: {value:.3g}" for key, value in found.get("rates", {}).items()]
+    return lines
+
+
+def picture(results: dict[str, Any]) -> bytes | None:
+    """Bars of every suite, seconds on a logarithmic axis, as PNG; None without matplotlib."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return None
+    from matplotlib.figure import Figure
+
+    shown = {name: found for name, found in results.items() if found.get("rows")}
+    if not shown:
+        return None
+    heights = [1 + len(found["rows"]) for found in shown.values()]
+    figure = Figure(figsize=(9, 0.32 * sum(heights) + 0.8), layout="constrained")
+    axes = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for ax, (name, found) in zip(axes, shown.items(), strict=True):
+        rows = found["rows"][::-1]
+        seconds = [row["seconds"] for row in rows]
+        colours = ["#2a6f97"] + ["#a9b4c2"] * (len(rows) - 1)
+        ax.barh(range(len(rows)), seconds, color=colours[::-1])
+        ax.set_yticks(range(len(rows)), [row["contestant"] for row in rows], fontsize=8)
+        ax.set_xscale("log")
+        ax.set_xlim(min(seconds) / 2, max(seconds) * 4)
+        ax.tick_params(axis="x", labelsize=7)
+        for y, row in enumerate(rows):
+            ratio = row["ratio"]["median"]
+            ax.text(row["seconds"], y, f" {_number(row['seconds'])} s, {ratio:.2f}x", va="center",
+                    fontsize=8)  # fmt: skip
+        ax.set_title(name, loc="left", fontsize=9)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[-1].set_xlabel("seconds, and times ours", fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _rows(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    cells = [_cells(row) for row in rows]
+    # Columns that nothing fills are not shown.
+    used = [i for i in range(len(_HEAD)) if any(row[i] for row in cells)]
+    lines = ["| " + " | ".join(_HEAD[i] for i in used) + " |", "|" + " --- |" * len(used)]
+    lines += ["| " + " | ".join(row[i] for i in used) + " |" for row in cells]
+    return [*lines, ""]
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    ratio, share = row["ratio"], row["share_run"]
+    name = row["contestant"] + (f" ({share:.0%} of it, scaled)" if share < 1 else "")
+    return [
+        name,
+        _number(row["seconds"]),
+        f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
+        "" if row.get("seconds_compiling") is None else _number(row["seconds_compiling"]),
+        row.get("limit", ""),
+        _percent(row.get("share_of_limit")),
+        _percent(row.get("padding")),
+        f"{row['tokens_per_second']:,.0f}" if row.get("tokens_per_second") else "",
+        _mebibytes(row.get("peak_host_bytes")),
+        _mebibytes(row.get("peak_device_bytes")),
+    ]
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
+
+
+def _mebibytes(n_bytes: int | None) -> str:
+    return f"{n_bytes / _MIB:,.0f}" if n_bytes else ""

@@ -1,0 +1,57 @@
+"""What the trunk is measured against: the published training in torch, member by member."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+import routerjax as rj
+
+
+def torch_ensemble(arrays: list[np.ndarray], config: rj.TrunkConfig) -> tuple[float, np.ndarray]:
+    """The published training, member by member; same rows, masks, optimiser and early stopping.
+
+    Args:
+      arrays: x_train_NC, y_train_NM, x_val_NC, y_val_NM.
+      config: The ensemble.
+
+    Returns:
+      Seconds, and the best validation loss of every member.
+    """
+    import torch
+    from torch import nn
+
+    x, y, x_val, y_val = (torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)
+
+    def bce(logits: Any, target: Any) -> Any:
+        seen = ~target.isnan()
+        return nn.functional.binary_cross_entropy_with_logits(logits[seen], target[seen])
+
+    best = []
+    start = time.perf_counter()
+    for seed in config.seeds:
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = []
+        width = x.shape[1]
+        for hidden, share in zip(config.hidden, config.dropout, strict=True):
+            layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(share)]
+            width = hidden
+        net = nn.Sequential(*layers, nn.Linear(width, y.shape[1]))
+        optimiser = torch.optim.Adam(net.parameters(), config.learning_rate, weight_decay=config.l2)
+        lowest, waited = np.inf, 0
+        for _ in range(config.epochs):
+            net.train()
+            order = torch.randperm(len(x))
+            for at in order.split(config.batch_size):
+                optimiser.zero_grad()
+                bce(net(x[at]), y[at]).backward()
+                optimiser.step()
+            net.eval()
+            with torch.no_grad():
+                loss = bce(net(x_val), y_val).item()
+            waited = 0 if loss < lowest - config.min_delta else waited + 1
+            lowest = loss if waited == 0 else lowest
+            if waited >= config.patience:
+                break
+        best.append(lowest)
+    return time.perf_counter() - start, np.array(best)

@@ -1,0 +1,171 @@
+"""The trunk and trunks suites: training one ensemble, and many networks at once."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+import routerjax as rj
+from experiments.bench import session, turns
+from experiments.bench.torch_trunk import torch_ensemble
+from experiments.bench.turns import Contestant, Work
+
+# Nats of validation loss: same network and rows, other random numbers.
+_SAME_CODE, _TORCH = 2e-3, 2e-2
+
+
+def trunk(s: session.Session) -> dict[str, Any]:
+    """Ten members by vmap, by pmap, one after the other, and in torch."""
+    published = rj.TrunkConfig()
+    val, fit = s.data.split(published.val_fraction, published.split_seed)
+    features = rj.fit_features(rj.Recipe.all_layers(), s.store, fit)
+    x, x_val = (features.apply_store(s.store, part.ids) for part in (fit, val))
+    arrays = [x, fit.correct_NM, x_val, val.correct_NM]
+    one_device, epochs = jax.local_devices()[:1], [0.0]
+
+    def train(seeds: Sequence[int], devices: Any) -> np.ndarray:
+        config = dataclasses.replace(published, seeds=tuple(seeds), keep=1)
+        _, history = rj.train_trunk(
+            x, fit.correct_NM, x_val, val.correct_NM, config, devices=devices
+        )
+        epochs[0] = float(np.isfinite(history.train_loss_EK).sum())
+        return history.best_val_loss_K
+
+    def at_once(turn: int) -> np.ndarray:
+        return train(published.seeds, one_device)
+
+    def alone(turn: int) -> np.ndarray:
+        return np.concatenate([train([seed], one_device) for seed in published.seeds])
+
+    ours = "routerjax: vmap over 10 members"
+    contestants, left_out = [Contestant(ours, at_once)], []
+    several = session.several_devices()
+    if several:
+        left_out.append(several)
+    else:
+        name = f"pmap over {len(jax.local_devices())} devices"
+        contestants.append(Contestant(name, lambda turn: train(published.seeds, None)))
+    contestants.append(Contestant("member by member, same code", alone))
+    if session.installed("torch"):
+        contestants.append(
+            Contestant("torch, member by member", lambda turn: torch_ensemble(arrays, published)[1],
+                       compiles=False)
+        )  # fmt: skip
+    else:
+        left_out.append(f"{session.TORCH} in trunk")
+    at_once(0)  # How many epochs the members take; also the warm-up of what is counted.
+    work = Work(_flops(x.shape[1], published.hidden, val.y_NM.shape[1], len(x)) * epochs[0])
+
+    def agree(results: dict[str, np.ndarray]) -> dict[str, float]:
+        losses_K = results[ours]
+        found = {}
+        for name, theirs_K in results.items():
+            if name.startswith("torch"):
+                error, most = abs(float(losses_K.mean() - theirs_K.mean())), _TORCH
+            else:
+                error, most = float(np.abs(losses_K - theirs_K).max()), _SAME_CODE
+            if name != ours:
+                found[f"validation nats, {name}"] = turns.require(name, error, most)
+        return found
+
+    found = turns.in_turn(contestants, s.rounds, work, agree)
+    return found | {
+        "title": f"{len(x)} rows, {x.shape[1]} features, {len(fit.targets)} targets, 10 members, "
+        f"{epochs[0]:.0f} epochs of members in all.",
+        "left_out": left_out,
+        "scaling": _scaling(s, train, published),
+    }
+
+
+def trunks(s: session.Session) -> dict[str, Any]:
+    """Many networks at once; one by one with the same code and in torch, some of them, scaled."""
+    n, last = s.scale.trunks, s.encoder.n_states - 1
+    grid = rj.parse_trunk_grid(
+        "lr=1e-3|3e-4;l2=1e-4|1e-3;dropout=0.3x0.2|0.5;hidden=256x128;"
+        f"recipe=all_layers|layers:{last}|layers:{last - 1}@last|all_layers@last+mean;"
+        f"seeds={-(-n // 32)}"
+    )
+    published = rj.TrunkConfig()
+    val, fit = s.data.split(published.val_fraction, published.split_seed)
+    x, x_val = {}, {}
+    for name, recipe in grid.recipes.items():
+        features = rj.fit_features(recipe, s.store, fit)
+        x[name], x_val[name] = (features.apply_store(s.store, part.ids) for part in (fit, val))
+    members = [
+        rj.TrunkMember(m.recipe, m.hidden, m.dropout, m.learning_rate, m.l2, seed)
+        for m in grid.settings()
+        for seed in grid.seeds
+    ][:n]
+    order = np.random.default_rng(s.seed).permutation(n)
+    some = np.resize(order, max(s.rounds, min(s.scale.alone, n)))
+    shares = np.array_split(some, s.rounds)
+
+    def chosen(turn: int) -> np.ndarray:
+        return shares[turn - 1] if turn else some[:1]
+
+    def each(turn: int, in_torch: bool) -> tuple[np.ndarray, np.ndarray]:
+        losses = []
+        for k in chosen(turn):
+            member = members[k]
+            own = {key: value for key, value in member._asdict().items()
+                   if key not in ("features", "seed")}  # fmt: skip
+            alone = dataclasses.replace(published, seeds=(member.seed,), keep=1, **own)
+            of_fit, of_val = x[member.features], x_val[member.features]
+            if in_torch:
+                arrays = [of_fit, fit.correct_NM, of_val, val.correct_NM]
+                losses.append(torch_ensemble(arrays, alone)[1][0])
+            else:
+                _, history = rj.train_trunk(of_fit, fit.correct_NM, of_val, val.correct_NM, alone)
+                losses.append(history.best_val_loss_K[0])
+        return chosen(turn), np.array(losses)
+
+    def share(turn: int) -> float:
+        return len(chosen(turn)) / n
+
+    def at_once(turn: int) -> np.ndarray:
+        found = rj.train_trunks(x, fit.correct_NM, x_val, val.correct_NM, members)
+        return found.best_val_loss_K
+
+    ours = f"routerjax: {n} at once"
+    contestants = [
+        Contestant(ours, at_once),
+        Contestant("one by one, same code", lambda turn: each(turn, False), share),
+    ]
+    left_out = []
+    if session.installed("torch"):
+        one_by_one = Contestant("torch, one by one", lambda turn: each(turn, True), share, False)
+        contestants.append(one_by_one)
+    else:
+        left_out.append(f"{session.TORCH} in trunks")
+
+    def agree(results: dict[str, Any]) -> dict[str, float]:
+        losses_K, found = results.pop(ours), {}
+        for name, (at, losses) in results.items():
+            error = float(np.abs(losses_K[at] - losses).max())
+            most = _TORCH if name.startswith("torch") else _SAME_CODE
+            found[f"validation nats, {name}"] = turns.require(name, error, most)
+        return found
+
+    found = turns.in_turn(contestants, s.rounds, Work(), agree)
+    return found | {
+        "title": f"{n} networks of {len(grid.recipes)} recipes, 8 settings, several seeds; "
+        f"{len(fit)} rows. Which of them were trained one by one differs from round to round.",
+        "left_out": left_out,
+    }
+
+
+def _flops(n_features: int, hidden: Sequence[int], n_targets: int, rows: int) -> float:
+    """Of one member's epoch: products forward and, twice that, backward."""
+    widths = (n_features, *hidden, n_targets)
+    return 6.0 * rows * sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+
+
+def _scaling(s: session.Session, train: Any, published: rj.TrunkConfig) -> list[dict[str, Any]]:
+    """Time against members; the epochs they take are theirs."""
+    one, rounds = jax.local_devices()[:1], min(s.rounds, 3)
+    return [
+        turns.scaling("an ensemble", "members", [1, 2, 5, 10],
+                      lambda k: lambda: train(published.seeds[:k], one), rounds)
+    ]  # fmt: skip

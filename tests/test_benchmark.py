@@ -1,0 +1,169 @@
+"""The benchmark's harness, on contestants that take no time, and all of it in small."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from experiments.bench import checkpoints, guard, machine, session, table, turns
+from experiments.bench.turns import Contestant, Disagreement, Work
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture
+def still_machine(monkeypatch):
+    """Rates that nobody has to measure: 1 TFLOP/s, 100 GB/s."""
+    monkeypatch.setattr(machine, "matrix_rate", lambda dtype: lambda: 1e12)
+    monkeypatch.setattr(machine, "bandwidth", lambda: lambda: 1e11)
+
+
+def race(contestants, agree=lambda results: {}, rounds=3, work=None):
+    return turns.in_turn(contestants, rounds, work or Work(1e9, 1e6), agree)
+
+
+def test_contestants_run_in_turn_after_a_warm_up(still_machine):
+    ran = []
+    contestants = [
+        Contestant(name, lambda turn, name=name: ran.append((name, turn))) for name in "AB"
+    ]
+    found = race(contestants)
+    assert ran == [(name, turn) for turn in range(4) for name in "AB"]
+    assert [len(row["seconds_of_rounds"]) for row in found["rows"]] == [3, 3]
+    assert found["rows"][0]["ratio"]["rounds"] == [1.0, 1.0, 1.0]
+
+
+def test_no_time_is_shown_where_results_differ(still_machine):
+    def agree(results):
+        return {"value": turns.require("value", abs(results["A"] - results["B"]), 0.5)}
+
+    assert race([Contestant("A", lambda t: 1), Contestant("B", lambda t: 1.25)], agree)["agreement"]
+    with pytest.raises(Disagreement, match="value"):
+        race([Contestant("A", lambda t: 1), Contestant("B", lambda t: 2)], agree)
+    with pytest.raises(Disagreement):
+        turns.require("value", float("nan"), 1)
+
+
+def test_times_are_of_the_whole_work_and_compiling_stands_apart(still_machine, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: clock[0])
+
+    def takes(first, then):
+        def run(turn):
+            clock[0] += then if turn else first
+
+        return run
+
+    found = race([Contestant("jit", takes(5, 1)), Contestant("tenth", takes(0.3, 0.3), 0.1, False)])
+    jit, tenth = found["rows"]
+    assert jit["seconds"] == pytest.approx(1) and jit["seconds_compiling"] == pytest.approx(4)
+    assert tenth["seconds"] == pytest.approx(3) and tenth["seconds_compiling"] is None
+    assert tenth["ratio"]["median"] == pytest.approx(3)
+    # 1 GFLOP at 1 TFLOP/s is 1 ms, 1 MB at 100 GB/s a hundredth of that.
+    assert jit["limit"] == "compute" and jit["mfu"] == pytest.approx(1e-3)
+    memory_bound = race([Contestant("A", takes(1, 1))], work=Work(1e3, 1e10))["rows"][0]
+    assert memory_bound["limit"] == "memory"
+    assert memory_bound["share_of_limit"] == pytest.approx(0.1)
+
+
+def test_peak_memory_is_that_of_a_contestant(still_machine):
+    if machine.reset_host_peak() is None:
+        pytest.skip("no /proc/self/clear_refs")
+    size = 2**27
+    found = race([Contestant("large", lambda t: float(np.ones(size // 8).sum())),
+                  Contestant("small", lambda t: 0.0)], rounds=1)  # fmt: skip
+    large, small = (row["peak_host_growth_bytes"] for row in found["rows"])
+    assert large > 0.9 * size > 4 * small
+
+
+def test_scaling_fits_the_exponent(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: clock[0])
+
+    def squared(n):
+        def run():
+            clock[0] += n**2
+
+        return run
+
+    found = turns.scaling("work", "size", [1, 2, 4], squared, rounds=2)
+    assert found["seconds"] == [1, 4, 16] and found["exponent"] == pytest.approx(2)
+    assert turns.exponent([3], [1]) is None
+
+
+def test_the_table_shows_what_there_is(still_machine):
+    found = race([Contestant("ours", lambda t: 0), Contestant("theirs", lambda t: 0, 0.5)])
+    found |= {"title": "A title.", "left_out": ["torch is not installed"], "minutes": 1.0}
+    text = table.suite("some", found)
+    assert "| ours |" in text and "theirs (50% of it, scaled)" in text
+    assert "left out: torch is not installed" in text and "padding" not in text
+    assert table.picture({"some": found})[:4] == b"\x89PNG"
+
+
+def test_the_guard_fails_under_half_only(tmp_path):
+    times = {"ours": 1.0, "slow": 1.9, "fine": 2.1, "new": 1.0}
+    rows = [{"contestant": name, "ratio": {"median": ratio}} for name, ratio in times.items()]
+    path = tmp_path / "guard.json"
+    path.write_text(json.dumps({"ratios": {"s: slow": 4.0, "s: fine": 4.0, "s: absent": 2.0}}))
+    lines, fallen = guard.compare({"s": {"rows": rows}}, str(path))
+    assert fallen == ["s: slow: 1.9 of 4.0"]
+    assert any("s: absent" in line and "not measured here" in line for line in lines)
+    assert any("s: new" in line and "not committed" in line for line in lines)
+    with pytest.raises(ValueError, match="guard.json"):
+        guard.compare({}, str(tmp_path / "none.json"))
+
+
+def test_random_checkpoints_are_read_as_any_other(tmp_path):
+    from routerjax.encoder.encoder import Encoder
+
+    path = checkpoints.write(tmp_path / "tiny", checkpoints.tiny(2), "bfloat16")
+    encoder = Encoder.from_pretrained(path, compute_dtype="float32")
+    data = checkpoints.queries(50, 20, seed=0)
+    lengths_N = encoder.prompter(data.queries).lengths_N
+    assert lengths_N.tolist() == [len(query.split()) for query in data.queries]
+    assert 15 < lengths_N.mean() < 25 and lengths_N.max() > 2 * lengths_N.min()
+    h_NLPD = encoder.capture(data.queries[:2])
+    assert h_NLPD.shape == (2, 3, 2, 64) and 0 < h_NLPD.std() < 10
+
+
+@pytest.mark.slow
+def test_every_suite_runs_without_peers(tmp_path, monkeypatch):
+    """On a tiny encoder: that suites hold together, and say what they leave out."""
+    from experiments.bench.suites import SUITES
+    from routerjax.data.simulate import simulate
+
+    monkeypatch.setattr(session, "installed", lambda *modules: False)
+    small = session.Scale(300, 64, 4, (), 10**9, 300, (4, 8), 0.05, 2, 1, (2, 4), 1)
+    monkeypatch.setitem(session.SCALES, "guard", small)
+
+    class Config:
+        workdir, scale, rounds, seed = str(tmp_path / "work"), "guard", 1, 0
+        data, pool, n_queries = None, None, 0
+        encoder = checkpoints.write(tmp_path / "tiny", checkpoints.tiny(2), "float32")
+
+    s = session.Session(Config)
+    pool, texts = simulate(300, 0), checkpoints.queries(300, 24, 0).queries
+    vars(s)["data"] = type(pool)(**{**vars(pool), "queries": texts})
+    for name in ("capture", "sweep", "trunk", "trunks", "router"):
+        found = SUITES[name](s)
+        assert found["rows"][0]["seconds"] > 0
+        assert any("not installed" in text for text in found["left_out"]), name
+
+
+@pytest.mark.slow
+def test_the_script_writes_json_table_and_picture(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.benchmark", f"--workdir={tmp_path}", "--scale=guard",
+         "--suite=probes", "--rounds=1"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "benchmark.json").read_text())
+    assert found["results"]["probes"]["agreement"]["J"] < 1e-4
+    assert found["command"].endswith("--suite=probes --rounds=1") and found["hardware"]["cores"]
+    assert "| NumPy" in (tmp_path / "benchmark.md").read_text()
+    assert (tmp_path / "benchmark.png").stat().st_size > 1000
+    assert json.loads((tmp_path / "guard.json").read_text())["ratios"]
