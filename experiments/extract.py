@@ -14,8 +14,8 @@ from experiments import options
 
 options.define(
     "workdir", "seed", "data", "pool", "encoder", "revision", "store", "layers", "poolings",
-    "max_tokens", "batch_tokens", "compute_dtype", "chat_template_kwargs", "store_dtype", "mesh",
-    "distributed", "dry_run", required=("workdir", "data", "encoder"),
+    "max_tokens", "batch_tokens", "prefix_cache", "compute_dtype", "chat_template_kwargs",
+    "store_dtype", "mesh", "distributed", "dry_run", required=("workdir", "data", "encoder"),
 )  # fmt: skip
 
 
@@ -34,6 +34,7 @@ class Config:
     poolings: str
     max_tokens: int
     batch_tokens: str
+    prefix_cache: str
     compute_dtype: str
     chat_template_kwargs: str | None
     store_dtype: str
@@ -59,6 +60,7 @@ def main() -> None:
         "poolings": options.split_names(config.poolings),
         "store_dtype": config.store_dtype,
         "batch_tokens": batch_tokens,
+        "prefix_cache": config.prefix_cache,
     }
     if config.dry_run:
         for name, value in rj.estimate(encoder, data, **choices).items():

@@ -26,6 +26,7 @@ _TEXT = {
     "compute_dtype": ("auto", "Of the encoder: auto, float32, bfloat16 or float16."),
     "store_dtype": ("float16", "Of the store: float16 or float32."),
     "batch_tokens": ("auto", "Tokens of a full batch, padding included; auto suits the device."),
+    "prefix_cache": ("auto", "Read tokens that all prompts begin with once: auto, on or off."),
     "mesh": ("auto", "Devices that share a batch: auto (all), or data:N."),
     "recipe": ("all_layers", "Features: all_layers, layers (with --layers), top_fisher:K, "
                "greedy:K, per_target:cv_auc or per_target:fisher."),

@@ -17,7 +17,7 @@ from flax import nnx
 from routerjax.data import shards
 from routerjax.devices import make_mesh, replicated
 from routerjax.encoder import weights
-from routerjax.encoder.capture import POOLINGS, capture
+from routerjax.encoder.capture import POOLINGS, capture, read_prefix
 from routerjax.encoder.config import EncoderConfig
 from routerjax.features import captured, feature_map, features, moments, pca, projected, sketch
 from routerjax.features import slab_totals as totals
@@ -161,6 +161,17 @@ def encoder_case(name: str, dtype: Any, n_tokens: int = 16) -> Case:
     return _of(capture, graphdef, params, *batch, layers=layers, poolings=POOLINGS)
 
 
+def _prefix_cases() -> list[Case]:
+    """Reading a prefix, and the prefill behind it."""
+    graphdef, params, *batch = (behind := encoder_case("qwen3", jnp.float32)).args
+    layers = behind.options["layers"]
+    read = _of(read_prefix, graphdef, params, whole(2, 5), layers=layers)
+    prefix = jax.eval_shape(
+        functools.partial(read_prefix, graphdef, layers=layers), params, whole(2, 5)
+    )
+    return [read, _of(capture, graphdef, params, *batch, **behind.options, prefix=prefix)]
+
+
 def _probe_cases() -> Table:
     x_ND, y_NM, weight_BN = array(N, D), array(N, M), array(5, N)
     score_NQ, fold_N = array(N, Q), whole(N)
@@ -255,6 +266,7 @@ def cases() -> Table:
         "data/shards.py:_scaled": lambda: [
             _of(shards._scaled(), array(L, P, R, D, dtype=jnp.float16), array(L, P))
         ],
+        "encoder/capture.py:read_prefix": _prefix_cases,
         "encoder/weights.py:_empty": lambda: [
             _inside(lambda: weights._empty({("a",): (3, D, D)}, jnp.bfloat16, replicated(mesh)))
         ],

@@ -155,8 +155,11 @@ class Extracted:
     @property
     def padding(self) -> float:
         """Share of the tokens computed that are padding."""
-        padded = sum(commit["padded_tokens"] for commit in self.store.commits())
-        return 1 - int(self.store.n_tokens_N.sum()) / padded
+        computed, padded = (
+            sum(commit[name] for commit in self.store.commits())
+            for name in ("computed_tokens", "padded_tokens")
+        )
+        return 1 - computed / padded
 
     def states(self, ids: Sequence[str]) -> np.ndarray:
         """h_NLPD of these queries."""

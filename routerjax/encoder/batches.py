@@ -23,11 +23,14 @@ class BatchPlan:
       buckets: Prompt lengths T in tokens, ascending.
       batch_tokens: Tokens of a full batch, padding included: B = batch_tokens // T.
       n_devices: Devices over which a batch is split; B is a multiple of it.
+      prefix: Tokens that all prompts of the job begin with and that are read once, or none; the
+        buckets are lengths of what follows.
     """
 
     buckets: tuple[int, ...]
     batch_tokens: int
     n_devices: int = 1
+    prefix: tuple[int, ...] = ()
 
     def batch_rows(self, bucket: int) -> int:
         """B, the rows of a batch of prompts of up to `bucket` tokens."""
@@ -40,7 +43,10 @@ class BatchPlan:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "BatchPlan":
         """What `to_json` wrote."""
-        return cls(tuple(value["buckets"]), value["batch_tokens"], value["n_devices"])
+        return cls(
+            tuple(value["buckets"]), value["batch_tokens"], value["n_devices"],
+            tuple(value["prefix"]),
+        )  # fmt: skip
 
     def split(self, lengths_R: np.ndarray) -> list[tuple[slice, int]]:
         """Cuts rows, sorted by length, into batches with the fewest padded tokens.
@@ -49,7 +55,7 @@ class BatchPlan:
         bucket T takes up to B rows whose longest fits T. Depends on the lengths alone.
 
         Args:
-          lengths_R: [R] tokens, ascending.
+          lengths_R: [R] tokens behind the prefix, ascending.
 
         Returns:
           Slices of the rows, each with its bucket, from the shortest rows to the longest.
@@ -122,7 +128,9 @@ def choose_buckets(lengths_N: Sequence[int] | np.ndarray) -> tuple[int, ...]:
     return tuple(chosen[::-1])
 
 
-def pack(prompts: Prompts, rows: slice, n_rows: int, bucket: int) -> tuple[np.ndarray, ...]:
+def pack(
+    prompts: Prompts, rows: slice, n_rows: int, bucket: int, prefix: tuple[int, ...] = ()
+) -> tuple[np.ndarray, ...]:
     """One batch as arrays, padded on the right and at the bottom.
 
     Args:
@@ -130,15 +138,25 @@ def pack(prompts: Prompts, rows: slice, n_rows: int, bucket: int) -> tuple[np.nd
       rows: Which of them, at most n_rows, each at most `bucket` tokens long.
       n_rows: B.
       bucket: T.
+      prefix: Tokens that each begins with, which are left out; what remains is counted from 0.
 
     Returns:
       tokens_BT int32, lengths_B int32 (1 for rows that only fill the batch), spans_B2 int32.
+
+    Raises:
+      ValueError: A prompt begins otherwise.
     """
+    n_before, prefix_P = len(prefix), np.array(prefix, np.int32)
     tokens_BT = np.zeros((n_rows, bucket), np.int32)
     lengths_B = np.ones(n_rows, np.int32)
     spans_B2 = np.tile(np.array([[0, 1]], np.int32), (n_rows, 1))
     for b, tokens in enumerate(prompts.tokens[rows]):
-        tokens_BT[b, : len(tokens)] = tokens
-        lengths_B[b] = len(tokens)
-    spans_B2[: rows.stop - rows.start] = prompts.spans_N2[rows]
+        if not np.array_equal(tokens[:n_before], prefix_P):
+            raise ValueError(
+                f"a prompt does not begin with the {n_before} tokens that all prompts shared when "
+                f"the job was planned: the plan was made for other queries or another template"
+            )
+        tokens_BT[b, : len(tokens) - n_before] = tokens[n_before:]
+        lengths_B[b] = len(tokens) - n_before
+    spans_B2[: rows.stop - rows.start] = prompts.spans_N2[rows] - n_before
     return tokens_BT, lengths_B, spans_B2

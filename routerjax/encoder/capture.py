@@ -1,6 +1,7 @@
 """capture: one compiled prefill that pools every hidden state as it passes."""
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,33 @@ from flax import nnx
 _QUANTILES = {"at25": 0.25, "at50": 0.5, "at75": 0.75}
 POOLINGS = ("last", "mean", "query_mean", "first", "max", *_QUANTILES)
 
+_OF_A_PREFIX = ("first", "mean", "max")
+
+
+class Prefix(NamedTuple):
+    """What the tokens that all prompts of a job start with leave behind; see `read_prefix`.
+
+    Attributes:
+      tokens_P: [P] int32.
+      groups: For each stack what its blocks' mixers left, group by group on axis 0; then the rows,
+        of which there is one.
+      rest: The same of the blocks after the last whole group.
+      pooled_L3D: [L, 3, D] float32 first token, mean and maximum of each hidden state.
+    """
+
+    tokens_P: jax.Array
+    groups: tuple[Any, ...]
+    rest: tuple[Any, ...]
+    pooled_L3D: jax.Array
+
 
 def pool(
-    x_BTD: jax.Array, lengths_B: jax.Array, spans_B2: jax.Array, poolings: tuple[str, ...]
+    x_BTD: jax.Array,
+    lengths_B: jax.Array,
+    spans_B2: jax.Array,
+    poolings: tuple[str, ...],
+    n_before: int = 0,
+    before_3D: jax.Array | None = None,
 ) -> jax.Array:
     """Pools real tokens into one vector per prompt and pooling, in float32.
 
@@ -22,15 +47,19 @@ def pool(
       poolings: Names out of POOLINGS. `last` and `first` are the prompt's last and first real
         token, `mean` and `max` run over all real tokens, `query_mean` over the query's own; `at25`,
         `at50` and `at75` are the token that far into the query (rounded down).
+      n_before: Tokens of a prefix before each row's own, which `first`, `mean` and `max` count.
+      before_3D: [3, D] float32 those three of the prefix.
 
     Returns:
       [P, B, D] float32.
     """
+    first_D, mean_D, max_D = (None, None, None) if before_3D is None else before_3D
     t_T = jnp.arange(x_BTD.shape[1])
     real_BT = t_T[None] < lengths_B[:, None]
     starts_B, ends_B = spans_B2[:, 0], spans_B2[:, 1]
     # Padding may hold anything, infinities too; a product with 0 would not remove those.
     x_BTD = jnp.where(real_BT[:, :, None], x_BTD.astype(jnp.float32), 0.0)
+    shape = x_BTD.shape[0], x_BTD.shape[2]
 
     def mean_over(mask_BT: jax.Array) -> jax.Array:
         weights_BT = mask_BT / jnp.maximum(mask_BT.sum(axis=1, keepdims=True), 1)
@@ -45,13 +74,18 @@ def pool(
             case "last":
                 return token_at(lengths_B - 1)
             case "first":
-                return x_BTD[:, 0]
+                return x_BTD[:, 0] if first_D is None else jnp.broadcast_to(first_D, shape)
             case "mean":
-                return mean_over(real_BT)
+                mean_BD = mean_over(real_BT)
+                if mean_D is None:
+                    return mean_BD
+                share_B1 = (n_before / (n_before + lengths_B))[:, None]
+                return share_B1 * mean_D[None] + (1 - share_B1) * mean_BD
             case "query_mean":
                 return mean_over((t_T[None] >= starts_B[:, None]) & (t_T[None] < ends_B[:, None]))
             case "max":
-                return jnp.where(real_BT[:, :, None], x_BTD, -jnp.inf).max(axis=1)
+                max_BD = jnp.where(real_BT[:, :, None], x_BTD, -jnp.inf).max(axis=1)
+                return max_BD if max_D is None else jnp.maximum(max_BD, max_D[None])
             case _:
                 steps_B = (_QUANTILES[name] * (ends_B - starts_B - 1)).astype(jnp.int32)
                 return token_at(starts_B + jnp.maximum(steps_B, 0))
@@ -69,6 +103,7 @@ def capture(
     *,
     layers: tuple[int, ...],
     poolings: tuple[str, ...],
+    prefix: Prefix | None = None,
     cudnn: bool = False,
 ) -> jax.Array:
     """Prefills a batch and returns the pooled hidden states asked for.
@@ -89,29 +124,75 @@ def capture(
       layers: Hidden-state indices, ascending; 0 is the embedding output, n_layers the last one,
         after the final norm (as Hugging Face's `hidden_states`).
       poolings: Names out of POOLINGS.
+      prefix: What comes before every row of tokens_BT, read with the same `layers`; lengths and
+        spans then count from behind it. The numbers are those of the whole prompts.
       cudnn: Whether cuDNN attends; where `cudnn_is_legal`.
 
     Returns:
       h_LPBD [L, P, B, D] float32.
     """
+    batch = tokens_BT, lengths_B, spans_B2
     model = nnx.merge(graphdef, params)
+    return _prefill(model, batch, layers, poolings, prefix, False, cudnn)[0]
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "layers", "cudnn"))
+def read_prefix(
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    tokens_BP: jax.Array,
+    *,
+    layers: tuple[int, ...],
+    cudnn: bool = False,
+) -> Prefix:
+    """Reads what all prompts start with, once, for `capture`.
+
+    Args:
+      graphdef: Of a Decoder.
+      params: As of `capture`.
+      tokens_BP: [B, P] int32 the same P tokens in every row; as many rows as there are devices.
+      layers: As of `capture`.
+      cudnn: As of `capture`.
+    """
+    B, P = tokens_BP.shape
+    batch = tokens_BP, jnp.full(B, P), jnp.tile(jnp.array([[0, P]]), (B, 1))
+    model = nnx.merge(graphdef, params)
+    h_L3BD, groups, rest = _prefill(model, batch, layers, _OF_A_PREFIX, None, True, cudnn)
+    groups = jax.tree.map(lambda x: x[:, :1], groups)
+    return Prefix(tokens_BP[0], groups, jax.tree.map(lambda x: x[:1], rest), h_L3BD[:, :, 0])
+
+
+def _prefill(
+    model: Any,
+    batch: tuple[jax.Array, ...],
+    layers: tuple[int, ...],
+    poolings: tuple[str, ...],
+    prefix: Prefix | None,
+    leaves: bool,
+    cudnn: bool,
+) -> tuple[jax.Array, tuple[Any, ...], tuple[Any, ...]]:
+    """h_LPBD, and where it `leaves` anything, what the blocks leave behind, as in Prefix."""
+    tokens_BT, lengths_B, spans_B2 = batch
     stacks = [nnx.split(stack) for stack in model.blocks]
     period, n_layers = len(stacks), sum(len(jax.tree.leaves(w)[0]) for _, w in stacks)
     depth = layers[-1]
     assert list(layers) == sorted(set(layers)) and 0 <= layers[0] and depth <= n_layers, layers
+    assert prefix is None or len(prefix.pooled_L3D) == len(layers), "read with other layers"
+    n_before = 0 if prefix is None else len(prefix.tokens_P)
     # State n_layers has no slot here: it is pooled after the scan, behind the final norm.
     slots_L = jnp.array([layers.index(i) if i in layers else -1 for i in range(n_layers)] + [-1])
 
-    def pooled(x_BTD: jax.Array) -> jax.Array:
-        return pool(x_BTD, lengths_B, spans_B2, poolings)
+    def pooled(x_BTD: jax.Array, slot: jax.Array | int) -> jax.Array:
+        before_3D = None if prefix is None else prefix.pooled_L3D[slot]
+        return pool(x_BTD, lengths_B, spans_B2, poolings, n_before, before_3D)
 
     def keep(h_LPBD: jax.Array, slot: jax.Array, x_BTD: jax.Array) -> jax.Array:
         def write(h_LPBD: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_update_index_in_dim(h_LPBD, pooled(x_BTD), slot, 0)
+            return jax.lax.dynamic_update_index_in_dim(h_LPBD, pooled(x_BTD, slot), slot, 0)
 
         return jax.lax.cond(slot >= 0, write, lambda h_LPBD: h_LPBD, h_LPBD)
 
-    def run(carry: tuple[jax.Array, jax.Array], group: jax.Array | int, s: int):
+    def run(carry: tuple[jax.Array, jax.Array], group: jax.Array | int, s: int, before: Any):
         x_BTD, h_LPBD = carry
         block_def, stacked = stacks[s]
         weights = jax.tree.map(
@@ -119,22 +200,29 @@ def capture(
         )
         i = jnp.asarray(group * period + s)
         block = nnx.merge(block_def, weights)
-        x_BTD, _ = model.apply_block(block, i, x_BTD, batch, cudnn=cudnn)
-        return x_BTD, keep(h_LPBD, slots_L[i + 1], x_BTD)
+        x_BTD, after = model.apply_block(block, i, x_BTD, places, before, cudnn)
+        return (x_BTD, keep(h_LPBD, slots_L[i + 1], x_BTD)), after
 
-    def step(carry: tuple[jax.Array, jax.Array], group: jax.Array):
+    def step(carry: tuple[jax.Array, jax.Array], numbered: tuple[jax.Array, tuple[Any, ...]]):
+        group, before = numbered
+        left = []
         for s in range(period):
-            carry = run(carry, group, s)
-        return carry, None
+            carry, after = run(carry, group, s, before[s])
+            left.append(after if leaves else None)
+        return carry, tuple(left)
 
-    x_BTD, batch = model.start(tokens_BT, lengths_B)
+    x_BTD, places = model.start(tokens_BT, lengths_B, n_before)
     h_LPBD = jnp.zeros((len(layers), len(poolings), x_BTD.shape[0], x_BTD.shape[2]), jnp.float32)
     h_LPBD = keep(h_LPBD, slots_L[0], x_BTD)
     n_groups, n_more = divmod(depth, period)
-    carry, _ = jax.lax.scan(step, (x_BTD, h_LPBD), jnp.arange(n_groups))
+    nothing = (None,) * period
+    before, before_rest = (nothing, nothing) if prefix is None else (prefix.groups, prefix.rest)
+    carry, groups = jax.lax.scan(step, (x_BTD, h_LPBD), (jnp.arange(n_groups), before))
+    rest = []
     for s in range(n_more):
-        carry = run(carry, n_groups, s)
+        carry, after = run(carry, n_groups, s, before_rest[s])
+        rest.append(after)
     x_BTD, h_LPBD = carry
     if depth == n_layers:
-        h_LPBD = h_LPBD.at[-1].set(pooled(model.finish(x_BTD)))
-    return h_LPBD
+        h_LPBD = h_LPBD.at[-1].set(pooled(model.finish(x_BTD), -1))
+    return h_LPBD, groups, tuple(rest)

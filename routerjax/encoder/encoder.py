@@ -1,6 +1,6 @@
 """Encoder: an open-weight LLM whose prefill is all that is ever run."""
 
-import json
+import functools
 import logging
 import pathlib
 from collections import deque
@@ -15,9 +15,11 @@ from jax.sharding import Mesh
 from routerjax.devices import by_rows, make_mesh
 from routerjax.encoder.attention import LONGEST_WHOLE, cudnn_is_legal
 from routerjax.encoder.batches import pack
-from routerjax.encoder.capture import POOLINGS, capture
+from routerjax.encoder.capture import POOLINGS, Prefix, capture, read_prefix
 from routerjax.encoder.config import EncoderConfig
+from routerjax.encoder.hub import locate, read_config, read_tokenizer
 from routerjax.encoder.layers import ALL, resolve_layers
+from routerjax.encoder.prefix import choose_prefix, shared_head, template_head
 from routerjax.encoder.prompts import Prompter, Prompts
 from routerjax.encoder.weights import load_weights, random_like
 
@@ -30,8 +32,8 @@ COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 _BATCH_TOKENS = {"cpu": 1024}
 _BATCH_TOKENS_ELSEWHERE = 32768
 
-# What a hub download takes: no other framework's weights, no code, no folder with another copy.
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_LEAST_STEP = 16  # Between the lengths that `capture` compiles.
+_PREFIXES_KEPT = 4  # With the layers they were read to.
 
 
 class Encoder:
@@ -54,6 +56,7 @@ class Encoder:
     ):
         self.config, self.prompter, self.identity, self.mesh = config, prompter, identity, mesh
         self._graphdef, self._params = model
+        self._prefixes: dict[Any, Prefix] = {}
         platform, dtype = mesh.devices.flat[0].platform, identity["compute_dtype"]
         self._cudnn = cudnn_is_legal(config, platform, dtype, identity["max_tokens"])
 
@@ -120,10 +123,10 @@ class Encoder:
         if compute_dtype == "auto":
             on_cpu = mesh.devices.flat[0].platform == "cpu"
             compute_dtype = "float32" if on_cpu else "bfloat16"
-        folder, resolved = _locate(str(source), revision)
-        config = _read_config(folder)
+        folder, resolved = locate(str(source), revision)
+        config = read_config(folder)
         max_tokens = min(max_tokens, config.max_positions)
-        prompter = Prompter(_read_tokenizer(folder), max_tokens, chat_template_kwargs)
+        prompter = Prompter(read_tokenizer(folder), max_tokens, chat_template_kwargs)
         exact = compute_dtype == "float32"
         precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
         graphdef, params, digest = load_weights(
@@ -166,6 +169,7 @@ class Encoder:
         batch: tuple[np.ndarray, ...],
         layers: tuple[int, ...],
         poolings: tuple[str, ...],
+        prefix: tuple[int, ...] = (),
     ) -> jax.Array:
         """Dispatches one packed batch and returns without waiting.
 
@@ -173,15 +177,34 @@ class Encoder:
           batch: tokens_BT, lengths_B, spans_B2, as `pack` makes them; B a multiple of n_devices.
           layers: Hidden-state indices, ascending.
           poolings: Names out of POOLINGS.
+          prefix: Tokens before every row of the batch. They are read the first time and kept.
 
         Returns:
           h_LPBD [L, P, B, D] float32 on the devices.
         """
+        known = self._read(prefix, layers) if prefix else None
         placed = jax.device_put(batch, by_rows(self.mesh))
         return capture(
             self._graphdef, self._params, *placed, layers=layers, poolings=poolings,
-            cudnn=self._cudnn,
+            prefix=known, cudnn=self._cudnn,
         )  # fmt: skip
+
+    def _read(self, prefix: tuple[int, ...], layers: tuple[int, ...]) -> Prefix:
+        if (prefix, layers) not in self._prefixes:
+            while len(self._prefixes) >= _PREFIXES_KEPT:
+                del self._prefixes[next(iter(self._prefixes))]
+            tokens_BP = np.tile(np.array(prefix, np.int32), (self.n_devices, 1))
+            self._prefixes[prefix, layers] = read_prefix(
+                self._graphdef, self._params, jax.device_put(tokens_BP, by_rows(self.mesh)),
+                layers=layers, cudnn=self._cudnn,
+            )  # fmt: skip
+        return self._prefixes[prefix, layers]
+
+    @functools.cached_property
+    def _head(self) -> tuple[int, ...]:
+        """What every prompt begins with, if that is worth a shape of its own."""
+        head = template_head(self.prompter)
+        return head if len(head) >= _LEAST_STEP else ()
 
     def capture(
         self,
@@ -215,7 +238,10 @@ class Encoder:
     ) -> np.ndarray:
         """As `capture`, of prompts that `prompter` has tokenised."""
         layers, poolings = resolve_layers(layers, self.n_states), check_poolings(poolings)
-        lengths_N = prompts.lengths_N
+        prefix: tuple[int, ...] = ()
+        if self._head and shared_head(self._head, prompts) == self._head:
+            prefix = choose_prefix("auto", self.config, self._head, prompts.lengths_N)
+        lengths_N = prompts.lengths_N - len(prefix)
         order = np.argsort(lengths_N, kind="stable")
         shape = (len(lengths_N), len(layers), len(poolings), self.width)
         h_NLPD = np.zeros(shape, np.float32)
@@ -229,8 +255,9 @@ class Encoder:
                 rows = order[max(0, taken - n_rows) : taken]
                 taken -= len(rows)
                 chosen = prompts.take(rows)
-                batch = pack(chosen, slice(0, len(rows)), n_rows, min(bucket, self.max_tokens))
-                pending.append((rows, self.forward(batch, layers, poolings)))
+                bucket = min(bucket, self.max_tokens - len(prefix))
+                batch = pack(chosen, slice(0, len(rows)), n_rows, bucket, prefix)
+                pending.append((rows, self.forward(batch, layers, poolings, prefix)))
             if len(pending) > 1 or not taken:
                 rows, h_LPBD = pending.popleft()
                 h_NLPD[rows] = np.asarray(h_LPBD).transpose(2, 0, 1, 3)[: len(rows)]
@@ -267,61 +294,10 @@ def check_poolings(poolings: Sequence[str]) -> tuple[str, ...]:
 
 def _bucket(length: int) -> int:
     """A prompt length out of few: four steps to each doubling, from 16 up."""
-    step = max(16, _power_of_two(length) // 4)
+    step = max(_LEAST_STEP, _power_of_two(length) // 4)
     return -(-length // step) * step
 
 
 def _power_of_two(n: int) -> int:
     """The least power of two that is at least n."""
     return 1 << (n - 1).bit_length()
-
-
-def _locate(source: str, revision: str | None) -> tuple[pathlib.Path, str | None]:
-    """The folder of a checkpoint, downloaded if need be, and the commit it came from."""
-    folder = pathlib.Path(source).expanduser()
-    if folder.is_dir():
-        if revision is not None:
-            raise ValueError(f"revision: {source} is a local folder, which has none: leave it out")
-        return folder, None
-    if source.count("/") > 1 or source.startswith((".", "/", "~")):
-        raise ValueError(f"encoder: there is no folder {source}, and it is not a hub id either")
-    from huggingface_hub import snapshot_download
-
-    try:
-        found = snapshot_download(source, revision=revision, allow_patterns=_HUB_FILES,
-                                  ignore_patterns=["*/*"])  # fmt: skip
-    except Exception as error:
-        raise OSError(
-            f"encoder: there is no folder {source!r}, and the Hugging Face hub did not give a "
-            f"model of that id: {error}"
-        ) from error
-    path = pathlib.Path(found)
-    return path, path.name  # A snapshot's folder is named by its commit.
-
-
-def _read_config(folder: pathlib.Path) -> EncoderConfig:
-    path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path}: expected the config of a Hugging Face model, cannot read it: {error}"
-        ) from error
-    EncoderConfig.check_family(raw, str(path))
-    # transformers fills in what the file leaves to its class's defaults.
-    from transformers import AutoConfig
-
-    try:
-        full = AutoConfig.from_pretrained(folder).get_text_config().to_dict()
-    except Exception as error:
-        raise ValueError(f"{path}: transformers cannot read this config: {error}") from error
-    return EncoderConfig.from_hf(full, str(path))
-
-
-def _read_tokenizer(folder: pathlib.Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: its tokenizer cannot be loaded: {error}") from error

@@ -26,6 +26,7 @@ def estimate(
     poolings: Sequence[str] = ("last", "mean"),
     store_dtype: str = "float16",
     batch_tokens: int | None = None,
+    prefix_cache: str = "auto",
 ) -> dict[str, Any]:
     """Bytes, operations and hours of `extract` with the same arguments; nothing is written.
 
@@ -33,14 +34,16 @@ def estimate(
     scaled by floating-point operations; compiling the other shapes is not in it.
 
     Returns:
-      JSON values: `n_queries`, `n_truncated`, `tokens`, `padding` (share), `shapes` (compiled),
+      JSON values: `n_queries`, `n_truncated`, `tokens`, `prefix_saves` (share of them that is not
+      computed again and again), `padding` (share of what is computed), `shapes` (compiled),
       `blocks`, `bytes`, `flops`, `hours`, `tokens_per_second`.
 
     Raises:
       ValueError: As `extract`.
     """
-    job = prepare(encoder, data, layers, poolings, store_dtype, batch_tokens)
-    lengths_N, plan = job.rows.n_tokens_N, job.plan
+    job = prepare(encoder, data, layers, poolings, store_dtype, batch_tokens, prefix_cache)
+    plan = job.plan
+    lengths_N = job.rows.n_tokens_N - len(plan.prefix)
     shape = (len(job.identity["layers"]), len(job.identity["poolings"]), encoder.width)
     block_rows = rows_per_block(*shape, store_dtype)
     batches = [
@@ -51,7 +54,9 @@ def estimate(
     deepest = job.identity["layers"][-1]
 
     def flops(bucket: int) -> float:
-        return plan.batch_rows(bucket) * encoder.flops(bucket, deepest)
+        n_before = len(plan.prefix)
+        whole, before = (encoder.flops(n, deepest) for n in (n_before + bucket, n_before))
+        return plan.batch_rows(bucket) * (whole - before)
 
     total = sum(flops(bucket) for _, bucket in batches)
     # The bucket that the median token is in.
@@ -60,7 +65,7 @@ def estimate(
     bucket = plan.buckets[int(np.searchsorted(plan.buckets, lengths_N[median_row]))]
     seconds = _time_batch(encoder, job, median_row, bucket) * total / flops(bucket)
     padded = sum(plan.batch_rows(b) * b for _, b in batches)
-    tokens = int(lengths_N.sum())
+    computed, tokens = int(lengths_N.sum()), int(job.rows.n_tokens_N.sum())
     n_blocks = -(-len(lengths_N) // block_rows)
     # The last shard is as large as the others.
     n_bytes = n_blocks * block_rows * int(np.prod(shape)) * np.dtype(store_dtype).itemsize
@@ -68,7 +73,8 @@ def estimate(
         "n_queries": len(lengths_N),
         "n_truncated": int(job.rows.truncated_N.sum()),
         "tokens": tokens,
-        "padding": 1 - tokens / padded,
+        "prefix_saves": 1 - computed / tokens,
+        "padding": 1 - computed / padded,
         "shapes": len({b for _, b in batches}),
         "blocks": n_blocks,
         "bytes": n_bytes,
@@ -83,12 +89,13 @@ def _time_batch(encoder: Encoder, job: Any, row: int, bucket: int) -> float:
     prompts = encoder.prompter([job.queries[job.rows.ids[row]]])
     n_rows = job.plan.batch_rows(bucket)
     whole = prompts.take(np.zeros(n_rows, np.int64))
-    batch = pack(whole, slice(0, n_rows), n_rows, bucket)
+    prefix = job.plan.prefix
+    batch = pack(whole, slice(0, n_rows), n_rows, bucket, prefix)
     layers, poolings = tuple(job.identity["layers"]), tuple(job.identity["poolings"])
-    encoder.forward(batch, layers, poolings).block_until_ready()
+    encoder.forward(batch, layers, poolings, prefix).block_until_ready()
     seconds = []
     for _ in range(_ROUNDS):
         start = time.perf_counter()
-        encoder.forward(batch, layers, poolings).block_until_ready()
+        encoder.forward(batch, layers, poolings, prefix).block_until_ready()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)

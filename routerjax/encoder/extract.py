@@ -3,8 +3,7 @@
 import concurrent.futures
 import hashlib
 import logging
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,17 +15,16 @@ from routerjax.data.dataset import RoutingDataset
 from routerjax.data.rows import Rows
 from routerjax.data.shards import STORE_DTYPES
 from routerjax.data.store import ActivationStore
-from routerjax.encoder.batches import BatchPlan, choose_buckets, pack
+from routerjax.encoder.batches import BatchPlan, choose_buckets
 from routerjax.encoder.encoder import Encoder, check_poolings
 from routerjax.encoder.layers import ALL, resolve_layers
-from routerjax.encoder.prompts import Prompts
+from routerjax.encoder.prefix import choose_prefix, shared_head, template_head
+from routerjax.encoder.stream import captured
 
 logger = logging.getLogger(__name__)
 
 # Queries tokenised at a time while lengths are measured.
 _CHUNK = 4096
-# Batches whose results are still on the device while the next one is dispatched.
-_IN_FLIGHT = 2
 
 
 class Job(NamedTuple):
@@ -54,6 +52,7 @@ def extract(
     poolings: Sequence[str] = ("last", "mean"),
     store_dtype: str = "float16",
     batch_tokens: int | None = None,
+    prefix_cache: str = "auto",
 ) -> ActivationStore:
     """Captures every query of a data set into a store; resumes by itself.
 
@@ -69,6 +68,9 @@ def extract(
       poolings: Names out of POOLINGS.
       store_dtype: "float16" (with exact powers of two beside it) or "float32".
       batch_tokens: Tokens of a full batch, padding included; by default what suits the device.
+      prefix_cache: Whether tokens that all prompts begin with are read once: "auto" (where that
+        saves more than a tenth of all tokens), "on" or "off". The numbers are the same; a job that
+        resumes goes on as it began.
 
     Returns:
       The finished store.
@@ -86,7 +88,7 @@ def extract(
         store = ActivationStore.open(path, complete=False)
         store.refuse_other(identity_of(encoder, data, *options))
     else:
-        job = prepare(encoder, data, *options, batch_tokens=batch_tokens)
+        job = prepare(encoder, data, *options, batch_tokens, prefix_cache)
         if jax.process_index() == 0:
             plan = job.plan.to_json()
             ActivationStore.create(path, job.identity, job.rows, encoder.width, plan)
@@ -106,6 +108,7 @@ def prepare(
     poolings: Sequence[str] = ("last", "mean"),
     store_dtype: str = "float16",
     batch_tokens: int | None = None,
+    prefix_cache: str = "auto",
 ) -> Job:
     """Measures every prompt and chooses the shapes; nothing is captured or written.
 
@@ -121,15 +124,21 @@ def prepare(
     n_queries = len(data.ids)
     lengths_N, query_tokens_N = np.zeros(n_queries, np.int64), np.zeros(n_queries, np.int64)
     truncated_N = np.zeros(n_queries, bool)
+    head = template_head(encoder.prompter)
     for start in range(0, n_queries, _CHUNK):
         at = slice(start, start + _CHUNK)
         prompts = encoder.prompter(data.queries[at])
         lengths_N[at], query_tokens_N[at] = prompts.lengths_N, prompts.query_tokens_N
         truncated_N[at] = prompts.truncated_N
+        head = shared_head(head, prompts)
     order = np.lexsort((np.array(data.ids), lengths_N))
     ids = tuple(data.ids[i] for i in order)
     rows = Rows(ids, lengths_N[order], query_tokens_N[order], truncated_N[order])
-    plan = BatchPlan(choose_buckets(lengths_N), batch_tokens, encoder.n_devices)
+    prefix = choose_prefix(prefix_cache, encoder.config, head, lengths_N)
+    if prefix:
+        logger.info("the first %d tokens, which all prompts share, are read once", len(prefix))
+    buckets = choose_buckets(lengths_N - len(prefix))
+    plan = BatchPlan(buckets, batch_tokens, encoder.n_devices, prefix)
     return Job(identity, rows, plan, dict(zip(data.ids, data.queries, strict=True)))
 
 
@@ -166,52 +175,6 @@ def identity_of(
     }
 
 
-def captured(
-    encoder: Encoder,
-    plan: BatchPlan,
-    queries_of: Callable[[int], Sequence[str]],
-    blocks: Sequence[int],
-    layers: tuple[int, ...],
-    poolings: tuple[str, ...],
-) -> Iterator[tuple[int, Prompts, slice, int, jax.Array]]:
-    """Captured batches, block by block.
-
-    Prompts are tokenised a block ahead in a thread, and batches dispatched before the results of
-    earlier ones are fetched, over the edges of blocks too: the device does not wait for the host.
-
-    Args:
-      encoder: What reads the queries.
-      plan: The compiled shapes.
-      queries_of: The texts of a block, by token length.
-      blocks: Numbers of the blocks, in the order wanted; at least one.
-      layers: Hidden-state indices, ascending.
-      poolings: Names out of POOLINGS.
-
-    Yields:
-      (block, its prompts, rows in it, B x T, h_LPBD) of each batch; rows of h_LPBD beyond those in
-      the block only fill the batch.
-    """
-
-    def tokenise(block: int) -> Prompts:
-        return encoder.prompter(queries_of(block))
-
-    pending: deque[tuple[int, Prompts, slice, int, jax.Array]] = deque()
-    with concurrent.futures.ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(tokenise, blocks[0])
-        for turn, block in enumerate(blocks):
-            prompts = ahead.result()
-            if turn + 1 < len(blocks):
-                ahead = reader.submit(tokenise, blocks[turn + 1])
-            for at, bucket in plan.split(prompts.lengths_N):
-                n_rows = plan.batch_rows(bucket)
-                batch = pack(prompts, at, n_rows, bucket)
-                h_LPBD = encoder.forward(batch, layers, poolings)
-                pending.append((block, prompts, at, n_rows * bucket, h_LPBD))
-                if len(pending) > _IN_FLIGHT:
-                    yield pending.popleft()
-        yield from pending
-
-
 def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> None:
     """Captures this process's missing blocks; writing runs a block behind in a thread."""
     mine = [b for b in store.missing_blocks() if b % jax.process_count() == jax.process_index()]
@@ -238,10 +201,11 @@ def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> 
         for block, prompts, at, n_tokens, h_LPBD in batches:
             if at.start == 0:
                 h_LPRD = np.empty(_shape(store, block), np.float32)
-                record = {"tokens": int(prompts.lengths_N.sum()), "padded_tokens": 0}
+                record = _token_counts(prompts.lengths_N, plan)
             h_LPRD[:, :, at] = np.asarray(h_LPBD)[:, :, : at.stop - at.start]
             record["padded_tokens"] += n_tokens
-            n_real, n_padded = n_real + int(prompts.lengths_N[at].sum()), n_padded + n_tokens
+            n_real += _token_counts(prompts.lengths_N[at], plan)["computed_tokens"]
+            n_padded += n_tokens
             bar.set_postfix_str(_rates(bar, n_real, n_padded), refresh=False)
             bar.update(at.stop - at.start)
             if at.stop < len(prompts.tokens):
@@ -263,6 +227,13 @@ def _shape(store: ActivationStore, block: int) -> tuple[int, int, int, int]:
     return len(store.layers), len(store.poolings), at.stop - at.start, store.width
 
 
+def _token_counts(lengths_R: np.ndarray, plan: BatchPlan) -> dict[str, int]:
+    """What a commit says of its prompts' tokens: all, and those that are computed for them."""
+    tokens = int(lengths_R.sum())
+    computed = tokens - len(plan.prefix) * len(lengths_R)
+    return {"tokens": tokens, "computed_tokens": computed, "padded_tokens": 0}
+
+
 def _rates(bar: Any, n_real: int, n_padded: int) -> str:
     seconds = max(bar.format_dict["elapsed"], 1e-9)
     return f"{n_real / seconds:,.0f} tokens/s, {1 - n_real / n_padded:.1%} padding"
@@ -271,9 +242,13 @@ def _rates(bar: Any, n_real: int, n_padded: int) -> str:
 def _report(store: ActivationStore) -> None:
     """Logs what the finished store holds."""
     commits = store.commits()
-    tokens, padded = (sum(c[key] for c in commits) for key in ("tokens", "padded_tokens"))
+    names = ("tokens", "computed_tokens", "padded_tokens")
+    tokens, computed, padded = (sum(c[name] for c in commits) for name in names)
     logger.info("%s: %d queries, %d tokens, %.1f%% padding", store.folder.path, len(store.ids),
-                 tokens, 100 * (1 - tokens / padded))  # fmt: skip
+                 tokens, 100 * (1 - computed / padded))  # fmt: skip
+    if computed < tokens:
+        logger.info("%.1f%% of these tokens are the prefix that all prompts share, read once",
+                    100 * (1 - computed / tokens))  # fmt: skip
     n_truncated = int(store.rows.truncated_N.sum())
     if n_truncated:
         logger.warning(

@@ -20,7 +20,8 @@ from routerjax.data.shards import rows_per_block
 from routerjax.devices import by_rows, replicated
 from routerjax.encoder.batches import BatchPlan
 from routerjax.encoder.encoder import Encoder
-from routerjax.encoder.extract import captured, prepare
+from routerjax.encoder.extract import prepare
+from routerjax.encoder.stream import captured
 from routerjax.features.blocks import Rows
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Captured:
         job = prepare(encoder, data, layers, poolings, "float32", batch_tokens)
         layers, poolings = tuple(job.identity["layers"]), tuple(job.identity["poolings"])
         n_rows = len(job.rows.ids)
-        median = float(np.median(job.rows.n_tokens_N))
+        median = float(np.median(job.rows.n_tokens_N)) - len(job.plan.prefix)
         bucket = job.plan.buckets[int(np.searchsorted(job.plan.buckets, median))]
         # A batch that is wider than a block would compute its spare rows for nothing.
         block_rows = max(

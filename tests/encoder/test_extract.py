@@ -153,14 +153,14 @@ def test_a_store_made_differently_is_refused(
             tiny_data, queries=(change["query"], *tiny_data.queries[1:])
         )
     if "template" in change:
-        read = Encoder.from_pretrained.__globals__["_read_tokenizer"]
+        read = Encoder.from_pretrained.__globals__["read_tokenizer"]
 
         def other(folder):
             tokenizer = read(folder)
             tokenizer.chat_template = change["template"]
             return tokenizer
 
-        monkeypatch.setattr("routerjax.encoder.encoder._read_tokenizer", other)
+        monkeypatch.setattr("routerjax.encoder.encoder.read_tokenizer", other)
         encoder = Encoder.from_pretrained(tiny_encoder_folder, max_tokens=64)
     if "weights" in change:
         identity = encoder.identity | {"weights_digest": "0" * 32}
