@@ -141,6 +141,7 @@ def cudnn_is_legal(config: EncoderConfig, platform: str, dtype: Any, max_tokens:
         and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
         and not config.bidirectional
         and not config.soft_cap
+        and not config.sinks
         and config.head_dim % 8 == 0
         and config.head_dim <= 128
         and min(config.windows) >= max_tokens

@@ -59,6 +59,7 @@ class EncoderConfig:
         logits concerns the head, which a prefill has not.
       qk_norm: RMS norm of queries and keys: "" for none, "head" for each head on its own (Qwen3),
         "projection" over all heads at once (OLMo 2).
+      sinks: Each query head has a learnt score that joins its softmax without a value (gpt-oss).
       qkv_bias, out_bias, ffn_bias: Biases of the projections.
       windows: [n_layers] how many tokens back a token sees, itself included (and as many ahead if
         bidirectional); FULL_ATTENTION for all of them.
@@ -103,6 +104,7 @@ class EncoderConfig:
     query_growth: tuple[float, int] | None = None
     soft_cap: float = 0.0
     qk_norm: str = ""
+    sinks: bool = False
     qkv_bias: bool = False
     out_bias: bool = False
     ffn_bias: bool = False

@@ -58,6 +58,8 @@ class Attention(nnx.Module):
             wide = config.qk_norm == "projection"
             self.q_norm = norm(H * E if wide else E, rngs=rngs)
             self.k_norm = norm(G * E if wide else E, rngs=rngs)
+        if config.sinks:
+            self.sinks = nnx.Param(jnp.zeros(H, self.q.param_dtype))
         self.config = config
 
     def __call__(
@@ -91,6 +93,7 @@ class Attention(nnx.Module):
                 window=place.window,
                 scale=c.query_scale,
                 soft_cap=c.soft_cap,
+                sinks_H=self.sinks[...] if c.sinks else None,
             )
         return self.o(x_BTHE.reshape(B, T, -1)), after
 

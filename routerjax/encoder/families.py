@@ -41,10 +41,11 @@ def check_family(raw: dict[str, Any], source: str = "config.json") -> str:
             f"A family is added in routerjax/encoder/families.py (what it is) and "
             f"routerjax/encoder/key_tables.py (its key table); BUILD_NOTES.md says how"
         )
-    if raw.get("quantization_config") or text_config(raw).get("quantization_config"):
+    quantised = raw.get("quantization_config") or text_config(raw).get("quantization_config")
+    if quantised and not (family == "gpt_oss" and quantised.get("quant_method") == "mxfp4"):
         raise ValueError(
-            f"{source}: the weights are quantised (quantization_config), which is not "
-            f"supported: take the model they were made from"
+            f"{source}: the weights are quantised (quantization_config), which is supported of "
+            f"gpt_oss in mxfp4 alone: take the model they were made from"
         )
     return family
 
@@ -205,6 +206,7 @@ READERS: dict[str, Callable[[str, Fields], EncoderConfig]] = {
     "bert": bidirectional.bert,
     "gemma2": _gemma2,
     "gemma3": _gemma3,
+    "gpt_oss": mixtures.gpt_oss,
     "granite": _granite,
     "llama": _llama,
     "ministral": _ministral,

@@ -12,18 +12,30 @@ from typing import NamedTuple
 
 
 class ExpertTensor(NamedTuple):
-    """Where the experts' kernels of one product lie.
+    """Where the experts' share of one product lies.
 
     Attributes:
       key: With {e}, the weight [out, in] of expert e. Without, the tensor of all experts, [experts,
-        out, in].
-      share: Which of the modules whose outputs lie in one tensor, one after the other.
+        out, in]; their biases are beside it as <key>_bias [experts, out].
+      share: Which of the modules whose outputs lie in one tensor.
       n_shares: How many modules these are.
+      interleaved: Whether their outputs alternate, instead of one module's after the other's.
+      outputs_last: Whether the tensor is [experts, in, out].
+      packed: Whether the tensor lies there in MXFP4 (mxfp4.py): <key>_blocks [experts, out, in /
+        32, 16] and <key>_scales [experts, out, in / 32].
     """
 
     key: str
     share: int = 0
     n_shares: int = 1
+    interleaved: bool = False
+    outputs_last: bool = False
+    packed: bool = False
+
+    @property
+    def kernel_key(self) -> str:
+        """The tensor that holds the kernels."""
+        return f"{self.key}_blocks" if self.packed else self.key
 
 
 Table = dict[str, str | ExpertTensor]
@@ -107,10 +119,29 @@ _MIXTRAL = _DECODER | {
     "blocks/ffn/experts/up": ExpertTensor("layers.{i}.block_sparse_moe.experts.{e}.w3.weight"),
     "blocks/ffn/experts/down": ExpertTensor("layers.{i}.block_sparse_moe.experts.{e}.w2.weight"),
 }
+# gpt-oss holds gate and up as every other output of one product.
+_GPT_OSS = _DECODER | {
+    "blocks/attention": "layers.{i}.self_attn",  # Its sinks.
+    "blocks/ffn/router": "layers.{i}.mlp.router",
+    "blocks/ffn/experts/gate": ExpertTensor(
+        "layers.{i}.mlp.experts.gate_up_proj", 0, 2, interleaved=True, outputs_last=True
+    ),
+    "blocks/ffn/experts/up": ExpertTensor(
+        "layers.{i}.mlp.experts.gate_up_proj", 1, 2, interleaved=True, outputs_last=True
+    ),
+    "blocks/ffn/experts/down": ExpertTensor("layers.{i}.mlp.experts.down_proj", outputs_last=True),
+}
+_GPT_OSS_PACKED: Table = {
+    module: where._replace(outputs_last=False, packed=True)
+    if isinstance(where, ExpertTensor)
+    else where
+    for module, where in _GPT_OSS.items()
+}
 KEY_TABLES: dict[str, tuple[Table, ...]] = {
     "bert": (_BERT,),
     "gemma2": (_POST_NORMS,),
     "gemma3": (_POST_NORMS,),
+    "gpt_oss": (_GPT_OSS, _GPT_OSS_PACKED),
     "granite": (_DECODER,),
     "llama": (_DECODER,),
     "ministral": (_DECODER,),

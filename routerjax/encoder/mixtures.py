@@ -3,7 +3,17 @@
 from typing import Any
 
 from routerjax.encoder.config import BlockKind, EncoderConfig
-from routerjax.encoder.fields import Fields, attention_bias, one_window, read_decoder
+from routerjax.encoder.fields import (
+    FULL,
+    SLIDING,
+    Fields,
+    attention_bias,
+    layer_types,
+    one_window,
+    read_decoder,
+    read_rope,
+    windows_of,
+)
 
 EXPERTS = BlockKind(ffn="experts")
 
@@ -48,4 +58,24 @@ def mixtral(family: str, c: Fields) -> EncoderConfig:
         n_experts=c["num_local_experts"],
         n_experts_per_token=c["num_experts_per_tok"],
         expert_width=c["intermediate_size"],
+    )
+
+
+def gpt_oss(family: str, c: Fields) -> EncoderConfig:
+    n_layers, bias = c["num_hidden_layers"], bool(c.get("attention_bias", True))
+    kinds = layer_types(c, [FULL if i % 2 else SLIDING for i in range(n_layers)])
+    return read_decoder(
+        family,
+        c,
+        qkv_bias=bias,
+        out_bias=bias,
+        sinks=True,
+        windows=windows_of(kinds, c["sliding_window"]),
+        ropes=(read_rope(c, theta=150000.0),),
+        kinds=(EXPERTS,) * n_layers,
+        n_experts=c["num_local_experts"],
+        n_experts_per_token=c["num_experts_per_tok"],
+        expert_width=c["intermediate_size"],
+        expert_bias=True,
+        expert_clamp=(float(c.get("swiglu_alpha", 1.702)), float(c.get("swiglu_limit", 7.0))),
     )

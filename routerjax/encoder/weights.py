@@ -18,6 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from routerjax.devices import make_mesh, replicated
+from routerjax.encoder import mxfp4
 from routerjax.encoder.bert import Bert
 from routerjax.encoder.checkpoint import Checkpoint
 from routerjax.encoder.config import EncoderConfig
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 PIECE_BYTES = 8 * 2**20
 
 _LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+_LEAVES |= {"sinks": "sinks"}
 # BERT checkpoints converted from TensorFlow call a norm's parameters gamma and beta.
 _TENSORFLOW = {"scale": "gamma", "bias": "beta"}
 
@@ -95,15 +97,16 @@ def load_weights(
     sources = _resolve(folder, config, shapes, checkpoint.shapes)
     digest = hashlib.blake2b(digest_size=16)
 
-    def read(piece: _Piece) -> np.ndarray:
+    def read(piece: _Piece) -> tuple[np.ndarray, ...]:
         # In a thread, piece by piece in order.
         source = piece.source
-        tensor = checkpoint.rows(source.key, piece.start, piece.stop, source.n_axes)
-        if piece.start == source.rows.start:
-            shape = (len(source.rows), *tensor.shape[1:])
-            digest.update(f"{source.name} {source.number} {tensor.dtype} {shape}".encode())
-        digest.update(tensor.view(np.uint8).data)
-        return tensor
+        tensors = [_read(checkpoint, key, piece) for key in (source.key, source.scales) if key]
+        for tensor in tensors:
+            if piece.start == source.rows.start:
+                shape = (len(source.rows), *tensor.shape[1:])
+                digest.update(f"{source.name} {source.number} {tensor.dtype} {shape}".encode())
+            digest.update(tensor.view(np.uint8).data)
+        return tuple(tensors)
 
     began, n_bytes = time.perf_counter(), 0
     loaded = _empty(shapes, dtype, replicated(mesh))
@@ -111,11 +114,13 @@ def load_weights(
         pieces = [piece for source in sources for piece in _pieces(source, checkpoint)]
         ahead = [reader.submit(read, piece) for piece in pieces[:1]]
         for turn, (source, first, _) in enumerate(pieces):
-            tensor = ahead.pop().result()
+            tensor, *scales = ahead.pop().result()
             ahead = [reader.submit(read, piece) for piece in pieces[turn + 1 : turn + 2]]
-            n_bytes += tensor.nbytes
-            start = [first - source.rows.start, *[0] * (tensor.ndim - 1)]
-            if source.path[-1] == "kernel":
+            n_bytes += sum(part.nbytes for part in (tensor, *scales))
+            if scales:
+                tensor = mxfp4.unpack(*jax.device_put((tensor, *scales), replicated(mesh)), dtype)
+            start = [(first - source.rows.start) // source.rows.step, *[0] * (tensor.ndim - 1)]
+            if source.transposed:
                 # device_put lays it out anew: on CPU 4 times faster than the same in `_write`.
                 tensor, start = tensor.T, start[::-1]
             tensor, start = tensor[(None,) * len(source.at)], [*source.at, *start]
@@ -144,6 +149,9 @@ class _Source(NamedTuple):
       key: The checkpoint's.
       rows: Of the checkpoint's tensor.
       n_axes: How many of its first axes count as one, that of the rows.
+      columns: Of a row, those that count.
+      transposed: Whether the rows are the parameter's last axis.
+      scales: "", or where the scales of a key in MXFP4 lie.
     """
 
     name: str
@@ -153,6 +161,9 @@ class _Source(NamedTuple):
     key: str
     rows: range
     n_axes: int = 1
+    columns: slice = slice(None)
+    transposed: bool = False
+    scales: str = ""
 
 
 class _Piece(NamedTuple):
@@ -163,17 +174,24 @@ class _Piece(NamedTuple):
     stop: int
 
 
+def _read(checkpoint: Checkpoint, key: str, piece: _Piece) -> np.ndarray:
+    """A piece's own rows and columns of a tensor, contiguous."""
+    source = piece.source
+    held = checkpoint.rows(key, piece.start, piece.stop, source.n_axes)[:: source.rows.step]
+    return np.ascontiguousarray(held if held.ndim == 1 else held[:, source.columns])
+
+
 def _pieces(source: _Source, checkpoint: Checkpoint) -> list[_Piece]:
     """A source cut into pieces of at most PIECE_BYTES (or one row)."""
     n_rows = len(source.rows)
     row = checkpoint.shapes[source.key][source.n_axes :]
-    row_bytes = math.prod(row) * checkpoint.dtype(source.key).itemsize
+    row_bytes = math.prod(row) * checkpoint.dtype(source.key).itemsize * source.rows.step
     fewest = -(-n_rows // max(1, PIECE_BYTES // row_bytes))
     # Pieces of one size where that takes hardly more of them: every other size is a compilation.
     n_pieces = next((n for n in range(fewest, 2 * fewest) if n_rows % n == 0), fewest)
     size = -(-n_rows // n_pieces)
-    starts = source.rows[::size]
-    return [_Piece(source, start, min(start + size, source.rows.stop)) for start in starts]
+    starts, span = source.rows[::size], size * source.rows.step
+    return [_Piece(source, start, min(start + span, source.rows.stop)) for start in starts]
 
 
 def _empty(
@@ -216,9 +234,10 @@ def _resolve(
         theirs = table[module]
         if isinstance(theirs, ExpertTensor):
             for row, i in enumerate(blocks):
-                for source, expected in _expert_sources(theirs, prefix, path, shape[1:], row, i):
-                    expect(source.key, expected)
+                for source, tensors in _expert_sources(theirs, prefix, path, shape[1:], row, i):
                     sources.append(source)
+                    for key, extents in tensors.items():
+                        expect(key, extents)
             continue
         fused = {m: _n_outputs(wanted, path, m) for m in table if table[m] == theirs}
         first = sum(fused[m] for m in list(fused)[: list(fused).index(module)])
@@ -232,8 +251,9 @@ def _resolve(
             key = _key(prefix + theirs.format(i=i), leaf, found)
             expect(key, expected)
             at = () if stack is None else (row,)
-            sources.append(_Source(f"{module}/{leaf}", i, path, at, key, rows))
-    used = {source.key for source in sources}
+            source = _Source(f"{module}/{leaf}", i, path, at, key, rows)
+            sources.append(source._replace(transposed=leaf == "kernel"))
+    used = {key for source in sources for key in (source.key, source.scales)}
     for key in sorted(set(found) - used):
         inside = key.startswith(prefix)
         if inside and not _IGNORED.search(key.removeprefix(prefix)) and not _IGNORED.search(key):
@@ -251,7 +271,7 @@ def _resolve(
 
 def _n_found(table: Table, prefix: str, n_layers: int, found: dict[str, Any]) -> int:
     """How many of a table's tensors a checkpoint has, of every block and of the first expert."""
-    keys = [x.key if isinstance(x, ExpertTensor) else f"{x}.weight" for x in table.values()]
+    keys = [x.kernel_key if isinstance(x, ExpertTensor) else f"{x}.weight" for x in table.values()]
     return sum(prefix + key.format(i=i, e=0) in found for key in keys for i in range(n_layers))
 
 
@@ -262,24 +282,45 @@ def _expert_sources(
     shape: tuple[int, ...],
     row: int,
     i: int,
-) -> Iterator[tuple[_Source, tuple[int, ...]]]:
-    """Of every expert of a block: where its kernel lies, and the shape of that tensor."""
+) -> Iterator[tuple[_Source, dict[str, tuple[int, ...]]]]:
+    """Of every expert of a block: where its kernel or bias lies, and the shapes of the tensors."""
     _, module, leaf = _parse(path)
-    n_experts, n_in, n_out = shape
-    apart = "{e}" in theirs.key
-    n_rows = theirs.n_shares * n_out
+    n_experts, n_out = shape[0], shape[-1]
+    n_shared = theirs.n_shares * n_out
+    apart, kernel = "{e}" in theirs.key, leaf == "kernel"
+    columns = slice(None)
+    if theirs.interleaved:
+        outputs = range(theirs.share, n_shared, theirs.n_shares)
+    else:
+        outputs = range(theirs.share * n_out, (theirs.share + 1) * n_out)
+    rows, n_rows = outputs, n_shared
+    if kernel and theirs.outputs_last:
+        columns = slice(outputs.start, outputs.stop, outputs.step)
+        rows, n_rows = range(shape[1]), shape[1]
+    one: tuple[int, ...] = (n_rows,)
+    if kernel:
+        one = (n_rows, n_shared if theirs.outputs_last else shape[1])
     for e in range(n_experts):
-        first = theirs.share * n_out + (0 if apart else e * n_rows)
+        first = 0 if apart else e * n_rows
+        key = prefix + theirs.key.format(i=i, e=e)
         source = _Source(
             name=f"{module}/{leaf}/{e}",
             number=i,
             path=path,
             at=(row, e),
-            key=prefix + theirs.key.format(i=i, e=e),
-            rows=range(first, first + n_out),
+            key=key if kernel else f"{key}_bias",
+            rows=range(first + rows.start, first + rows.stop, rows.step),
             n_axes=1 if apart else 2,
+            columns=columns,
+            transposed=kernel and not theirs.outputs_last,
         )
-        yield source, (n_rows, n_in) if apart else (n_experts, n_rows, n_in)
+        if kernel and theirs.packed:
+            source = source._replace(key=f"{key}_blocks", scales=f"{key}_scales")
+            groups = (n_experts, n_rows, shape[1] // mxfp4.GROUP)
+            expected = {source.key: (*groups, mxfp4.GROUP // 2), f"{key}_scales": groups}
+        else:
+            expected = {source.key: one if apart else (n_experts, *one)}
+        yield source, expected
 
 
 def _parse(path: tuple[Any, ...]) -> tuple[int | None, str, str]:

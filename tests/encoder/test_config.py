@@ -110,7 +110,7 @@ def test_all_switches_of_the_variants_are_read(name):
     experts = settings.get("num_experts", settings.get("num_local_experts", 0))
     assert config.n_experts == experts
     assert config.n_experts_per_token == settings.get("num_experts_per_tok", 0)
-    attention_bias = always or settings.get("attention_bias", False)
+    attention_bias = always or settings.get("attention_bias", family == "gpt_oss")
     assert config.qkv_bias == (attention_bias or family == "qwen2")
     assert config.out_bias == attention_bias
     assert config.ffn_bias == (always or settings.get("mlp_bias", False))
@@ -140,6 +140,7 @@ def test_all_switches_of_the_variants_are_read(name):
         ("qwen3_moe", (FULL_ATTENTION,) * 3),
         ("qwen3_moe_step", (6, 6, 6)),
         ("mixtral", (7, 7)),
+        ("gpt_oss", (5, FULL_ATTENTION, 5)),
         ("roberta", (FULL_ATTENTION,) * 2),
         ("ministral", (FULL_ATTENTION, 5, 5)),
         ("ministral3", (FULL_ATTENTION,) * 2),
@@ -246,6 +247,8 @@ def test_a_missing_field_is_named(name, field):
         ("llama", {"is_causal": False}, "is_causal"),
         ("llama", {"per_layer_config": {"0": {"head_dim": 4}}}, "per_layer_config"),
         ("llama", {"quantization_config": {"quant_method": "fp8"}}, "quantised"),
+        ("llama", {"quantization_config": {"quant_method": "mxfp4"}}, "quantised"),
+        ("gpt_oss", {"quantization_config": {"quant_method": "fp8"}}, "gpt_oss in mxfp4 alone"),
     ],
 )
 def test_variants_that_are_not_computed_are_refused(name, changes, part):

@@ -1,5 +1,6 @@
 """Families with experts: what sets them apart is read and computed, and every layout loads."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from routerjax.encoder.config import FULL_ATTENTION, BlockKind, EncoderConfig
+from routerjax.encoder.rope import Rope, YarnRope
 from tests.encoder import models
 
 DENSE, EXPERTS = BlockKind(), BlockKind(ffn="experts")
@@ -18,22 +20,37 @@ def golden_config(name, **changes):
     return EncoderConfig.from_hf(raw | changes, "some/config.json")
 
 
+def truncated(name):
+    (rope,) = golden_config(name).ropes
+    scaling = dataclasses.replace(rope.scaling, truncate=True)
+    return {"ropes": (dataclasses.replace(rope, scaling=scaling),)}
+
+
 @pytest.mark.parametrize(
     "name, changes",
     [
         ("qwen3_moe", {"expert_softmax": "chosen"}),
-        ("qwen3_moe", {"n_experts_per_token": 3}),
         ("qwen3_moe_step", {"expert_softmax": "all"}),
-        ("qwen3_moe_step", {"windows": ()}),
-        ("mixtral", {"expert_softmax": "all"}),
-        ("mixtral", {"activation": "gelu"}),
         ("mixtral", {"windows": (6, 6)}),
+        ("gpt_oss", {"expert_clamp": (1.702, 7.0)}),
+        ("gpt_oss", {"expert_clamp": (1.0, 0.8)}),
+        ("gpt_oss", {"windows": (5, 6, FULL_ATTENTION)}),
+        ("gpt_oss", truncated("gpt_oss")),
     ],
 )
 def test_parity_would_notice_a_wrong_setting(name, changes):
     tokens_BT, lengths_B, expected = models.golden_states(name)
     wrong = models.load(models.GOLDEN / name, **changes)
     states = models.our_states(wrong, tokens_BT, lengths_B)
+    assert models.worst_error(states, expected, lengths_B) > 1e-3
+
+
+def test_parity_would_notice_missing_sinks(tmp_path):
+    tokens_BT, lengths_B, expected = models.golden_states("gpt_oss")
+    models.rewrite(
+        models.GOLDEN / "gpt_oss", tmp_path, lambda k, x: [(k, x - 100 if "sinks" in k else x)]
+    )
+    states = models.our_states(models.load(tmp_path), tokens_BT, lengths_B)
     assert models.worst_error(states, expected, lengths_B) > 1e-3
 
 
@@ -45,6 +62,8 @@ def test_which_layers_have_experts():
     deep = golden_config("qwen3_moe", num_hidden_layers=48, mlp_only_layers=[])
     assert (deep.kinds, deep.period) == ((EXPERTS,) * 48, 1)
 
+
+YARN = YarnRope(32.0, 4096, 32.0, 1.0, 0.1 * np.log(32) + 1, truncate=False)
 
 # As on the Hugging Face hub: the fields of each that matter.
 HUB = {
@@ -77,6 +96,43 @@ HUB = {
         },
         {"n_experts": 8, "n_experts_per_token": 2, "expert_width": 640},
     ),
+    "gpt_oss": (
+        {
+            "model_type": "gpt_oss",
+            "attention_bias": True,
+            "experts_per_token": 4,
+            "head_dim": 64,
+            "initial_context_length": 4096,
+            "layer_types": ["sliding_attention", "full_attention"] * 4,
+            "num_experts_per_tok": 4,
+            "num_local_experts": 32,
+            "quantization_config": {
+                "modules_to_not_convert": ["model.layers.*.self_attn", "model.embed_tokens"],
+                "quant_method": "mxfp4",
+            },
+            "rms_norm_eps": 1e-5,
+            "rope_scaling": {
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "factor": 32.0,
+                "original_max_position_embeddings": 4096,
+                "rope_type": "yarn",
+                "truncate": False,
+            },
+            "rope_theta": 150000,
+            "sliding_window": 128,
+            "swiglu_limit": 7.0,
+        },
+        {
+            "n_experts": 32,
+            "n_experts_per_token": 4,
+            "expert_width": 640,
+            "expert_clamp": (1.702, 7.0),
+            "sinks": True,
+            "windows": (128, FULL_ATTENTION) * 4,
+            "ropes": (Rope(150000.0, 64, YARN),),
+        },
+    ),
 }
 
 
@@ -97,7 +153,7 @@ def test_configs_of_the_hub(family):
         "pad_token_id": 0,
     } | raw
     config = EncoderConfig.from_hf(raw)
-    assert config.windows == (FULL_ATTENTION,) * 8 and config.expert_softmax == "chosen"
+    said = {"windows": (FULL_ATTENTION,) * 8, "expert_softmax": "chosen"} | said
     assert {name: getattr(config, name) for name in said} == said
     assert EncoderConfig.from_hf(AutoConfig.for_model(**raw).to_dict()) == config
 

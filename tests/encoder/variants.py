@@ -222,6 +222,21 @@ VARIANTS = {
         "mixtral",
         _SMALL | _FLAT | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 7},
     ),
+    # The limits are so low that they hold many back.
+    "gpt_oss": (
+        "gpt_oss",
+        _SMALL
+        | {
+            "head_dim": 8,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 5,
+            "swiglu_limit": 0.8,
+            "rope_parameters": _YARN | {"truncate": False},
+        },
+    ),
     # The positions up to the padding's number are not counted; 40 remain.
     "roberta": ("roberta", _SMALL | _FLAT | {"max_position_embeddings": 44, "pad_token_id": 3}),
     "xlm_roberta": (
