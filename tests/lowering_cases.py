@@ -16,7 +16,7 @@ from flax import nnx
 
 from routerjax.data import shards
 from routerjax.devices import make_mesh, replicated
-from routerjax.encoder import weights
+from routerjax.encoder import mxfp4, weights
 from routerjax.encoder.capture import POOLINGS, capture, read_prefix
 from routerjax.encoder.config import EncoderConfig
 from routerjax.features import captured, feature_map, features, moments, pca, projected, sketch
@@ -267,6 +267,14 @@ def cases() -> Table:
             _of(shards._scaled(), array(L, P, R, D, dtype=jnp.float16), array(L, P))
         ],
         "encoder/capture.py:read_prefix": _prefix_cases,
+        "encoder/mxfp4.py:unpack": lambda: [
+            _of(
+                mxfp4.unpack,
+                array(R, 2, 16, dtype=jnp.uint8),
+                array(R, 2, dtype=jnp.uint8),
+                dtype=jnp.dtype(jnp.bfloat16),
+            )
+        ],
         "encoder/weights.py:_empty": lambda: [
             _inside(lambda: weights._empty({("a",): (3, D, D)}, jnp.bfloat16, replicated(mesh)))
         ],
