@@ -16,9 +16,9 @@ from flax import nnx
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.feed_forward import ACTIVATIONS, GatedFeedForward
 
-# Rows of a block on CPU: fewer gain nothing (reading the expert's weights takes the time), more
-# gain nothing either, and pad more.
-_FEWEST_ROWS, _MOST_ROWS = 4, 256
+# Rows of a block on CPU: at least two, as a single row reads an expert's weights for itself alone;
+# beyond the most, blocks only pad more.
+_FEWEST_ROWS, _MOST_ROWS = 2, 256
 
 # An expert's three products: "gate", "up", "down" -> kernel and bias (or None).
 Weights = dict[str, tuple[jax.Array, jax.Array | None]]
@@ -170,8 +170,8 @@ def mix_experts(
 def block_rows(n_pairs: int, n_experts: int) -> int:
     """Rows of a block on CPU: the largest power of two up to the mean pairs of an expert.
 
-    Every expert that has pairs wastes less than a block, so that all blocks together have fewer
-    than twice as many rows as there are pairs (where an expert has at least _FEWEST_ROWS).
+    Every expert that has pairs wastes less than a block, so that all blocks together have at most
+    twice as many rows as there are pairs.
     """
     mean = max(1, n_pairs // n_experts)
     return min(_MOST_ROWS, max(_FEWEST_ROWS, 2 ** (mean.bit_length() - 1)))
