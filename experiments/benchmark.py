@@ -1,7 +1,7 @@
 """Measures routerjax against the published PyTorch way, in turn, on this machine.
 
     make bench                                            # simulated queries, MiniLM, CPU, 10 min
-    python -m experiments.benchmark --workdir=runs/bench --data=train.jsonl --suite=capture,sweep
+    python -m experiments.benchmark --workdir=runs/bench --data=train.jsonl --scale=full
     python -m experiments.benchmark --scale=accelerator --suite=encoders    # real sizes, no hub
 
 Contestants run A B A B after a warm-up; results are checked equal before a time is shown; medians
@@ -29,8 +29,12 @@ from experiments.bench.suites import SUITES
 
 options.define("workdir", "seed", "data", "pool", "encoder")
 flags.DEFINE_list("suite", list(SUITES), f"Suites: {', '.join(SUITES)}.")
-flags.DEFINE_enum("scale", "cpu", list(SCALES), "Sizes of the suites.")
-flags.DEFINE_integer("n_queries", 0, "Queries of the capture suite; 0 for those of the scale.", 0)
+flags.DEFINE_enum(
+    "scale", "cpu", list(SCALES), "Sizes of the suites; full for results that are kept."
+)
+flags.DEFINE_integer(
+    "n_queries", 0, "Queries of capture and encoders; 0 for those of the scale.", 0
+)
 flags.DEFINE_integer("rounds", 5, "Rounds of A B.", 1)
 flags.DEFINE_integer("cpu_devices", 2, "Devices that JAX makes of a CPU.", 1)
 flags.DEFINE_bool("profile", False, "Write a jax.profiler trace of each suite into --workdir.")

@@ -52,7 +52,7 @@ def capture(s: session.Session) -> dict[str, Any]:
         wide = rj.Encoder.from_pretrained(s.source, mesh=rj.make_mesh("auto"))
         name = f"jit, buckets, {wide.n_devices} devices"
         more.insert(0, Contestant(name, lambda turn: extract(wide, data)))
-    found = race(s, encoder, s.source, data, more, len(data))
+    found = race(s, encoder, s.source, data, more)
     found["left_out"] = left_out + found["left_out"]
     found["title"] = (
         f"{len(data)} queries, {tokens_of[len(data)]:,} tokens, {encoder!r}: all hidden states, "
@@ -71,14 +71,12 @@ def encoders(s: session.Session) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             path = checkpoints.write(pathlib.Path(folder) / name, checkpoints.SHAPES[name], dtype)
             encoder = rj.Encoder.from_pretrained(path, mesh=rj.make_mesh("data:1"))
-            data = checkpoints.queries(n, mean_tokens, s.seed)
-            tokens = encoder.prompter(data.queries).lengths_N.cumsum()
-            few = max(4, int(np.searchsorted(tokens, s.scale.peer_tokens)))
-            one = race(s, encoder, path, data, [], few)
-            del encoder
+            data = checkpoints.queries(s.asked_for(n), mean_tokens, s.seed)
+            one = race(s, encoder, path, data, [])
+            del encoder  # Its memory is the next one's.
         for row in one["rows"]:
             row["contestant"] = f"{name}: {row['contestant']}"
-        titles.append(f"{name}, {n} queries, {tokens[-1]:,} tokens")
+        titles.append(f"{name}, {len(data)} queries, {one['rows'][0]['tokens']:,} tokens")
         found["rows"] += one["rows"]
         found["agreement"] |= {f"{name}, {key}": v for key, v in one["agreement"].items()}
         found["left_out"] += [text for text in one["left_out"] if text not in found["left_out"]]
@@ -96,9 +94,8 @@ def race(
     source: str,
     data: rj.RoutingDataset,
     more: Sequence[Contestant],
-    few: int,
 ) -> dict[str, Any]:
-    """extract against Hugging Face, which reads the first `few` queries."""
+    """extract against Hugging Face, which reads the first queries where all are too many."""
     deepest = encoder.n_states - 1
     prompts = encoder.prompter(data.queries)
     lengths_N, tokens = prompts.lengths_N, int(prompts.lengths_N.sum())
@@ -108,6 +105,8 @@ def race(
     if session.installed("torch"):
         dtype = encoder.identity["compute_dtype"]
         peer = HuggingFace(source, dtype, encoder.max_tokens)
+        # At least a batch of its best.
+        few = max(32, int(np.searchsorted(lengths_N.cumsum(), s.scale.peer_tokens)))
         share = int(lengths_N[:few].sum()) / tokens
 
         def peers(run: Callable[[Sequence[str]], np.ndarray]) -> Callable[[int], np.ndarray]:

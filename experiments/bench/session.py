@@ -28,7 +28,7 @@ class Scale:
       numpy_rows: Rows of the probes suite.
       sweep_dims: PCA widths of the sweep.
       sweep_share: Share of the sweep's cells that scikit-learn computes.
-      trunks: Members of the trunks suite; of them, those trained one by one.
+      trunks: Members of the trunks suite.
       alone: How many of them are trained one by one, and in torch.
       depths: Blocks of the deep encoders whose compilation is timed.
       processes: Fresh processes that are started, cold and warm.
@@ -50,18 +50,32 @@ class Scale:
 
 SCALES = {
     "cpu": Scale(
-        queries=3000,
-        capture=800,
+        queries=1500,
+        capture=200,
         eager=8,
-        shapes=(("smollm2-135m", 48, 64), ("qwen3-0.6b", 8, 64)),
+        shapes=(("smollm2-135m", 16, 64), ("qwen3-0.6b", 6, 48)),
         peer_tokens=10**9,
-        numpy_rows=3000,
+        numpy_rows=1500,
         sweep_dims=(50, 100, 150, 200, 300),
         sweep_share=0.02,
-        trunks=40,
+        trunks=24,
         alone=5,
         depths=(8, 64),
-        processes=2,
+        processes=1,
+    ),
+    "full": Scale(
+        queries=4608,
+        capture=1000,
+        eager=16,
+        shapes=(("smollm2-135m", 64, 64), ("qwen3-0.6b", 32, 48)),
+        peer_tokens=10**9,
+        numpy_rows=10**9,
+        sweep_dims=(50, 100, 150, 200, 300),
+        sweep_share=0.1,
+        trunks=200,
+        alone=20,
+        depths=(8, 64),
+        processes=5,
     ),
     "guard": Scale(
         queries=1000,
@@ -133,9 +147,13 @@ class Session:
         """All hidden states of the queries, last and mean; kept for a second run."""
         return rj.extract(self.encoder, self.data, self.folder / "store")
 
+    def asked_for(self, n: int) -> int:
+        """A number of queries, or what --n_queries says instead."""
+        return self._config.n_queries or n
+
     def some(self, n: int) -> rj.RoutingDataset:
-        """A random sample of the queries, in their order; --n_queries overrides its size."""
-        n = min(self._config.n_queries or n, len(self.data))
+        """A random sample of the queries, in their order."""
+        n = min(self.asked_for(n), len(self.data))
         chosen = np.random.default_rng(self.seed).choice(len(self.data), n, replace=False)
         return self.data.select(np.sort(chosen))
 
