@@ -52,6 +52,7 @@ def main() -> None:
     own = [folder / f"store{i}" if several else folder / "store"
            for i in range(len(router.encoder_identities))]  # fmt: skip
     paths = options.split_names(config.store) if config.store else own
+    encoders: list[rj.Encoder] = []
     if config.encoder:
         if len(paths) != len(own):
             raise ValueError(f"--store: the router reads {len(own)} encoders, got {config.store!r}")
@@ -73,6 +74,7 @@ def main() -> None:
         metrics=metrics,
         history=router.training["history"],
         data_summary=summary,
+        rounding=options.rounding(encoders, data),
         config=rj.jobs.describe_run(config),
     )
     print("\n".join(rj.summary_lines(metrics)))

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from absl import flags
@@ -165,6 +166,12 @@ def load_router_encoders(router: rj.Router, names: str, mesh: str = "auto") -> l
         )
         for path, identity in zip(paths, identities, strict=True)
     ]
+
+
+def rounding(encoders: Sequence[rj.Encoder], data: rj.RoutingDataset) -> list[dict[str, Any]]:
+    """What each encoder's dtype changes, on the first 32 queries; none for float32."""
+    found = [rj.dtype_errors(encoder, data.queries[:32]) for encoder in encoders]
+    return [one for one in found if one is not None]
 
 
 def split_names(text: str) -> tuple[str, ...]:

@@ -70,6 +70,7 @@ def main() -> None:
         sweep=sweep,
         history=router.training["history"],
         data_summary=summary,
+        rounding=options.rounding([encoder], test),
         config=rj.jobs.describe_run(config),
     )
     print("\n".join(rj.summary_lines(metrics)))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from routerjax.encoder.estimate import estimate
     from routerjax.encoder.extract import extract
     from routerjax.encoder.layers import parse_layers
+    from routerjax.encoder.rounding import dtype_errors
     from routerjax.features.features import fit_features
     from routerjax.features.recipe import Recipe
     from routerjax.features.recipe_flags import parse_recipe, parse_recipes
@@ -88,6 +89,7 @@ _HOME = {
     "compare": "routing.compare",
     "comparison_lines": "routing.compare_lines",
     "describe": "data.quality",
+    "dtype_errors": "encoder.rounding",
     "estimate": "encoder.estimate",
     "evaluate": "routing.fit",
     "extract": "encoder.extract",

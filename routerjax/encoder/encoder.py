@@ -76,6 +76,11 @@ class Encoder:
         return self.config.width
 
     @property
+    def n_parameters(self) -> int:
+        """Numbers in the encoder's weights; the LM head is not among them."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self._params))
+
+    @property
     def n_devices(self) -> int:
         """Devices that share each batch; its rows are a multiple of this."""
         return self.mesh.size

@@ -5,6 +5,7 @@ nothing gained, and where the router may only be recognising datasets.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from routerjax.files import Folder
@@ -31,6 +32,7 @@ def write_report(
     sweep: "SweepTable | None" = None,
     history: dict[str, Any] | None = None,
     data_summary: list[str] | None = None,
+    rounding: Sequence[dict[str, Any]] = (),
     config: dict[str, Any] | None = None,
 ) -> None:
     """Writes `report.html`.
@@ -43,6 +45,7 @@ def write_report(
       sweep: Cross-validated AUC of every cell; None leaves the section out.
       history: Losses of training, as `figures.training_curves` takes them; None leaves them out.
       data_summary: Sentences about the data.
+      rounding: What `dtype_errors` says of each encoder; none leaves the section out.
       config: Nested settings and versions, for the table at the end.
 
     Raises:
@@ -83,6 +86,11 @@ def write_report(
                 "those of the lowest validation loss; the prediction is the mean of their "
                 "probabilities.")
         )  # fmt: skip
+    if rounding:
+        body.append(_heading("What the encoder's rounding changes"))
+        for found in rounding:
+            content = details.rounding(found)
+            body.append(join([content[0], _folded(content[1], len(found["relative_error"]))]))
     body += [_heading("Terms"), tables.terms()]
     if config:
         rows = flat(config)

@@ -183,3 +183,18 @@ def per_dataset(metrics: dict[str, Any]) -> Html:
         tag("details", tag("summary", "Each target on each dataset"),
             table(("dataset", *targets), wide, "Accuracy, and AUC where there is one.")),
     ])  # fmt: skip
+
+
+def rounding(found: dict[str, Any]) -> tuple[Html, Html]:
+    """What `dtype_errors` found: the worst state in words, and all of them."""
+    errors = found["relative_error"]
+    worst = max(range(len(errors)), key=errors.__getitem__)
+    text = (
+        f"{found['encoder_id']} computed in {found['compute_dtype']}. On {found['n_queries']} of "
+        f"these queries its pooled hidden states ({', '.join(found['poolings'])}) are off those of "
+        f"float32 by at most {errors[worst]:.2%}, in hidden state {worst}. Store and router record "
+        f"the dtype and refuse another, so that a query is read as those in training were."
+    )
+    rows = [[str(layer), f"{error:.3%}"] for layer, error in enumerate(errors)]
+    caption = "Root of the summed squared differences over that of the squares in float32."
+    return tag("p", text), table(("hidden state", "relative error"), rows, caption)

@@ -129,11 +129,16 @@ def our_states(encoder: Loaded, tokens_BT: np.ndarray, lengths_B: np.ndarray) ->
     return np.stack(states)
 
 
-def worst_error(ours: np.ndarray, theirs: np.ndarray, lengths_B: np.ndarray) -> float:
-    """Over states: the largest absolute error at a real token over the state's largest value."""
+def errors_of(ours: np.ndarray, theirs: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
+    """[L] of each state the largest absolute error at a real token over its largest value."""
     real_BT = np.arange(ours.shape[2])[None] < lengths_B[:, None]
     errors = np.abs(ours - theirs)[:, real_BT].max(axis=(1, 2))
-    return float((errors / np.abs(theirs)[:, real_BT].max(axis=(1, 2))).max())
+    return errors / np.abs(theirs)[:, real_BT].max(axis=(1, 2))
+
+
+def worst_error(ours: np.ndarray, theirs: np.ndarray, lengths_B: np.ndarray) -> float:
+    """The largest of `errors_of`."""
+    return float(errors_of(ours, theirs, lengths_B).max())
 
 
 def golden_states(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ import pytest
 from routerjax.data.store import ActivationStore
 from routerjax.devices import make_mesh
 from routerjax.encoder.encoder import Encoder
+from routerjax.encoder.rounding import dtype_errors
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,36 @@ def test_bfloat16_is_near_and_says_so(tiny_encoder_folder, encoder, tiny_data):
     assert 1e-6 < np.abs(exact - rough).max() / np.abs(exact).max() < 0.05
     assert half.identity["compute_dtype"] == "bfloat16"
     assert half.identity["weights_digest"] == encoder.identity["weights_digest"]
+
+
+def test_the_error_of_each_hidden_state_is_told(
+    tiny_encoder_folder, encoder, tiny_data, monkeypatch
+):
+    half = Encoder.from_pretrained(tiny_encoder_folder, compute_dtype="bfloat16")
+    queries = tiny_data.queries[:20]
+    found = dtype_errors(half, queries, ("mean",))
+    exact_NLPD, rough_NLPD = (e.capture(queries, poolings=("mean",)) for e in (encoder, half))
+    expected_L = [
+        np.linalg.norm(rough_NLPD[:, i] - exact_NLPD[:, i]) / np.linalg.norm(exact_NLPD[:, i])
+        for i in range(4)
+    ]
+    np.testing.assert_allclose(found.pop("relative_error"), expected_L, rtol=1e-3)
+    assert 1e-4 < expected_L[0] < 2**-8 and max(expected_L) < 0.05
+    assert found == {
+        "encoder_id": str(tiny_encoder_folder),
+        "compute_dtype": "bfloat16",
+        "n_queries": 20,
+        "poolings": ["mean"],
+    }
+    assert dtype_errors(encoder, queries) is None
+    monkeypatch.setattr("routerjax.encoder.rounding.MOST_BYTES", 4 * half.n_parameters - 1)
+    assert dtype_errors(half, queries) is None
+    other = half.with_random_weights()
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="other weights lie at"):
+        dtype_errors(other, queries)
+    with pytest.raises(ValueError, match="a few texts, got none"):
+        dtype_errors(half, [])
 
 
 def test_a_mesh_of_eight_gives_the_same(tiny_encoder_folder, encoder, tiny_data):

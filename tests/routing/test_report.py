@@ -239,3 +239,15 @@ def test_where_expected_lengths_come_from_is_said(make_pool, tmp_path):
     _, text = _read(tmp_path)
     assert "held-out rows): target-0, target-3; the median" in text
     assert "as none was recorded: target-2." in text
+
+
+def test_what_the_encoders_rounding_changes_is_told(tmp_path, make_pool):
+    metrics = _metrics(make_pool)
+    write_report(tmp_path, title="t", metrics=metrics)
+    assert "rounding changes" not in _read(tmp_path)[1]
+    found = {"encoder_id": EVIL, "compute_dtype": "bfloat16", "n_queries": 32,
+             "poolings": ["last", "mean"], "relative_error": [0.002, 0.0123, 0.011]}  # fmt: skip
+    write_report(tmp_path, title="t", metrics=metrics, rounding=[found, found])
+    text = _read(tmp_path)[1]
+    assert text.count("computed in bfloat16. On 32 of these queries") == 2
+    assert "at most 1.23%, in hidden state 1" in text and "1.100%" in text
