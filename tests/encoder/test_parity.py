@@ -147,5 +147,6 @@ def test_bfloat16_stays_near_float32(golden, name):
     assert states.dtype == jax.dtypes.bfloat16
     errors = models.errors_of(states.astype(np.float32), expected, lengths_B)
     print(f"{name:16} " + " ".join(f"{error:.4f}" for error in errors))
-    # Eight bits of mantissa, three layers: a few per cent of the largest value.
-    assert errors[0] < 2**-7 and errors.max() < 0.1
+    # Eight bits of mantissa, weights large enough for attention to be steep, and as few channels as
+    # 16: torch in bfloat16 is as far off.
+    assert errors[0] < 2**-7 and errors.max() < 0.2
