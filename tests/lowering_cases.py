@@ -34,7 +34,7 @@ from routerjax.probes import (
     stream_probe,
 )
 from routerjax.routing import embedding_baselines, reliability
-from routerjax.trunk import loop, net, step
+from routerjax.trunk import kernel, loop, net, step
 from tests.encoder.models import GOLDEN
 
 L, P, R, D, M, C, F, K, N, Q = 2, 2, 6, 8, 3, 4, 2, 2, 12, 4
@@ -253,6 +253,19 @@ def _feature_cases() -> Table:
     }
 
 
+def _kernel_cases() -> Table:
+    x_RC, x_NC, y_NM, square_NN = array(R, C), array(N, C), array(N, M), array(N, N)
+    mask_N, width = array(N, dtype=jnp.bool_), array()
+    weights = (y_NM, array(M))
+    return {
+        "trunk/kernel.py:_distances": lambda: [_of(kernel._distances, x_RC, x_NC)],
+        "trunk/kernel.py:_gaussian": lambda: [_of(kernel._gaussian, x_RC, x_NC, width)],
+        "trunk/kernel.py:_solve": lambda: [_of(kernel._solve, square_NN, mask_N, width, y_NM)],
+        "trunk/kernel.py:_apply": lambda: [_of(kernel._apply, array(R, N), *weights)],
+        "trunk/kernel.py:_predict": lambda: [_of(kernel._predict, x_RC, x_NC, *weights, width)],
+    }
+
+
 def cases() -> Table:
     """The table, but for the encoder's prefill, whose models have a test of their own."""
     x_NC, y_NM, seeds = array(N, C), array(N, M), array(K, dtype=jnp.uint32)
@@ -287,6 +300,7 @@ def cases() -> Table:
             for name in ("_make", "_zeros", "_add", "_map")
         },
         **_probe_cases(),
+        **_kernel_cases(),
         "trunk/loop.py:_start": lambda: [_of(loop._start, program, seeds)],
         "trunk/loop.py:_compiled_epoch": lambda: list(_epochs()),
         "trunk/net.py:_score": lambda: [_of(net._score, graphdef, state.params, x_NC)],
