@@ -54,7 +54,7 @@ def work(files, tiny_encoder_folder, tmp_path_factory):
     common = [f"--workdir={work}", f"--data={files}/train.jsonl", f"--pool={files}/pool.json"]
     jobs = [
         ("extract", f"--encoder={tiny_encoder_folder}", "--layers=1-3", "--mesh=data:1",
-         '--chat_template_kwargs={"brief": true}'),
+         '--chat_template_kwargs={"brief": true}', "--compute_dtype=bfloat16"),
         ("probe", f"--store={work}/store"),
         ("train", f"--store={work}/store", "--pca_dim=20", "--members=3", "--keep=2", "--epochs=5"),
     ]  # fmt: skip
@@ -97,7 +97,8 @@ def test_evaluate_extracts_and_reports(work, files, tiny_encoder_folder, tmp_pat
                 "zero_router_saving_at_equal_accuracy", "within_dataset_auc",
                 "routed_share"):  # fmt: skip
         assert key in metrics
-    assert "<html" in (tmp_path / "report.html").read_text()
+    report = (tmp_path / "report.html").read_text()
+    assert "<html" in report and "computed in bfloat16. On 32 of these queries" in report
     assert "mean AUC" in done.stdout
     again = run("evaluate", f"--workdir={tmp_path}/again", f"--store={tmp_path}/store", *flags)
     assert again.returncode == 0, again.stderr
