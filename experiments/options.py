@@ -32,7 +32,7 @@ _TEXT = {
     "recipe": ("all_layers", "Features: all_layers, layers (with --layers), top_fisher:K, "
                "greedy:K, per_target:cv_auc or per_target:fisher."),
     "pooling": ("mean", "Pooling(s) the features read, separated by commas."),
-    "trunk": ("published", "The trunk: published, or mixed (wider, with a kernel regression)."),
+    "trunk": ("published", "published, kernel (a regression beside it) or mixed (wider too)."),
     "policy": ("argmax", "Who answers: argmax, tolerance:TAU, value:USD, utility:LAM, budget:USD "
                "(mean spending a query) or quality:ACCURACY (mean accuracy)."),
 }  # fmt: skip

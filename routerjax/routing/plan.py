@@ -7,7 +7,7 @@ from routerjax.features.recipe import Recipe
 from routerjax.features.recipe_flags import parse_recipes
 from routerjax.trunk.config import TrunkConfig
 
-TRUNKS = ("published", "mixed")
+TRUNKS = ("published", "kernel", "mixed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,8 @@ class Plan:
 
     Attributes:
       recipe: The features.
-      trunk: "published", or "mixed" (`TrunkConfig.mixed`).
+      trunk: "published", "kernel" (the same with a kernel regression beside it) or "mixed"
+        (`TrunkConfig.mixed`: wider besides).
 
     Raises:
       ValueError: There is no such trunk.
@@ -47,16 +48,18 @@ def trunk_config(name: str, like: TrunkConfig) -> TrunkConfig:
     """
     if name == "published":
         return like
+    if name == "kernel":
+        return dataclasses.replace(like, kernel=True)
     mixed = TrunkConfig.mixed()
     own = {key: getattr(mixed, key) for key in ("hidden", "dropout", "l2", "kernel")}
     return dataclasses.replace(like, **own)
 
 
 def parse_plans(text: str, pooling: str = "mean", pca_dim: int = 200) -> dict[str, Plan]:
-    """Plans from a flag: recipes as `parse_recipes` reads them, "+mixed" behind some.
+    """Plans from a flag: recipes as `parse_recipes` reads them, "+kernel" or "+mixed" behind some.
 
     Args:
-      text: Such as "all_layers,all_layers@last+mean/400+mixed".
+      text: Such as "all_layers,all_layers+kernel,all_layers@last+mean/400+mixed".
       pooling: Of recipes that name none.
       pca_dim: Of recipes that name none.
 
@@ -65,9 +68,9 @@ def parse_plans(text: str, pooling: str = "mean", pca_dim: int = 200) -> dict[st
     """
     plans: dict[str, Plan] = {}
     for part in (part.strip() for part in text.split(",")):
-        recipe = part.removesuffix("+mixed")
         if part in plans:
             raise ValueError(f"--recipes: each counts once, got {part!r} again")
-        trunk = "published" if recipe == part else "mixed"
+        trunk = next((name for name in TRUNKS[1:] if part.endswith(f"+{name}")), TRUNKS[0])
+        recipe = part.removesuffix(f"+{trunk}")
         plans[part] = Plan(parse_recipes(recipe, pooling, pca_dim)[recipe], trunk)
     return plans

@@ -13,14 +13,17 @@ def test_plans_of_a_flag():
     assert found == {
         "all_layers": Plan(Recipe.all_layers()), "all_layers@last+mean/400+mixed": wide
     }  # fmt: skip
+    (kernel,) = parse_plans("all_layers+kernel").values()
+    assert kernel == Plan(Recipe.all_layers(), "kernel")
     like = TrunkConfig(seeds=(1, 2), keep=1, epochs=7)
     config = wide.config(like)
     assert config == TrunkConfig.mixed(seeds=(1, 2), keep=1, epochs=7)
     assert Plan(Recipe.all_layers()).config(like) == like
+    assert kernel.config(like) == TrunkConfig(seeds=(1, 2), keep=1, epochs=7, kernel=True)
     # A plan with the published trunk shares its fits with the plain recipe.
     assert found["all_layers"].to_json() == Recipe.all_layers().to_json()
     for text, message in (("all_layers,all_layers", "'all_layers' again"), ("+mixed", "got ''")):
         with pytest.raises(ValueError, match=message):
             parse_plans(text)
-    with pytest.raises(ValueError, match="trunk: expected one of published, mixed"):
+    with pytest.raises(ValueError, match="trunk: expected one of published, kernel, mixed"):
         Plan(Recipe.all_layers(), "deep")
