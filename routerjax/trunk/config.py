@@ -79,8 +79,8 @@ class TrunkConfig:
     def mixed(cls, **fields: Any) -> "TrunkConfig":
         """A wider network with more L2, and a kernel regression beside it.
 
-        Ranks better than the published one on both sets of real outcomes it was measured on
-        (BUILD_NOTES.md), with all layers, poolings last and mean, and PCA 400.
+        It trains about three times as long as the published one, and is meant for wider features:
+        all layers, poolings last and mean, PCA 400 (BUILD_NOTES.md has what was measured).
 
         Args:
           **fields: In place of its own.
