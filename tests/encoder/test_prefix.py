@@ -31,6 +31,9 @@ from tests.encoder.test_capture import assert_close
         pytest.param("gemma2", (1, 3), marks=pytest.mark.slow),
         pytest.param("ministral3", (2,), marks=pytest.mark.slow),
         pytest.param("smollm3", (0, 2), marks=pytest.mark.slow),
+        # Experts and sinks.
+        pytest.param("gpt_oss", (0, 1, 3), marks=pytest.mark.slow),
+        pytest.param("qwen3_moe", (1, 3), marks=pytest.mark.slow),
         ("alternating", (0, 1, 3)),  # Blocks of two kinds: one whole group, and one block more.
     ],
 )
