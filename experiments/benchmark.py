@@ -26,6 +26,7 @@ from experiments import options
 from experiments.bench import guard, machine, table
 from experiments.bench.session import SCALES, Session
 from experiments.bench.suites import SUITES
+from experiments.bench.turns import Disagreement
 
 options.define("workdir", "seed", "data", "pool", "encoder")
 flags.DEFINE_list("suite", list(SUITES), f"Suites: {', '.join(SUITES)}.")
@@ -78,13 +79,18 @@ def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     folder, start, results = rj.Folder(config.workdir), time.monotonic(), {}
     session = Session(config)
+    disagreed = []
     for name in config.suite:
         traced: contextlib.AbstractContextManager = contextlib.nullcontext()
         if config.profile:
             traced = jax.profiler.trace(str(folder.local_path() / "profile" / name))
         began = time.monotonic()
         with traced:
-            results[name] = SUITES[name](session)
+            try:
+                results[name] = SUITES[name](session)
+            except Disagreement as error:
+                results[name] = {"title": str(error)}
+                disagreed.append(name)
         results[name]["minutes"] = (time.monotonic() - began) / 60
         run = rj.jobs.describe_run(config) | {
             "hardware": machine.describe(),
@@ -100,6 +106,10 @@ def main() -> None:
             folder.write_bytes("benchmark.png", picture)
         print(table.suite(name, results[name]), flush=True)
     folder.write_json("guard.json", run | {"ratios": guard.ratios(results)})
+    if disagreed:
+        raise RuntimeError(
+            f"results differ in {', '.join(disagreed)}: no times were shown of these"
+        )
     if config.guard:
         lines, fallen = guard.compare(results, config.guard)
         print("\n".join(lines))

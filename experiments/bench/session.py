@@ -145,7 +145,7 @@ class Session:
     @functools.cached_property
     def store(self) -> rj.ActivationStore:
         """All hidden states of the queries, last and mean; kept for a second run."""
-        return rj.extract(self.encoder, self.data, self.folder / "store")
+        return rj.extract(self.encoder, self.data, self.folder / f"store-{len(self.data)}")
 
     def asked_for(self, n: int) -> int:
         """A number of queries, or what --n_queries says instead."""

@@ -12,8 +12,9 @@ from experiments.bench import session, turns
 from experiments.bench.torch_trunk import torch_ensemble
 from experiments.bench.turns import Contestant, Work
 
-# Nats of validation loss: same network and rows, other random numbers.
-_SAME_CODE, _TORCH = 2e-3, 2e-2
+# Nats of validation loss. The same code differs by rounding, which training amplifies; torch draws
+# other random numbers, so that only means compare.
+_SAME_CODE, _TORCH = 5e-3, 3e-2
 
 
 def trunk(s: session.Session) -> dict[str, Any]:
@@ -143,8 +144,10 @@ def trunks(s: session.Session) -> dict[str, Any]:
     def agree(results: dict[str, Any]) -> dict[str, float]:
         losses_K, found = results.pop(ours), {}
         for name, (at, losses) in results.items():
-            error = float(np.abs(losses_K[at] - losses).max())
-            most = _TORCH if name.startswith("torch") else _SAME_CODE
+            if name.startswith("torch"):
+                error, most = abs(float(losses_K[at].mean() - losses.mean())), _TORCH
+            else:
+                error, most = float(np.abs(losses_K[at] - losses).max()), _SAME_CODE
             found[f"validation nats, {name}"] = turns.require(name, error, most)
         return found
 
