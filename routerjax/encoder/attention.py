@@ -11,8 +11,10 @@ from routerjax.encoder.config import EncoderConfig
 # Attention scores held at a time: 8 MiB of float32 stay in a CPU's cache, 1 GiB fills a GPU.
 _SCORES = {"cpu": 2**21}
 _SCORES_ELSEWHERE = 2**28
-# Tokens up to which a head's scores are computed whole; longer prompts go block by block.
+# Tokens up to which a head's scores are computed whole; longer prompts go block by block. On CPU
+# causal ones do earlier: half of the blocks are skipped, which nearly halves the time at 512.
 LONGEST_WHOLE = 1024
+_LONGEST_CAUSAL = {"cpu": 256}
 
 
 def rotate(x_BTNE: jax.Array, angles_BTW: jax.Array, factor: jax.Array | float = 1) -> jax.Array:
@@ -78,7 +80,7 @@ def attend(
     S, G = k_BSGE.shape[1:3]
     scale = E**-0.5 if scale is None else scale
     most_scores = _SCORES.get(jax.default_backend(), _SCORES_ELSEWHERE)
-    if T * S > LONGEST_WHOLE**2:
+    if T * S > longest_whole(bidirectional) ** 2:
         return attend_blockwise(
             q_BTHE, k_BSGE, v_BSGE, lengths_B, precision, most_scores=most_scores,
             bidirectional=bidirectional, window=window, scale=scale, soft_cap=soft_cap,
@@ -123,6 +125,13 @@ def attend(
     return mixed.reshape(B, H, T, E).transpose(0, 2, 1, 3)
 
 
+def longest_whole(bidirectional: bool) -> int:
+    """Tokens up to which a head's scores are computed whole on this platform."""
+    if bidirectional:
+        return LONGEST_WHOLE
+    return _LONGEST_CAUSAL.get(jax.default_backend(), LONGEST_WHOLE)
+
+
 def cudnn_is_legal(config: EncoderConfig, platform: str, dtype: Any, max_tokens: int) -> bool:
     """Whether cuDNN's fused attention computes what this encoder asks for.
 
@@ -141,6 +150,7 @@ def cudnn_is_legal(config: EncoderConfig, platform: str, dtype: Any, max_tokens:
         and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
         and not config.bidirectional
         and not config.soft_cap
+        and not config.sinks
         and not config.sinks
         and config.head_dim % 8 == 0
         and config.head_dim <= 128

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 
 HIDDEN = -1e30  # the score of a key that is not seen
 
-# Tokens of a block of queries, and of keys.
-BLOCK = 512
+# Tokens of a block of queries, and of keys: on CPU its scores and values stay in the cache.
+BLOCKS = {"cpu": 128}
+BLOCK_ELSEWHERE = 512
 
 
 def visible(
@@ -68,7 +69,7 @@ def attend_blockwise(
     """
     B, T, H, E = q_BTHE.shape
     S, G = k_BSGE.shape[1:3]
-    R, block = H // G, BLOCK
+    R, block = H // G, BLOCKS.get(jax.default_backend(), BLOCK_ELSEWHERE)
     n_q, n_k = -(-T // block), -(-S // block)
     n_turns = turns(B * G, R * block * block, most_scores)
 

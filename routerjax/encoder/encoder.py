@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from routerjax.devices import by_rows, make_mesh
-from routerjax.encoder.attention import LONGEST_WHOLE, cudnn_is_legal
+from routerjax.encoder.attention import cudnn_is_legal, longest_whole
 from routerjax.encoder.batches import pack
 from routerjax.encoder.capture import POOLINGS, Prefix, capture, read_prefix
 from routerjax.encoder.config import EncoderConfig
@@ -31,8 +31,7 @@ COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Tokens of a full batch, padding included. On a CPU more gains nothing, and pads more.
 _BATCH_TOKENS = {"cpu": 1024}
 _BATCH_TOKENS_ELSEWHERE = 32768
-
-_LEAST_STEP = 16  # Between the lengths that `capture` compiles.
+_LEAST_STEP = 16  # Between the lengths that `capture` compiles; a shorter prefix saves none.
 _PREFIXES_KEPT = 4  # With the layers they were read to.
 
 
@@ -148,8 +147,8 @@ class Encoder:
             "precision": "highest" if exact else "default",
         }
         encoder = cls(config, (graphdef, params), prompter, identity, mesh)
-        how = "cuDNN" if encoder._cudnn else f"whole to {LONGEST_WHOLE} tokens, by blocks beyond"
-        logger.info("%s: attention: %s", source, how)
+        whole = f"whole to {longest_whole(config.bidirectional)} tokens, by blocks beyond"
+        logger.info("%s: attention: %s", source, "cuDNN" if encoder._cudnn else whole)
         return encoder
 
     def with_random_weights(self, seed: int = 0) -> "Encoder":
@@ -187,11 +186,10 @@ class Encoder:
         Returns:
           h_LPBD [L, P, B, D] float32 on the devices.
         """
-        known = self._read(prefix, layers) if prefix else None
         placed = jax.device_put(batch, by_rows(self.mesh))
         return capture(
             self._graphdef, self._params, *placed, layers=layers, poolings=poolings,
-            prefix=known, cudnn=self._cudnn,
+            prefix=self._read(prefix, layers) if prefix else None, cudnn=self._cudnn,
         )  # fmt: skip
 
     def _read(self, prefix: tuple[int, ...], layers: tuple[int, ...]) -> Prefix:
@@ -207,7 +205,6 @@ class Encoder:
 
     @functools.cached_property
     def _head(self) -> tuple[int, ...]:
-        """What every prompt begins with, if that is worth a shape of its own."""
         head = template_head(self.prompter)
         return head if len(head) >= _LEAST_STEP else ()
 

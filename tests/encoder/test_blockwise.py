@@ -18,13 +18,13 @@ from tests.encoder.test_attention import SINKS_H, heads
 
 
 def whole_and_blockwise(q, k, v, lengths_B, block, monkeypatch, **options):
-    monkeypatch.setattr(blockwise, "BLOCK", block)
+    monkeypatch.setitem(blockwise.BLOCKS, "cpu", block)
 
     @jax.jit
     def both(*arrays):
         out = []
         for longest in (10**6, 1):
-            monkeypatch.setattr(attention, "LONGEST_WHOLE", longest)
+            monkeypatch.setattr(attention, "longest_whole", lambda _, longest=longest: longest)
             out.append(attend(*arrays, models.HIGHEST, **options))
         return out
 
@@ -62,7 +62,7 @@ def test_a_long_prompt_goes_block_by_block(monkeypatch):
     T = attention.LONGEST_WHOLE + 200
     q, k, v = (heads(i, 1, T, 1, 8) for i in range(3))
     lengths_B = np.array([T - 5], np.int32)
-    whole, blocks = whole_and_blockwise(q, k, v, lengths_B, blockwise.BLOCK, monkeypatch)
+    whole, blocks = whole_and_blockwise(q, k, v, lengths_B, blockwise.BLOCKS["cpu"], monkeypatch)
     np.testing.assert_allclose(blocks, whole, atol=1e-5)
 
 
@@ -114,6 +114,6 @@ def test_cudnn_is_taken_where_it_is_legal():
     assert cudnn_is_legal(dataclasses.replace(config, windows=windows), "gpu", "float16", 4096)
     for change in (
         {"windows": windows}, {"head_dim": 256}, {"head_dim": 12}, {"soft_cap": 50.0},
-        {"bidirectional": True},
+        {"sinks": True}, {"bidirectional": True},
     ):  # fmt: skip
         assert not cudnn_is_legal(dataclasses.replace(config, **change), "gpu", "float16", 4097)
