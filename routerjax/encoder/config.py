@@ -23,6 +23,27 @@ class BlockKind:
 
 
 @dataclasses.dataclass(frozen=True)
+class DeltaShape:
+    """The shape of the gated DeltaNet mixers.
+
+    Attributes:
+      n_key_heads: Query and key heads.
+      n_value_heads: H, value heads, each with a memory; a multiple of n_key_heads.
+      key_dim: E, width of a query or key head.
+      value_dim: E', width of a value head.
+      conv_width: K, tokens that the convolutions see.
+      chunk: Tokens that are computed at once, a power of two; the numbers do not depend on it.
+    """
+
+    n_key_heads: int
+    n_value_heads: int
+    key_dim: int
+    value_dim: int
+    conv_width: int = 4
+    chunk: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
 class EncoderConfig:
     """The shape of an encoder; one description for every family.
 
@@ -60,6 +81,8 @@ class EncoderConfig:
       qk_norm: RMS norm of queries and keys: "" for none, "head" for each head on its own (Qwen3),
         "projection" over all heads at once (OLMo 2).
       sinks: Each query head has a learnt score that joins its softmax without a value (gpt-oss).
+      output_gate: Whether what attention mixed is multiplied by sigmoid(gate(x)) (Qwen3-Next).
+      delta: Of the layers whose mixer is "deltanet"; None without such.
       qkv_bias, out_bias, ffn_bias: Biases of the projections.
       windows: [n_layers] how many tokens back a token sees, itself included (and as many ahead if
         bidirectional); FULL_ATTENTION for all of them.
@@ -105,6 +128,8 @@ class EncoderConfig:
     soft_cap: float = 0.0
     qk_norm: str = ""
     sinks: bool = False
+    output_gate: bool = False
+    delta: DeltaShape | None = None
     qkv_bias: bool = False
     out_bias: bool = False
     ffn_bias: bool = False
@@ -158,11 +183,24 @@ class EncoderConfig:
         return sum(self._block_flops(kind, n_tokens) for kind in self.kinds[:deepest])
 
     def _block_flops(self, kind: BlockKind, n_tokens: int) -> float:
-        assert kind.mixer == "attention", kind
-        heads = self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
-        per_token = 2 * (self.width * heads + self._ffn_products(kind))
-        attention = 4 * self.n_heads * self.head_dim * n_tokens
-        return n_tokens * float(per_token + attention)
+        mixers = {"attention": self._attention_products, "deltanet": self._delta_products}
+        return n_tokens * 2.0 * (mixers[kind.mixer](n_tokens) + self._ffn_products(kind))
+
+    def _attention_products(self, n_tokens: int) -> int:
+        """Multiplications of an attention for one of so many tokens."""
+        heads = (3 if self.output_gate else 2) * self.n_heads + 2 * self.n_kv_heads
+        return self.head_dim * (self.width * heads + 2 * self.n_heads * n_tokens)
+
+    def _delta_products(self, n_tokens: int) -> int:
+        """Multiplications of a gated DeltaNet for a token; of how many does not matter."""
+        del n_tokens
+        assert self.delta is not None
+        s = self.delta
+        keys, values = s.n_key_heads * s.key_dim, s.n_value_heads * s.value_dim
+        projections = self.width * (2 * keys + 3 * values + 2 * s.n_value_heads)
+        # Three products with the memory, four within a chunk, and the triangular inverse.
+        chunk = 2 * s.chunk * (keys + values) + s.n_value_heads * s.chunk**2 // 3
+        return projections + 3 * s.key_dim * values + chunk
 
     def _ffn_products(self, kind: BlockKind) -> int:
         """Multiplications of a feed-forward layer for a token, of its own experts alone."""

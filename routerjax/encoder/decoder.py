@@ -9,6 +9,7 @@ from flax import nnx
 
 from routerjax.encoder.attention import attend, attend_cudnn, rotate
 from routerjax.encoder.config import FULL_ATTENTION, NO_ROPE, BlockKind, EncoderConfig
+from routerjax.encoder.deltanet import DeltaNet
 from routerjax.encoder.feed_forward import GatedFeedForward
 from routerjax.encoder.moe import Experts
 from routerjax.encoder.norms import norm_maker
@@ -54,6 +55,8 @@ class Attention(nnx.Module):
         self.k = linear(D, G * E, use_bias=config.qkv_bias, rngs=rngs)
         self.v = linear(D, G * E, use_bias=config.qkv_bias, rngs=rngs)
         self.o = linear(H * E, D, use_bias=config.out_bias, rngs=rngs)
+        if config.output_gate:
+            self.gate = linear(D, H * E, use_bias=config.qkv_bias, rngs=rngs)
         if config.qk_norm:
             wide = config.qk_norm == "projection"
             self.q_norm = norm(H * E if wide else E, rngs=rngs)
@@ -95,7 +98,10 @@ class Attention(nnx.Module):
                 soft_cap=c.soft_cap,
                 sinks_H=self.sinks[...] if c.sinks else None,
             )
-        return self.o(x_BTHE.reshape(B, T, -1)), after
+        mixed = x_BTHE.reshape(B, T, -1)
+        if c.output_gate:
+            mixed = mixed * jax.nn.sigmoid(self.gate(x_BTD))
+        return self.o(mixed), after
 
 
 def _continued(before_1PGE: jax.Array, x_BTGE: jax.Array) -> jax.Array:
@@ -107,7 +113,7 @@ def _continued(before_1PGE: jax.Array, x_BTGE: jax.Array) -> jax.Array:
 # BlockKind.mixer -> a module of (config, linear, norm, rngs), the block's attribute of that name.
 # mixer(x_BTD, place, before) -> (y_BTD, after): `after` is what the tokens leave to a continuation,
 # `before` None or what a prefix shared by all rows left so (leading axis 1).
-MIXERS: dict[str, Any] = {"attention": Attention}
+MIXERS: dict[str, Any] = {"attention": Attention, "deltanet": DeltaNet}
 # BlockKind.ffn -> a module of (config, linear, rngs), called with x_BTD; the block's `ffn`.
 FEED_FORWARDS: dict[str, Any] = {"dense": GatedFeedForward, "experts": Experts}
 

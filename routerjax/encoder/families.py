@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from routerjax.encoder import bidirectional, mixtures
+from routerjax.encoder import bidirectional, hybrids, mixtures
 from routerjax.encoder.config import FULL_ATTENTION, NO_ROPE, EncoderConfig
 from routerjax.encoder.fields import (
     FULL,
@@ -219,7 +219,10 @@ READERS: dict[str, Callable[[str, Fields], EncoderConfig]] = {
     "phi3": _phi3,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
+    "qwen3_5": hybrids.qwen3_5,
+    "qwen3_5_moe": hybrids.qwen3_5_moe,
     "qwen3_moe": mixtures.qwen3_moe,
+    "qwen3_next": hybrids.qwen3_next,
     "roberta": bidirectional.roberta,
     "smollm3": _smollm3,
     "xlm-roberta": bidirectional.roberta,
@@ -229,5 +232,7 @@ READERS: dict[str, Callable[[str, Fields], EncoderConfig]] = {
 _TEXT_TOWERS: dict[str, str] = {
     "gemma3_text": "gemma3",
     "qwen2_text": "qwen2",
+    "qwen3_5_moe_text": "qwen3_5_moe",
+    "qwen3_5_text": "qwen3_5",
     "qwen3_text": "qwen3",
 }

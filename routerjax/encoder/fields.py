@@ -17,7 +17,7 @@ from routerjax.encoder.rope import (
     yarn_attention_factor,
 )
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 _ROPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 
@@ -84,13 +84,14 @@ def read_decoder(family: str, c: Fields, **different: Any) -> EncoderConfig:
         "n_heads": c["num_attention_heads"],
         "n_kv_heads": c.get("num_key_value_heads", c["num_attention_heads"]),
         "head_dim": head_width(c),
-        "ffn_width": c["intermediate_size"],
         "vocab_size": c["vocab_size"],
         "norm_eps": c.get("rms_norm_eps", 1e-6),
         "max_positions": c.get("max_position_embeddings", 2048),
     }
     if "activation" not in different:
         shared["activation"] = read_activation(c, "hidden_act", "silu")
+    if "ffn_width" not in different:
+        shared["ffn_width"] = c["intermediate_size"]
     if "ropes" not in different:
         shared["ropes"] = (read_rope(c),)
     config = EncoderConfig(**(shared | different))
@@ -108,13 +109,15 @@ def attention_bias(c: Fields) -> dict[str, Any]:
     return {"qkv_bias": bias, "out_bias": bias}
 
 
-def layer_types(c: Fields, default: Sequence[str]) -> tuple[str, ...]:
-    """[n_layers] "full_attention" or "sliding_attention"."""
+def layer_types(
+    c: Fields, default: Sequence[str], known: Sequence[str] = (FULL, SLIDING)
+) -> tuple[str, ...]:
+    """[n_layers] "full_attention", "sliding_attention" or whatever else is known."""
     kinds = tuple(c.get("layer_types", default))
     n_layers = c["num_hidden_layers"]
     if len(kinds) != n_layers:
         raise c.refuse(f"layer_types has {len(kinds)} entries for {n_layers} layers")
-    if unknown := set(kinds) - {FULL, SLIDING}:
+    if unknown := set(kinds) - set(known):
         raise c.refuse(f"layer_types has {', '.join(map(repr, sorted(unknown)))}, not supported")
     return kinds
 
@@ -130,7 +133,11 @@ def one_window(c: Fields) -> tuple[int, ...]:
 
 
 def read_rope(
-    c: Fields, theta: float = 10000.0, aliases: dict[str, str] | None = None, partial: bool = False
+    c: Fields,
+    theta: float = 10000.0,
+    aliases: dict[str, str] | None = None,
+    partial: bool = False,
+    share: float = 1.0,
 ) -> Rope:
     """The one rotary table of a model.
 
@@ -139,6 +146,7 @@ def read_rope(
       theta: The family's default.
       aliases: Further names of rotary types.
       partial: Whether the family lets the last channels of a head stay.
+      share: The family's default of a head's channels that turn.
     """
     table = c.get("rope_scaling", None) or c.get("rope_parameters", None) or {}
     if any(isinstance(value, dict) for value in table.values()):
@@ -148,7 +156,7 @@ def read_rope(
     rope = {"rope_theta": c.get("rope_theta", theta)} | _present(table)
     if original is not None:
         rope["original_max_position_embeddings"] = original
-    rope.setdefault("partial_rotary_factor", c.get("partial_rotary_factor", 1.0))
+    rope.setdefault("partial_rotary_factor", c.get("partial_rotary_factor", share))
     return _rope(c, rope, aliases or {}, partial)
 
 

@@ -3,12 +3,14 @@
 Our module -> the checkpoint's module; {i} is the block. Which of a table's rows count is decided by
 the parameters that the model has. The layout follows from the leaf: a kernel is the transposed
 weight, everything else the weight as it is. Where several of our modules name one of theirs, its
-rows (its outputs) are theirs one after the other, in the table's order. Experts lie otherwise
-(ExpertTensor), and in several layouts: of a family's tables, that one counts of which a checkpoint
-has the most keys.
+rows (its outputs) are theirs one after the other, in the table's order; `turns` says how often
+they take turns. Experts lie otherwise (ExpertTensor), and in several layouts: of a family's tables,
+that one counts of which a checkpoint has the most keys.
 """
 
 from typing import NamedTuple
+
+from routerjax.encoder.config import EncoderConfig
 
 
 class ExpertTensor(NamedTuple):
@@ -137,6 +139,31 @@ _GPT_OSS_PACKED: Table = {
     else where
     for module, where in _GPT_OSS.items()
 }
+_LINEAR = "layers.{i}.linear_attn"
+_HYBRID: Table = {
+    "blocks/attention/gate": "layers.{i}.self_attn.q_proj",
+    "blocks/deltanet": _LINEAR,
+    "blocks/deltanet/q": f"{_LINEAR}.in_proj_qkv",
+    "blocks/deltanet/k": f"{_LINEAR}.in_proj_qkv",
+    "blocks/deltanet/v": f"{_LINEAR}.in_proj_qkv",
+    "blocks/deltanet/z": f"{_LINEAR}.in_proj_z",
+    "blocks/deltanet/beta": f"{_LINEAR}.in_proj_b",
+    "blocks/deltanet/decay": f"{_LINEAR}.in_proj_a",
+    "blocks/deltanet/q_conv": f"{_LINEAR}.conv1d",
+    "blocks/deltanet/k_conv": f"{_LINEAR}.conv1d",
+    "blocks/deltanet/v_conv": f"{_LINEAR}.conv1d",
+    "blocks/deltanet/norm": f"{_LINEAR}.norm",
+    "blocks/deltanet/out": f"{_LINEAR}.out_proj",
+}
+_QWEN3_5_MOE = _QWEN_EXPERTS | _HYBRID
+_QWEN3_NEXT = _QWEN3_5_MOE | {
+    "blocks/deltanet/q": f"{_LINEAR}.in_proj_qkvz",
+    "blocks/deltanet/k": f"{_LINEAR}.in_proj_qkvz",
+    "blocks/deltanet/v": f"{_LINEAR}.in_proj_qkvz",
+    "blocks/deltanet/z": f"{_LINEAR}.in_proj_qkvz",
+    "blocks/deltanet/beta": f"{_LINEAR}.in_proj_ba",
+    "blocks/deltanet/decay": f"{_LINEAR}.in_proj_ba",
+}
 KEY_TABLES: dict[str, tuple[Table, ...]] = {
     "bert": (_BERT,),
     "gemma2": (_POST_NORMS,),
@@ -154,8 +181,29 @@ KEY_TABLES: dict[str, tuple[Table, ...]] = {
     "phi3": (_PHI3,),
     "qwen2": (_DECODER,),
     "qwen3": (_DECODER,),
+    "qwen3_5": (_DECODER | _HYBRID,),
+    "qwen3_5_moe": (_QWEN3_5_MOE, _QWEN3_5_MOE | _FUSED_EXPERTS),
     "qwen3_moe": (_QWEN_EXPERTS, _QWEN_EXPERTS | _FUSED_EXPERTS),
+    "qwen3_next": (_QWEN3_NEXT, _QWEN3_NEXT | _FUSED_EXPERTS),
     "roberta": (_BERT,),
     "smollm3": (_DECODER,),
     "xlm-roberta": (_BERT,),
 }
+
+
+def turns(config: EncoderConfig, theirs: str) -> int:
+    """How often the rows of a fused projection alternate between our modules.
+
+    Args:
+      config: Of the encoder.
+      theirs: The checkpoint's module, as in the table.
+
+    Returns:
+      1 where all rows of a module lie together; else the heads that each give their rows of every
+      module in turn.
+    """
+    if config.output_gate and theirs.endswith(".self_attn.q_proj"):
+        return config.n_heads
+    if config.delta is not None and theirs.endswith((".in_proj_qkvz", ".in_proj_ba")):
+        return config.delta.n_key_heads
+    return 1

@@ -23,7 +23,7 @@ from routerjax.encoder.bert import Bert
 from routerjax.encoder.checkpoint import Checkpoint
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.decoder import Decoder
-from routerjax.encoder.key_tables import KEY_TABLES, ExpertTensor, Table
+from routerjax.encoder.key_tables import KEY_TABLES, ExpertTensor, Table, turns
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 PIECE_BYTES = 8 * 2**20
 
 _LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
-_LEAVES |= {"sinks": "sinks"}
+_LEAVES |= {name: name for name in ("sinks", "A_log", "dt_bias")}
 # BERT checkpoints converted from TensorFlow call a norm's parameters gamma and beta.
 _TENSORFLOW = {"scale": "gamma", "bias": "beta"}
 
@@ -119,7 +119,8 @@ def load_weights(
             n_bytes += sum(part.nbytes for part in (tensor, *scales))
             if scales:
                 tensor = mxfp4.unpack(*jax.device_put((tensor, *scales), replicated(mesh)), dtype)
-            start = [(first - source.rows.start) // source.rows.step, *[0] * (tensor.ndim - 1)]
+            start = [source.first + (first - source.rows.start) // source.rows.step]
+            start += [0] * (tensor.ndim - 1)
             if source.transposed:
                 # device_put lays it out anew: on CPU 4 times faster than the same in `_write`.
                 tensor, start = tensor.T, start[::-1]
@@ -152,6 +153,7 @@ class _Source(NamedTuple):
       columns: Of a row, those that count.
       transposed: Whether the rows are the parameter's last axis.
       scales: "", or where the scales of a key in MXFP4 lie.
+      first: Of the parameter's outputs that are these rows.
     """
 
     name: str
@@ -164,6 +166,7 @@ class _Source(NamedTuple):
     columns: slice = slice(None)
     transposed: bool = False
     scales: str = ""
+    first: int = 0
 
 
 class _Piece(NamedTuple):
@@ -243,16 +246,23 @@ def _resolve(
         first = sum(fused[m] for m in list(fused)[: list(fused).index(module)])
         expected = shape if stack is None else shape[1:]
         expected = expected[::-1] if leaf == "kernel" else expected
-        rows = range(first, first + expected[0])
-        expected = (sum(fused.values()), *expected[1:]) if len(fused) > 1 else expected
+        # The modules' rows lie one after the other, or in as many turns.
+        n_turns, n_all = 1, expected[0]
+        if len(fused) > 1:
+            n_turns, n_all = turns(config, theirs), sum(fused.values())
+        n_rows = expected[0] // n_turns
+        starts = range(first // n_turns, n_all, n_all // n_turns)
+        expected = (n_all, *expected[1:])
         for row, i in enumerate(blocks):
             if not config.first_norm and (module, i) == ("blocks/attention_norm", 0):
                 continue
             key = _key(prefix + theirs.format(i=i), leaf, found)
             expect(key, expected)
             at = () if stack is None else (row,)
-            source = _Source(f"{module}/{leaf}", i, path, at, key, rows)
-            sources.append(source._replace(transposed=leaf == "kernel"))
+            for turn, begin in enumerate(starts):
+                rows = range(begin, begin + n_rows)
+                source = _Source(f"{module}/{leaf}", i, path, at, key, rows, first=turn * n_rows)
+                sources.append(source._replace(transposed=leaf == "kernel"))
     used = {key for source in sources for key in (source.key, source.scales)}
     for key in sorted(set(found) - used):
         inside = key.startswith(prefix)
@@ -266,7 +276,7 @@ def _resolve(
             f"{folder} does not hold the {config.family} model that its config.json describes:\n"
             f"  {shown}"
         )
-    return sorted(sources, key=lambda source: source[:2])
+    return sorted(sources, key=lambda source: (source.name, source.number, source.first))
 
 
 def _n_found(table: Table, prefix: str, n_layers: int, found: dict[str, Any]) -> int:

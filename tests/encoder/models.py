@@ -53,7 +53,11 @@ def build(variant: str, seed: int):
     numbers = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=numbers)
-        if parameter.ndim >= 2:
+        if name.endswith("A_log"):
+            parameter.data = 0.3 * noise - 2.0  # A memory of about ten tokens.
+        elif name.endswith("conv1d.weight"):
+            parameter.data = 0.5 * noise
+        elif parameter.ndim >= 2:
             # Large enough that attention is far from uniform: what it sees must matter.
             scale = 1.0 if "embed" in name else 1.5 * parameter.shape[-1] ** -0.5
             parameter.data = scale * noise

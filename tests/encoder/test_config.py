@@ -101,12 +101,12 @@ def test_all_switches_of_the_variants_are_read(name):
     always = family in ("bert", "roberta", "xlm-roberta")
     n_heads, width = settings["num_attention_heads"], settings["hidden_size"]
     grouped = not always and family != "modernbert"
-    assert config.family == {"gemma3_text": "gemma3"}.get(family, family)
+    assert config.family == family.removesuffix("_text")
     assert config.n_kv_heads == (settings.get("num_key_value_heads", 4) if grouped else n_heads)
     assert config.head_dim == settings.get("head_dim", width // n_heads)
-    norms = dict.fromkeys(("qwen3", "qwen3_moe", "gemma3_text"), "head")
-    norms |= {"olmo2": "projection", "olmo3": "projection"}
-    assert config.qk_norm == norms.get(family, "")
+    heads = ("qwen3", "qwen3_moe", "qwen3_5", "qwen3_next", "qwen3_5_moe", "gemma3")
+    norms = dict.fromkeys(heads, "head") | {"olmo2": "projection", "olmo3": "projection"}
+    assert config.qk_norm == norms.get(config.family, "")
     experts = settings.get("num_experts", settings.get("num_local_experts", 0))
     assert config.n_experts == experts
     assert config.n_experts_per_token == settings.get("num_experts_per_tok", 0)
@@ -269,6 +269,21 @@ def test_flops_of_a_block_count_its_products():
     assert config.flops(T, 3) == 3 * config.flops(T, 1) and config.flops(T, 0) == 0
     plain = dataclasses.replace(config, gated=False)
     assert config.flops(T, 2) - plain.flops(T, 2) == 2 * T * 2 * D * F
+
+
+def test_flops_of_a_hybrid_grow_with_its_attention_alone():
+    config = golden("qwen3_5")
+    # Blocks: gated DeltaNet, attention, gated DeltaNet.
+    linear = config.flops(10, 1)
+    assert config.flops(1000, 1) == 100 * linear and config.flops(10, 3) == linear + config.flops(
+        10, 2
+    )
+    D, H, G, E, F, T = 16, 2, 1, 16, 20, 10
+    products = D * E * (3 * H + 2 * G) + 3 * D * F
+    assert config.flops(T, 2) - linear == T * 2 * products + 4 * H * E * T * T
+    keys, values, heads, C = 2 * 8, 4 * 6, 4, 64
+    products = D * (2 * keys + 3 * values + 2 * heads) + 3 * values * 8 + 2 * C * (keys + values)
+    assert linear == T * 2 * (products + 3 * D * F + heads * C * C // 3)
 
 
 @pytest.mark.parametrize("name", models.VARIANTS)

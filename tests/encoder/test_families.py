@@ -74,6 +74,11 @@ def refusal(name, **changes):
         ("granite", {"embed_scale": 1.0}),
         ("granite", {"residual_scale": 1.0}),
         ("granite", {"query_scale": None}),
+        ("qwen3_5", {"norm_offset": 0.0}),
+        ("qwen3_5", {"ropes": (Rope(50.0, 16),)}),
+        ("qwen3_5", {"ropes": (Rope(80.0, 4),)}),
+        ("qwen3_next", {"expert_softmax": "chosen"}),
+        ("qwen3_next", {"n_experts_per_token": 3}),
         ("modernbert", {"windows": (FULL_ATTENTION, 5, 5)}),
         ("modernbert", {"windows": (FULL_ATTENTION, 3, 3)}),
         ("modernbert", {"bidirectional": False}),
@@ -157,6 +162,47 @@ OLDER = {
         "max_position_embeddings": 131072,
         "original_max_position_embeddings": 4096,
         "sliding_window": 262144,
+    },
+    "qwen3_5": {
+        "model_type": "qwen3_5_text",
+        "attn_output_gate": True,
+        "full_attention_interval": 4,
+        "head_dim": 256,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32,
+        "linear_value_head_dim": 128,
+        "mamba_ssm_dtype": "float32",
+        "mtp_num_hidden_layers": 1,
+        "rope_parameters": {
+            "mrope_interleaved": True,
+            "mrope_section": [11, 11, 10],
+            "rope_type": "default",
+            "rope_theta": 10000000,
+            "partial_rotary_factor": 0.25,
+        },
+    },
+    "qwen3_next": {
+        "model_type": "qwen3_next",
+        "decoder_sparse_step": 1,
+        "full_attention_interval": 4,
+        "head_dim": 256,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32,
+        "linear_value_head_dim": 128,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 512,
+        "norm_topk_prob": True,
+        "num_experts": 512,
+        "num_experts_per_tok": 10,
+        "partial_rotary_factor": 0.25,
+        "rope_scaling": None,
+        "rope_theta": 10000000,
+        "shared_expert_intermediate_size": 512,
+        "use_sliding_window": False,
     },
     "olmo3": {
         "model_type": "olmo3",
@@ -254,6 +300,10 @@ def test_what_longrope_was_called_first(older):
         ("modernbert", {"layer_types": ["full_attention"] * 2}, "2 entries for 3 layers"),
         ("roberta", {"is_decoder": True}, "is_decoder"),
         ("roberta", {"position_embedding_type": "relative_key"}, "'relative_key'"),
+        ("qwen3_5", {"hidden_act": "gelu"}, "only 'silu'"),
+        ("qwen3_5", {"attn_output_gate": False}, "attn_output_gate"),
+        ("qwen3_5", {"layer_types": ["sliding_attention"] * 3}, "'sliding_attention'"),
+        ("qwen3_5", {"linear_key_head_dim": None}, "'linear_key_head_dim' is missing"),
         ("olmo2", {"quantization_config": {"bits": 4}}, "quantised"),
     ],
 )
@@ -368,22 +418,64 @@ def _with_weights_of(model, name):
         return models.load(pathlib.Path(folder))
 
 
+@pytest.mark.parametrize(
+    "name, fused, ours, widths",
+    [
+        # By head of attention: its query, its gate.
+        ("qwen3_5", "self_attn.q_proj", ["attention/q", "attention/gate"], [16, 16]),
+        # By key head: its query and key, then values and gates of its two value heads.
+        (
+            "qwen3_next",
+            "linear_attn.in_proj_qkvz",
+            [f"deltanet/{x}" for x in "qkvz"],
+            [8, 8, 12, 12],
+        ),
+        ("qwen3_next", "linear_attn.in_proj_ba", ["deltanet/beta", "deltanet/decay"], [2, 2]),
+    ],
+)
+def test_rows_that_alternate_by_head_are_told_apart(name, fused, ours, widths):
+    stack = int("attention/" in ours[0])  # The only block of the second stack, the first's first.
+    params = models.load(models.GOLDEN / name).params["blocks"][stack]
+    whole = load_file(models.GOLDEN / name / "model.safetensors")[f"layers.{stack}.{fused}.weight"]
+    parts = [
+        np.asarray(params[module][part]["kernel"][...][0]).T
+        for module, part in (each.split("/") for each in ours)
+    ]
+    heads = [
+        part[head * n : (head + 1) * n]
+        for head in range(2)
+        for part, n in zip(parts, widths, strict=True)
+    ]
+    np.testing.assert_array_equal(np.concatenate(heads), whole)
+
+
 # --- multimodal checkpoints ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text, outer", [("gemma3", "gemma3"), ("ministral3", "mistral3")])
-def test_the_text_tower_of_a_multimodal_checkpoint(text, outer, tmp_path):
+_PATCHES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+_PATCHES |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+_GRID = {"hidden_size": 16, "intermediate_size": 16, "depth": 1, "num_heads": 2}
+_GRID |= {"out_hidden_size": 16, "num_position_embeddings": 4}
+
+
+@pytest.mark.parametrize(
+    "text, outer, vision",
+    [
+        ("gemma3", "gemma3", {"model_type": "siglip_vision_model"} | _PATCHES),
+        ("ministral3", "mistral3", {"model_type": "pixtral"} | _PATCHES),
+        ("qwen3_5", "qwen3_5", {"model_type": "qwen3_5_vision"} | _GRID),
+        ("qwen3_5_moe", "qwen3_5_moe", {"model_type": "qwen3_5_moe_vision"} | _GRID),
+    ],
+)
+def test_the_text_tower_of_a_multimodal_checkpoint(text, outer, vision, tmp_path):
     torch = pytest.importorskip("torch")
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     family, settings = models.VARIANTS[text]
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    sizes |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
-    vision = "siglip_vision_model" if outer == "gemma3" else "pixtral"
     config = AutoConfig.for_model(
         outer,
         text_config={"model_type": family} | settings,
-        vision_config={"model_type": vision} | sizes,
+        vision_config=vision,
     )
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()

@@ -34,7 +34,7 @@ _SMALL = {
     "eos_token_id": None,
 }
 _FLAT = {"num_hidden_layers": 2}
-_SLIDING, _FULL = "sliding_attention", "full_attention"
+_SLIDING, _FULL, _LINEAR = "sliding_attention", "full_attention", "linear_attention"
 # Of a head's four pairs one is kept, two are blended and one is slowed; prompts go beyond 12.
 _YARN = {
     "rope_type": "yarn",
@@ -51,6 +51,31 @@ _LONG = {
     "long_factor": [1.5, 3.0, 6.0],
     "partial_rotary_factor": 0.75,
 }
+
+# Each key head serves two value heads, and a quarter of an attention head turns.
+_HYBRID = {
+    "head_dim": 16,
+    "layer_types": [_LINEAR, _FULL, _LINEAR],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
+    "linear_conv_kernel_dim": 3,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 50.0,
+        "partial_rotary_factor": 0.25,
+        "mrope_section": [1, 1, 0],
+    },
+}
+
+_MIXED = {
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 10,
+}
+_BARE = {name: value for name, value in _SMALL.items() if name != "intermediate_size"}
 
 # name -> (model_type, config). Every window is shorter than the prompts; each family's switches
 # (grouped heads, tied embeddings, biases, head width) are on in one variant and off in another.
@@ -92,6 +117,16 @@ VARIANTS = {
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
             "tie_word_embeddings": True,
         },
+    ),
+    "qwen3_5": ("qwen3_5_text", _SMALL | _HYBRID),
+    "qwen3_5_moe": ("qwen3_5_moe_text", _BARE | _HYBRID | _MIXED),
+    # Experts, a dense layer, experts; and the gate has a bias.
+    "qwen3_next": (
+        "qwen3_next",
+        _SMALL
+        | _HYBRID
+        | _MIXED
+        | {"norm_topk_prob": False, "mlp_only_layers": [1], "attention_bias": True},
     ),
     "llama_linear": (
         "llama",
