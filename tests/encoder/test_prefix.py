@@ -34,6 +34,9 @@ from tests.encoder.test_capture import assert_close
         # Experts and sinks.
         pytest.param("gpt_oss", (0, 1, 3), marks=pytest.mark.slow),
         pytest.param("qwen3_moe", (1, 3), marks=pytest.mark.slow),
+        # What a recurrence remembers.
+        pytest.param("qwen3_5", (0, 2, 3), marks=pytest.mark.slow),
+        pytest.param("qwen3_next", (1, 3), marks=pytest.mark.slow),
         ("alternating", (0, 1, 3)),  # Blocks of two kinds: one whole group, and one block more.
     ],
 )
