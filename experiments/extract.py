@@ -15,7 +15,8 @@ from experiments import options
 options.define(
     "workdir", "seed", "data", "pool", "encoder", "revision", "store", "layers", "poolings",
     "max_tokens", "batch_tokens", "prefix_cache", "compute_dtype", "chat_template_kwargs",
-    "store_dtype", "mesh", "distributed", "dry_run", required=("workdir", "data", "encoder"),
+    "store_dtype", "mesh", "distributed", "coordinator", "num_processes", "process_id", "dry_run",
+    required=("workdir", "data", "encoder"),
 )  # fmt: skip
 
 
@@ -40,14 +41,20 @@ class Config:
     store_dtype: str
     mesh: str
     distributed: bool
+    coordinator: str | None
+    num_processes: int | None
+    process_id: int | None
     dry_run: bool
 
 
 def main() -> None:
     """Extracts, or says what extracting takes."""
     config = options.read(Config)
+    cluster = config.coordinator, config.num_processes, config.process_id
     if config.distributed:
-        rj.start_distributed()
+        rj.start_distributed(*cluster)
+    elif cluster != (None, None, None):
+        raise ValueError("--coordinator, --num_processes and --process_id go with --distributed")
     batch_tokens = None
     if config.batch_tokens != "auto":
         if not config.batch_tokens.isdecimal():

@@ -28,7 +28,9 @@ _TEXT = {
     "store_dtype": ("float16", "Of the store: float16 or float32."),
     "batch_tokens": ("auto", "Tokens of a full batch, padding included; auto suits the device."),
     "prefix_cache": ("auto", "Read tokens that all prompts begin with once: auto, on or off."),
-    "mesh": ("auto", "Devices that share a batch: auto (all), or data:N."),
+    "mesh": ("auto", "Devices: data:N share a batch, model:M the parameters, data:N,model:M both; "
+             "auto takes all for data if the model fits each of them."),
+    "coordinator": (None, "With --distributed where JAX finds no cluster: HOST:PORT of process 0."),
     "recipe": ("all_layers", "Features: all_layers, layers (with --layers), top_fisher:K, "
                "greedy:K, per_target:cv_auc or per_target:fisher."),
     "pooling": ("mean", "Pooling(s) the features read, separated by commas."),
@@ -43,6 +45,12 @@ _NUMBERS = {
     "members": (10, "Members of the ensemble that are trained.", 1),
     "keep": (5, "Members kept, those of the lowest validation loss.", 1),
     "epochs": (150, "Most epochs of training.", 1),
+    "num_processes": (
+        None,
+        "With --distributed where JAX finds no cluster: their number.",
+        1,
+    ),
+    "process_id": (None, "With --distributed where JAX finds no cluster: this one's number.", 0),
 }
 _SWITCHES = {
     "distributed": "Join the processes of a cluster job; each takes its share of the work.",
@@ -92,7 +100,7 @@ def load_encoder(config: Any, **changes: Any) -> rj.Encoder:
         "max_tokens": getattr(config, "max_tokens", 2048),
         "compute_dtype": getattr(config, "compute_dtype", "auto"),
         "chat_template_kwargs": _template_kwargs(getattr(config, "chat_template_kwargs", None)),
-        "mesh": rj.make_mesh(getattr(config, "mesh", "auto")),
+        "mesh": getattr(config, "mesh", "auto"),
     }
     return rj.Encoder.from_pretrained(config.encoder or minilm(), **described | changes)
 
@@ -162,7 +170,7 @@ def load_router_encoders(router: rj.Router, names: str, mesh: str = "auto") -> l
             max_tokens=identity["max_tokens"],
             compute_dtype=identity["compute_dtype"],
             chat_template_kwargs=identity["chat_template_kwargs"],
-            mesh=rj.make_mesh(mesh),
+            mesh=mesh,
         )
         for path, identity in zip(paths, identities, strict=True)
     ]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from routerjax.data.readers import read_dataset, write_dataset, write_pool
     from routerjax.data.simulate import simulate
     from routerjax.data.store import ActivationStore
-    from routerjax.devices import make_mesh, start_distributed
+    from routerjax.devices import make_mesh
     from routerjax.encoder.encoder import Encoder
     from routerjax.encoder.estimate import estimate
     from routerjax.encoder.extract import extract
@@ -119,7 +119,7 @@ _HOME = {
     "save_few_labels": "routing.few_labels_plot",
     "save_comparison": "routing.compare_plot",
     "simulate": "data.simulate",
-    "start_distributed": "devices",
+    "start_distributed": "processes",
     "sweep": "probes.sweep",
     "sweep_lines": "probes.sweep_lines",
     "sweep_trunks": "trunk.sweep",

@@ -136,6 +136,8 @@ def claim(folder: Folder, what: str, job: dict[str, Any]) -> None:
 def write_config(workdir: Any, config: Any) -> None:
     """Puts `config.json` into the work folder: the frozen config, versions, git revision, devices.
 
+    Of several processes the first one does.
+
     Args:
       workdir: A local path or a URL.
       config: A frozen dataclass of JSON values.
@@ -143,7 +145,8 @@ def write_config(workdir: Any, config: Any) -> None:
     Raises:
       OSError: The folder cannot be written.
     """
-    Folder(workdir).write_json("config.json", describe_run(config))
+    if jax.process_index() == 0:
+        Folder(workdir).write_json("config.json", describe_run(config))
 
 
 def describe_run(config: Any) -> dict[str, Any]:

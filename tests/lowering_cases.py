@@ -90,6 +90,13 @@ _BLOCK = (array(L, P, R, D), array(R), array(R, M))
 _SEED = whole()
 
 
+def _by_columns() -> jax.sharding.NamedSharding:
+    """Of a stack of kernels, as sharding.py splits their outputs."""
+    return jax.sharding.NamedSharding(
+        make_mesh("model:2"), jax.sharding.PartitionSpec(None, None, "model")
+    )
+
+
 @functools.cache
 def _moments(*lead: int, gram: bool = True, width: int = D) -> Any:
     block = (array(*lead, R, width), *_BLOCK[1:])
@@ -289,10 +296,29 @@ def cases() -> Table:
             )
         ],
         "encoder/weights.py:_empty": lambda: [
-            _inside(lambda: weights._empty({("a",): (3, D, D)}, jnp.bfloat16, replicated(mesh)))
+            _inside(
+                lambda: weights._empty(
+                    {("a",): (3, D, D)}, jnp.bfloat16, {("a",): replicated(mesh)}
+                )
+            )
         ],
         "encoder/weights.py:_write": lambda: [
-            _of(weights._write, array(3, D, D, dtype=jnp.bfloat16), array(1, 2, D), whole(3))
+            _of(
+                weights._write,
+                array(3, D, D, dtype=jnp.bfloat16),
+                array(1, 2, D),
+                whole(3),
+                sharding=sharding,
+            )
+            for sharding in (replicated(mesh), _by_columns())
+        ],
+        "encoder/weights.py:_draw": lambda: [
+            _of(
+                weights._draw,
+                array(3, D, D),
+                jax.eval_shape(lambda: jax.random.key(0)),
+                sharding=_by_columns(),
+            )
         ],
         **_feature_cases(),
         **{

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from routerjax.encoder.attention import attend
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.feed_forward import ACTIVATIONS
 from routerjax.encoder.norms import norm_maker
+from routerjax.encoder.split import attend
 
 
 class BertBlock(nnx.Module):

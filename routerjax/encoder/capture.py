@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from routerjax.encoder.split import by_batch
+
 _QUANTILES = {"at25": 0.25, "at50": 0.5, "at75": 0.75}
 POOLINGS = ("last", "mean", "query_mean", "first", "max", *_QUANTILES)
 
@@ -201,6 +203,7 @@ def _prefill(
         i = jnp.asarray(group * period + s)
         block = nnx.merge(block_def, weights)
         x_BTD, after = model.apply_block(block, i, x_BTD, places, before, cudnn)
+        x_BTD = by_batch(x_BTD)
         return (x_BTD, keep(h_LPBD, slots_L[i + 1], x_BTD)), after
 
     def step(carry: tuple[jax.Array, jax.Array], numbered: tuple[jax.Array, tuple[Any, ...]]):
@@ -212,6 +215,7 @@ def _prefill(
         return carry, tuple(left)
 
     x_BTD, places = model.start(tokens_BT, lengths_B, n_before)
+    x_BTD = by_batch(x_BTD)
     h_LPBD = jnp.zeros((len(layers), len(poolings), x_BTD.shape[0], x_BTD.shape[2]), jnp.float32)
     h_LPBD = keep(h_LPBD, slots_L[0], x_BTD)
     n_groups, n_more = divmod(depth, period)

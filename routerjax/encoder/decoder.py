@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from routerjax.encoder.attention import attend, attend_cudnn, rotate
+from routerjax.encoder.attention import rotate
 from routerjax.encoder.config import FULL_ATTENTION, NO_ROPE, BlockKind, EncoderConfig
 from routerjax.encoder.deltanet import DeltaNet
 from routerjax.encoder.feed_forward import GatedFeedForward
 from routerjax.encoder.moe import Experts
 from routerjax.encoder.norms import norm_maker
 from routerjax.encoder.rope import row_frequencies
+from routerjax.encoder.split import attend, attend_cudnn
 
 
 class Place(NamedTuple):

@@ -1,5 +1,6 @@
 """Encoder: an open-weight LLM whose prefill is all that is ever run."""
 
+import contextlib
 import functools
 import logging
 import pathlib
@@ -12,16 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from routerjax.devices import by_rows, make_mesh
+from routerjax.devices import DATA, by_rows
 from routerjax.encoder.attention import cudnn_is_legal, longest_whole
 from routerjax.encoder.batches import pack
 from routerjax.encoder.capture import POOLINGS, Prefix, capture, read_prefix
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.hub import locate, read_config, read_tokenizer
 from routerjax.encoder.layers import ALL, resolve_layers
+from routerjax.encoder.meshes import choose_mesh
 from routerjax.encoder.prefix import choose_prefix, shared_head, template_head
 from routerjax.encoder.prompts import Prompter, Prompts
-from routerjax.encoder.weights import load_weights, random_like
+from routerjax.encoder.sharding import Path, check_split
+from routerjax.encoder.weights import abstract_model, load_weights, param_shapes, random_like
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +45,7 @@ class Encoder:
       config: The shape of the model.
       prompter: Turns queries into tokens.
       identity: JSON values that decide the numbers: weights, prompt, max_tokens, dtype, precision.
-      mesh: The devices that share each batch.
+      mesh: The devices that share each batch (axis "data") and the parameters (axis "model").
     """
 
     def __init__(
@@ -81,8 +84,14 @@ class Encoder:
 
     @property
     def n_devices(self) -> int:
-        """Devices that share each batch; its rows are a multiple of this."""
-        return self.mesh.size
+        """Devices on the data axis, which share each batch; its rows are a multiple of this."""
+        return self.mesh.shape[DATA]
+
+    @property
+    def param_bytes(self) -> int:
+        """Bytes of parameters on each device of the mesh."""
+        leaves = jax.tree.leaves(self._params)
+        return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
 
     @property
     def default_batch_tokens(self) -> int:
@@ -99,7 +108,7 @@ class Encoder:
         max_tokens: int = MAX_TOKENS,
         compute_dtype: str = "auto",
         chat_template_kwargs: Mapping[str, Any] | None = None,
-        mesh: Mesh | None = None,
+        mesh: Mesh | str = "data:1",
     ) -> "Encoder":
         """Loads config, tokenizer and safetensors; no torch, no remote code.
 
@@ -112,20 +121,22 @@ class Encoder:
             elsewhere. float32 computes its products at the highest precision.
           chat_template_kwargs: Variables of the chat template, JSON values by name, such as
             {"enable_thinking": False} or {"reasoning_effort": "low"}.
-          mesh: Devices that share each batch, from `make_mesh`; one device by default.
+          mesh: Devices that share each batch and the parameters, from `make_mesh`; or its text:
+            "data:4,model:2", or "auto" for all devices of this process, the model whole on each
+            of them if it fits. One device by default.
 
         Raises:
           ValueError: Not such a folder, an unsupported family, weights that do not fit the config,
-            or an argument out of range.
+            a mesh that the model cannot be split over or does not fit, or an argument out of range.
           OSError: The hub cannot be reached or has no such repository.
         """
         if compute_dtype not in COMPUTE_DTYPES:
             raise ValueError(
                 f"compute_dtype: expected one of {', '.join(COMPUTE_DTYPES)}, got {compute_dtype!r}"
             )
-        mesh = make_mesh("data:1") if mesh is None else mesh
         if compute_dtype == "auto":
-            on_cpu = mesh.devices.flat[0].platform == "cpu"
+            devices = mesh.devices.flat if isinstance(mesh, Mesh) else jax.local_devices()
+            on_cpu = devices[0].platform == "cpu"
             compute_dtype = "float32" if on_cpu else "bfloat16"
         folder, resolved = locate(str(source), revision)
         config = read_config(folder)
@@ -133,9 +144,15 @@ class Encoder:
         prompter = Prompter(read_tokenizer(folder), max_tokens, chat_template_kwargs)
         exact = compute_dtype == "float32"
         precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
-        graphdef, params, digest = load_weights(
-            folder, config, jnp.dtype(compute_dtype), precision, mesh
-        )
+        dtype = jnp.dtype(compute_dtype)
+        if isinstance(mesh, str):
+
+            def shapes() -> dict[Path, tuple[int, ...]]:
+                return param_shapes(abstract_model(config, dtype, precision)[1])
+
+            mesh = choose_mesh(mesh, config, shapes, dtype.itemsize)
+        check_split(config, mesh, len(jax.local_devices()))
+        graphdef, params, digest = load_weights(folder, config, dtype, precision, mesh)
         identity = {
             "encoder_id": str(source),
             "revision": resolved,
@@ -187,20 +204,27 @@ class Encoder:
           h_LPBD [L, P, B, D] float32 on the devices.
         """
         placed = jax.device_put(batch, by_rows(self.mesh))
-        return capture(
-            self._graphdef, self._params, *placed, layers=layers, poolings=poolings,
-            prefix=self._read(prefix, layers) if prefix else None, cudnn=self._cudnn,
-        )  # fmt: skip
+        known = self._read(prefix, layers) if prefix else None
+        with self._on_mesh():
+            return capture(
+                self._graphdef, self._params, *placed, layers=layers, poolings=poolings,
+                prefix=known, cudnn=self._cudnn,
+            )  # fmt: skip
+
+    def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+        # split.py finds the mesh here. Without one a single device's programs stay what they are.
+        return jax.set_mesh(self.mesh) if self.mesh.size > 1 else contextlib.nullcontext()
 
     def _read(self, prefix: tuple[int, ...], layers: tuple[int, ...]) -> Prefix:
         if (prefix, layers) not in self._prefixes:
             while len(self._prefixes) >= _PREFIXES_KEPT:
                 del self._prefixes[next(iter(self._prefixes))]
             tokens_BP = np.tile(np.array(prefix, np.int32), (self.n_devices, 1))
-            self._prefixes[prefix, layers] = read_prefix(
-                self._graphdef, self._params, jax.device_put(tokens_BP, by_rows(self.mesh)),
-                layers=layers, cudnn=self._cudnn,
-            )  # fmt: skip
+            with self._on_mesh():
+                self._prefixes[prefix, layers] = read_prefix(
+                    self._graphdef, self._params, jax.device_put(tokens_BP, by_rows(self.mesh)),
+                    layers=layers, cudnn=self._cudnn,
+                )  # fmt: skip
         return self._prefixes[prefix, layers]
 
     @functools.cached_property

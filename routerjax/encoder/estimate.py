@@ -36,7 +36,8 @@ def estimate(
     Returns:
       JSON values: `n_queries`, `n_truncated`, `tokens`, `prefix_saves` (share of them that is not
       computed again and again), `padding` (share of what is computed), `shapes` (compiled),
-      `blocks`, `bytes`, `flops`, `hours`, `tokens_per_second`.
+      `blocks`, `bytes`, `devices`, `parameter_bytes` (on each), `flops`, `hours`,
+      `tokens_per_second`.
 
     Raises:
       ValueError: As `extract`.
@@ -78,6 +79,8 @@ def estimate(
         "shapes": len({b for _, b in batches}),
         "blocks": n_blocks,
         "bytes": n_bytes,
+        "devices": encoder.mesh.size,
+        "parameter_bytes": encoder.param_bytes,
         "flops": total,
         "hours": seconds / 3600,
         "tokens_per_second": tokens / seconds,

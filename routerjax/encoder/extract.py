@@ -3,14 +3,14 @@
 import concurrent.futures
 import hashlib
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from routerjax import jobs
+from routerjax import jobs, processes
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.rows import Rows
 from routerjax.data.shards import STORE_DTYPES
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 # Queries tokenised at a time while lengths are measured.
 _CHUNK = 4096
+# Between two looks at what other processes have committed.
+_WAIT_SECONDS = 0.5
 
 
 class Job(NamedTuple):
@@ -58,7 +60,9 @@ def extract(
 
     Rows are taken in order of token length, blocks commit one by one, and what a block holds
     depends on its rows and the recorded plan alone: a job that was killed and run again leaves the
-    same arrays, byte for byte. In a distributed job every process takes its share of the blocks.
+    same arrays, byte for byte. In a distributed job every process takes its share of the blocks and
+    returns when all of them are there; a process that stops or fails stops the others after their
+    blocks in hand.
 
     Args:
       encoder: What reads the queries.
@@ -79,24 +83,16 @@ def extract(
       ValueError: The store at `path` was made from other queries or in another way.
       FloatingPointError: An activation is not finite.
       OSError: The folder cannot be written, or the disk is full. What was committed stays.
-      jobs.Stopped: SIGTERM came; the block in hand was finished.
+      jobs.Stopped: SIGTERM came, here or to another process, or another one failed; the block in
+        hand was finished.
     """
     options = (layers, poolings, store_dtype)
-    exists = ActivationStore.exists(path)
-    _wait_for_all("looked")  # Before one of them makes it, or they would go separate ways.
-    if exists:
-        store = ActivationStore.open(path, complete=False)
-        store.refuse_other(identity_of(encoder, data, *options))
-    else:
-        job = prepare(encoder, data, *options, batch_tokens, prefix_cache)
-        if jax.process_index() == 0:
-            plan = job.plan.to_json()
-            ActivationStore.create(path, job.identity, job.rows, encoder.width, plan)
-        _wait_for_all("created")
-        store = ActivationStore.open(path, complete=False)
+    if not ActivationStore.exists(path):
+        _begin(encoder, data, path, *options, batch_tokens=batch_tokens, prefix_cache=prefix_cache)
+    store = ActivationStore.open(path, complete=False)
+    store.refuse_other(identity_of(encoder, data, *options))
     _fill(encoder, store, dict(zip(data.ids, data.queries, strict=True)))
-    _wait_for_all("filled")
-    store.reload()
+    _wait_until(lambda: not _left(store), lambda: _stopped(store))
     _report(store)
     return store
 
@@ -213,13 +209,49 @@ def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> 
             if behind:
                 behind.result()
             behind = writer.submit(store.write_block, block, h_LPRD, record)
-            if jobs.stop_requested() and block != mine[-1]:
+            if block != mine[-1] and _must_stop():
                 break
         if behind:
             behind.result()
-    left = len(store.missing_blocks())
-    if left and jobs.stop_requested():
-        raise jobs.Stopped(f"Stopped with {left} of {store.n_blocks} blocks to go.")
+
+
+def _begin(encoder: Encoder, data: RoutingDataset, path: Any, *options: Any, **more: Any) -> None:
+    """Makes the store in process 0; the others wait for its store.json, which is written last."""
+    if jax.process_index() == 0:
+        job = prepare(encoder, data, *options, **more)
+        # Another job may have begun it while the prompts were measured: its blocks are good.
+        if not ActivationStore.exists(path):
+            plan = job.plan.to_json()
+            ActivationStore.create(path, job.identity, job.rows, encoder.width, plan)
+        return
+    _wait_until(
+        lambda: ActivationStore.exists(path),
+        lambda: jobs.Stopped("Stopped before process 0 had made the store."),
+    )
+
+
+def _wait_until(done: Callable[[], bool], stopped: Callable[[], jobs.Stopped]) -> None:
+    """Waits for what another process is to do; not for one that has ended early."""
+    while not done():
+        if _must_stop():
+            raise stopped()
+        time.sleep(_WAIT_SECONDS)
+
+
+def _must_stop() -> bool:
+    """Whether SIGTERM has come, or another process has ended: then none goes on alone."""
+    return jobs.stop_requested() or bool(processes.ended_elsewhere())
+
+
+def _left(store: ActivationStore) -> int:
+    store.reload()
+    return len(store.missing_blocks())
+
+
+def _stopped(store: ActivationStore) -> jobs.Stopped:
+    ended = processes.ended_elsewhere()
+    why = f", because process {ended[0]} has ended" if ended and not jobs.stop_requested() else ""
+    return jobs.Stopped(f"Stopped with {_left(store)} of {store.n_blocks} blocks to go{why}.")
 
 
 def _shape(store: ActivationStore, block: int) -> tuple[int, int, int, int]:
@@ -240,7 +272,9 @@ def _rates(bar: Any, n_real: int, n_padded: int) -> str:
 
 
 def _report(store: ActivationStore) -> None:
-    """Logs what the finished store holds."""
+    """Logs what the finished store holds, in one process."""
+    if jax.process_index():
+        return
     commits = store.commits()
     names = ("tokens", "computed_tokens", "padded_tokens")
     tokens, computed, padded = (sum(c[name] for c in commits) for name in names)
@@ -255,9 +289,3 @@ def _report(store: ActivationStore) -> None:
             "%d of %d queries were longer than max_tokens = %d and lost text from their middle",
             n_truncated, len(store.ids), store.identity["max_tokens"],
         )  # fmt: skip
-
-
-def _wait_for_all(what: str) -> None:
-    """Every process of a distributed job comes here before any goes on."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"extract: {what}")

@@ -15,6 +15,7 @@ from flax import nnx
 
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.feed_forward import ACTIVATIONS, GatedFeedForward
+from routerjax.encoder.split import by_experts
 
 # Rows of a block on CPU: at least two, as a single row reads an expert's weights for itself alone;
 # beyond the most, blocks only pad more.
@@ -46,14 +47,9 @@ class Experts(nnx.Module):
         experts_NK, weights_NK = choose_experts(
             self.router(x_ND), c.n_experts_per_token, c.expert_softmax
         )
-        y_ND = mix_experts(
-            x_ND,
-            experts_NK,
-            weights_NK,
-            {name: part.pair() for name, part in self.experts.parts().items()},
-            gating(c),
-            self.router.precision,
-        )
+        mix = functools.partial(mix_experts, gate=gating(c), precision=self.router.precision)
+        experts = {name: part.pair() for name, part in self.experts.parts().items()}
+        y_ND = by_experts(mix, x_ND, experts_NK, weights_NK, experts)
         if c.shared_expert_width:
             y_ND = y_ND + jax.nn.sigmoid(self.shared_gate(x_ND)) * self.shared(x_ND)
         return y_ND.reshape(x_BTD.shape)

@@ -15,15 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from routerjax.devices import make_mesh, replicated
+from routerjax.devices import MODEL, make_mesh, replicated
 from routerjax.encoder import mxfp4
 from routerjax.encoder.bert import Bert
 from routerjax.encoder.checkpoint import Checkpoint
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.decoder import Decoder
 from routerjax.encoder.key_tables import KEY_TABLES, ExpertTensor, Table, turns
+from routerjax.encoder.sharding import Path, param_specs
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,19 @@ def make_model(
     return module(config, dtype, precision, rngs)
 
 
+def abstract_model(
+    config: EncoderConfig, dtype: Any, precision: jax.lax.Precision
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """The family's module without numbers: its graph definition and the shapes of its state."""
+    return nnx.split(nnx.eval_shape(lambda: make_model(config, dtype, precision, nnx.Rngs(0))))
+
+
+def param_shapes(state: nnx.State) -> dict[Path, tuple[int, ...]]:
+    """{path: shape} of a state."""
+    flat = nnx.traversals.flatten_mapping(nnx.to_pure_dict(state))
+    return {path: x.shape for path, x in flat.items()}
+
+
 def load_weights(
     folder: pathlib.Path,
     config: EncoderConfig,
@@ -78,7 +93,8 @@ def load_weights(
       config: Of the encoder in that folder.
       dtype: Of the parameters on the devices.
       precision: Of the model's products.
-      mesh: The devices, each of which gets a copy; by default one device.
+      mesh: The devices; parameters are split over its model axis as `sharding.py` says, and every
+        device gets but its own share of a piece that is split. By default one device.
 
     Returns:
       The model's graph definition, its parameters, and a digest of all tensors used, as they are in
@@ -90,10 +106,10 @@ def load_weights(
     """
     mesh = make_mesh("data:1") if mesh is None else mesh
     checkpoint = Checkpoint(folder)
-    abstract = nnx.eval_shape(lambda: make_model(config, dtype, precision, nnx.Rngs(0)))
-    graphdef, state = nnx.split(abstract)
-    wanted = nnx.traversals.flatten_mapping(nnx.to_pure_dict(state))
-    shapes = {path: x.shape for path, x in wanted.items()}
+    graphdef, state = abstract_model(config, dtype, precision)
+    shapes = param_shapes(state)
+    specs = param_specs(shapes, config, mesh.shape[MODEL])
+    shardings = {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
     sources = _resolve(folder, config, shapes, checkpoint.shapes)
     digest = hashlib.blake2b(digest_size=16)
 
@@ -102,32 +118,38 @@ def load_weights(
         source = piece.source
         tensors = [_read(checkpoint, key, piece) for key in (source.key, source.scales) if key]
         for tensor in tensors:
-            if piece.start == source.rows.start:
+            if piece.at == 0:
                 shape = (len(source.rows), *tensor.shape[1:])
                 digest.update(f"{source.name} {source.number} {tensor.dtype} {shape}".encode())
             digest.update(tensor.view(np.uint8).data)
         return tuple(tensors)
 
     began, n_bytes = time.perf_counter(), 0
-    loaded = _empty(shapes, dtype, replicated(mesh))
+    loaded = _empty(shapes, dtype, shardings)
     with concurrent.futures.ThreadPoolExecutor(1) as reader:
-        pieces = [piece for source in sources for piece in _pieces(source, checkpoint)]
+        pieces: list[_Piece] = []
+        for source in sources:
+            n_cuts = _n_cuts(source, shapes[source.path], specs[source.path], mesh)
+            pieces += _pieces(source, checkpoint, n_cuts)
         ahead = [reader.submit(read, piece) for piece in pieces[:1]]
-        for turn, (source, first, _) in enumerate(pieces):
+        for turn, (source, at, _, _) in enumerate(pieces):
             tensor, *scales = ahead.pop().result()
             ahead = [reader.submit(read, piece) for piece in pieces[turn + 1 : turn + 2]]
             n_bytes += sum(part.nbytes for part in (tensor, *scales))
             if scales:
                 tensor = mxfp4.unpack(*jax.device_put((tensor, *scales), replicated(mesh)), dtype)
-            start = [source.first + (first - source.rows.start) // source.rows.step]
-            start += [0] * (tensor.ndim - 1)
+            start = [source.first + at, *[0] * (tensor.ndim - 1)]
             if source.transposed:
                 # device_put lays it out anew: on CPU 4 times faster than the same in `_write`.
                 tensor, start = tensor.T, start[::-1]
             tensor, start = tensor[(None,) * len(source.at)], [*source.at, *start]
             # On CPU the array may stay where NumPy put it, which nobody writes to again.
-            placed = jax.device_put(tensor, replicated(mesh))
-            loaded[source.path] = _write(loaded[source.path], placed, np.array(start, np.int32))
+            whole, sharding = loaded[source.path], shardings[source.path]
+            spec = _spec_of_piece(sharding.spec, whole.shape, tensor.shape)
+            placed = jax.device_put(tensor, NamedSharding(mesh, spec))
+            loaded[source.path] = _write(
+                whole, placed, np.array(start, np.int32), sharding=sharding
+            )
             # Or the host would run ahead, and its pieces pile up.
             loaded[source.path].block_until_ready()
     seconds = time.perf_counter() - began
@@ -170,9 +192,10 @@ class _Source(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """Some rows of a source, from `start` up to `stop` in the checkpoint's tensor."""
+    """Some rows of a source: `start` up to `stop` in the checkpoint, from `at` in the parameter."""
 
     source: _Source
+    at: int
     start: int
     stop: int
 
@@ -184,33 +207,71 @@ def _read(checkpoint: Checkpoint, key: str, piece: _Piece) -> np.ndarray:
     return np.ascontiguousarray(held if held.ndim == 1 else held[:, source.columns])
 
 
-def _pieces(source: _Source, checkpoint: Checkpoint) -> list[_Piece]:
-    """A source cut into pieces of at most PIECE_BYTES (or one row)."""
-    n_rows = len(source.rows)
+def _pieces(source: _Source, checkpoint: Checkpoint, n_cuts: int) -> list[_Piece]:
+    """A source cut into pieces of at most PIECE_BYTES (or one row), at n_cuts even places too."""
+    n_rows = len(source.rows) // n_cuts
     row = checkpoint.shapes[source.key][source.n_axes :]
     row_bytes = math.prod(row) * checkpoint.dtype(source.key).itemsize * source.rows.step
     fewest = -(-n_rows // max(1, PIECE_BYTES // row_bytes))
     # Pieces of one size where that takes hardly more of them: every other size is a compilation.
     n_pieces = next((n for n in range(fewest, 2 * fewest) if n_rows % n == 0), fewest)
     size = -(-n_rows // n_pieces)
-    starts, span = source.rows[::size], size * source.rows.step
-    return [_Piece(source, start, min(start + span, source.rows.stop)) for start in starts]
+    return [
+        _Piece(source, at, source.rows[at], source.rows[min(at + size, first + n_rows) - 1] + 1)
+        for first in range(0, len(source.rows), n_rows)
+        for at in range(first, first + n_rows, size)
+    ]
+
+
+def _n_cuts(source: _Source, whole: tuple[int, ...], spec: P, mesh: Mesh) -> int:
+    """Over how many devices a source's rows are split: a piece belongs to one of them."""
+    axis = -1 if source.transposed else len(source.at)
+    if not spec or spec[axis] != MODEL:
+        return 1
+    n_own = whole[axis] // mesh.shape[MODEL]
+    assert n_own % len(source.rows) == 0 or len(source.rows) % n_own == 0, source
+    return max(1, len(source.rows) // n_own)
 
 
 def _empty(
-    shapes: dict[tuple[Any, ...], tuple[int, ...]], dtype: Any, sharding: jax.sharding.Sharding
-) -> dict[tuple[Any, ...], jax.Array]:
+    shapes: dict[Path, tuple[int, ...]], dtype: Any, shardings: dict[Path, NamedSharding]
+) -> dict[Path, jax.Array]:
     """Zeros made where they belong: what does not fit fails before anything is read."""
     make = jax.jit(
-        lambda: [jnp.zeros(shape, dtype) for shape in shapes.values()], out_shardings=sharding
+        lambda: [jnp.zeros(shape, dtype) for shape in shapes.values()],
+        out_shardings=[shardings[path] for path in shapes],
     )
     return dict(zip(shapes, make(), strict=True))
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _write(whole: jax.Array, piece: jax.Array, start: jax.Array) -> jax.Array:
+def _spec_of_piece(spec: P, whole: tuple[int, ...], piece: tuple[int, ...]) -> P:
+    """A piece is split like the parameter along the axes that it has whole."""
+    return P(*[spec[i] if n == piece[i] else None for i, n in enumerate(whole[: len(spec)])])
+
+
+@functools.partial(jax.jit, static_argnames="sharding", donate_argnums=0)
+def _write(
+    whole: jax.Array, piece: jax.Array, start: jax.Array, *, sharding: NamedSharding
+) -> jax.Array:
     """The parameter with a piece of it written in place, in the parameter's dtype."""
-    return jax.lax.dynamic_update_slice(whole, piece.astype(whole.dtype), list(start))
+    spec, mesh = sharding.spec, sharding.mesh
+    spec_of_piece = _spec_of_piece(spec, whole.shape, piece.shape)
+
+    def local(whole: jax.Array, piece: jax.Array, start: jax.Array) -> jax.Array:
+        piece, at, mine = piece.astype(whole.dtype), list(start), None
+        for i, axis in enumerate(spec):
+            if axis is not None and spec_of_piece[i] is None:
+                # All devices get the piece, and one of them keeps it.
+                at[i] = at[i] - jax.lax.axis_index(axis) * whole.shape[i]
+                mine = (at[i] >= 0) & (at[i] < whole.shape[i])
+        if mine is not None:
+            piece = jnp.where(mine, piece, jax.lax.dynamic_slice(whole, at, piece.shape))
+        return jax.lax.dynamic_update_slice(whole, piece, at)
+
+    write = jax.shard_map(
+        local, mesh=mesh, in_specs=(spec, spec_of_piece, P()), out_specs=spec, check_vma=False
+    )
+    return write(whole, piece, start)
 
 
 def _resolve(
@@ -365,9 +426,16 @@ def random_like(params: Any, seed: int) -> Any:
     leaves, structure = jax.tree.flatten(params)
     key = jax.random.key(seed)
 
-    def draw(leaf: jax.Array, number: int) -> jax.Array:
-        noise = jax.random.normal(jax.random.fold_in(key, number), leaf.shape, jnp.float32)
-        drawn = leaf.mean(dtype=jnp.float32) + noise * leaf.astype(jnp.float32).std()
-        return jax.device_put(drawn.astype(leaf.dtype), leaf.sharding)
+    drawn = [
+        _draw(leaf, jax.random.fold_in(key, i), sharding=leaf.sharding)
+        for i, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(structure, drawn)
 
-    return jax.tree.unflatten(structure, [draw(leaf, i) for i, leaf in enumerate(leaves)])
+
+@functools.partial(jax.jit, static_argnames="sharding")
+def _draw(leaf: jax.Array, key: jax.Array, *, sharding: jax.sharding.Sharding) -> jax.Array:
+    noise = jax.random.normal(key, leaf.shape, jnp.float32)
+    drawn = leaf.mean(dtype=jnp.float32) + noise * leaf.astype(jnp.float32).std()
+    # Made where it lies: no device ever holds the whole of a parameter that is split.
+    return jax.lax.with_sharding_constraint(drawn.astype(leaf.dtype), sharding)

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from routerjax import jobs
 from routerjax.data.shards import rows_per_block
-from routerjax.devices import by_rows, replicated
+from routerjax.devices import over_all, replicated
 from routerjax.encoder.batches import BatchPlan
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extract import prepare
@@ -109,7 +109,7 @@ class Captured:
     @property
     def slabs_per_device(self) -> int:
         """Slabs on each device; the last device may hold some that are always 0."""
-        return -(-self.n_slabs // self.encoder.n_devices)
+        return -(-self.n_slabs // self.encoder.mesh.size)
 
     def blocks(self, what: str) -> Iterator[tuple[jax.Array, np.ndarray, np.ndarray]]:
         """One pass: prefills every query.
@@ -187,7 +187,7 @@ class Captured:
 
 def _empty(shape: tuple[int, ...], mesh: Mesh) -> jax.Array:
     # Made in place: an array made elsewhere first would be there whole, on one device.
-    return jax.jit(lambda: jnp.zeros(shape, jnp.float32), out_shardings=by_rows(mesh))()
+    return jax.jit(lambda: jnp.zeros(shape, jnp.float32), out_shardings=over_all(mesh))()
 
 
 @functools.partial(jax.jit, static_argnames="mesh", donate_argnums=0)
@@ -195,7 +195,7 @@ def _place(x_SRD: jax.Array, h_LPBD: jax.Array, at_B: jax.Array, mesh: Mesh) -> 
     """The block with a batch's rows at `at_B`; those at R only filled the batch and are dropped."""
     h_SBD = h_LPBD.reshape(-1, *h_LPBD.shape[2:])
     h_SBD = jnp.pad(h_SBD, ((0, x_SRD.shape[0] - h_SBD.shape[0]), (0, 0), (0, 0)))
-    slabs, whole = by_rows(mesh).spec, replicated(mesh).spec
+    slabs, whole = over_all(mesh).spec, replicated(mesh).spec
     return jax.shard_map(
         lambda x_SRD, h_SBD, at_B: x_SRD.at[:, at_B].set(h_SBD, mode="drop"),
         mesh=mesh,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from routerjax.devices import by_rows, replicated
+from routerjax.devices import over_all, replicated
 from routerjax.features.captured import Captured
 from routerjax.features.numerics import add_compensated
 
@@ -162,8 +162,8 @@ def _sharded(local: Callable[..., Any], mesh: Mesh, split: tuple[bool, ...]) -> 
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=tuple((by_rows if s else replicated)(mesh).spec for s in split),
-        out_specs=by_rows(mesh).spec,
+        in_specs=tuple((over_all if s else replicated)(mesh).spec for s in split),
+        out_specs=over_all(mesh).spec,
         # Zeros and loop counters count as the same on all devices, and would be refused.
         check_vma=False,
     )

@@ -42,7 +42,7 @@ def check_budget(
     if budget_bytes is None:
         budget_bytes, told = _suitable(captured.encoder)
     slab, beside = bytes_of(sketch, width)
-    n_devices = captured.encoder.n_devices
+    n_devices = captured.encoder.mesh.devices.size
     needed = captured.slabs_per_device * slab + beside
     logger.info(
         "probe: totals of %s on each of %d device(s); the budget is %s (%s)",

@@ -1,17 +1,11 @@
 """Encoder: what users call; its errors, its independence of company, two processes."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pytest
 
-from routerjax.data.store import ActivationStore
 from routerjax.devices import make_mesh
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.rounding import dtype_errors
@@ -143,45 +137,3 @@ def test_what_is_no_encoder_is_refused(tiny_encoder_folder, tmp_path):
 def test_an_unreachable_hub_is_an_error_that_names_the_model():
     with pytest.raises(OSError, match="no folder 'nobody/nothing'"):
         Encoder.from_pretrained("nobody/nothing")
-
-
-@pytest.mark.slow
-def test_two_processes_share_an_extraction(tiny_encoder_folder, tiny_data, tmp_path):
-    """Each takes every second block; the store is the one a single process makes."""
-    from routerjax.data.readers import write_dataset
-
-    write_dataset(tiny_data, tmp_path / "data.jsonl")
-    script = f"""
-        import routerjax as rj
-        from routerjax.data import shards
-        shards.BLOCK_ROWS = 256
-        rj.start_distributed()
-        encoder = rj.Encoder.from_pretrained({str(tiny_encoder_folder)!r})
-        data = rj.read_dataset({str(tmp_path / "data.jsonl")!r})
-        rj.extract(encoder, data, {str(tmp_path / "two")!r})
-    """
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    cluster = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(script)],
-            env=os.environ | cluster | {"JAX_PROCESS_ID": str(i), "XLA_FLAGS": ""},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    for job in jobs:
-        _, errors = job.communicate(timeout=300)
-        assert job.returncode == 0, errors[-2000:]
-    from routerjax.data import shards
-    from routerjax.encoder.extract import extract
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "BLOCK_ROWS", 256)
-        encoder = Encoder.from_pretrained(tiny_encoder_folder)
-        one = extract(encoder, tiny_data, tmp_path / "one")
-    two = ActivationStore.open(tmp_path / "two")
-    assert [c["digest"] for c in one.commits()] == [c["digest"] for c in two.commits()]

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -230,3 +231,5 @@ def test_the_estimate_foretells_the_store(encoder, tiny_data, whole):
     padded = sum(commit["padded_tokens"] for commit in whole.commits())
     assert foretold["padding"] == pytest.approx(1 - foretold["tokens"] / padded)
     assert foretold["hours"] > 0
+    held = sum(x.nbytes for x in jax.tree.leaves(encoder._params))
+    assert (foretold["devices"], foretold["parameter_bytes"]) == (1, held)

@@ -79,7 +79,7 @@ def test_the_same_numbers_as_through_a_store(encoder, data, exact, tmp_path):
             )
 
 
-@pytest.mark.parametrize("mesh, layers", [("data:8", [0, 1, 3]), ("data:3", "all")])
+@pytest.mark.parametrize("mesh, layers", [("data:4,model:2", [0, 1, 3]), ("data:3", "all")])
 def test_slabs_dealt_out_over_devices_give_the_same(
     mesh, layers, tiny_encoder_folder, data, exact, monkeypatch
 ):
@@ -92,7 +92,7 @@ def test_slabs_dealt_out_over_devices_give_the_same(
         return map_slots(function, mesh, slots, *shared)
 
     monkeypatch.setattr(stream_probe, "map_slots", spy)
-    n_devices = int(mesh.removeprefix("data:"))
+    n_devices = make_mesh(mesh).size
     encoder = Encoder.from_pretrained(tiny_encoder_folder, max_tokens=64, mesh=make_mesh(mesh))
     table = probe_stream(encoder, data, layers=layers, pca=True, pca_dim=10)
     chosen = [exact.layers.index(layer) for layer in table.layers]
