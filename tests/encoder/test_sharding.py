@@ -143,6 +143,33 @@ def test_weights_go_straight_into_their_shards(name, spec, piece_bytes, monkeypa
     assert held < 0.75 * sum(x.nbytes for x in jax.tree.leaves(params))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        ("qwen3_5", "data:4,model:2"),
+        ("qwen3_5_moe", "data:4,model:2"),
+        ("gpt_oss", "model:2"),
+    ],
+)
+def test_hybrids_and_sinks_loaded_into_shards_capture_the_same(name, spec):
+    folder, held = models.GOLDEN / name, []
+    tokens_BT, lengths_B = models.random_batch((5, 16, 9, 16, 3, 11, 7, 2))
+    batch = tokens_BT, lengths_B, np.stack([lengths_B // 3, lengths_B], axis=1)
+    config = models.load(folder).config
+    for mesh in (make_mesh("data:1"), make_mesh(spec)):
+        graphdef, params, _ = load_weights(folder, config, jnp.float32, models.HIGHEST, mesh)
+        layers = tuple(range(config.n_states))
+        with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext():
+            placed = jax.device_put(batch, by_rows(mesh))
+            held.append(np.asarray(
+                capture(graphdef, params, *placed, layers=layers, poolings=("last", "mean"))
+            ))  # fmt: skip
+    alone, split = held
+    error = np.abs(split - alone).max(axis=(1, 2, 3))
+    assert (error <= 1e-5 * np.abs(alone).max(axis=(1, 2, 3))).all(), error
+
+
 def test_an_encoder_on_a_split_mesh_captures_the_same(tiny_encoder_folder):
     alone = Encoder.from_pretrained(tiny_encoder_folder)
     split = Encoder.from_pretrained(tiny_encoder_folder, mesh="data:2,model:4")
