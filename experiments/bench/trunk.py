@@ -126,7 +126,7 @@ def trunks(s: session.Session) -> dict[str, Any]:
         return len(chosen(turn)) / n
 
     def at_once(turn: int) -> np.ndarray:
-        found = rj.train_trunks(x, fit.correct_NM, x_val, val.correct_NM, members)
+        found = rj.train_trunks(x, fit.correct_NM, x_val, val.correct_NM, members, published)
         return found.best_val_loss_K
 
     ours = f"routerjax: {n} at once"
