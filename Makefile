@@ -16,8 +16,9 @@ $(STAMP): setup.cfg setup.py constraints.txt requirements-minilm.txt
 quickstart: setup
 	$(BIN)/python -m experiments.quickstart $(ARGS)
 
+# A test spends most of its time compiling on one core: a worker for each, a file at a time.
 test: setup
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q --numprocesses=logical --maxprocesses=8 --dist=loadfile $(ARGS)
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
