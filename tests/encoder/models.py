@@ -133,11 +133,16 @@ def our_states(encoder: Loaded, tokens_BT: np.ndarray, lengths_B: np.ndarray) ->
     return np.stack(states)
 
 
+def errors_of_tokens(ours: np.ndarray, theirs: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
+    """[L, B, T] largest absolute error of each real token over the state's largest value."""
+    real_BT = np.arange(ours.shape[2])[None] < lengths_B[:, None]
+    errors_LBT = np.where(real_BT, np.abs(ours - theirs).max(axis=-1), 0.0)
+    return errors_LBT / np.abs(theirs)[:, real_BT].max(axis=(1, 2))[:, None, None]
+
+
 def errors_of(ours: np.ndarray, theirs: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
     """[L] of each state the largest absolute error at a real token over its largest value."""
-    real_BT = np.arange(ours.shape[2])[None] < lengths_B[:, None]
-    errors = np.abs(ours - theirs)[:, real_BT].max(axis=(1, 2))
-    return errors / np.abs(theirs)[:, real_BT].max(axis=(1, 2))
+    return errors_of_tokens(ours, theirs, lengths_B).max(axis=(1, 2))
 
 
 def worst_error(ours: np.ndarray, theirs: np.ndarray, lengths_B: np.ndarray) -> float:

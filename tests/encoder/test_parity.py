@@ -149,4 +149,8 @@ def test_bfloat16_stays_near_float32(golden, name):
     print(f"{name:16} " + " ".join(f"{error:.4f}" for error in errors))
     # Eight bits of mantissa, weights large enough for attention to be steep, and as few channels as
     # 16: torch in bfloat16 is as far off.
-    assert errors[0] < 2**-7 and errors.max() < 0.2
+    assert errors[0] < 2**-7
+    off_LBT = models.errors_of_tokens(states.astype(np.float32), expected, lengths_B) > 0.2
+    # Rounding may send a token that lies between two experts to the other one: a rare jump.
+    mixture = any(kind.ffn == "experts" for kind in encoder.config.kinds)
+    assert off_LBT.sum(axis=(1, 2)).max() <= (lengths_B.sum() // 20 if mixture else 0)
