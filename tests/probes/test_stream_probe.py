@@ -390,9 +390,9 @@ def test_sigterm_ends_it_and_says_that_nothing_is_kept(encoder, data, monkeypatc
 def test_an_activation_that_is_not_finite_is_named(encoder, data, monkeypatch):
     forward, calls = Encoder.forward, []
 
-    def spoil(self, batch, layers, poolings):
+    def spoil(self, batch, layers, poolings, prefix):
         calls.append(batch)
-        h_LPBD = forward(self, batch, layers, poolings)
+        h_LPBD = forward(self, batch, layers, poolings, prefix)
         return h_LPBD.at[2, 1, 0, 5].set(jnp.inf) if len(calls) == 20 else h_LPBD
 
     monkeypatch.setattr(Encoder, "forward", spoil)
