@@ -20,6 +20,7 @@ _MIXERS = {FULL: "attention", LINEAR: "deltanet"}
 
 
 def qwen3_5(family: str, c: Fields, **different: Any) -> EncoderConfig:
+    """Gated DeltaNet, with gated full attention in every fourth layer; feed-forward layers dense."""
     n_layers, every = c["num_hidden_layers"], c.get("full_attention_interval", 4)
     default = [LINEAR if (i + 1) % every else FULL for i in range(n_layers)]
     types = layer_types(c, default, known=(FULL, LINEAR))
@@ -57,10 +58,12 @@ def qwen3_5(family: str, c: Fields, **different: Any) -> EncoderConfig:
 
 
 def qwen3_next(family: str, c: Fields) -> EncoderConfig:
+    """As qwen3_5, with experts in the layers that the config names."""
     return qwen3_5(family, c, **qwen_experts(c))
 
 
 def qwen3_5_moe(family: str, c: Fields) -> EncoderConfig:
+    """As qwen3_5, with experts in every layer."""
     # Every layer has experts, whose weights always sum to 1: the config has no switches for these.
     always = {"kinds": (EXPERTS,) * c["num_hidden_layers"], "expert_softmax": "chosen"}
     return qwen3_5(family, c, **(qwen_experts(c) | always), ffn_width=0)

@@ -19,6 +19,7 @@ EXPERTS = BlockKind(ffn="experts")
 
 
 def qwen3_moe(family: str, c: Fields) -> EncoderConfig:
+    """As qwen3, with experts in the layers that the config names."""
     slides = c.get("use_sliding_window", False)
     return read_decoder(
         family,
@@ -49,6 +50,7 @@ def qwen_experts(c: Fields) -> dict[str, Any]:
 
 
 def mixtral(family: str, c: Fields) -> EncoderConfig:
+    """As mistral, with experts in every layer."""
     # router_jitter_noise is for training.
     return read_decoder(
         family,
@@ -62,6 +64,7 @@ def mixtral(family: str, c: Fields) -> EncoderConfig:
 
 
 def gpt_oss(family: str, c: Fields) -> EncoderConfig:
+    """Attention with sinks, every second layer in a window; clamped experts with biases."""
     n_layers, bias = c["num_hidden_layers"], bool(c.get("attention_bias", True))
     kinds = layer_types(c, [FULL if i % 2 else SLIDING for i in range(n_layers)])
     return read_decoder(

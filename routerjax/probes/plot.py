@@ -95,6 +95,7 @@ def panels(
 
 
 def format_layers(axes: Any, table: "ProbeTable") -> None:
+    """An x axis of hidden states, all of them in view, on plain grounds."""
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
     # All hidden states show on the axis, those without a number too.
     margin = max(0.3, 0.02 * (table.layers[-1] - table.layers[0]))
