@@ -20,7 +20,7 @@ _MIXERS = {FULL: "attention", LINEAR: "deltanet"}
 
 
 def qwen3_5(family: str, c: Fields, **different: Any) -> EncoderConfig:
-    """Gated DeltaNet, with gated full attention in every fourth layer; feed-forward layers dense."""
+    """Gated DeltaNet, and gated full attention in every fourth layer; dense feed-forward layers."""
     n_layers, every = c["num_hidden_layers"], c.get("full_attention_interval", 4)
     default = [LINEAR if (i + 1) % every else FULL for i in range(n_layers)]
     types = layer_types(c, default, known=(FULL, LINEAR))
