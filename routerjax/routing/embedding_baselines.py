@@ -15,6 +15,7 @@ import optax
 from routerjax.data.dataset import RoutingDataset
 from routerjax.features.numerics import HIGHEST
 from routerjax.probes.logistic import fit as fit_logistic
+from routerjax.trunk.calibrate import mean_log_loss
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.train import train as train_trunk
 
@@ -45,7 +46,7 @@ def nearest_neighbours(
     y_NM = np.asarray(train.correct_NM, np.float32)
     ks = [k for k in NEIGHBOURS if k <= len(fit_N)] or [len(fit_N)]
     losses = [
-        _log_loss(p_NM, y_NM[held_N])
+        mean_log_loss(p_NM, y_NM[held_N])
         for p_NM in _neighbours(x_NC[fit_N], y_NM[fit_N], x_NC[held_N], ks)
     ]
     best = ks[int(np.argmin(losses))]
@@ -63,7 +64,7 @@ def logistic(
     fit_N, held_N = _split(train, config)
     y_NM = np.asarray(train.correct_NM, np.float32)
     losses = [
-        _log_loss(_logistic(x_NC[fit_N], y_NM[fit_N], x_NC[held_N], strength), y_NM[held_N])
+        mean_log_loss(_logistic(x_NC[fit_N], y_NM[fit_N], x_NC[held_N], strength), y_NM[held_N])
         for strength in STRENGTHS
     ]
     return _logistic(x_NC, y_NM, x_nC, STRENGTHS[int(np.argmin(losses))])
@@ -108,13 +109,6 @@ def _split(train: RoutingDataset, config: TrunkConfig) -> tuple[np.ndarray, np.n
     row_of = {name: row for row, name in enumerate(train.ids)}
     fit_N, held_N = (np.array([row_of[name] for name in part.ids]) for part in (fit, held))
     return fit_N, held_N
-
-
-def _log_loss(p_NM: np.ndarray, y_NM: np.ndarray) -> float:
-    seen_NM = np.isfinite(y_NM)
-    p_NM = np.clip(p_NM, 1e-6, 1 - 1e-6)
-    loss_NM = -np.where(y_NM > 0.5, np.log(p_NM), np.log1p(-p_NM))
-    return float(loss_NM[seen_NM].mean()) if seen_NM.any() else float("nan")
 
 
 def _neighbours(

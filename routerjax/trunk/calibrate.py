@@ -192,6 +192,13 @@ def log_loss(p_N: np.ndarray, y_N: np.ndarray) -> np.ndarray:
     return -y_N * np.log(p_N) - (1 - y_N) * np.log1p(-p_N)
 
 
+def mean_log_loss(p_NM: np.ndarray, y_NM: np.ndarray) -> float:
+    """Mean `log_loss` over observed outcomes, in nats; NaN where none is."""
+    seen_NM = np.isfinite(y_NM)
+    losses = log_loss(np.asarray(p_NM, np.float64)[seen_NM], y_NM[seen_NM])
+    return float(losses.mean()) if losses.size else float("nan")
+
+
 def logit(p_N: np.ndarray) -> np.ndarray:
     """log p - log(1 - p), with p kept 1e-7 away from 0 and 1."""
     p_N = np.clip(np.asarray(p_N, np.float64), _TINY, 1 - _TINY)

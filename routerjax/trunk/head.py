@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from routerjax.data import groups as grouping
+from routerjax.trunk.calibrate import log_loss
 from routerjax.trunk.net import Trunk
 
 # Strength of L2 on the mixture's distance to the plain mean of the heads, and those tried on a
@@ -79,7 +80,7 @@ def fit_head(
     a_KNH, logit_KNM = _activations(trunk, x_NC)
     weight_KHM, bias_KM = (np.asarray(trunk.params[f"{len(trunk.hidden)}.{leaf}"], np.float64)
                            for leaf in ("kernel", "bias"))  # fmt: skip
-    penalty, log_loss = PENALTIES[0], float("nan")
+    penalty, lowest = PENALTIES[0], float("nan")
     n_folds = min(_FOLDS, len(set(groups)))
     if n_folds > 1:
         fold_N = grouping.folds(groups, n_folds, seed)
@@ -98,7 +99,7 @@ def fit_head(
             gain_N = loss_PN[0] - loss_PN[best]
             if gain_N.mean() <= gain_N.std() / np.sqrt(len(gain_N)):
                 best = 0
-            penalty, log_loss = PENALTIES[best], float(loss_PN[best].mean())
+            penalty, lowest = PENALTIES[best], float(loss_PN[best].mean())
     weight_KH, bias_K, mixture_KM = [], [], []
     for a_NH, logit_NM, weight_HM, bias_M in zip(
         a_KNH, logit_KNM, weight_KHM, bias_KM, strict=True
@@ -108,7 +109,7 @@ def fit_head(
         bias_K.append(bias_M @ mixture_M + shift + extra)
         mixture_KM.append(mixture_M)
     arrays = [np.array(each, np.float32) for each in (weight_KH, bias_K, mixture_KM)]
-    return Head(arrays[0], arrays[1], arrays[2], penalty, log_loss)
+    return Head(arrays[0], arrays[1], arrays[2], penalty, lowest)
 
 
 def with_head(trunk: Trunk, head: Head) -> Trunk:
@@ -180,8 +181,7 @@ def _held_out(
             z_n = logit_NM[held_N] @ mixture_M + shift + a_NH[held_N] @ step_H + extra
             p_Kn.append(_sigmoid(z_n))
         p_N[held_N] = np.mean(p_Kn, axis=0)
-    p_N = np.clip(p_N, 1e-6, 1 - 1e-6)
-    return -(y_N * np.log(p_N) + (1 - y_N) * np.log1p(-p_N))
+    return log_loss(p_N, y_N)
 
 
 def logistic_regression(

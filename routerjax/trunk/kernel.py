@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from routerjax.trunk.calibrate import mean_log_loss
 from routerjax.trunk.net import HIGHEST
 
 # Rows remembered at most: the solve is cubic in them (8,192 rows are 256 MiB and 0.2 TFLOP).
@@ -139,20 +140,13 @@ def fit_kernel(
                 at_M = which_M.reshape(-1) == q
                 alpha_NM[:, at_M] = _solve(gram_NN, mask_N, ridge, residual_NM[:, at_M])
             own_VM = np.asarray(_apply(cross_VN, alpha_NM, mean_M))
-            loss = _log_loss((p_VM + own_VM) / 2, y_VM)
+            loss = mean_log_loss((p_VM + own_VM) / 2, y_VM)
             if loss < best[0]:
                 best = (loss, width, ridge, alpha_NM, own_VM)
     _, width, ridge, alpha_NM, own_VM = best
-    losses = [_log_loss((1 - share) * p_VM + share * own_VM, y_VM) for share in SHARES]
+    losses = [mean_log_loss((1 - share) * p_VM + share * own_VM, y_VM) for share in SHARES]
     share_M = np.full(len(mean_M), SHARES[int(np.argmin(losses))], np.float32)
     return Kernel(x_NC, alpha_NM, mean_M, share_M, float(width), float(ridge))
-
-
-def _log_loss(p_NM: np.ndarray, y_NM: np.ndarray) -> float:
-    """Mean log loss in nats over observed outcomes."""
-    seen_NM = np.isfinite(y_NM)
-    p_n, y_n = np.clip(np.asarray(p_NM, np.float64)[seen_NM], 1e-6, 1 - 1e-6), y_NM[seen_NM]
-    return float(-(y_n * np.log(p_n) + (1 - y_n) * np.log1p(-p_n)).mean())
 
 
 @jax.jit
