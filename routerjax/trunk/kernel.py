@@ -5,6 +5,7 @@ rows that are like the query. They err differently, so that their mean ranks bet
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -55,8 +56,7 @@ class Kernel:
             x_RC = np.asarray(x_NC[start : start + _CHUNK_ROWS], np.float32)
             n = len(x_RC)
             padded_RC = np.pad(x_RC, ((0, (1 << (n - 1).bit_length()) - n), (0, 0)))
-            arrays = padded_RC, self.x_NC, self.alpha_NM, self.mean_M
-            found.append(np.asarray(_predict(*arrays, self.width))[:n])
+            found.append(np.asarray(_predict(padded_RC, *self._on_device))[:n])
         return np.concatenate(found)
 
     def mix(self, p_NM: np.ndarray, own_NM: np.ndarray) -> np.ndarray:
@@ -73,6 +73,11 @@ class Kernel:
             mean_M=np.append(self.mean_M, np.float32(0.5)),
             share_M=np.append(self.share_M, np.float32(0.0)),
         )
+
+    @functools.cached_property
+    def _on_device(self) -> tuple[jax.Array, ...]:
+        """Rows, weights, means and width, put there once: a query is a row, these are thousands."""
+        return tuple(jnp.asarray(a) for a in (self.x_NC, self.alpha_NM, self.mean_M, self.width))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays by name."""
