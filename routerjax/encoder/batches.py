@@ -13,6 +13,7 @@ MAX_BUCKETS = 24
 # none that saves less than a batch: a compilation takes as long as about ten of them.
 PADDING_AIM = 0.04
 WORTH_TOKENS = 1024
+LEAST_STEP = 16  # Between the prompt lengths of single requests, which have no plan.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,3 +161,14 @@ def pack(
         lengths_B[b] = len(tokens) - n_before
     spans_B2[: rows.stop - rows.start] = prompts.spans_N2[rows] - n_before
     return tokens_BT, lengths_B, spans_B2
+
+
+def bucket_of(length: int) -> int:
+    """A prompt length out of few: four steps to each doubling, from 16 up."""
+    step = max(LEAST_STEP, power_of_two(length) // 4)
+    return -(-length // step) * step
+
+
+def power_of_two(n: int) -> int:
+    """The least power of two that is at least n."""
+    return 1 << (n - 1).bit_length()

@@ -15,11 +15,11 @@ from jax.sharding import Mesh
 
 from routerjax.devices import DATA, by_rows
 from routerjax.encoder.attention import cudnn_is_legal, longest_whole
-from routerjax.encoder.batches import pack
-from routerjax.encoder.capture import POOLINGS, Prefix, capture, read_prefix
+from routerjax.encoder.batches import LEAST_STEP, bucket_of, pack, power_of_two
+from routerjax.encoder.capture import Prefix, capture, read_prefix
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.hub import locate, read_config, read_tokenizer
-from routerjax.encoder.layers import ALL, resolve_layers
+from routerjax.encoder.layers import ALL, check_poolings, resolve_layers
 from routerjax.encoder.meshes import choose_mesh
 from routerjax.encoder.prefix import choose_prefix, shared_head, template_head
 from routerjax.encoder.prompts import Prompter, Prompts
@@ -34,7 +34,6 @@ COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Tokens of a full batch, padding included. On a CPU more gains nothing, and pads more.
 _BATCH_TOKENS = {"cpu": 1024}
 _BATCH_TOKENS_ELSEWHERE = 32768
-_LEAST_STEP = 16  # Between the lengths that `capture` compiles; a shorter prefix saves none.
 _PREFIXES_KEPT = 4  # With the layers they were read to.
 
 
@@ -168,6 +167,31 @@ class Encoder:
         logger.info("%s: attention: %s", source, "cuDNN" if encoder._cudnn else whole)
         return encoder
 
+    @classmethod
+    def from_identity(
+        cls,
+        identity: Mapping[str, Any],
+        source: str | pathlib.Path | None = None,
+        mesh: Mesh | str = "data:1",
+    ) -> "Encoder":
+        """Loads the encoder that a store's or a router's identity tells of.
+
+        What lies at the source now may be another; compare the identities.
+
+        Args:
+          identity: Has encoder_id, revision, max_tokens, compute_dtype and chat_template_kwargs.
+          source: Where it lies, if not where it was.
+          mesh: As of `from_pretrained`, and so are the errors.
+        """
+        return cls.from_pretrained(
+            identity["encoder_id"] if source is None else source,
+            revision=identity["revision"],
+            max_tokens=identity["max_tokens"],
+            compute_dtype=identity["compute_dtype"],
+            chat_template_kwargs=identity["chat_template_kwargs"],
+            mesh=mesh,
+        )
+
     def with_random_weights(self, seed: int = 0) -> "Encoder":
         """The same architecture, tokenizer and prompt with weights that have learnt nothing.
 
@@ -230,7 +254,7 @@ class Encoder:
     @functools.cached_property
     def _head(self) -> tuple[int, ...]:
         head = template_head(self.prompter)
-        return head if len(head) >= _LEAST_STEP else ()
+        return head if len(head) >= LEAST_STEP else ()  # A shorter one saves no step.
 
     def capture(
         self,
@@ -275,9 +299,9 @@ class Encoder:
         taken = len(order)
         while taken or pending:
             if taken:  # Longest first: the shapes shrink, the memory does not grow.
-                bucket = _bucket(int(lengths_N[order[taken - 1]]))
+                bucket = bucket_of(int(lengths_N[order[taken - 1]]))
                 most = max(1, self.default_batch_tokens // self.n_devices // bucket)
-                n_rows = self.n_devices * _power_of_two(min(most, -(-taken // self.n_devices)))
+                n_rows = self.n_devices * power_of_two(min(most, -(-taken // self.n_devices)))
                 rows = order[max(0, taken - n_rows) : taken]
                 taken -= len(rows)
                 chosen = prompts.take(rows)
@@ -302,28 +326,3 @@ class Encoder:
           deepest: Hidden-state index.
         """
         return self.config.flops(n_tokens, deepest)
-
-
-def check_poolings(poolings: Sequence[str]) -> tuple[str, ...]:
-    """The poolings as a tuple.
-
-    Raises:
-      ValueError: None, a repeated one, or an unknown one.
-    """
-    names = (poolings,) if isinstance(poolings, str) else tuple(poolings)
-    unknown = [name for name in names if name not in POOLINGS]
-    if unknown or not names or len(set(names)) < len(names):
-        got = repr(unknown[0]) if unknown else list(names)
-        raise ValueError(f"poolings: expected different ones of {', '.join(POOLINGS)}, got {got}")
-    return names
-
-
-def _bucket(length: int) -> int:
-    """A prompt length out of few: four steps to each doubling, from 16 up."""
-    step = max(_LEAST_STEP, _power_of_two(length) // 4)
-    return -(-length // step) * step
-
-
-def _power_of_two(n: int) -> int:
-    """The least power of two that is at least n."""
-    return 1 << (n - 1).bit_length()

@@ -16,8 +16,8 @@ from routerjax.data.rows import Rows
 from routerjax.data.shards import STORE_DTYPES
 from routerjax.data.store import ActivationStore
 from routerjax.encoder.batches import BatchPlan, choose_buckets
-from routerjax.encoder.encoder import Encoder, check_poolings
-from routerjax.encoder.layers import ALL, resolve_layers
+from routerjax.encoder.encoder import Encoder
+from routerjax.encoder.layers import ALL, check_poolings, resolve_layers
 from routerjax.encoder.prefix import choose_prefix, shared_head, template_head
 from routerjax.encoder.stream import captured
 

@@ -1,6 +1,8 @@
-"""Which hidden states: "all", indices, or text such as "0,4-6"."""
+"""Which hidden states ("all", indices, or text such as "0,4-6") and which poolings of them."""
 
 from collections.abc import Sequence
+
+from routerjax.encoder.capture import POOLINGS
 
 ALL = "all"
 
@@ -55,3 +57,17 @@ def resolve_layers(layers: str | Sequence[int], n_states: int) -> tuple[int, ...
     if len(resolved) < len(layers):
         raise ValueError(f"layers: each hidden state counts once, got {list(layers)}")
     return resolved
+
+
+def check_poolings(poolings: Sequence[str]) -> tuple[str, ...]:
+    """The poolings as a tuple.
+
+    Raises:
+      ValueError: None, a repeated one, or an unknown one.
+    """
+    names = (poolings,) if isinstance(poolings, str) else tuple(poolings)
+    unknown = [name for name in names if name not in POOLINGS]
+    if unknown or not names or len(set(names)) < len(names):
+        got = repr(unknown[0]) if unknown else list(names)
+        raise ValueError(f"poolings: expected different ones of {', '.join(POOLINGS)}, got {got}")
+    return names

@@ -51,14 +51,7 @@ def dtype_errors(
             identity["encoder_id"], identity["compute_dtype"], 4 * encoder.n_parameters / 2**30,
         )  # fmt: skip
         return None
-    exact = Encoder.from_pretrained(
-        identity["encoder_id"],
-        revision=identity["revision"],
-        max_tokens=identity["max_tokens"],
-        compute_dtype="float32",
-        chat_template_kwargs=identity["chat_template_kwargs"],
-        mesh=encoder.mesh,
-    )
+    exact = Encoder.from_identity(identity | {"compute_dtype": "float32"}, mesh=encoder.mesh)
     if exact.identity["weights_digest"] != identity["weights_digest"]:
         raise ValueError(
             f"encoder: other weights lie at {identity['encoder_id']} now than this encoder has"

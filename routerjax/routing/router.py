@@ -1,16 +1,17 @@
 """Router: the trained pipeline from a query to a decision; save, load, route."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, overload
+from typing import Any, overload
 
 import numpy as np
 
-from routerjax.data.store import ActivationStore, identity_differences
+from routerjax.data.store import ActivationStore
 from routerjax.encoder.encoder import Encoder
-from routerjax.features.feature_map import FeatureMap, Stores, as_tuple
+from routerjax.features.feature_map import FeatureMap, Stores
 from routerjax.routing import new_target, router_files
 from routerjax.routing.costs import CostModel
 from routerjax.routing.decision import Allowed, Decision, allowed_mask
+from routerjax.routing.encoders import BoundEncoders
 from routerjax.routing.network import mixed
 from routerjax.routing.policy import Policy, policy_from_json
 from routerjax.trunk.calibrate import Calibration
@@ -18,11 +19,6 @@ from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.head import Head
 from routerjax.trunk.kernel import Kernel
 from routerjax.trunk.net import Trunk
-
-# Fields of a store's identity that say what the encoder computes; the others say what was kept.
-_ENCODER_FIELDS = ("encoder_id", "revision", "family", "weights_digest", "tokenizer_digest",
-                   "template_digest", "chat_template_kwargs", "prompt_date", "max_tokens",
-                   "compute_dtype", "precision")  # fmt: skip
 
 
 class Router:
@@ -37,7 +33,6 @@ class Router:
       costs: Prices and expected lengths of answers.
       policy: Chooses where `route` is given no other.
       best_single: Index of the most accurate target on the training rows.
-      encoder_identities: What each encoder must compute, in the order of the features' numbers.
       trunk_config: How the ensemble was trained.
       training: JSON values: counts, validation losses, history of each member.
       calibration: From the ensemble's mean to the P(correct) that policies see.
@@ -64,16 +59,18 @@ class Router:
     ):
         self.features, self.trunk, self.targets = features, trunk, tuple(targets)
         self.costs, self.policy, self.best_single = costs, policy, best_single
-        self.encoder_identities: tuple[dict[str, Any], ...] = tuple(
-            {k: identity.get(k) for k in _ENCODER_FIELDS} for identity in encoder_identities
-        )
         self.trunk_config, self.training = trunk_config, training
         self.calibration = calibration or Calibration.none(len(self.targets))
         self.saving_policy, self.kernel = saving_policy, kernel
-        self._encoders: dict[int, Encoder] = {}
+        self._bound = BoundEncoders(encoder_identities)
         self.use_encoder(encoders)
 
     # ---- the encoders
+
+    @property
+    def encoder_identities(self) -> tuple[dict[str, Any], ...]:
+        """What each encoder must compute, in the order of the features' numbers."""
+        return self._bound.identities
 
     @property
     def encoders(self) -> tuple[Encoder, ...]:
@@ -83,20 +80,7 @@ class Router:
           ValueError: Weights, tokenizer or template of one have changed since, or it has gone.
           OSError: The hub cannot be reached.
         """
-        for i, identity in enumerate(self.encoder_identities):
-            if i not in self._encoders:
-                loaded = Encoder.from_pretrained(
-                    identity["encoder_id"],
-                    revision=identity["revision"],
-                    max_tokens=identity["max_tokens"],
-                    compute_dtype=identity["compute_dtype"],
-                    chat_template_kwargs=identity["chat_template_kwargs"],
-                )
-                differences = self._differences(i, loaded.identity, "what lies there now")
-                if differences:
-                    self._refuse([differences], [identity])
-                self._encoders[i] = loaded
-        return tuple(self._encoders[i] for i in range(len(self.encoder_identities)))
+        return self._bound.load()
 
     def use_encoder(self, encoder: Encoder | Sequence[Encoder]) -> None:
         """Reads queries with this encoder from now on.
@@ -107,15 +91,7 @@ class Router:
         Raises:
           ValueError: One computes what none of the router's does; names each difference.
         """
-        for given in encoder if isinstance(encoder, Sequence) else (encoder,):
-            differences = [
-                self._differences(i, given.identity, "this encoder")
-                for i in range(len(self.encoder_identities))
-            ]
-            if all(differences):
-                self._refuse(differences, self.encoder_identities)
-            places = [i for i, found in enumerate(differences) if not found]
-            self._encoders |= dict.fromkeys(places, given)
+        self._bound.use(encoder)
 
     def stores_in_order(self, stores: Stores) -> tuple[ActivationStore, ...]:
         """One store for each of the router's encoders, in their order.
@@ -127,35 +103,7 @@ class Router:
         Raises:
           ValueError: None is of one of the encoders; names each difference.
         """
-        stores, ordered = as_tuple(stores), []
-        for i, identity in enumerate(self.encoder_identities):
-            differences = [
-                self._differences(i, store.identity, "the store's encoder") for store in stores
-            ]
-            if all(differences):
-                self._refuse(differences, [identity])
-            layers, poolings = set(self.features.layers(i)), set(self.features.poolings(i))
-            fitting = [s for s, found in zip(stores, differences, strict=True) if not found]
-            holding = [s for s in fitting if layers <= {*s.layers} and poolings <= {*s.poolings}]
-            ordered.append((holding or fitting)[0])
-        return tuple(ordered)
-
-    def _differences(self, i: int, identity: dict[str, Any], name: str) -> list[str]:
-        """How an identity differs from that of the router's i-th encoder."""
-        several = len(self.encoder_identities) > 1
-        ours = f"the router's encoder {i}" if several else "the router"
-        theirs = {key: identity.get(key) for key in _ENCODER_FIELDS}
-        return identity_differences(self.encoder_identities[i], theirs, ours, name)
-
-    def _refuse(
-        self, differences: Sequence[Sequence[str]], wanted: Sequence[dict[str, Any]]
-    ) -> NoReturn:
-        ids = " or ".join(repr(identity["encoder_id"]) for identity in wanted)
-        raise ValueError(
-            "the router was trained on another encoder: "
-            + " - or else ".join("; ".join(found) for found in differences)
-            + f". Use {ids} with these settings, or train a router on the encoder at hand"
-        )
+        return self._bound.stores(stores, self.features)
 
     # ---- prediction
 
