@@ -15,31 +15,16 @@ from absl import flags
 import routerjax as rj
 from experiments import options
 
-options.define(
-    "workdir", "seed", "data", "pool", "store", "recipe", "layers", "pooling", "pca_dim",
-    "members", "keep", "epochs", required=("workdir", "data", "store"),
-)  # fmt: skip
+options.define_training()
 flags.DEFINE_list("families", [], "A target is of the first of these that its name contains.")
 flags.DEFINE_list("sizes", ["25", "50", "100", "250", "500", "1000"], "Numbers of outcomes.")
 flags.DEFINE_integer("draws", 10, "Random sets of outcomes of each size.", 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(options.Training):
     """The flags."""
 
-    workdir: str
-    seed: int
-    data: str
-    pool: str | None
-    store: str
-    recipe: str
-    layers: str
-    pooling: str
-    pca_dim: int
-    members: int
-    keep: int
-    epochs: int
     families: list[str]
     sizes: list[str]
     draws: int
@@ -55,9 +40,9 @@ def main() -> None:
         options.open_stores(config.store),
         data,
         config.families,
-        rj.parse_recipe(config.recipe, config.layers, config.pooling, config.pca_dim),
+        options.recipe(config),
         options.trunk_config(config),
-        sizes=[int(size) for size in config.sizes],
+        sizes=options.numbers("sizes", config.sizes),
         draws=config.draws,
         seed=config.seed,
         workdir=folder,

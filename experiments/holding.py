@@ -14,29 +14,14 @@ from absl import flags
 import routerjax as rj
 from experiments import options
 
-options.define(
-    "workdir", "seed", "data", "pool", "store", "recipe", "layers", "pooling", "pca_dim",
-    "members", "keep", "epochs", required=("workdir", "data", "store"),
-)  # fmt: skip
+options.define_training()
 flags.DEFINE_integer("splits", 20, "Deals of the rows to folds.", 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(options.Training):
     """The flags."""
 
-    workdir: str
-    seed: int
-    data: str
-    pool: str | None
-    store: str
-    recipe: str
-    layers: str
-    pooling: str
-    pca_dim: int
-    members: int
-    keep: int
-    epochs: int
     splits: int
 
 
@@ -49,7 +34,7 @@ def main() -> None:
     found = rj.holding_report(
         options.open_stores(config.store),
         data,
-        rj.parse_recipe(config.recipe, config.layers, config.pooling, config.pca_dim),
+        options.recipe(config),
         options.trunk_config(config),
         n_splits=config.splits,
         seed=config.seed,

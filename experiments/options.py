@@ -1,5 +1,6 @@
 """The flags that scripts share, each defined once, and the frozen config made of them."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -58,6 +59,30 @@ _SWITCHES = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """The flags of every script that trains on a store; scripts add their own."""
+
+    workdir: str
+    seed: int
+    data: str
+    pool: str | None
+    store: str
+    recipe: str
+    layers: str
+    pooling: str
+    pca_dim: int
+    members: int
+    keep: int
+    epochs: int
+
+
+def define_training(*more: str) -> None:
+    """Defines the flags of `Training`, and some more of the shared ones."""
+    names = [field.name for field in dataclasses.fields(Training)]
+    define(*names, *more, required=("workdir", "data", "store"))
+
+
 def define(*names: str, required: tuple[str, ...] = ()) -> None:
     """Defines some of the shared flags.
 
@@ -83,7 +108,8 @@ def read(kind: type[Config]) -> Config:
     Args:
       kind: A frozen dataclass.
     """
-    values = {name: flags.FLAGS[name].value for name in kind.__annotations__}
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    values = {name: flags.FLAGS[name].value for name in names}
     return kind(**values)
 
 
@@ -164,14 +190,7 @@ def load_router_encoders(router: rj.Router, names: str, mesh: str = "auto") -> l
             f"of them, in this order, got {names!r}"
         )
     return [
-        rj.Encoder.from_pretrained(
-            path,
-            revision=identity["revision"],
-            max_tokens=identity["max_tokens"],
-            compute_dtype=identity["compute_dtype"],
-            chat_template_kwargs=identity["chat_template_kwargs"],
-            mesh=mesh,
-        )
+        rj.Encoder.from_identity(identity, path, mesh=mesh)
         for path, identity in zip(paths, identities, strict=True)
     ]
 
@@ -185,6 +204,18 @@ def rounding(encoders: Sequence[rj.Encoder], data: rj.RoutingDataset) -> list[di
 def split_names(text: str) -> tuple[str, ...]:
     """The names of a comma-separated flag."""
     return tuple(name.strip() for name in text.split(","))
+
+
+def recipe(config: Any) -> rj.Recipe:
+    """The features that --recipe, --layers, --pooling and --pca_dim describe."""
+    return rj.parse_recipe(config.recipe, config.layers, config.pooling, config.pca_dim)
+
+
+def numbers(name: str, values: Sequence[str]) -> list[int]:
+    """The whole numbers of a flag that lists them."""
+    if not all(value.strip().isdecimal() for value in values):
+        raise ValueError(f"--{name}: expected numbers such as 50,200, got {','.join(values)}")
+    return [int(value) for value in values]
 
 
 def trunk_config(config: Any) -> rj.TrunkConfig:

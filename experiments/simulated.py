@@ -45,7 +45,7 @@ def main() -> None:
     folder = rj.Folder(config.workdir)
     rj.jobs.write_config(folder, config)
     data = rj.simulate(config.n_queries, config.seed)
-    recipe = rj.parse_recipe(config.recipe, config.layers, config.pooling, config.pca_dim)
+    recipe = options.recipe(config)
     encoder = options.load_encoder(config)
     store = rj.extract(encoder, data, folder / "store", poolings=recipe.poolings)
     found = rj.against_the_truth(

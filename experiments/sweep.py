@@ -63,8 +63,7 @@ def main() -> None:
     shard = re.fullmatch(r"(\d+)/(\d+)", config.shard)
     if not shard:
         raise ValueError(f"--shard: expected i/n such as 0/8, got {config.shard!r}")
-    if not all(dim.strip().isdecimal() for dim in config.pca_dims):
-        raise ValueError(f"--pca_dims: expected numbers such as 50,200, got {config.pca_dims}")
+    pca_dims = options.numbers("pca_dims", config.pca_dims)
     grid = rj.parse_trunk_grid(config.trunks) if config.trunks else None
     data, _ = options.read_data(config)
     store = rj.ActivationStore.open(config.store)
@@ -73,7 +72,7 @@ def main() -> None:
     table = rj.sweep(
         store,
         data,
-        sorted(int(dim) for dim in config.pca_dims) or None,
+        sorted(pca_dims) or None,
         layers=None if isinstance(layers, str) else layers,
         poolings=None if config.poolings == "all" else options.split_names(config.poolings),
         n_folds=config.folds,

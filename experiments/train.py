@@ -12,28 +12,13 @@ import dataclasses
 import routerjax as rj
 from experiments import options
 
-options.define(
-    "workdir", "seed", "data", "pool", "store", "recipe", "layers", "pooling", "pca_dim",
-    "members", "keep", "epochs", "trunk", "policy", required=("workdir", "data", "store"),
-)  # fmt: skip
+options.define_training("trunk", "policy")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(options.Training):
     """The flags."""
 
-    workdir: str
-    seed: int
-    data: str
-    pool: str | None
-    store: str
-    recipe: str
-    layers: str
-    pooling: str
-    pca_dim: int
-    members: int
-    keep: int
-    epochs: int
     trunk: str
     policy: str
 
@@ -42,7 +27,7 @@ def main() -> None:
     """Trains and saves a router."""
     config = options.read(Config)
     data, _ = options.read_data(config)
-    recipe = rj.parse_recipe(config.recipe, config.layers, config.pooling, config.pca_dim)
+    recipe = options.recipe(config)
     trunk = options.trunk_config(config)
     policy = rj.parse_policy(config.policy)
     folder = rj.Folder(config.workdir)
