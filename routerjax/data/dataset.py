@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -67,6 +68,15 @@ class RoutingDataset:
     def correct_NM(self) -> np.ndarray:
         """[N, M] float32: 1 where the score is at least 0.5, 0 below, NaN where not observed."""
         return np.where(np.isnan(self.y_NM), self.y_NM, self.y_NM >= CORRECT).astype(np.float32)
+
+    @property
+    def digest(self) -> str:
+        """Of rows, targets and outcomes, in their order: tells resumable jobs on them apart."""
+        found = hashlib.blake2b(digest_size=16)
+        for values in (self.ids, self.groups, self.datasets, self.targets):
+            found.update(repr(values).encode())
+        found.update(np.ascontiguousarray(self.y_NM).data)
+        return found.hexdigest()
 
     def select(self, rows: Sequence[int] | Sequence[str] | np.ndarray) -> "RoutingDataset":
         """Some of the rows.

@@ -5,7 +5,6 @@ a job that died, or the others of an array of jobs, go on with what is missing.
 """
 
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -203,13 +202,8 @@ class _Job:
         Raises:
           ValueError: It is another's.
         """
-        digest = hashlib.blake2b(digest_size=16)
-        for values in (self.data.ids, self.data.groups, self.data.datasets or ()):
-            digest.update(repr(values).encode())
-        digest.update(np.ascontiguousarray(self.data.correct_NM).data)
         jobs.claim(folder, "sweep", self.config.to_json() | {
-            "targets": list(self.data.targets),
-            "data_digest": digest.hexdigest(),
+            "data_digest": self.data.digest,
             "store": self.store.identity,
             "random_store": self.random_store.identity if self.random_store else None,
         })  # fmt: skip

@@ -15,7 +15,7 @@ import numpy as np
 from routerjax import jobs
 from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
-from routerjax.features.feature_map import Stores
+from routerjax.features.feature_map import Stores, as_tuple
 from routerjax.features.features import fit_features
 from routerjax.features.recipe import Recipe
 from routerjax.files import Folder
@@ -70,11 +70,17 @@ def few_labels(
       scratch".
 
     Raises:
-      ValueError: There are fewer than three targets, or the recipe chooses by outcomes.
+      ValueError: There are fewer than three targets, the recipe chooses by outcomes, a size is out
+        of range, or the workdir is of another job.
       jobs.Stopped: SIGTERM came; finished targets are kept.
     """
     recipe = Recipe.all_layers() if recipe is None else recipe
     config = TrunkConfig() if config is None else config
+    if not sizes or min(sizes) < 1 or draws < 1:
+        raise ValueError(
+            f"sizes, draws: expected numbers of outcomes from 1 up and at least one draw, got "
+            f"{list(sizes)} and {draws}"
+        )
     if len(data.targets) < 3:
         raise ValueError(f"data: expected at least three targets, got {len(data.targets)}")
     folder = None if workdir is None else Folder(workdir) / "few_labels"
@@ -82,7 +88,8 @@ def few_labels(
         jobs.claim(folder, "label curve", {
             "recipe": recipe.to_json(), "trunk": config.to_json(), "sizes": list(sizes),
             "draws": draws, "seed": seed, "test_fraction": test_fraction,
-            "families": list(families), "targets": list(data.targets), "n": len(data),
+            "families": list(families), "data_digest": data.digest,
+            "stores": [store.identity for store in as_tuple(stores)],
         })  # fmt: skip
     test, rest = data.split(test_fraction, seed)
     held, fit = rest.split(config.val_fraction, config.split_seed)

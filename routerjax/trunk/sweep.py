@@ -5,7 +5,6 @@ setting is judged by its ensemble, the mean of its members' sigmoids, as a route
 settings the best is partly the luckiest: what it is worth shows on other rows (`compare`).
 """
 
-import hashlib
 import logging
 import math
 from collections.abc import Sequence
@@ -219,15 +218,10 @@ def _job(
     stores: Sequence[Any], data: RoutingDataset, grid: TrunkGrid, config: TrunkConfig
 ) -> dict[str, Any]:
     """What decides the members."""
-    digest = hashlib.blake2b(digest_size=16)
-    for values in (data.ids, data.groups):
-        digest.update(repr(values).encode())
-    digest.update(np.ascontiguousarray(data.y_NM).data)
     own = ("seeds", "keep", "hidden", "dropout", "learning_rate", "l2", "checkpoint_every")
     return {
         "grid": grid.to_json(),
         "trunk": {key: v for key, v in config.to_json().items() if key not in own},
-        "targets": list(data.targets),
-        "data_digest": digest.hexdigest(),
+        "data_digest": data.digest,
         "stores": [store.identity for store in stores],
     }

@@ -192,3 +192,15 @@ def test_correct_is_a_score_of_at_least_a_half_and_missing_stays_missing(data):
 def test_a_data_set_that_does_not_fit_together_is_refused(data, change, text):
     with pytest.raises(ValueError, match=text):
         dataclasses.replace(data, **change)
+
+
+def test_the_digest_sees_rows_targets_and_outcomes_and_not_prices(data):
+    assert dataclasses.replace(data, prices_M2=None, p_NM=None).digest == data.digest
+    others = [
+        data.select([1, 0, 2, 3, 4]),
+        data.select_targets(["t1", "t0", "t2"]),
+        dataclasses.replace(data, groups=tuple("abbcd")),
+        dataclasses.replace(data, datasets=None),
+        dataclasses.replace(data, y_NM=data.y_NM / 2),
+    ]
+    assert len({data.digest, *(other.digest for other in others)}) == 6

@@ -1,6 +1,8 @@
 """The label curve, on a pool in which a new target is like the others."""
 
+import dataclasses
 import json
+import types
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from routerjax.trunk.config import TrunkConfig
 CONFIG = TrunkConfig(hidden=(16, 8), dropout=(0.1, 0.0), epochs=25, seeds=(1, 2), keep=2,
                      batch_size=128)  # fmt: skip
 N, WIDTH = 700, 40
+STORE = types.SimpleNamespace(identity={"encoder_id": "a"})
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def test_a_frozen_trunk_needs_fewer_labels(pool, monkeypatch, tmp_path):
     monkeypatch.setattr(lib, "train_trunk", spy)
     monkeypatch.setattr(lib, "fit_features", lambda *_: _Features(x_NC))
     kwargs = {"sizes": (20, 60, 5000), "draws": 2, "workdir": tmp_path}
-    found = few_labels(None, data, ("gem", "quart"), config=CONFIG, **kwargs)
+    found = few_labels(STORE, data, ("gem", "quart"), config=CONFIG, **kwargs)
     # Without its family: two strangers for either gem; the others have no family but themselves.
     assert trained == [3, 2, 3, 2, 3, 3]
     for small in range(2):
@@ -61,19 +64,32 @@ def test_a_frozen_trunk_needs_fewer_labels(pool, monkeypatch, tmp_path):
     assert more["value"] > few["value"] and none is None
     assert found["auc"]["sole"]["frozen trunk"] == found["auc"]["sole"]["frozen trunk, no family"]
     # A second call has nothing to do; other settings are refused.
-    assert few_labels(None, data, ("gem", "quart"), config=CONFIG, **kwargs) == found
+    assert few_labels(STORE, data, ("gem", "quart"), config=CONFIG, **kwargs) == found
     assert len(trained) == 6
     with pytest.raises(ValueError, match="another label curve"):
-        few_labels(None, data, ("gem",), config=CONFIG, **kwargs)
+        few_labels(STORE, data, ("gem",), config=CONFIG, **kwargs)
+    # So are other outcomes of as many rows, and other states.
+    other = dataclasses.replace(data, y_NM=1 - data.y_NM)
+    with pytest.raises(ValueError, match="another label curve"):
+        few_labels(STORE, other, ("gem", "quart"), config=CONFIG, **kwargs)
+    with pytest.raises(ValueError, match="another label curve"):
+        elsewhere = types.SimpleNamespace(identity={"encoder_id": "b"})
+        few_labels(elsewhere, data, ("gem", "quart"), config=CONFIG, **kwargs)
     text = "\n".join(few_labels_lines(found))
     assert all(method in text for method in METHODS)
     assert len(draw(found).axes) == 2
     json.dumps(found, allow_nan=False)
 
 
+@pytest.mark.parametrize("bad", [{"sizes": ()}, {"sizes": (0, 5)}, {"draws": 0}])
+def test_no_sizes_or_draws_are_refused(pool, bad):
+    with pytest.raises(ValueError, match="numbers of outcomes from 1 up"):
+        few_labels(STORE, pool[0], **bad)
+
+
 def test_two_targets_are_too_few(pool):
     with pytest.raises(ValueError, match="at least three targets, got 2"):
-        few_labels(None, pool[0].select_targets(("gem-a", "sole")))
+        few_labels(STORE, pool[0].select_targets(("gem-a", "sole")))
 
 
 def test_neighbours_leave_the_row_and_its_group_out(monkeypatch):
