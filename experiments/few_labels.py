@@ -3,7 +3,6 @@
     python -m experiments.few_labels --workdir=runs/a --data=train.jsonl --store=runs/a/store \
         --families=llama,gemma,mistral,qwen
 
-Nine targets, 4,608 queries, ten draws of six sizes: some ten minutes on two quiet CPU cores.
 Finished targets lie in few_labels/, and the same command goes on from there. Writes
 few_labels.json and few_labels.png.
 """

@@ -3,8 +3,7 @@
     python -m experiments.holding --workdir=runs/a --data=train.jsonl --pool=pool.json \
         --store=runs/a/store
 
-Five trainings for out-of-fold predictions, then twenty deals to folds: some two minutes on two
-quiet CPU cores with 4,608 queries. Writes holding.json.
+Five trainings for out-of-fold predictions, then twenty deals to folds. Writes holding.json.
 """
 
 import dataclasses

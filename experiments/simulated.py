@@ -2,8 +2,8 @@
 
     python -m experiments.simulated --workdir=runs/sim --n_queries=50000
 
-Extracts into store/ (it resumes), trains and compares. 50,000 queries with MiniLM on two quiet CPU
-cores: some ten minutes, most of them the extraction. Writes simulated.json.
+Extracts into store/ (it resumes), which takes most of the time, trains and compares. Writes
+simulated.json.
 """
 
 import dataclasses

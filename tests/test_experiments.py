@@ -26,7 +26,7 @@ def start(script: str, *flags: str, **kwargs) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"XLA_FLAGS": ""} | kwargs,
+        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"} | kwargs,
     )
 
 
@@ -120,6 +120,7 @@ def test_route_decides_for_a_flag_and_for_lines(work):
     assert {line["target"] for line in lines} == {"wren-1b"}
 
 
+@pytest.mark.slow
 def test_a_router_of_two_stores_with_a_layer_for_each_target(work, files, tiny_encoder_folder,
                                                              tmp_path):  # fmt: skip
     common = [f"--data={files}/train.jsonl", f"--pool={files}/pool.json"]
@@ -147,6 +148,7 @@ def test_a_router_of_two_stores_with_a_layer_for_each_target(work, files, tiny_e
     assert done.returncode == 1 and "name one for each of them" in done.stderr
 
 
+@pytest.mark.slow
 def test_compare_goes_on_where_it_stopped(work, files, tmp_path):
     flags = [f"--workdir={tmp_path}", f"--data={files}/train.jsonl", f"--store={work}/store",
              "--pca_dim=10", "--members=2", "--epochs=2", "--folds=2", "--draws=50"]  # fmt: skip
@@ -173,6 +175,7 @@ def test_compare_goes_on_where_it_stopped(work, files, tmp_path):
     assert done.returncode == 1 and "another comparison" in done.stderr
 
 
+@pytest.mark.slow
 def test_quickstart_is_their_sum(files, tiny_encoder_folder, tmp_path):
     flags = [f"--workdir={tmp_path}", f"--encoder={tiny_encoder_folder}", "--n_queries=500"]
     done = run("quickstart", *flags)
@@ -263,6 +266,7 @@ def test_training_stopped_by_sigterm_goes_on_to_the_same_router(work, files, tmp
     assert digests[0] == digests[1]
 
 
+@pytest.mark.slow
 def test_shards_of_a_sweep_meet_in_a_folder(files, work, tmp_path):
     flags = [
         f"--workdir={tmp_path}", f"--data={files}/train.jsonl", f"--pool={files}/pool.json",

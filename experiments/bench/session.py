@@ -24,28 +24,28 @@ class Scale:
       capture: Queries of the capture suite.
       eager: Of them, those run without compilation.
       shapes: (name in checkpoints.SHAPES, queries, mean tokens) of the encoders suite.
-      peer_tokens: Tokens of an encoder's queries that its peers read, scaled to all.
       numpy_rows: Rows of the probes suite.
-      sweep_dims: PCA widths of the sweep.
       sweep_share: Share of the sweep's cells that scikit-learn computes.
       trunks: Members of the trunks suite.
       alone: How many of them are trained one by one, and in torch.
-      depths: Blocks of the deep encoders whose compilation is timed.
       processes: Fresh processes that are started, cold and warm.
+      peer_tokens: Tokens of an encoder's queries that its peers read, scaled to all.
+      sweep_dims: PCA widths of the sweep.
+      depths: Blocks of the deep encoders whose compilation is timed.
     """
 
     queries: int
     capture: int
     eager: int
     shapes: tuple[tuple[str, int, int], ...]
-    peer_tokens: int
     numpy_rows: int
-    sweep_dims: tuple[int, ...]
     sweep_share: float
     trunks: int
     alone: int
-    depths: tuple[int, ...]
     processes: int
+    peer_tokens: int = 10**9
+    sweep_dims: tuple[int, ...] = (50, 100, 150, 200, 300)
+    depths: tuple[int, ...] = (8, 64)
 
 
 SCALES = {
@@ -54,13 +54,10 @@ SCALES = {
         capture=200,
         eager=8,
         shapes=(("smollm2-135m", 16, 64), ("qwen3-0.6b", 6, 48)),
-        peer_tokens=10**9,
         numpy_rows=1500,
-        sweep_dims=(50, 100, 150, 200, 300),
         sweep_share=0.02,
         trunks=24,
         alone=5,
-        depths=(8, 64),
         processes=1,
     ),
     "full": Scale(
@@ -68,13 +65,10 @@ SCALES = {
         capture=1000,
         eager=16,
         shapes=(("smollm2-135m", 64, 64), ("qwen3-0.6b", 32, 48)),
-        peer_tokens=10**9,
         numpy_rows=10**9,
-        sweep_dims=(50, 100, 150, 200, 300),
         sweep_share=0.1,
         trunks=200,
         alone=20,
-        depths=(8, 64),
         processes=5,
     ),
     "guard": Scale(
@@ -82,13 +76,11 @@ SCALES = {
         capture=250,
         eager=4,
         shapes=(("smollm2-135m", 8, 64),),
-        peer_tokens=10**9,
         numpy_rows=1000,
         sweep_dims=(50, 100),
         sweep_share=0.03,
         trunks=10,
         alone=2,
-        depths=(8, 64),
         processes=1,
     ),
     "accelerator": Scale(
@@ -98,11 +90,9 @@ SCALES = {
         shapes=(("qwen3-0.6b", 100_000, 256), ("qwen3-8b", 4096, 256)),
         peer_tokens=2**17,
         numpy_rows=20000,
-        sweep_dims=(50, 100, 150, 200, 300),
         sweep_share=0.02,
         trunks=1000,
         alone=5,
-        depths=(8, 64),
         processes=3,
     ),
 }

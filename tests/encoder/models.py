@@ -24,6 +24,25 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 _MASKED = ("bert", "roberta", "xlm-roberta", "modernbert")
 
+# Said by most config.json of the hub; a test of one family says what it has of its own.
+HUB_FIELDS = {
+    "hidden_size": 512,
+    "intermediate_size": 640,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "vocab_size": 1000,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-6,
+    "pad_token_id": 0,
+}
+
+
+def golden_config(name: str, **changes) -> EncoderConfig:
+    """The configuration of a golden model, some fields of its config.json changed."""
+    raw = json.loads((GOLDEN / name / "config.json").read_text())
+    return EncoderConfig.from_hf(raw | changes, "some/config.json")
+
 
 def random_batch(
     lengths: tuple[int, ...], vocab_size: int = 64, pad_to: int | None = None, seed: int = 0

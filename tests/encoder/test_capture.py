@@ -239,6 +239,7 @@ def test_as_many_blocks_run_as_the_deepest_layer_needs(family, depth):
     ],
     ids=["weights", "activations"],
 )
+@pytest.mark.slow
 def test_memory_does_not_grow_with_depth(family, sizes, depths):
     def temporary_bytes(layers):
         program = lower(family, layers, **sizes).lower().compile()

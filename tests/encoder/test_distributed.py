@@ -68,7 +68,7 @@ class Cluster:
         return [
             subprocess.Popen(
                 [sys.executable, "-c", self.script, *map(str, (store, port, n, i, seconds))],
-                env=os.environ | {"XLA_FLAGS": ""},
+                env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -17,24 +17,21 @@ from tests.encoder import models
 
 def stretched(name, **changes):
     """The first rope of a golden model with its stretch changed."""
-    (rope, *others) = golden_config(name).ropes
+    (rope, *others) = models.golden_config(name).ropes
     scaling = dataclasses.replace(rope.scaling, **changes)
     return {"ropes": (dataclasses.replace(rope, scaling=scaling), *others)}
 
 
 def plain(name):
     """The ropes of a golden model without any stretch."""
-    return {"ropes": tuple(Rope(rope.theta, rope.width) for rope in golden_config(name).ropes)}
-
-
-def golden_config(name, **changes):
-    raw = json.loads((models.GOLDEN / name / "config.json").read_text())
-    return EncoderConfig.from_hf(raw | changes, "some/config.json")
+    return {
+        "ropes": tuple(Rope(rope.theta, rope.width) for rope in models.golden_config(name).ropes)
+    }
 
 
 def refusal(name, **changes):
     with pytest.raises(ValueError) as error:
-        golden_config(name, **changes)
+        models.golden_config(name, **changes)
     assert str(error.value).startswith("some/config.json: ")
     return str(error.value)
 
@@ -85,6 +82,7 @@ def refusal(name, **changes):
         ("modernbert_bias", {"rope_of_layer": (0, 1, 0)}),
     ],
 )
+@pytest.mark.slow
 def test_parity_would_notice_a_wrong_setting(name, changes):
     tokens_BT, lengths_B, expected = models.golden_states(name)
     wrong = models.load(models.GOLDEN / name, **changes)
@@ -97,7 +95,7 @@ def test_parity_would_notice_a_wrong_setting(name, changes):
 
 def test_ropes_of_the_variants():
     def ropes(name):
-        config = golden_config(name)
+        config = models.golden_config(name)
         return config.ropes, config.rope_of_layer
 
     yarn = YarnRope(4.0, 12, 1.0, 0.15, 0.1 * np.log(4) + 1)
@@ -116,14 +114,14 @@ def test_ropes_of_the_variants():
 
 @pytest.mark.parametrize("name", models.VARIANTS)
 def test_which_rotations_follow_the_length(name):
-    assert golden_config(name).follows_length == (name in ("llama_dynamic", "phi3_long"))
+    assert models.golden_config(name).follows_length == (name in ("llama_dynamic", "phi3_long"))
 
 
 @pytest.mark.parametrize(
     "name, longest", [("roberta", 40), ("xlm_roberta", 40), ("llama_dynamic", 48), ("bert", 40)]
 )
 def test_the_longest_prompt(name, longest):
-    assert golden_config(name).max_positions == longest
+    assert models.golden_config(name).max_positions == longest
 
 
 # As on the Hugging Face hub, before transformers 5 wrote them anew: the fields of each that matter.
@@ -261,17 +259,7 @@ OLDER = {
 def test_older_spellings_mean_what_transformers_takes_them_for(family):
     from transformers import AutoConfig
 
-    raw = {
-        "hidden_size": 512,
-        "intermediate_size": 640,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 8,
-        "vocab_size": 1000,
-        "max_position_embeddings": 8192,
-        "rms_norm_eps": 1e-6,
-        "pad_token_id": 0,
-    } | OLDER[family]
+    raw = models.HUB_FIELDS | OLDER[family]
     full = AutoConfig.for_model(**raw).to_dict()
     assert EncoderConfig.from_hf(full) == EncoderConfig.from_hf(raw)
 

@@ -1,7 +1,6 @@
 """Families with experts: what sets them apart is read and computed, and every layout loads."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
@@ -15,13 +14,8 @@ from tests.encoder import models
 DENSE, EXPERTS = BlockKind(), BlockKind(ffn="experts")
 
 
-def golden_config(name, **changes):
-    raw = json.loads((models.GOLDEN / name / "config.json").read_text())
-    return EncoderConfig.from_hf(raw | changes, "some/config.json")
-
-
 def truncated(name):
-    (rope,) = golden_config(name).ropes
+    (rope,) = models.golden_config(name).ropes
     scaling = dataclasses.replace(rope.scaling, truncate=True)
     return {"ropes": (dataclasses.replace(rope, scaling=scaling),)}
 
@@ -38,6 +32,7 @@ def truncated(name):
         ("gpt_oss", truncated("gpt_oss")),
     ],
 )
+@pytest.mark.slow
 def test_parity_would_notice_a_wrong_setting(name, changes):
     tokens_BT, lengths_B, expected = models.golden_states(name)
     wrong = models.load(models.GOLDEN / name, **changes)
@@ -55,11 +50,11 @@ def test_parity_would_notice_missing_sinks(tmp_path):
 
 
 def test_which_layers_have_experts():
-    assert golden_config("qwen3_moe").kinds == (DENSE, EXPERTS, EXPERTS)
-    assert golden_config("qwen3_moe_step").kinds == (DENSE, EXPERTS, DENSE)
-    assert golden_config("mixtral").kinds == (EXPERTS, EXPERTS)
-    assert golden_config("qwen3_moe", num_local_experts=0).kinds == (DENSE,) * 3
-    deep = golden_config("qwen3_moe", num_hidden_layers=48, mlp_only_layers=[])
+    assert models.golden_config("qwen3_moe").kinds == (DENSE, EXPERTS, EXPERTS)
+    assert models.golden_config("qwen3_moe_step").kinds == (DENSE, EXPERTS, DENSE)
+    assert models.golden_config("mixtral").kinds == (EXPERTS, EXPERTS)
+    assert models.golden_config("qwen3_moe", num_local_experts=0).kinds == (DENSE,) * 3
+    deep = models.golden_config("qwen3_moe", num_hidden_layers=48, mlp_only_layers=[])
     assert (deep.kinds, deep.period) == ((EXPERTS,) * 48, 1)
 
 
@@ -141,17 +136,7 @@ def test_configs_of_the_hub(family):
     from transformers import AutoConfig
 
     raw, said = HUB[family]
-    raw = {
-        "hidden_size": 512,
-        "intermediate_size": 640,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 8,
-        "vocab_size": 1000,
-        "max_position_embeddings": 8192,
-        "rms_norm_eps": 1e-6,
-        "pad_token_id": 0,
-    } | raw
+    raw = models.HUB_FIELDS | raw
     config = EncoderConfig.from_hf(raw)
     said = {"windows": (FULL_ATTENTION,) * 8, "expert_softmax": "chosen"} | said
     assert {name: getattr(config, name) for name in said} == said

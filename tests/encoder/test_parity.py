@@ -90,6 +90,7 @@ def test_parity_would_notice_a_wrong_setting(golden, name, changes):
 
 
 @pytest.mark.parametrize("name", models.VARIANTS)
+@pytest.mark.slow
 def test_every_state_equals_that_of_torch(name, tmp_path):
     pytest.importorskip("torch")
     model = models.build(name, seed=11)

@@ -108,6 +108,7 @@ def test_slabs_dealt_out_over_devices_give_the_same(
         assert {shard.data.shape for shard in gram.addressable_shards} == {(1, 32, 32)}
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_queries(encoder, tiny_data, monkeypatch):
     """Ten times the queries; their activations alone would be ten times 300 KB.
 
@@ -426,12 +427,14 @@ def test_one_row_is_refused(encoder, data):
 
 
 def _run(*flags):
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     return subprocess.run(
         [sys.executable, "-m", "experiments.probe", *flags],
-        cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True, timeout=170,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=170,
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_script_probes_a_sample_and_extracts_the_best(tiny_encoder_folder, data, tmp_path):
     write_dataset(data, tmp_path / "data.jsonl")
     done = _run(f"--workdir={tmp_path}/work", f"--data={tmp_path}/data.jsonl", "--stream",
