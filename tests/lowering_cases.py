@@ -141,9 +141,10 @@ def _slab_cases() -> dict[str, list[Case]]:
 
 
 def _epochs() -> Iterator[Case]:
-    """A mapped epoch: batches split by rows over devices, and members dealt out, in turns."""
+    """A mapped epoch: batches split by rows over devices, members side by side and one by one, and
+    members dealt out, in turns."""
     program = step.Program(C, (6, 5), M, (True, False), 4, 3, 0.0)
-    for rows_split, size in ((2, None), (1, 2)):
+    for rows_split, one_by_one, size in ((2, False, None), (2, True, None), (1, False, 2)):
         state = jax.eval_shape(functools.partial(loop._start, program), array(K, dtype=jnp.uint32))
         setting = step.Setting(array(K), array(K), array(K, 2), whole(K))
         data = step.Data(array(1, N, C), array(N, M), array(1, R, C), array(R, M))
@@ -151,7 +152,7 @@ def _epochs() -> Iterator[Case]:
         mapped = jax.tree.map(
             lambda x: array(2, *x.shape, dtype=x.dtype), (state, setting, data, *turns)
         )
-        epoch = loop._compiled_epoch(program, rows_split, tuple(jax.devices()[:2]))
+        epoch = loop._compiled_epoch(program, rows_split, one_by_one, tuple(jax.devices()[:2]))
         yield _of(jax.jit(epoch), *mapped)
 
 

@@ -18,7 +18,7 @@ _SAME_CODE, _TORCH = 5e-3, 3e-2
 
 
 def trunk(s: session.Session) -> dict[str, Any]:
-    """Ten members by vmap, by pmap, one after the other, and in torch."""
+    """Ten members in one program, by pmap, one call after the other, and in torch."""
     published = rj.TrunkConfig()
     val, fit = s.data.split(published.val_fraction, published.split_seed)
     features = rj.fit_features(rj.Recipe.all_layers(), s.store, fit)
@@ -40,7 +40,7 @@ def trunk(s: session.Session) -> dict[str, Any]:
     def alone(turn: int) -> np.ndarray:
         return np.concatenate([train([seed], one_device) for seed in published.seeds])
 
-    ours = "routerjax: vmap over 10 members"
+    ours = "routerjax: 10 members in one program"
     contestants, left_out = [Contestant(ours, at_once)], []
     several = session.several_devices()
     if several:
@@ -56,8 +56,9 @@ def trunk(s: session.Session) -> dict[str, Any]:
         )  # fmt: skip
     else:
         left_out.append(f"{session.TORCH} in trunk")
-    at_once(0)  # How many epochs the members take; also the warm-up of what is counted.
-    work = Work(_flops(x.shape[1], published.hidden, val.y_NM.shape[1], len(x)) * epochs[0])
+    at_once(0)
+    n_epochs = epochs[0]
+    work = Work(_flops(x.shape[1], published.hidden, val.y_NM.shape[1], len(x)) * n_epochs)
 
     def agree(results: dict[str, np.ndarray]) -> dict[str, float]:
         losses_K = results[ours]
@@ -74,7 +75,7 @@ def trunk(s: session.Session) -> dict[str, Any]:
     found = turns.in_turn(contestants, s.rounds, work, agree)
     return found | {
         "title": f"{len(x)} rows, {x.shape[1]} features, {len(fit.targets)} targets, 10 members, "
-        f"{epochs[0]:.0f} epochs of members in all.",
+        f"{n_epochs:.0f} epochs of members in all.",
         "left_out": left_out,
         "scaling": _scaling(s, train, published),
     }

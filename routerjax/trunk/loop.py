@@ -20,6 +20,9 @@ from routerjax.trunk.step import DEVICES, init_key, optimiser, run_epoch
 
 logger = logging.getLogger(__name__)
 
+# Where members take their epoch one after the other instead of side by side.
+_ONE_BY_ONE = ("cpu",)
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -85,7 +88,8 @@ class Loop:
         self._state = self._laid_out(_start(program, jnp.asarray(self._seed_K)))
         copies = [np.broadcast_to(a, (layout.n_devices, *a.shape)) for a in data]
         self._data = Data(*jax.device_put(copies, self._by_device))
-        self._epoch = _compiled_epoch(program, layout.rows_split, tuple(devices))
+        one_by_one = devices[0].platform in _ONE_BY_ONE
+        self._epoch = _compiled_epoch(program, layout.rows_split, one_by_one, tuple(devices))
 
     def dispatch(self, running_K: np.ndarray) -> tuple[Losses, jax.Array]:
         """Starts an epoch; its losses and which members have stopped by now, still on devices.
@@ -254,8 +258,10 @@ def _start(program: Program, seeds_K: jax.Array) -> State:
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled_epoch(program: Program, rows_split: int, devices: tuple[jax.Device, ...]) -> Any:
+def _compiled_epoch(
+    program: Program, rows_split: int, one_by_one: bool, devices: tuple[jax.Device, ...]
+) -> Any:
     """The pmapped epoch. Kept, so that a second training of this kind compiles nothing."""
-    body = functools.partial(run_epoch, program, rows_split)
+    body = functools.partial(run_epoch, program, rows_split, one_by_one)
     # The state is donated: it is moved on in place.
     return jax.pmap(body, axis_name=DEVICES, devices=devices, donate_argnums=0)

@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from routerjax import jobs
-from routerjax.trunk import step
+from routerjax.trunk import loop, step
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.net import init_members
 from routerjax.trunk.train import Layout, train
@@ -125,6 +125,19 @@ def test_a_member_does_not_depend_on_the_others(rows):
     _, single = train(*rows, alone, devices=jax.devices()[:1])
     n = min(len(single.val_loss_EK), len(together.val_loss_EK))
     np.testing.assert_allclose(single.val_loss_EK[:n, 0], together.val_loss_EK[:n, 1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("n_devices", [1, 2, 4])  # 4: each batch is split by rows.
+def test_members_side_by_side_train_as_one_after_the_other(rows, n_devices, monkeypatch):
+    some = jax.devices()[:n_devices]
+    config = dataclasses.replace(SMALL, epochs=40, patience=2, learning_rate=0.02)
+    trunk, history = train(*rows, config, devices=some)
+    monkeypatch.setattr(loop, "_ONE_BY_ONE", ())
+    beside, other = train(*rows, config, devices=some)
+    assert np.isnan(history.val_loss_EK).any()  # A member has stopped before another.
+    np.testing.assert_allclose(history.val_loss_EK, other.val_loss_EK, rtol=1e-3)
+    np.testing.assert_allclose(history.train_loss_EK, other.train_loss_EK, rtol=1e-3)
+    np.testing.assert_allclose(trunk.predict(rows[2]), beside.predict(rows[2]), rtol=1e-2)
 
 
 def test_a_mean_of_means_would_be_wrong_under_these_masks(rows):
