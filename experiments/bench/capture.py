@@ -55,10 +55,11 @@ def capture(s: session.Session) -> dict[str, Any]:
     found = race(s, encoder, s.source, data, more)
     found["left_out"] = left_out + found["left_out"]
     found["title"] = (
-        f"{len(data)} queries, {tokens_of[len(data)]:,} tokens, {encoder!r}: all hidden states, "
-        f"last and mean. routerjax writes its store to disk, the others keep theirs in memory."
+        f"{len(data)} queries, {tokens_of[len(data)]:,} tokens, {session.shape_of(encoder)}: all "
+        f"hidden states, last and mean. routerjax writes its store to disk, the others keep theirs "
+        f"in memory."
     )
-    found["scaling"] = scaling(s, encoder, data)
+    found["scaling"] = scaling(s, encoder, data) if s.scale.scaling else []
     return found
 
 

@@ -71,7 +71,7 @@ def probes(s: session.Session) -> dict[str, Any]:
             "NumPy over routerjax, both from disk": pair(3, 2),
             "plain NumPy loop over routerjax, both from memory": pair(4, 0),
         },
-        "scaling": _scaling(s, memory, data),
+        "scaling": _scaling(s, memory, data) if s.scale.scaling else [],
     }
 
 

@@ -95,8 +95,8 @@ def router(s: session.Session) -> dict[str, Any]:
     p50, p95, p99 = (1000 * np.percentile(latencies, [50, 95, 99])).tolist()
     return found | {
         "title": f"{_QUERIES} short queries a round, {n_tokens / _QUERIES:.0f} tokens on average, "
-        f"{len(layers)} hidden states, {router.trunk.n_members} members; {encoder!r} on "
-        f"{jax.devices()[0].device_kind}.",
+        f"{len(layers)} hidden states, {router.trunk.n_members} members; "
+        f"{session.shape_of(encoder)}, on {jax.devices()[0].device_kind}.",
         "figures": {
             "a decision over its encoder forward": 1 / forward_share,
             "latency p50 ms": p50,

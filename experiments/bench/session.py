@@ -32,6 +32,7 @@ class Scale:
       peer_tokens: Tokens of an encoder's queries that its peers read, scaled to all.
       sweep_dims: PCA widths of the sweep.
       depths: Blocks of the deep encoders whose compilation is timed.
+      scaling: Whether suites also show how their time grows with sizes.
     """
 
     queries: int
@@ -46,6 +47,7 @@ class Scale:
     peer_tokens: int = 10**9
     sweep_dims: tuple[int, ...] = (50, 100, 150, 200, 300)
     depths: tuple[int, ...] = (8, 64)
+    scaling: bool = True
 
 
 SCALES = {
@@ -82,6 +84,7 @@ SCALES = {
         trunks=10,
         alone=2,
         processes=1,
+        scaling=False,
     ),
     "accelerator": Scale(
         queries=20000,
@@ -146,6 +149,12 @@ class Session:
         n = min(self.asked_for(n), len(self.data))
         chosen = np.random.default_rng(self.seed).choice(len(self.data), n, replace=False)
         return self.data.select(np.sort(chosen))
+
+
+def shape_of(encoder: rj.Encoder) -> str:
+    """The encoder as results show it: what is computed, not where on this machine it lies."""
+    c, dtype = encoder.config, encoder.identity["compute_dtype"]
+    return f"{c.family} of {c.n_layers} blocks, {c.width} wide, {dtype}"
 
 
 def installed(*modules: str) -> bool:

@@ -103,7 +103,7 @@ def sweep(s: session.Session) -> dict[str, Any]:
         ),
         "figures": figures,
         "left_out": left_out,
-        "scaling": _scaling(s, dims),
+        "scaling": _scaling(s, dims) if s.scale.scaling else [],
     }
 
 

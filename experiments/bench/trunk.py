@@ -77,7 +77,7 @@ def trunk(s: session.Session) -> dict[str, Any]:
         "title": f"{len(x)} rows, {x.shape[1]} features, {len(fit.targets)} targets, 10 members, "
         f"{n_epochs:.0f} epochs of members in all.",
         "left_out": left_out,
-        "scaling": _scaling(s, train, published),
+        "scaling": _scaling(s, train, published) if s.scale.scaling else [],
     }
 
 
