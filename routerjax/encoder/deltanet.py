@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from routerjax.encoder import split
 from routerjax.encoder.config import EncoderConfig
-from routerjax.encoder.delta_rule import delta_rule
 
 
 class DeltaNet(nnx.Module):
@@ -61,7 +61,7 @@ class DeltaNet(nnx.Module):
             memory = jnp.zeros((B, s.n_value_heads, s.key_dim, s.value_dim), jnp.float32)
         else:
             memory = jnp.broadcast_to(before[1], (B, *before[1].shape[1:]))
-        mixed_BTHE, memory = delta_rule(
+        mixed_BTHE, memory = split.by_memory(
             q.reshape(B, T, s.n_key_heads, s.key_dim),
             k.reshape(B, T, s.n_key_heads, s.key_dim),
             v.reshape(B, T, s.n_value_heads, s.value_dim),

@@ -1,7 +1,7 @@
 """Sharding: which axis of which parameter the devices of the `model` axis share.
 
-Attention is split by heads, a feed-forward layer by its inner columns, a mixture by its experts,
-the embedding by its vocabulary: what a branch adds is then one sum over the axis.
+Attention and DeltaNet are split by heads, a feed-forward layer by its inner columns, a mixture by
+its experts, the embedding by its vocabulary: what a branch adds is then one sum over the axis.
 What cannot be split evenly lies whole on every device.
 """
 
@@ -90,7 +90,7 @@ def _model_axis(
     if names[0] != "blocks":
         return 0 if names == ("embed",) else None
     if "deltanet" in names:
-        return None  # Its recurrence runs whole on every device.
+        return _deltanet_axis(module, shape, config, n_model)
     if "experts" in names:
         return 1  # After the stack's axis.
     if module in ("k", "v", "k_norm") and config.n_kv_heads % n_model:
@@ -102,3 +102,19 @@ def _model_axis(
     if module in ("o", "down") and path[-1] == "kernel":
         return last - 1  # Inputs; the sum over the axis gets the bias once.
     return None
+
+
+def _deltanet_axis(
+    module: Any, shape: tuple[int, ...], config: EncoderConfig, n_model: int
+) -> int | None:
+    """As `_model_axis`; all of a head's parameters lie where its memory does, or nothing is split.
+
+    A_log and dt_bias, one number a head, are parameters of the mixer itself.
+    """
+    assert config.delta is not None
+    if config.delta.n_key_heads % n_model or config.delta.n_value_heads % n_model:
+        return None
+    if module == "norm":
+        return None  # All heads share it.
+    last = len(shape) - 1
+    return last - 1 if module == "out" else last

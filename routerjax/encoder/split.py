@@ -4,6 +4,7 @@ A capture on several devices is compiled inside `jax.set_mesh`. The functions he
 themselves, and without one do nothing but call what they wrap.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from routerjax.devices import DATA, MODEL
-from routerjax.encoder import attention
+from routerjax.encoder import attention, delta_rule
 
 
 def attend(
@@ -56,6 +57,40 @@ def attend_cudnn(
         return attention.attend_cudnn(q, k, v, lengths_B, scale)
 
     return _by_heads(local, q_BTHE, k_BSGE, v_BSGE, lengths_B, None, None)
+
+
+def by_memory(
+    q_BTGE: jax.Array,
+    k_BTGE: jax.Array,
+    v_BTHE: jax.Array,
+    decay_BTH: jax.Array,
+    beta_BTH: jax.Array,
+    state_BHEE: jax.Array,
+    chunk: int,
+) -> tuple[jax.Array, jax.Array]:
+    """`delta_rule.delta_rule`, each device with its own rows and the memories of its own heads.
+
+    Heads are split where key and value heads both divide the model axis; elsewhere each device of
+    it does them all.
+
+    Args and returns: As of `delta_rule.delta_rule`.
+    """
+
+    local = functools.partial(delta_rule.delta_rule, chunk=chunk)
+    mesh, args = _mesh(), (q_BTGE, k_BTGE, v_BTHE, decay_BTH, beta_BTH, state_BHEE)
+    if mesh is None:
+        return local(*args)
+    rows, n_model = _rows(q_BTGE, mesh), mesh.shape[MODEL]
+    divides = k_BTGE.shape[2] % n_model == 0 and v_BTHE.shape[2] % n_model == 0
+    own = MODEL if divides else None
+    tokens, memory = P(rows, None, own), P(rows, own)
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(tokens,) * 5 + (memory,),
+        out_specs=(tokens, memory),
+        check_vma=False,
+    )(*args)
 
 
 def by_experts(

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -118,6 +119,7 @@ def test_other_shapes_are_split_alike(name, splits):
         ("qwen3", "data:2,model:4", 300),
         ("phi3", "model:2", 150),
         ("mixtral", "data:2,model:2", 150),
+        ("qwen3_next", "data:2,model:2", 300),
         ("bert", "model:4", 2**20),
     ],
 )
@@ -143,12 +145,33 @@ def test_weights_go_straight_into_their_shards(name, spec, piece_bytes, monkeypa
     assert held < 0.75 * sum(x.nbytes for x in jax.tree.leaves(params))
 
 
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_next"])
+def test_devices_of_a_split_hybrid_exchange_sums_alone(name):
+    """Of DeltaNet too: one sum a branch, and no parameter or memory is gathered."""
+    folder, mesh = models.GOLDEN / name, make_mesh("model:2")
+    config = models.load(folder).config
+    tokens_BT, lengths_B = models.random_batch((5, 16))
+    batch = tokens_BT, lengths_B, np.stack([lengths_B // 3, lengths_B], axis=1)
+    graphdef, params, _ = load_weights(folder, config, jnp.float32, models.HIGHEST, mesh)
+    with jax.set_mesh(mesh):
+        lowered = capture.lower(
+            graphdef, params, *jax.device_put(batch, by_rows(mesh)),
+            layers=tuple(range(config.n_states)), poolings=("last",),
+        )  # fmt: skip
+        text = lowered.compile().as_text()
+    exchanges = re.findall(r" (all-[a-z]+|collective-[a-z]+|reduce-scatter)(?:-start)?\(", text)
+    assert exchanges and set(exchanges) == {"all-reduce"}
+    # The embedding's, and at most two of each block.
+    assert len(exchanges) <= 1 + 2 * config.n_layers
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "spec"),
     [
         ("qwen3_5", "data:4,model:2"),
         ("qwen3_5_moe", "data:4,model:2"),
+        ("qwen3_next", "data:4,model:2"),
         ("gpt_oss", "model:2"),
     ],
 )
