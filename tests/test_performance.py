@@ -1,4 +1,4 @@
-"""What the benchmark promises and a test can hold: quick imports."""
+"""What the benchmark promises and a test can hold: quick imports, memory that does not grow."""
 
 import pathlib
 import statistics
@@ -39,3 +39,20 @@ def test_importing_all_that_routes_is_not_much_slower_than_what_lies_below():
         python(below)
         ratios.append((middle - start) / (time.perf_counter() - middle))
     assert statistics.median(ratios) < 1.5, ratios
+
+
+@pytest.mark.slow
+def test_memory_of_an_extraction_does_not_grow_with_its_queries(tmp_path):
+    """Ten times the queries take at most a tenth more of peak memory."""
+    code = """
+import pathlib, resource, sys
+import routerjax as rj
+from experiments.bench import checkpoints
+folder, n = sys.argv[1], int(sys.argv[2])
+path = checkpoints.write(pathlib.Path(folder) / "tiny", checkpoints.tiny(4), "float32")
+encoder = rj.Encoder.from_pretrained(path)
+rj.extract(encoder, checkpoints.queries(n, 16, 0), f"{folder}/store{n}")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    few, many = (int(python(code, str(tmp_path), str(n))) for n in (3000, 30000))
+    assert many <= 1.1 * few, f"{few} KiB for 3,000 queries, {many} KiB for 30,000"
