@@ -10,7 +10,7 @@ from routerjax.encoder.prompts import Prompts
 
 MAX_BUCKETS = 24
 # Every bucket is a compilation; a job takes the fewest that keep padding within this share, and
-# none that saves less than a batch: a compilation takes as long as about ten of them.
+# none that saves fewer tokens than are read in the time of a compilation, or a part of it.
 PADDING_AIM = 0.04
 WORTH_TOKENS = 1024
 LEAST_STEP = 16  # Between the prompt lengths of single requests, which have no plan.
@@ -88,7 +88,9 @@ class BatchPlan:
         return batches[::-1]
 
 
-def choose_buckets(lengths_N: Sequence[int] | np.ndarray) -> tuple[int, ...]:
+def choose_buckets(
+    lengths_N: Sequence[int] | np.ndarray, worth_tokens: int = WORTH_TOKENS
+) -> tuple[int, ...]:
     """The fewest lengths that pad a job by at most PADDING_AIM, at most MAX_BUCKETS of them.
 
     Exact: dynamic programming over the sorted distinct lengths (rounded up to a multiple of 8, and
@@ -96,6 +98,7 @@ def choose_buckets(lengths_N: Sequence[int] | np.ndarray) -> tuple[int, ...]:
 
     Args:
       lengths_N: [N] tokens of every prompt of the job, N >= 1.
+      worth_tokens: What a bucket has to save, padding included.
 
     Returns:
       Ascending bucket lengths; the last is the longest prompt, rounded up.
@@ -115,7 +118,7 @@ def choose_buckets(lengths_N: Sequence[int] | np.ndarray) -> tuple[int, ...]:
         through = cost[:-1, None] + span_cost
         fewer = cost[-1]
         cost = np.concatenate([[np.inf], through.min(axis=0)])
-        if fewer - cost[-1] < WORTH_TOKENS:
+        if fewer - cost[-1] < worth_tokens:
             break
         origins.append(through.argmin(axis=0))
         if cost[-1] - real_tokens <= PADDING_AIM * cost[-1] or len(origins) == len(ends):

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from routerjax.devices import DATA, by_rows
 from routerjax.encoder.attention import cudnn_is_legal, longest_whole
-from routerjax.encoder.batches import LEAST_STEP, bucket_of, pack, power_of_two
+from routerjax.encoder.batches import LEAST_STEP, WORTH_TOKENS, bucket_of, pack, power_of_two
 from routerjax.encoder.capture import Prefix, capture, read_prefix
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.hub import locate, read_config, read_tokenizer
@@ -31,9 +31,14 @@ logger = logging.getLogger(__name__)
 MAX_TOKENS = 2048
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-# Tokens of a full batch, padding included. On a CPU more gains nothing, and pads more.
-_BATCH_TOKENS = {"cpu": 1024}
+# Tokens of a full batch, padding included. On a CPU more gains nothing, and pads more; a large
+# model is busy with fewer.
+_BATCH_TOKENS, _BATCH_TOKENS_OF_LARGE = 1024, 512
 _BATCH_TOKENS_ELSEWHERE = 32768
+_LARGE = 1e8  # Floating-point operations a token.
+# On a CPU an encoder compiles in about a second, whatever its width; in a tenth of that it does as
+# many operations as this.
+_WORTH_FLOPS = 2e10
 _PREFIXES_KEPT = 4  # With the layers they were read to.
 
 
@@ -95,8 +100,21 @@ class Encoder:
     @property
     def default_batch_tokens(self) -> int:
         """Tokens of a full batch that keep these devices busy."""
-        platform = self.mesh.devices.flat[0].platform
-        return self.n_devices * _BATCH_TOKENS.get(platform, _BATCH_TOKENS_ELSEWHERE)
+        if self.mesh.devices.flat[0].platform != "cpu":
+            return self.n_devices * _BATCH_TOKENS_ELSEWHERE
+        large = self._flops_per_token > _LARGE
+        return self.n_devices * (_BATCH_TOKENS_OF_LARGE if large else _BATCH_TOKENS)
+
+    @property
+    def worth_tokens(self) -> int:
+        """Tokens that one more compiled shape has to save a job, to pay for its compilation."""
+        if self.mesh.devices.flat[0].platform != "cpu":
+            return WORTH_TOKENS
+        return max(1, min(WORTH_TOKENS, int(_WORTH_FLOPS / self._flops_per_token)))
+
+    @property
+    def _flops_per_token(self) -> float:
+        return self.flops(128, self.n_states - 1) / 128
 
     @classmethod
     def from_pretrained(

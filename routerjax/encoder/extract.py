@@ -133,7 +133,7 @@ def prepare(
     prefix = choose_prefix(prefix_cache, encoder.config, head, lengths_N)
     if prefix:
         logger.info("the first %d tokens, which all prompts share, are read once", len(prefix))
-    buckets = choose_buckets(lengths_N - len(prefix))
+    buckets = choose_buckets(lengths_N - len(prefix), encoder.worth_tokens)
     plan = BatchPlan(buckets, batch_tokens, encoder.n_devices, prefix)
     return Job(identity, rows, plan, dict(zip(data.ids, data.queries, strict=True)))
 

@@ -93,6 +93,14 @@ def test_a_small_job_compiles_few_shapes():
     assert len(choose_buckets(np.random.default_rng(0).integers(10, 500, 50))) <= 6
 
 
+def test_cheap_shapes_and_small_batches_pad_a_small_job_less():
+    lengths_N = np.sort(np.random.default_rng(0).lognormal(4.5, 0.6, 64)).astype(int)
+    plans = [BatchPlan(choose_buckets(lengths_N, worth), batch)
+             for worth, batch in ((1024, 1024), (100, 1024), (100, 512))]  # fmt: skip
+    few, more, smaller = (1 - lengths_N.sum() / padded_tokens(plan, lengths_N) for plan in plans)
+    assert smaller < more < few and smaller < few / 2
+
+
 def test_equal_lengths_take_one_bucket():
     assert choose_buckets([17] * 1000) == (24,)
 

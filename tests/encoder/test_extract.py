@@ -97,7 +97,7 @@ def test_stopped_by_sigterm_it_resumes_to_the_same_bytes(encoder, tiny_data, who
     assert arrays_of(tmp_path / "store") == arrays_of(whole.folder.local_path())
 
 
-@pytest.mark.parametrize("n_blocks_before", [0, 1, 5])
+@pytest.mark.parametrize("n_blocks_before", [0, 1, pytest.param(5, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_it_resumes_to_the_same_bytes(
     n_blocks_before, tiny_encoder_folder, encoder, tiny_data, whole, tmp_path
 ):

@@ -50,7 +50,7 @@ def run(encoder, batch, layers):
         ((PLAIN, PLAIN, PLAIN), 1),
         ((PLAIN, TWIN, PLAIN), 2),
         ((PLAIN, PLAIN, TWIN), 3),
-        ((TWIN, PLAIN, PLAIN), 3),
+        pytest.param((TWIN, PLAIN, PLAIN), 3, marks=pytest.mark.slow),
     ],
 )
 def test_the_arrangement_in_stacks_changes_neither_numbers_nor_digest(kinds, period):

@@ -79,7 +79,10 @@ def test_the_same_numbers_as_through_a_store(encoder, data, exact, tmp_path):
             )
 
 
-@pytest.mark.parametrize("mesh, layers", [("data:4,model:2", [0, 1, 3]), ("data:3", "all")])
+@pytest.mark.parametrize(
+    "mesh, layers",
+    [("data:4,model:2", [0, 1, 3]), pytest.param("data:3", "all", marks=pytest.mark.slow)],
+)
 def test_slabs_dealt_out_over_devices_give_the_same(
     mesh, layers, tiny_encoder_folder, data, exact, monkeypatch
 ):
@@ -115,7 +118,7 @@ def test_memory_does_not_grow_with_the_queries(encoder, tiny_data, monkeypatch):
     Buckets are given, as more queries would choose more of them and so other batches; texts are
     tokenised in small parts. The host's peak has the ids, lengths and outcomes of all queries.
     """
-    monkeypatch.setattr("routerjax.encoder.extract.choose_buckets", lambda _: (24, 48, 64))
+    monkeypatch.setattr("routerjax.encoder.extract.choose_buckets", lambda *_: (24, 48, 64))
     monkeypatch.setattr("routerjax.encoder.extract._CHUNK", 128)
     peak = 0
 

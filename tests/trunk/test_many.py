@@ -47,7 +47,7 @@ def same(a, b) -> None:
         np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.parametrize("n_devices", [1, 3])
+@pytest.mark.parametrize("n_devices", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_each_member_is_the_one_that_train_makes(rows, n_devices):
     chosen = members()
     found = run(rows, chosen, devices=jax.devices()[:n_devices])

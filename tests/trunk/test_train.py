@@ -94,7 +94,7 @@ def test_losses_are_those_of_a_plain_loop(rows):
         np.testing.assert_allclose(history.val_loss_EK[:, k], expected[:, 1], rtol=2e-5)
 
 
-@pytest.mark.parametrize("n_members", [3, 8, 10])
+@pytest.mark.parametrize("n_members", [3, pytest.param(8, marks=pytest.mark.slow), 10])
 def test_eight_devices_train_what_one_does(rows, n_members):
     """Fewer members than devices: batches are split. As many or more: members are dealt out."""
     config = dataclasses.replace(NO_DROPOUT, seeds=tuple(range(n_members)), keep=2)
@@ -127,7 +127,9 @@ def test_a_member_does_not_depend_on_the_others(rows):
     np.testing.assert_allclose(single.val_loss_EK[:n, 0], together.val_loss_EK[:n, 1], rtol=1e-4)
 
 
-@pytest.mark.parametrize("n_devices", [1, 2, 4])  # 4: each batch is split by rows.
+@pytest.mark.parametrize(
+    "n_devices", [1, pytest.param(2, marks=pytest.mark.slow), 4]
+)  # 4: each batch is split by rows.
 def test_members_side_by_side_train_as_one_after_the_other(rows, n_devices, monkeypatch):
     some = jax.devices()[:n_devices]
     config = dataclasses.replace(SMALL, epochs=40, patience=2, learning_rate=0.02)
