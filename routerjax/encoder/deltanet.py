@@ -1,5 +1,6 @@
 """The gated DeltaNet mixer: attention's place taken by a memory of fixed size."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ from flax import nnx
 
 from routerjax.encoder import split
 from routerjax.encoder.config import EncoderConfig
+from routerjax.encoder.delta_rule import delta_rule
 
 
 class DeltaNet(nnx.Module):
@@ -61,15 +63,15 @@ class DeltaNet(nnx.Module):
             memory = jnp.zeros((B, s.n_value_heads, s.key_dim, s.value_dim), jnp.float32)
         else:
             memory = jnp.broadcast_to(before[1], (B, *before[1].shape[1:]))
-        mixed_BTHE, memory = split.by_memory(
+        tokens = (
             q.reshape(B, T, s.n_key_heads, s.key_dim),
             k.reshape(B, T, s.n_key_heads, s.key_dim),
             v.reshape(B, T, s.n_value_heads, s.value_dim),
             jnp.where(real_BT1, decay_BTH, 0),
             jnp.where(real_BT1, beta_BTH, 0),
-            memory,
-            s.chunk,
         )
+        rule = functools.partial(delta_rule, chunk=s.chunk)
+        mixed_BTHE, memory = split.by_memory(rule, tokens, memory)
         # The K - 1 last real inputs of a row begin, in `inputs`, at its length.
         last_BK = place.lengths_B[:, None] + jnp.arange(s.conv_width - 1)[None]
         tails = [jnp.take_along_axis(x, last_BK[:, :, None], axis=1) for x in inputs]

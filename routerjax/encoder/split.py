@@ -4,7 +4,6 @@ A capture on several devices is compiled inside `jax.set_mesh`. The functions he
 themselves, and without one do nothing but call what they wrap.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from routerjax.devices import DATA, MODEL
-from routerjax.encoder import attention, delta_rule
+from routerjax.encoder import attention
 
 
 def attend(
@@ -60,37 +59,32 @@ def attend_cudnn(
 
 
 def by_memory(
-    q_BTGE: jax.Array,
-    k_BTGE: jax.Array,
-    v_BTHE: jax.Array,
-    decay_BTH: jax.Array,
-    beta_BTH: jax.Array,
-    state_BHEE: jax.Array,
-    chunk: int,
+    local: Callable[..., tuple[jax.Array, jax.Array]],
+    tokens: tuple[jax.Array, ...],
+    memory_BHEE: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """`delta_rule.delta_rule`, each device with its own rows and the memories of its own heads.
+    """`local(*tokens, memory_BHEE)` with each device's own rows and the memories of its own heads.
 
-    Heads are split where key and value heads both divide the model axis; elsewhere each device of
-    it does them all.
-
-    Args and returns: As of `delta_rule.delta_rule`.
+    Args:
+      local: Returns [B, T, H, ...] and the memory [B, H, E, E'] after the last token.
+      tokens: Arrays [B, T, heads, ...]; split where each one's heads divide the model axis, else
+        each device of it has them all.
+      memory_BHEE: [B, H, E, E'] before the first token.
     """
-
-    local = functools.partial(delta_rule.delta_rule, chunk=chunk)
-    mesh, args = _mesh(), (q_BTGE, k_BTGE, v_BTHE, decay_BTH, beta_BTH, state_BHEE)
+    mesh = _mesh()
     if mesh is None:
-        return local(*args)
-    rows, n_model = _rows(q_BTGE, mesh), mesh.shape[MODEL]
-    divides = k_BTGE.shape[2] % n_model == 0 and v_BTHE.shape[2] % n_model == 0
-    own = MODEL if divides else None
-    tokens, memory = P(rows, None, own), P(rows, own)
+        return local(*tokens, memory_BHEE)
+    rows = _rows(tokens[0], mesh)
+    divide = all(x.shape[2] % mesh.shape[MODEL] == 0 for x in tokens)
+    heads = MODEL if divide else None
+    of_tokens, of_memory = P(rows, None, heads), P(rows, heads)
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(tokens,) * 5 + (memory,),
-        out_specs=(tokens, memory),
+        in_specs=(of_tokens,) * len(tokens) + (of_memory,),
+        out_specs=(of_tokens, of_memory),
         check_vma=False,
-    )(*args)
+    )(*tokens, memory_BHEE)
 
 
 def by_experts(
