@@ -153,6 +153,9 @@ def test_devices_of_a_split_hybrid_exchange_sums_alone(name):
     tokens_BT, lengths_B = models.random_batch((5, 16))
     batch = tokens_BT, lengths_B, np.stack([lengths_B // 3, lengths_B], axis=1)
     graphdef, params, _ = load_weights(folder, config, jnp.float32, models.HIGHEST, mesh)
+    for path, x in nnx.traversals.flatten_mapping(nnx.to_pure_dict(params)).items():
+        if "deltanet" in path and "norm" not in path:
+            assert 2 * x.addressable_shards[0].data.size == x.size, path
     with jax.set_mesh(mesh):
         lowered = capture.lower(
             graphdef, params, *jax.device_put(batch, by_rows(mesh)),
@@ -161,7 +164,7 @@ def test_devices_of_a_split_hybrid_exchange_sums_alone(name):
         text = lowered.compile().as_text()
     exchanges = re.findall(r" (all-[a-z]+|collective-[a-z]+|reduce-scatter)(?:-start)?\(", text)
     assert exchanges and set(exchanges) == {"all-reduce"}
-    # The embedding's, and two of each block: a mixer that lies whole on every device has none.
+    # The embedding's, and two of each block: a memory that is not split has none.
     assert len(exchanges) == 1 + 2 * config.n_layers
 
 
