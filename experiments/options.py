@@ -60,14 +60,9 @@ _SWITCHES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
-    """The flags of every script that trains on a store; scripts add their own."""
+class Fitting:
+    """The flags that say what is fitted: features and ensemble."""
 
-    workdir: str
-    seed: int
-    data: str
-    pool: str | None
-    store: str
     recipe: str
     layers: str
     pooling: str
@@ -77,10 +72,25 @@ class Training:
     epochs: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Training(Fitting):
+    """The flags of every script that trains on a store; scripts add their own."""
+
+    workdir: str
+    seed: int
+    data: str
+    pool: str | None
+    store: str
+
+
 def define_training(*more: str) -> None:
     """Defines the flags of `Training`, and some more of the shared ones."""
-    names = [field.name for field in dataclasses.fields(Training)]
-    define(*names, *more, required=("workdir", "data", "store"))
+    define(*names_of(Training), *more, required=("workdir", "data", "store"))
+
+
+def names_of(kind: type[Any]) -> list[str]:
+    """The names of a dataclass's fields."""
+    return [field.name for field in dataclasses.fields(kind)]
 
 
 def define(*names: str, required: tuple[str, ...] = ()) -> None:
@@ -108,9 +118,7 @@ def read(kind: type[Config]) -> Config:
     Args:
       kind: A frozen dataclass.
     """
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    values = {name: flags.FLAGS[name].value for name in names}
-    return kind(**values)
+    return kind(**{name: flags.FLAGS[name].value for name in names_of(kind)})
 
 
 def load_encoder(config: Any, **changes: Any) -> rj.Encoder:

@@ -14,27 +14,20 @@ import routerjax as rj
 from experiments import options
 
 options.define(
-    "workdir", "seed", "encoder", "mesh", "recipe", "layers", "pooling", "pca_dim", "members",
-    "keep", "epochs", "trunk", required=("workdir",),
+    "workdir", "seed", "encoder", "mesh", "trunk", *options.names_of(options.Fitting),
+    required=("workdir",),
 )  # fmt: skip
 flags.DEFINE_integer("n_queries", 50_000, "Simulated queries.", 100)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(options.Fitting):
     """The flags."""
 
     workdir: str
     seed: int
     encoder: str | None
     mesh: str
-    recipe: str
-    layers: str
-    pooling: str
-    pca_dim: int
-    members: int
-    keep: int
-    epochs: int
     trunk: str
     n_queries: int
 
