@@ -56,7 +56,7 @@ def trunk(s: session.Session) -> dict[str, Any]:
         )  # fmt: skip
     else:
         left_out.append(f"{session.TORCH} in trunk")
-    at_once(0)
+    at_once(0)  # For the number of epochs; contestants that train less overwrite it.
     n_epochs = epochs[0]
     work = Work(_flops(x.shape[1], published.hidden, val.y_NM.shape[1], len(x)) * n_epochs)
 

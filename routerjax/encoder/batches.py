@@ -10,7 +10,8 @@ from routerjax.encoder.prompts import Prompts
 
 MAX_BUCKETS = 24
 # Every bucket is a compilation; a job takes the fewest that keep padding within this share, and
-# none that saves fewer tokens than are read in the time of a compilation, or a part of it.
+# none that saves fewer tokens than this. It is less than what is read while a shape compiles:
+# compiled programs are kept for the next job.
 PADDING_AIM = 0.04
 WORTH_TOKENS = 1024
 LEAST_STEP = 16  # Between the prompt lengths of single requests, which have no plan.
