@@ -1,6 +1,6 @@
 """Measures routerjax against the published PyTorch way, in turn, on this machine.
 
-    make bench                                            # simulated queries, MiniLM, CPU, 10 min
+    make bench                                            # simulated queries, MiniLM, CPU
     python -m experiments.benchmark --workdir=runs/bench --data=train.jsonl --scale=full
     python -m experiments.benchmark --scale=accelerator --suite=encoders    # real sizes, no hub
 
