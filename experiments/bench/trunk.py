@@ -1,6 +1,7 @@
 """The trunk and trunks suites: training one ensemble, and many networks at once."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,21 +25,27 @@ def trunk(s: session.Session) -> dict[str, Any]:
     features = rj.fit_features(rj.Recipe.all_layers(), s.store, fit)
     x, x_val = (features.apply_store(s.store, part.ids) for part in (fit, val))
     arrays = [x, fit.correct_NM, x_val, val.correct_NM]
-    one_device, epochs = jax.local_devices()[:1], [0.0]
+    one_device, n_epochs = jax.local_devices()[:1], 0
+
+    def history(seeds: Sequence[int], devices: Any) -> Any:
+        config = dataclasses.replace(published, seeds=tuple(seeds), keep=1)
+        return rj.train_trunk(x, fit.correct_NM, x_val, val.correct_NM, config, devices=devices)[1]
 
     def train(seeds: Sequence[int], devices: Any) -> np.ndarray:
-        config = dataclasses.replace(published, seeds=tuple(seeds), keep=1)
-        _, history = rj.train_trunk(
-            x, fit.correct_NM, x_val, val.correct_NM, config, devices=devices
-        )
-        epochs[0] = float(np.isfinite(history.train_loss_EK).sum())
-        return history.best_val_loss_K
+        return history(seeds, devices).best_val_loss_K
 
     def at_once(turn: int) -> np.ndarray:
-        return train(published.seeds, one_device)
+        nonlocal n_epochs
+        found = history(published.seeds, one_device)
+        n_epochs = int(np.isfinite(found.train_loss_EK).sum())
+        return found.best_val_loss_K
 
     def alone(turn: int) -> np.ndarray:
         return np.concatenate([train([seed], one_device) for seed in published.seeds])
+
+    def work() -> Work:
+        widths = (x.shape[1], *published.hidden, len(fit.targets))
+        return Work(n_epochs * _flops(widths, len(x), len(x_val)))
 
     ours = "routerjax: 10 members in one program"
     contestants, left_out = [Contestant(ours, at_once)], []
@@ -56,9 +63,6 @@ def trunk(s: session.Session) -> dict[str, Any]:
         )  # fmt: skip
     else:
         left_out.append(f"{session.TORCH} in trunk")
-    at_once(0)  # For the number of epochs; contestants that train less overwrite it.
-    n_epochs = epochs[0]
-    work = Work(_flops(x.shape[1], published.hidden, val.y_NM.shape[1], len(x)) * n_epochs)
 
     def agree(results: dict[str, np.ndarray]) -> dict[str, float]:
         losses_K = results[ours]
@@ -75,7 +79,7 @@ def trunk(s: session.Session) -> dict[str, Any]:
     found = turns.in_turn(contestants, s.rounds, work, agree)
     return found | {
         "title": f"{len(x)} rows, {x.shape[1]} features, {len(fit.targets)} targets, 10 members, "
-        f"{n_epochs:.0f} epochs of members in all.",
+        f"{n_epochs} epochs of members in all.",
         "left_out": left_out,
         "scaling": _scaling(s, train, published) if s.scale.scaling else [],
     }
@@ -126,8 +130,18 @@ def trunks(s: session.Session) -> dict[str, Any]:
     def share(turn: int) -> float:
         return len(chosen(turn)) / n
 
+    n_flops = 0.0
+
     def at_once(turn: int) -> np.ndarray:
+        nonlocal n_flops
         found = rj.train_trunks(x, fit.correct_NM, x_val, val.correct_NM, members, published)
+        # A member stops when it has waited for so long since its best epoch.
+        epochs_K = np.minimum(found.best_epoch_K + 1 + published.patience, published.epochs)
+        n_flops = sum(
+            float(n)
+            * _flops((x[m.features].shape[1], *m.hidden, len(fit.targets)), len(fit), len(val))
+            for n, m in zip(epochs_K, members, strict=True)
+        )
         return found.best_val_loss_K
 
     ours = f"routerjax: {n} at once"
@@ -152,7 +166,7 @@ def trunks(s: session.Session) -> dict[str, Any]:
             found[f"validation nats, {name}"] = turns.require(name, error, most)
         return found
 
-    found = turns.in_turn(contestants, s.rounds, Work(), agree)
+    found = turns.in_turn(contestants, s.rounds, lambda: Work(n_flops), agree)
     return found | {
         "title": f"{n} networks of {len(grid.recipes)} recipes, 8 settings, several seeds; "
         f"{len(fit)} rows. Which of them were trained one by one differs from round to round.",
@@ -160,10 +174,14 @@ def trunks(s: session.Session) -> dict[str, Any]:
     }
 
 
-def _flops(n_features: int, hidden: Sequence[int], n_targets: int, rows: int) -> float:
-    """Of one member's epoch: products forward and, twice that, backward."""
-    widths = (n_features, *hidden, n_targets)
-    return 6.0 * rows * sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+def _flops(widths: Sequence[int], rows: int, val_rows: int) -> float:
+    """Of one member's epoch: the products of its layers, and validation.
+
+    Each layer's forward product and its weights' gradient; the input's gradient too, but for the
+    first layer.
+    """
+    products = [float(a * b) for a, b in itertools.pairwise(widths)]
+    return rows * (4.0 * sum(products) + 2.0 * sum(products[1:])) + 2.0 * val_rows * sum(products)
 
 
 def _scaling(s: session.Session, train: Any, published: rj.TrunkConfig) -> list[dict[str, Any]]:

@@ -56,7 +56,7 @@ class Contestant:
 def in_turn(
     contestants: Sequence[Contestant],
     rounds: int,
-    work: Work,
+    work: Work | Callable[[], Work],
     agree: Callable[[dict[str, Any]], dict[str, float]],
     dtype: str = "float32",
 ) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def in_turn(
     Args:
       contestants: The first one is what the others are compared with.
       rounds: Timed rounds.
-      work: Of the suite.
+      work: Of the suite; a function where it is known only when it has been done.
       agree: Given the results of the last round by name, returns how far they are apart; raises
         `Disagreement` where that is too far.
       dtype: Of the products, for the measured rate.
@@ -98,6 +98,7 @@ def in_turn(
             for name, probe in probes.items():
                 rates[name].append(probe())
     found = agree(results)
+    work = work() if callable(work) else work
     ours = seconds[contestants[0].name]
     rows = [
         {"contestant": c.name, **_times(c, seconds[c.name], first[c.name]),
