@@ -66,12 +66,10 @@ def test_a_long_prompt_goes_block_by_block(monkeypatch):
     np.testing.assert_allclose(blocks, whole, atol=1e-5)
 
 
-def temporary_bytes(family, T):
+def temporary_bytes(name, T):
     """Of a whole prefill of one prompt, compiled and not run."""
-    raw = {"model_type": family, "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
-    raw |= {"intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
-    raw |= {"max_position_embeddings": 2**16}
-    config = EncoderConfig.from_hf(raw)
+    family, raw = models.VARIANTS[name]
+    config = EncoderConfig.from_hf({"model_type": family, **raw, "max_position_embeddings": 2**16})
     graphdef, params = nnx.split(
         nnx.eval_shape(lambda: make_model(config, jnp.float32, models.HIGHEST, nnx.Rngs(0)))
     )
@@ -80,9 +78,11 @@ def temporary_bytes(family, T):
     return program.lower().compile().memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("family", ["llama", "bert"])
-def test_memory_grows_as_the_prompt_does(family):
-    shorter, longer = (temporary_bytes(family, T) for T in (2**14, 2**15))
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma3", "gpt_oss", "qwen3_next", "qwen3_5", "bert", "modernbert"]
+)
+def test_memory_grows_as_the_prompt_does(name):
+    shorter, longer = (temporary_bytes(name, T) for T in (2**14, 2**15))
     assert longer < 2.1 * shorter
     assert longer < 2**15 * 2**15 * 4 / 30, "T x T scores of one head are 4 GiB"
 
