@@ -54,8 +54,9 @@ def compare(
     """Out-of-fold figures of contestants, with intervals, and their paired lead over the first.
 
     The intervals are those of a bootstrap over groups of queries (`probes.bootstrap`), the same
-    draws for all contestants; nothing is fitted again in a draw. How another training seed would
-    move the figures stands apart as `seed_sd`.
+    draws for all contestants; nothing is fitted again in a draw. As reverse percentiles they take
+    off the bias that the draws show: noise adds to an ECE, whose interval may lie below its value.
+    How another training seed would move the figures stands apart as `seed_sd`.
 
     Args:
       stores: The hidden states; several are joined by query id.

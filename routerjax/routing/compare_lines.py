@@ -4,7 +4,10 @@ from typing import Any
 
 from routerjax.routing.compare_figures import LEFT_OUT, METRICS
 
-_NAMES = {"cost": "cost, USD per query"}
+_NAMES = {
+    "cost": "cost, USD per query",
+    "ece": "ece; noise adds to it and to its floor, its interval is without that",
+}
 
 
 def comparison_lines(found: dict[str, Any]) -> list[str]:
