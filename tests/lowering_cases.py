@@ -278,7 +278,6 @@ def cases() -> Table:
     """The table, but for the encoder's prefill, whose models have a test of their own."""
     x_NC, y_NM, seeds = array(N, C), array(N, M), array(K, dtype=jnp.uint32)
     program = step.Program(C, (6, 5), M, (True, False), 4, 3, 0.0)
-    graphdef, _ = net.member_graph(C, (6, 5), M, (0.0, 0.0))
     state = jax.eval_shape(functools.partial(loop._start, program), seeds)
     mesh, drawn = make_mesh("data:2"), np.random.default_rng(0)
     y = (drawn.random((N, M)) < 0.5).astype(np.float32)
@@ -330,7 +329,7 @@ def cases() -> Table:
         **_kernel_cases(),
         "trunk/loop.py:_start": lambda: [_of(loop._start, program, seeds)],
         "trunk/loop.py:_compiled_epoch": lambda: list(_epochs()),
-        "trunk/net.py:_score": lambda: [_of(net._score, graphdef, state.params, x_NC)],
+        "trunk/net.py:_score": lambda: [_of(net._score, (C, (6, 5), M), state.params, x_NC)],
         "routing/embedding_baselines.py:_nearest": lambda: [
             _of(embedding_baselines._nearest, x_NC, array(R, C), k=2)
         ],

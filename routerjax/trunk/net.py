@@ -182,8 +182,10 @@ class Trunk:
         for start in range(0, len(x_NC), _CHUNK_ROWS):
             x_RC = np.asarray(x_NC[start : start + _CHUNK_ROWS], np.float32)
             n_rows = len(x_RC)
-            padded_RC = np.pad(x_RC, ((0, (1 << (n_rows - 1).bit_length()) - n_rows), (0, 0)))
-            chunks.append(np.asarray(_score(*self._model, padded_RC))[:, :n_rows])
+            missing = (1 << (n_rows - 1).bit_length()) - n_rows
+            if missing:  # A single query has none.
+                x_RC = np.pad(x_RC, ((0, missing), (0, 0)))
+            chunks.append(np.asarray(_score(self._shape, self._state, x_RC))[:, :n_rows])
         return np.concatenate(chunks, axis=1)
 
     def predict(self, x_NC: np.ndarray) -> np.ndarray:
@@ -224,20 +226,32 @@ class Trunk:
         hidden = tuple(kernel.shape[2] for kernel in kernels[:-1])
         return cls(kernels[0].shape[1], hidden, kernels[-1].shape[2], params)
 
+    @property
+    def _shape(self) -> tuple[int, tuple[int, ...], int]:
+        return self.n_features, self.hidden, self.n_targets
+
     @functools.cached_property
-    def _model(self) -> tuple[nnx.GraphDef, nnx.State]:
-        """One member's graph, and the parameters of all on the device, once."""
-        no_dropout = (0.0,) * len(self.hidden)
-        graphdef, state = member_graph(self.n_features, self.hidden, self.n_targets, no_dropout)
+    def _state(self) -> nnx.State:
+        """The parameters of all members on the device, once."""
+        _, state = _scoring_graph(self._shape)
         layers: dict[int, dict[str, jax.Array]] = {}
         for name, value in self.params.items():
             layer, leaf = name.split(".")
             layers.setdefault(int(layer), {})[leaf] = jnp.asarray(value)
         nnx.replace_by_pure_dict(state, {"layers": layers})
-        return graphdef, state
+        return state
 
 
-@functools.partial(jax.jit, static_argnames="graphdef")
-def _score(graphdef: nnx.GraphDef, params: nnx.State, x_RC: jax.Array) -> jax.Array:
+def _scoring_graph(shape: tuple[int, tuple[int, ...], int]) -> tuple[nnx.GraphDef, nnx.State]:
+    n_features, hidden, n_targets = shape
+    return member_graph(n_features, hidden, n_targets, (0.0,) * len(hidden))
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def _score(
+    shape: tuple[int, tuple[int, ...], int], params: nnx.State, x_RC: jax.Array
+) -> jax.Array:
     """Sigmoids of all members, [K, R, M]."""
+    # Static is the shape: the hash of a graph goes through all its modules at every call.
+    graphdef, _ = _scoring_graph(shape)
     return jax.vmap(lambda member: jax.nn.sigmoid(nnx.merge(graphdef, member)(x_RC)))(params)
