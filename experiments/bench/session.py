@@ -52,13 +52,13 @@ class Scale:
 
 SCALES = {
     "cpu": Scale(
-        queries=1500,
-        capture=200,
-        eager=8,
-        shapes=(("smollm2-135m", 16, 64), ("qwen3-0.6b", 6, 48)),
-        numpy_rows=1500,
-        sweep_share=0.02,
-        trunks=24,
+        queries=1000,
+        capture=150,
+        eager=4,
+        shapes=(("smollm2-135m", 12, 64), ("qwen3-0.6b", 4, 48)),
+        numpy_rows=1000,
+        sweep_share=0.01,
+        trunks=16,
         alone=5,
         processes=1,
     ),
