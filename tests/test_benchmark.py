@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.bench import checkpoints, guard, machine, table, turns
+from experiments.bench import checkpoints, guard, machine, table, trunk, turns
 from experiments.bench.turns import Contestant, Disagreement, Work
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -67,6 +67,20 @@ def test_times_are_of_the_whole_work_and_compiling_stands_apart(still_machine, m
     memory_bound = race([Contestant("A", takes(1, 1))], work=Work(1e3, 1e10))["rows"][0]
     assert memory_bound["limit"] == "memory"
     assert memory_bound["share_of_limit"] == pytest.approx(0.1)
+
+
+def test_work_may_be_known_only_when_it_has_been_done(still_machine):
+    done = []
+    found = race([Contestant("A", lambda turn: done.append(turn))],
+                 work=lambda: Work(flops=1e9 * len(done)))  # fmt: skip
+    assert found["rows"][0]["flops"] == 4e9
+
+
+def test_the_work_of_an_epoch_is_that_of_its_products():
+    # 10 rows through 3 x 4 and 4 x 2: forward, the weights' gradient, and that of the second
+    # layer's input; 5 validation rows forward.
+    forward, weights, inputs = 2 * 10 * (12 + 8), 2 * 10 * (12 + 8), 2 * 10 * 8
+    assert trunk.epoch_flops((3, 4, 2), 10, 5) == forward + weights + inputs + 2 * 5 * (12 + 8)
 
 
 def test_peak_memory_is_that_of_a_contestant(still_machine):

@@ -45,7 +45,7 @@ def trunk(s: session.Session) -> dict[str, Any]:
 
     def work() -> Work:
         widths = (x.shape[1], *published.hidden, len(fit.targets))
-        return Work(n_epochs * _flops(widths, len(x), len(x_val)))
+        return Work(n_epochs * epoch_flops(widths, len(x), len(x_val)))
 
     ours = "routerjax: 10 members in one program"
     contestants, left_out = [Contestant(ours, at_once)], []
@@ -139,7 +139,7 @@ def trunks(s: session.Session) -> dict[str, Any]:
         epochs_K = np.minimum(found.best_epoch_K + 1 + published.patience, published.epochs)
         n_flops = sum(
             float(n)
-            * _flops((x[m.features].shape[1], *m.hidden, len(fit.targets)), len(fit), len(val))
+            * epoch_flops((x[m.features].shape[1], *m.hidden, len(fit.targets)), len(fit), len(val))
             for n, m in zip(epochs_K, members, strict=True)
         )
         return found.best_val_loss_K
@@ -174,11 +174,16 @@ def trunks(s: session.Session) -> dict[str, Any]:
     }
 
 
-def _flops(widths: Sequence[int], rows: int, val_rows: int) -> float:
-    """Of one member's epoch: the products of its layers, and validation.
+def epoch_flops(widths: Sequence[int], rows: int, val_rows: int) -> float:
+    """Floating-point operations of one member's epoch: the products of its layers, and validation.
 
     Each layer's forward product and its weights' gradient; the input's gradient too, but for the
     first layer.
+
+    Args:
+      widths: Of the features, the hidden layers and the targets.
+      rows: Trained on.
+      val_rows: Scored once.
     """
     products = [float(a * b) for a, b in itertools.pairwise(widths)]
     return rows * (4.0 * sum(products) + 2.0 * sum(products[1:])) + 2.0 * val_rows * sum(products)
