@@ -6,7 +6,7 @@ from routerjax.routing.compare_figures import LEFT_OUT, METRICS
 
 _NAMES = {
     "cost": "cost, USD per query",
-    "ece": "ece; noise adds to it and to its floor, its interval is without that",
+    "ece": "ece; the interval is without what noise adds, so it may lie below the value",
 }
 
 
