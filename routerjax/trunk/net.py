@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from routerjax.trunk.dropout import keep
+
 HIGHEST = jax.lax.Precision.HIGHEST
 
 # Rows are scored in chunks of powers of two up to this, so that few shapes are ever compiled.
@@ -68,7 +70,8 @@ class SharedTrunkNet(nnx.Module):
 
         Args:
           x_RC: [R, C] features.
-          keys_R: [R] a random key for each row's dropout; None for none.
+          keys_R: [R] uint32 a random word for each row's dropout, of `dropout.row_keys`; None for
+            none.
           dropout: Shares in place of the module's own, which still say behind which layers nothing
             is dropped; may be traced.
 
@@ -77,34 +80,18 @@ class SharedTrunkNet(nnx.Module):
         """
         x = x_RC
         shares = self.dropout if dropout is None else dropout
-        drops = self._keep(keys_R, shares) if keys_R is not None else [None] * len(self.dropout)
-        for i, keep in enumerate(drops):
+        keeps: list[jax.Array | None] = [None] * len(self.dropout)
+        if keys_R is not None:
+            widths = [
+                layer.out_features if share else 0
+                for layer, share in zip(self.layers, self.dropout, strict=False)
+            ]
+            keeps = keep(keys_R, widths, shares)
+        for i, keep_RH in enumerate(keeps):
             x = jax.nn.relu(self.layers[i](x))
-            if keep is not None:
-                x = jnp.where(keep, x / (1 - shares[i]), 0.0)
+            if keep_RH is not None:
+                x = jnp.where(keep_RH, x / (1 - shares[i]), 0.0)
         return self.layers[-1](x)
-
-    def _keep(self, keys_R: jax.Array, dropout: Any = None) -> list[jax.Array | None]:
-        """Which units stay, [R, width] for each hidden layer; None where nothing is dropped."""
-        shares = self.dropout if dropout is None else dropout
-        widths = [
-            layer.out_features if share else 0
-            for layer, share in zip(self.layers, self.dropout, strict=False)
-        ]
-        if not sum(widths):
-            return [None] * len(widths)
-        # A random byte decides on a unit, a quarter of the cost of a word. Its 256 steps are made
-        # exact by rounding each row's threshold up or down at random.
-        n_words = -(-sum(widths) // 4)
-        words = jax.vmap(lambda key: jax.random.bits(key, (n_words + 1,), jnp.uint32))(keys_R)
-        coin_R1 = words[:, n_words:].astype(jnp.float32) * 2.0**-32
-        words = words[:, :n_words]
-        random = jnp.concatenate([(words >> shift) & 0xFF for shift in (0, 8, 16, 24)], axis=1)
-        ends = np.cumsum(widths)
-        return [
-            random[:, end - width : end] >= jnp.floor(shares[i] * 256 + coin_R1) if width else None
-            for i, (end, width) in enumerate(zip(ends, widths, strict=True))
-        ]
 
 
 def member_graph(
