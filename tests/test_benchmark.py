@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.bench import checkpoints, guard, machine, table, trunk, turns
+from experiments.bench import capture, checkpoints, guard, machine, table, trunk, turns
 from experiments.bench.turns import Contestant, Disagreement, Work
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -106,6 +106,16 @@ def test_scaling_fits_the_exponent(monkeypatch):
     found = turns.scaling("work", "size", [1, 2, 4], squared, rounds=2)
     assert found["seconds"] == [1, 4, 16] and found["exponent"] == pytest.approx(2)
     assert turns.exponent([3], [1]) is None
+
+
+def test_peers_read_runs_of_neighbours_from_all_over_the_file():
+    np.testing.assert_array_equal(capture.spread_runs(100, 1.5), np.arange(100))
+    np.testing.assert_array_equal(capture.spread_runs(20, 0.01), np.arange(20))
+    rows = capture.spread_runs(32 * 40 + 5, 0.25)
+    assert len(rows) == 10 * 32 and len(set(rows)) == len(rows)
+    starts = rows[::32]
+    assert (np.diff(rows.reshape(10, 32), axis=1) == 1).all()
+    assert starts[0] == 0 and set(np.diff(starts)) == {128} and starts[-1] > 1000
 
 
 def test_the_table_shows_what_there_is(still_machine):

@@ -20,16 +20,19 @@ _STORED = 1e-3
 # Two ways of rounding bfloat16 through tens of blocks.
 _BFLOAT16 = 5e-2
 _SPAN = np.array([[0, 1]], np.int32)
+# Where peers read a part of the queries, it is runs of so many neighbours: a batch of their best.
+_RUN = 32
+# Queries of the scaling rows at most.
+_SCALED = 1000
 
 
 def capture(s: session.Session) -> dict[str, Any]:
     """All states, last and mean, of the session's queries, to disk."""
     data, encoder = s.some(s.scale.capture), s.encoder
     eager = data.queries[: s.scale.eager]
-    fixed = data.queries[: max(len(data) // 10, 2)]
-    tokens_of = {n: int(encoder.prompter(data.queries[:n]).lengths_N.sum())
-                 for n in (len(eager), len(fixed), len(data))}  # fmt: skip
-    longest = int(encoder.prompter(data.queries).lengths_N.max())
+    fixed = data.queries[: min(max(len(data) // 10, 2), 100)]
+    lengths_N = encoder.prompter(data.queries).lengths_N
+    n_tokens, longest = int(lengths_N.sum()), int(lengths_N.max())
 
     def run_eager(turn: int) -> np.ndarray:
         with jax.disable_jit():
@@ -39,11 +42,12 @@ def capture(s: session.Session) -> dict[str, Any]:
         rows = max(1, encoder.default_batch_tokens // longest)
         return fixed_batches(encoder, fixed, rows, longest)
 
-    share_of = {n: tokens / tokens_of[len(data)] for n, tokens in tokens_of.items()}
+    # Of one shape, each query costs as much as any other.
     more = [
-        Contestant("jit, one shape, file order", run_fixed, share_of[len(fixed)]),
-        Contestant("no jit (op by op), batches of 4", run_eager, share_of[len(eager)], False),
-    ]
+        Contestant("jit, one shape, file order", run_fixed, len(fixed) / len(data)),
+        Contestant("no jit (op by op), batches of 4", run_eager,
+                   lengths_N[: len(eager)].sum() / n_tokens, False),
+    ]  # fmt: skip
     left_out = []
     several = session.several_devices()
     if several:
@@ -55,7 +59,7 @@ def capture(s: session.Session) -> dict[str, Any]:
     found = race(s, encoder, s.source, data, more)
     found["left_out"] = left_out + found["left_out"]
     found["title"] = (
-        f"{len(data)} queries, {tokens_of[len(data)]:,} tokens, {session.shape_of(encoder)}: all "
+        f"{len(data)} queries, {n_tokens:,} tokens, {session.shape_of(encoder)}: all "
         f"hidden states, last and mean. routerjax writes its store to disk, the others keep theirs "
         f"in memory."
     )
@@ -96,7 +100,7 @@ def race(
     data: rj.RoutingDataset,
     more: Sequence[Contestant],
 ) -> dict[str, Any]:
-    """extract against Hugging Face, which reads the first queries where all are too many."""
+    """extract against Hugging Face, which reads a part of the queries where all are too many."""
     deepest = encoder.n_states - 1
     prompts = encoder.prompter(data.queries)
     lengths_N, tokens = prompts.lengths_N, int(prompts.lengths_N.sum())
@@ -106,15 +110,16 @@ def race(
     if session.installed("torch"):
         dtype = encoder.identity["compute_dtype"]
         peer = HuggingFace(source, dtype, encoder.max_tokens)
-        # At least a batch of its best.
-        few = max(32, int(np.searchsorted(lengths_N.cumsum(), s.scale.peer_tokens)))
-        share = int(lengths_N[:few].sum()) / tokens
+        rows_n = spread_runs(len(data), s.scale.peer_tokens / tokens)
+
+        def rows(turn: int) -> np.ndarray:
+            return rows_n if turn else rows_n[:16]
 
         def peers(run: Callable[[Sequence[str]], np.ndarray]) -> Callable[[int], np.ndarray]:
-            return lambda turn: run(data.queries[: few if turn else min(few, 16)])
+            return lambda turn: run([data.queries[i] for i in rows(turn)])
 
         def share_of(turn: int) -> float:
-            return share if turn else int(lengths_N[: min(few, 16)].sum()) / tokens
+            return int(lengths_N[rows(turn)].sum()) / tokens
 
         contestants += [
             Contestant("Hugging Face torch, as published", peers(peer.published), share_of, False),
@@ -134,8 +139,9 @@ def race(
         found = {}
         for name, theirs in results.items():
             theirs = theirs.states(data.ids) if isinstance(theirs, Extracted) else theirs
-            whole = whole_N[: len(theirs)]
-            error = turns.largest_relative(h_NLPD[: len(theirs)][whole], theirs[whole])
+            at_n = rows_n if name.startswith("Hugging Face") else np.arange(len(theirs))
+            whole = whole_N[at_n]
+            error = turns.largest_relative(h_NLPD[at_n][whole], theirs[whole])
             found[name] = turns.require(name, error, most)
         return found
 
@@ -143,6 +149,19 @@ def race(
     found = turns.in_turn(contestants, s.rounds, work, agree, encoder.identity["compute_dtype"])
     found["rows"][0]["padding"] = padding[0]
     return found | {"left_out": left_out}
+
+
+def spread_runs(n: int, share: float) -> np.ndarray:
+    """Rows of about this share of n: runs of neighbours, evenly spread, one run at least.
+
+    Neighbours, because batches in file order pad the less the more alike neighbours are; spread,
+    because files are often sorted by data set.
+    """
+    n_runs = -(-n // _RUN)
+    some = max(1, min(n_runs, round(share * n_runs)))
+    starts = _RUN * (np.arange(some) * n_runs // some)
+    rows = (starts[:, None] + np.arange(_RUN)).reshape(-1)
+    return rows[rows < n]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +215,7 @@ def scaling(
     s: session.Session, encoder: rj.Encoder, data: rj.RoutingDataset
 ) -> list[dict[str, Any]]:
     """Time against queries, prompt length, layers and devices."""
-    n = len(data)
+    n, rounds = min(len(data), _SCALED), min(s.rounds, 3)
 
     def of_queries(some: int) -> Callable[[], Any]:
         return lambda: extract(encoder, data.select(np.arange(some)))
@@ -209,13 +228,13 @@ def scaling(
     top, most = encoder.n_states - 1, min(encoder.max_tokens, 512)
     per_batch = max(1, encoder.default_batch_tokens // most)
     rows = [
-        turns.scaling("extract", "queries", [n // 4, n // 2, n], of_queries, s.rounds),
+        turns.scaling("extract", "queries", [n // 4, n // 2, n], of_queries, rounds),
         turns.scaling(f"a batch of {per_batch} prompts", "prompt length",
                       [most // 8, most // 4, most // 2, most],
-                      lambda t: forward(t, per_batch, top, encoder), s.rounds),
+                      lambda t: forward(t, per_batch, top, encoder), rounds),
         turns.scaling(f"a batch of {4 * per_batch} prompts of {most // 4} tokens", "layers",
                       sorted({max(1, top // 4), max(1, top // 2), top}),
-                      lambda depth: forward(most // 4, 4 * per_batch, depth, encoder), s.rounds),
+                      lambda depth: forward(most // 4, 4 * per_batch, depth, encoder), rounds),
     ]  # fmt: skip
     if not session.several_devices():
         counts = [k for k in (1, 2, 4, 8, 16) if k <= len(jax.local_devices())]
@@ -225,5 +244,5 @@ def scaling(
             return forward(most // 4, 16 * per_batch, top, wide)
 
         what = f"a batch of {16 * per_batch} prompts of {most // 4} tokens"
-        rows.append(turns.scaling(what, "devices", counts, on_devices, s.rounds))
+        rows.append(turns.scaling(what, "devices", counts, on_devices, rounds))
     return rows

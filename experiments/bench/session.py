@@ -29,7 +29,7 @@ class Scale:
       trunks: Members of the trunks suite.
       alone: How many of them are trained one by one, and in torch.
       processes: Fresh processes that are started, cold and warm.
-      peer_tokens: Tokens of an encoder's queries that its peers read, scaled to all.
+      peer_tokens: About how many tokens of its queries an encoder's peers read, scaled to all.
       sweep_dims: PCA widths of the sweep.
       depths: Blocks of the deep encoders whose compilation is timed.
       scaling: Whether suites also show how their time grows with sizes.
@@ -52,19 +52,21 @@ class Scale:
 
 SCALES = {
     "cpu": Scale(
-        queries=1000,
-        capture=150,
+        queries=500,
+        capture=100,
         eager=4,
-        shapes=(("smollm2-135m", 12, 64),),
-        numpy_rows=1000,
+        shapes=(("smollm2-135m", 8, 64),),
+        numpy_rows=500,
+        sweep_dims=(50, 100, 200),
         sweep_share=0.01,
-        trunks=16,
+        trunks=8,
         alone=5,
         processes=1,
     ),
     "full": Scale(
         queries=4608,
-        capture=1000,
+        capture=10**9,
+        peer_tokens=2**16,
         eager=16,
         shapes=(("smollm2-135m", 64, 64), ("qwen3-0.6b", 32, 48)),
         numpy_rows=10**9,

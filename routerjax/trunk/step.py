@@ -49,7 +49,7 @@ def shuffled(seed: jax.Array, epoch: jax.Array, n_rows: int) -> jax.Array:
     row_bits = (n_rows - 1).bit_length()
     if row_bits > _MOST_ROW_BITS:
         return jnp.argsort(random_N)
-    # Sorting words that end in the row's number takes a CPU a sixteenth of an argsort. Rows equal in
+    # Words that end in the row number take a CPU a sixteenth of an argsort. Rows that are alike in
     # the bits before it, 2^12 values at least, stay in order, which only a batch that ends between
     # them can tell.
     low = jnp.uint32((1 << row_bits) - 1)
