@@ -17,7 +17,7 @@ from flax import nnx
 from routerjax.data import shards
 from routerjax.devices import make_mesh, replicated
 from routerjax.encoder import mxfp4, weights
-from routerjax.encoder.capture import POOLINGS, capture, read_prefix
+from routerjax.encoder.capture import POOLINGS, Graph, capture, read_prefix
 from routerjax.encoder.config import EncoderConfig
 from routerjax.features import captured, feature_map, features, moments, pca, projected, sketch
 from routerjax.features import slab_totals as totals
@@ -166,18 +166,18 @@ def encoder_case(name: str, dtype: Any, n_tokens: int = 16) -> Case:
     graphdef, params = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
     batch = (whole(2, n_tokens), whole(2), whole(2, 2))
     layers = tuple(range(config.n_states))
-    return _of(capture, graphdef, params, *batch, layers=layers, poolings=POOLINGS)
+    return _of(capture, Graph(graphdef), params, *batch, layers=layers, poolings=POOLINGS)
 
 
 def _prefix_cases() -> list[Case]:
     """Reading a prefix, and the prefill behind it."""
-    graphdef, params, *batch = (behind := encoder_case("qwen3", jnp.float32)).args
+    graph, params, *batch = (behind := encoder_case("qwen3", jnp.float32)).args
     layers = behind.options["layers"]
-    read = _of(read_prefix, graphdef, params, whole(2, 5), layers=layers)
+    read = _of(read_prefix, graph, params, whole(2, 5), layers=layers)
     prefix = jax.eval_shape(
-        functools.partial(read_prefix, graphdef, layers=layers), params, whole(2, 5)
+        functools.partial(read_prefix, graph, layers=layers), params, whole(2, 5)
     )
-    return [read, _of(capture, graphdef, params, *batch, **behind.options, prefix=prefix)]
+    return [read, _of(capture, graph, params, *batch, **behind.options, prefix=prefix)]
 
 
 def _probe_cases() -> Table:

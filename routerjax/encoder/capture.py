@@ -6,13 +6,36 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from routerjax.encoder.split import by_batch
 
 _QUANTILES = {"at25": 0.25, "at50": 0.5, "at75": 0.75}
 POOLINGS = ("last", "mean", "query_mean", "first", "max", *_QUANTILES)
 
+# Up to so many tokens a batch is read with the weights of each block by itself, where they can be
+# had: the copies and the unrolled program stay small.
+FEW_TOKENS = 256
+_COPY_BYTES, _FEW_BLOCKS = 2**28, 12
+
 _OF_A_PREFIX = ("first", "mean", "max")
+
+
+class Graph:
+    """A graph definition that is hashed once, not through all its modules at every call.
+
+    Attributes:
+      graphdef: Of a Bert or Decoder.
+    """
+
+    def __init__(self, graphdef: nnx.GraphDef):
+        self.graphdef, self._hash = graphdef, hash(graphdef)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Graph) and self.graphdef == other.graphdef
 
 
 class Prefix(NamedTuple):
@@ -95,9 +118,9 @@ def pool(
     return jnp.stack([pooled(name) for name in poolings])
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "layers", "poolings", "cudnn"))
+@functools.partial(jax.jit, static_argnames=("graph", "layers", "poolings", "cudnn"))
 def capture(
-    graphdef: nnx.GraphDef,
+    graph: Graph,
     params: nnx.State,
     tokens_BT: jax.Array,
     lengths_B: jax.Array,
@@ -106,6 +129,7 @@ def capture(
     layers: tuple[int, ...],
     poolings: tuple[str, ...],
     prefix: Prefix | None = None,
+    blocks: tuple[Any, ...] | None = None,
     cudnn: bool = False,
 ) -> jax.Array:
     """Prefills a batch and returns the pooled hidden states asked for.
@@ -114,10 +138,12 @@ def capture(
     so the temporary memory is that of one block at any depth. Where blocks of several kinds
     alternate, a step is one group of them, so that the program does not grow with depth; what the
     deepest state needs of a last group comes after the scan. The scan runs over group *numbers* and
-    indexes the stacked weights inside: scanning over `weights[:depth]` would copy them.
+    indexes the stacked weights inside: scanning over `weights[:depth]` would copy them all. What a
+    step indexes a CPU still copies, which a batch of few tokens notices; given one by one in
+    `blocks`, the weights are read where they lie, and the loop is unrolled.
 
     Args:
-      graphdef: Of a Bert or Decoder.
+      graph: Of a Bert or Decoder.
       params: Its parameters; of p stacks of blocks, stack s holds the blocks s, s + p, s + 2p ...
         on axis 0.
       tokens_BT: [B, T] int32, padded on the right with any valid token.
@@ -128,19 +154,42 @@ def capture(
       poolings: Names out of POOLINGS.
       prefix: What comes before every row of tokens_BT, read with the same `layers`; lengths and
         spans then count from behind it. The numbers are those of the whole prompts.
+      blocks: The weights of each block, of a model with one stack and without a prefix; None to
+        take them from the stack.
       cudnn: Whether cuDNN attends; where `cudnn_is_legal`.
 
     Returns:
       h_LPBD [L, P, B, D] float32.
     """
     batch = tokens_BT, lengths_B, spans_B2
-    model = nnx.merge(graphdef, params)
-    return _prefill(model, batch, layers, poolings, prefix, False, cudnn)[0]
+    model = nnx.merge(graph.graphdef, params)
+    return _prefill(model, batch, layers, poolings, prefix, False, cudnn, blocks)[0]
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "layers", "cudnn"))
+def unstacked(params: nnx.State, n_layers: int, mesh: Mesh) -> tuple[Any, ...] | None:
+    """The weights of each block by itself, for `capture`.
+
+    Args:
+      params: As of `capture`.
+      n_layers: Blocks.
+      mesh: Where the parameters lie.
+
+    Returns:
+      Copies, as plain dicts; None where the stack serves as well (not a CPU, or several devices),
+      where there are several stacks, or where the model is too large or too deep for a second form.
+    """
+    stacks = list(params["blocks"].values())
+    on_one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+    n_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(stacks))
+    if not on_one_cpu or len(stacks) > 1 or n_layers > _FEW_BLOCKS or n_bytes > _COPY_BYTES:
+        return None
+    stack = nnx.to_pure_dict(stacks[0])
+    return tuple(jax.tree.map(lambda w, i=i: w[i], stack) for i in range(n_layers))
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "layers", "cudnn"))
 def read_prefix(
-    graphdef: nnx.GraphDef,
+    graph: Graph,
     params: nnx.State,
     tokens_BP: jax.Array,
     *,
@@ -150,7 +199,7 @@ def read_prefix(
     """Reads what all prompts start with, once, for `capture`.
 
     Args:
-      graphdef: Of a Decoder.
+      graph: Of a Decoder.
       params: As of `capture`.
       tokens_BP: [B, P] int32 the same P tokens in every row; as many rows as there are devices.
       layers: As of `capture`.
@@ -158,7 +207,7 @@ def read_prefix(
     """
     B, P = tokens_BP.shape
     batch = tokens_BP, jnp.full(B, P), jnp.tile(jnp.array([[0, P]]), (B, 1))
-    model = nnx.merge(graphdef, params)
+    model = nnx.merge(graph.graphdef, params)
     h_L3BD, groups, rest = _prefill(model, batch, layers, _OF_A_PREFIX, None, True, cudnn)
     groups = jax.tree.map(lambda x: x[:, :1], groups)
     return Prefix(tokens_BP[0], groups, jax.tree.map(lambda x: x[:1], rest), h_L3BD[:, :, 0])
@@ -172,6 +221,7 @@ def _prefill(
     prefix: Prefix | None,
     leaves: bool,
     cudnn: bool,
+    blocks: tuple[Any, ...] | None = None,
 ) -> tuple[jax.Array, tuple[Any, ...], tuple[Any, ...]]:
     """h_LPBD, and where it `leaves` anything, what the blocks leave behind, as in Prefix."""
     tokens_BT, lengths_B, spans_B2 = batch
@@ -195,13 +245,15 @@ def _prefill(
         return jax.lax.cond(slot >= 0, write, lambda h_LPBD: h_LPBD, h_LPBD)
 
     def run(carry: tuple[jax.Array, jax.Array], group: jax.Array | int, s: int, before: Any):
-        x_BTD, h_LPBD = carry
         block_def, stacked = stacks[s]
         weights = jax.tree.map(
             lambda w: jax.lax.dynamic_index_in_dim(w, group, keepdims=False), stacked
         )
-        i = jnp.asarray(group * period + s)
-        block = nnx.merge(block_def, weights)
+        return apply(carry, nnx.merge(block_def, weights), group * period + s, before)
+
+    def apply(carry: tuple[jax.Array, jax.Array], block: Any, i: jax.Array | int, before: Any):
+        x_BTD, h_LPBD = carry
+        i = jnp.asarray(i)
         x_BTD, after = model.apply_block(block, i, x_BTD, places, before, cudnn)
         x_BTD = by_batch(x_BTD)
         return (x_BTD, keep(h_LPBD, slots_L[i + 1], x_BTD)), after
@@ -214,10 +266,18 @@ def _prefill(
             left.append(after if leaves else None)
         return carry, tuple(left)
 
+    def last(x_BTD: jax.Array, h_LPBD: jax.Array) -> jax.Array:
+        return h_LPBD.at[-1].set(pooled(model.finish(x_BTD), -1)) if depth == n_layers else h_LPBD
+
     x_BTD, places = model.start(tokens_BT, lengths_B, n_before)
     x_BTD = by_batch(x_BTD)
     h_LPBD = jnp.zeros((len(layers), len(poolings), x_BTD.shape[0], x_BTD.shape[2]), jnp.float32)
     h_LPBD = keep(h_LPBD, slots_L[0], x_BTD)
+    if blocks is not None:
+        assert period == 1 and prefix is None and not leaves, "only of one stack, without a prefix"
+        for i, weights in enumerate(blocks[:depth]):
+            (x_BTD, h_LPBD), _ = apply((x_BTD, h_LPBD), nnx.merge(stacks[0][0], weights), i, None)
+        return last(x_BTD, h_LPBD), (), ()
     n_groups, n_more = divmod(depth, period)
     nothing = (None,) * period
     before, before_rest = (nothing, nothing) if prefix is None else (prefix.groups, prefix.rest)
@@ -226,7 +286,4 @@ def _prefill(
     for s in range(n_more):
         carry, after = run(carry, n_groups, s, before_rest[s])
         rest.append(after)
-    x_BTD, h_LPBD = carry
-    if depth == n_layers:
-        h_LPBD = h_LPBD.at[-1].set(pooled(model.finish(x_BTD), -1))
-    return h_LPBD, groups, tuple(rest)
+    return last(*carry), groups, tuple(rest)

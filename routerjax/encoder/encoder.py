@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from routerjax.devices import DATA, by_rows
 from routerjax.encoder.attention import cudnn_is_legal, longest_whole
 from routerjax.encoder.batches import LEAST_STEP, WORTH_TOKENS, bucket_of, pack, power_of_two
-from routerjax.encoder.capture import Prefix, capture, read_prefix
+from routerjax.encoder.capture import FEW_TOKENS, Graph, Prefix, capture, read_prefix, unstacked
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.hub import locate, read_config, read_tokenizer
 from routerjax.encoder.layers import ALL, check_poolings, resolve_layers
@@ -61,7 +61,7 @@ class Encoder:
         mesh: Mesh,
     ):
         self.config, self.prompter, self.identity, self.mesh = config, prompter, identity, mesh
-        self._graphdef, self._params = model
+        self._graph, self._params = Graph(model[0]), model[1]
         self._prefixes: dict[Any, Prefix] = {}
         platform, dtype = mesh.devices.flat[0].platform, identity["compute_dtype"]
         self._cudnn = cudnn_is_legal(config, platform, dtype, identity["max_tokens"])
@@ -225,7 +225,9 @@ class Encoder:
         params = random_like(self._params, seed)
         digest = f"random:{seed}:{self.identity['weights_digest']}"
         identity = self.identity | {"weights_digest": digest}
-        return Encoder(self.config, (self._graphdef, params), self.prompter, identity, self.mesh)
+        return Encoder(
+            self.config, (self._graph.graphdef, params), self.prompter, identity, self.mesh
+        )
 
     def forward(
         self,
@@ -245,12 +247,14 @@ class Encoder:
         Returns:
           h_LPBD [L, P, B, D] float32 on the devices.
         """
-        placed = jax.device_put(batch, by_rows(self.mesh))
+        # One device takes arrays as they come, without this detour.
+        placed = jax.device_put(batch, by_rows(self.mesh)) if self.mesh.size > 1 else batch
         known = self._read(prefix, layers) if prefix else None
+        few = batch[0].size <= FEW_TOKENS and not prefix
         with self._on_mesh():
             return capture(
-                self._graphdef, self._params, *placed, layers=layers, poolings=poolings,
-                prefix=known, cudnn=self._cudnn,
+                self._graph, self._params, *placed, layers=layers, poolings=poolings,
+                prefix=known, blocks=self._blocks if few else None, cudnn=self._cudnn,
             )  # fmt: skip
 
     def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
@@ -264,10 +268,14 @@ class Encoder:
             tokens_BP = np.tile(np.array(prefix, np.int32), (self.n_devices, 1))
             with self._on_mesh():
                 self._prefixes[prefix, layers] = read_prefix(
-                    self._graphdef, self._params, jax.device_put(tokens_BP, by_rows(self.mesh)),
+                    self._graph, self._params, jax.device_put(tokens_BP, by_rows(self.mesh)),
                     layers=layers, cudnn=self._cudnn,
                 )  # fmt: skip
         return self._prefixes[prefix, layers]
+
+    @functools.cached_property
+    def _blocks(self) -> tuple[Any, ...] | None:
+        return unstacked(self._params, self.config.n_layers, self.mesh)
 
     @functools.cached_property
     def _head(self) -> tuple[int, ...]:

@@ -17,6 +17,8 @@ from routerjax.features.recipe import Recipe
 
 # Rows are taken in chunks of powers of two up to this, so that few shapes are ever compiled.
 _CHUNK_ROWS = 1024
+# Up to so many rows all slabs are projected at once: a scan would copy the components.
+_FEW_ROWS = 8
 
 # One encoder's states, or a sequence with those of several.
 States = np.ndarray | jax.Array | Sequence[np.ndarray | jax.Array]
@@ -265,9 +267,13 @@ def _apply_store(
 
 @jax.jit
 def _apply(h_LPRD: jax.Array, slabs: tuple[jax.Array, ...], axes: tuple[Axes, ...]) -> jax.Array:
-    """x_RC, part by part and slab by slab: the concatenation [R, S * D] is never made."""
+    """x_RC, part by part; of many rows slab by slab: the concatenation [R, S * D] is never made."""
 
     def of_part(slabs_S2: jax.Array, axes_of_part: Axes) -> jax.Array:
+        if h_LPRD.shape[2] <= _FEW_ROWS:
+            x_SRC = jax.vmap(project)(h_LPRD[slabs_S2[:, 0], slabs_S2[:, 1]], axes_of_part)
+            return x_SRC.sum(axis=0)
+
         def add(x_RC: jax.Array, slab: tuple[jax.Array, Axes]) -> tuple[jax.Array, None]:
             (layer, pooling), axes_of_slab = slab
             return x_RC + project(h_LPRD[layer, pooling], axes_of_slab), None

@@ -10,7 +10,7 @@ from flax import nnx
 
 from routerjax.encoder import attention, blockwise
 from routerjax.encoder.attention import attend, attend_cudnn, cudnn_is_legal
-from routerjax.encoder.capture import capture
+from routerjax.encoder.capture import Graph, capture
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.weights import make_model
 from tests.encoder import models
@@ -74,7 +74,9 @@ def temporary_bytes(name, T):
         nnx.eval_shape(lambda: make_model(config, jnp.float32, models.HIGHEST, nnx.Rngs(0)))
     )
     shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, T), (1,), (1, 2))]
-    program = capture.trace(graphdef, params, *shapes, layers=(0, 1, 2), poolings=("last", "mean"))
+    program = capture.trace(
+        Graph(graphdef), params, *shapes, layers=(0, 1, 2), poolings=("last", "mean")
+    )
     return program.lower().compile().memory_analysis().temp_size_in_bytes
 
 

@@ -10,7 +10,8 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routerjax.encoder.capture import POOLINGS, capture, pool
+from routerjax.devices import make_mesh
+from routerjax.encoder.capture import POOLINGS, Graph, capture, pool, unstacked
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.weights import make_model
 from tests.encoder import models
@@ -25,14 +26,15 @@ def encoders():
     return {name: models.load(models.GOLDEN / name) for name in models.VARIANTS}
 
 
-def run(encoder, tokens_BT, lengths_B, spans_B2, layers=ALL, poolings=POOLINGS):
+def run(encoder, tokens_BT, lengths_B, spans_B2, layers=ALL, poolings=POOLINGS, blocks=None):
     return np.asarray(
         capture(
-            encoder.graphdef,
+            Graph(encoder.graphdef),
             encoder.params,
             *(np.asarray(x, np.int32) for x in (tokens_BT, lengths_B, spans_B2)),
             layers=layers,
             poolings=poolings,
+            blocks=blocks,
         )
     )
 
@@ -190,6 +192,31 @@ def test_a_choice_of_layers_equals_those_of_all(name, layers, encoders):
     assert_close(some, every[list(layers)], 1e-6)
 
 
+def one_by_one(encoder, mesh=None):
+    n_layers = encoder.config.n_layers
+    return unstacked(encoder.params, n_layers, mesh or make_mesh("data:1"))
+
+
+@pytest.mark.parametrize("layers", [(0,), (1, 2), ALL])
+@pytest.mark.parametrize("name", ["bert", "qwen3_wide", "gemma3"])
+def test_blocks_one_by_one_equal_the_stack(name, layers, encoders):
+    tokens_BT, lengths_B = models.random_batch((9, 3, 11))
+    batch = tokens_BT, lengths_B, whole(lengths_B), layers
+    blocks = one_by_one(encoders[name])
+    assert len(blocks) == encoders[name].config.n_layers
+    assert_close(run(encoders[name], *batch, blocks=blocks), run(encoders[name], *batch), 1e-6)
+
+
+def test_blocks_stay_in_their_stack_where_they_are_many_or_spread(encoders, monkeypatch):
+    assert one_by_one(encoders["bert"], make_mesh("data:2")) is None
+    assert one_by_one(encoders["qwen3_5"]) is None  # Two kinds of blocks, two stacks.
+    monkeypatch.setattr("routerjax.encoder.capture._COPY_BYTES", 1000)
+    assert one_by_one(encoders["bert"]) is None
+    monkeypatch.undo()
+    monkeypatch.setattr("routerjax.encoder.capture._FEW_BLOCKS", 2)
+    assert one_by_one(encoders["bert"]) is None
+
+
 @pytest.mark.parametrize("name, depth", [("qwen3_wide", 0), ("bert", 1), ("qwen3_wide", 2)])
 def test_nothing_past_the_deepest_layer_is_read(name, depth, encoders):
     encoder = encoders[name]
@@ -218,7 +245,7 @@ def lower(family, layers, B=2, T=16, width=128, n_heads=4):
         nnx.eval_shape(lambda: make_model(config, jnp.float32, models.HIGHEST, nnx.Rngs(0)))
     )
     shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((B, T), (B,), (B, 2))]
-    return capture.trace(graphdef, params, *shapes, layers=layers, poolings=("last", "mean"))
+    return capture.trace(Graph(graphdef), params, *shapes, layers=layers, poolings=("last", "mean"))
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])

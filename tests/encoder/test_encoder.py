@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from routerjax.devices import make_mesh
+from routerjax.encoder.capture import capture
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.rounding import dtype_errors
 
@@ -116,6 +117,24 @@ def test_the_error_of_each_hidden_state_is_told(
         dtype_errors(other, queries)
     with pytest.raises(ValueError, match="a few texts, got none"):
         dtype_errors(half, [])
+
+
+def test_a_few_tokens_are_read_block_by_block_and_many_from_the_stack(encoder, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        "routerjax.encoder.encoder.capture",
+        lambda *args, **options: given.append(options["blocks"]) or capture(*args, **options),
+    )
+    layers = tuple(range(encoder.n_states))
+    of_rows = {}
+    for rows in (1, 40):
+        tokens_BT = np.tile(np.arange(16, dtype=np.int32)[None], (rows, 1))
+        lengths_B, spans_B2 = np.full(rows, 16, np.int32), np.tile([[0, 16]], (rows, 1))
+        batch = tokens_BT, lengths_B, spans_B2.astype(np.int32)
+        of_rows[rows] = np.asarray(encoder.forward(batch, layers, ("mean",)))
+    few, many = given
+    assert len(few) == encoder.config.n_layers and many is None
+    close(of_rows[1], of_rows[40][:, :, :1])
 
 
 def test_a_mesh_of_eight_gives_the_same(tiny_encoder_folder, encoder, tiny_data):

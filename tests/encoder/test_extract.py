@@ -166,7 +166,7 @@ def test_a_store_made_differently_is_refused(
     if "weights" in change:
         identity = encoder.identity | {"weights_digest": "0" * 32}
         encoder = Encoder(
-            encoder.config, (encoder._graphdef, encoder._params), encoder.prompter, identity,
+            encoder.config, (encoder._graph.graphdef, encoder._params), encoder.prompter, identity,
             encoder.mesh,
         )  # fmt: skip
     with pytest.raises(ValueError, match=f"made differently; .*{named}"):

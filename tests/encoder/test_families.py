@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from routerjax.encoder.capture import capture
+from routerjax.encoder.capture import Graph, capture
 from routerjax.encoder.config import FULL_ATTENTION, NO_ROPE, EncoderConfig
 from routerjax.encoder.rope import DynamicRope, LinearRope, LongRope, Rope, YarnRope
 from tests.encoder import models
@@ -371,7 +371,11 @@ def test_a_rotation_that_follows_the_length_is_that_of_the_row_alone(name):
         spans_B2 = np.stack([0 * lengths_B, lengths_B], axis=1)
         batch = (tokens_BT, lengths_B, spans_B2)
         return capture(
-            encoder.graphdef, encoder.params, *batch, layers=(0, 1, 2), poolings=("last", "mean")
+            Graph(encoder.graphdef),
+            encoder.params,
+            *batch,
+            layers=(0, 1, 2),
+            poolings=("last", "mean"),
         )
 
     together = run(tokens_BT, lengths_B)

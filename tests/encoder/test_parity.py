@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from routerjax.encoder.capture import POOLINGS, capture
+from routerjax.encoder.capture import POOLINGS, Graph, capture
 from routerjax.encoder.config import FULL_ATTENTION, EncoderConfig
 from routerjax.encoder.feed_forward import ACTIVATIONS
 from routerjax.encoder.rope import Rope
@@ -60,7 +60,7 @@ def test_capture_pools_the_golden_states(golden, name):
     spans_B2 = np.array([[3, 14], [1, 2], [0, 11]], np.int32)
     layers = tuple(range(encoder.config.n_states))
     h_LPBD = capture(
-        encoder.graphdef, encoder.params, tokens_BT, lengths_B, spans_B2,
+        Graph(encoder.graphdef), encoder.params, tokens_BT, lengths_B, spans_B2,
         layers=layers, poolings=POOLINGS,
     )  # fmt: skip
     expected = pool_numpy(expected, lengths_B, spans_B2)

@@ -9,7 +9,7 @@ import pytest
 from routerjax.devices import make_mesh
 from routerjax.encoder import decoder
 from routerjax.encoder.batches import pack
-from routerjax.encoder.capture import POOLINGS, capture, read_prefix
+from routerjax.encoder.capture import POOLINGS, Graph, capture, read_prefix
 from routerjax.encoder.config import BlockKind, EncoderConfig
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.estimate import estimate
@@ -49,7 +49,10 @@ def test_states_behind_a_prefix_equal_those_of_whole_prompts(name, layers, monke
     tokens_BT, lengths_B = models.random_batch((7, 16, 11))
     tokens_BT[:, :n_before] = tokens_BT[0, :n_before]
     spans_B2 = np.array([[6, 7], [7, 15], [8, 9]], np.int32)
-    model, options = (encoder.graphdef, encoder.params), {"layers": layers, "poolings": POOLINGS}
+    model, options = (
+        (Graph(encoder.graphdef), encoder.params),
+        {"layers": layers, "poolings": POOLINGS},
+    )
     whole = capture(*model, tokens_BT, lengths_B, spans_B2, **options)
     prefix = read_prefix(*model, tokens_BT[:1, :n_before], layers=layers)
     batch = tokens_BT[:, n_before:], lengths_B - n_before, spans_B2 - n_before

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 
 from routerjax.devices import DATA, MODEL, by_rows, make_mesh
 from routerjax.encoder import meshes
-from routerjax.encoder.capture import capture
+from routerjax.encoder.capture import Graph, capture
 from routerjax.encoder.config import BlockKind, EncoderConfig
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.rope import Rope
@@ -79,7 +79,7 @@ def states(config, spec):
     batch = jax.device_put((tokens_BT, lengths_B, spans_B2), by_rows(mesh))
     with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext():
         return np.asarray(
-            capture(graphdef, state, *batch, layers=(0, 1, 2), poolings=("last", "mean"))
+            capture(Graph(graphdef), state, *batch, layers=(0, 1, 2), poolings=("last", "mean"))
         )
 
 
@@ -158,7 +158,7 @@ def test_devices_of_a_split_hybrid_exchange_sums_alone(name):
             assert 2 * x.addressable_shards[0].data.size == x.size, path
     with jax.set_mesh(mesh):
         lowered = capture.lower(
-            graphdef, params, *jax.device_put(batch, by_rows(mesh)),
+            Graph(graphdef), params, *jax.device_put(batch, by_rows(mesh)),
             layers=tuple(range(config.n_states)), poolings=("last",),
         )  # fmt: skip
         text = lowered.compile().as_text()
@@ -189,7 +189,7 @@ def test_hybrids_and_sinks_loaded_into_shards_capture_the_same(name, spec):
         with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext():
             placed = jax.device_put(batch, by_rows(mesh))
             held.append(np.asarray(
-                capture(graphdef, params, *placed, layers=layers, poolings=("last", "mean"))
+                capture(Graph(graphdef), params, *placed, layers=layers, poolings=("last", "mean"))
             ))  # fmt: skip
     alone, split = held
     error = np.abs(split - alone).max(axis=(1, 2, 3))

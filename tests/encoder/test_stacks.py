@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 from routerjax.encoder import decoder
-from routerjax.encoder.capture import capture
+from routerjax.encoder.capture import Graph, capture
 from routerjax.encoder.config import BlockKind, EncoderConfig
 from routerjax.encoder.feed_forward import GatedFeedForward
 from routerjax.encoder.weights import make_model
@@ -41,7 +41,9 @@ def further_kinds(monkeypatch):
 
 def run(encoder, batch, layers):
     poolings = ("last", "mean")
-    return capture(encoder.graphdef, encoder.params, *batch, layers=layers, poolings=poolings)
+    return capture(
+        Graph(encoder.graphdef), encoder.params, *batch, layers=layers, poolings=poolings
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def trace(n_layers, kinds, depth):
     )
     shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((2, 8), (2,), (2, 2))]
     layers = tuple(range(depth + 1))
-    return capture.trace(graphdef, params, *shapes, layers=layers, poolings=("last",))
+    return capture.trace(Graph(graphdef), params, *shapes, layers=layers, poolings=("last",))
 
 
 @pytest.mark.parametrize("group", [(PLAIN,), (NARROW, NARROW, NARROW, PLAIN)])
