@@ -231,7 +231,13 @@ def _feature_cases() -> Table:
         ],
         "features/captured.py:_finite": lambda: [_of(captured._finite, array(4, R, D))],
         "features/feature_map.py:_apply": lambda: [
-            _of(feature_map._apply, _BLOCK[0], (whole(2, 2), whole(1, 2)), (_axes(2), _axes(1)))
+            _of(
+                feature_map._apply,
+                array(L, P, n, D),
+                (whole(2, 2), whole(1, 2)),
+                (_axes(2), _axes(1)),
+            )
+            for n in (R, 4 * R)
         ],
         "features/features.py:_fisher_of_slabs": lambda: [
             _of(features._fisher_of_slabs, _moments(L, P)[1])

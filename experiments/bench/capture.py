@@ -15,6 +15,7 @@ from experiments.bench.hugging_face import HuggingFace
 from experiments.bench.turns import Contestant, Work
 
 _OURS = "routerjax: jit, buckets"
+_PUBLISHED, _BEST = "Hugging Face torch, as published", "Hugging Face torch, at its best"
 # A float16 store keeps 11 bits of each state.
 _STORED = 1e-3
 # Two ways of rounding bfloat16 through tens of blocks.
@@ -22,29 +23,29 @@ _BFLOAT16 = 5e-2
 _SPAN = np.array([[0, 1]], np.int32)
 # Where peers read a part of the queries, it is runs of so many neighbours: a batch of their best.
 _RUN = 32
-# Queries of the scaling rows at most.
-_SCALED = 1000
 
 
 def capture(s: session.Session) -> dict[str, Any]:
     """All states, last and mean, of the session's queries, to disk."""
     data, encoder = s.some(s.scale.capture), s.encoder
     eager = data.queries[: s.scale.eager]
-    fixed = data.queries[: min(max(len(data) // 10, 2), 100)]
     lengths_N = encoder.prompter(data.queries).lengths_N
     n_tokens, longest = int(lengths_N.sum()), int(lengths_N.max())
+    # Of one shape, each batch costs as much as any other.
+    per_batch = max(1, encoder.default_batch_tokens // longest)
+    n_batches = -(-len(data) // per_batch)
+    some = min(-(-n_batches // 10), 50)
+    fixed = data.queries[: some * per_batch]
 
     def run_eager(turn: int) -> np.ndarray:
         with jax.disable_jit():
             return fixed_batches(encoder, eager, 4, None)
 
     def run_fixed(turn: int) -> np.ndarray:
-        rows = max(1, encoder.default_batch_tokens // longest)
-        return fixed_batches(encoder, fixed, rows, longest)
+        return fixed_batches(encoder, fixed, per_batch, longest)
 
-    # Of one shape, each query costs as much as any other.
     more = [
-        Contestant("jit, one shape, file order", run_fixed, len(fixed) / len(data)),
+        Contestant("jit, one shape, file order", run_fixed, some / n_batches),
         Contestant("no jit (op by op), batches of 4", run_eager,
                    lengths_N[: len(eager)].sum() / n_tokens, False),
     ]  # fmt: skip
@@ -122,8 +123,8 @@ def race(
             return int(lengths_N[rows(turn)].sum()) / tokens
 
         contestants += [
-            Contestant("Hugging Face torch, as published", peers(peer.published), share_of, False),
-            Contestant("Hugging Face torch, at its best", peers(peer.best), share_of, False),
+            Contestant(_PUBLISHED, peers(peer.published), share_of, False),
+            Contestant(_BEST, peers(peer.best), share_of, False),
         ]
     else:
         left_out.append(f"{session.TORCH} in capture")
@@ -139,7 +140,7 @@ def race(
         found = {}
         for name, theirs in results.items():
             theirs = theirs.states(data.ids) if isinstance(theirs, Extracted) else theirs
-            at_n = rows_n if name.startswith("Hugging Face") else np.arange(len(theirs))
+            at_n = rows_n if name in (_PUBLISHED, _BEST) else np.arange(len(theirs))
             whole = whole_N[at_n]
             error = turns.largest_relative(h_NLPD[at_n][whole], theirs[whole])
             found[name] = turns.require(name, error, most)
@@ -215,7 +216,7 @@ def scaling(
     s: session.Session, encoder: rj.Encoder, data: rj.RoutingDataset
 ) -> list[dict[str, Any]]:
     """Time against queries, prompt length, layers and devices."""
-    n, rounds = min(len(data), _SCALED), min(s.rounds, 3)
+    n, rounds = min(len(data), s.scale.scaled), min(s.rounds, 3)
 
     def of_queries(some: int) -> Callable[[], Any]:
         return lambda: extract(encoder, data.select(np.arange(some)))

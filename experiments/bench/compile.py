@@ -19,6 +19,8 @@ from experiments.bench.turns import Contestant, Work
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _SPAN = np.array([[0, 1]], np.int32)
+# So many prompts of 16 tokens are no longer few: one program at any depth (`capture`).
+_ROWS = 32
 _IMPORT_OURS = "import routerjax as rj; rj.Encoder; rj.Router"
 _IMPORT_BELOW = "import jax, transformers as t; t.AutoTokenizer; t.PreTrainedTokenizerFast"
 
@@ -81,7 +83,8 @@ def _depth(s: session.Session) -> dict[str, Any]:
 
             def run() -> None:
                 length = next(lengths)
-                batch = (np.zeros((1, length), np.int32), np.array([length], np.int32), _SPAN)
+                tokens_BT = np.zeros((_ROWS, length), np.int32)
+                batch = tokens_BT, np.full(_ROWS, length, np.int32), np.tile(_SPAN, (_ROWS, 1))
                 encoder.forward(batch, (depth,), ("mean",)).block_until_ready()
 
             return run

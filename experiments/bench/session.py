@@ -32,6 +32,7 @@ class Scale:
       peer_tokens: About how many tokens of its queries an encoder's peers read, scaled to all.
       sweep_dims: PCA widths of the sweep.
       depths: Blocks of the deep encoders whose compilation is timed.
+      scaled: Queries at most of the rows that show how capture grows with them.
       scaling: Whether suites also show how their time grows with sizes.
     """
 
@@ -47,6 +48,7 @@ class Scale:
     peer_tokens: int = 10**9
     sweep_dims: tuple[int, ...] = (50, 100, 150, 200, 300)
     depths: tuple[int, ...] = (8, 64)
+    scaled: int = 1000
     scaling: bool = True
 
 
@@ -97,6 +99,7 @@ SCALES = {
         numpy_rows=20000,
         sweep_share=0.02,
         trunks=1000,
+        scaled=20000,
         alone=5,
         processes=3,
     ),

@@ -14,7 +14,7 @@ _QUANTILES = {"at25": 0.25, "at50": 0.5, "at75": 0.75}
 POOLINGS = ("last", "mean", "query_mean", "first", "max", *_QUANTILES)
 
 # Up to so many tokens a batch is read with the weights of each block by itself, where they can be
-# had: the copies and the unrolled program stay small.
+# had: of models whose copies and whose unrolled program stay small.
 FEW_TOKENS = 256
 _COPY_BYTES, _FEW_BLOCKS = 2**28, 12
 
@@ -175,8 +175,9 @@ def unstacked(params: nnx.State, n_layers: int, mesh: Mesh) -> tuple[Any, ...] |
       mesh: Where the parameters lie.
 
     Returns:
-      Copies, as plain dicts; None where the stack serves as well (not a CPU, or several devices),
-      where there are several stacks, or where the model is too large or too deep for a second form.
+      Copies, as plain dicts, up to 256 MiB beside the parameters; None where the stack serves as
+      well (not a CPU, or several devices), where there are several stacks, or where the model is
+      too large or too deep for a second form.
     """
     stacks = list(params["blocks"].values())
     on_one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
@@ -184,7 +185,9 @@ def unstacked(params: nnx.State, n_layers: int, mesh: Mesh) -> tuple[Any, ...] |
     if not on_one_cpu or len(stacks) > 1 or n_layers > _FEW_BLOCKS or n_bytes > _COPY_BYTES:
         return None
     stack = nnx.to_pure_dict(stacks[0])
-    return tuple(jax.tree.map(lambda w, i=i: w[i], stack) for i in range(n_layers))
+    # Arrays even where the first call is inside a trace: they are kept.
+    with jax.ensure_compile_time_eval():
+        return tuple(jax.tree.map(lambda w, i=i: w[i], stack) for i in range(n_layers))
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "layers", "cudnn"))

@@ -1,4 +1,4 @@
-"""Dropout's hashed bits: their share, and that nothing links rows, units, epochs or members."""
+"""Dropout's hashed bits: their share, and that nothing links rows, units or keys."""
 
 import jax
 import jax.numpy as jnp

@@ -37,6 +37,14 @@ def test_every_row_is_as_likely_in_every_batch():
     assert np.abs(z).max() < 5
 
 
+def test_a_batch_holds_rows_from_all_over():
+    """At the most rows of packed words the spread of batches' mean row numbers is a fair one's."""
+    n, batch = MOST_PACKED, 64
+    means = order(n).reshape(-1, batch).mean(axis=1)
+    fair = np.sqrt((n**2 - 1) / 12 / batch)
+    assert means.std() / fair == pytest.approx(1, abs=4 / np.sqrt(2 * len(means)))
+
+
 def test_neighbours_do_not_stay_together():
     """Rows n and n + 1 fall into the same batch of two halves as often as any two rows."""
     n, epochs = 1000, 200
