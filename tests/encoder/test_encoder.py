@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -135,6 +136,15 @@ def test_a_few_tokens_are_read_block_by_block_and_many_from_the_stack(encoder, m
     few, many = given
     assert len(few) == encoder.config.n_layers and many is None
     close(of_rows[1], of_rows[40][:, :, :1])
+
+
+def test_the_first_call_may_be_inside_a_trace(tiny_encoder_folder):
+    """The weights that a first call lays out block by block are kept, and must not be tracers."""
+    fresh = Encoder.from_pretrained(tiny_encoder_folder)
+    batch = np.ones((1, 16), np.int32), np.array([16], np.int32), np.array([[0, 16]], np.int32)
+    shape = jax.eval_shape(lambda: fresh.forward(batch, (1, 2), ("mean",)))
+    h_LPBD = np.asarray(fresh.forward(batch, (1, 2), ("mean",)))
+    assert shape.shape == h_LPBD.shape and np.isfinite(h_LPBD).all()
 
 
 def test_a_mesh_of_eight_gives_the_same(tiny_encoder_folder, encoder, tiny_data):
