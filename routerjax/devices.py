@@ -1,14 +1,17 @@
-"""Device meshes and the shardings of batches, made in this one file."""
+"""Device meshes, the shardings of batches, and work handed to devices ahead of its results."""
 
 import math
 import re
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 DATA, MODEL = "data", "model"
+T = TypeVar("T")
 
 
 def make_mesh(spec: str = "auto", devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -65,3 +68,21 @@ def by_rows(mesh: Mesh) -> NamedSharding:
 def over_all(mesh: Mesh) -> NamedSharding:
     """The leading axis, a multiple of the number of devices, split over all of them."""
     return NamedSharding(mesh, P(mesh.axis_names))
+
+
+def in_flight(dispatched: Iterable[T], n: int = 1) -> Iterator[T]:
+    """Hands on what was dispatched when n more have been: no device waits for the host.
+
+    Args:
+      dispatched: Dispatches as it is iterated over.
+      n: Results that lie on the devices while one is fetched.
+
+    Yields:
+      Its items, in their order.
+    """
+    pending: deque[T] = deque()
+    for item in dispatched:
+        pending.append(item)
+        if len(pending) > n:
+            yield pending.popleft()
+    yield from pending

@@ -10,6 +10,7 @@ from routerjax.devices import (
     DATA,
     MODEL,
     by_rows,
+    in_flight,
     make_mesh,
     over_all,
     replicated,
@@ -65,3 +66,16 @@ def test_shardings_split_rows_or_copy():
     assert whole.is_fully_replicated and not rows.is_fully_replicated
     np.testing.assert_array_equal(jax.jit(lambda x, y: x @ y.T)(rows, whole), x_BT @ x_BT.T)
     assert jnp.array_equal(rows, whole)
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_results_are_handed_on_when_more_have_been_dispatched(n):
+    seen = []
+
+    def dispatch():
+        for i in range(5):
+            seen.append(i)
+            yield i
+
+    for i, item in enumerate(in_flight(dispatch(), n)):
+        assert item == i and seen == list(range(min(5, i + n + 1)))

@@ -1,7 +1,7 @@
 """Batches: few compiled shapes for many lengths, little padding."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -165,6 +165,32 @@ def pack(
         lengths_B[b] = len(tokens) - n_before
     spans_B2[: rows.stop - rows.start] = prompts.spans_N2[rows] - n_before
     return tokens_BT, lengths_B, spans_B2
+
+
+def few_batches(
+    lengths_N: np.ndarray, batch_tokens: int, n_devices: int
+) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Batches of prompts that come without a plan, of few shapes: little is ever compiled.
+
+    Longest first: the shapes shrink, so the memory does not grow.
+
+    Args:
+      lengths_N: [N] tokens of every prompt.
+      batch_tokens: Of a full batch, padding included.
+      n_devices: Rows of a batch are a multiple of this.
+
+    Yields:
+      rows [n] ascending numbers of prompts, B >= n rows of the batch, T tokens of each.
+    """
+    order = np.argsort(lengths_N, kind="stable")
+    left = len(order)
+    while left:
+        bucket = bucket_of(int(lengths_N[order[left - 1]]))
+        most = max(1, batch_tokens // n_devices // bucket)
+        n_rows = n_devices * power_of_two(min(most, -(-left // n_devices)))
+        rows = np.sort(order[max(0, left - n_rows) : left])
+        left -= len(rows)
+        yield rows, n_rows, bucket
 
 
 def bucket_of(length: int) -> int:

@@ -4,8 +4,7 @@ import contextlib
 import functools
 import logging
 import pathlib
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from routerjax.devices import DATA, by_rows
+from routerjax.devices import DATA, by_rows, in_flight
 from routerjax.encoder.attention import cudnn_is_legal, longest_whole
-from routerjax.encoder.batches import LEAST_STEP, WORTH_TOKENS, bucket_of, pack, power_of_two
+from routerjax.encoder.batches import LEAST_STEP, WORTH_TOKENS, few_batches, pack
 from routerjax.encoder.capture import FEW_TOKENS, Graph, Prefix, capture, read_prefix, unstacked
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.hub import locate, read_config, read_tokenizer
@@ -112,7 +111,7 @@ class Encoder:
             return WORTH_TOKENS
         return max(1, min(WORTH_TOKENS, int(_WORTH_FLOPS / self._flops_per_token)))
 
-    @property
+    @functools.cached_property
     def _flops_per_token(self) -> float:
         return self.flops(128, self.n_states - 1) / 128
 
@@ -314,30 +313,35 @@ class Encoder:
     ) -> np.ndarray:
         """As `capture`, of prompts that `prompter` has tokenised."""
         layers, poolings = resolve_layers(layers, self.n_states), check_poolings(poolings)
+        shape = (len(prompts.tokens), len(layers), len(poolings), self.width)
+        h_NLPD = np.zeros(shape, np.float32)
+        for rows, h_LPBD in in_flight(self.dispatch(prompts, layers, poolings)):
+            h_NLPD[rows] = np.asarray(h_LPBD).transpose(2, 0, 1, 3)[: len(rows)]
+        return h_NLPD
+
+    def dispatch(
+        self, prompts: Prompts, layers: tuple[int, ...], poolings: tuple[str, ...]
+    ) -> Iterator[tuple[np.ndarray, jax.Array]]:
+        """As `capture_prompts`, batch by batch and without waiting for any.
+
+        Args:
+          prompts: Of `prompter`.
+          layers: Hidden-state indices, ascending.
+          poolings: Names out of POOLINGS.
+
+        Yields:
+          rows [n] ascending numbers of prompts, and h_LPBD [L, P, B, D] float32 on the devices, of
+          which the first n of B are theirs. Prompts that fit one batch are one.
+        """
         prefix: tuple[int, ...] = ()
         if self._head and shared_head(self._head, prompts) == self._head:
             prefix = choose_prefix("auto", self.config, self._head, prompts.lengths_N)
         lengths_N = prompts.lengths_N - len(prefix)
-        order = np.argsort(lengths_N, kind="stable")
-        shape = (len(lengths_N), len(layers), len(poolings), self.width)
-        h_NLPD = np.zeros(shape, np.float32)
-        pending: deque[tuple[np.ndarray, jax.Array]] = deque()
-        taken = len(order)
-        while taken or pending:
-            if taken:  # Longest first: the shapes shrink, the memory does not grow.
-                bucket = bucket_of(int(lengths_N[order[taken - 1]]))
-                most = max(1, self.default_batch_tokens // self.n_devices // bucket)
-                n_rows = self.n_devices * power_of_two(min(most, -(-taken // self.n_devices)))
-                rows = order[max(0, taken - n_rows) : taken]
-                taken -= len(rows)
-                chosen = prompts.take(rows)
-                bucket = min(bucket, self.max_tokens - len(prefix))
-                batch = pack(chosen, slice(0, len(rows)), n_rows, bucket, prefix)
-                pending.append((rows, self.forward(batch, layers, poolings, prefix)))
-            if len(pending) > 1 or not taken:
-                rows, h_LPBD = pending.popleft()
-                h_NLPD[rows] = np.asarray(h_LPBD).transpose(2, 0, 1, 3)[: len(rows)]
-        return h_NLPD
+        shapes = few_batches(lengths_N, self.default_batch_tokens, self.n_devices)
+        for rows, n_rows, bucket in shapes:
+            bucket = min(bucket, self.max_tokens - len(prefix))
+            batch = pack(prompts.take(rows), slice(0, len(rows)), n_rows, bucket, prefix)
+            yield rows, self.forward(batch, layers, poolings, prefix)
 
     @property
     def max_tokens(self) -> int:

@@ -159,14 +159,19 @@ class Prompter:
             queries = [query.strip() for query in queries]
         if not queries:
             return []
-        encoded = self.tokenizer(
+        # What transformers does with a text, without what it then makes of the result. The last
+        # call of the tokenizer, ours or another, may have left any of these three set.
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = self.tokenizer.split_special_tokens
+        encodings = backend.encode_batch(
             [f"{head}{query}{tail}" for query in queries],
             # A rendered template carries its own special tokens.
             add_special_tokens=not self.templated,
-            verbose=False,
         )
         rows = []
-        for query, encoding in zip(queries, encoded.encodings, strict=True):
+        for query, encoding in zip(queries, encodings, strict=True):
             tokens = np.array(encoding.ids, np.int32)
             if self.templated:
                 own = self._own(tokens, encoding.offsets, len(head), len(head) + len(query))

@@ -1,11 +1,11 @@
 """captured: the batches of a job, one after the other, without waiting."""
 
 import concurrent.futures
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
+from routerjax.devices import in_flight
 from routerjax.encoder.batches import BatchPlan, pack
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.prompts import Prompts
@@ -43,18 +43,17 @@ def captured(
     def tokenise(block: int) -> Prompts:
         return encoder.prompter(queries_of(block))
 
-    pending: deque[tuple[int, Prompts, slice, int, jax.Array]] = deque()
-    with concurrent.futures.ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(tokenise, blocks[0])
-        for turn, block in enumerate(blocks):
-            prompts = ahead.result()
-            if turn + 1 < len(blocks):
-                ahead = reader.submit(tokenise, blocks[turn + 1])
-            for at, bucket in plan.split(prompts.lengths_N - len(plan.prefix)):
-                n_rows = plan.batch_rows(bucket)
-                batch = pack(prompts, at, n_rows, bucket, plan.prefix)
-                h_LPBD = encoder.forward(batch, layers, poolings, plan.prefix)
-                pending.append((block, prompts, at, n_rows * bucket, h_LPBD))
-                if len(pending) > _IN_FLIGHT:
-                    yield pending.popleft()
-        yield from pending
+    def dispatched() -> Iterator[tuple[int, Prompts, slice, int, jax.Array]]:
+        with concurrent.futures.ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(tokenise, blocks[0])
+            for turn, block in enumerate(blocks):
+                prompts = ahead.result()
+                if turn + 1 < len(blocks):
+                    ahead = reader.submit(tokenise, blocks[turn + 1])
+                for at, bucket in plan.split(prompts.lengths_N - len(plan.prefix)):
+                    n_rows = plan.batch_rows(bucket)
+                    batch = pack(prompts, at, n_rows, bucket, plan.prefix)
+                    h_LPBD = encoder.forward(batch, layers, poolings, plan.prefix)
+                    yield block, prompts, at, n_rows * bucket, h_LPBD
+
+    yield from in_flight(dispatched(), _IN_FLIGHT)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from routerjax.data.store import ActivationStore
+from routerjax.devices import in_flight
 from routerjax.features.blocks import pad_rows, used_blocks
 from routerjax.features.part import Part, explained_variance_ratio
 from routerjax.features.pca import Axes, project
@@ -106,6 +107,20 @@ class FeatureMap:
             )
         return np.concatenate(columns, axis=1)
 
+    def dispatch(self, h_LPBD: jax.Array) -> jax.Array:
+        """Features of a captured batch of the only encoder, without waiting for either.
+
+        Args:
+          h_LPBD: [L, P, B, D] float32, of `self.layers()` and `self.poolings()`.
+
+        Returns:
+          x_BC [B, C] float32, on the device that projects.
+        """
+        on_device = self._by_encoder[0]
+        if h_LPBD.devices() != on_device.devices:
+            h_LPBD = jax.device_put(h_LPBD, *on_device.devices)
+        return _apply(h_LPBD, on_device.slabs, on_device.axes)
+
     def apply_store(self, stores: Stores, ids: Sequence[str]) -> np.ndarray:
         """Features of stored queries; the blocks that hold them are read once, block by block.
 
@@ -171,7 +186,12 @@ class FeatureMap:
     def _by_encoder(self) -> dict[int, "_OnDevice"]:
         """The parts of each encoder that is read, put on the device once."""
         encoders = dict.fromkeys(part.encoder for part in self.parts)
-        return {e: _OnDevice([p for p in self.parts if p.encoder == e]) for e in encoders}
+        return {
+            e: _OnDevice(
+                [p for p in self.parts if p.encoder == e], self.layers(e), self.poolings(e)
+            )
+            for e in encoders
+        }
 
     def _blocks(self, encoder: int) -> list[tuple[int, str]]:
         return [block for p in self.parts if p.encoder == encoder for block in p.blocks]
@@ -185,9 +205,9 @@ class FeatureMap:
 
 
 class _OnDevice:
-    """Parts of one encoder, ready to be applied."""
+    """Parts of one encoder, ready to be applied, and where what they read lies in a capture."""
 
-    def __init__(self, parts: Sequence[Part]):
+    def __init__(self, parts: Sequence[Part], layers: Sequence[int], poolings: Sequence[str]):
         self.parts = parts
         self.width = sum(part.width for part in parts)
         self.hidden_width = parts[0].mean_SD.shape[1]
@@ -195,6 +215,8 @@ class _OnDevice:
             Axes(*map(jnp.asarray, (part.mean_SD, 1.0 / part.scale_SD, part.components_SDC)))
             for part in parts
         )
+        self.devices = self.axes[0].mean_D.devices()
+        self.slabs = self.positions(layers, poolings)
 
     def positions(self, layers: Sequence[int], poolings: Sequence[str]) -> tuple[np.ndarray, ...]:
         """[S, 2] int32 of each part: where its slabs lie in an array of these layers, poolings."""
@@ -254,14 +276,12 @@ def _apply_store(
     slabs = on_device.positions(layers, poolings)
     n_rows = store.block_slice(0).stop
     x_NC = np.zeros((len(store.ids), on_device.width), np.float32)
-    pending: tuple[slice, Any] | None = None
-    for at, h_LPRD in store.blocks(layers, poolings, used_blocks(store, wanted_N)):
-        x_RC = _apply(pad_rows(h_LPRD, n_rows), slabs, on_device.axes)
-        if pending:  # Fetched one behind, so that the device works while the next is read.
-            _fetch(x_NC, *pending)
-        pending = at, x_RC
-    if pending:
-        _fetch(x_NC, *pending)
+    blocks = store.blocks(layers, poolings, used_blocks(store, wanted_N))
+    dispatched = (
+        (at, _apply(pad_rows(h_LPRD, n_rows), slabs, on_device.axes)) for at, h_LPRD in blocks
+    )
+    for at, x_RC in in_flight(dispatched):
+        x_NC[at] = np.asarray(x_RC)[: at.stop - at.start]
     return x_NC[positions_n]
 
 
@@ -282,7 +302,3 @@ def _apply(h_LPRD: jax.Array, slabs: tuple[jax.Array, ...], axes: tuple[Axes, ..
         return jax.lax.scan(add, zeros_RC, (slabs_S2, axes_of_part))[0]
 
     return jnp.concatenate([of_part(*part) for part in zip(slabs, axes, strict=True)], axis=1)
-
-
-def _fetch(x_NC: np.ndarray, at: slice, x_RC: jax.Array) -> None:
-    x_NC[at] = np.asarray(x_RC)[: at.stop - at.start]

@@ -1,5 +1,6 @@
 """Router: the trained pipeline from a query to a decision; save, load, route."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
@@ -8,7 +9,7 @@ import numpy as np
 from routerjax.data.store import ActivationStore
 from routerjax.encoder.encoder import Encoder
 from routerjax.features.feature_map import FeatureMap, Stores
-from routerjax.routing import new_target, router_files
+from routerjax.routing import new_target, reading, router_files
 from routerjax.routing.costs import CostModel
 from routerjax.routing.decision import Allowed, Decision, allowed_mask
 from routerjax.routing.encoders import BoundEncoders
@@ -133,7 +134,8 @@ class Router:
 
     def read_texts(self, queries: Sequence[str]) -> np.ndarray:
         """Features [n, C] of texts, by the router's encoders."""
-        return self._read_texts(list(queries))[0]
+        prompts = [encoder.prompter(list(queries)) for encoder in self.encoders]
+        return reading.read(self.encoders, self.features, prompts)
 
     def add_target(
         self,
@@ -221,11 +223,14 @@ class Router:
     ) -> list[Decision]:
         if not queries:
             return []
-        x_NC, query_tokens_N = self._read_texts(queries)
-        p_KNM = mixed(self.trunk.predict_members(x_NC), self.kernel, x_NC)
-        p_NM = self.calibration.apply(p_KNM.mean(axis=0))
-        spread_NM = self.calibration.apply(p_KNM).std(axis=0)
-        cost_NM = self.costs.expected(query_tokens_N, x_NC)
+        encoders = self.encoders
+        prompts = [encoder.prompter(queries) for encoder in encoders]
+        x_NC, p_KBM = reading.read_and_predict(encoders, self.features, self.trunk, prompts)
+        cost_NM = self.costs.expected(prompts[0].query_tokens_N, x_NC)
+        p_KNM = mixed(np.asarray(p_KBM)[:, : len(queries)], self.kernel, x_NC)
+        # The mean of the members goes through the curves with them.
+        p_NM, *of_members = self.calibration.apply(np.stack([p_KNM.mean(axis=0), *p_KNM]))
+        spread_NM = np.std(of_members, axis=0)
         choice_N = policy.choose(p_NM, cost_NM, allowed_NM, queries)
         return [
             Decision(
@@ -238,18 +243,8 @@ class Router:
             for n, choice in enumerate(choice_N)
         ]
 
-    def _read_texts(self, queries: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Features [n, C] of texts, and their tokens by the first encoder's tokenizer."""
-        encoders, features = self.encoders, self.features
-        prompts = [encoder.prompter(queries) for encoder in encoders]
-        states = [
-            encoder.capture_prompts(prompts[i], features.layers(i), features.poolings(i))
-            for i, encoder in enumerate(encoders)
-        ]
-        return features.apply(states), prompts[0].query_tokens_N
-
     def _by_target(self, value_M: np.ndarray) -> dict[str, Any]:
-        values = [None if np.isnan(value) else float(value) for value in value_M]
+        values = [None if math.isnan(value) else value for value in value_M.tolist()]
         return dict(zip(self.targets, values, strict=True))
 
     # ---- on disk

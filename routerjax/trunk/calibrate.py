@@ -95,8 +95,11 @@ class Calibration:
                 f"p_NM: expected a column for each of the {len(self.curves)} calibrated targets, "
                 f"got shape {p_NM.shape}"
             )
-        columns = [curve.apply(p_NM[..., m]) for m, curve in enumerate(self.curves)]
-        return np.stack(columns, axis=-1).astype(np.float32)
+        found_NM = np.array(p_NM, np.float32)
+        for m, curve in enumerate(self.curves):
+            if curve.method != "none":
+                found_NM[..., m] = curve.apply(p_NM[..., m])
+        return found_NM
 
     def to_json(self) -> list[dict[str, Any]]:
         """As JSON values, one object a target."""

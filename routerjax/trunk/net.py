@@ -172,8 +172,12 @@ class Trunk:
             missing = (1 << (n_rows - 1).bit_length()) - n_rows
             if missing:  # A single query has none.
                 x_RC = np.pad(x_RC, ((0, missing), (0, 0)))
-            chunks.append(np.asarray(_score(self._shape, self._state, x_RC))[:, :n_rows])
+            chunks.append(np.asarray(self.dispatch(x_RC))[:, :n_rows])
         return np.concatenate(chunks, axis=1)
+
+    def dispatch(self, x_BC: np.ndarray | jax.Array) -> jax.Array:
+        """As `predict_members`, [K, B, M] of one batch on the device, without waiting for it."""
+        return _score(self._shape, self._on_device, x_BC)
 
     def predict(self, x_NC: np.ndarray) -> np.ndarray:
         """P(correct), the mean of the members' sigmoids.
@@ -218,27 +222,26 @@ class Trunk:
         return self.n_features, self.hidden, self.n_targets
 
     @functools.cached_property
-    def _state(self) -> nnx.State:
-        """The parameters of all members on the device, once."""
-        _, state = _scoring_graph(self._shape)
-        layers: dict[int, dict[str, jax.Array]] = {}
-        for name, value in self.params.items():
-            layer, leaf = name.split(".")
-            layers.setdefault(int(layer), {})[leaf] = jnp.asarray(value)
-        nnx.replace_by_pure_dict(state, {"layers": layers})
-        return state
-
-
-def _scoring_graph(shape: tuple[int, tuple[int, ...], int]) -> tuple[nnx.GraphDef, nnx.State]:
-    n_features, hidden, n_targets = shape
-    return member_graph(n_features, hidden, n_targets, (0.0,) * len(hidden))
+    def _on_device(self) -> dict[str, jax.Array]:
+        """The parameters of all members, put there once."""
+        return {name: jnp.asarray(value) for name, value in self.params.items()}
 
 
 @functools.partial(jax.jit, static_argnames="shape")
 def _score(
-    shape: tuple[int, tuple[int, ...], int], params: nnx.State, x_RC: jax.Array
+    shape: tuple[int, tuple[int, ...], int], params: dict[str, jax.Array], x_RC: jax.Array
 ) -> jax.Array:
     """Sigmoids of all members, [K, R, M]."""
-    # Static is the shape: the hash of a graph goes through all its modules at every call.
-    graphdef, _ = _scoring_graph(shape)
-    return jax.vmap(lambda member: jax.nn.sigmoid(nnx.merge(graphdef, member)(x_RC)))(params)
+    # Static is the shape, and parameters come as a dict: a graph is hashed, and a State taken
+    # apart, in Python at every call.
+    n_features, hidden, n_targets = shape
+    graphdef, state = member_graph(n_features, hidden, n_targets, (0.0,) * len(hidden))
+    layers: dict[int, dict[str, jax.Array]] = {}
+    for name, value in params.items():
+        layer, leaf = name.split(".")
+        layers.setdefault(int(layer), {})[leaf] = value
+    nnx.replace_by_pure_dict(state, {"layers": layers})
+    # Rows that the members share would make one product of all, with their weights turned for it.
+    x_KRC = jnp.broadcast_to(x_RC, (params["0.bias"].shape[0], *x_RC.shape))
+    score = jax.vmap(lambda member, x: jax.nn.sigmoid(nnx.merge(graphdef, member)(x)))
+    return score(state, x_KRC)

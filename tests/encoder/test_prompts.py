@@ -241,7 +241,11 @@ def test_identity_names_tokenizer_template_and_date_and_nothing_that_calls_chang
     tokenizer = byte_tokenizer(CHATML)
     prompter = Prompter(tokenizer, 60)
     identity = prompter.identity
-    tokenizer("abc", truncation=True, max_length=2)  # Stays set in the tokenizer.
+    before = prompter(["<s>abcdef"]).tokens[0].tolist()
+    # All of it stays set in the tokenizer.
+    tokenizer.pad_token = "<s>"
+    tokenizer("abc", truncation=True, padding="max_length", max_length=2, split_special_tokens=True)
+    assert prompter(["<s>abcdef"]).tokens[0].tolist() == before
     assert prompter.identity == identity
     assert Prompter(byte_tokenizer(CHATML), 60).identity == identity
     other = Prompter(byte_tokenizer(SPACED), 60).identity

@@ -4,10 +4,12 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from routerjax.devices import make_mesh
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extract import extract
 from routerjax.features.blocks import read_rows
@@ -60,6 +62,31 @@ def test_one_text_or_many(router):
     assert router.route(["abc def?", "jjj"])[0].target == one.target
     assert router.route([]) == []
     json.dumps(one.to_json())
+
+
+@pytest.mark.parametrize("mesh", ["data:1", "data:4"])
+def test_a_single_text_takes_another_way_to_the_same_decision(
+    router, encoder, tiny_encoder_folder, mesh
+):
+    router.use_encoder(Encoder.from_pretrained(tiny_encoder_folder, mesh=make_mesh(mesh)))
+    texts = ["abc def?", "jjj"]
+    together, alone = router.route(texts), [router.route(text) for text in texts]
+    for many, one in zip(together, alone, strict=True):
+        assert one.target == many.target
+        for name in ("probabilities", "spreads", "costs"):
+            assert getattr(one, name) == pytest.approx(getattr(many, name), abs=1e-5)
+    for text, one in zip(texts, alone, strict=True):
+        p_1M = router.predict(router.read_texts([text]))
+        assert list(one.probabilities.values()) == pytest.approx(p_1M[0], abs=1e-5)
+    router.use_encoder(encoder)
+
+
+def test_a_single_text_is_read_where_the_features_are_not(router, encoder, tiny_encoder_folder):
+    here = router.route("abc def?")
+    mesh = make_mesh("data:1", jax.devices()[3:])
+    router.use_encoder(Encoder.from_pretrained(tiny_encoder_folder, mesh=mesh))
+    assert router.route("abc def?").probabilities == pytest.approx(here.probabilities, abs=1e-5)
+    router.use_encoder(encoder)
 
 
 def test_costs_are_tokens_times_prices(router, encoder, tiny_data):

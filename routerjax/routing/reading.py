@@ -1,0 +1,56 @@
+"""reading: from texts to features and the ensemble's predictions."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from routerjax.encoder.encoder import Encoder
+from routerjax.encoder.prompts import Prompts
+from routerjax.features.feature_map import FeatureMap
+from routerjax.trunk.net import Trunk
+
+
+def read(
+    encoders: Sequence[Encoder], features: FeatureMap, prompts: Sequence[Prompts]
+) -> np.ndarray:
+    """Features of prompts.
+
+    Args:
+      encoders: Those the features read, in their order.
+      features: From hidden states to features.
+      prompts: The same N texts as each encoder's prompter tokenised them.
+
+    Returns:
+      x_NC [N, C] float32.
+    """
+    states = [
+        encoder.capture_prompts(prompts[i], features.layers(i), features.poolings(i))
+        for i, encoder in enumerate(encoders)
+    ]
+    return features.apply(states)
+
+
+def read_and_predict(
+    encoders: Sequence[Encoder], features: FeatureMap, trunk: Trunk, prompts: Sequence[Prompts]
+) -> tuple[np.ndarray, np.ndarray | jax.Array]:
+    """Features of prompts, and what each member of the ensemble makes of them.
+
+    A single query goes through encoder, features and trunk without being waited for in between:
+    the host prepares each step while the device is busy with the one before.
+
+    Args:
+      encoders: As of `read`, and so are features and prompts.
+      trunk: From features to P(correct).
+
+    Returns:
+      x_NC [N, C] float32, and p_KBM [K, B, M] float32, of whose B rows the first N count; of a
+      single query it may still be on its way.
+    """
+    if len(encoders) > 1 or len(prompts[0].tokens) > 1:
+        x_NC = read(encoders, features, prompts)
+        return x_NC, trunk.predict_members(x_NC)
+    ((_, h_LPBD),) = encoders[0].dispatch(prompts[0], features.layers(), features.poolings())
+    x_BC = features.dispatch(h_LPBD)
+    p_KBM = trunk.dispatch(x_BC)
+    return np.asarray(x_BC)[:1], p_KBM
