@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from routerjax.data.shards import BLOCK_ROWS
 from routerjax.encoder import batches
-from routerjax.encoder.batches import BatchPlan, choose_buckets, pack
+from routerjax.encoder.batches import BatchPlan, choose_buckets, few_batches, pack
 from routerjax.encoder.prompts import Prompts
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=40).map(sorted)
@@ -113,3 +113,23 @@ def test_packing_pads_on_the_right_and_at_the_bottom():
     np.testing.assert_array_equal(tokens_BT[0], [5, 6, 7, 0, 0])
     np.testing.assert_array_equal(lengths_B, [3, 1, 1, 1])
     np.testing.assert_array_equal(spans_B2, [[1, 3], [0, 1], [0, 1], [0, 1]])
+
+
+@given(
+    st.lists(st.integers(1, 300), min_size=1, max_size=60),
+    st.integers(1, 2000),
+    st.sampled_from([1, 2, 4]),
+)
+def test_without_a_plan_every_row_is_in_one_batch_of_few_shapes(lengths_N, tokens, n_devices):
+    lengths_N = np.array(lengths_N)
+    found = list(few_batches(lengths_N, tokens, n_devices))
+    rows_N = np.concatenate([rows for rows, _, _ in found])
+    assert sorted(rows_N) == list(range(len(lengths_N)))
+    for rows, n_rows, bucket in found:
+        assert len(rows) <= n_rows and n_rows % n_devices == 0 and (np.diff(rows) > 0).all()
+        longest = lengths_N[rows].max()
+        assert longest <= bucket < max(longest + 16, 1.25 * longest)
+        # By the power of two a batch may be twice what was asked for, and a row is one anyway.
+        assert n_rows == n_devices or n_rows * bucket < 2 * tokens
+    buckets = [bucket for _, _, bucket in found]
+    assert buckets == sorted(buckets, reverse=True)
