@@ -17,17 +17,22 @@ quickstart: setup
 	$(BIN)/python -m experiments.quickstart $(ARGS)
 
 # A test spends most of its time compiling on one core: a worker for each, a file at a time.
+PYTEST := $(BIN)/python -m pytest -q --numprocesses=logical --maxprocesses=8 --dist=loadfile
+
 test: setup
-	$(BIN)/python -m pytest -q --numprocesses=logical --maxprocesses=8 --dist=loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-slow: setup
-	$(BIN)/python -m pytest -q -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# Minutes each; encoders and trunks say little at sizes that are done in as many.
+SUITES := capture,probes,sweep,trunk,router,compile
+
 bench: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench,report]'
-	$(BIN)/python -m experiments.benchmark $(ARGS)
+	$(BIN)/python -m experiments.benchmark --suite=$(SUITES) $(ARGS)

@@ -55,11 +55,11 @@ class Scale:
 SCALES = {
     "cpu": Scale(
         queries=500,
-        capture=100,
+        capture=64,
         eager=4,
         shapes=(("smollm2-135m", 8, 64),),
         numpy_rows=500,
-        sweep_dims=(50, 100, 200),
+        sweep_dims=(50, 100),
         sweep_share=0.01,
         trunks=8,
         alone=5,

@@ -193,6 +193,6 @@ def _scaling(s: session.Session, train: Any, published: rj.TrunkConfig) -> list[
     """Time against members; the epochs they take are theirs."""
     one, rounds = jax.local_devices()[:1], min(s.rounds, 3)
     return [
-        turns.scaling("an ensemble", "members", [1, 2, 5, 10],
+        turns.scaling("an ensemble", "members", [1, 3, 10],
                       lambda k: lambda: train(published.seeds[:k], one), rounds)
     ]  # fmt: skip

@@ -113,7 +113,7 @@ def wait_for_blocks(store: pathlib.Path, n: int, jobs: list[subprocess.Popen]) -
 def finish(jobs: list[subprocess.Popen]) -> list[str]:
     outputs = []
     for job in jobs:
-        out, errors = job.communicate(timeout=240)
+        out, errors = job.communicate(timeout=600)
         assert job.returncode == 0, errors[-2000:]
         outputs.append(out)
     return outputs
@@ -126,7 +126,7 @@ def test_one_of_two_is_killed_and_one_or_three_finish_what_is_left(cluster, dige
     jobs[1].communicate()
     # The other makes its own blocks and waits; the coordination service may end it at any time.
     jobs[0].send_signal(signal.SIGTERM)
-    jobs[0].communicate(timeout=120)
+    jobs[0].communicate(timeout=300)
     before = committed(tmp_path / "by1")
     assert 5 <= len(before) < len(digests)
     assert {process for process, _ in written(tmp_path / "by1")} == {0, 1}
