@@ -335,7 +335,10 @@ def cases() -> Table:
         **_kernel_cases(),
         "trunk/loop.py:_start": lambda: [_of(loop._start, program, seeds)],
         "trunk/loop.py:_compiled_epoch": lambda: list(_epochs()),
-        "trunk/net.py:_score": lambda: [_of(net._score, (C, (6, 5), M), state.params, x_NC)],
+        "trunk/net.py:_score": lambda: [
+            _of(net._score, (C, (6, 5), M), net.by_name(state.params), rows_RC)
+            for rows_RC in (x_NC, array(2 * net._FEW_ROWS, C))
+        ],
         "routing/embedding_baselines.py:_nearest": lambda: [
             _of(embedding_baselines._nearest, x_NC, array(R, C), k=2)
         ],

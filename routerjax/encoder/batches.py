@@ -194,7 +194,7 @@ def few_batches(
 
 
 def bucket_of(length: int) -> int:
-    """A prompt length out of few: four steps to each doubling, from 16 up."""
+    """A prompt length out of few: four to each doubling, and at least 16 apart."""
     step = max(LEAST_STEP, power_of_two(length) // 8)
     return -(-length // step) * step
 

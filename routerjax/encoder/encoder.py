@@ -326,8 +326,8 @@ class Encoder:
 
         Args:
           prompts: Of `prompter`.
-          layers: Hidden-state indices, ascending.
-          poolings: Names out of POOLINGS.
+          layers: Hidden-state indices, ascending; not checked.
+          poolings: Names out of POOLINGS; not checked.
 
         Yields:
           rows [n] ascending numbers of prompts, and h_LPBD [L, P, B, D] float32 on the devices, of

@@ -159,13 +159,7 @@ class Prompter:
             queries = [query.strip() for query in queries]
         if not queries:
             return []
-        # What transformers does with a text, without what it then makes of the result. The last
-        # call of the tokenizer, ours or another, may have left any of these three set.
-        backend = self.tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = self.tokenizer.split_special_tokens
-        encodings = backend.encode_batch(
+        encodings = self._backend().encode_batch(
             [f"{head}{query}{tail}" for query in queries],
             # A rendered template carries its own special tokens.
             add_special_tokens=not self.templated,
@@ -184,6 +178,19 @@ class Prompter:
             start, end = (inside[0], inside[-1] + 1) if len(inside) else (len(tokens), len(tokens))
             rows.append((tokens, int(start), int(end)))
         return rows
+
+    def _backend(self) -> Any:
+        """What transformers calls, set as it sets it, without the lists it makes of the result."""
+        backend, splits = self.tokenizer.backend_tokenizer, self.tokenizer.split_special_tokens
+        # The last call of the tokenizer, ours or another, may have left any of these set. Each is
+        # written where it differs only: writing waits until no other thread tokenises.
+        if backend.truncation is not None:
+            backend.no_truncation()
+        if backend.padding is not None:
+            backend.no_padding()
+        if backend.encode_special_tokens != splits:
+            backend.encode_special_tokens = splits
+        return backend
 
     def _own(
         self, tokens: np.ndarray, offsets: Sequence[tuple[int, int]], first: int, past: int

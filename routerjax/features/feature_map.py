@@ -111,7 +111,7 @@ class FeatureMap:
         """Features of a captured batch of the only encoder, without waiting for either.
 
         Args:
-          h_LPBD: [L, P, B, D] float32, of `self.layers()` and `self.poolings()`.
+          h_LPBD: [L, P, B, D] float32, of `self.layers()` and `self.poolings()`; not checked.
 
         Returns:
           x_BC [B, C] float32, on the device that projects.
@@ -184,7 +184,7 @@ class FeatureMap:
 
     @functools.cached_property
     def _by_encoder(self) -> dict[int, "_OnDevice"]:
-        """The parts of each encoder that is read, put on the device once."""
+        """The parts of each encoder that is read, their axes put on the device once."""
         encoders = dict.fromkeys(part.encoder for part in self.parts)
         return {
             e: _OnDevice(

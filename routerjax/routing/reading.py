@@ -44,13 +44,13 @@ def read_and_predict(
       trunk: From features to P(correct).
 
     Returns:
-      x_NC [N, C] float32, and p_KBM [K, B, M] float32, of whose B rows the first N count; of a
-      single query it may still be on its way.
+      x_NC [N, C] float32 and p_KNM [K, N, M] float32, which may still be on its way.
     """
     if len(encoders) > 1 or len(prompts[0].tokens) > 1:
         x_NC = read(encoders, features, prompts)
         return x_NC, trunk.predict_members(x_NC)
     ((_, h_LPBD),) = encoders[0].dispatch(prompts[0], features.layers(), features.poolings())
-    x_BC = features.dispatch(h_LPBD)
-    p_KBM = trunk.dispatch(x_BC)
-    return np.asarray(x_BC)[:1], p_KBM
+    # On a mesh further rows fill the batch.
+    x_1C = features.dispatch(h_LPBD if h_LPBD.shape[2] == 1 else h_LPBD[:, :, :1])
+    p_K1M = trunk.dispatch(x_1C)
+    return np.asarray(x_1C), p_K1M

@@ -134,8 +134,9 @@ class Router:
 
     def read_texts(self, queries: Sequence[str]) -> np.ndarray:
         """Features [n, C] of texts, by the router's encoders."""
-        prompts = [encoder.prompter(list(queries)) for encoder in self.encoders]
-        return reading.read(self.encoders, self.features, prompts)
+        queries, encoders = list(queries), self.encoders
+        prompts = [encoder.prompter(queries) for encoder in encoders]
+        return reading.read(encoders, self.features, prompts)
 
     def add_target(
         self,
@@ -225,9 +226,9 @@ class Router:
             return []
         encoders = self.encoders
         prompts = [encoder.prompter(queries) for encoder in encoders]
-        x_NC, p_KBM = reading.read_and_predict(encoders, self.features, self.trunk, prompts)
+        x_NC, p_KNM = reading.read_and_predict(encoders, self.features, self.trunk, prompts)
         cost_NM = self.costs.expected(prompts[0].query_tokens_N, x_NC)
-        p_KNM = mixed(np.asarray(p_KBM)[:, : len(queries)], self.kernel, x_NC)
+        p_KNM = mixed(np.asarray(p_KNM), self.kernel, x_NC)
         # The mean of the members goes through the curves with them.
         p_NM, *of_members = self.calibration.apply(np.stack([p_KNM.mean(axis=0), *p_KNM]))
         spread_NM = np.std(of_members, axis=0)

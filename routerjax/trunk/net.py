@@ -17,6 +17,8 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 # Rows are scored in chunks of powers of two up to this, so that few shapes are ever compiled.
 _CHUNK_ROWS = 4096
+# Up to so many rows each member takes a copy of them: turning the weights would take longer.
+_FEW_ROWS = 32
 
 
 def _torch_uniform(fan_in: int) -> Any:
@@ -128,6 +130,12 @@ def init_members(
     return jax.vmap(make)(keys_K)
 
 
+def by_name(params: nnx.State) -> dict[str, Any]:
+    """The parameters of members as `Trunk.params` names them."""
+    layers = nnx.to_pure_dict(params)["layers"]
+    return {f"{i}.{leaf}": value for i, layer in layers.items() for leaf, value in layer.items()}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trunk:
     """The kept members of a trained ensemble.
@@ -176,7 +184,14 @@ class Trunk:
         return np.concatenate(chunks, axis=1)
 
     def dispatch(self, x_BC: np.ndarray | jax.Array) -> jax.Array:
-        """As `predict_members`, [K, B, M] of one batch on the device, without waiting for it."""
+        """As `predict_members`, of one batch and without waiting for it.
+
+        Args:
+          x_BC: [B, C] features; not checked.
+
+        Returns:
+          p_KBM [K, B, M] float32 on the device.
+        """
         return _score(self._shape, self._on_device, x_BC)
 
     def predict(self, x_NC: np.ndarray) -> np.ndarray:
@@ -203,11 +218,7 @@ class Trunk:
         """
         chosen = np.array(members)
         return cls.from_params(
-            {
-                f"{i}.{leaf}": np.asarray(value, np.float32)[chosen]
-                for i, layer in nnx.to_pure_dict(params)["layers"].items()
-                for leaf, value in layer.items()
-            }
+            {n: np.asarray(v, np.float32)[chosen] for n, v in by_name(params).items()}
         )
 
     @classmethod
@@ -241,7 +252,12 @@ def _score(
         layer, leaf = name.split(".")
         layers.setdefault(int(layer), {})[leaf] = value
     nnx.replace_by_pure_dict(state, {"layers": layers})
-    # Rows that the members share would make one product of all, with their weights turned for it.
+
+    def score(member: nnx.State, x_RC: jax.Array) -> jax.Array:
+        return jax.nn.sigmoid(nnx.merge(graphdef, member)(x_RC))
+
+    if x_RC.shape[0] > _FEW_ROWS:
+        return jax.vmap(score, (0, None))(state, x_RC)
+    # Rows that members share make one product of all, for which XLA turns their weights.
     x_KRC = jnp.broadcast_to(x_RC, (params["0.bias"].shape[0], *x_RC.shape))
-    score = jax.vmap(lambda member, x: jax.nn.sigmoid(nnx.merge(graphdef, member)(x)))
-    return score(state, x_KRC)
+    return jax.vmap(score)(state, x_KRC)

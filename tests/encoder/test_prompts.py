@@ -245,8 +245,8 @@ def test_identity_names_tokenizer_template_and_date_and_nothing_that_calls_chang
     # All of it stays set in the tokenizer.
     tokenizer.pad_token = "<s>"
     tokenizer("abc", truncation=True, padding="max_length", max_length=2, split_special_tokens=True)
-    assert prompter(["<s>abcdef"]).tokens[0].tolist() == before
     assert prompter.identity == identity
+    assert prompter(["<s>abcdef"]).tokens[0].tolist() == before
     assert Prompter(byte_tokenizer(CHATML), 60).identity == identity
     other = Prompter(byte_tokenizer(SPACED), 60).identity
     assert other["tokenizer_digest"] == identity["tokenizer_digest"]

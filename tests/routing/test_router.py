@@ -66,9 +66,11 @@ def test_one_text_or_many(router):
 
 @pytest.mark.parametrize("mesh", ["data:1", "data:4"])
 def test_a_single_text_takes_another_way_to_the_same_decision(
-    router, encoder, tiny_encoder_folder, mesh
+    router, encoder, tiny_encoder_folder, mesh, request
 ):
-    router.use_encoder(Encoder.from_pretrained(tiny_encoder_folder, mesh=make_mesh(mesh)))
+    there = Encoder.from_pretrained(tiny_encoder_folder, mesh=make_mesh(mesh))
+    request.addfinalizer(lambda: router.use_encoder(encoder))
+    router.use_encoder(there)
     texts = ["abc def?", "jjj"]
     together, alone = router.route(texts), [router.route(text) for text in texts]
     for many, one in zip(together, alone, strict=True):
@@ -78,15 +80,16 @@ def test_a_single_text_takes_another_way_to_the_same_decision(
     for text, one in zip(texts, alone, strict=True):
         p_1M = router.predict(router.read_texts([text]))
         assert list(one.probabilities.values()) == pytest.approx(p_1M[0], abs=1e-5)
-    router.use_encoder(encoder)
 
 
-def test_a_single_text_is_read_where_the_features_are_not(router, encoder, tiny_encoder_folder):
+def test_a_single_text_is_read_where_the_features_are_not(
+    router, encoder, tiny_encoder_folder, request
+):
     here = router.route("abc def?")
     mesh = make_mesh("data:1", jax.devices()[3:])
+    request.addfinalizer(lambda: router.use_encoder(encoder))
     router.use_encoder(Encoder.from_pretrained(tiny_encoder_folder, mesh=mesh))
     assert router.route("abc def?").probabilities == pytest.approx(here.probabilities, abs=1e-5)
-    router.use_encoder(encoder)
 
 
 def test_costs_are_tokens_times_prices(router, encoder, tiny_data):
@@ -445,6 +448,8 @@ def test_a_router_of_two_encoders(two, two_stores, encoder, second_encoder, tmp_
         decisions = loaded.route(queries)
         routed_NM = [[d.probabilities[t] for t in loaded.targets] for d in decisions]
         np.testing.assert_allclose(routed_NM, p_NM, atol=0.01)  # The stores' are float16.
+        alone = loaded.route(queries[0]).probabilities
+        assert alone == pytest.approx(decisions[0].probabilities, abs=1e-5)
         assert given is None or second_encoder in loaded.encoders
     assert evaluate(two, [right, left], some)["n_queries"] == 60
 
