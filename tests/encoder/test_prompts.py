@@ -256,6 +256,29 @@ def test_identity_names_tokenizer_template_and_date_and_nothing_that_calls_chang
     assert bare["template_digest"] is None and bare["prompt_date"] is None
 
 
+def test_a_tokenizer_that_is_set_right_is_not_written(monkeypatch):
+    # A setter of the backend waits, and holds Python's lock, while another thread tokenises.
+    tokenizer, written = byte_tokenizer(CHATML), []
+    prompter = Prompter(tokenizer, 60)
+    before = prompter(["abc"]).tokens[0].tolist()
+
+    class Spy:
+        def __getattr__(self, name):
+            if name.startswith("no_"):
+                written.append(name)
+            return getattr(tokenizer._tokenizer, name)
+
+        def __setattr__(self, name, value):
+            written.append(name)
+            setattr(tokenizer._tokenizer, name, value)
+
+    monkeypatch.setattr(type(tokenizer), "backend_tokenizer", property(lambda self: Spy()))
+    assert prompter(["abc"]).tokens[0].tolist() == before and written == []
+    tokenizer("abc", truncation=True, max_length=2, split_special_tokens=True)
+    assert prompter(["abc"]).tokens[0].tolist() == before
+    assert written == ["no_truncation", "encode_special_tokens"]
+
+
 def test_minilm_reads_past_the_128_tokens_its_tokenizer_file_stops_at(minilm):
     tokenizer = AutoTokenizer.from_pretrained(minilm)
     queries = ["What is 2+2?", "one two three " * 60, "word " * 700]
