@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 DATA, MODEL = "data", "model"
-T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 def make_mesh(spec: str = "auto", devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -70,7 +70,7 @@ def over_all(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(mesh.axis_names))
 
 
-def in_flight(dispatched: Iterable[T], n: int = 1) -> Iterator[T]:
+def in_flight(dispatched: Iterable[Item], n: int = 1) -> Iterator[Item]:
     """Hands on what was dispatched when n more have been: no device waits for the host.
 
     Args:
@@ -80,7 +80,7 @@ def in_flight(dispatched: Iterable[T], n: int = 1) -> Iterator[T]:
     Yields:
       Its items, in their order.
     """
-    pending: deque[T] = deque()
+    pending: deque[Item] = deque()
     for item in dispatched:
         pending.append(item)
         if len(pending) > n:
