@@ -36,6 +36,7 @@ flags.DEFINE_enum(
 flags.DEFINE_integer(
     "n_queries", 0, "Queries of capture and encoders; 0 for those of the scale.", 0
 )
+flags.DEFINE_list("shapes", [], "Of the encoders suite: some of the scale's, all by default.")
 flags.DEFINE_integer("rounds", 5, "Rounds of A B.", 1)
 flags.DEFINE_integer("cpu_devices", 2, "Devices that JAX makes of a CPU.", 1)
 flags.DEFINE_bool("profile", False, "Write a jax.profiler trace of each suite into --workdir.")
@@ -55,6 +56,7 @@ class Config:
     suite: list[str]
     scale: str
     n_queries: int
+    shapes: list[str]
     rounds: int
     cpu_devices: int
     profile: bool

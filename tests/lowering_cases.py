@@ -142,9 +142,10 @@ def _slab_cases() -> dict[str, list[Case]]:
 
 def _epochs() -> Iterator[Case]:
     """A mapped epoch: batches split by rows over devices, members side by side and one by one, and
-    members dealt out, in turns."""
+    members dealt out, in turns of any and of kin."""
     program = step.Program(C, (6, 5), M, (True, False), 4, 3, 0.0)
-    for rows_split, one_by_one, size in ((2, False, None), (2, True, None), (1, False, 2)):
+    for rows_split, one_by_one, size in ((2, False, None), (2, True, None), (1, False, 2),
+                                         (1, True, 2)):  # fmt: skip
         state = jax.eval_shape(functools.partial(loop._start, program), array(K, dtype=jnp.uint32))
         setting = step.Setting(array(K), array(K), array(K, 2), whole(K))
         data = step.Data(array(1, N, C), array(N, M), array(1, R, C), array(R, M))
@@ -289,8 +290,12 @@ def cases() -> Table:
     y = (drawn.random((N, M)) < 0.5).astype(np.float32)
     x = drawn.random((N, C), np.float32)
     return {
-        "data/shards.py:_scaled": lambda: [
-            _of(shards._scaled(), array(L, P, R, D, dtype=jnp.float16), array(L, P))
+        "data/shards.py:_compiled": lambda: [
+            _of(shards._compiled(shards._largest), array(L, P, R, D)),
+            _of(shards._compiled(shards._narrowed), array(L, P, R, D), array(L, P)),
+            _of(
+                shards._compiled(shards._widened), array(L, P, R, D, dtype=jnp.float16), array(L, P)
+            ),
         ],
         "encoder/capture.py:read_prefix": _prefix_cases,
         "encoder/mxfp4.py:unpack": lambda: [

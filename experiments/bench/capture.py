@@ -1,7 +1,6 @@
 """The capture and encoders suites: queries to pooled hidden states."""
 
 import dataclasses
-import pathlib
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ import jax
 import numpy as np
 
 import routerjax as rj
-from experiments.bench import checkpoints, machine, session, turns
+from experiments.bench import checkpoints, session, turns
 from experiments.bench.hugging_face import HuggingFace
 from experiments.bench.turns import Contestant, Work
 
@@ -21,6 +20,8 @@ _STORED = 1e-3
 # Two ways of rounding bfloat16 through tens of blocks.
 _BFLOAT16 = 5e-2
 _SPAN = np.array([[0, 1]], np.int32)
+# Queries whose states are compared with a peer's.
+_COMPARED = 128
 # Where peers read a part of the queries, it is runs of so many neighbours: a batch of their best.
 _RUN = 32
 
@@ -70,16 +71,15 @@ def capture(s: session.Session) -> dict[str, Any]:
 
 def encoders(s: session.Session) -> dict[str, Any]:
     """Shapes people use, random weights, simulated token ids; one race a shape."""
-    dtype = "float32" if machine.on_cpu() else "bfloat16"
+    dtype = session.file_dtype()
     found: dict[str, Any] = {"title": "", "rows": [], "agreement": {}, "left_out": [], "rates": {}}
     titles = []
-    for name, n, mean_tokens in s.scale.shapes:
-        with tempfile.TemporaryDirectory() as folder:
-            path = checkpoints.write(pathlib.Path(folder) / name, checkpoints.SHAPES[name], dtype)
-            encoder = rj.Encoder.from_pretrained(path, mesh=rj.make_mesh("data:1"))
-            data = checkpoints.queries(s.asked_for(n), mean_tokens, s.seed)
-            one = race(s, encoder, path, data, [])
-            del encoder  # Its memory is the next one's.
+    for name, n, mean_tokens in s.shapes:
+        path = s.checkpoint(name)
+        encoder = rj.Encoder.from_pretrained(path, mesh=rj.make_mesh("data:1"))
+        data = checkpoints.queries(s.asked_for(n), mean_tokens, s.seed)
+        one = race(s, encoder, path, data, [])
+        del encoder  # Its memory is the next one's.
         for row in one["rows"]:
             row["contestant"] = f"{name}: {row['contestant']}"
         titles.append(f"{name}, {len(data)} queries, {one['rows'][0]['tokens']:,} tokens")
@@ -136,13 +136,18 @@ def race(
     def agree(results: dict[str, Any]) -> dict[str, float]:
         ours = results.pop(_OURS)
         padding.append(ours.padding)
-        h_NLPD = ours.states(data.ids)
         found = {}
         for name, theirs in results.items():
-            theirs = theirs.states(data.ids) if isinstance(theirs, Extracted) else theirs
-            at_n = rows_n if name in (_PUBLISHED, _BEST) else np.arange(len(theirs))
+            if isinstance(theirs, Extracted):
+                at_n = place_n = np.arange(len(data))
+            else:
+                # A store far larger than memory is read at a few places.
+                place_n = np.linspace(0, len(theirs) - 1, min(len(theirs), _COMPARED)).astype(int)
+                at_n = rows_n[place_n] if name in (_PUBLISHED, _BEST) else place_n
             whole = whole_N[at_n]
-            error = turns.largest_relative(h_NLPD[at_n][whole], theirs[whole])
+            ids = [data.ids[i] for i in at_n[whole]]
+            theirs = theirs.states(ids) if isinstance(theirs, Extracted) else theirs[place_n[whole]]
+            error = turns.largest_relative(ours.states(ids), theirs)
             found[name] = turns.require(name, error, most)
         return found
 
@@ -182,9 +187,15 @@ class Extracted:
         return 1 - computed / padded
 
     def states(self, ids: Sequence[str]) -> np.ndarray:
-        """h_NLPD of these queries."""
-        blocks = [h_LPRD for _, h_LPRD in self.store.blocks()]
-        return np.concatenate(blocks, axis=2)[:, :, self.store.rows_of(ids)].transpose(2, 0, 1, 3)
+        """h_NLPD of these queries, of which there is at least one."""
+        store, row_n = self.store, self.store.rows_of(ids)
+        shape = len(ids), len(store.layers), len(store.poolings), store.width
+        h_NLPD = np.empty(shape, np.float32)
+        which = np.unique(row_n // store.block_rows).tolist()
+        for at, h_LPRD in store.blocks(which=which):
+            here = np.flatnonzero((row_n >= at.start) & (row_n < at.stop))
+            h_NLPD[here] = h_LPRD[:, :, row_n[here] - at.start].transpose(2, 0, 1, 3)
+        return h_NLPD
 
 
 def extract(encoder: rj.Encoder, data: rj.RoutingDataset) -> Extracted:

@@ -20,6 +20,12 @@ def _decoder(family: str, **fields: Any) -> dict[str, Any]:
 
 
 SHAPES: dict[str, dict[str, Any]] = {
+    # As wide and as deep as MiniLM.
+    "decoder-384": _decoder(
+        "qwen3", hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
+        num_key_value_heads=12, head_dim=32, intermediate_size=1536, vocab_size=49152,
+        rms_norm_eps=1e-6, rope_theta=1000000.0, max_position_embeddings=4096,
+    ),
     "smollm2-135m": _decoder(
         "llama", hidden_size=576, num_hidden_layers=30, num_attention_heads=9,
         num_key_value_heads=3, head_dim=64, intermediate_size=1536, vocab_size=49152,
@@ -42,13 +48,13 @@ def tiny(n_layers: int) -> dict[str, Any]:
     """A narrow decoder of any depth, whose compilation is all that takes time."""
     return _decoder(
         "qwen3", hidden_size=64, num_hidden_layers=n_layers, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, intermediate_size=128, vocab_size=N_WORDS,
+        num_key_value_heads=2, head_dim=16, intermediate_size=128, vocab_size=2**15,
         rms_norm_eps=1e-6, rope_theta=1000000.0, max_position_embeddings=4096,
     )  # fmt: skip
 
 
 def write(folder: pathlib.Path, config: dict[str, Any], dtype: str, seed: int = 0) -> str:
-    """Writes config.json, model.safetensors and a tokenizer whose words are numbers.
+    """Writes config.json, model.safetensors and a tokenizer of numbers and characters.
 
     Args:
       folder: New; one already written is taken as it is.
@@ -144,9 +150,18 @@ def _as_stored(x: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _write_tokenizer(folder: pathlib.Path) -> None:
+    """A number below N_WORDS is a token, and so is each character of any other text."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({str(i): i for i in range(N_WORDS)}, unk_token="0"))
+    letters = [c for c in map(chr, range(33, 127)) if not c.isdigit()]
+    pieces = [str(i) for i in range(N_WORDS)] + letters
+    pieces += [f"##{c}" for c in [*letters, *"0123456789"]] + ["<unk>", "<pad>"]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    words = Tokenizer(models.WordPiece(vocab, unk_token="<unk>", max_input_chars_per_word=4096))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0").save_pretrained(folder)
+    # A number among the special tokens would be cut out of the others.
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", pad_token="<pad>"
+    )
+    tokenizer.save_pretrained(folder)

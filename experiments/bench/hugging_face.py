@@ -57,7 +57,8 @@ class HuggingFace:
         for start in range(0, len(texts), batch):
             rows = order[start : start + batch]
             states, lengths_B = self._states([texts[i] for i in rows])
-            at_B, length_B1 = torch.arange(len(rows)), lengths_B[:, None]
+            at_B = torch.arange(len(rows), device=self._device)
+            length_B1 = lengths_B[:, None]
             real_BT = torch.arange(states[0].shape[1], device=self._device)[None] < length_B1
             pooled = []
             for x_BTD in states:

@@ -10,6 +10,7 @@ import numpy as np
 
 import routerjax as rj
 from experiments import options
+from experiments.bench import checkpoints, machine
 
 TORCH = "torch is not installed (pip install '.[bench]'): what it would do"
 SCIKIT_LEARN = "scikit-learn is not installed (pip install '.[bench]'): what it would do"
@@ -20,6 +21,7 @@ class Scale:
     """Sizes of the suites.
 
     Attributes:
+      encoder: Name in checkpoints.SHAPES, where none is given; MiniLM if empty.
       queries: Simulated queries, where no label file is given.
       capture: Queries of the capture suite.
       eager: Of them, those run without compilation.
@@ -50,6 +52,7 @@ class Scale:
     depths: tuple[int, ...] = (8, 64)
     scaled: int = 1000
     scaling: bool = True
+    encoder: str = ""
 
 
 SCALES = {
@@ -91,17 +94,19 @@ SCALES = {
         scaling=False,
     ),
     "accelerator": Scale(
-        queries=20000,
-        capture=20000,
-        eager=64,
-        shapes=(("qwen3-0.6b", 100_000, 256), ("qwen3-8b", 4096, 256)),
-        peer_tokens=2**17,
-        numpy_rows=20000,
+        encoder="decoder-384",
+        queries=8192,
+        capture=8192,
+        eager=8,
+        shapes=(("qwen3-0.6b", 100_000, 128), ("qwen3-8b", 4096, 128)),
+        peer_tokens=2**16,
+        numpy_rows=8192,
         sweep_share=0.02,
         trunks=1000,
-        scaled=20000,
-        alone=5,
-        processes=3,
+        scaled=8192,
+        alone=6,
+        processes=1,
+        scaling=False,
     ),
 }
 
@@ -128,7 +133,30 @@ class Session:
 
     @functools.cached_property
     def source(self) -> str:
-        return self._config.encoder or options.minilm()
+        """Folder or hub id of the encoder; one of random weights is written where it is first."""
+        name = self.scale.encoder
+        if self._config.encoder or not name:
+            return self._config.encoder or options.minilm()
+        return self.checkpoint(name)
+
+    def checkpoint(self, name: str) -> str:
+        """The folder of a shape with random weights; kept for a second run."""
+        path = self.folder.local_path() / f"{name}-{file_dtype()}"
+        return checkpoints.write(path, checkpoints.SHAPES[name], file_dtype())
+
+    @property
+    def shapes(self) -> list[tuple[str, int, int]]:
+        """(name, queries, mean tokens) of the encoders suite: those of the scale that are wanted.
+
+        Raises:
+          ValueError: The scale has no such shape.
+        """
+        names = [name for name, _, _ in self.scale.shapes]
+        for name in self._config.shapes:
+            if name not in names:
+                raise ValueError(f"--shapes: expected some of {', '.join(names)}, got {name!r}")
+        wanted = self._config.shapes or names
+        return [shape for shape in self.scale.shapes if shape[0] in wanted]
 
     @functools.cached_property
     def encoder(self) -> rj.Encoder:
@@ -154,6 +182,11 @@ class Session:
         n = min(self.asked_for(n), len(self.data))
         chosen = np.random.default_rng(self.seed).choice(len(self.data), n, replace=False)
         return self.data.select(np.sort(chosen))
+
+
+def file_dtype() -> str:
+    """Of the checkpoints that are written here: what the encoder computes in."""
+    return "float32" if machine.on_cpu() else "bfloat16"
 
 
 def shape_of(encoder: rj.Encoder) -> str:

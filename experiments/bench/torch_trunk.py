@@ -21,7 +21,8 @@ def torch_ensemble(arrays: list[np.ndarray], config: rj.TrunkConfig) -> tuple[fl
     import torch
     from torch import nn
 
-    x, y, x_val, y_val = (torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x, y, x_val, y_val = (torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in arrays)
 
     def bce(logits: Any, target: Any) -> Any:
         seen = ~target.isnan()
@@ -36,12 +37,12 @@ def torch_ensemble(arrays: list[np.ndarray], config: rj.TrunkConfig) -> tuple[fl
         for hidden, share in zip(config.hidden, config.dropout, strict=True):
             layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(share)]
             width = hidden
-        net = nn.Sequential(*layers, nn.Linear(width, y.shape[1]))
+        net = nn.Sequential(*layers, nn.Linear(width, y.shape[1])).to(device)
         optimiser = torch.optim.Adam(net.parameters(), config.learning_rate, weight_decay=config.l2)
         lowest, waited = np.inf, 0
         for _ in range(config.epochs):
             net.train()
-            order = torch.randperm(len(x))
+            order = torch.randperm(len(x), device=device)
             for at in order.split(config.batch_size):
                 optimiser.zero_grad()
                 bce(net(x[at]), y[at]).backward()

@@ -16,6 +16,7 @@ STORE_DTYPES = ("float16", "float32")
 # Below it a product could be subnormal, which XLA's CPU code flushes to zero.
 _LOWEST_EXPONENT = -100
 _WORTH_COMPILING = 2**16
+_INFINITY = 0xF800  # Twice the bits of float16's.
 
 
 def rows_per_block(n_layers: int, n_poolings: int, width: int, store_dtype: str) -> int:
@@ -65,31 +66,59 @@ def encode(h_LPRD: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     value h comes back within max(2^-11 |h|, 2^-39 max|h|), the maximum over its (layer, pooling).
 
     Args:
-      h_LPRD: [L, P, R, D] float32, finite.
+      h_LPRD: [L, P, R, D] float32; what is not finite stays so.
       dtype: "float16" or "float32".
 
     Returns:
       The stored values [L, P, R, D] and exponents_LP [L, P] int32.
     """
-    exponents_LP = np.zeros(h_LPRD.shape[:2], np.int32)
-    if dtype == "float16":
-        exponents_LP = np.frexp(np.abs(h_LPRD).max(axis=(2, 3)))[1].astype(np.int32) - 15
-    return np.ldexp(h_LPRD, -exponents_LP[:, :, None, None]).astype(dtype), exponents_LP
+    if dtype == "float32":
+        return h_LPRD.astype(dtype), np.zeros(h_LPRD.shape[:2], np.int32)
+    largest_LP = _on_host(_largest, h_LPRD)
+    small = bool((largest_LP < 2.0 ** (_LOWEST_EXPONENT + 14)).any())  # Or flushed to zero.
+    if small:
+        largest_LP = _largest(np, h_LPRD)
+    known_LP = np.where(np.isfinite(largest_LP), largest_LP, 0)
+    exponents_LP = np.frexp(known_LP)[1].astype(np.int32) - 15
+    if small:
+        return np.ldexp(h_LPRD, -exponents_LP[:, :, None, None]).astype(dtype), exponents_LP
+    scale_LP = np.ldexp(np.float32(1), -exponents_LP)
+    return _on_host(_narrowed, h_LPRD, scale_LP), exponents_LP
 
 
 def decode(stored: np.ndarray, exponents_LP: np.ndarray) -> np.ndarray:
     """The float32 values h_LPRD of what `encode` returned; they may be read-only."""
-    lowest = int(exponents_LP.min(initial=0))
-    small = stored.size < _WORTH_COMPILING or lowest < _LOWEST_EXPONENT
-    cpu = None if stored.dtype == np.float32 or small else _cpu()
-    if cpu is None:
+    if stored.dtype == np.float32 or int(exponents_LP.min(initial=0)) < _LOWEST_EXPONENT:
         return np.ldexp(stored.astype(np.float32), exponents_LP[:, :, None, None])
+    return _on_host(_widened, stored, np.ldexp(np.float32(1), exponents_LP))
+
+
+def _largest(xp: Any, h_LPRD: Any) -> Any:
+    return xp.abs(h_LPRD).max(axis=(2, 3))
+
+
+def _narrowed(xp: Any, h_LPRD: Any, scale_LP: Any) -> Any:
+    return (h_LPRD * scale_LP[:, :, None, None]).astype(xp.float16)
+
+
+def _widened(xp: Any, stored: Any, scale_LP: Any) -> Any:
+    return stored.astype(xp.float32) * scale_LP[:, :, None, None]
+
+
+def _on_host(function: Any, x_LPRD: np.ndarray, *more: np.ndarray) -> np.ndarray:
+    """A function of (numpy or jax.numpy, arrays), compiled for the host where that is worth it.
+
+    Compiled it goes once over the values, on all cores: an accelerator fills blocks faster than one
+    core can scale them. The result is XLA's own memory, not copied on its way to a CPU device.
+    """
+    cpu = None if x_LPRD.size < _WORTH_COMPILING else _cpu()
+    if cpu is None:
+        with np.errstate(over="ignore"):  # Only where something is not finite.
+            return function(np, x_LPRD, *more)
     import jax
 
-    # On all cores and in one pass; the result is XLA's own memory, which is not copied on its way
-    # to a CPU device.
     with jax.default_device(cpu):
-        return np.asarray(_scaled()(stored, np.ldexp(np.float32(1), exponents_LP)))
+        return np.asarray(_compiled(function)(x_LPRD, *more))
 
 
 @functools.cache
@@ -104,10 +133,10 @@ def _cpu() -> Any:
 
 
 @functools.cache
-def _scaled() -> Any:
+def _compiled(function: Any) -> Any:
     import jax
 
-    return jax.jit(lambda stored, scale_LP: stored.astype(np.float32) * scale_LP[:, :, None, None])
+    return jax.jit(functools.partial(function, jax.numpy))
 
 
 def has_nan(stored: np.ndarray) -> bool:
@@ -115,7 +144,14 @@ def has_nan(stored: np.ndarray) -> bool:
     if stored.dtype != np.float16:
         return bool(np.isnan(stored).any())
     # Without its sign a NaN's bits are beyond those of infinity.
-    return bool((stored.view(np.uint16) << 1).max(initial=0) > 0xF800)
+    return bool((stored.view(np.uint16) << 1).max(initial=0) > _INFINITY)
+
+
+def all_finite(stored: np.ndarray) -> bool:
+    """Whether no value is infinite or NaN."""
+    if stored.dtype != np.float16:
+        return bool(np.isfinite(stored).all())
+    return bool((stored.view(np.uint16) << 1).max(initial=0) < _INFINITY)
 
 
 def digest(stored: np.ndarray) -> str:

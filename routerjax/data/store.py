@@ -19,7 +19,15 @@ import tensorstore as ts
 
 from routerjax.data.identity import identity_differences
 from routerjax.data.rows import Rows
-from routerjax.data.shards import decode, digest, encode, has_nan, open_array, rows_per_block
+from routerjax.data.shards import (
+    all_finite,
+    decode,
+    digest,
+    encode,
+    has_nan,
+    open_array,
+    rows_per_block,
+)
 from routerjax.files import Folder
 
 SCHEMA_VERSION = 1
@@ -151,8 +159,9 @@ class ActivationStore:
             raise ValueError(
                 f"h_LPRD: block {block} has {rows.stop - rows.start} rows, got {h_LPRD.shape[2]}"
             )
-        self._refuse_non_finite(h_LPRD, rows)
         stored, exponents_LP = encode(h_LPRD, self.identity["store_dtype"])
+        if not all_finite(stored):
+            raise self._non_finite(h_LPRD, rows)
         try:
             self._array[:, :, rows].write(stored).result()
         except Exception as error:
@@ -236,16 +245,15 @@ class ActivationStore:
         exponents_LP = np.array(commit["exponents"], np.int32)[np.ix_(l_index, p_index)]
         return decode(stored, exponents_LP)
 
-    def _refuse_non_finite(self, h_LPRD: np.ndarray, rows: slice) -> None:
+    def _non_finite(self, h_LPRD: np.ndarray, rows: slice) -> FloatingPointError:
         finite_LPR = np.isfinite(h_LPRD).all(axis=-1)
-        if not finite_LPR.all():
-            layer, pooling, row = (int(axis[0]) for axis in np.nonzero(~finite_LPR))
-            raise FloatingPointError(
-                f"query {self.ids[rows.start + row]!r} has a non-finite activation at hidden state "
-                f"{self.layers[layer]}, pooling {self.poolings[pooling]!r} "
-                f"({int((~finite_LPR).sum())} in the block): the block is not stored. Try "
-                f"--compute_dtype=float32; if it persists, the encoder's weights are damaged"
-            )
+        layer, pooling, row = (int(axis[0]) for axis in np.nonzero(~finite_LPR))
+        return FloatingPointError(
+            f"query {self.ids[rows.start + row]!r} has a non-finite activation at hidden state "
+            f"{self.layers[layer]}, pooling {self.poolings[pooling]!r} "
+            f"({int((~finite_LPR).sum())} in the block): the block is not stored. Try "
+            f"--compute_dtype=float32; if it persists, the encoder's weights are damaged"
+        )
 
     # ---- making and opening
 

@@ -82,24 +82,31 @@ def pool(
     t_T = jnp.arange(x_BTD.shape[1])
     real_BT = t_T[None] < lengths_B[:, None]
     starts_B, ends_B = spans_B2[:, 0], spans_B2[:, 1]
-    # Padding may hold anything, infinities too; a product with 0 would not remove those.
-    x_BTD = jnp.where(real_BT[:, :, None], x_BTD.astype(jnp.float32), 0.0)
     shape = x_BTD.shape[0], x_BTD.shape[2]
 
+    def real_only(mask_BT: jax.Array) -> jax.Array:
+        """In float32. Padding may hold anything, infinities too, which times 0 are not 0."""
+        return jnp.where(mask_BT[:, :, None], x_BTD.astype(jnp.float32), 0.0)
+
     def mean_over(mask_BT: jax.Array) -> jax.Array:
-        weights_BT = mask_BT / jnp.maximum(mask_BT.sum(axis=1, keepdims=True), 1)
+        n_B1 = jnp.maximum(mask_BT.sum(axis=1, keepdims=True), 1)
+        if jax.default_backend() != "cpu":
+            # One pass over the state as it is; a product would have it made in float32 first.
+            return real_only(mask_BT).sum(axis=1) / n_B1
         highest = jax.lax.Precision.HIGHEST
-        return jnp.einsum("bt,btd->bd", weights_BT, x_BTD, precision=highest)
+        return jnp.einsum("bt,btd->bd", mask_BT / n_B1, real_only(real_BT), precision=highest)
 
     def token_at(index_B: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(x_BTD, index_B[:, None, None], axis=1)[:, 0]
+        found_B1D = jnp.take_along_axis(x_BTD, index_B[:, None, None], axis=1)
+        return found_B1D[:, 0].astype(jnp.float32)
 
     def pooled(name: str) -> jax.Array:
         match name:
             case "last":
                 return token_at(lengths_B - 1)
             case "first":
-                return x_BTD[:, 0] if first_D is None else jnp.broadcast_to(first_D, shape)
+                first_BD = x_BTD[:, 0].astype(jnp.float32)
+                return first_BD if first_D is None else jnp.broadcast_to(first_D, shape)
             case "mean":
                 mean_BD = mean_over(real_BT)
                 if mean_D is None:
@@ -109,7 +116,8 @@ def pool(
             case "query_mean":
                 return mean_over((t_T[None] >= starts_B[:, None]) & (t_T[None] < ends_B[:, None]))
             case "max":
-                max_BD = jnp.where(real_BT[:, :, None], x_BTD, -jnp.inf).max(axis=1)
+                max_BTD = jnp.where(real_BT[:, :, None], x_BTD, -jnp.inf)
+                max_BD = max_BTD.max(axis=1).astype(jnp.float32)
                 return max_BD if max_D is None else jnp.maximum(max_BD, max_D[None])
             case _:
                 steps_B = (_QUANTILES[name] * (ends_B - starts_B - 1)).astype(jnp.int32)

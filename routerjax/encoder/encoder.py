@@ -14,7 +14,13 @@ from jax.sharding import Mesh
 
 from routerjax.devices import DATA, by_rows, in_flight
 from routerjax.encoder.attention import cudnn_is_legal, longest_whole
-from routerjax.encoder.batches import LEAST_STEP, WORTH_TOKENS, few_batches, pack
+from routerjax.encoder.batches import (
+    LEAST_STEP,
+    default_batch_tokens,
+    few_batches,
+    pack,
+    worth_tokens,
+)
 from routerjax.encoder.capture import FEW_TOKENS, Graph, Prefix, capture, read_prefix, unstacked
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.hub import locate, read_config, read_tokenizer
@@ -30,14 +36,6 @@ logger = logging.getLogger(__name__)
 MAX_TOKENS = 2048
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-# Tokens of a full batch, padding included. On a CPU more gains nothing, and pads more; a large
-# model is busy with fewer.
-_BATCH_TOKENS, _BATCH_TOKENS_OF_LARGE = 1024, 512
-_BATCH_TOKENS_ELSEWHERE = 32768
-_LARGE = 1e8  # Floating-point operations a token.
-# On a CPU a shape compiles in one to two seconds whatever the model's width. What a shape has to
-# save is this much computing, about a tenth of that: 1,024 tokens of MiniLM, 100 of SmolLM2-135M.
-_WORTH_FLOPS = 2e10
 _PREFIXES_KEPT = 4  # With the layers they were read to.
 
 
@@ -62,8 +60,8 @@ class Encoder:
         self.config, self.prompter, self.identity, self.mesh = config, prompter, identity, mesh
         self._graph, self._params = Graph(model[0]), model[1]
         self._prefixes: dict[Any, Prefix] = {}
-        platform, dtype = mesh.devices.flat[0].platform, identity["compute_dtype"]
-        self._cudnn = cudnn_is_legal(config, platform, dtype, identity["max_tokens"])
+        dtype, max_tokens = identity["compute_dtype"], identity["max_tokens"]
+        self._cudnn = cudnn_is_legal(config, self.platform, dtype, max_tokens)
 
     def __repr__(self) -> str:
         c = self.config
@@ -99,17 +97,17 @@ class Encoder:
     @property
     def default_batch_tokens(self) -> int:
         """Tokens of a full batch that keep these devices busy."""
-        if self.mesh.devices.flat[0].platform != "cpu":
-            return self.n_devices * _BATCH_TOKENS_ELSEWHERE
-        large = self._flops_per_token > _LARGE
-        return self.n_devices * (_BATCH_TOKENS_OF_LARGE if large else _BATCH_TOKENS)
+        return self.n_devices * default_batch_tokens(self.platform, self._flops_per_token)
 
     @property
     def worth_tokens(self) -> int:
         """Tokens that one more compiled shape has to save a job, to pay for its compilation."""
-        if self.mesh.devices.flat[0].platform != "cpu":
-            return WORTH_TOKENS
-        return max(1, min(WORTH_TOKENS, int(_WORTH_FLOPS / self._flops_per_token)))
+        return worth_tokens(self.platform, self._flops_per_token)
+
+    @property
+    def platform(self) -> str:
+        """Of the devices, as JAX calls it: "cpu", "gpu", "tpu"."""
+        return self.mesh.devices.flat[0].platform
 
     @functools.cached_property
     def _flops_per_token(self) -> float:

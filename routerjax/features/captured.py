@@ -137,6 +137,7 @@ class Captured:
             range(-(-n_rows // R)),
             self.layers,
             self.poolings,
+            self.plan.buckets,
         )
         with jobs.progress_bar(n_rows, 0, "queries", what) as bar:
             for block, prompts, at, _, h_LPBD in batches:

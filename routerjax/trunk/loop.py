@@ -24,6 +24,11 @@ logger = logging.getLogger(__name__)
 _ONE_BY_ONE = ("cpu",)
 
 
+def goes_one_by_one(platform: str) -> bool:
+    """Whether devices of this platform train members one after the other, or kin together."""
+    return platform in _ONE_BY_ONE
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """How members lie on devices.
@@ -61,8 +66,9 @@ class Loop:
       setting: What members differ in, [K] leading, on the host.
       layout: How members lie on `devices`.
       devices: As many as the layout uses.
-      turn: Members trained at a time on a device at most, neighbours of one seed and source; those
-        that have stopped get no turn. None for all at once, always.
+      turn: Members trained at a time on a device at most; those that have stopped get no turn, and
+        where one goes by one those of a turn are of one seed and source. None for all at once,
+        always.
     """
 
     def __init__(
@@ -88,8 +94,8 @@ class Loop:
         self._state = self._laid_out(_start(program, jnp.asarray(self._seed_K)))
         copies = [np.broadcast_to(a, (layout.n_devices, *a.shape)) for a in data]
         self._data = Data(*jax.device_put(copies, self._by_device))
-        one_by_one = devices[0].platform in _ONE_BY_ONE
-        self._epoch = _compiled_epoch(program, layout.rows_split, one_by_one, tuple(devices))
+        self._one_by_one = goes_one_by_one(devices[0].platform)
+        self._epoch = _compiled_epoch(program, layout.rows_split, self._one_by_one, tuple(devices))
 
     def dispatch(self, running_K: np.ndarray) -> tuple[Losses, jax.Array]:
         """Starts an epoch; its losses and which members have stopped by now, still on devices.
@@ -121,11 +127,13 @@ class Loop:
         """Who trains in this epoch, on every device."""
         n, per_device, size = self.layout.n_devices, self.layout.per_device, self._turn
         assert size is not None
-        sizes = turn_sizes(size)
+        sizes = turn_sizes(size, self._one_by_one)
         slot_DKJ = np.full((n, per_device, size), per_device, np.int32)
         size_DK = np.zeros((n, per_device), np.int32)
         n_turns_D = np.zeros(n, np.int32)
         kin_K = np.stack([self._seed_K, self._source_K], axis=1)
+        if not self._one_by_one:
+            kin_K = np.zeros_like(kin_K)
         for device in range(n):
             first = device * per_device
             slots = np.flatnonzero(running_K[first : first + per_device])
@@ -133,7 +141,8 @@ class Loop:
             for kind in range(kin.max(initial=-1) + 1):
                 alike = slots[kin.reshape(-1) == kind]
                 while len(alike):
-                    which = next(i for i, most in enumerate(sizes) if most <= len(alike))
+                    fitting = (i for i, most in enumerate(sizes) if most <= len(alike))
+                    which = next(fitting, len(sizes) - 1)
                     some, alike = np.split(alike, [sizes[which]])
                     slot_DKJ[device, n_turns_D[device], : len(some)] = some
                     size_DK[device, n_turns_D[device]] = which

@@ -1,9 +1,10 @@
 """train_many: hundreds of members of different recipes and hyperparameters, trained at once.
 
 Members of one shape (width of the features, hidden layers) are one compiled program; what else they
-differ in are arrays over them. Those of one seed and one recipe see the same rows in the same order
-and drop units by the same random numbers, so they train in turns of a few: their products are one
-wide product, and their state fits a cache. A member that has stopped gets no further turn. Each
+differ in are arrays over them. They train in turns, and one that has stopped gets no further turn.
+On a CPU a turn is of a few kin, of one seed and one recipe: they see the same rows in the same
+order and drop units by the same random numbers, so that their products are one wide product and
+their state fits a cache. On an accelerator it is of a few hundred of any kind, side by side. Each
 member is the one that `train` makes of its seed and hyperparameters, however many train beside it.
 """
 
@@ -21,17 +22,17 @@ from routerjax import jobs
 from routerjax.files import Folder
 from routerjax.trunk.checkpoint import Checkpoints
 from routerjax.trunk.config import TrunkConfig
-from routerjax.trunk.loop import Layout, Loop, restore, run
+from routerjax.trunk.loop import Layout, Loop, goes_one_by_one, restore, run
 from routerjax.trunk.net import Trunk
 from routerjax.trunk.state import Data, Program, Setting
 from routerjax.trunk.train import check_rows, digest
 
 logger = logging.getLogger(__name__)
 
-# Members of a turn. On two CPU cores 4 to 10 train 1.3 times as fast as members side by side under
-# vmap, and 20 no faster; an accelerator wants wider products.
+# Members of a turn. On two CPU cores 4 to 10 kin train 1.3 times as fast as members side by side
+# under vmap, and 20 no faster; an accelerator wants as many as hide the starts of its kernels.
 _TURN = {"cpu": 8}
-_TURN_ELSEWHERE = 64
+_TURN_ELSEWHERE = 256
 
 # Bytes of state on a device: parameters, best parameters, two moments, and as much in passing.
 _STATE_BYTES = {"cpu": 2**30}
@@ -270,8 +271,10 @@ def _groups(
 
 
 def _turn(members: Sequence[Member], per_device: int, platform: str) -> int:
-    """Members of a turn: the most that suit the device, in equal turns of the largest kin."""
-    kin = [len(list(same)) for _, same in itertools.groupby(members, lambda m: (m[0], m.seed))]
-    largest = min(max(kin), per_device)
+    """Members of a turn: the most that suit the device, in equal turns of those that may share."""
+    largest = per_device
+    if goes_one_by_one(platform):
+        kin = itertools.groupby(members, lambda m: (m.features, m.seed))
+        largest = min(max(len(list(same)) for _, same in kin), per_device)
     n_turns = -(-largest // _TURN.get(platform, _TURN_ELSEWHERE))
     return -(-largest // n_turns)

@@ -57,7 +57,7 @@ class Setting(NamedTuple):
 
 
 class Turns(NamedTuple):
-    """Which members train, turn after turn; those of a turn have one seed and one source.
+    """Which members train, turn after turn.
 
     Attributes:
       slot_KJ: [K, J] int32 members; a turn smaller than J is filled up with K, which is none.
@@ -70,11 +70,15 @@ class Turns(NamedTuple):
     n_turns: Array
 
 
-def turn_sizes(most: int) -> tuple[int, ...]:
-    """The sizes that turns of at most J members come in, largest first: J, then powers of two.
+def turn_sizes(most: int, kin_only: bool) -> tuple[int, ...]:
+    """The sizes that turns of at most J members come in, largest first.
 
-    Each is compiled. A turn costs what its size says, so one that is half empty would waste half.
+    Each is compiled. Where a turn is of kin alone (one seed, one source), many are small, and one
+    that is half empty would waste half: J, then powers of two. Where anyone fills it up, only the
+    last one can be.
     """
+    if not kin_only:
+        return (most,)
     return (most, *(2**i for i in reversed(range(most.bit_length())) if 2**i < most))
 
 

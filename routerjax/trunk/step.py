@@ -81,7 +81,8 @@ def run_epoch(
         1: the device trains its members by itself, without collectives.
       one_by_one: Whether a member's epoch comes after another's, which leaves out those that have
         stopped and is what a CPU is quicker at: the parameters and moments of one member stay in
-        its cache through all batches, those of ten do not. Else all move at once, by `vmap`.
+        its cache through all batches, those of ten do not. Else all move at once, by `vmap`, and so
+        do those of a turn, whatever their seeds.
       state: The members of this device.
       setting: What they differ in.
       data: The rows, whole.
@@ -91,23 +92,28 @@ def run_epoch(
       The new state, and the losses of this epoch; NaN for members that had stopped before it.
     """
     of_seed = functools.partial(_seed_epoch, program, rows_split, data)
+
+    def alone(each: Callable[..., Any], *of_members: Any) -> tuple[State, Losses]:
+        """`each` of a member at a time, mapped over them."""
+        apart = jax.tree.map(lambda leaf: leaf[:, None], of_members)
+        return jax.tree.map(lambda leaf: leaf[:, 0], each(*apart))
+
     if turns is None:
-        alone = jax.tree.map(lambda leaf: leaf[:, None], (state, setting))
         if one_by_one:
-            done = jax.lax.map(lambda member: _unless_stopped(of_seed, *member), alone)
-        else:
-            done = jax.vmap(of_seed)(*alone)
-        return jax.tree.map(lambda leaf: leaf[:, 0], done)
+            unless_stopped = functools.partial(_unless_stopped, of_seed)
+            in_sequence = functools.partial(jax.lax.map, lambda member: unless_stopped(*member))
+            return alone(lambda *members: in_sequence(members), state, setting)
+        return alone(jax.vmap(of_seed), state, setting)
 
     def first(size: int, state_J: State, setting_J: Setting) -> tuple[State, Losses]:
         """The epoch of the first members of a turn; the others stay as they are."""
         some = jax.tree.map(lambda leaf: leaf[:size], (state_J, setting_J))
-        new, losses = of_seed(*some)
+        new, losses = of_seed(*some) if one_by_one else alone(jax.vmap(of_seed), *some)
         put = functools.partial(jax.tree.map, lambda all_J, some_J: all_J.at[:size].set(some_J))
         nothing_J = jnp.full(state_J.seed.shape, jnp.nan)
         return put(state_J, new), put(Losses(nothing_J, nothing_J), losses)
 
-    sizes = turn_sizes(turns.slot_KJ.shape[1])
+    sizes = turn_sizes(turns.slot_KJ.shape[1], one_by_one)
     of_size = [functools.partial(first, size) for size in sizes]
 
     def turn(i: jax.Array, carry: tuple[State, Losses]) -> tuple[State, Losses]:

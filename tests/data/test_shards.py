@@ -6,7 +6,14 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from routerjax.data.shards import decode, digest, encode, has_nan, rows_per_block
+from routerjax.data.shards import (
+    all_finite,
+    decode,
+    digest,
+    encode,
+    has_nan,
+    rows_per_block,
+)
 
 # Up to 2^127: rounding up the largest float32 would overflow. Subnormal values are among them.
 FLOATS = st.floats(-(2.0**127), 2.0**127, width=32)
@@ -54,6 +61,36 @@ def test_large_blocks_are_decoded_as_small_ones(exponent):
     np.testing.assert_array_equal(large[:, :, :100].view(np.int32), small.view(np.int32))
     expected = np.ldexp(stored.astype(np.float64), exponents_LP[:, :, None, None])
     np.testing.assert_array_equal(large, expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("exponent", [-139, -110, -86, -60, 0, 60, 110])
+def test_large_blocks_are_encoded_as_small_ones(exponent):
+    """Compiled or not: rounding, subnormal values and signs of zeros come out alike."""
+    drawn = np.random.default_rng(0).normal(size=(1, 2, 128, 300))
+    drawn *= 2.0 ** np.random.default_rng(1).integers(-45, 1, drawn.shape)
+    drawn[..., :3] = [1, 0.0, -0.0]
+    h_LPRD = np.ldexp(drawn, exponent).astype(np.float32)
+    # Each row has the largest magnitude of its block, so that the scale is the same without others.
+    h_LPRD[..., 0] = np.abs(h_LPRD).max()
+    large, exponents_LP = encode(h_LPRD, "float16")
+    parts = [encode(part, "float16") for part in np.split(h_LPRD, 8, axis=2)]
+    small = np.concatenate([stored for stored, _ in parts], axis=2)
+    assert large.size > 2**16 > parts[0][0].size
+    np.testing.assert_array_equal(large.view(np.uint16), small.view(np.uint16))
+    np.testing.assert_array_equal(exponents_LP, parts[0][1])
+    expected = np.ldexp(h_LPRD.astype(np.float64), -exponents_LP[:, :, None, None])
+    np.testing.assert_array_equal(large, expected.astype(np.float16))
+
+
+@pytest.mark.parametrize("rows", [3, 300])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_what_is_not_finite_is_seen_after_encoding(rows, bad, dtype):
+    h_LPRD = np.random.default_rng(0).normal(size=(2, 2, rows, 64)).astype(np.float32)
+    h_LPRD *= np.float32(1e30)
+    assert all_finite(encode(h_LPRD, dtype)[0])
+    h_LPRD[1, 0, 2, 5] = bad
+    assert not all_finite(encode(h_LPRD, dtype)[0])
 
 
 def test_has_nan_looks_at_every_kind_of_nan():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from routerjax.devices import make_mesh
+from routerjax.encoder import batches
 from routerjax.encoder.capture import capture
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.rounding import dtype_errors
@@ -73,6 +74,15 @@ def test_a_large_model_takes_smaller_batches_and_more_shapes(encoder, monkeypatc
     monkeypatch.setattr(type(encoder), "flops", lambda self, n, deepest: 2e8 * n)
     large = encoder.with_random_weights()  # Which has not counted yet.
     assert (large.default_batch_tokens, large.worth_tokens) == (512, 100)
+
+
+@pytest.mark.parametrize(
+    ("flops", "tokens", "worth"),
+    [(4e7, 32768, 2_500_000), (9.1e8, 16384, 109_890), (1.5e10, 2048, 6666), (1e12, 2048, 100)],
+)
+def test_an_accelerator_takes_batches_of_as_much_work(flops, tokens, worth):
+    assert batches.default_batch_tokens("gpu", flops) == tokens
+    assert batches.worth_tokens("gpu", flops) == worth
 
 
 def test_max_tokens_stops_at_the_models_positions(encoder):

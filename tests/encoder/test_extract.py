@@ -16,6 +16,8 @@ import pytest
 
 from routerjax import jobs
 from routerjax.data.store import ActivationStore
+from routerjax.encoder import extract as extract_module
+from routerjax.encoder.batches import BatchPlan
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.estimate import estimate
 from routerjax.encoder.extract import extract, prepare
@@ -171,6 +173,38 @@ def test_a_store_made_differently_is_refused(
         )  # fmt: skip
     with pytest.raises(ValueError, match=f"made differently; .*{named}"):
         extract(encoder, tiny_data, whole.folder.path, **options)
+
+
+@pytest.mark.parametrize("mesh", ["data:1", "data:2,model:2"])
+def test_an_accelerators_way_leaves_the_same_bytes(
+    mesh, tiny_encoder_folder, tiny_data, tmp_path, monkeypatch
+):
+    """Shapes compiled side by side before the first batch, several blocks written at a time."""
+    encoder = Encoder.from_pretrained(tiny_encoder_folder, max_tokens=64, mesh=mesh)
+    plain = extract(encoder, tiny_data, tmp_path / "plain")
+    monkeypatch.setattr("routerjax.encoder.stream._COMPILES_AS_IT_GOES", ())
+    monkeypatch.setitem(extract_module._WRITERS, "cpu", 3)
+    shapes, forward = [], Encoder.forward
+
+    def seen(self, batch, *rest):
+        if (batch[1] == 1).all():
+            shapes.append(batch[0].shape)
+        return forward(self, batch, *rest)
+
+    monkeypatch.setattr(Encoder, "forward", seen)
+    extract(encoder, tiny_data, tmp_path / "ahead")
+    assert arrays_of(tmp_path / "ahead") == arrays_of(tmp_path / "plain")
+    plan = BatchPlan.from_json(plain.meta["plan"])
+    split = mesh != "data:1"
+    assert sorted(shapes) == (
+        [] if split else [(plan.batch_rows(b), b) for b in plan.buckets][::-1]
+    )
+    # A job that has one block left compiles what that takes.
+    (tmp_path / "ahead/blocks/0.json").unlink()
+    shapes.clear()
+    extract(encoder, tiny_data, tmp_path / "ahead")
+    assert len(shapes) < len(plan.buckets) and (split or shapes)
+    assert arrays_of(tmp_path / "ahead") == arrays_of(tmp_path / "plain")
 
 
 def test_nan_activations_stop_it_and_the_store_resumes(encoder, tiny_data, whole, tmp_path):

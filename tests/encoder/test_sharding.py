@@ -113,6 +113,7 @@ def test_other_shapes_are_split_alike(name, splits):
     assert_same(CONFIGS[name], splits)
 
 
+@pytest.mark.parametrize("turns_on_host", [("cpu",), ()])
 @pytest.mark.parametrize(
     ("name", "spec", "piece_bytes"),
     [
@@ -123,8 +124,9 @@ def test_other_shapes_are_split_alike(name, splits):
         ("bert", "model:4", 2**20),
     ],
 )
-def test_weights_go_straight_into_their_shards(name, spec, piece_bytes, monkeypatch):
+def test_weights_go_straight_into_their_shards(name, spec, piece_bytes, turns_on_host, monkeypatch):
     whole = models.load(models.GOLDEN / name)
+    monkeypatch.setattr("routerjax.encoder.weights._TURNS_ON_HOST", turns_on_host)
     monkeypatch.setattr("routerjax.encoder.weights.PIECE_BYTES", piece_bytes)
     mesh = make_mesh(spec)
     folder, config = models.GOLDEN / name, whole.config

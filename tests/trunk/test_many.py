@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from routerjax import jobs
-from routerjax.trunk import many
+from routerjax.trunk import loop, many
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.loop import Loop
 from routerjax.trunk.many import Member, train_many
@@ -47,6 +47,15 @@ def same(a, b) -> None:
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.fixture(params=[True, False], ids=["one by one", "side by side"])
+def either_way(request, monkeypatch):
+    """As on a CPU, and as on an accelerator."""
+    if not request.param:
+        monkeypatch.setattr(loop, "_ONE_BY_ONE", ())
+        monkeypatch.setitem(many._TURN, "cpu", 3)
+
+
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("n_devices", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_each_member_is_the_one_that_train_makes(rows, n_devices):
     chosen = members()
@@ -80,6 +89,7 @@ def test_a_loss_that_is_not_finite_stops_its_member_alone(rows):
     assert not np.isfinite(both.best_val_loss_K[-1]) or both.failed_K[-1] > 0
 
 
+@pytest.mark.usefixtures("either_way")
 def test_members_that_have_stopped_get_no_turn(rows, monkeypatch):
     turns = []
     plain = Loop._turns

@@ -1,0 +1,134 @@
+"""What only an accelerator runs: bfloat16 by default, attention by cuDNN, kernels of its own.
+
+    XLA_FLAGS= python -m pytest tests/test_accelerator.py
+
+The reference is the same machine's CPU, in float32.
+"""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import routerjax as rj
+from routerjax.encoder.attention import attend, attend_cudnn
+from routerjax.probes import cells
+from routerjax.trunk.config import TrunkConfig
+from routerjax.trunk.many import Member, train_many
+from routerjax.trunk.train import train
+
+pytestmark = pytest.mark.skipif(
+    jax.default_backend() == "cpu", reason="there is no accelerator here"
+)
+
+
+def on_cpu() -> jax.Device:
+    return jax.local_devices(backend="cpu")[0]
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+@pytest.fixture(scope="module")
+def in_float32(tiny_encoder_folder) -> rj.Encoder:
+    """On the CPU."""
+    mesh = rj.make_mesh("data:1", [on_cpu()])
+    return rj.Encoder.from_pretrained(tiny_encoder_folder, compute_dtype="float32", mesh=mesh)
+
+
+def test_auto_is_bfloat16_and_cudnn_attends_where_there_is_one(tiny_encoder_folder, caplog):
+    with caplog.at_level(logging.INFO, "routerjax"):
+        encoder = rj.Encoder.from_pretrained(tiny_encoder_folder)
+    assert encoder.identity["compute_dtype"] == "bfloat16"
+    fused = jax.default_backend() == "gpu"
+    assert ("attention: cuDNN" in caplog.text) == fused
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-5), ("bfloat16", 3e-2)])
+def test_states_are_those_of_the_cpu(tiny_encoder_folder, tiny_data, in_float32, dtype, most):
+    encoder = rj.Encoder.from_pretrained(tiny_encoder_folder, compute_dtype=dtype)
+    queries = tiny_data.queries[:200]
+    found, expected = encoder.capture(queries), in_float32.capture(queries)
+    for layer in range(encoder.n_states):
+        assert relative(found[:, layer], expected[:, layer]) < most, layer
+
+
+@pytest.mark.parametrize("n_before", [0, 24])
+def test_cudnn_attends_as_we_do(n_before):
+    """Lengths from 1 to all of them; what lies in padding is nobody's."""
+    if jax.default_backend() != "gpu":
+        pytest.skip("cuDNN is a GPU's")
+    rng = np.random.default_rng(0)
+    B, T, H, G, E = 5, 200, 8, 2, 64
+    q_BTHE, k_BSGE, v_BSGE = (
+        jnp.asarray(rng.normal(size=(B, n, heads, E)), jnp.bfloat16)
+        for n, heads in ((T, H), (n_before + T, G), (n_before + T, G))
+    )
+    lengths_B = jnp.array([1, 37, 128, 199, 200], jnp.int32)
+    fused = jax.jit(attend_cudnn)(q_BTHE, k_BSGE, v_BSGE, lengths_B)
+    whole = [x.astype(jnp.float32) for x in (q_BTHE, k_BSGE, v_BSGE)]
+    ours = attend(*whole, lengths_B, jax.lax.Precision.HIGHEST)
+    real_BT = np.arange(T)[None] < np.asarray(lengths_B)[:, None]
+    assert relative(np.asarray(fused, np.float32)[real_BT], np.asarray(ours)[real_BT]) < 1e-2
+    assert np.isfinite(np.asarray(fused, np.float32)).all()
+
+
+def test_a_store_is_the_cpus_to_bfloat16_and_the_same_twice(
+    tiny_encoder_folder, tiny_data, in_float32, tmp_path
+):
+    encoder = rj.Encoder.from_pretrained(tiny_encoder_folder)
+    stores = [rj.extract(encoder, tiny_data, tmp_path / name) for name in ("one", "two")]
+    assert [c["digest"] for c in stores[0].commits()] == [c["digest"] for c in stores[1].commits()]
+    assert stores[0].n_blocks > 1 and not stores[0].verify()
+    ours, theirs = (
+        np.concatenate([h for _, h in store.blocks()], axis=2)
+        for store in (stores[0], rj.extract(in_float32, tiny_data, tmp_path / "cpu"))
+    )
+    order = stores[0].rows_of(tiny_data.ids)
+    assert relative(ours[:, :, order], theirs[:, :, order]) < 3e-2
+
+
+@pytest.fixture(scope="module")
+def rows() -> tuple[np.ndarray, np.ndarray]:
+    """1,200 rows of two slabs, 96 wide, and outcomes of three targets, some not observed."""
+    rng = np.random.default_rng(0)
+    x_SND = rng.normal(size=(2, 1200, 96)).astype(np.float32) * rng.lognormal(size=96)
+    signal = x_SND[0, :, :3] / x_SND[0, :, :3].std(axis=0)
+    y_NM = (rng.random((1200, 3)) < 1 / (1 + np.exp(-signal))).astype(np.float32)
+    y_NM[rng.random(y_NM.shape) < 0.1] = np.nan
+    return x_SND.astype(np.float32), y_NM
+
+
+def test_cross_validated_auc_is_the_cpus(rows):
+    fold_N = np.arange(1200) % 5
+    here, there = (
+        cells.cross_validate(*rows, fold_N, (20, 60), 5, devices)
+        for devices in (jax.local_devices()[:1], [on_cpu()])
+    )
+    assert here.solved_FSWM.all()
+    np.testing.assert_allclose(here.auc_FSWM, there.auc_FSWM, atol=1e-3)
+    np.testing.assert_allclose(here.fisher_FSM, there.fisher_FSM, rtol=1e-4)
+    np.testing.assert_allclose(here.d_eff_FS, there.d_eff_FS, rtol=1e-4)
+
+
+def test_trunks_are_the_cpus_alone_and_many_at_once(rows):
+    x_SND, y_NM = rows
+    parts = slice(0, 1000), slice(1000, None)
+    arrays = [part for at in parts for part in (x_SND[0, at], y_NM[at])]
+    config = TrunkConfig(hidden=(32, 16), epochs=6, batch_size=128, seeds=(1, 2, 3), keep=1)
+    losses = [
+        train(*arrays, config, devices=devices)[1].val_loss_EK
+        for devices in (jax.local_devices()[:1], [on_cpu()])
+    ]
+    np.testing.assert_allclose(*losses, rtol=2e-3)
+    members = [
+        Member("a", (32, 16), config.dropout, rate, config.l2, seed)
+        for rate in (config.learning_rate, 1e-2)
+        for seed in config.seeds
+    ]
+    x, y, x_val, y_val = arrays
+    many = train_many({"a": x}, y, {"a": x_val}, y_val, members, config)
+    np.testing.assert_allclose(many.best_val_loss_K[:3], losses[0].min(axis=0), rtol=2e-3)
