@@ -187,6 +187,8 @@ class _Job:
             ("layers", store.layers, config.layers),
             ("poolings", store.poolings, config.poolings),
         ):
+            if not wanted:
+                raise ValueError(f"{name}: expected some of {list(held)}, got none")
             absent = [item for item in wanted if item not in held]
             if absent:
                 raise ValueError(f"{name}: the store holds {list(held)}, got {absent[0]!r}")

@@ -226,6 +226,7 @@ def test_widths_are_by_default_those_there_are(world):
         ({"pca_dims": (8, 4)}, r"pca_dims: expected ascending numbers from 1 up, got \[8, 4\]"),
         ({"n_folds": 1}, "n_folds: expected at least 2, got 1"),
         ({"layers": (9,)}, r"layers: the store holds \[0, 1, 2, 3\], got 9"),
+        ({"layers": ()}, r"layers: expected some of \[0, 1, 2, 3\], got none"),
         ({"poolings": ("mid",)}, "poolings: the store holds .* got 'mid'"),
         ({"controls": ("nothing",)}, "controls: expected some of shuffled, .* got 'nothing'"),
         ({"shard": (2, 2), "workdir": "x"}, "shard: expected i/n with 0 <= i < n, got 2/2"),
