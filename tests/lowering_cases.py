@@ -16,7 +16,7 @@ from flax import nnx
 
 from routerjax.data import shards
 from routerjax.devices import make_mesh, replicated
-from routerjax.encoder import mxfp4, weights
+from routerjax.encoder import blocks, mxfp4, weights
 from routerjax.encoder.capture import POOLINGS, Graph, capture, read_prefix
 from routerjax.encoder.config import EncoderConfig
 from routerjax.features import captured, feature_map, features, moments, pca, projected, sketch
@@ -296,6 +296,22 @@ def cases() -> Table:
             _of(
                 shards._compiled(shards._widened), array(L, P, R, D, dtype=jnp.float16), array(L, P)
             ),
+        ],
+        "encoder/blocks.py:_zeros": lambda: [
+            _of(blocks._zeros, (L, P, R, D), sharding=replicated(mesh))
+        ],
+        "encoder/blocks.py:_put": lambda: [
+            _of(
+                blocks._put,
+                array(L, P, R, D),
+                array(L, P, 2, D),
+                whole(),
+                sharding=replicated(mesh),
+            )
+        ],
+        "encoder/blocks.py:_narrow": lambda: [
+            _of(blocks._narrow, array(L, P, R, D), n_rows=R - 1, dtype=dtype)
+            for dtype in ("float16", "float32")
         ],
         "encoder/capture.py:read_prefix": _prefix_cases,
         "encoder/mxfp4.py:unpack": lambda: [

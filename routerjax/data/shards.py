@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorstore as ts
@@ -15,6 +15,7 @@ STORE_DTYPES = ("float16", "float32")
 
 # Below it a product could be subnormal, which XLA's CPU code flushes to zero.
 _LOWEST_EXPONENT = -100
+SMALLEST = 2.0 ** (_LOWEST_EXPONENT + 14)  # The least magnitude that has it.
 _WORTH_COMPILING = 2**16
 _INFINITY = 0xF800  # Twice the bits of float16's.
 
@@ -58,6 +59,29 @@ def open_array(
         raise OSError(f"cannot {verb} the activations in {folder.path}: {error}") from error
 
 
+class Narrowed(NamedTuple):
+    """A block that was encoded where it was captured; arrays on devices.
+
+    Attributes:
+      h_LPRD: [L, P, R, D] float32 as captured.
+      stored: As `encode` returns it, and so is `exponents_LP`.
+      exponents_LP: [L, P] int32.
+      small: [] bool, whether some of `h_LPRD` are so small that the devices may have taken them
+        for 0: then only `h_LPRD` counts.
+    """
+
+    h_LPRD: Any
+    stored: Any
+    exponents_LP: Any
+    small: Any
+
+    def encode(self) -> tuple[np.ndarray, np.ndarray]:
+        """As the function `encode`; waits for it."""
+        if self.small:
+            return encode(np.asarray(self.h_LPRD), "float16")
+        return np.asarray(self.stored), np.asarray(self.exponents_LP)
+
+
 def encode(h_LPRD: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """Values as stored, and the exponents that undo the scaling: h = stored * 2^exponent.
 
@@ -75,7 +99,7 @@ def encode(h_LPRD: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     if dtype == "float32":
         return h_LPRD.astype(dtype), np.zeros(h_LPRD.shape[:2], np.int32)
     largest_LP = _on_host(_largest, h_LPRD)
-    small = bool((largest_LP < 2.0 ** (_LOWEST_EXPONENT + 14)).any())  # Or flushed to zero.
+    small = bool((largest_LP < SMALLEST).any())  # Or flushed to zero.
     if small:
         largest_LP = _largest(np, h_LPRD)
     known_LP = np.where(np.isfinite(largest_LP), largest_LP, 0)

@@ -20,6 +20,7 @@ import tensorstore as ts
 from routerjax.data.identity import identity_differences
 from routerjax.data.rows import Rows
 from routerjax.data.shards import (
+    Narrowed,
     all_finite,
     decode,
     digest,
@@ -142,12 +143,12 @@ class ActivationStore:
         """The commit records of all committed blocks, in order of block."""
         return [self._commits[block] for block in sorted(self._commits)]
 
-    def write_block(self, block: int, h_LPRD: np.ndarray, record: dict[str, Any]) -> None:
+    def write_block(self, block: int, held: np.ndarray | Narrowed, record: dict[str, Any]) -> None:
         """Writes one block and commits it.
 
         Args:
           block: Its number.
-          h_LPRD: [L, P, rows, D] float32 pooled states.
+          held: [L, P, rows, D] float32 pooled states, or what became of them on the devices.
           record: Further JSON fields of the commit (counts of tokens, batches).
 
         Raises:
@@ -155,13 +156,17 @@ class ActivationStore:
           OSError: The folder cannot be written; the block stays uncommitted.
         """
         rows = self.block_slice(block)
+        h_LPRD = held.h_LPRD if isinstance(held, Narrowed) else held
         if h_LPRD.shape[2] != rows.stop - rows.start:
             raise ValueError(
-                f"h_LPRD: block {block} has {rows.stop - rows.start} rows, got {h_LPRD.shape[2]}"
+                f"held: block {block} has {rows.stop - rows.start} rows, got {h_LPRD.shape[2]}"
             )
-        stored, exponents_LP = encode(h_LPRD, self.identity["store_dtype"])
+        if isinstance(held, Narrowed):
+            stored, exponents_LP = held.encode()
+        else:
+            stored, exponents_LP = encode(held, self.identity["store_dtype"])
         if not all_finite(stored):
-            raise self._non_finite(h_LPRD, rows)
+            raise self._non_finite(np.asarray(h_LPRD), rows)
         try:
             self._array[:, :, rows].write(stored).result()
         except Exception as error:

@@ -16,6 +16,7 @@ from routerjax.data.dataset import RoutingDataset
 from routerjax.data.rows import Rows
 from routerjax.data.shards import STORE_DTYPES
 from routerjax.data.store import ActivationStore
+from routerjax.encoder import blocks
 from routerjax.encoder.batches import BatchPlan, choose_buckets
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.layers import ALL, check_poolings, resolve_layers
@@ -26,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 # Queries tokenised at a time while lengths are measured.
 _CHUNK = 4096
-# Blocks that are scaled, digested and written at a time: one takes half a second, which on a CPU is
-# less than capturing the next one, on an accelerator two to four times as long.
+# Blocks that are fetched, digested and written at a time: on a CPU one takes less time than the
+# capture of the next one, on an accelerator longer.
 _WRITERS = {"cpu": 1}
 _WRITERS_ELSEWHERE = 4
 # Between two looks at what other processes have committed.
@@ -200,6 +201,7 @@ def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> 
     )
     done = len(store.ids) - sum(_shape(store, block)[2] for block in mine)
     n_real = n_padded = 0
+    n_spare = max(plan.batch_rows(bucket) for bucket in plan.buckets)
     n_writers = _WRITERS.get(encoder.platform, _WRITERS_ELSEWHERE)
     with (
         concurrent.futures.ThreadPoolExecutor(n_writers) as writer,
@@ -207,10 +209,12 @@ def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> 
     ):
         behind: deque[concurrent.futures.Future[None]] = deque()
         for block, prompts, at, n_tokens, h_LPBD in batches:
+            # Without the wait every batch of the job would be queued, and hold its memory.
+            h_LPBD.block_until_ready()
             if at.start == 0:
-                h_LPRD = np.empty(_shape(store, block), np.float32)
+                room_LPRD = blocks.empty(_shape(store, block), n_spare, encoder.mesh)
                 record = _token_counts(prompts.lengths_N, plan)
-            h_LPRD[:, :, at] = np.asarray(h_LPBD)[:, :, : at.stop - at.start]
+            room_LPRD = blocks.put(room_LPRD, h_LPBD, at.start)
             record["padded_tokens"] += n_tokens
             n_real += _token_counts(prompts.lengths_N[at], plan)["computed_tokens"]
             n_padded += n_tokens
@@ -220,7 +224,8 @@ def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> 
                 continue
             if len(behind) == n_writers:
                 behind.popleft().result()
-            behind.append(writer.submit(store.write_block, block, h_LPRD, record))
+            held = blocks.narrowed(room_LPRD, at.stop, store.identity["store_dtype"])
+            behind.append(writer.submit(store.write_block, block, held, record))
             if block != mine[-1] and _must_stop():
                 break
         for written in behind:

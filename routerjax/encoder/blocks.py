@@ -1,0 +1,82 @@
+"""A block of a store while it is captured: put together, scaled and narrowed on the devices.
+
+The host gets half the bytes, once a block, and no batch ever waits for it: an accelerator captures
+short prompts faster than a core copies their states.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from routerjax.data.shards import SMALLEST, Narrowed
+
+
+def empty(shape_LPRD: tuple[int, ...], n_spare: int, mesh: Mesh) -> jax.Array:
+    """Room for a block, and for the rows that only fill its last batch.
+
+    Args:
+      shape_LPRD: Of the block.
+      n_spare: Rows of the largest batch.
+      mesh: The encoder's devices, which share the room by D where they divide it.
+    """
+    n_layers, n_poolings, n_rows, width = shape_LPRD
+    axes = mesh.axis_names if width % mesh.size == 0 else None
+    sharding = NamedSharding(mesh, P(None, None, None, axes))
+    return _zeros((n_layers, n_poolings, n_rows + n_spare, width), sharding=sharding)
+
+
+def put(room_LPRD: jax.Array, h_LPBD: jax.Array, start: int) -> jax.Array:
+    """The room with a batch from row `start` on; the next one overwrites what only filled it.
+
+    Args:
+      room_LPRD: Of `empty`; donated.
+      h_LPBD: States of a batch, which must fit.
+      start: Row of its first.
+    """
+    return _put(room_LPRD, h_LPBD, jnp.int32(start), sharding=room_LPRD.sharding)
+
+
+def narrowed(room_LPRD: jax.Array, n_rows: int, dtype: str) -> Narrowed:
+    """What `ActivationStore.write_block` takes, without waiting for it.
+
+    Args:
+      room_LPRD: Of `put`.
+      n_rows: Rows of the block.
+      dtype: "float16" or "float32".
+    """
+    found = Narrowed(*_narrow(room_LPRD, n_rows=n_rows, dtype=dtype))
+    found.stored.copy_to_host_async()
+    return found
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "sharding"))
+def _zeros(shape: tuple[int, ...], *, sharding: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(jnp.zeros(shape, jnp.float32), sharding)
+
+
+@functools.partial(jax.jit, static_argnames="sharding", donate_argnums=0)
+def _put(
+    room_LPRD: jax.Array, h_LPBD: jax.Array, start: jax.Array, *, sharding: NamedSharding
+) -> jax.Array:
+    # Split as the room before it is written, so that each device writes its own share.
+    h_LPBD = jax.lax.with_sharding_constraint(h_LPBD, sharding)
+    room_LPRD = jax.lax.dynamic_update_slice_in_dim(room_LPRD, h_LPBD, start, axis=2)
+    return jax.lax.with_sharding_constraint(room_LPRD, sharding)
+
+
+@functools.partial(jax.jit, static_argnames=("n_rows", "dtype"))
+def _narrow(room_LPRD: jax.Array, *, n_rows: int, dtype: str) -> tuple[Any, ...]:
+    """The fields of `Narrowed`, as `shards.encode` has them."""
+    h_LPRD = room_LPRD[:, :, :n_rows]
+    if dtype == "float32":
+        return h_LPRD, h_LPRD, jnp.zeros(h_LPRD.shape[:2], jnp.int32), jnp.bool_(False)
+    largest_LP = jnp.abs(h_LPRD).max(axis=(2, 3))
+    known_LP = jnp.where(jnp.isfinite(largest_LP), largest_LP, 1.0)
+    exponents_LP = jnp.frexp(known_LP)[1].astype(jnp.int32) - 15
+    scale_LP = jnp.ldexp(jnp.float32(1), -exponents_LP)
+    stored = (h_LPRD * scale_LP[:, :, None, None]).astype(jnp.float16)
+    return h_LPRD, stored, exponents_LP, (largest_LP < SMALLEST).any()

@@ -1,0 +1,61 @@
+"""Blocks on the devices: put together batch by batch, and encoded as the host encodes them."""
+
+import jax
+import numpy as np
+import pytest
+
+from routerjax.data.shards import encode
+from routerjax.devices import by_rows, make_mesh
+from routerjax.encoder import blocks
+
+
+def captured(h_LPRD: np.ndarray, sizes: list[int], spec: str) -> jax.Array:
+    """The room of a block after batches of these many rows; the last one is half filler."""
+    mesh, n_rows = make_mesh(spec), h_LPRD.shape[2]
+    room_LPRD = blocks.empty(h_LPRD.shape, max(sizes), mesh)
+    start = 0
+    for size in sizes:
+        batch = np.full((*h_LPRD.shape[:2], size, h_LPRD.shape[3]), np.nan, np.float32)
+        real = h_LPRD[:, :, start : start + size]
+        batch[:, :, : real.shape[2]] = real
+        split = jax.device_put(batch.transpose(2, 0, 1, 3), by_rows(mesh)).transpose(1, 2, 0, 3)
+        room_LPRD = blocks.put(room_LPRD, split, start)
+        start += real.shape[2]
+    assert start == n_rows
+    return room_LPRD
+
+
+@pytest.mark.parametrize("spec", ["data:1", "data:4,model:2", "data:3"])
+@pytest.mark.parametrize("exponent", [-139, -90, -60, 0, 60, 110])
+def test_a_block_is_encoded_as_on_the_host(spec, exponent):
+    """Whatever its scale, split by 16 columns or whole, with filler that is not finite."""
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(size=(3, 2, 20, 16)) * 2.0 ** rng.integers(-45, 1, (3, 2, 20, 16))
+    drawn[..., :3] = [1, 0.0, -0.0]
+    h_LPRD = np.ldexp(drawn, exponent).astype(np.float32)
+    room_LPRD = captured(h_LPRD, [12, 6, 6] if spec == "data:3" else [8, 8, 8], spec)
+    held = blocks.narrowed(room_LPRD, 20, "float16")
+    stored, exponents_LP = encode(h_LPRD, "float16")
+    ours, scales_LP = held.encode()
+    np.testing.assert_array_equal(ours.view(np.uint16), stored.view(np.uint16))
+    np.testing.assert_array_equal(scales_LP, exponents_LP)
+    np.testing.assert_array_equal(np.asarray(held.h_LPRD), h_LPRD)
+    exact, zeros_LP = blocks.narrowed(room_LPRD, 20, "float32").encode()
+    np.testing.assert_array_equal(exact, h_LPRD)
+    assert exact.dtype == np.float32 and not zeros_LP.any()
+
+
+def test_a_state_of_zeros_comes_back_as_zeros():
+    h_LPRD = np.random.default_rng(0).normal(size=(2, 1, 4, 8)).astype(np.float32)
+    h_LPRD[1] = 0
+    stored, exponents_LP = blocks.narrowed(captured(h_LPRD, [4], "data:1"), 4, "float16").encode()
+    np.testing.assert_array_equal(stored, encode(h_LPRD, "float16")[0])
+    np.testing.assert_array_equal(exponents_LP, encode(h_LPRD, "float16")[1])
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_what_is_not_finite_stays_so(bad):
+    h_LPRD = np.random.default_rng(0).normal(size=(2, 1, 4, 8)).astype(np.float32)
+    h_LPRD[1, 0, 2, 3] = bad
+    stored, _ = blocks.narrowed(captured(h_LPRD, [4], "data:1"), 4, "float16").encode()
+    assert not np.isfinite(stored[1]).all() and np.isfinite(stored[0]).all()
