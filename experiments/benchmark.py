@@ -2,7 +2,7 @@
 
     make bench                                            # simulated queries, MiniLM, CPU
     python -m experiments.benchmark --workdir=runs/bench --data=train.jsonl --scale=full
-    python -m experiments.benchmark --scale=accelerator --suite=encoders    # real sizes, no hub
+    python -m experiments.benchmark --scale=accelerator --suite=encoders --shapes=qwen3-0.6b
 
 Contestants run A B A B after a warm-up; results are checked equal before a time is shown; medians
 and the ratios of each pair. Writes benchmark.json, benchmark.md and benchmark.png. Peers come with
