@@ -153,6 +153,27 @@ def cache_options():
         jax.config.update(name, value)
 
 
+@pytest.mark.parametrize(
+    ("given", "cuda", "left"),
+    [
+        ("", True, "--xla_gpu_enable_triton_gemm=false"),
+        ("--xla_a=1", True, "--xla_a=1 --xla_gpu_enable_triton_gemm=false"),
+        ("--xla_gpu_enable_triton_gemm=true", True, "--xla_gpu_enable_triton_gemm=true"),
+        ("--xla_a=1", False, "--xla_a=1"),
+    ],
+)
+def test_products_are_cublas_on_a_gpu_unless_the_user_says_otherwise(
+    given, cuda, left, monkeypatch, tmp_path
+):
+    (tmp_path / "jax_plugins" / ("xla_cuda99" if cuda else "xla_other")).mkdir(parents=True)
+    (tmp_path / "jax_plugins" / ("xla_cuda99" if cuda else "xla_other") / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "jax_plugins", raising=False)
+    monkeypatch.setenv("XLA_FLAGS", given)
+    jobs.use_cublas()
+    assert os.environ["XLA_FLAGS"] == left
+
+
 @pytest.mark.parametrize("chosen", [None, "mine"])
 def test_the_compilation_cache_holds_small_programs_too(
     cache_options, monkeypatch, tmp_path, chosen

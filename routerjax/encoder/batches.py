@@ -19,12 +19,12 @@ WORTH_TOKENS = 1024
 _CPU_BATCH_TOKENS, _CPU_BATCH_TOKENS_OF_LARGE = 1024, 512
 _LARGE = 1e8  # Floating-point operations a token.
 # An accelerator's batches are of so much work, within limits. Qwen3-0.6B on an H200 reached 391,
-# 429, 451 and 470 TFLOP/s with 4,096 to 32,768 tokens; larger batches also pad more.
-_BATCH_FLOPS, _FEWEST_TOKENS, _MOST_TOKENS = 1.5e13, 2048, 32768
+# 429, 451 and 470 TFLOP/s with 4,096 to 32,768 tokens, blocks of the 8B's shape 536 with 2,048.
+_BATCH_FLOPS, _FEWEST_TOKENS, _MOST_TOKENS = 3e13, 2048, 32768
 # What a shape has to save is so much computing. On a CPU it compiles in one to two seconds whatever
 # the model's width, of which this is a tenth: 1,024 tokens of MiniLM, 100 of SmolLM2-135M. On an
-# H200 it took two seconds, of which this is an eighth.
-_WORTH_FLOPS_ON_CPU, _WORTH_FLOPS = 2e10, 1e14
+# H200 it took 1.5 s, four at a time, of which this is a seventh.
+_WORTH_FLOPS_ON_CPU, _WORTH_FLOPS = 2e10, 2.5e13
 LEAST_STEP = 16  # Between the prompt lengths of single requests, which have no plan.
 
 
@@ -34,7 +34,8 @@ class BatchPlan:
 
     Attributes:
       buckets: Prompt lengths T in tokens, ascending.
-      batch_tokens: Tokens of a full batch, padding included: B = batch_tokens // T.
+      batch_tokens: Tokens of a full batch at most, padding included.
+      block_rows: Rows of a block, which batches do not cross.
       n_devices: Devices over which a batch is split; B is a multiple of it.
       prefix: Tokens that all prompts of the job begin with and that are read once, or none; the
         buckets are lengths of what follows.
@@ -42,12 +43,20 @@ class BatchPlan:
 
     buckets: tuple[int, ...]
     batch_tokens: int
+    block_rows: int
     n_devices: int = 1
     prefix: tuple[int, ...] = ()
 
     def batch_rows(self, bucket: int) -> int:
-        """B, the rows of a batch of prompts of up to `bucket` tokens."""
-        return max(1, self.batch_tokens // bucket // self.n_devices) * self.n_devices
+        """B, the rows of a batch of prompts of up to `bucket` tokens.
+
+        As few batches as a block of them takes, all alike: blocks are sorted by length, and with
+        full batches the last one of each would hold a few rows and be padded to a whole one.
+        """
+        n_devices = self.n_devices
+        most = max(1, self.batch_tokens // bucket // n_devices)
+        n_batches = -(-self.block_rows // (most * n_devices))
+        return -(-self.block_rows // (n_batches * n_devices)) * n_devices
 
     def buckets_from(self, shortest: int, longest: int) -> tuple[int, ...]:
         """Buckets that batches of prompts of these lengths take, as a rule: none shorter."""
@@ -62,8 +71,8 @@ class BatchPlan:
     def from_json(cls, value: dict[str, Any]) -> "BatchPlan":
         """What `to_json` wrote."""
         return cls(
-            tuple(value["buckets"]), value["batch_tokens"], value["n_devices"],
-            tuple(value["prefix"]),
+            tuple(value["buckets"]), value["batch_tokens"], value["block_rows"],
+            value["n_devices"], tuple(value["prefix"]),
         )  # fmt: skip
 
     def split(self, lengths_R: np.ndarray) -> list[tuple[slice, int]]:

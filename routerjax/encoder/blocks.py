@@ -41,16 +41,14 @@ def put(room_LPRD: jax.Array, h_LPBD: jax.Array, start: int) -> jax.Array:
 
 
 def narrowed(room_LPRD: jax.Array, n_rows: int, dtype: str) -> Narrowed:
-    """What `ActivationStore.write_block` takes, without waiting for it.
+    """What `ActivationStore.write_block` takes and fetches, without waiting for it.
 
     Args:
       room_LPRD: Of `put`.
       n_rows: Rows of the block.
       dtype: "float16" or "float32".
     """
-    found = Narrowed(*_narrow(room_LPRD, n_rows=n_rows, dtype=dtype))
-    found.stored.copy_to_host_async()
-    return found
+    return Narrowed(*_narrow(room_LPRD, n_rows=n_rows, dtype=dtype))
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "sharding"))

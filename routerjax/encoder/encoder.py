@@ -1,6 +1,5 @@
 """Encoder: an open-weight LLM whose prefill is all that is ever run."""
 
-import contextlib
 import functools
 import logging
 import pathlib
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from routerjax.devices import DATA, by_rows, in_flight
+from routerjax.devices import DATA, in_flight
 from routerjax.encoder.attention import cudnn_is_legal, longest_whole
 from routerjax.encoder.batches import (
     LEAST_STEP,
@@ -21,11 +20,11 @@ from routerjax.encoder.batches import (
     pack,
     worth_tokens,
 )
-from routerjax.encoder.capture import FEW_TOKENS, Graph, Prefix, capture, read_prefix, unstacked
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.hub import locate, read_config, read_tokenizer
 from routerjax.encoder.layers import ALL, check_poolings, resolve_layers
 from routerjax.encoder.meshes import choose_mesh
+from routerjax.encoder.prefill import Prefill
 from routerjax.encoder.prefix import choose_prefix, shared_head, template_head
 from routerjax.encoder.prompts import Prompter, Prompts
 from routerjax.encoder.sharding import Path, check_split
@@ -35,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 2048
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-_PREFIXES_KEPT = 4  # With the layers they were read to.
 
 
 class Encoder:
@@ -58,10 +55,9 @@ class Encoder:
         mesh: Mesh,
     ):
         self.config, self.prompter, self.identity, self.mesh = config, prompter, identity, mesh
-        self._graph, self._params = Graph(model[0]), model[1]
-        self._prefixes: dict[Any, Prefix] = {}
         dtype, max_tokens = identity["compute_dtype"], identity["max_tokens"]
-        self._cudnn = cudnn_is_legal(config, self.platform, dtype, max_tokens)
+        cudnn = cudnn_is_legal(config, self.platform, dtype, max_tokens)
+        self._prefill = Prefill(model, config.n_layers, mesh, cudnn)
 
     def __repr__(self) -> str:
         c = self.config
@@ -81,7 +77,7 @@ class Encoder:
     @property
     def n_parameters(self) -> int:
         """Numbers in the encoder's weights; the LM head is not among them."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self._params))
+        return sum(leaf.size for leaf in jax.tree.leaves(self._prefill.params))
 
     @property
     def n_devices(self) -> int:
@@ -91,7 +87,7 @@ class Encoder:
     @property
     def param_bytes(self) -> int:
         """Bytes of parameters on each device of the mesh."""
-        leaves = jax.tree.leaves(self._params)
+        leaves = jax.tree.leaves(self._prefill.params)
         return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
 
     @property
@@ -179,7 +175,7 @@ class Encoder:
         }
         encoder = cls(config, (graphdef, params), prompter, identity, mesh)
         whole = f"whole to {longest_whole(config.bidirectional)} tokens, by blocks beyond"
-        logger.info("%s: attention: %s", source, "cuDNN" if encoder._cudnn else whole)
+        logger.info("%s: attention: %s", source, "cuDNN" if encoder._prefill.cudnn else whole)
         return encoder
 
     @classmethod
@@ -219,11 +215,11 @@ class Encoder:
         Returns:
           An encoder with an identity of its own.
         """
-        params = random_like(self._params, seed)
+        params = random_like(self._prefill.params, seed)
         digest = f"random:{seed}:{self.identity['weights_digest']}"
         identity = self.identity | {"weights_digest": digest}
         return Encoder(
-            self.config, (self._graph.graphdef, params), self.prompter, identity, self.mesh
+            self.config, (self._prefill.graphdef, params), self.prompter, identity, self.mesh
         )
 
     def forward(
@@ -244,35 +240,22 @@ class Encoder:
         Returns:
           h_LPBD [L, P, B, D] float32 on the devices.
         """
-        # One device takes arrays as they come, without this detour.
-        placed = jax.device_put(batch, by_rows(self.mesh)) if self.mesh.size > 1 else batch
-        known = self._read(prefix, layers) if prefix else None
-        few = batch[0].size <= FEW_TOKENS and not prefix
-        with self._on_mesh():
-            return capture(
-                self._graph, self._params, *placed, layers=layers, poolings=poolings,
-                prefix=known, blocks=self._blocks if few else None, cudnn=self._cudnn,
-            )  # fmt: skip
+        return self._prefill.forward(batch, layers, poolings, prefix)
 
-    def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
-        # split.py finds the mesh here. Without one a single device's programs stay what they are.
-        return jax.set_mesh(self.mesh) if self.mesh.size > 1 else contextlib.nullcontext()
+    def compile(
+        self,
+        shapes: Sequence[tuple[int, int]],
+        layers: tuple[int, ...],
+        poolings: tuple[str, ...],
+        prefix: tuple[int, ...] = (),
+    ) -> None:
+        """Compiles side by side what `forward` runs, which else compiles a shape when it comes.
 
-    def _read(self, prefix: tuple[int, ...], layers: tuple[int, ...]) -> Prefix:
-        if (prefix, layers) not in self._prefixes:
-            while len(self._prefixes) >= _PREFIXES_KEPT:
-                del self._prefixes[next(iter(self._prefixes))]
-            tokens_BP = np.tile(np.array(prefix, np.int32), (self.n_devices, 1))
-            with self._on_mesh():
-                self._prefixes[prefix, layers] = read_prefix(
-                    self._graph, self._params, jax.device_put(tokens_BP, by_rows(self.mesh)),
-                    layers=layers, cudnn=self._cudnn,
-                )  # fmt: skip
-        return self._prefixes[prefix, layers]
-
-    @functools.cached_property
-    def _blocks(self) -> tuple[Any, ...] | None:
-        return unstacked(self._params, self.config.n_layers, self.mesh)
+        Args:
+          shapes: (B, T) of the batches.
+          layers: As of `forward`; so are the others.
+        """
+        self._prefill.compile(shapes, layers, poolings, prefix)
 
     @functools.cached_property
     def _head(self) -> tuple[int, ...]:

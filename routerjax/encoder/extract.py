@@ -14,8 +14,9 @@ import numpy as np
 from routerjax import jobs, processes
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.rows import Rows
-from routerjax.data.shards import STORE_DTYPES
+from routerjax.data.shards import STORE_DTYPES, rows_per_block
 from routerjax.data.store import ActivationStore
+from routerjax.devices import in_flight
 from routerjax.encoder import blocks
 from routerjax.encoder.batches import BatchPlan, choose_buckets
 from routerjax.encoder.encoder import Encoder
@@ -127,12 +128,15 @@ def prepare(
     lengths_N, query_tokens_N = np.zeros(n_queries, np.int64), np.zeros(n_queries, np.int64)
     truncated_N = np.zeros(n_queries, bool)
     head = template_head(encoder.prompter)
-    for start in range(0, n_queries, _CHUNK):
-        at = slice(start, start + _CHUNK)
-        prompts = encoder.prompter(data.queries[at])
-        lengths_N[at], query_tokens_N[at] = prompts.lengths_N, prompts.query_tokens_N
-        truncated_N[at] = prompts.truncated_N
-        head = shared_head(head, prompts)
+    chunks = [slice(start, start + _CHUNK) for start in range(0, n_queries, _CHUNK)]
+    # Two at a time: the tokenizer runs beside what is done with its results.
+    with concurrent.futures.ThreadPoolExecutor(2) as readers:
+        read = ((at, readers.submit(encoder.prompter, data.queries[at])) for at in chunks)
+        for at, ahead in in_flight(read):
+            prompts = ahead.result()
+            lengths_N[at], query_tokens_N[at] = prompts.lengths_N, prompts.query_tokens_N
+            truncated_N[at] = prompts.truncated_N
+            head = shared_head(head, prompts)
     order = np.lexsort((np.array(data.ids), lengths_N))
     ids = tuple(data.ids[i] for i in order)
     rows = Rows(ids, lengths_N[order], query_tokens_N[order], truncated_N[order])
@@ -140,7 +144,9 @@ def prepare(
     if prefix:
         logger.info("the first %d tokens, which all prompts share, are read once", len(prefix))
     buckets = choose_buckets(lengths_N - len(prefix), encoder.worth_tokens)
-    plan = BatchPlan(buckets, batch_tokens, encoder.n_devices, prefix)
+    shape = len(identity["layers"]), len(identity["poolings"]), encoder.width
+    block_rows = min(rows_per_block(*shape, store_dtype), n_queries)
+    plan = BatchPlan(buckets, batch_tokens, block_rows, encoder.n_devices, prefix)
     return Job(identity, rows, plan, dict(zip(data.ids, data.queries, strict=True)))
 
 

@@ -167,16 +167,19 @@ class Prompter:
         rows = []
         for query, encoding in zip(queries, encodings, strict=True):
             tokens = np.array(encoding.ids, np.int32)
+            # A list: of few tokens NumPy would take longer to find the first and last.
             if self.templated:
-                own = self._own(tokens, encoding.offsets, len(head), len(head) + len(query))
+                foreign = ~self._own(tokens, encoding.offsets, len(head), len(head) + len(query))
+                others = foreign.tolist()
             else:
-                own = np.array(encoding.special_tokens_mask) == 0
+                others = encoding.special_tokens_mask
             if self._adds_bos:
                 tokens = np.insert(tokens, 0, self.tokenizer.bos_token_id)
-                own = np.insert(own, 0, False)
-            inside = np.flatnonzero(own)
-            start, end = (inside[0], inside[-1] + 1) if len(inside) else (len(tokens), len(tokens))
-            rows.append((tokens, int(start), int(end)))
+                others = [True, *others]
+            start = end = len(others)
+            if False in others:
+                start, end = others.index(False), end - others[::-1].index(False)
+            rows.append((tokens, start, end))
         return rows
 
     def _backend(self) -> Any:

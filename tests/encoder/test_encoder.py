@@ -78,7 +78,7 @@ def test_a_large_model_takes_smaller_batches_and_more_shapes(encoder, monkeypatc
 
 @pytest.mark.parametrize(
     ("flops", "tokens", "worth"),
-    [(4e7, 32768, 2_500_000), (9.1e8, 16384, 109_890), (1.5e10, 2048, 6666), (1e12, 2048, 100)],
+    [(4e7, 32768, 625_000), (9.1e8, 32768, 27_472), (1.5e10, 2048, 1666), (1e12, 2048, 25)],
 )
 def test_an_accelerator_takes_batches_of_as_much_work(flops, tokens, worth):
     assert batches.default_batch_tokens("gpu", flops) == tokens
@@ -134,7 +134,7 @@ def test_the_error_of_each_hidden_state_is_told(
 def test_a_few_tokens_are_read_block_by_block_and_many_from_the_stack(encoder, monkeypatch):
     given = []
     monkeypatch.setattr(
-        "routerjax.encoder.encoder.capture",
+        "routerjax.encoder.prefill.capture",
         lambda *args, **options: given.append(options["blocks"]) or capture(*args, **options),
     )
     layers = tuple(range(encoder.n_states))

@@ -18,6 +18,7 @@ from routerjax import jobs
 from routerjax.data.store import ActivationStore
 from routerjax.encoder import extract as extract_module
 from routerjax.encoder.batches import BatchPlan
+from routerjax.encoder.capture import capture
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.estimate import estimate
 from routerjax.encoder.extract import extract, prepare
@@ -168,8 +169,8 @@ def test_a_store_made_differently_is_refused(
     if "weights" in change:
         identity = encoder.identity | {"weights_digest": "0" * 32}
         encoder = Encoder(
-            encoder.config, (encoder._graph.graphdef, encoder._params), encoder.prompter, identity,
-            encoder.mesh,
+            encoder.config, (encoder._prefill.graphdef, encoder._prefill.params),
+            encoder.prompter, identity, encoder.mesh,
         )  # fmt: skip
     with pytest.raises(ValueError, match=f"made differently; .*{named}"):
         extract(encoder, tiny_data, whole.folder.path, **options)
@@ -184,26 +185,25 @@ def test_an_accelerators_way_leaves_the_same_bytes(
     plain = extract(encoder, tiny_data, tmp_path / "plain")
     monkeypatch.setattr("routerjax.encoder.stream._COMPILES_AS_IT_GOES", ())
     monkeypatch.setitem(extract_module._WRITERS, "cpu", 3)
-    shapes, forward = [], Encoder.forward
+    shapes, compile = [], Encoder.compile
 
-    def seen(self, batch, *rest):
-        if (batch[1] == 1).all():
-            shapes.append(batch[0].shape)
-        return forward(self, batch, *rest)
+    def seen(self, some, *rest):
+        shapes.extend(some)
+        return compile(self, some, *rest)
 
-    monkeypatch.setattr(Encoder, "forward", seen)
+    monkeypatch.setattr(Encoder, "compile", seen)
+    encoder = Encoder.from_pretrained(tiny_encoder_folder, max_tokens=64, mesh=mesh)
+    n_traced = capture._cache_size()
     extract(encoder, tiny_data, tmp_path / "ahead")
     assert arrays_of(tmp_path / "ahead") == arrays_of(tmp_path / "plain")
     plan = BatchPlan.from_json(plain.meta["plan"])
-    split = mesh != "data:1"
-    assert sorted(shapes) == (
-        [] if split else [(plan.batch_rows(b), b) for b in plan.buckets][::-1]
-    )
+    assert shapes == [(plan.batch_rows(b), b) for b in plan.buckets]
+    assert capture._cache_size() == n_traced, "a batch came that was not compiled ahead"
     # A job that has one block left compiles what that takes.
     (tmp_path / "ahead/blocks/0.json").unlink()
     shapes.clear()
     extract(encoder, tiny_data, tmp_path / "ahead")
-    assert len(shapes) < len(plan.buckets) and (split or shapes)
+    assert 0 < len(shapes) < len(plan.buckets)
     assert arrays_of(tmp_path / "ahead") == arrays_of(tmp_path / "plain")
 
 
@@ -265,5 +265,5 @@ def test_the_estimate_foretells_the_store(encoder, tiny_data, whole):
     padded = sum(commit["padded_tokens"] for commit in whole.commits())
     assert foretold["padding"] == pytest.approx(1 - foretold["tokens"] / padded)
     assert foretold["hours"] > 0
-    held = sum(x.nbytes for x in jax.tree.leaves(encoder._params))
+    held = sum(x.nbytes for x in jax.tree.leaves(encoder._prefill.params))
     assert (foretold["devices"], foretold["parameter_bytes"]) == (1, held)

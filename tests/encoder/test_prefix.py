@@ -187,13 +187,13 @@ def states_by_id(store):
 
 def test_capture_and_probing_without_a_store_use_it_too(encoder, some, stores):
     plain = states_by_id(stores[0])
-    encoder._prefixes.clear()
+    encoder._prefill._prefixes.clear()
     h_NLPD = encoder.capture(some.queries[:20], poolings=POOLINGS)
-    assert len(encoder._prefixes) == 1
+    assert len(encoder._prefill._prefixes) == 1
     expected = np.stack([plain[name] for name in some.ids[:20]], axis=1)
     assert_close(h_NLPD.swapaxes(0, 1), expected)
     one = encoder.capture(some.queries[:1], poolings=POOLINGS)
-    assert len(encoder._prefixes) == 1, "kept from one call to the next"
+    assert len(encoder._prefill._prefixes) == 1, "kept from one call to the next"
     assert_close(one.swapaxes(0, 1), expected[:, :1])
     captured = Captured.prepare(encoder, some, "all", POOLINGS, 128)
     assert len(captured.plan.prefix) == 19
@@ -206,5 +206,5 @@ def test_eight_devices_share_a_prefix(wordy_folder, encoder, some):
     spread = Encoder.from_pretrained(wordy_folder, max_tokens=64, mesh=make_mesh("data:8"))
     queries = some.queries[:20]
     h_NLPD, expected = (e.capture(queries, layers=[1, 3]) for e in (spread, encoder))
-    assert spread._prefixes
+    assert spread._prefill._prefixes
     assert_close(h_NLPD.swapaxes(0, 1), expected.swapaxes(0, 1))

@@ -207,9 +207,9 @@ def test_an_encoder_on_a_split_mesh_captures_the_same(tiny_encoder_folder):
     expected = alone.capture(queries)
     np.testing.assert_allclose(split.capture(queries), expected, atol=1e-5 * expected.max())
     anew, split_anew = (x.with_random_weights(3) for x in (alone, split))
-    for x, y in zip(*(jax.tree.leaves(e._params) for e in (anew, split_anew)), strict=True):
+    for x, y in zip(*(jax.tree.leaves(e._prefill.params) for e in (anew, split_anew)), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
-    assert {x.sharding.mesh.size for x in jax.tree.leaves(split_anew._params)} == {8}
+    assert {x.sharding.mesh.size for x in jax.tree.leaves(split_anew._prefill.params)} == {8}
 
 
 def test_a_split_that_the_heads_do_not_divide_is_refused_with_those_they_do(tiny_encoder_folder):

@@ -1,0 +1,121 @@
+"""Prefill: a model on its mesh, with the programs and prefixes that are kept for it."""
+
+import concurrent.futures
+import contextlib
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from routerjax.devices import DATA, by_rows
+from routerjax.encoder.capture import FEW_TOKENS, Graph, Prefix, capture, read_prefix, unstacked
+
+_PREFIXES_KEPT = 4  # With the layers they were read to.
+_COMPILERS = 4  # Threads. What compilations measure on a device they do one after the other.
+
+
+class Prefill:
+    """Reads packed batches.
+
+    Args:
+      model: Graph definition and parameters.
+      n_layers: Blocks.
+      mesh: Where the parameters lie.
+      cudnn: Whether cuDNN attends; where `cudnn_is_legal`.
+
+    Attributes:
+      params: As given; so are the others.
+    """
+
+    def __init__(
+        self, model: tuple[nnx.GraphDef, nnx.State], n_layers: int, mesh: Mesh, cudnn: bool
+    ):
+        self.graphdef, self.params = model
+        self.mesh, self.cudnn = mesh, cudnn
+        self._graph, self._n_layers = Graph(self.graphdef), n_layers
+        self._prefixes: dict[Any, Prefix] = {}
+        self._programs: dict[Any, jax.stages.Compiled] = {}
+
+    def forward(
+        self,
+        batch: tuple[np.ndarray, ...],
+        layers: tuple[int, ...],
+        poolings: tuple[str, ...],
+        prefix: tuple[int, ...],
+    ) -> jax.Array:
+        """See `Encoder.forward`."""
+        # One device takes arrays as they come, without this detour.
+        placed = jax.device_put(batch, by_rows(self.mesh)) if self.mesh.size > 1 else batch
+        shape = batch[0].shape
+        program = self._programs.get((shape, layers, poolings, prefix))
+        known, blocks = self._beside(shape, layers, prefix)
+        with self._on_mesh():
+            if program is not None:
+                return program(self.params, *placed, prefix=known, blocks=blocks)
+            return capture(
+                self._graph, self.params, *placed, layers=layers, poolings=poolings, prefix=known,
+                blocks=blocks, cudnn=self.cudnn,
+            )  # fmt: skip
+
+    def compile(
+        self,
+        shapes: Sequence[tuple[int, int]],
+        layers: tuple[int, ...],
+        poolings: tuple[str, ...],
+        prefix: tuple[int, ...],
+    ) -> None:
+        """See `Encoder.compile`."""
+        rows = by_rows(self.mesh) if self.mesh.size > 1 else None
+
+        def compile_one(shape: tuple[int, int]) -> None:
+            key = shape, layers, poolings, prefix
+            if key in self._programs:
+                return
+            batch = [
+                jax.ShapeDtypeStruct(of, np.int32, sharding=rows)
+                for of in (shape, shape[:1], (shape[0], 2))
+            ]
+            known, blocks = self._beside(shape, layers, prefix)
+            with self._on_mesh():
+                self._programs[key] = capture.lower(
+                    self._graph, self.params, *batch, layers=layers, poolings=poolings,
+                    prefix=known, blocks=blocks, cudnn=self.cudnn,
+                ).compile()  # fmt: skip
+
+        if prefix:
+            self._read(prefix, layers)  # Once, not in every thread.
+        with concurrent.futures.ThreadPoolExecutor(_COMPILERS) as pool:
+            list(pool.map(compile_one, shapes))
+
+    def _beside(
+        self, shape: tuple[int, ...], layers: tuple[int, ...], prefix: tuple[int, ...]
+    ) -> tuple[Prefix | None, tuple[Any, ...] | None]:
+        """What `capture` takes as `prefix` and as `blocks` for a batch of this shape."""
+        if prefix:
+            return self._read(prefix, layers), None
+        return None, self._blocks if math.prod(shape) <= FEW_TOKENS else None
+
+    @functools.cached_property
+    def _blocks(self) -> tuple[Any, ...] | None:
+        return unstacked(self.params, self._n_layers, self.mesh)
+
+    def _read(self, prefix: tuple[int, ...], layers: tuple[int, ...]) -> Prefix:
+        if (prefix, layers) not in self._prefixes:
+            while len(self._prefixes) >= _PREFIXES_KEPT:
+                del self._prefixes[next(iter(self._prefixes))]
+            tokens_BP = np.tile(np.array(prefix, np.int32), (self.mesh.shape[DATA], 1))
+            with self._on_mesh():
+                self._prefixes[prefix, layers] = read_prefix(
+                    self._graph, self.params, jax.device_put(tokens_BP, by_rows(self.mesh)),
+                    layers=layers, cudnn=self.cudnn,
+                )  # fmt: skip
+        return self._prefixes[prefix, layers]
+
+    def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+        # split.py finds the mesh here. Without one a single device's programs stay what they are.
+        return jax.set_mesh(self.mesh) if self.mesh.size > 1 else contextlib.nullcontext()
