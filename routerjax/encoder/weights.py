@@ -1,12 +1,14 @@
 """Weights: safetensors to a pytree on the device, through the family's key table."""
 
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import logging
 import math
 import pathlib
 import time
+from collections import deque
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from routerjax.devices import MODEL, make_mesh, replicated
+from routerjax.devices import MODEL, in_flight, make_mesh, replicated
 from routerjax.encoder import mxfp4
 from routerjax.encoder.bert import Bert
 from routerjax.encoder.checkpoint import Checkpoint
@@ -32,6 +34,8 @@ PIECE_BYTES = 8 * 2**20
 # Where a matrix is laid out anew while it is put on the device, four times faster than in `_write`.
 # Elsewhere the host would do it before it sends, far slower than the device.
 _TURNS_ON_HOST = ("cpu",)
+# Pieces that are read, digested and sent at a time. With one of each an H200 got 0.5 GB/s.
+_AHEAD, _AHEAD_ELSEWHERE = {"cpu": 1}, 4
 
 
 def make_model(
@@ -65,7 +69,7 @@ def load_weights(
     """Reads safetensors into a stacked pytree on the devices, a few rows of a tensor at a time.
 
     The stacks are made empty on the devices and written in place (donated), piece by piece; threads
-    read the next piece and digest the last one meanwhile. Beside the parameters there are never
+    read the next pieces and digest the last ones meanwhile. Beside the parameters there are never
     more than a few pieces of PIECE_BYTES, on the host or on a device.
 
     Args:
@@ -92,62 +96,79 @@ def load_weights(
     specs = param_specs(shapes, config, mesh.shape[MODEL])
     shardings = {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
     sources = resolve(folder, config, shapes, checkpoint.shapes)
-    digest = hashlib.blake2b(digest_size=16)
+    # Of each tensor its own: pieces are cut as the mesh wants, and come side by side.
+    digests = [[hashlib.blake2b(digest_size=16) for _ in range(2)] for _ in sources]
 
     def read(piece: _Piece) -> tuple[np.ndarray, ...]:
-        source = piece.source
-        return tuple(_read(checkpoint, key, piece) for key in (source.key, source.scales) if key)
+        source = sources[piece.source]
+        keys = [key for key in (source.key, source.scales) if key]
+        return tuple(_read(checkpoint, key, source, piece) for key in keys)
 
     def note(piece: _Piece, tensors: tuple[np.ndarray, ...]) -> None:
-        source = piece.source
-        for tensor in tensors:
+        source = sources[piece.source]
+        for tensor, digest in zip(tensors, digests[piece.source], strict=False):
             if piece.at == 0:
                 shape = (len(source.rows), *tensor.shape[1:])
                 digest.update(f"{source.name} {source.number} {tensor.dtype} {shape}".encode())
             digest.update(tensor.view(np.uint8).data)
 
+    def place(piece: _Piece, tensors: tuple[np.ndarray, ...]) -> jax.Array:
+        """Dispatches; what is returned is there when the piece is in its place."""
+        source = sources[piece.source]
+        tensor, *scales = tensors
+        if scales:
+            tensor = mxfp4.unpack(*jax.device_put((tensor, *scales), replicated(mesh)), dtype)
+        start = [source.first + piece.at, *[0] * (tensor.ndim - 1)]
+        turned = tensor.T if source.transposed else tensor
+        start = [*source.at, *(start[::-1] if source.transposed else start)]
+        whole, sharding = loaded[source.path], shardings[source.path]
+        axes = (None,) * len(source.at)
+        spec = _spec_of_piece(sharding.spec, whole.shape, turned[axes].shape)
+        if source.transposed and platform not in _TURNS_ON_HOST:
+            rest = (*spec, *[None] * (whole.ndim - len(spec)))[len(axes) :]
+            placed = jax.device_put(tensor, NamedSharding(mesh, P(*rest[::-1]))).T[axes]
+        else:
+            # On CPU the array may stay where NumPy put it, which nobody writes to again.
+            placed = jax.device_put(turned[axes], NamedSharding(mesh, spec))
+        at = np.array(start, np.int32)
+        loaded[source.path], written = _write(whole, placed, at, sharding=sharding)
+        return written
+
     began, n_bytes = time.perf_counter(), 0
     loaded = _empty(shapes, dtype, shardings)
-    # A thread each, piece by piece in order: a digest takes as long as reading and sending.
-    with (
-        concurrent.futures.ThreadPoolExecutor(1) as reader,
-        concurrent.futures.ThreadPoolExecutor(1) as hasher,
-    ):
-        pieces: list[_Piece] = []
-        for source in sources:
-            n_cuts = _n_cuts(source, shapes[source.path], specs[source.path], mesh)
-            pieces += _pieces(source, checkpoint, n_cuts)
-        ahead = [reader.submit(read, piece) for piece in pieces[:1]]
-        noted: list[concurrent.futures.Future[None]] = []
-        for turn, (source, at, _, _) in enumerate(pieces):
-            tensors = ahead.pop().result()
-            ahead = [reader.submit(read, piece) for piece in pieces[turn + 1 : turn + 2]]
-            for earlier in noted:
-                earlier.result()
-            noted = [hasher.submit(note, pieces[turn], tensors)]
-            tensor, *scales = tensors
-            n_bytes += sum(part.nbytes for part in (tensor, *scales))
-            if scales:
-                tensor = mxfp4.unpack(*jax.device_put((tensor, *scales), replicated(mesh)), dtype)
-            start = [source.first + at, *[0] * (tensor.ndim - 1)]
-            turned = tensor.T if source.transposed else tensor
-            start = [*source.at, *(start[::-1] if source.transposed else start)]
-            whole, sharding = loaded[source.path], shardings[source.path]
-            axes = (None,) * len(source.at)
-            spec = _spec_of_piece(sharding.spec, whole.shape, turned[axes].shape)
-            if source.transposed and platform not in _TURNS_ON_HOST:
-                rest = (*spec, *[None] * (whole.ndim - len(spec)))[len(axes) :]
-                placed = jax.device_put(tensor, NamedSharding(mesh, P(*rest[::-1]))).T[axes]
-            else:
-                # On CPU the array may stay where NumPy put it, which nobody writes to again.
-                placed = jax.device_put(turned[axes], NamedSharding(mesh, spec))
-            loaded[source.path] = _write(
-                whole, placed, np.array(start, np.int32), sharding=sharding
-            )
+    pieces = [
+        piece
+        for number, source in enumerate(sources)
+        for piece in _pieces(
+            source,
+            number,
+            checkpoint,
+            _n_cuts(source, shapes[source.path], specs[source.path], mesh),
+        )
+    ]
+    n_ahead = _AHEAD.get(platform, _AHEAD_ELSEWHERE)
+    with contextlib.ExitStack() as pools:
+        reader = pools.enter_context(concurrent.futures.ThreadPoolExecutor(n_ahead))
+        # A digest takes as long as reading and sending; a tensor's pieces keep to one thread.
+        hashers = [
+            pools.enter_context(concurrent.futures.ThreadPoolExecutor(1)) for _ in range(n_ahead)
+        ]
+        reads = ((piece, reader.submit(read, piece)) for piece in pieces)
+        noted: deque[concurrent.futures.Future[None]] = deque()
+        written: deque[jax.Array] = deque()
+        for piece, ahead in in_flight(reads, n_ahead):
+            tensors = ahead.result()
+            n_bytes += sum(tensor.nbytes for tensor in tensors)
+            noted.append(hashers[piece.source % n_ahead].submit(note, piece, tensors))
+            written.append(place(piece, tensors))
             # Or the host would run ahead, and its pieces pile up.
-            loaded[source.path].block_until_ready()
+            if len(written) >= n_ahead:
+                noted.popleft().result()
+                written.popleft().block_until_ready()
         for last in noted:
             last.result()
+        jax.block_until_ready(list(loaded.values()))
+    digest = hashlib.blake2b(b"".join(d.digest() for two in digests for d in two), digest_size=16)
     seconds = time.perf_counter() - began
     logger.info("%s: %.2f GB of weights in %.1f s, %.2f GB/s",
                 folder, n_bytes / 1e9, seconds, n_bytes / 1e9 / seconds)  # fmt: skip
@@ -156,22 +177,25 @@ def load_weights(
 
 
 class _Piece(NamedTuple):
-    """Some rows of a source: `start` up to `stop` in the checkpoint, from `at` in the parameter."""
+    """Some rows of a source: `start` up to `stop` in the checkpoint, from `at` in the parameter.
 
-    source: Source
+    Attributes:
+      source: Its number.
+    """
+
+    source: int
     at: int
     start: int
     stop: int
 
 
-def _read(checkpoint: Checkpoint, key: str, piece: _Piece) -> np.ndarray:
+def _read(checkpoint: Checkpoint, key: str, source: Source, piece: _Piece) -> np.ndarray:
     """A piece's own rows and columns of a tensor, contiguous."""
-    source = piece.source
     held = checkpoint.rows(key, piece.start, piece.stop, source.n_axes)[:: source.rows.step]
     return np.ascontiguousarray(held if held.ndim == 1 else held[:, source.columns])
 
 
-def _pieces(source: Source, checkpoint: Checkpoint, n_cuts: int) -> list[_Piece]:
+def _pieces(source: Source, number: int, checkpoint: Checkpoint, n_cuts: int) -> list[_Piece]:
     """A source cut into pieces of at most PIECE_BYTES (or one row), at n_cuts even places too."""
     n_rows = len(source.rows) // n_cuts
     row = checkpoint.shapes[source.key][source.n_axes :]
@@ -181,7 +205,7 @@ def _pieces(source: Source, checkpoint: Checkpoint, n_cuts: int) -> list[_Piece]
     n_pieces = next((n for n in range(fewest, 2 * fewest) if n_rows % n == 0), fewest)
     size = -(-n_rows // n_pieces)
     return [
-        _Piece(source, at, source.rows[at], source.rows[min(at + size, first + n_rows) - 1] + 1)
+        _Piece(number, at, source.rows[at], source.rows[min(at + size, first + n_rows) - 1] + 1)
         for first in range(0, len(source.rows), n_rows)
         for at in range(first, first + n_rows, size)
     ]
@@ -216,8 +240,11 @@ def _spec_of_piece(spec: P, whole: tuple[int, ...], piece: tuple[int, ...]) -> P
 @functools.partial(jax.jit, static_argnames="sharding", donate_argnums=0)
 def _write(
     whole: jax.Array, piece: jax.Array, start: jax.Array, *, sharding: NamedSharding
-) -> jax.Array:
-    """The parameter with a piece of it written in place, in the parameter's dtype."""
+) -> tuple[jax.Array, jax.Array]:
+    """The parameter with a piece of it written in place, in the parameter's dtype.
+
+    And numbers to wait for: the parameter itself is given away with the next piece.
+    """
     spec, mesh = sharding.spec, sharding.mesh
     spec_of_piece = _spec_of_piece(spec, whole.shape, piece.shape)
 
@@ -235,7 +262,7 @@ def _write(
     write = jax.shard_map(
         local, mesh=mesh, in_specs=(spec, spec_of_piece, P()), out_specs=spec, check_vma=False
     )
-    return write(whole, piece, start)
+    return write(whole, piece, start), start + 1
 
 
 def random_like(params: Any, seed: int) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from routerjax.encoder import mxfp4
+from routerjax.encoder import mxfp4, weights
 from routerjax.encoder.config import EncoderConfig
 from tests.encoder import models
 
@@ -92,11 +92,13 @@ def folders(tmp_path_factory):
     return plain, packed, model
 
 
-@pytest.mark.parametrize("piece_bytes", [None, 300])
-def test_packed_experts_load_as_their_numbers(folders, piece_bytes, monkeypatch):
-    if piece_bytes:
-        monkeypatch.setattr("routerjax.encoder.weights.PIECE_BYTES", piece_bytes)
+@pytest.mark.parametrize(("piece_bytes", "n_ahead"), [(2**23, 1), (300, 1), (300, 4)])
+def test_packed_experts_load_as_their_numbers(folders, piece_bytes, n_ahead, monkeypatch):
+    whole = models.load(folders[1]).digest
+    monkeypatch.setattr("routerjax.encoder.weights.PIECE_BYTES", piece_bytes)
+    monkeypatch.setitem(weights._AHEAD, "cpu", n_ahead)
     plain, packed = (models.load(folder) for folder in folders[:2])
+    assert packed.digest == whole
     jax.tree.map(np.testing.assert_array_equal, packed.params, plain.params)
     assert packed.digest != plain.digest  # It is of what lies in the files.
     half = models.load(folders[1], dtype=jnp.bfloat16).params

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from routerjax.encoder import weights
 from tests.encoder import models
 
 QWEN3 = models.GOLDEN / "qwen3"
@@ -100,11 +101,14 @@ def test_a_nested_text_config_gives_the_text_model(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["qwen3", "phi3", "bert"])
-@pytest.mark.parametrize("piece_bytes", [1, 1000])
-def test_tensors_read_in_pieces_are_the_same(name, piece_bytes, monkeypatch):
+@pytest.mark.parametrize(("piece_bytes", "n_ahead"), [(1, 1), (1000, 1), (1000, 4)])
+def test_tensors_read_in_pieces_are_the_same(name, piece_bytes, n_ahead, monkeypatch):
     whole = models.load(models.GOLDEN / name)
     monkeypatch.setattr("routerjax.encoder.weights.PIECE_BYTES", piece_bytes)
-    assert_equal_weights(models.load(models.GOLDEN / name), whole)
+    monkeypatch.setitem(weights._AHEAD, "cpu", n_ahead)
+    found = models.load(models.GOLDEN / name)
+    assert_equal_weights(found, whole)
+    assert found.digest == whole.digest
 
 
 @pytest.mark.slow
