@@ -173,6 +173,12 @@ def largest_relative(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.nanmax(np.abs(ours - theirs)) / np.nanmax(np.abs(theirs)))
 
 
+def worst_state(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Of h_NLPD: the difference's norm over the values', of the layer and pooling worst off."""
+    norm_LP, difference_LP = (np.linalg.norm(h, axis=(0, 3)) for h in (theirs, ours - theirs))
+    return float((difference_LP / norm_LP).max())
+
+
 def require(name: str, value: float, most: float) -> float:
     """The value, where it is small enough.
 
