@@ -71,7 +71,9 @@ def use_cublas() -> None:
     XLA_FLAGS are read when JAX makes its first array: to be called before.
     """
     flag, given = "--xla_gpu_enable_triton_gemm", os.environ.get("XLA_FLAGS", "")
-    if flag not in given and _cuda_is_installed():
+    named = [word.partition("=")[0] for word in given.split()]
+    # XLA_FLAGS may also be the name of a file, to which nothing can be added.
+    if flag not in named and all(word.startswith("-") for word in named) and _cuda_is_installed():
         os.environ["XLA_FLAGS"] = f"{given} {flag}=false".strip()
 
 

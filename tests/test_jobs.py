@@ -160,6 +160,7 @@ def cache_options():
         ("--xla_a=1", True, "--xla_a=1 --xla_gpu_enable_triton_gemm=false"),
         ("--xla_gpu_enable_triton_gemm=true", True, "--xla_gpu_enable_triton_gemm=true"),
         ("--xla_a=1", False, "--xla_a=1"),
+        ("/etc/xla_flags", True, "/etc/xla_flags"),
     ],
 )
 def test_products_are_cublas_on_a_gpu_unless_the_user_says_otherwise(

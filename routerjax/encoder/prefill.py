@@ -55,7 +55,7 @@ class Prefill:
         program = self._programs.get((shape, layers, poolings, prefix))
         known, blocks = self._beside(shape, layers, prefix)
         with self._on_mesh():
-            if program is not None:
+            if program is not None and not jax.config.jax_disable_jit:  # type: ignore[attr-defined]
                 return program(self.params, *placed, prefix=known, blocks=blocks)
             return capture(
                 self._graph, self.params, *placed, layers=layers, poolings=poolings, prefix=known,

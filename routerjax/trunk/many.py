@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 # Members of a turn. On two CPU cores 4 to 10 kin train 1.3 times as fast as members side by side
 # under vmap, and 20 no faster; an accelerator wants as many as hide the starts of its kernels.
 _TURN = {"cpu": 8}
-_TURN_ELSEWHERE = 256
+_TURN_ELSEWHERE = 64
 
 # Bytes of state on a device: parameters, best parameters, two moments, and as much in passing.
 _STATE_BYTES = {"cpu": 2**30}
