@@ -25,6 +25,7 @@ from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.loop import Layout, Loop, goes_one_by_one, restore, run
 from routerjax.trunk.net import Trunk
 from routerjax.trunk.state import Data, Program, Setting
+from routerjax.trunk.step import VAL_ROWS
 from routerjax.trunk.train import check_rows, digest
 
 logger = logging.getLogger(__name__)
@@ -32,12 +33,16 @@ logger = logging.getLogger(__name__)
 # Members of a turn. On two CPU cores 4 to 10 kin train 1.3 times as fast as members side by side
 # under vmap, and 20 no faster; an accelerator wants as many as hide the starts of its kernels.
 _TURN = {"cpu": 8}
-_TURN_ELSEWHERE = 64
+_TURN_ELSEWHERE = 256
+# Side by side each has its own copy of the rows it reads; of all of them no more bytes than this.
+_TURN_BYTES = 2**31
 
 # Bytes of state on a device: parameters, best parameters, two moments, and as much in passing.
 _STATE_BYTES = {"cpu": 2**30}
 _STATE_BYTES_ELSEWHERE = 2**33
 _COPIES = 5
+
+_PLACES = "places"  # In a finished group's file: which members it holds.
 
 
 class Member(NamedTuple):
@@ -134,33 +139,45 @@ def train_many(
     if folder is not None:
         given = [y_train_NM, y_val_NM, *(x[name] for name in used for x in (train_of, val_of))]
         jobs.claim(folder, "training of trunks", _job(members, given, config))
-    groups = list(_groups(members, train_of, shape_VM[1], devices))
-    with jobs.progress_bar(n, 0, "members", "trunks") as bar:
-        for number, places in enumerate(groups):
-            name = f"group{number:04d}"
-            part = None if folder is None else folder.read_bytes(f"{name}.safetensors")
-            if part is None:
-                chosen = [members[k] for k in places]
-                names = sorted({member.features for member in chosen})
-                data = Data(
-                    np.stack([train_of[name] for name in names]), y_train_NM,
-                    np.stack([val_of[name] for name in names]), y_val_NM,
-                )  # fmt: skip
-                group = _Group(data, names, chosen, config, devices)
-                arrays = group.train(None if folder is None else folder / name, bar)
-                if folder is not None:
-                    folder.write_bytes(f"{name}.safetensors", safetensors.numpy.save(arrays))
-                    for path in folder.list(f"{name}/"):  # Its checkpoints.
-                        folder.delete(path)
-            else:
-                arrays = safetensors.numpy.load(part)
-                bar.update(len(places))
+    left = set(range(n))
+    if folder is not None:
+        left -= _take_in(folder, found)
+    with jobs.progress_bar(n, n - len(left), "members", "trunks") as bar:
+        for places in _groups(members, sorted(left), train_of, shape_VM[1], devices):
+            chosen = [members[k] for k in places]
+            names = sorted({member.features for member in chosen})
+            data = Data(
+                np.stack([train_of[name] for name in names]), y_train_NM,
+                np.stack([val_of[name] for name in names]), y_val_NM,
+            )  # fmt: skip
+            group = _Group(data, names, chosen, config, devices)
+            # Named by who is in it, which depends on the devices too.
+            name = f"group-{digest([np.array(places)])}"
+            arrays = group.train(None if folder is None else folder / name, bar)
             for leaf, field in zip(found, Trained._fields, strict=True):
                 leaf[places] = arrays[field]
+            if folder is not None:
+                held = arrays | {_PLACES: np.array(places)}
+                folder.write_bytes(f"{name}.safetensors", safetensors.numpy.save(held))
+                for path in folder.list(f"{name}/"):  # Its checkpoints.
+                    folder.delete(path)
     failed = int((found.failed_K >= 0).sum())
     if failed:
         logger.warning("trunks: %d of %d members met a loss that is not finite", failed, n)
     return found
+
+
+def _take_in(folder: Folder, found: Trained) -> set[int]:
+    """Fills in the members of finished groups, however they were grouped, and returns them."""
+    done: set[int] = set()
+    for name in folder.list("group-"):
+        if name.endswith(".safetensors"):
+            arrays = safetensors.numpy.load(folder.read_bytes(name) or b"")
+            places = arrays[_PLACES].tolist()
+            for leaf, field in zip(found, Trained._fields, strict=True):
+                leaf[places] = arrays[field]
+            done |= set(places)
+    return done
 
 
 class _Group:
@@ -192,7 +209,8 @@ class _Group:
         )
         self._loop = Loop(
             data, program, [member.seed for member in members], setting, layout,
-            devices[: layout.n_devices], _turn(members, per_device, devices[0].platform),
+            devices[: layout.n_devices],
+            _turn(members, per_device, devices[0].platform, _bytes_read(program, data)),
         )  # fmt: skip
 
     def train(self, folder: Folder | None, bar: Any) -> dict[str, np.ndarray]:
@@ -244,6 +262,7 @@ def _job(
 
 def _groups(
     members: Sequence[Member],
+    left: Sequence[int],
     x_of: Mapping[str, np.ndarray],
     n_targets: int,
     devices: Sequence[jax.Device],
@@ -259,9 +278,7 @@ def _groups(
 
     platform = devices[0].platform
     most = _STATE_BYTES.get(platform, _STATE_BYTES_ELSEWHERE) * len(devices)
-    for (n_features, hidden, _), alike in itertools.groupby(
-        sorted(range(len(members)), key=order), shape
-    ):
+    for (n_features, hidden, _), alike in itertools.groupby(sorted(left, key=order), shape):
         widths = (n_features, *hidden, n_targets)
         n_params = sum((a + 1) * b for a, b in itertools.pairwise(widths))
         at_once = max(len(devices), most // (4 * _COPIES * n_params))
@@ -270,11 +287,20 @@ def _groups(
             yield places[start : start + at_once]
 
 
-def _turn(members: Sequence[Member], per_device: int, platform: str) -> int:
+def _bytes_read(program: Program, data: Data) -> int:
+    """Bytes of the rows that a member reads at a time, and of its hidden layers for them."""
+    n_rows = max(program.batch_size, min(len(data.y_val_NM), VAL_ROWS))
+    return 4 * n_rows * (program.n_features + sum(program.hidden))
+
+
+def _turn(members: Sequence[Member], per_device: int, platform: str, read_bytes: int) -> int:
     """Members of a turn: the most that suit the device, in equal turns of those that may share."""
-    largest = per_device
     if goes_one_by_one(platform):
         kin = itertools.groupby(members, lambda m: (m.features, m.seed))
         largest = min(max(len(list(same)) for _, same in kin), per_device)
-    n_turns = -(-largest // _TURN.get(platform, _TURN_ELSEWHERE))
+        most = _TURN.get(platform, _TURN_ELSEWHERE)
+    else:
+        largest = per_device
+        most = max(1, min(_TURN.get(platform, _TURN_ELSEWHERE), _TURN_BYTES // read_bytes))
+    n_turns = -(-largest // most)
     return -(-largest // n_turns)

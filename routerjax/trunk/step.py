@@ -30,7 +30,7 @@ _INIT, _SHUFFLE, _DROPOUT = range(3)
 _MOST_ROW_BITS = 16
 
 # Validation rows scored at a time: bounds the memory of the hidden layers.
-_VAL_ROWS = 4096
+VAL_ROWS = 4096
 
 
 def stream(seed: jax.Array, purpose: int) -> jax.Array:
@@ -190,7 +190,7 @@ def _seed_epoch(
     train_loss = totals.sum(axis=0) / counts.sum(axis=0)
 
     n_val = data.x_val_SNC.shape[1]
-    batches = _batches(jnp.arange(n_val), min(n_val, _VAL_ROWS), rows_split)
+    batches = _batches(jnp.arange(n_val), min(n_val, VAL_ROWS), rows_split)
     _, (totals, counts) = jax.lax.scan(val_batch, None, batches)
     losses = Losses(train_loss, totals.sum(axis=0) / counts.sum(axis=0))
     return jax.vmap(functools.partial(_judge, program))(state, params, opt_state, losses)

@@ -2,11 +2,13 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from routerjax import jobs
 from routerjax.trunk import loop, many
@@ -116,7 +118,7 @@ def test_groups_are_bounded_in_bytes(rows, monkeypatch):
     n_params = 13 * 16 + 17 * 8 + 9 * 3
     monkeypatch.setitem(many._STATE_BYTES, "cpu", 2 * 5 * 4 * n_params)
     x_train, _ = features(rows)
-    groups = list(many._groups(chosen, x_train, 3, jax.devices()[:1]))
+    groups = list(many._groups(chosen, range(len(chosen)), x_train, 3, jax.devices()[:1]))
     assert sorted(k for places in groups for k in places) == list(range(len(chosen)))
     assert max(map(len, groups)) == 2
     parts = run(rows, chosen, devices=jax.devices()[:1])
@@ -152,6 +154,41 @@ def test_a_stopped_sweep_continues_to_the_same_bits(rows, tmp_path, monkeypatch)
     same(run(rows, chosen, workdir=tmp_path), whole)
     assert len(built) == n_groups - len(done)  # Nothing was done twice.
     assert not [path for path in tmp_path.rglob("*") if "checkpoint" in str(path)]
+
+
+def test_other_devices_take_over_what_is_finished(rows, tmp_path, monkeypatch):
+    """Groups are cut by the devices' memory: another number of devices cuts others."""
+    chosen = [m for m in members((1, 2, 3)) if m.hidden == (16, 8) and m.features != "narrow"]
+    n_params = 13 * 16 + 17 * 8 + 9 * 3
+    monkeypatch.setitem(many._STATE_BYTES, "cpu", 2 * 5 * 4 * n_params)
+    whole = run(rows, chosen, workdir=tmp_path, devices=jax.devices()[:1])
+    paths = sorted(tmp_path.glob("*.safetensors"))
+    for path in paths[::2]:
+        path.unlink()
+        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+    kept = [len(load_file(path)["places"]) for path in paths[1::2]]
+    assert len(kept) > 1
+    trained, plain = [], many._Group.train
+
+    def seen(self, *rest):
+        trained.extend(self._members)
+        return plain(self, *rest)
+
+    monkeypatch.setattr(many._Group, "train", seen)
+    again = run(rows, chosen, workdir=tmp_path, devices=jax.devices()[:3])
+    assert len(trained) == len(set(trained)) == len(chosen) - sum(kept) > 0
+    np.testing.assert_allclose(again.best_val_loss_K, whole.best_val_loss_K, rtol=2e-4)
+    np.testing.assert_allclose(again.p_KVM, whole.p_KVM, atol=2e-3)
+
+
+def test_a_turn_side_by_side_is_bounded_in_bytes(rows, monkeypatch):
+    monkeypatch.setattr(loop, "_ONE_BY_ONE", ())
+    monkeypatch.setitem(many._TURN, "cpu", 256)
+    chosen = members(range(4))[:1] * 20
+    read = 4 * 4096 * (7400 + 384)
+    assert many._turn(chosen, 20, "cpu", read) == 10  # Two turns of 1.3 GB, not one of 2.5.
+    assert many._turn(chosen, 20, "cpu", 2**33) == 1
+    assert many._turn(chosen, 20, "cpu", 2**20) == 20
 
 
 def test_bad_members_are_refused(rows):
