@@ -31,7 +31,7 @@ from routerjax.data.shards import (
 )
 from routerjax.files import Folder
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class ActivationStore:

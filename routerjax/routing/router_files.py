@@ -9,7 +9,7 @@ import numpy as np
 from routerjax.files import Folder
 from routerjax.trunk.checkpoint import load_arrays, save_arrays
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 FILE = "router.json"
 
 

@@ -302,7 +302,7 @@ def test_half_a_router_is_refused(router, tmp_path):
         Router.load(tmp_path / "router")
     value = json.loads((tmp_path / "kept.json").read_text())
     for change, message in (
-        ({"schema_version": 99}, "schema version 4"),
+        ({"schema_version": 99}, "schema version 5"),
         ({"arrays_digest": "0"}, "not what router.json was written with"),
     ):
         (tmp_path / "router/router.json").write_text(json.dumps(value | change))
