@@ -85,7 +85,8 @@ class BatchPlan:
           lengths_R: [R] tokens behind the prefix, ascending.
 
         Returns:
-          Slices of the rows, each with its bucket, from the shortest rows to the longest.
+          Slices of the rows, each with its bucket, from the shortest rows to the longest; all but
+          the first are of B rows.
 
         Raises:
           ValueError: A row is longer than the longest bucket.

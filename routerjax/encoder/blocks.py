@@ -15,22 +15,23 @@ from jax.sharding import PartitionSpec as P
 from routerjax.data.shards import SMALLEST, Narrowed
 
 
-def empty(shape_LPRD: tuple[int, ...], n_spare: int, mesh: Mesh) -> jax.Array:
-    """Room for a block, and for the rows that only fill its last batch.
+def empty(shape_LPRD: tuple[int, ...], mesh: Mesh) -> jax.Array:
+    """Room for a block.
 
     Args:
-      shape_LPRD: Of the block.
-      n_spare: Rows of the largest batch.
+      shape_LPRD: Of it; R rows at least as many as the largest batch, and enough for every batch
+        to be put whole.
       mesh: The encoder's devices, which share the room by D where they divide it.
     """
-    n_layers, n_poolings, n_rows, width = shape_LPRD
-    axes = mesh.axis_names if width % mesh.size == 0 else None
-    sharding = NamedSharding(mesh, P(None, None, None, axes))
-    return _zeros((n_layers, n_poolings, n_rows + n_spare, width), sharding=sharding)
+    axes = mesh.axis_names if shape_LPRD[-1] % mesh.size == 0 else None
+    return _zeros(shape_LPRD, sharding=NamedSharding(mesh, P(None, None, None, axes)))
 
 
 def put(room_LPRD: jax.Array, h_LPBD: jax.Array, start: int) -> jax.Array:
-    """The room with a batch from row `start` on; the next one overwrites what only filled it.
+    """The room with a batch from row `start` on.
+
+    Of a block's batches only the first, of its shortest prompts, may have rows that only fill it
+    (`BatchPlan.split`): the next one overwrites them.
 
     Args:
       room_LPRD: Of `empty`; donated.

@@ -205,9 +205,11 @@ def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> 
     batches = captured(
         encoder, plan, queries_of, mine, store.layers, store.poolings, sorted(buckets)
     )
-    done = len(store.ids) - sum(_shape(store, block)[2] for block in mine)
+    done = len(store.ids) - sum(len(store.n_tokens_N[store.block_slice(b)]) for b in mine)
     n_real = n_padded = 0
-    n_spare = max(plan.batch_rows(bucket) for bucket in plan.buckets)
+    # The same for all blocks: another room is another program.
+    n_rows = max(plan.block_rows, *(plan.batch_rows(bucket) for bucket in plan.buckets))
+    room_shape = (len(store.layers), len(store.poolings), n_rows, store.width)
     n_writers = _WRITERS.get(encoder.platform, _WRITERS_ELSEWHERE)
     with (
         concurrent.futures.ThreadPoolExecutor(n_writers) as writer,
@@ -218,7 +220,7 @@ def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> 
             # Without the wait every batch of the job would be queued, and hold its memory.
             h_LPBD.block_until_ready()
             if at.start == 0:
-                room_LPRD = blocks.empty(_shape(store, block), n_spare, encoder.mesh)
+                room_LPRD = blocks.empty(room_shape, encoder.mesh)
                 record = _token_counts(prompts.lengths_N, plan)
             room_LPRD = blocks.put(room_LPRD, h_LPBD, at.start)
             record["padded_tokens"] += n_tokens
@@ -275,11 +277,6 @@ def _stopped(store: ActivationStore) -> jobs.Stopped:
     ended = processes.ended_elsewhere()
     why = f", because process {ended[0]} has ended" if ended and not jobs.stop_requested() else ""
     return jobs.Stopped(f"Stopped with {_left(store)} of {store.n_blocks} blocks to go{why}.")
-
-
-def _shape(store: ActivationStore, block: int) -> tuple[int, int, int, int]:
-    at = store.block_slice(block)
-    return len(store.layers), len(store.poolings), at.stop - at.start, store.width
 
 
 def _token_counts(lengths_R: np.ndarray, plan: BatchPlan) -> dict[str, int]:

@@ -32,6 +32,8 @@ def test_batches_cover_every_row_once_and_hold_it(plan, lengths_R):
     end = 0
     for rows, bucket in plan.split(lengths_R):
         assert rows.start == end and rows.stop > rows.start
+        # A block's room holds no more rows than it has: what only fills a batch is overwritten.
+        assert rows.stop - rows.start == plan.batch_rows(bucket) or end == 0
         end = rows.stop
         assert rows.stop - rows.start <= plan.batch_rows(bucket)
         assert plan.batch_rows(bucket) % plan.n_devices == 0

@@ -10,18 +10,18 @@ from routerjax.encoder import blocks
 
 
 def captured(h_LPRD: np.ndarray, sizes: list[int], spec: str) -> jax.Array:
-    """The room of a block after batches of these many rows; the last one is half filler."""
+    """The room of a block after batches of these many rows; the first one is in part filler."""
     mesh, n_rows = make_mesh(spec), h_LPRD.shape[2]
-    room_LPRD = blocks.empty(h_LPRD.shape, max(sizes), mesh)
-    start = 0
-    for size in sizes:
+    room_LPRD = blocks.empty((*h_LPRD.shape[:2], max(n_rows, *sizes), h_LPRD.shape[3]), mesh)
+    first = n_rows - sum(sizes[1:])
+    ends = first + np.cumsum([0, *sizes[1:]])
+    for size, end in zip(sizes, ends, strict=True):
         batch = np.full((*h_LPRD.shape[:2], size, h_LPRD.shape[3]), np.nan, np.float32)
-        real = h_LPRD[:, :, start : start + size]
-        batch[:, :, : real.shape[2]] = real
+        start = max(0, end - size)
+        batch[:, :, : end - start] = h_LPRD[:, :, start:end]
         split = jax.device_put(batch.transpose(2, 0, 1, 3), by_rows(mesh)).transpose(1, 2, 0, 3)
         room_LPRD = blocks.put(room_LPRD, split, start)
-        start += real.shape[2]
-    assert start == n_rows
+    assert end == n_rows
     return room_LPRD
 
 
