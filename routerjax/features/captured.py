@@ -42,7 +42,6 @@ class Captured:
         of token length: its moments are a pilot of all rows' (of the shortest they would not be).
         The other rows follow in order of token length.
       plan: The compiled shapes.
-      block_rows: R.
     """
 
     encoder: Encoder
@@ -52,7 +51,6 @@ class Captured:
     ids: tuple[str, ...]
     queries: tuple[str, ...]
     plan: BatchPlan
-    block_rows: int
 
     @classmethod
     def prepare(
@@ -80,10 +78,10 @@ class Captured:
         n_rows = len(job.rows.ids)
         median = float(np.median(job.rows.n_tokens_N)) - len(job.plan.prefix)
         bucket = job.plan.buckets[int(np.searchsorted(job.plan.buckets, median))]
-        # A batch that is wider than a block would compute its spare rows for nothing.
+        # Nothing is stored: a block may be as large as a full batch, which keeps the devices busy.
         block_rows = max(
             rows_per_block(len(layers), len(poolings), encoder.width, "float32"),
-            job.plan.batch_rows(bucket),
+            job.plan.batch_tokens // bucket,
         )
         block_rows = min(block_rows, n_rows)
         sample_R = ((np.arange(block_rows) + 0.5) * n_rows / block_rows).astype(np.int64)
@@ -97,9 +95,13 @@ class Captured:
             Rows(np.ones(n_rows, np.float32), data.correct_NM[chosen_N], tuple(data.targets)),
             tuple(data.ids[n] for n in chosen_N),
             tuple(data.queries[n] for n in chosen_N),
-            job.plan,
-            block_rows,
+            dataclasses.replace(job.plan, block_rows=block_rows),
         )
+
+    @property
+    def block_rows(self) -> int:
+        """R."""
+        return self.plan.block_rows
 
     @property
     def n_slabs(self) -> int:

@@ -22,6 +22,7 @@ from routerjax.devices import make_mesh
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extract import extract
 from routerjax.features import slab_totals
+from routerjax.features.captured import Captured
 from routerjax.features.moments import sums_of
 from routerjax.probes import sketched, stream_probe, then_extract
 from routerjax.probes.probe import probe
@@ -143,6 +144,14 @@ def test_memory_does_not_grow_with_the_queries(encoder, tiny_data, monkeypatch):
     activations = 2700 * 4 * 2 * 32 * 4
     assert 0 < on_device[1] < 1.1 * on_device[0] < 0.2 * activations
     assert on_host[1] - on_host[0] < 0.3 * activations
+
+
+def test_batches_are_full_where_blocks_of_a_store_would_be_small(encoder, data, monkeypatch):
+    monkeypatch.setattr("routerjax.encoder.extract.rows_per_block", lambda *_: 5)
+    monkeypatch.setattr("routerjax.features.captured.rows_per_block", lambda *_: 5)
+    found = Captured.prepare(encoder, data, "all", ("last",), batch_tokens=640)
+    taken = [found.plan.batch_rows(bucket) * bucket for bucket in found.plan.buckets]
+    assert found.block_rows > 5 and max(taken) > 640 / 2
 
 
 def test_nothing_is_written_and_no_activation_comes_to_the_host(encoder, data, monkeypatch):
