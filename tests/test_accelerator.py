@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 import routerjax as rj
+from routerjax.data.shards import encode
+from routerjax.encoder import blocks
 from routerjax.encoder.attention import attend, attend_cudnn
 from routerjax.probes import cells
 from routerjax.trunk.config import TrunkConfig
@@ -89,6 +91,15 @@ def test_a_store_is_the_cpus_to_bfloat16_and_the_same_twice(
     )
     order = stores[0].rows_of(tiny_data.ids)
     assert relative(ours[:, :, order], theirs[:, :, order]) < 3e-2
+
+
+@pytest.mark.parametrize("exponent", [-139, -60, 0, 60])
+def test_a_block_is_narrowed_to_the_bits_of_the_host(exponent):
+    drawn = np.random.default_rng(0).normal(size=(2, 2, 40, 64)).astype(np.float32)
+    h_LPRD = np.ldexp(drawn, exponent)
+    held = blocks.narrowed(jnp.asarray(h_LPRD), 40, "float16").encode()
+    for ours, theirs in zip(held, encode(h_LPRD, "float16"), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.fixture(scope="module")

@@ -252,6 +252,12 @@ class ActivationStore:
 
     def _non_finite(self, h_LPRD: np.ndarray, rows: slice) -> FloatingPointError:
         finite_LPR = np.isfinite(h_LPRD).all(axis=-1)
+        if finite_LPR.all():
+            return FloatingPointError(
+                f"rows {rows.start} to {rows.stop - 1} are finite as captured, but not as rounded "
+                f"to {self.identity['store_dtype']}: the block is not stored. Try again with "
+                f"--store_dtype=float32; the device may be faulty"
+            )
         layer, pooling, row = (int(axis[0]) for axis in np.nonzero(~finite_LPR))
         return FloatingPointError(
             f"query {self.ids[rows.start + row]!r} has a non-finite activation at hidden state "

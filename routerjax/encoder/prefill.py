@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from routerjax import jobs
 from routerjax.devices import DATA, by_rows
 from routerjax.encoder.capture import FEW_TOKENS, Graph, Prefix, capture, read_prefix, unstacked
 
@@ -74,7 +75,8 @@ class Prefill:
 
         def compile_one(shape: tuple[int, int]) -> None:
             key = shape, layers, poolings, prefix
-            if key in self._programs:
+            # Who is asked to stop has no time for all of them.
+            if key in self._programs or jobs.stop_requested():
                 return
             batch = [
                 jax.ShapeDtypeStruct(of, np.int32, sharding=rows)

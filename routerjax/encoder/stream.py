@@ -38,7 +38,8 @@ def captured(
       layers: Hidden-state indices, ascending.
       poolings: Names out of POOLINGS.
       buckets: Of the plan, those that these blocks take. Where the device is not the host, they are
-        compiled side by side before the first batch; what is missing here, when it comes.
+        compiled side by side before the first batch; what is missing here, or left out because a
+        stop was asked for, when it comes.
 
     Yields:
       (block, its prompts, rows in it, B x T, h_LPBD) of each batch; rows of h_LPBD beyond those in

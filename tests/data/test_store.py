@@ -8,6 +8,7 @@ import pytest
 
 from routerjax.data import store as store_module
 from routerjax.data.rows import Rows
+from routerjax.data.shards import Narrowed, encode
 from routerjax.data.store import ActivationStore
 from routerjax.files import Folder
 
@@ -211,6 +212,16 @@ def test_commits_of_an_earlier_store_do_not_count(folder):
 # ---- refused writes
 
 
+def test_a_device_that_rounds_to_what_is_not_finite_is_told_of(tmp_path):
+    store, h_LPRD = _create(tmp_path, blocks=[]), H_LPND[:, :, :4]
+    stored, exponents_LP = encode(h_LPRD, "float16")
+    spoilt = np.array(stored)
+    spoilt[0, 0, 0, 0] = np.inf
+    with pytest.raises(FloatingPointError, match="rows 0 to 3 .* the device may be faulty"):
+        store.write_block(0, Narrowed(h_LPRD, spoilt, exponents_LP, np.bool_(False)), {})
+    assert store.missing_blocks() == [0, 1, 2] and not _shard(tmp_path, 0).exists()
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_non_finite_states_are_refused_and_nothing_is_committed(tmp_path, bad):
     store = _create(tmp_path, blocks=[0])
@@ -272,7 +283,7 @@ def test_no_store_and_other_versions_are_refused(folder, tmp_path):
         ActivationStore.open(tmp_path / "nothing")
     meta = json.loads((folder / "store.json").read_text())
     (folder / "store.json").write_text(json.dumps(meta | {"schema_version": 99}))
-    with pytest.raises(ValueError, match="schema version 99, this routerjax reads 1"):
+    with pytest.raises(ValueError, match="schema version 99, this routerjax reads 2"):
         ActivationStore.open(folder)
 
 

@@ -1,12 +1,15 @@
 """Encoder: what users call; its errors, its independence of company, two processes."""
 
 import json
+import os
 import shutil
+import signal
 
 import jax
 import numpy as np
 import pytest
 
+from routerjax import jobs
 from routerjax.devices import make_mesh
 from routerjax.encoder import batches
 from routerjax.encoder.capture import capture
@@ -183,3 +186,13 @@ def test_what_is_no_encoder_is_refused(tiny_encoder_folder, tmp_path):
 def test_an_unreachable_hub_is_an_error_that_names_the_model():
     with pytest.raises(OSError, match="no folder 'nobody/nothing'"):
         Encoder.from_pretrained("nobody/nothing")
+
+
+def test_who_is_asked_to_stop_compiles_no_more(tiny_encoder_folder):
+    encoder = Encoder.from_pretrained(tiny_encoder_folder)
+    with jobs.stoppable():
+        os.kill(os.getpid(), signal.SIGTERM)
+        encoder.compile([(2, 16), (4, 16)], (0,), ("last",))
+    assert not encoder._prefill._programs
+    encoder.compile([(2, 16)], (0,), ("last",))
+    assert len(encoder._prefill._programs) == 1
