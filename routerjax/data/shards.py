@@ -81,6 +81,11 @@ class Narrowed(NamedTuple):
             return encode(np.asarray(self.h_LPRD), "float16")
         return np.asarray(self.stored), np.asarray(self.exponents_LP)
 
+    def release(self) -> None:
+        """Frees the captured values: when the stored ones are known to be whole, none asks more."""
+        if self.h_LPRD is not self.stored:
+            self.h_LPRD.delete()
+
 
 def encode(h_LPRD: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """Values as stored, and the exponents that undo the scaling: h = stored * 2^exponent.

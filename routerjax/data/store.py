@@ -167,6 +167,8 @@ class ActivationStore:
             stored, exponents_LP = encode(held, self.identity["store_dtype"])
         if not all_finite(stored):
             raise self._non_finite(np.asarray(h_LPRD), rows)
+        if isinstance(held, Narrowed):
+            held.release()  # Writing takes longest.
         try:
             self._array[:, :, rows].write(stored).result()
         except Exception as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -49,7 +50,10 @@ def narrowed(room_LPRD: jax.Array, n_rows: int, dtype: str) -> Narrowed:
       n_rows: Rows of the block.
       dtype: "float16" or "float32".
     """
-    return Narrowed(*_narrow(room_LPRD, n_rows=n_rows, dtype=dtype))
+    if dtype == "float32":
+        h_LPRD = room_LPRD[:, :, :n_rows]
+        return Narrowed(h_LPRD, h_LPRD, np.zeros(h_LPRD.shape[:2], np.int32), np.bool_(False))
+    return Narrowed(*_narrow(room_LPRD, n_rows=n_rows))
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "sharding"))
@@ -67,12 +71,10 @@ def _put(
     return jax.lax.with_sharding_constraint(room_LPRD, sharding)
 
 
-@functools.partial(jax.jit, static_argnames=("n_rows", "dtype"))
-def _narrow(room_LPRD: jax.Array, *, n_rows: int, dtype: str) -> tuple[Any, ...]:
-    """The fields of `Narrowed`, as `shards.encode` has them."""
+@functools.partial(jax.jit, static_argnames="n_rows")
+def _narrow(room_LPRD: jax.Array, *, n_rows: int) -> tuple[Any, ...]:
+    """The fields of `Narrowed` for float16, as `shards.encode` has them."""
     h_LPRD = room_LPRD[:, :, :n_rows]
-    if dtype == "float32":
-        return h_LPRD, h_LPRD, jnp.zeros(h_LPRD.shape[:2], jnp.int32), jnp.bool_(False)
     largest_LP = jnp.abs(h_LPRD).max(axis=(2, 3))
     known_LP = jnp.where(jnp.isfinite(largest_LP), largest_LP, 1.0)
     exponents_LP = jnp.frexp(known_LP)[1].astype(jnp.int32) - 15

@@ -3,6 +3,7 @@
 import errno
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -210,6 +211,14 @@ def test_commits_of_an_earlier_store_do_not_count(folder):
 
 
 # ---- refused writes
+
+
+def test_captured_values_leave_the_device_before_they_are_on_disk(tmp_path):
+    store, h_LPRD = _create(tmp_path, blocks=[]), jnp.asarray(H_LPND[:, :, :4])
+    held = Narrowed(h_LPRD, *encode(np.asarray(h_LPRD), "float16"), np.bool_(False))
+    store.write_block(0, held, {})
+    assert h_LPRD.is_deleted()
+    np.testing.assert_allclose(_read(store, which=[0]), H_LPND[:, :, :4], rtol=1e-3)
 
 
 def test_a_device_that_rounds_to_what_is_not_finite_is_told_of(tmp_path):
