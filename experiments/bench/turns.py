@@ -173,10 +173,15 @@ def largest_relative(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.nanmax(np.abs(ours - theirs)) / np.nanmax(np.abs(theirs)))
 
 
-def worst_state(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Of h_NLPD: the difference's norm over the values', of the layer and pooling worst off."""
-    norm_LP, difference_LP = (np.linalg.norm(h, axis=(0, 3)) for h in (theirs, ours - theirs))
-    return float((difference_LP / norm_LP).max())
+def worst_state(ours: np.ndarray, theirs: np.ndarray, of_each_row: bool = False) -> float:
+    """Of h_NLPD: the difference's norm over the values', of the layer and pooling worst off.
+
+    Args:
+      of_each_row: Norms of one query's state, not of all queries': the worst of these.
+    """
+    axes = 3 if of_each_row else (0, 3)
+    norms, differences = (np.linalg.norm(h, axis=axes) for h in (theirs, ours - theirs))
+    return float((differences / norms).max())
 
 
 def require(name: str, value: float, most: float) -> float:
