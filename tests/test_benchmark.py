@@ -128,9 +128,9 @@ def test_one_state_that_is_wrong_is_seen_among_larger_ones():
     assert turns.worst_state(ours, theirs) == pytest.approx(0.01)
     ours[:, 0, 1] += 0.5
     assert turns.largest_relative(ours, theirs) < 0.05 < 0.4 < turns.worst_state(ours, theirs)
-    swapped = np.tile(theirs, (50, 1, 1, 1))
+    swapped = np.tile(theirs, (200, 1, 1, 1))
     swapped[[7, 8]] = swapped[[8, 7]]
-    many = np.tile(theirs, (50, 1, 1, 1))
+    many = np.tile(theirs, (200, 1, 1, 1))
     assert turns.worst_state(swapped, many) < 0.05 < 1 < turns.worst_state(swapped, many, True)
     ours[3, 2, 0, 0] = np.nan
     with pytest.raises(turns.Disagreement):

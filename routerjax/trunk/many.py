@@ -106,7 +106,8 @@ def train_many(
         members' own.
       workdir: Folder that keeps finished groups and the checkpoints of the one in hand; it belongs
         to this job from the first call on.
-      devices: By default all of this process; members are dealt out to them.
+      devices: By default all of this process; members are dealt out to them. How many train side by
+        side follows from their number, and so, by rounding, may the last bits.
 
     Returns:
       What became of them.
