@@ -109,9 +109,11 @@ def run_epoch(
         """The epoch of the first members of a turn; the others stay as they are."""
         some = jax.tree.map(lambda leaf: leaf[:size], (state_J, setting_J))
         new, losses = of_seed(*some) if one_by_one else alone(jax.vmap(of_seed), *some)
-        put = functools.partial(jax.tree.map, lambda all_J, some_J: all_J.at[:size].set(some_J))
+        # Not `.at[:size].set`: a whole turn gives it an empty constant for each leaf, and of a pmap
+        # with these jax 0.11.2 dies in XLA (Shardy's ManualComputationUnusedInputsPattern).
+        over = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=0, axis=0)
         nothing_J = jnp.full(state_J.seed.shape, jnp.nan)
-        return put(state_J, new), put(Losses(nothing_J, nothing_J), losses)
+        return jax.tree.map(over, (state_J, Losses(nothing_J, nothing_J)), (new, losses))
 
     sizes = turn_sizes(turns.slot_KJ.shape[1], one_by_one)
     of_size = [functools.partial(first, size) for size in sizes]
