@@ -35,8 +35,9 @@ class Kernel:
 
     Attributes:
       x_NC: [N, C] features of the rows remembered.
-      alpha_NM: [N, M] their weights; 0 where an outcome was not observed.
-      mean_M: [M] mean outcomes.
+      alpha_NM: [N, M] their weights; 0 where an outcome was not observed. Targets that were added
+        later have no column, so that the others' sums stay the same to the bit.
+      mean_M: [M] mean outcomes; 0.5 of targets that were added.
       share_M: [M] of the kernel in the mixture with the ensemble.
       width: Of the kernel, in squared units of the features.
       ridge: Strength of the ridge.
@@ -51,13 +52,15 @@ class Kernel:
 
     def predict(self, x_NC: np.ndarray) -> np.ndarray:
         """P(correct) [n, M] float32 of queries with features [n, C], by the kernel alone."""
-        found = [np.zeros((0, len(self.mean_M)), np.float32)]
+        own_NM = np.tile(self.mean_M, (len(x_NC), 1))
+        n_fitted = self.alpha_NM.shape[1]
         for start in range(0, len(x_NC), _CHUNK_ROWS):
             x_RC = np.asarray(x_NC[start : start + _CHUNK_ROWS], np.float32)
             n = len(x_RC)
             padded_RC = np.pad(x_RC, ((0, (1 << (n - 1).bit_length()) - n), (0, 0)))
-            found.append(np.asarray(_predict(padded_RC, *self._on_device))[:n])
-        return np.concatenate(found)
+            found_RM = np.asarray(_predict(padded_RC, *self._on_device))
+            own_NM[start : start + n, :n_fitted] = found_RM[:n]
+        return own_NM
 
     def mix(self, p_NM: np.ndarray, own_NM: np.ndarray) -> np.ndarray:
         """The mixture of the ensemble's [..., N, M] and the kernel's own [N, M] probabilities."""
@@ -69,7 +72,6 @@ class Kernel:
         """The kernel with one target more, of which it says nothing."""
         return dataclasses.replace(
             self,
-            alpha_NM=np.pad(self.alpha_NM, ((0, 0), (0, 1))),
             mean_M=np.append(self.mean_M, np.float32(0.5)),
             share_M=np.append(self.share_M, np.float32(0.0)),
         )
@@ -77,7 +79,8 @@ class Kernel:
     @functools.cached_property
     def _on_device(self) -> tuple[jax.Array, ...]:
         """Rows, weights, means and width, put there once: a query is a row, these are thousands."""
-        return tuple(jnp.asarray(a) for a in (self.x_NC, self.alpha_NM, self.mean_M, self.width))
+        fitted_M = self.mean_M[: self.alpha_NM.shape[1]]
+        return tuple(jnp.asarray(a) for a in (self.x_NC, self.alpha_NM, fitted_M, self.width))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays by name."""

@@ -60,6 +60,10 @@ def test_it_comes_back_from_its_arrays_and_takes_a_silent_target(split):
     x_val = split[2]
     np.testing.assert_array_equal(again.predict(x_val), kernel.predict(x_val))
     more = kernel.with_silent_target()
+    reread = Kernel.from_arrays(more.to_json(), more.arrays())
+    np.testing.assert_array_equal(reread.predict(x_val), more.predict(x_val))
+    np.testing.assert_array_equal(more.predict(x_val)[:, :3], kernel.predict(x_val))
+    assert (more.predict(x_val)[:, 3] == 0.5).all()
     p_NM = np.random.default_rng(0).random((len(x_val), 4)).astype(np.float32)
     mixed = more.mix(p_NM, more.predict(x_val))
     np.testing.assert_array_equal(mixed[:, 3], p_NM[:, 3])
