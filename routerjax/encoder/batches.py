@@ -184,13 +184,13 @@ def choose_buckets(
 
 
 def pack(
-    prompts: Prompts, rows: slice, n_rows: int, bucket: int, prefix: tuple[int, ...] = ()
+    prompts: Prompts, rows: np.ndarray, n_rows: int, bucket: int, prefix: tuple[int, ...] = ()
 ) -> tuple[np.ndarray, ...]:
     """One batch as arrays, padded on the right and at the bottom.
 
     Args:
       prompts: Tokenised prompts.
-      rows: Which of them, at most n_rows, each at most `bucket` tokens long.
+      rows: [n] numbers of those in it, at most n_rows, each at most `bucket` tokens long.
       n_rows: B.
       bucket: T.
       prefix: Tokens that each begins with, which are left out; what remains is counted from 0.
@@ -204,16 +204,18 @@ def pack(
     n_before, prefix_P = len(prefix), np.array(prefix, np.int32)
     tokens_BT = np.zeros((n_rows, bucket), np.int32)
     lengths_B = np.ones(n_rows, np.int32)
-    spans_B2 = np.tile(np.array([[0, 1]], np.int32), (n_rows, 1))
-    for b, tokens in enumerate(prompts.tokens[rows]):
-        if not np.array_equal(tokens[:n_before], prefix_P):
+    spans_B2 = np.zeros((n_rows, 2), np.int32)
+    spans_B2[:, 1] = 1
+    for b, row in enumerate(rows.tolist()):
+        tokens = prompts.tokens[row]
+        if n_before and not np.array_equal(tokens[:n_before], prefix_P):
             raise ValueError(
                 f"a prompt does not begin with the {n_before} tokens that all prompts shared when "
                 f"the job was planned: the plan was made for other queries or another template"
             )
         tokens_BT[b, : len(tokens) - n_before] = tokens[n_before:]
         lengths_B[b] = len(tokens) - n_before
-    spans_B2[: rows.stop - rows.start] = prompts.spans_N2[rows] - n_before
+    spans_B2[: len(rows)] = prompts.spans_N2[rows] - n_before
     return tokens_BT, lengths_B, spans_B2
 
 

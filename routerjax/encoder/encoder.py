@@ -90,7 +90,7 @@ class Encoder:
         leaves = jax.tree.leaves(self._prefill.params)
         return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
 
-    @property
+    @functools.cached_property
     def default_batch_tokens(self) -> int:
         """Tokens of a full batch that keep these devices busy."""
         return self.n_devices * default_batch_tokens(self.platform, self._flops_per_token)
@@ -321,7 +321,7 @@ class Encoder:
         shapes = few_batches(lengths_N, self.default_batch_tokens, self.n_devices)
         for rows, n_rows, bucket in shapes:
             bucket = min(bucket, self.max_tokens - len(prefix))
-            batch = pack(prompts.take(rows), slice(0, len(rows)), n_rows, bucket, prefix)
+            batch = pack(prompts, rows, n_rows, bucket, prefix)
             yield rows, self.forward(batch, layers, poolings, prefix)
 
     @property

@@ -93,7 +93,7 @@ def _time_batch(encoder: Encoder, job: Any, row: int, bucket: int) -> float:
     n_rows = job.plan.batch_rows(bucket)
     whole = prompts.take(np.zeros(n_rows, np.int64))
     prefix = job.plan.prefix
-    batch = pack(whole, slice(0, n_rows), n_rows, bucket, prefix)
+    batch = pack(whole, np.arange(n_rows), n_rows, bucket, prefix)
     layers, poolings = tuple(job.identity["layers"]), tuple(job.identity["poolings"])
     encoder.forward(batch, layers, poolings, prefix).block_until_ready()
     seconds = []

@@ -4,6 +4,7 @@ import concurrent.futures
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
+import numpy as np
 
 from routerjax.devices import in_flight
 from routerjax.encoder.batches import BatchPlan, pack
@@ -62,7 +63,7 @@ def captured(
                     ahead = reader.submit(tokenise, blocks[turn + 1])
                 for at, bucket in plan.split(prompts.lengths_N - len(plan.prefix)):
                     n_rows = plan.batch_rows(bucket)
-                    batch = pack(prompts, at, n_rows, bucket, plan.prefix)
+                    batch = pack(prompts, np.arange(at.start, at.stop), n_rows, bucket, plan.prefix)
                     h_LPBD = encoder.forward(batch, layers, poolings, plan.prefix)
                     yield block, prompts, at, n_rows * bucket, h_LPBD
 

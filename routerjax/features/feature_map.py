@@ -216,7 +216,8 @@ class _OnDevice:
             for part in parts
         )
         self.devices = self.axes[0].mean_D.devices()
-        self.slabs = self.positions(layers, poolings)
+        # There, as each call would send them anew.
+        self.slabs = tuple(map(jnp.asarray, self.positions(layers, poolings)))
 
     def positions(self, layers: Sequence[int], poolings: Sequence[str]) -> tuple[np.ndarray, ...]:
         """[S, 2] int32 of each part: where its slabs lie in an array of these layers, poolings."""

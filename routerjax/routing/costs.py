@@ -3,6 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from routerjax.routing.lengths import LengthHead
@@ -83,12 +84,12 @@ class CostModel:
             for used, recorded in zip(used_M, self.recorded_M, strict=True)
         )
 
-    def lengths(self, n: int, x_NC: np.ndarray | None = None) -> np.ndarray:
+    def lengths(self, n: int, x_NC: np.ndarray | jax.Array | None = None) -> np.ndarray:
         """[n, M] output tokens to expect.
 
         Args:
           n: Number of queries.
-          x_NC: [n, C] their features; needed where a head is used.
+          x_NC: [n, C] their features; needed, and waited for, where a head is used only.
 
         Raises:
           ValueError: A head is used and there are no features, or they have another shape.
@@ -104,13 +105,14 @@ class CostModel:
         return np.where(self.head.used_M[None], self.head.expected(x_NC), length_NM)
 
     def expected(
-        self, input_tokens_N: np.ndarray, x_NC: np.ndarray | None = None
+        self, input_tokens_N: np.ndarray, x_NC: np.ndarray | jax.Array | None = None
     ) -> np.ndarray | None:
         """Cost as it can be known before the answer.
 
         Args:
           input_tokens_N: [N] tokens of the query, by the encoder's tokenizer.
-          x_NC: [N, C] features of the query; needed where lengths are predicted from them.
+          x_NC: [N, C] features of the query; needed, and waited for, where lengths are predicted
+            from them only.
 
         Returns:
           [N, M] USD per query, NaN for targets without a price; None without any prices.

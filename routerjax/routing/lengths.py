@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from routerjax.data import groups as grouping
@@ -101,7 +102,7 @@ class LengthHead:
             np.pad(self.error_M2, ((0, 1), (0, 0)), constant_values=np.nan),
         )
 
-    def expected(self, x_NC: np.ndarray) -> np.ndarray:
+    def expected(self, x_NC: np.ndarray | jax.Array) -> np.ndarray:
         """[N, M] float64 expected output tokens, at least 0; of use where `used_M`.
 
         Raises:

@@ -103,9 +103,10 @@ def check_probabilities(p_NM: np.ndarray) -> np.ndarray:
             f"p_NM, P(correct) of each query and target: expected shape [N, M] with M >= 1, got "
             f"{p_NM.shape}"
         )
-    # A mean of float32 sigmoids may round to just past 1.
-    bad_NM = ~((p_NM >= -1e-6) & (p_NM <= 1 + 1e-6))
-    if bad_NM.any():
+    # A mean of float32 sigmoids may round to just past 1. NaN is in no range.
+    lowest, highest = -1e-6, 1 + 1e-6
+    if not (p_NM.min(initial=0.0) >= lowest and p_NM.max(initial=0.0) <= highest):
+        bad_NM = ~((p_NM >= lowest) & (p_NM <= highest))
         n, m = np.argwhere(bad_NM)[0]
         raise ValueError(
             f"p_NM, P(correct) of each query and target: expected numbers in [0, 1], got "

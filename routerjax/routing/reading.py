@@ -33,7 +33,7 @@ def read(
 
 def read_and_predict(
     encoders: Sequence[Encoder], features: FeatureMap, trunk: Trunk, prompts: Sequence[Prompts]
-) -> tuple[np.ndarray, np.ndarray | jax.Array]:
+) -> tuple[np.ndarray | jax.Array, np.ndarray | jax.Array]:
     """Features of prompts, and what each member of the ensemble makes of them.
 
     A single query goes through encoder, features and trunk without being waited for in between:
@@ -44,7 +44,7 @@ def read_and_predict(
       trunk: From features to P(correct).
 
     Returns:
-      x_NC [N, C] float32 and p_KNM [K, N, M] float32, which may still be on its way.
+      x_NC [N, C] and p_KNM [K, N, M] float32, which may still be on their way.
     """
     if len(encoders) > 1 or len(prompts[0].tokens) > 1:
         x_NC = read(encoders, features, prompts)
@@ -52,5 +52,4 @@ def read_and_predict(
     ((_, h_LPBD),) = encoders[0].dispatch(prompts[0], features.layers(), features.poolings())
     # On a mesh further rows fill the batch.
     x_1C = features.dispatch(h_LPBD if h_LPBD.shape[2] == 1 else h_LPBD[:, :, :1])
-    p_K1M = trunk.dispatch(x_1C)
-    return np.asarray(x_1C), p_K1M
+    return x_1C, trunk.dispatch(x_1C)

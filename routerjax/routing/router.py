@@ -227,11 +227,13 @@ class Router:
         encoders = self.encoders
         prompts = [encoder.prompter(queries) for encoder in encoders]
         x_NC, p_KNM = reading.read_and_predict(encoders, self.features, self.trunk, prompts)
+        # Counted while the devices compute, where no length is predicted from the features.
         cost_NM = self.costs.expected(prompts[0].query_tokens_N, x_NC)
-        p_KNM = mixed(np.asarray(p_KNM), self.kernel, x_NC)
+        p_KNM = mixed(np.asarray(p_KNM), self.kernel, np.asarray(x_NC))
         # The mean of the members goes through the curves with them.
-        p_NM, *of_members = self.calibration.apply(np.stack([p_KNM.mean(axis=0), *p_KNM]))
-        spread_NM = np.std(of_members, axis=0)
+        p_XNM = np.concatenate([p_KNM.mean(axis=0, keepdims=True), p_KNM])
+        p_XNM = self.calibration.apply(p_XNM)
+        p_NM, spread_NM = p_XNM[0], p_XNM[1:].std(axis=0)
         choice_N = policy.choose(p_NM, cost_NM, allowed_NM, queries)
         return [
             Decision(

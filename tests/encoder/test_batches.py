@@ -134,7 +134,7 @@ def test_packing_pads_on_the_right_and_at_the_bottom():
     tokens = [np.array([5, 6, 7], np.int32), np.array([8], np.int32)]
     spans = np.array([[1, 3], [0, 1]], np.int32)
     prompts = Prompts(tokens, spans, np.array([2, 1]), np.zeros(2, bool))
-    tokens_BT, lengths_B, spans_B2 = pack(prompts, slice(0, 2), 4, 5)
+    tokens_BT, lengths_B, spans_B2 = pack(prompts, np.arange(2), 4, 5)
     np.testing.assert_array_equal(tokens_BT[0], [5, 6, 7, 0, 0])
     np.testing.assert_array_equal(lengths_B, [3, 1, 1, 1])
     np.testing.assert_array_equal(spans_B2, [[1, 3], [0, 1], [0, 1], [0, 1]])

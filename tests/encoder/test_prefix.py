@@ -99,11 +99,11 @@ def test_a_prefix_is_taken_where_it_pays_and_where_it_may():
 
 def test_a_prompt_that_begins_otherwise_is_refused():
     two = prompts([1, 2, 3], [1, 2, 4], starts=(2, 2))
-    tokens_BT, lengths_B, spans_B2 = pack(two, slice(0, 2), 3, 2, (1, 2))
+    tokens_BT, lengths_B, spans_B2 = pack(two, np.arange(2), 3, 2, (1, 2))
     assert tokens_BT.tolist() == [[3, 0], [4, 0], [0, 0]]
     assert lengths_B.tolist() == [1, 1, 1] and spans_B2.tolist() == [[0, 1]] * 3
     with pytest.raises(ValueError, match="does not begin with the 2 tokens"):
-        pack(two, slice(0, 2), 2, 2, (1, 7))
+        pack(two, np.arange(2), 2, 2, (1, 7))
 
 
 # --- jobs ---------------------------------------------------------------------------------------
