@@ -97,9 +97,17 @@ def test_a_store_is_the_cpus_to_bfloat16_and_the_same_twice(
 def test_a_block_is_narrowed_to_the_bits_of_the_host(exponent):
     drawn = np.random.default_rng(0).normal(size=(2, 2, 40, 64)).astype(np.float32)
     h_LPRD = np.ldexp(drawn, exponent)
-    held = blocks.narrowed(jnp.asarray(h_LPRD), 40, "float16").encode()
+    *held, finite = blocks.narrowed(jnp.asarray(h_LPRD), 40, "float16").fetch()
+    assert finite
     for ours, theirs in zip(held, encode(h_LPRD, "float16"), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_a_block_that_is_not_finite_is_told_of(bad):
+    h_LPRD = np.random.default_rng(0).normal(size=(2, 2, 40, 64)).astype(np.float32)
+    h_LPRD[1, 0, 39, 63] = bad
+    assert not blocks.narrowed(jnp.asarray(h_LPRD), 40, "float16").fetch()[2]
 
 
 @pytest.fixture(scope="module")

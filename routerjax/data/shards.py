@@ -17,7 +17,7 @@ STORE_DTYPES = ("float16", "float32")
 _LOWEST_EXPONENT = -100
 SMALLEST = 2.0 ** (_LOWEST_EXPONENT + 14)  # The least magnitude that has it.
 _WORTH_COMPILING = 2**16
-_INFINITY = 0xF800  # Twice the bits of float16's.
+INFINITY_BITS = 0xF800  # Twice those of float16's infinity: what is left without the sign.
 
 
 def rows_per_block(n_layers: int, n_poolings: int, width: int, store_dtype: str) -> int:
@@ -68,18 +68,21 @@ class Narrowed(NamedTuple):
       exponents_LP: [L, P] int32.
       small: [] bool, whether some of `h_LPRD` are so small that the devices may have taken them
         for 0: then only `h_LPRD` counts.
+      finite: [] bool, whether all of `stored` are; the host need not look through them.
     """
 
     h_LPRD: Any
     stored: Any
     exponents_LP: Any
     small: Any
+    finite: Any
 
-    def encode(self) -> tuple[np.ndarray, np.ndarray]:
-        """As the function `encode`; waits for it."""
+    def fetch(self) -> tuple[np.ndarray, np.ndarray, bool]:
+        """What the function `encode` returns, and whether it is finite; waits for both."""
         if self.small:
-            return encode(np.asarray(self.h_LPRD), "float16")
-        return np.asarray(self.stored), np.asarray(self.exponents_LP)
+            stored, exponents_LP = encode(np.asarray(self.h_LPRD), "float16")
+            return stored, exponents_LP, all_finite(stored)
+        return np.asarray(self.stored), np.asarray(self.exponents_LP), bool(self.finite)
 
     def release(self) -> None:
         """Frees the captured values: when the stored ones are known to be whole, none asks more."""
@@ -173,14 +176,14 @@ def has_nan(stored: np.ndarray) -> bool:
     if stored.dtype != np.float16:
         return bool(np.isnan(stored).any())
     # Without its sign a NaN's bits are beyond those of infinity.
-    return bool((stored.view(np.uint16) << 1).max(initial=0) > _INFINITY)
+    return bool((stored.view(np.uint16) << 1).max(initial=0) > INFINITY_BITS)
 
 
 def all_finite(stored: np.ndarray) -> bool:
     """Whether no value is infinite or NaN."""
     if stored.dtype != np.float16:
         return bool(np.isfinite(stored).all())
-    return bool((stored.view(np.uint16) << 1).max(initial=0) < _INFINITY)
+    return bool((stored.view(np.uint16) << 1).max(initial=0) < INFINITY_BITS)
 
 
 def digest(stored: np.ndarray) -> str:

@@ -162,21 +162,24 @@ class ActivationStore:
                 f"held: block {block} has {rows.stop - rows.start} rows, got {h_LPRD.shape[2]}"
             )
         if isinstance(held, Narrowed):
-            stored, exponents_LP = held.encode()
+            stored, exponents_LP, finite = held.fetch()
         else:
             stored, exponents_LP = encode(held, self.identity["store_dtype"])
-        if not all_finite(stored):
+            finite = all_finite(stored)
+        if not finite:
             raise self._non_finite(np.asarray(h_LPRD), rows)
         if isinstance(held, Narrowed):
             held.release()  # Writing takes longest.
         try:
-            self._array[:, :, rows].write(stored).result()
+            writing = self._array[:, :, rows].write(stored)
+            found = digest(stored)  # Meanwhile.
+            writing.result()
         except Exception as error:
             raise OSError(
                 f"cannot write block {block} of {self.folder.path}: {error}. Nothing is lost: the "
                 f"same command continues with this block"
             ) from error
-        commit = {"block": block, "rows": [rows.start, rows.stop], "digest": digest(stored)}
+        commit = {"block": block, "rows": [rows.start, rows.stop], "digest": found}
         commit |= {"exponents": exponents_LP.tolist()} | record
         self.folder.write_json(f"blocks/{block}.json", commit, indent=None)
         self._commits[block] = commit

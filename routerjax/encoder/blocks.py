@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from routerjax.data.shards import SMALLEST, Narrowed
+from routerjax.data.shards import INFINITY_BITS, SMALLEST, Narrowed
 
 
 def empty(shape_LPRD: tuple[int, ...], mesh: Mesh) -> jax.Array:
@@ -52,7 +52,8 @@ def narrowed(room_LPRD: jax.Array, n_rows: int, dtype: str) -> Narrowed:
     """
     if dtype == "float32":
         h_LPRD = room_LPRD[:, :, :n_rows]
-        return Narrowed(h_LPRD, h_LPRD, np.zeros(h_LPRD.shape[:2], np.int32), np.bool_(False))
+        zeros_LP, finite = np.zeros(h_LPRD.shape[:2], np.int32), jnp.isfinite(h_LPRD).all()
+        return Narrowed(h_LPRD, h_LPRD, zeros_LP, np.bool_(False), finite)
     return Narrowed(*_narrow(room_LPRD, n_rows=n_rows))
 
 
@@ -80,4 +81,6 @@ def _narrow(room_LPRD: jax.Array, *, n_rows: int) -> tuple[Any, ...]:
     exponents_LP = jnp.frexp(known_LP)[1].astype(jnp.int32) - 15
     scale_LP = jnp.ldexp(jnp.float32(1), -exponents_LP)
     stored = (h_LPRD * scale_LP[:, :, None, None]).astype(jnp.float16)
-    return h_LPRD, stored, exponents_LP, (largest_LP < SMALLEST).any()
+    # Of the bits: asked whether numbers are finite, XLA may look at those it has not rounded yet.
+    finite = ((jax.lax.bitcast_convert_type(stored, jnp.uint16) << 1) < INFINITY_BITS).all()
+    return h_LPRD, stored, exponents_LP, (largest_LP < SMALLEST).any(), finite

@@ -215,7 +215,7 @@ def test_commits_of_an_earlier_store_do_not_count(folder):
 
 def test_captured_values_leave_the_device_before_they_are_on_disk(tmp_path):
     store, h_LPRD = _create(tmp_path, blocks=[]), jnp.asarray(H_LPND[:, :, :4])
-    held = Narrowed(h_LPRD, *encode(np.asarray(h_LPRD), "float16"), np.bool_(False))
+    held = Narrowed(h_LPRD, *encode(np.asarray(h_LPRD), "float16"), np.bool_(False), np.bool_(True))
     store.write_block(0, held, {})
     assert h_LPRD.is_deleted()
     np.testing.assert_allclose(_read(store, which=[0]), H_LPND[:, :, :4], rtol=1e-3)
@@ -226,8 +226,9 @@ def test_a_device_that_rounds_to_what_is_not_finite_is_told_of(tmp_path):
     stored, exponents_LP = encode(h_LPRD, "float16")
     spoilt = np.array(stored)
     spoilt[0, 0, 0, 0] = np.inf
+    held = Narrowed(h_LPRD, spoilt, exponents_LP, np.bool_(False), np.bool_(False))
     with pytest.raises(FloatingPointError, match="rows 0 to 3 .* the device may be faulty"):
-        store.write_block(0, Narrowed(h_LPRD, spoilt, exponents_LP, np.bool_(False)), {})
+        store.write_block(0, held, {})
     assert store.missing_blocks() == [0, 1, 2] and not _shard(tmp_path, 0).exists()
 
 

@@ -36,11 +36,13 @@ def test_a_block_is_encoded_as_on_the_host(spec, exponent):
     room_LPRD = captured(h_LPRD, [12, 6, 6] if spec == "data:3" else [8, 8, 8], spec)
     held = blocks.narrowed(room_LPRD, 20, "float16")
     stored, exponents_LP = encode(h_LPRD, "float16")
-    ours, scales_LP = held.encode()
+    ours, scales_LP, finite = held.fetch()
+    assert finite
     np.testing.assert_array_equal(ours.view(np.uint16), stored.view(np.uint16))
     np.testing.assert_array_equal(scales_LP, exponents_LP)
     np.testing.assert_array_equal(np.asarray(held.h_LPRD), h_LPRD)
-    exact, zeros_LP = blocks.narrowed(room_LPRD, 20, "float32").encode()
+    exact, zeros_LP, finite = blocks.narrowed(room_LPRD, 20, "float32").fetch()
+    assert finite
     np.testing.assert_array_equal(exact, h_LPRD)
     assert exact.dtype == np.float32 and not zeros_LP.any()
 
@@ -48,14 +50,22 @@ def test_a_block_is_encoded_as_on_the_host(spec, exponent):
 def test_a_state_of_zeros_comes_back_as_zeros():
     h_LPRD = np.random.default_rng(0).normal(size=(2, 1, 4, 8)).astype(np.float32)
     h_LPRD[1] = 0
-    stored, exponents_LP = blocks.narrowed(captured(h_LPRD, [4], "data:1"), 4, "float16").encode()
+    stored, exponents_LP, finite = blocks.narrowed(
+        captured(h_LPRD, [4], "data:1"), 4, "float16"
+    ).fetch()
+    assert finite
     np.testing.assert_array_equal(stored, encode(h_LPRD, "float16")[0])
     np.testing.assert_array_equal(exponents_LP, encode(h_LPRD, "float16")[1])
 
 
-@pytest.mark.parametrize("bad", [np.inf, np.nan])
-def test_what_is_not_finite_stays_so(bad):
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("exponent", [-120, 0])
+def test_what_is_not_finite_stays_so_and_is_told_of(dtype, bad, exponent):
+    """Also where the host encodes, as the other slab is too small for the devices."""
     h_LPRD = np.random.default_rng(0).normal(size=(2, 1, 4, 8)).astype(np.float32)
+    h_LPRD[0] = np.ldexp(h_LPRD[0], exponent)
     h_LPRD[1, 0, 2, 3] = bad
-    stored, _ = blocks.narrowed(captured(h_LPRD, [4], "data:1"), 4, "float16").encode()
+    stored, _, finite = blocks.narrowed(captured(h_LPRD, [4], "data:1"), 4, dtype).fetch()
+    assert not finite
     assert not np.isfinite(stored[1]).all() and np.isfinite(stored[0]).all()
