@@ -58,8 +58,8 @@ if TYPE_CHECKING:
     from routerjax.routing.summary import summary_lines
     from routerjax.trunk.config import TrunkConfig
     from routerjax.trunk.grid import parse_grid as parse_trunk_grid
-    from routerjax.trunk.many import Member as TrunkMember
     from routerjax.trunk.many import train_many as train_trunks
+    from routerjax.trunk.member import Member as TrunkMember
     from routerjax.trunk.sweep import sweep_trunks, trunk_lines
     from routerjax.trunk.train import train as train_trunk
 
@@ -82,7 +82,7 @@ _HOME = {
     "SweepTable": "probes.sweep_table",
     "Tolerance": "routing.policy",
     "TrunkConfig": "trunk.config",
-    "TrunkMember": "trunk.many",
+    "TrunkMember": "trunk.member",
     "Utility": "routing.policy",
     "Value": "routing.policy",
     "against_the_truth": "routing.simulated",

@@ -19,7 +19,7 @@ from routerjax.devices import make_mesh, replicated
 from routerjax.encoder import blocks, mxfp4, weights
 from routerjax.encoder.capture import POOLINGS, Graph, capture, read_prefix
 from routerjax.encoder.config import EncoderConfig
-from routerjax.features import captured, feature_map, features, moments, pca, projected, sketch
+from routerjax.features import captured, features, moments, on_device, pca, projected, sketch
 from routerjax.features import slab_totals as totals
 from routerjax.features.pca import Axes
 from routerjax.probes import (
@@ -231,9 +231,9 @@ def _feature_cases() -> Table:
             _of(captured._place, array(4, R, D), array(L, P, 3, D), whole(3), mesh=mesh)
         ],
         "features/captured.py:_finite": lambda: [_of(captured._finite, array(4, R, D))],
-        "features/feature_map.py:_apply": lambda: [
+        "features/on_device.py:apply_parts": lambda: [
             _of(
-                feature_map._apply,
+                on_device.apply_parts,
                 array(L, P, n, D),
                 (whole(2, 2), whole(1, 2)),
                 (_axes(2), _axes(1)),

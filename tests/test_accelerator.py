@@ -18,7 +18,8 @@ from routerjax.encoder import blocks
 from routerjax.encoder.attention import attend, attend_cudnn
 from routerjax.probes import cells
 from routerjax.trunk.config import TrunkConfig
-from routerjax.trunk.many import Member, train_many
+from routerjax.trunk.many import train_many
+from routerjax.trunk.member import Member
 from routerjax.trunk.train import train
 
 pytestmark = pytest.mark.skipif(

@@ -1,14 +1,6 @@
 """ActivationStore: pooled hidden states on disk, one row per query, committed block by block.
 
-On disk (a folder, or anything TensorStore opens):
-
-    store.json        the identity (encoder, prompt, layers, dtypes) and the plan of batches
-    rows.json         query ids and token counts, in store order (by token length)
-    h/                zarr3 array [L, P, N, D]: a shard is a block, a chunk one (layer, pooling)
-    blocks/<n>.json   written after the shard of block n: its digest and its powers of two
-
-A block counts only when its `blocks/<n>.json` is there. Chunks carry CRC32C and the fill value is
-NaN, so a torn chunk fails to decode and a deleted one reads as NaN: both are reported, never used.
+What lies where on disk, and when a block counts: layout.py.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,21 +9,10 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from routerjax.data import layout
 from routerjax.data.identity import identity_differences
 from routerjax.data.rows import Rows
-from routerjax.data.shards import (
-    Narrowed,
-    all_finite,
-    decode,
-    digest,
-    encode,
-    has_nan,
-    open_array,
-    rows_per_block,
-)
-from routerjax.files import Folder
-
-SCHEMA_VERSION = 2
+from routerjax.data.shards import Narrowed, all_finite, decode, digest, encode, has_nan
 
 
 class ActivationStore:
@@ -41,13 +22,10 @@ class ActivationStore:
     of the data file: `rows_of(ids)` finds them.
     """
 
-    def __init__(self, folder: Folder, meta: dict[str, Any], rows: Rows, array: ts.TensorStore):
-        self.folder = folder
-        self.meta = meta
-        self.rows = rows
-        self._array = array
+    def __init__(self, files: layout.Files):
+        self.folder, self.meta, self.rows, self._array = files
         self._commits: dict[int, dict[str, Any]] = {}
-        self._row_of = {name: row for row, name in enumerate(rows.ids)}
+        self._row_of = {name: row for row, name in enumerate(self.rows.ids)}
         self.reload()
 
     # ---- what the store holds
@@ -127,17 +105,12 @@ class ActivationStore:
 
     def reload(self) -> None:
         """Reads which blocks are committed."""
-        for name in self.folder.list("blocks/"):
-            block = int(name.removeprefix("blocks/").removesuffix(".json"))
-            if block not in self._commits:
-                commit = self.folder.read_json(name)
-                if commit is not None:
-                    self._commits[block] = commit
+        self._commits |= layout.read_commits(self.folder, self._commits)
 
     def missing_blocks(self) -> list[int]:
         """Blocks that are not committed, or whose shard has gone."""
-        shards = {name.split("/")[-2] for name in self.folder.list("h/c/")}
-        return [b for b in range(self.n_blocks) if b not in self._commits or str(b) not in shards]
+        there = layout.shards(self.folder)
+        return [b for b in range(self.n_blocks) if b not in self._commits or str(b) not in there]
 
     def commits(self) -> list[dict[str, Any]]:
         """The commit records of all committed blocks, in order of block."""
@@ -181,7 +154,7 @@ class ActivationStore:
             ) from error
         commit = {"block": block, "rows": [rows.start, rows.stop], "digest": found}
         commit |= {"exponents": exponents_LP.tolist()} | record
-        self.folder.write_json(f"blocks/{block}.json", commit, indent=None)
+        layout.write_commit(self.folder, block, commit)
         self._commits[block] = commit
 
     def blocks(
@@ -219,8 +192,8 @@ class ActivationStore:
         damaged = []
         for block, commit in sorted(self._commits.items()):
             try:
-                stored = self._start_read(block, l_index, p_index).result()
-                whole = digest(stored) == commit["digest"]
+                read = self._start_read(block, l_index, p_index)
+                whole = digest(read.result()) == commit["digest"]
             except Exception:
                 # Whatever stops the read (torn shard, lost file): not what was committed.
                 whole = False
@@ -229,8 +202,7 @@ class ActivationStore:
         return damaged
 
     def _start_read(self, block: int, l_index: list[int], p_index: list[int]) -> ts.Future:
-        array = self._array.oindex[l_index, p_index, self.block_slice(block), :]
-        return array.read(order="C")
+        return self._array.oindex[l_index, p_index, self.block_slice(block), :].read(order="C")
 
     def _finish(
         self, block: int, future: ts.Future, l_index: list[int], p_index: list[int]
@@ -278,18 +250,7 @@ class ActivationStore:
         cls, path: Any, identity: dict[str, Any], rows: Rows, width: int, plan: dict[str, Any]
     ) -> "ActivationStore":
         """Makes an empty store. `store.json` is written last: without it there is no store."""
-        folder = Folder(path)
-        shape = (len(identity["layers"]), len(identity["poolings"]), len(rows.ids), width)
-        block_rows = rows_per_block(shape[0], shape[1], width, identity["store_dtype"])
-        array = open_array(folder, shape, block_rows, identity["store_dtype"], create=True)
-        for name in folder.list("blocks/"):
-            # Commits of a store that was here before, deleted but for these, would pass as ours.
-            folder.delete(name)
-        rows.save(folder)
-        meta = {"schema_version": SCHEMA_VERSION, "identity": identity, "width": width}
-        meta |= {"block_rows": block_rows, "plan": plan}
-        folder.write_json("store.json", meta)
-        return cls(folder, meta, rows, array)
+        return cls(layout.create(path, identity, rows, width, plan))
 
     @classmethod
     def open(cls, path: Any, complete: bool = True) -> "ActivationStore":
@@ -302,25 +263,11 @@ class ActivationStore:
         Raises:
           ValueError: There is no store, it is of another schema version, or it is unfinished.
         """
-        folder = Folder(path)
-        meta = folder.read_json("store.json")
-        if meta is None:
-            raise ValueError(f"{folder.path} holds no activation store (store.json): run extract")
-        if meta.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(
-                f"{folder.path}store.json has schema version {meta.get('schema_version')!r}, this "
-                f"routerjax reads {SCHEMA_VERSION}: extract again with it"
-            )
-        rows = Rows.load(folder)
-        identity = meta["identity"]
-        shape = (len(identity["layers"]), len(identity["poolings"]), len(rows.ids), meta["width"])
-        block_rows, dtype = meta["block_rows"], identity["store_dtype"]
-        array = open_array(folder, shape, block_rows, dtype, create=False)
-        store = cls(folder, meta, rows, array)
+        store = cls(layout.load(path))
         missing = store.missing_blocks() if complete else []
         if missing:
             raise ValueError(
-                f"{folder.path} is unfinished: {len(missing)} of {store.n_blocks} blocks are "
+                f"{store.folder.path} is unfinished: {len(missing)} of {store.n_blocks} blocks are "
                 f"missing, first {missing[0]}. Run the same extract command again, it continues"
             )
         return store
@@ -328,7 +275,7 @@ class ActivationStore:
     @classmethod
     def exists(cls, path: Any) -> bool:
         """Whether a store, finished or not, lies at `path`."""
-        return Folder(path).exists("store.json")
+        return layout.exists(path)
 
     def refuse_other(self, identity: dict[str, Any]) -> None:
         """Refuses a job whose identity differs from the store's.

@@ -7,33 +7,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from routerjax.devices import DATA, in_flight
+from routerjax.encoder import batches
 from routerjax.encoder.attention import cudnn_is_legal, longest_whole
-from routerjax.encoder.batches import (
-    LEAST_STEP,
-    default_batch_tokens,
-    few_batches,
-    pack,
-    worth_tokens,
-)
 from routerjax.encoder.config import EncoderConfig
-from routerjax.encoder.hub import locate, read_config, read_tokenizer
 from routerjax.encoder.layers import ALL, check_poolings, resolve_layers
-from routerjax.encoder.meshes import choose_mesh
+from routerjax.encoder.load import load
 from routerjax.encoder.prefill import Prefill
 from routerjax.encoder.prefix import choose_prefix, shared_head, template_head
 from routerjax.encoder.prompts import Prompter, Prompts
-from routerjax.encoder.sharding import Path, check_split
-from routerjax.encoder.weights import abstract_model, load_weights, param_shapes, random_like
+from routerjax.encoder.weights import random_like
 
 logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 2048
-COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class Encoder:
@@ -93,12 +83,12 @@ class Encoder:
     @functools.cached_property
     def default_batch_tokens(self) -> int:
         """Tokens of a full batch that keep these devices busy."""
-        return self.n_devices * default_batch_tokens(self.platform, self._flops_per_token)
+        return self.n_devices * batches.default_batch_tokens(self.platform, self._flops_per_token)
 
     @property
     def worth_tokens(self) -> int:
         """Tokens that one more compiled shape has to save a job, to pay for its compilation."""
-        return worth_tokens(self.platform, self._flops_per_token)
+        return batches.worth_tokens(self.platform, self._flops_per_token)
 
     @property
     def platform(self) -> str:
@@ -140,42 +130,12 @@ class Encoder:
             a mesh that the model cannot be split over or does not fit, or an argument out of range.
           OSError: The hub cannot be reached or has no such repository.
         """
-        if compute_dtype not in COMPUTE_DTYPES:
-            raise ValueError(
-                f"compute_dtype: expected one of {', '.join(COMPUTE_DTYPES)}, got {compute_dtype!r}"
-            )
-        if compute_dtype == "auto":
-            devices = mesh.devices.flat if isinstance(mesh, Mesh) else jax.local_devices()
-            on_cpu = devices[0].platform == "cpu"
-            compute_dtype = "float32" if on_cpu else "bfloat16"
-        folder, resolved = locate(str(source), revision)
-        config = read_config(folder)
-        max_tokens = min(max_tokens, config.max_positions)
-        prompter = Prompter(read_tokenizer(folder), max_tokens, chat_template_kwargs)
-        exact = compute_dtype == "float32"
-        precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
-        dtype = jnp.dtype(compute_dtype)
-        if isinstance(mesh, str):
-
-            def shapes() -> dict[Path, tuple[int, ...]]:
-                return param_shapes(abstract_model(config, dtype, precision)[1])
-
-            mesh = choose_mesh(mesh, config, shapes, dtype.itemsize)
-        check_split(config, mesh, len(jax.local_devices()))
-        graphdef, params, digest = load_weights(folder, config, dtype, precision, mesh)
-        identity = {
-            "encoder_id": str(source),
-            "revision": resolved,
-            "family": config.family,
-            "weights_digest": digest,
-            **prompter.identity,
-            "max_tokens": max_tokens,
-            "compute_dtype": compute_dtype,
-            "precision": "highest" if exact else "default",
-        }
-        encoder = cls(config, (graphdef, params), prompter, identity, mesh)
-        whole = f"whole to {longest_whole(config.bidirectional)} tokens, by blocks beyond"
-        logger.info("%s: attention: %s", source, "cuDNN" if encoder._prefill.cudnn else whole)
+        encoder = cls(
+            *load(source, revision, max_tokens, compute_dtype, chat_template_kwargs, mesh)
+        )
+        longest = longest_whole(encoder.config.bidirectional)
+        how = "cuDNN" if encoder._prefill.cudnn else f"whole to {longest} tokens, by blocks beyond"
+        logger.info("%s: attention: %s", source, how)
         return encoder
 
     @classmethod
@@ -260,7 +220,7 @@ class Encoder:
     @functools.cached_property
     def _head(self) -> tuple[int, ...]:
         head = template_head(self.prompter)
-        return head if len(head) >= LEAST_STEP else ()  # A shorter one saves no step.
+        return head if len(head) >= batches.LEAST_STEP else ()  # A shorter one saves no step.
 
     def capture(
         self,
@@ -318,10 +278,10 @@ class Encoder:
         if self._head and shared_head(self._head, prompts) == self._head:
             prefix = choose_prefix("auto", self.config, self._head, prompts.lengths_N)
         lengths_N = prompts.lengths_N - len(prefix)
-        shapes = few_batches(lengths_N, self.default_batch_tokens, self.n_devices)
+        shapes = batches.few_batches(lengths_N, self.default_batch_tokens, self.n_devices)
         for rows, n_rows, bucket in shapes:
             bucket = min(bucket, self.max_tokens - len(prefix))
-            batch = pack(prompts, rows, n_rows, bucket, prefix)
+            batch = batches.pack(prompts, rows, n_rows, bucket, prefix)
             yield rows, self.forward(batch, layers, poolings, prefix)
 
     @property

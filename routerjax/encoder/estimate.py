@@ -11,7 +11,7 @@ from routerjax.data.dataset import RoutingDataset
 from routerjax.data.shards import rows_per_block
 from routerjax.encoder.batches import pack
 from routerjax.encoder.encoder import Encoder
-from routerjax.encoder.extract import prepare
+from routerjax.encoder.job import prepare
 from routerjax.encoder.layers import ALL
 
 # Rounds of the timed batch.

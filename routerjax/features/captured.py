@@ -20,7 +20,7 @@ from routerjax.data.shards import rows_per_block
 from routerjax.devices import over_all, replicated
 from routerjax.encoder.batches import BatchPlan
 from routerjax.encoder.encoder import Encoder
-from routerjax.encoder.extract import prepare
+from routerjax.encoder.job import prepare
 from routerjax.encoder.stream import captured
 from routerjax.features.blocks import Rows
 

@@ -6,20 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from routerjax.data.store import ActivationStore
 from routerjax.devices import in_flight
 from routerjax.features.blocks import pad_rows, used_blocks
+from routerjax.features.on_device import OnDevice, apply_parts
 from routerjax.features.part import Part, explained_variance_ratio
-from routerjax.features.pca import Axes, project
 from routerjax.features.recipe import Recipe
 
 # Rows are taken in chunks of powers of two up to this, so that few shapes are ever compiled.
 _CHUNK_ROWS = 1024
-# Up to so many rows all slabs are projected at once: a scan would copy the components.
-_FEW_ROWS = 8
 
 # One encoder's states, or a sequence with those of several.
 States = np.ndarray | jax.Array | Sequence[np.ndarray | jax.Array]
@@ -119,7 +116,7 @@ class FeatureMap:
         on_device = self._by_encoder[0]
         if h_LPBD.devices() != on_device.devices:
             h_LPBD = jax.device_put(h_LPBD, *on_device.devices)
-        return _apply(h_LPBD, on_device.slabs, on_device.axes)
+        return apply_parts(h_LPBD, on_device.slabs, on_device.axes)
 
     def apply_store(self, stores: Stores, ids: Sequence[str]) -> np.ndarray:
         """Features of stored queries; the blocks that hold them are read once, block by block.
@@ -183,13 +180,11 @@ class FeatureMap:
         return cls(Recipe.from_json(value["recipe"]), tuple(parts))
 
     @functools.cached_property
-    def _by_encoder(self) -> dict[int, "_OnDevice"]:
+    def _by_encoder(self) -> dict[int, OnDevice]:
         """The parts of each encoder that is read, their axes put on the device once."""
         encoders = dict.fromkeys(part.encoder for part in self.parts)
         return {
-            e: _OnDevice(
-                [p for p in self.parts if p.encoder == e], self.layers(e), self.poolings(e)
-            )
+            e: OnDevice([p for p in self.parts if p.encoder == e], self.layers(e), self.poolings(e))
             for e in encoders
         }
 
@@ -204,41 +199,8 @@ class FeatureMap:
             )
 
 
-class _OnDevice:
-    """Parts of one encoder, ready to be applied, and where what they read lies in a capture."""
-
-    def __init__(self, parts: Sequence[Part], layers: Sequence[int], poolings: Sequence[str]):
-        self.parts = parts
-        self.width = sum(part.width for part in parts)
-        self.hidden_width = parts[0].mean_SD.shape[1]
-        self.axes = tuple(
-            Axes(*map(jnp.asarray, (part.mean_SD, 1.0 / part.scale_SD, part.components_SDC)))
-            for part in parts
-        )
-        self.devices = self.axes[0].mean_D.devices()
-        # There, as each call would send them anew.
-        self.slabs = tuple(map(jnp.asarray, self.positions(layers, poolings)))
-
-    def positions(self, layers: Sequence[int], poolings: Sequence[str]) -> tuple[np.ndarray, ...]:
-        """[S, 2] int32 of each part: where its slabs lie in an array of these layers, poolings."""
-        blocks = [block for part in self.parts for block in part.blocks]
-        missing = [block for block in blocks if block[0] not in layers or block[1] not in poolings]
-        if missing:
-            raise ValueError(
-                f"the features read hidden state {missing[0][0]} with pooling {missing[0][1]!r}, "
-                f"got layers {list(layers)} with poolings {list(poolings)}"
-            )
-        return tuple(
-            np.array(
-                [(layers.index(layer), poolings.index(name)) for layer, name in part.blocks],
-                np.int32,
-            )
-            for part in self.parts
-        )
-
-
 def _apply_chunks(
-    h_NLPD: np.ndarray | jax.Array, on_device: _OnDevice, layers: tuple[int, ...], poolings: Any
+    h_NLPD: np.ndarray | jax.Array, on_device: OnDevice, layers: tuple[int, ...], poolings: Any
 ) -> np.ndarray:
     """x_NC of one encoder's captured states."""
     expected = (len(layers), len(poolings), on_device.hidden_width)
@@ -254,13 +216,13 @@ def _apply_chunks(
         n_rows = h_RLPD.shape[0]
         h_LPRD = np.asarray(h_RLPD, np.float32).transpose(1, 2, 0, 3)
         h_LPRD = pad_rows(h_LPRD, 1 << (n_rows - 1).bit_length())
-        chunks.append(np.asarray(_apply(h_LPRD, slabs, on_device.axes))[:n_rows])
+        chunks.append(np.asarray(apply_parts(h_LPRD, slabs, on_device.axes))[:n_rows])
     return np.concatenate(chunks)
 
 
 def _apply_store(
     store: ActivationStore,
-    on_device: _OnDevice,
+    on_device: OnDevice,
     layers: tuple[int, ...],
     poolings: tuple[str, ...],
     ids: Sequence[str],
@@ -279,27 +241,8 @@ def _apply_store(
     x_NC = np.zeros((len(store.ids), on_device.width), np.float32)
     blocks = store.blocks(layers, poolings, used_blocks(store, wanted_N))
     dispatched = (
-        (at, _apply(pad_rows(h_LPRD, n_rows), slabs, on_device.axes)) for at, h_LPRD in blocks
+        (at, apply_parts(pad_rows(h_LPRD, n_rows), slabs, on_device.axes)) for at, h_LPRD in blocks
     )
     for at, x_RC in in_flight(dispatched):
         x_NC[at] = np.asarray(x_RC)[: at.stop - at.start]
     return x_NC[positions_n]
-
-
-@jax.jit
-def _apply(h_LPRD: jax.Array, slabs: tuple[jax.Array, ...], axes: tuple[Axes, ...]) -> jax.Array:
-    """x_RC, part by part; of many rows slab by slab: the concatenation [R, S * D] is never made."""
-
-    def of_part(slabs_S2: jax.Array, axes_of_part: Axes) -> jax.Array:
-        if h_LPRD.shape[2] <= _FEW_ROWS:
-            x_SRC = jax.vmap(project)(h_LPRD[slabs_S2[:, 0], slabs_S2[:, 1]], axes_of_part)
-            return x_SRC.sum(axis=0)
-
-        def add(x_RC: jax.Array, slab: tuple[jax.Array, Axes]) -> tuple[jax.Array, None]:
-            (layer, pooling), axes_of_slab = slab
-            return x_RC + project(h_LPRD[layer, pooling], axes_of_slab), None
-
-        zeros_RC = jnp.zeros((h_LPRD.shape[2], axes_of_part.components_DC.shape[2]), jnp.float32)
-        return jax.lax.scan(add, zeros_RC, (slabs_S2, axes_of_part))[0]
-
-    return jnp.concatenate([of_part(*part) for part in zip(slabs, axes, strict=True)], axis=1)

@@ -10,7 +10,8 @@ import numpy as np
 
 from routerjax.data.store import ActivationStore
 from routerjax.encoder.encoder import Encoder
-from routerjax.encoder.extract import extract, identity_of
+from routerjax.encoder.extract import extract
+from routerjax.encoder.job import identity_of
 from routerjax.encoder.layers import ALL
 from routerjax.files import Folder
 from routerjax.probes.stream_probe import draw_sample, probe_stream

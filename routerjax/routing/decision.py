@@ -1,6 +1,7 @@
 """Decision: what a router answers; and who may be chosen."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -31,6 +32,41 @@ class Decision:
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         return dataclasses.asdict(self)
+
+
+def decided(
+    targets: Sequence[str],
+    choice_N: np.ndarray,
+    p_NM: np.ndarray,
+    spread_NM: np.ndarray,
+    cost_NM: np.ndarray | None,
+    policy: dict[str, Any],
+) -> list[Decision]:
+    """Decisions as users read them, with names in place of columns.
+
+    Args:
+      targets: [M] names.
+      choice_N: [N] indices of the chosen.
+      p_NM: [N, M] P(correct).
+      spread_NM: [N, M] its standard deviations over the members.
+      cost_NM: [N, M] expected USD, NaN where unknown; None without prices.
+      policy: What chose, as JSON values; each decision has a copy.
+    """
+
+    def by_target(value_M: np.ndarray) -> dict[str, Any]:
+        values = [None if math.isnan(value) else value for value in value_M.tolist()]
+        return dict(zip(targets, values, strict=True))
+
+    return [
+        Decision(
+            target=targets[choice],
+            probabilities=by_target(p_NM[n]),
+            spreads=by_target(spread_NM[n]),
+            costs=None if cost_NM is None else by_target(cost_NM[n]),
+            policy=dict(policy),
+        )
+        for n, choice in enumerate(choice_N)
+    ]
 
 
 def allowed_mask(

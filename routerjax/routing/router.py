@@ -1,6 +1,5 @@
 """Router: the trained pipeline from a query to a decision; save, load, route."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
@@ -11,7 +10,7 @@ from routerjax.encoder.encoder import Encoder
 from routerjax.features.feature_map import FeatureMap, Stores
 from routerjax.routing import new_target, reading, router_files
 from routerjax.routing.costs import CostModel
-from routerjax.routing.decision import Allowed, Decision, allowed_mask
+from routerjax.routing.decision import Allowed, Decision, allowed_mask, decided
 from routerjax.routing.encoders import BoundEncoders
 from routerjax.routing.network import mixed
 from routerjax.routing.policy import Policy, policy_from_json
@@ -235,20 +234,7 @@ class Router:
         p_XNM = self.calibration.apply(p_XNM)
         p_NM, spread_NM = p_XNM[0], p_XNM[1:].std(axis=0)
         choice_N = policy.choose(p_NM, cost_NM, allowed_NM, queries)
-        return [
-            Decision(
-                target=self.targets[choice],
-                probabilities=self._by_target(p_NM[n]),
-                spreads=self._by_target(spread_NM[n]),
-                costs=None if cost_NM is None else self._by_target(cost_NM[n]),
-                policy=policy.to_json(),
-            )
-            for n, choice in enumerate(choice_N)
-        ]
-
-    def _by_target(self, value_M: np.ndarray) -> dict[str, Any]:
-        values = [None if math.isnan(value) else value for value in value_M.tolist()]
-        return dict(zip(self.targets, values, strict=True))
+        return decided(self.targets, choice_N, p_NM, spread_NM, cost_NM, policy.to_json())
 
     # ---- on disk
 

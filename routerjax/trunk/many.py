@@ -8,7 +8,6 @@ their state fits a cache. On an accelerator it is of a few hundred of any kind, 
 member is the one that `train` makes of its seed and hyperparameters, however many train beside it.
 """
 
-import itertools
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -22,47 +21,15 @@ from routerjax import jobs
 from routerjax.files import Folder
 from routerjax.trunk.checkpoint import Checkpoints
 from routerjax.trunk.config import TrunkConfig
-from routerjax.trunk.loop import Layout, Loop, goes_one_by_one, restore, run
+from routerjax.trunk.loop import Layout, Loop, restore, run
+from routerjax.trunk.member import Member, bytes_read, groups, turn_of
 from routerjax.trunk.net import Trunk
 from routerjax.trunk.state import Data, Program, Setting
-from routerjax.trunk.step import VAL_ROWS
 from routerjax.trunk.train import check_rows, digest
 
 logger = logging.getLogger(__name__)
 
-# Members of a turn. On two CPU cores 4 to 10 kin train 1.3 times as fast as members side by side
-# under vmap, and 20 no faster; an accelerator wants as many as hide the starts of its kernels.
-_TURN = {"cpu": 8}
-_TURN_ELSEWHERE = 256
-# Side by side each has its own copy of the rows it reads; of all of them no more bytes than this.
-_TURN_BYTES = 2**31
-
-# Bytes of state on a device: parameters, best parameters, two moments, and as much in passing.
-_STATE_BYTES = {"cpu": 2**30}
-_STATE_BYTES_ELSEWHERE = 2**33
-_COPIES = 5
-
 _PLACES = "places"  # In a finished group's file: which members it holds.
-
-
-class Member(NamedTuple):
-    """One network to be trained.
-
-    Attributes:
-      features: Name of the features it reads.
-      hidden: Widths of its hidden layers.
-      dropout: Share of units dropped behind each.
-      learning_rate: Of Adam.
-      l2: Coupled L2.
-      seed: Decides its initial weights, its order of rows and its dropout.
-    """
-
-    features: str
-    hidden: tuple[int, ...]
-    dropout: tuple[float, ...]
-    learning_rate: float
-    l2: float
-    seed: int
 
 
 class Trained(NamedTuple):
@@ -144,7 +111,7 @@ def train_many(
     if folder is not None:
         left -= _take_in(folder, found)
     with jobs.progress_bar(n, n - len(left), "members", "trunks") as bar:
-        for places in _groups(members, sorted(left), train_of, shape_VM[1], devices):
+        for places in groups(members, sorted(left), train_of, shape_VM[1], devices):
             chosen = [members[k] for k in places]
             names = sorted({member.features for member in chosen})
             data = Data(
@@ -211,7 +178,7 @@ class _Group:
         self._loop = Loop(
             data, program, [member.seed for member in members], setting, layout,
             devices[: layout.n_devices],
-            _turn(members, per_device, devices[0].platform, _bytes_read(program, data)),
+            turn_of(members, per_device, devices[0].platform, bytes_read(program, data)),
         )  # fmt: skip
 
     def train(self, folder: Folder | None, bar: Any) -> dict[str, np.ndarray]:
@@ -259,49 +226,3 @@ def _job(
         "trunk": {name: config.to_json()[name] for name in shared},
         "data_digest": digest(arrays),
     }
-
-
-def _groups(
-    members: Sequence[Member],
-    left: Sequence[int],
-    x_of: Mapping[str, np.ndarray],
-    n_targets: int,
-    devices: Sequence[jax.Device],
-) -> Any:
-    """Places of the members that train together: one shape, kin side by side, bounded in bytes."""
-
-    def shape(k: int) -> tuple[Any, ...]:
-        member = members[k]
-        return x_of[member.features].shape[1], member.hidden, [s > 0 for s in member.dropout]
-
-    def order(k: int) -> tuple[Any, ...]:
-        return shape(k), members[k].features, members[k].seed, k
-
-    platform = devices[0].platform
-    most = _STATE_BYTES.get(platform, _STATE_BYTES_ELSEWHERE) * len(devices)
-    for (n_features, hidden, _), alike in itertools.groupby(sorted(left, key=order), shape):
-        widths = (n_features, *hidden, n_targets)
-        n_params = sum((a + 1) * b for a, b in itertools.pairwise(widths))
-        at_once = max(len(devices), most // (4 * _COPIES * n_params))
-        places = list(alike)
-        for start in range(0, len(places), at_once):
-            yield places[start : start + at_once]
-
-
-def _bytes_read(program: Program, data: Data) -> int:
-    """Bytes of the rows that a member reads at a time, and of its hidden layers for them."""
-    n_rows = max(program.batch_size, min(len(data.y_val_NM), VAL_ROWS))
-    return 4 * n_rows * (program.n_features + sum(program.hidden))
-
-
-def _turn(members: Sequence[Member], per_device: int, platform: str, read_bytes: int) -> int:
-    """Members of a turn: the most that suit the device, in equal turns of those that may share."""
-    if goes_one_by_one(platform):
-        kin = itertools.groupby(members, lambda m: (m.features, m.seed))
-        largest = min(max(len(list(same)) for _, same in kin), per_device)
-        most = _TURN.get(platform, _TURN_ELSEWHERE)
-    else:
-        largest = per_device
-        most = max(1, min(_TURN.get(platform, _TURN_ELSEWHERE), _TURN_BYTES // read_bytes))
-    n_turns = -(-largest // most)
-    return -(-largest // n_turns)

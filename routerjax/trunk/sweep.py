@@ -23,7 +23,8 @@ from routerjax.probes.bootstrap import group_weights, reverse_percentile
 from routerjax.probes.select import select
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.grid import TrunkGrid, TrunkSetting
-from routerjax.trunk.many import Member, Trained, train_many
+from routerjax.trunk.many import Trained, train_many
+from routerjax.trunk.member import Member
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from routerjax.data import store as store_module
+from routerjax.data import layout
 from routerjax.data.rows import Rows
 from routerjax.data.shards import Narrowed, encode
 from routerjax.data.store import ActivationStore
@@ -29,7 +29,7 @@ H_LPND = np.random.default_rng(0).normal(size=(len(LAYERS), len(POOLINGS), N, D)
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(store_module, "rows_per_block", lambda *_: BLOCK_ROWS)
+    monkeypatch.setattr(layout, "rows_per_block", lambda *_: BLOCK_ROWS)
 
 
 def _create(path, blocks=range(3), **changes):

@@ -21,7 +21,8 @@ from routerjax.encoder.batches import BatchPlan
 from routerjax.encoder.capture import capture
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.estimate import estimate
-from routerjax.encoder.extract import extract, prepare
+from routerjax.encoder.extract import extract
+from routerjax.encoder.job import prepare
 
 # Small blocks, so that a job of the tests' size has many.
 _ROWS = 128
@@ -164,7 +165,7 @@ def test_a_store_made_differently_is_refused(
             tokenizer.chat_template = change["template"]
             return tokenizer
 
-        monkeypatch.setattr("routerjax.encoder.encoder.read_tokenizer", other)
+        monkeypatch.setattr("routerjax.encoder.load.read_tokenizer", other)
         encoder = Encoder.from_pretrained(tiny_encoder_folder, max_tokens=64)
     if "weights" in change:
         identity = encoder.identity | {"weights_digest": "0" * 32}

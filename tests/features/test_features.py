@@ -8,7 +8,7 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from routerjax.features import feature_map
+from routerjax.features import on_device
 from routerjax.features.feature_map import FeatureMap
 from routerjax.features.features import fit_features
 from routerjax.features.recipe import Recipe
@@ -73,10 +73,10 @@ def test_only_blocks_with_wanted_rows_are_read_and_each_once(toy, fake_store, fi
 def test_numbers_of_rows_share_compiled_programs(toy, fitted):
     h_NLPD = toy.h_NLPD[:, :, ::-1]
     x_NC = fitted.apply(h_NLPD)
-    feature_map._apply.clear_cache()
+    on_device.apply_parts.clear_cache()
     for n_rows in (1, 2, 3, 4, 5, 7, 8, 0):
         np.testing.assert_allclose(fitted.apply(h_NLPD[:n_rows]), x_NC[:n_rows], atol=1e-5)
-    assert feature_map._apply._cache_size() == 4  # 1, 2, 4, 8
+    assert on_device.apply_parts._cache_size() == 4  # 1, 2, 4, 8
 
 
 def test_more_rows_than_a_chunk(toy, fitted):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from routerjax.data.store import ActivationStore, Rows
+from routerjax.data.rows import Rows
+from routerjax.data.store import ActivationStore
 from routerjax.probes import probe as probe_module
 from routerjax.probes.probe import probe
 

@@ -119,8 +119,8 @@ def test_memory_does_not_grow_with_the_queries(encoder, tiny_data, monkeypatch):
     Buckets are given, as more queries would choose more of them and so other batches; texts are
     tokenised in small parts. The host's peak has the ids, lengths and outcomes of all queries.
     """
-    monkeypatch.setattr("routerjax.encoder.extract.choose_buckets", lambda *_: (24, 48, 64))
-    monkeypatch.setattr("routerjax.encoder.extract._CHUNK", 128)
+    monkeypatch.setattr("routerjax.encoder.job.choose_buckets", lambda *_: (24, 48, 64))
+    monkeypatch.setattr("routerjax.encoder.job._CHUNK", 128)
     peak = 0
 
     def spy(*args):
@@ -147,7 +147,7 @@ def test_memory_does_not_grow_with_the_queries(encoder, tiny_data, monkeypatch):
 
 
 def test_batches_are_full_where_blocks_of_a_store_would_be_small(encoder, data, monkeypatch):
-    monkeypatch.setattr("routerjax.encoder.extract.rows_per_block", lambda *_: 5)
+    monkeypatch.setattr("routerjax.encoder.job.rows_per_block", lambda *_: 5)
     monkeypatch.setattr("routerjax.features.captured.rows_per_block", lambda *_: 5)
     found = Captured.prepare(encoder, data, "all", ("last",), batch_tokens=640)
     taken = [found.plan.batch_rows(bucket) * bucket for bucket in found.plan.buckets]

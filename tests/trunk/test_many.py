@@ -11,10 +11,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from routerjax import jobs
-from routerjax.trunk import loop, many
+from routerjax.trunk import loop, many, member
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.loop import Loop
-from routerjax.trunk.many import Member, train_many
+from routerjax.trunk.many import train_many
+from routerjax.trunk.member import Member
 from routerjax.trunk.train import train
 
 CONFIG = TrunkConfig(batch_size=64, epochs=24, patience=2, min_delta=3e-3, checkpoint_every=3)
@@ -54,7 +55,7 @@ def either_way(request, monkeypatch):
     """As on a CPU, and as on an accelerator."""
     if not request.param:
         monkeypatch.setattr(loop, "_ONE_BY_ONE", ())
-        monkeypatch.setitem(many._TURN, "cpu", 3)
+        monkeypatch.setitem(member._TURN, "cpu", 3)
 
 
 @pytest.mark.usefixtures("either_way")
@@ -64,12 +65,12 @@ def test_each_member_is_the_one_that_train_makes(rows, n_devices):
     found = run(rows, chosen, devices=jax.devices()[:n_devices])
     x_train, x_val = features(rows)
     epochs = set()
-    for k, member in enumerate(chosen):
+    for k, one in enumerate(chosen):
         config = dataclasses.replace(
-            CONFIG, hidden=member.hidden, dropout=member.dropout, l2=member.l2,
-            learning_rate=member.learning_rate, seeds=(member.seed,), keep=1,
+            CONFIG, hidden=one.hidden, dropout=one.dropout, l2=one.l2,
+            learning_rate=one.learning_rate, seeds=(one.seed,), keep=1,
         )  # fmt: skip
-        x, x_v = x_train[member.features], x_val[member.features]
+        x, x_v = x_train[one.features], x_val[one.features]
         trunk, history = train(x, rows[1], x_v, rows[3], config, devices=jax.devices()[:1])
         assert found.best_epoch_K[k] == history.best_epoch_K[0]
         assert found.best_val_loss_K[k] == pytest.approx(history.best_val_loss_K[0], rel=2e-4)
@@ -116,9 +117,9 @@ def test_groups_are_bounded_in_bytes(rows, monkeypatch):
     chosen = [m for m in members((1, 2, 3)) if m.hidden == (16, 8) and m.features != "narrow"]
     whole = run(rows, chosen, devices=jax.devices()[:1])
     n_params = 13 * 16 + 17 * 8 + 9 * 3
-    monkeypatch.setitem(many._STATE_BYTES, "cpu", 2 * 5 * 4 * n_params)
+    monkeypatch.setitem(member._STATE_BYTES, "cpu", 2 * 5 * 4 * n_params)
     x_train, _ = features(rows)
-    groups = list(many._groups(chosen, range(len(chosen)), x_train, 3, jax.devices()[:1]))
+    groups = list(member.groups(chosen, range(len(chosen)), x_train, 3, jax.devices()[:1]))
     assert sorted(k for places in groups for k in places) == list(range(len(chosen)))
     assert max(map(len, groups)) == 2
     parts = run(rows, chosen, devices=jax.devices()[:1])
@@ -160,7 +161,7 @@ def test_other_devices_take_over_what_is_finished(rows, tmp_path, monkeypatch):
     """Groups are cut by the devices' memory: another number of devices cuts others."""
     chosen = [m for m in members((1, 2, 3)) if m.hidden == (16, 8) and m.features != "narrow"]
     n_params = 13 * 16 + 17 * 8 + 9 * 3
-    monkeypatch.setitem(many._STATE_BYTES, "cpu", 2 * 5 * 4 * n_params)
+    monkeypatch.setitem(member._STATE_BYTES, "cpu", 2 * 5 * 4 * n_params)
     whole = run(rows, chosen, workdir=tmp_path, devices=jax.devices()[:1])
     paths = sorted(tmp_path.glob("*.safetensors"))
     for path in paths[::2]:
@@ -183,12 +184,12 @@ def test_other_devices_take_over_what_is_finished(rows, tmp_path, monkeypatch):
 
 def test_a_turn_side_by_side_is_bounded_in_bytes(rows, monkeypatch):
     monkeypatch.setattr(loop, "_ONE_BY_ONE", ())
-    monkeypatch.setitem(many._TURN, "cpu", 256)
+    monkeypatch.setitem(member._TURN, "cpu", 256)
     chosen = members(range(4))[:1] * 20
     read = 4 * 4096 * (7400 + 384)
-    assert many._turn(chosen, 20, "cpu", read) == 10  # Two turns of 1.3 GB, not one of 2.5.
-    assert many._turn(chosen, 20, "cpu", 2**33) == 1
-    assert many._turn(chosen, 20, "cpu", 2**20) == 20
+    assert member.turn_of(chosen, 20, "cpu", read) == 10  # Two turns of 1.3 GB, not one of 2.5.
+    assert member.turn_of(chosen, 20, "cpu", 2**33) == 1
+    assert member.turn_of(chosen, 20, "cpu", 2**20) == 20
 
 
 def test_bad_members_are_refused(rows):

@@ -1,0 +1,115 @@
+"""The files of an ActivationStore, in a folder or anything that TensorStore opens.
+
+    store.json        the identity (encoder, prompt, layers, dtypes) and the plan of batches
+    rows.json         query ids and token counts, in store order (by token length)
+    h/                zarr3 array [L, P, N, D]: a shard is a block, a chunk one (layer, pooling)
+    blocks/<n>.json   written after the shard of block n: its digest and its powers of two
+
+A block counts only when its `blocks/<n>.json` is there. Chunks carry CRC32C and the fill value is
+NaN, so a torn chunk fails to decode and a deleted one reads as NaN: both are reported, never used.
+"""
+
+from collections.abc import Container
+from typing import Any, NamedTuple
+
+import tensorstore as ts
+
+from routerjax.data.rows import Rows
+from routerjax.data.shards import open_array, rows_per_block
+from routerjax.files import Folder
+
+SCHEMA_VERSION = 2
+
+
+class Files(NamedTuple):
+    """An open store's files.
+
+    Attributes:
+      folder: Where they lie.
+      meta: Of store.json.
+      rows: Of rows.json.
+      array: h_LPND.
+    """
+
+    folder: Folder
+    meta: dict[str, Any]
+    rows: Rows
+    array: ts.TensorStore
+
+
+def create(path: Any, identity: dict[str, Any], rows: Rows, width: int, plan: Any) -> Files:
+    """Makes the files of an empty store. `store.json` is written last: without it there is none.
+
+    Args:
+      path: The folder, local or a URL.
+      identity: What decides the numbers, as JSON values.
+      rows: In store order.
+      width: D.
+      plan: Of the batches, as JSON values.
+
+    Raises:
+      OSError: The folder cannot be written.
+    """
+    folder = Folder(path)
+    shape = (len(identity["layers"]), len(identity["poolings"]), len(rows.ids), width)
+    block_rows = rows_per_block(shape[0], shape[1], width, identity["store_dtype"])
+    array = open_array(folder, shape, block_rows, identity["store_dtype"], create=True)
+    for name in folder.list("blocks/"):
+        # Commits of a store that was here before, deleted but for these, would pass as ours.
+        folder.delete(name)
+    rows.save(folder)
+    meta = {"schema_version": SCHEMA_VERSION, "identity": identity, "width": width}
+    meta |= {"block_rows": block_rows, "plan": plan}
+    folder.write_json("store.json", meta)
+    return Files(folder, meta, rows, array)
+
+
+def load(path: Any) -> Files:
+    """Opens the files of a store.
+
+    Args:
+      path: The folder, local or a URL.
+
+    Raises:
+      ValueError: There is no store, or it is of another schema version.
+    """
+    folder = Folder(path)
+    meta = folder.read_json("store.json")
+    if meta is None:
+        raise ValueError(f"{folder.path} holds no activation store (store.json): run extract")
+    if meta.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(
+            f"{folder.path}store.json has schema version {meta.get('schema_version')!r}, this "
+            f"routerjax reads {SCHEMA_VERSION}: extract again with it"
+        )
+    rows = Rows.load(folder)
+    identity = meta["identity"]
+    shape = (len(identity["layers"]), len(identity["poolings"]), len(rows.ids), meta["width"])
+    array = open_array(folder, shape, meta["block_rows"], identity["store_dtype"], create=False)
+    return Files(folder, meta, rows, array)
+
+
+def exists(path: Any) -> bool:
+    """Whether a store, finished or not, lies at `path`."""
+    return Folder(path).exists("store.json")
+
+
+def write_commit(folder: Folder, block: int, commit: dict[str, Any]) -> None:
+    """Says that a block is whole; written after its shard."""
+    folder.write_json(f"blocks/{block}.json", commit, indent=None)
+
+
+def read_commits(folder: Folder, known: Container[int] = ()) -> dict[int, dict[str, Any]]:
+    """The commits of blocks by number, but for those already known."""
+    found = {}
+    for name in folder.list("blocks/"):
+        block = int(name.removeprefix("blocks/").removesuffix(".json"))
+        commit = None if block in known else folder.read_json(name)
+        if commit is not None:
+            found[block] = commit
+    return found
+
+
+def shards(folder: Folder) -> set[str]:
+    """Numbers, as names have them, of the blocks whose shard is there."""
+    return {name.split("/")[-2] for name in folder.list("h/c/")}

@@ -1,0 +1,84 @@
+"""load: all that an Encoder is made of, from a folder or the hub."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from routerjax.encoder.config import EncoderConfig
+from routerjax.encoder.hub import locate, read_config, read_tokenizer
+from routerjax.encoder.meshes import choose_mesh
+from routerjax.encoder.prompts import Prompter
+from routerjax.encoder.sharding import Path, check_split
+from routerjax.encoder.weights import abstract_model, load_weights, param_shapes
+
+COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class Loaded(NamedTuple):
+    """What an `Encoder` is made of.
+
+    Attributes:
+      config: The shape of the model.
+      model: Graph definition and parameters.
+      prompter: Turns queries into tokens.
+      identity: JSON values that decide the numbers.
+      mesh: Where the parameters lie.
+    """
+
+    config: EncoderConfig
+    model: tuple[nnx.GraphDef, nnx.State]
+    prompter: Prompter
+    identity: dict[str, Any]
+    mesh: Mesh
+
+
+def load(
+    source: str | pathlib.Path,
+    revision: str | None,
+    max_tokens: int,
+    compute_dtype: str,
+    chat_template_kwargs: Mapping[str, Any] | None,
+    mesh: Mesh | str,
+) -> Loaded:
+    """Reads config, tokenizer and weights, and puts the weights on the mesh.
+
+    Args: As of `Encoder.from_pretrained`, and so are the errors.
+    """
+    if compute_dtype not in COMPUTE_DTYPES:
+        raise ValueError(
+            f"compute_dtype: expected one of {', '.join(COMPUTE_DTYPES)}, got {compute_dtype!r}"
+        )
+    if compute_dtype == "auto":
+        devices = mesh.devices.flat if isinstance(mesh, Mesh) else jax.local_devices()
+        compute_dtype = "float32" if devices[0].platform == "cpu" else "bfloat16"
+    folder, resolved = locate(str(source), revision)
+    config = read_config(folder)
+    max_tokens = min(max_tokens, config.max_positions)
+    prompter = Prompter(read_tokenizer(folder), max_tokens, chat_template_kwargs)
+    exact = compute_dtype == "float32"
+    precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
+    dtype = jnp.dtype(compute_dtype)
+    if isinstance(mesh, str):
+
+        def shapes() -> dict[Path, tuple[int, ...]]:
+            return param_shapes(abstract_model(config, dtype, precision)[1])
+
+        mesh = choose_mesh(mesh, config, shapes, dtype.itemsize)
+    check_split(config, mesh, len(jax.local_devices()))
+    graphdef, params, digest = load_weights(folder, config, dtype, precision, mesh)
+    identity = {
+        "encoder_id": str(source),
+        "revision": resolved,
+        "family": config.family,
+        "weights_digest": digest,
+        **prompter.identity,
+        "max_tokens": max_tokens,
+        "compute_dtype": compute_dtype,
+        "precision": "highest" if exact else "default",
+    }
+    return Loaded(config, (graphdef, params), prompter, identity, mesh)
