@@ -40,7 +40,9 @@ def main() -> None:
     data = rj.simulate(config.n_queries, config.seed)
     recipe = options.recipe(config)
     encoder = options.load_encoder(config)
-    store = rj.extract(encoder, data, folder / "store", poolings=recipe.poolings)
+    # The baselines read the mean.
+    poolings = tuple(dict.fromkeys([*recipe.poolings, "mean"]))
+    store = rj.extract(encoder, data, folder / "store", poolings=poolings)
     found = rj.against_the_truth(
         store, data, recipe, options.trunk_config(config), seed=config.seed
     )

@@ -367,6 +367,6 @@ def cases() -> Table:
             _of(embedding_baselines._factorised, x_NC, y_NM, x_NC, y_NM, _SEED, rank=2)
         ],
         "routing/reliability.py:_mean_error": lambda: [
-            _of(reliability._mean_error, array(N), whole(N), _SEED, bins=3, draws=20)
+            _of(reliability._mean_error, array(N), array(N, 3), _SEED, draws=20)
         ],
     }

@@ -224,7 +224,12 @@ class Recipe:
         """The same with at most `width` components of each PCA."""
         if self.blocks:
             return Recipe.of_blocks(b._replace(pca_dim=min(b.pca_dim, width)) for b in self.blocks)
-        return dataclasses.replace(self, pca_dim=width)
+        return dataclasses.replace(self, pca_dim=min(self.pca_dim, width))
+
+    @property
+    def by_outcomes(self) -> bool:
+        """Whether what it reads is chosen by the outcomes of the rows it is fitted on."""
+        return self.kind in ("top_fisher", "greedy", "per_target")
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as JSON values; only the fields its kind has."""

@@ -15,6 +15,7 @@ from routerjax.features.feature_map import Stores, as_tuple
 from routerjax.features.features import fit_features
 from routerjax.features.recipe import Recipe
 from routerjax.routing import embedding_baselines as embedding
+from routerjax.routing.costs import CostModel
 from routerjax.trunk.config import TrunkConfig
 
 
@@ -28,12 +29,16 @@ class Baseline:
         say something; the others only rank targets.
       function: (stores, train, test, config) -> [n, M].
       hindsight: Whether it looks at the outcomes of the rows it is judged on.
+      reads: What it needs beside queries and outcomes: "prices", "datasets", or "".
+      by_cost: Whether costs, where they are known, decide its answers.
     """
 
     name: str
     probabilistic: bool
     function: Callable[[Stores, RoutingDataset, RoutingDataset, TrunkConfig], np.ndarray]
     hindsight: bool = False
+    reads: str = ""
+    by_cost: bool = False
 
     def predict(
         self, stores: Stores, train: RoutingDataset, test: RoutingDataset, config: TrunkConfig
@@ -41,22 +46,38 @@ class Baseline:
         """Scores of the test rows.
 
         Args:
-          stores: Hidden states of both; baselines that read no text ignore them.
+          stores: Hidden states of both; of them baselines that read no text take the number of
+            tokens at most.
           train: Rows to learn from.
           test: Rows to score; their outcomes are for the oracle alone.
           config: Seeds, validation split and what else a trained baseline takes from the trunk.
 
         Returns:
           [n, M] float32 in [0, 1].
+
+        Raises:
+          ValueError: As `check`, or the stores lack a query, layer or pooling.
         """
+        self.check(train)
         return np.asarray(self.function(stores, train, test, config), np.float32)
+
+    def check(self, data: RoutingDataset) -> None:
+        """Looks whether the data say what it reads.
+
+        Raises:
+          ValueError: They do not.
+        """
+        if self.reads == "datasets" and data.datasets is None:
+            raise ValueError(f"{self.name}: the rows do not name their datasets")
+        if self.reads == "prices" and (data.prices_M2 is None or np.isnan(data.prices_M2).any()):
+            raise ValueError(f"{self.name}: some or all prices are unknown: give every target one")
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         return {"kind": "baseline", "name": self.name}
 
 
-def _skill(data: RoutingDataset) -> np.ndarray:
+def skill(data: RoutingDataset) -> np.ndarray:
     """[M] accuracy of each target; 0 where nothing is observed."""
     correct_NM = np.asarray(data.correct_NM, np.float64)
     seen_NM = np.isfinite(correct_NM)
@@ -64,7 +85,7 @@ def _skill(data: RoutingDataset) -> np.ndarray:
 
 
 def _best_single(_: Any, train: RoutingDataset, test: RoutingDataset, __: Any) -> np.ndarray:
-    return np.tile(_skill(train), (len(test), 1))
+    return np.tile(skill(train), (len(test), 1))
 
 
 def _random(_: Any, train: RoutingDataset, test: RoutingDataset, config: TrunkConfig) -> np.ndarray:
@@ -72,18 +93,23 @@ def _random(_: Any, train: RoutingDataset, test: RoutingDataset, config: TrunkCo
     return rng.random((len(test), len(train.targets)))
 
 
-def _cheapest(_: Any, train: RoutingDataset, test: RoutingDataset, __: Any) -> np.ndarray:
-    if train.prices_M2 is None:
-        raise ValueError("cheapest: the targets' prices are unknown: give every target one")
-    dear_M = np.asarray(train.prices_M2, np.float64).sum(axis=1)
-    rank_M = np.argsort(np.argsort(dear_M, kind="stable"), kind="stable")
+def _cheapest(stores: Stores, train: RoutingDataset, test: RoutingDataset, _: Any) -> np.ndarray:
+    """The target that costs least on the mean of the training queries, in and out."""
+    cost_NM = CostModel.fit(train).expected(_tokens(stores, train))
+    assert cost_NM is not None
+    rank_M = np.argsort(np.argsort(cost_NM.mean(axis=0), kind="stable"), kind="stable")
     return np.tile(1.0 - rank_M / len(rank_M), (len(test), 1))
 
 
+def _tokens(stores: Stores, data: RoutingDataset) -> np.ndarray:
+    """[N] tokens of each query, by the first encoder's tokenizer."""
+    store = as_tuple(stores)[0]
+    return store.query_tokens_N[store.rows_of(data.ids)]
+
+
 def _dataset(_: Any, train: RoutingDataset, test: RoutingDataset, __: Any) -> np.ndarray:
-    if train.datasets is None or test.datasets is None:
-        raise ValueError("dataset: the rows do not name their datasets")
-    overall_M, by_name = _skill(train), dataset_accuracies(train)
+    assert test.datasets is not None
+    overall_M, by_name = skill(train), dataset_accuracies(train)
     return np.stack([by_name.get(name, overall_M) for name in test.datasets])
 
 
@@ -98,23 +124,29 @@ def dataset_accuracies(train: RoutingDataset) -> dict[str, np.ndarray]:
     """
     if train.datasets is None:
         return {}
-    overall_M = _skill(train)
+    overall_M = skill(train)
     name_N = np.asarray(train.datasets)
     by_name = {}
     for name in sorted(set(train.datasets)):
         rows = train.select(np.flatnonzero(name_N == name))
         seen_M = np.isfinite(rows.correct_NM).sum(axis=0)
-        by_name[name] = (_skill(rows) * seen_M + overall_M) / (seen_M + 1)
+        by_name[name] = (skill(rows) * seen_M + overall_M) / (seen_M + 1)
     return by_name
 
 
-def _oracle(_: Any, train: RoutingDataset, test: RoutingDataset, __: Any) -> np.ndarray:
-    """Right or wrong, as it came out; of the right ones the cheapest has the most."""
+def _oracle(stores: Stores, train: RoutingDataset, test: RoutingDataset, _: Any) -> np.ndarray:
+    """Right or wrong, as it came out; of the right ones the one that was paid least has the most.
+
+    Of targets without a price nothing is known but the outcome: they come last.
+    """
     outcome_NM = np.nan_to_num(np.asarray(test.correct_NM, np.float64), nan=0.0)
-    cheap_M = np.zeros(len(test.targets))
+    cheap_NM = np.zeros(outcome_NM.shape)
     if train.prices_M2 is not None:
-        cheap_M = _cheapest(None, train, test, None)[0]
-    return (outcome_NM + 1e-3 * cheap_M[None]) / (1 + 1e-3)
+        paid_NM, _ = CostModel.fit(train).paid(_tokens(stores, test), test)
+        dear_NM = np.where(np.isnan(paid_NM), np.inf, paid_NM)
+        rank_NM = np.argsort(np.argsort(dear_NM, axis=1, kind="stable"), axis=1, kind="stable")
+        cheap_NM = 1.0 - rank_NM / outcome_NM.shape[1]
+    return (outcome_NM + 1e-3 * cheap_NM) / (1 + 1e-3)
 
 
 def _final(stores: Stores, train: RoutingDataset, test: RoutingDataset) -> tuple[np.ndarray, ...]:
@@ -157,9 +189,9 @@ BASELINES: Mapping[str, Baseline] = {
     for baseline in (
         Baseline("best_single", False, _best_single),
         Baseline("random", False, _random),
-        Baseline("cheapest", False, _cheapest),
-        Baseline("oracle", False, _oracle, hindsight=True),
-        Baseline("dataset", True, _dataset),
+        Baseline("cheapest", False, _cheapest, reads="prices", by_cost=True),
+        Baseline("oracle", False, _oracle, hindsight=True, by_cost=True),
+        Baseline("dataset", True, _dataset, reads="datasets"),
         Baseline("knn", True, _on(_final, embedding.nearest_neighbours)),
         Baseline("knn_all_layers", True, _on(_all_layers, embedding.nearest_neighbours)),
         Baseline("logistic", True, _on(_final, embedding.logistic)),

@@ -82,11 +82,12 @@ def compare(
       is no number. Beside them `auc` by target (None where the contestant estimates no
       probabilities), `ece_floor`, `saving` (the accuracies that go with `cost_save`),
       `per_dataset`, `frontier` as (cost, accuracy, low, high) of the tolerance policy's settings,
-      and `choices` by seed and fold. `control` is the within-dataset AUC of the shuffled training,
-      `claims_difficulty` whether the contestant's own interval lies above its (None without);
-      `left_out` has LEFT_OUT on datasets not trained on. `dataset_only` has both AUC of the
-      predictor that knows the dataset's name alone. `singles` are the targets themselves as (name,
-      cost, accuracy).
+      and `choices` by seed and fold. `cost_basis` says whether costs are of "recorded" lengths of
+      answers or of "assumed" ones (None without prices). `control` is the within-dataset AUC of
+      the shuffled training (None where nobody learns), `claims_difficulty` whether the contestant's
+      own interval lies above its; `left_out` has LEFT_OUT on datasets not trained on.
+      `dataset_only` has both AUC of the predictor that knows the dataset's name alone. `singles`
+      are the targets themselves as (name, cost, accuracy).
 
     Raises:
       ValueError: As `fit_router` or a baseline, or the folder holds another comparison.
@@ -102,6 +103,9 @@ def compare(
         raise ValueError("control and dataset_folds: the rows do not name their datasets")
     if dataset_folds < 0 or dataset_folds == 1:
         raise ValueError(f"dataset_folds: expected 0 or at least 2, got {dataset_folds}")
+    for contestant in contestants.values():
+        if isinstance(contestant, Baseline):
+            contestant.check(data)  # Before routers are fitted for a comparison that cannot end.
     fold_N = grouping.folds(data.groups, n_folds, seed)
     folder = None if workdir is None else Folder(workdir) / "compare"
     if folder is not None:
@@ -111,6 +115,7 @@ def compare(
     probabilistic_R = [_probabilistic(contestant) for contestant in everyone]
     learning_R = [r for r in range(len(contestants)) if _learns(everyone[r])]
     runs = [Run("", everyone, fold_N)]
+    control = control and bool(learning_R)
     if control:
         runs.append(Run("shuffled-", [everyone[r] for r in learning_R], fold_N, shuffle=True))
     if dataset_folds:
@@ -155,6 +160,7 @@ def compare(
         "level": LEVEL,
         "intervals": "over groups of queries, reverse percentile; models are not refitted",
         "trunk": config.to_json(),
+        "cost_basis": found.cost_basis,
         "singles": figures.singles,
         "dataset_only": {
             metric: summary(figures.of[metric], len(contestants))

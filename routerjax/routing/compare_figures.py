@@ -13,7 +13,7 @@ from routerjax.routing.compare_found import Found, Settings
 from routerjax.routing.frontier import take
 from routerjax.routing.intervals import LEVEL
 from routerjax.routing.policy import Argmax
-from routerjax.routing.reliability import BINS, bin_rows, calibrated_floor
+from routerjax.routing.reliability import bin_shares, calibrated_floor
 
 METRICS = (
     "mean_auc",
@@ -205,8 +205,8 @@ def _ece(
     known_M = np.flatnonzero(seen_NM.any(axis=0))
     for m in known_M:
         at = np.flatnonzero(seen_NM[:, m])
-        error_nB = np.zeros((len(at), BINS), np.float32)
-        error_nB[np.arange(len(at)), bin_rows(p_NM[at, m])] = p_NM[at, m] - correct_NM[at, m]
+        error_n = p_NM[at, m] - correct_NM[at, m]
+        error_nB = (error_n[:, None] * bin_shares(p_NM[at, m])).astype(np.float32)
         weight_Bn = weight_BN[:, at]
         total_B += _ratio(np.abs(weight_Bn @ error_nB).sum(axis=1), weight_Bn.sum(axis=1))
     mean_B = total_B / max(len(known_M), 1)

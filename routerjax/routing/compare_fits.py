@@ -14,7 +14,7 @@ from routerjax.features.feature_map import Stores, as_tuple
 from routerjax.features.recipe import Recipe
 from routerjax.files import Folder
 from routerjax.probes.controls import shuffled
-from routerjax.routing.baselines import Baseline
+from routerjax.routing.baselines import Baseline, skill
 from routerjax.routing.compare_found import Found
 from routerjax.routing.costs import CostModel
 from routerjax.routing.fit import fit_router
@@ -66,7 +66,7 @@ def predict_folds(
     choices: list[list[dict[str, Any]]] = [[] for _ in run.contestants]
     for r, k, f in np.ndindex(len(run.contestants), n_seeds, int(run.fold_N.max()) + 1):
         contestant, test_N = run.contestants[r], run.fold_N == f
-        name = f"{_digest(contestant)}/{run.prefix}seed{k}-fold{f}"
+        name = f"{_digest(contestant, data)}/{run.prefix}seed{k}-fold{f}"
         fit = None if folder is None else _read(folder, name)
         if fit is None:
             if jobs.stop_requested():
@@ -83,8 +83,7 @@ def predict_folds(
         found.single_RKN[r, k, test_N] = data.targets.index(about["best_single"])
         choices[r].append({"seed": k, "fold": int(f)} | about)
         bar.update()
-    _cost(found, stores, data, run.fold_N)
-    return found, choices
+    return dataclasses.replace(found, cost_basis=_cost(found, stores, data, run.fold_N)), choices
 
 
 def _apart(data: RoutingDataset, test_N: np.ndarray) -> np.ndarray:
@@ -106,7 +105,7 @@ def _fit(
     config: TrunkConfig,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """P(correct) [n, M] of the test rows, calibrated and before, and what is to know of it."""
-    best_single = int(np.argmax(np.nanmean(train.correct_NM, axis=0, dtype=np.float64)))
+    best_single = int(np.argmax(skill(train)))
     about: dict[str, Any] = {"best_single": train.targets[best_single]}
     if isinstance(contestant, Baseline):
         p_NM = contestant.predict(stores, train, test, config)
@@ -124,18 +123,28 @@ def _fit(
     return {"p_NM": router.calibration.apply(before_NM), "before_NM": before_NM}, about
 
 
-def _cost(found: Found, stores: Stores, data: RoutingDataset, fold_N: np.ndarray) -> None:
-    """Fills in expected and paid costs, fold by fold with the training rows' median lengths."""
+def _cost(found: Found, stores: Stores, data: RoutingDataset, fold_N: np.ndarray) -> str | None:
+    """Fills in expected and paid costs, with the median lengths of each fold's training rows.
+
+    Returns:
+      What was paid is based on, the same for all folds: "recorded" lengths, or "assumed" where one
+      fold must assume them. None without prices.
+    """
     if data.prices_M2 is None:
-        return
+        return None
     store = as_tuple(stores)[0]
     tokens_N = store.query_tokens_N[store.rows_of(data.ids)]
+    bases = set()
     for f in range(fold_N.max() + 1):
-        costs, test_N = CostModel.fit(data.select(fold_N != f)), fold_N == f
-        expected_NM = costs.expected(tokens_N[test_N])
-        paid_NM, _ = costs.paid(tokens_N[test_N], data.select(test_N))
-        if expected_NM is not None and paid_NM is not None:
-            found.expected_NM[test_N], found.paid_NM[test_N] = expected_NM, paid_NM
+        test_N = fold_N == f
+        costs = CostModel.fit(data.select(_apart(data, test_N)))
+        paid_NM, basis = costs.paid(tokens_N[test_N], data.select(test_N))
+        bases.add(basis)
+        found.paid_NM[test_N], found.expected_NM[test_N] = paid_NM, costs.expected(tokens_N[test_N])
+    if bases != {"recorded"}:
+        found.paid_NM[:] = found.expected_NM
+        return "assumed"
+    return "recorded"
 
 
 def _with_seed(config: TrunkConfig, k: int) -> TrunkConfig:
@@ -159,8 +168,15 @@ def _write(folder: Folder, name: str, arrays: dict[str, np.ndarray], about: dict
     folder.write_json(f"{name}.json", about)
 
 
-def _digest(contestant: Contestant) -> str:
-    """A folder name for a contestant: its kind, and what tells it from others of that kind."""
+def _digest(contestant: Contestant, data: RoutingDataset) -> str:
+    """A folder name for a contestant: its kind, and what tells it from others of that kind.
+
+    Prices and lengths are no part of the comparison's identity: they change no fit but those of
+    baselines that choose by cost.
+    """
     value = contestant.to_json()
-    text = json.dumps(value, sort_keys=True)
-    return f"{value['kind']}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
+    found = hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=6)
+    if isinstance(contestant, Baseline) and contestant.by_cost:
+        for array in (data.prices_M2, data.output_tokens_NM):
+            found.update(b"none" if array is None else np.ascontiguousarray(array).data)
+    return f"{value['kind']}-{found.hexdigest()}"

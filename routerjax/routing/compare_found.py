@@ -23,6 +23,8 @@ class Found:
       single_RKN: [R, K, N] the best single target by the training rows of the row's fold.
       expected_NM: [N, M] USD per query as known before the answer; NaN where unknown.
       paid_NM: [N, M] USD per query as paid; NaN where unknown.
+      cost_basis: What `paid_NM` is based on, "recorded" lengths of answers or "assumed" ones; None
+        without prices.
     """
 
     p_RKNM: np.ndarray
@@ -30,6 +32,7 @@ class Found:
     single_RKN: np.ndarray
     expected_NM: np.ndarray
     paid_NM: np.ndarray
+    cost_basis: str | None = None
 
     @classmethod
     def empty(cls, n_contestants: int, n_seeds: int, data: RoutingDataset) -> "Found":

@@ -26,7 +26,8 @@ def comparison_lines(found: dict[str, Any]) -> list[str]:
         if all(row[metric] is None for row in rows):
             continue
         form = "#.3g" if metric == "cost" else ".4f"
-        lines += ["", _NAMES.get(metric, metric)]
+        of = f", output tokens {found['cost_basis']}" if metric == "cost" else ""
+        lines += ["", _NAMES.get(metric, metric) + of]
         for i, row in enumerate(rows):
             line = f"  {row['name']:{width}}  {_text(row[metric], form)}"
             if metric == "mean_within_dataset_auc" and row["control"] is not None:

@@ -130,8 +130,9 @@ class CostModel:
     ) -> tuple[np.ndarray | None, str | None]:
         """Cost of the answers that were given, and whether it is "recorded" or "assumed".
 
-        Recorded only where the length of every answer with an outcome is; a mixture of both would
-        compare targets on unlike grounds.
+        Recorded only where the length of every answer with an outcome is, and every target's were
+        in training, where what is expected comes from; a mixture of both would compare targets on
+        unlike grounds.
 
         Args:
           input_tokens_N: [N] tokens of the query.

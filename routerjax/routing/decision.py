@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from routerjax.routing.policy import Policy
+
 Allowed: TypeAlias = list[str] | tuple[str, ...]
 
 
@@ -40,7 +42,7 @@ def decided(
     p_NM: np.ndarray,
     spread_NM: np.ndarray,
     cost_NM: np.ndarray | None,
-    policy: dict[str, Any],
+    policy: Policy,
 ) -> list[Decision]:
     """Decisions as users read them, with names in place of columns.
 
@@ -50,7 +52,7 @@ def decided(
       p_NM: [N, M] P(correct).
       spread_NM: [N, M] its standard deviations over the members.
       cost_NM: [N, M] expected USD, NaN where unknown; None without prices.
-      policy: What chose, as JSON values; each decision has a copy.
+      policy: What chose.
     """
 
     def by_target(value_M: np.ndarray) -> dict[str, Any]:
@@ -63,7 +65,7 @@ def decided(
             probabilities=by_target(p_NM[n]),
             spreads=by_target(spread_NM[n]),
             costs=None if cost_NM is None else by_target(cost_NM[n]),
-            policy=dict(policy),
+            policy=policy.to_json(),
         )
         for n, choice in enumerate(choice_N)
     ]

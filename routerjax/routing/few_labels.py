@@ -76,6 +76,11 @@ def few_labels(
     """
     recipe = Recipe.all_layers() if recipe is None else recipe
     config = TrunkConfig() if config is None else config
+    if recipe.by_outcomes:
+        raise ValueError(
+            f"recipe: {recipe.kind!r} chooses by outcomes, the left-out target's too: use "
+            f"all_layers, layers or blocks"
+        )
     if not sizes or min(sizes) < 1 or draws < 1:
         raise ValueError(
             f"sizes, draws: expected numbers of outcomes from 1 up and at least one draw, got "

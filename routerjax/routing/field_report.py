@@ -117,7 +117,11 @@ def field_report(
     for name in names:
         report[name] = _summary(found[name]) if name in found else None
         if report[name] is None and name not in reasons:
-            reasons[name] = "its denominator is 0 on these queries"
+            reasons[name] = "its denominator is not above 0 on these queries" + (
+                ": the target that was best on training rows is not the better one here"
+                if name in _TWO_NAMES
+                else ""
+            )
     if report["cost_save"] is not None:
         report["cost_save"] |= beside
     return report, {f"field/{name}": why for name, why in reasons.items()}

@@ -57,8 +57,8 @@ def fit_router(
       The router.
 
     Raises:
-      ValueError: A query is not in a store, a target has no outcomes, an argument is out of range,
-        or the policy shall hold what cannot be reached; names the range that can.
+      ValueError: A query is not in a store, a target has no outcomes to learn from, an argument is
+        out of range, or the policy shall hold what cannot be reached; names the range that can.
       FloatingPointError: A loss is not finite.
       jobs.Stopped: SIGTERM came.
     """
@@ -155,6 +155,8 @@ def evaluate(
       data: Queries and outcomes; targets as the router has them, in any order.
       policy: Instead of the router's own.
 
+    Costs are of the router's prices, by which it decides; other ones of the data are warned of.
+
     Returns:
       The metrics of `metrics.json`, see `evaluate_predictions`.
 
@@ -162,6 +164,7 @@ def evaluate(
       ValueError: A store is from another encoder or lacks queries; the targets differ.
     """
     data = _as_router_has_them(router, data)
+    _compare_prices(router, data)
     x_NC = router.read(stores, data.ids)
     before_NM = router.predict(x_NC, calibrated=False)
     costs = _costs(router, stores, data, x_NC)
@@ -213,6 +216,21 @@ def _as_router_has_them(router: Router, data: RoutingDataset) -> RoutingDataset:
             f"{', '.join(data.targets)}"
         )
     return data.select_targets(router.targets)
+
+
+def _compare_prices(router: Router, data: RoutingDataset) -> None:
+    """Warns where the data have other prices than the router."""
+    ours, theirs = router.costs.prices_M2, data.prices_M2
+    if theirs is None:
+        return
+    if ours is None:
+        logger.warning("the router was trained without prices: those of the data are not used; "
+                       "train it with them for costs and savings")  # fmt: skip
+    elif not np.array_equal(ours, theirs, equal_nan=True):
+        differ_M = ~np.isclose(ours, theirs, rtol=0, atol=0, equal_nan=True).all(axis=1)
+        logger.warning("the prices of %s differ from those that the router was trained with, by "
+                       "which it decides: costs are counted at the router's; train it anew for "
+                       "others", ", ".join(np.asarray(data.targets)[differ_M]))  # fmt: skip
 
 
 def _saving_policy(

@@ -20,6 +20,7 @@ from routerjax.routing.fit import out_of_fold
 from routerjax.routing.frontier import take
 from routerjax.routing.intervals import LEVEL, ratio_interval
 from routerjax.routing.policies_constrained import Budget, Quality
+from routerjax.routing.policy_rows import PolicyRows
 from routerjax.trunk.config import TrunkConfig
 
 # Where between the cheapest and the dearest reachable mean the policies are asked to land.
@@ -47,7 +48,8 @@ def holding_report(
       n_splits, n_folds, places, seed: As of `holding`.
 
     Returns:
-      As `holding`.
+      As `holding`, and `cost_basis`: whether what was paid is of "recorded" lengths of answers or
+      of "assumed" ones.
 
     Raises:
       ValueError: As `fit_router` and `holding`, or a price is unknown.
@@ -56,11 +58,11 @@ def holding_report(
     store, costs = as_tuple(stores)[0], CostModel.fit(data)
     tokens_N = store.query_tokens_N[store.rows_of(data.ids)]
     expected_NM = costs.expected(tokens_N)
-    paid_NM, _ = costs.paid(tokens_N, data)
+    paid_NM, basis = costs.paid(tokens_N, data)
     if expected_NM is None or paid_NM is None or np.isnan(expected_NM).any():
         raise ValueError("data: every target needs a price: give its pool.json")
     p_NM = out_of_fold(stores, data, recipe, config or TrunkConfig(), n_folds)
-    return holding(
+    return {"cost_basis": basis} | holding(
         p_NM, expected_NM, paid_NM, data.correct_NM, data.groups, data.queries,
         n_splits=n_splits, n_folds=n_folds, places=places, seed=seed,
     )  # fmt: skip
@@ -98,11 +100,13 @@ def holding(
 
     Returns:
       JSON values: `n` rows, and `policies`, for each its `policy`, `wanted` mean, `unit`,
-      `deviation` by split (relative for budgets, in accuracy for qualities), `largest_deviation`,
-      `covered` (splits whose 95% interval over groups holds what was wanted) and `n_splits`.
+      `deviation` by split (relative for budgets, in accuracy for qualities; None where the rows of
+      a fold cannot reach what was wanted), `largest_deviation`, `covered` (splits whose 95%
+      interval over groups holds what was wanted), `n_reached` and `n_splits`.
 
     Raises:
-      ValueError: No row has all outcomes, or the groups are fewer than the folds.
+      ValueError: No row has all outcomes, a cost is unknown, or the groups are fewer than the
+        folds.
     """
     complete_N = ~np.isnan(correct_NM).any(axis=1)
     if not complete_N.any():
@@ -111,8 +115,11 @@ def holding(
         np.asarray(each, np.float64)[complete_N]
         for each in (p_NM, expected_NM, paid_NM, correct_NM)
     )
-    groups = np.asarray(groups)[complete_N].tolist()
-    key_N = np.arange(len(p_NM)).astype(str) if keys is None else np.asarray(keys)[complete_N]
+    at = np.flatnonzero(complete_N).tolist()
+    PolicyRows.checked(p_NM, expected_NM).refuse_unknown_costs("budget or quality")
+    # Lists: an array would make each text as wide as the longest.
+    groups = [groups[n] for n in at]
+    key_N = [str(n) for n in range(len(at))] if keys is None else [keys[n] for n in at]
     cheap_N, best_N = expected_NM.argmin(axis=1), p_NM.argmax(axis=1)
     fold_SN = [grouping.folds(groups, n_folds, seed + k) for k in range(n_splits)]
     policies = []
@@ -120,34 +127,56 @@ def holding(
         low, high = (float(take(value_NM, choice_N).mean()) for choice_N in (cheap_N, best_N))
         for place in places:
             wanted = low + place * (high - low)
-            deviation_S, covered = [], 0
+            deviation_S: list[float | None] = []
+            covered = 0
             for fold_N in fold_SN:
-                choice_N = np.zeros(len(p_NM), np.int64)
-                for f in range(n_folds):
-                    fit_N, test_N = fold_N != f, fold_N == f
-                    policy = kind(wanted).fit(
-                        p_NM[fit_N], expected_NM[fit_N], correct_NM[fit_N], paid_NM[fit_N]
-                    )
-                    choice_N[test_N] = policy.choose(
-                        p_NM[test_N], expected_NM[test_N], keys=key_N[test_N].tolist()
-                    )
+                choice_N = _held(
+                    kind(wanted), fold_N, p_NM, expected_NM, correct_NM, paid_NM, key_N
+                )
+                if choice_N is None:
+                    deviation_S.append(None)
+                    continue
                 value_N = take(value_NM, choice_N)
                 ends = ratio_interval(value_N, 1.0, groups)
                 covered += ends[0] <= wanted <= ends[1]
                 off = float(value_N.mean()) - wanted
                 deviation_S.append(off / wanted if kind is Budget else off)
+            reached = [abs(off) for off in deviation_S if off is not None]
             policies.append(
                 {
                     "policy": f"{kind.name}:{wanted:.4g}",
                     "wanted": wanted,
                     "unit": "relative" if kind is Budget else "accuracy",
                     "deviation": deviation_S,
-                    "largest_deviation": float(np.abs(deviation_S).max()),
+                    "largest_deviation": max(reached, default=None),
                     "covered": int(covered),
+                    "n_reached": len(reached),
                     "n_splits": n_splits,
                 }
             )
     return {"n": len(p_NM), "n_folds": n_folds, "level": LEVEL, "policies": policies}
+
+
+def _held(
+    policy: Budget | Quality,
+    fold_N: np.ndarray,
+    p_NM: np.ndarray,
+    expected_NM: np.ndarray,
+    correct_NM: np.ndarray,
+    paid_NM: np.ndarray,
+    key_N: Sequence[str],
+) -> np.ndarray | None:
+    """[N] choices in each fold by the policy fitted on the others; None where a fit fails."""
+    choice_N = np.zeros(len(p_NM), np.int64)
+    for f in range(fold_N.max() + 1):
+        fit_N, test_N = fold_N != f, fold_N == f
+        try:
+            fitted = policy.fit(p_NM[fit_N], expected_NM[fit_N], correct_NM[fit_N], paid_NM[fit_N])
+        except ValueError:  # All rows together reach it, these alone do not.
+            return None
+        keys = [key_N[n] for n in np.flatnonzero(test_N).tolist()]
+        choice_N[test_N] = fitted.choose(p_NM[test_N], expected_NM[test_N], keys=keys)
+    return choice_N
 
 
 def holding_lines(found: dict[str, Any]) -> list[str]:
@@ -157,9 +186,11 @@ def holding_lines(found: dict[str, Any]) -> list[str]:
         f"wanted over the splits, and how often the 95% interval holds it"
     ]
     for row in found["policies"]:
+        off, n, n_splits = (row[name] for name in ("largest_deviation", "n_reached", "n_splits"))
         relative = row["unit"] == "relative"
-        off = f"{row['largest_deviation']:.2%}" if relative else (
-            f"{100 * row['largest_deviation']:.2f} points"
-        )  # fmt: skip
-        lines.append(f"  {row['policy']:18} {off:>12}   {row['covered']} of {row['n_splits']}")
+        text = "none" if off is None else f"{off:.2%}" if relative else f"{100 * off:.2f} points"
+        line = f"  {row['policy']:18} {text:>12}   {row['covered']} of {n}"
+        if n < n_splits:
+            line += f"   (in {n_splits - n} of {n_splits} splits a fold cannot reach it)"
+        lines.append(line)
     return lines

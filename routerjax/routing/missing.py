@@ -58,10 +58,18 @@ def missing_outcomes(
       mean AUC to "complete", paired), and `bias`: by target mean prediction - accuracy.
 
     Raises:
-      ValueError: A pattern is unknown or needs dataset names, or a share is out of range.
+      ValueError: A pattern is unknown or needs dataset names, a share is out of range, or the
+        recipe chooses by outcomes.
     """
     recipe = Recipe.all_layers() if recipe is None else recipe
     config = TrunkConfig() if config is None else config
+    if recipe.by_outcomes:
+        raise ValueError(
+            f"recipe: {recipe.kind!r} chooses by outcomes, those to be hidden too: use all_layers, "
+            f"layers or blocks"
+        )
+    for name in patterns:
+        _check(name, data, kept)
     test, rest = data.split(test_fraction, seed)
     held, fit = rest.split(config.val_fraction, config.split_seed)
     features = fit_features(recipe, stores, fit)
@@ -117,13 +125,7 @@ def seen_outcomes(pattern: str, data: RoutingDataset, kept: float, seed: int) ->
     Raises:
       ValueError: As `missing_outcomes`.
     """
-    if pattern not in PATTERNS or not 0 < kept <= 1:
-        raise ValueError(
-            f"pattern and kept: expected one of {PATTERNS} and a share in (0, 1], got {pattern!r} "
-            f"and {kept}"
-        )
-    if data.datasets is None and pattern != "random":
-        raise ValueError(f"pattern {pattern!r}: the rows do not name their datasets")
+    _check(pattern, data, kept)
     rng = np.random.default_rng([seed, PATTERNS.index(pattern)])
     n, n_targets = data.y_NM.shape
     chance_NM = rng.random((n, n_targets))
@@ -158,6 +160,16 @@ def seen_outcomes(pattern: str, data: RoutingDataset, kept: float, seed: int) ->
     return seen_NM
 
 
+def _check(pattern: str, data: RoutingDataset, kept: float) -> None:
+    if pattern not in PATTERNS or not 0 < kept <= 1:
+        raise ValueError(
+            f"pattern and kept: expected one of {PATTERNS} and a share in (0, 1], got {pattern!r} "
+            f"and {kept}"
+        )
+    if data.datasets is None and pattern != "random":
+        raise ValueError(f"pattern {pattern!r}: the rows do not name their datasets")
+
+
 def missing_lines(found: dict[str, Any]) -> list[str]:
     """What `missing_outcomes` found as a table of text."""
     lines = [
@@ -166,11 +178,16 @@ def missing_lines(found: dict[str, Any]) -> list[str]:
         f"{'hidden':12} {'kept':>6} {'mean AUC':>9} {'less by':>26} {'within':>7} {'|bias|':>11}",
     ]
     for name, row in found["patterns"].items():
-        lead, within = row["difference"], row["mean_within_dataset_auc"]
+        lead, whole, within = (
+            row[key] for key in ("difference", "mean_auc", "mean_within_dataset_auc")
+        )
+        less = (
+            f"{-lead['value']:10.4f} [{-lead['high']:.4f}, {-lead['low']:.4f}]" if lead else "none"
+        )
+        auc, auc_within = (f"{figure['value']:.4f}" if figure else "none"
+                           for figure in (whole, within))  # fmt: skip
         bias = np.abs(list(row["bias"].values())).mean()
         lines.append(
-            f"{name:12} {row['kept']:6.1%} {row['mean_auc']['value']:9.4f} "
-            f"{-lead['value']:10.4f} [{-lead['high']:.4f}, {-lead['low']:.4f}] "
-            f"{within['value'] if within else float('nan'):7.4f} {bias:11.4f}"
+            f"{name:12} {row['kept']:6.1%} {auc:>9} {less:>26} {auc_within:>7} {bias:11.4f}"
         )
     return lines

@@ -77,6 +77,13 @@ def fit_network(
     Args: As of `fit_router`, which says what is raised.
     """
     val_rows, fit_rows = data.split(config.val_fraction, config.split_seed)
+    for target, y_N in zip(data.targets, fit_rows.y_NM.T, strict=True):
+        if np.isnan(y_N).all():
+            raise ValueError(
+                f"data: all outcomes of {target!r} are of rows that only stop the training, so "
+                f"nothing would be learnt of it: give more of them, or leave it out here and add "
+                f"it to the router afterwards (add_target)"
+            )
     selection = select(recipe, stores, fit_rows)
     stores, selection = _without_unread(as_tuple(stores), selection)
     features = fit_features(selection.recipe, stores, fit_rows)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from routerjax.data.groups import group_rows
 from routerjax.features.feature_map import Stores
 from routerjax.trunk.calibrate import Calibration, Curve
 from routerjax.trunk.head import Head, fit_head, with_head
@@ -34,17 +35,23 @@ def add_target(
         )
     if price is not None and not priced:
         raise ValueError("price: the router knows no prices of its other targets: leave it out")
-    bad = [key for key, y in outcomes.items() if not 0 <= y <= 1]
+    bad = [
+        key for key, y in outcomes.items()
+        if not isinstance(y, int | float | np.number) or not 0 <= y <= 1
+    ]  # fmt: skip
     if bad:
         raise ValueError(
-            f"outcomes: expected scores in [0, 1], got {outcomes[bad[0]]!r} for {bad[0]!r}"
+            f"outcomes: expected scores in [0, 1], got {outcomes[bad[0]]!r} for {bad[0]!r}; leave "
+            f"out what was not observed"
         )
     keys = list(outcomes)
     y_N = np.array([outcomes[key] for key in keys], np.float64)
     if router.trunk_config.trunk_target == "binary":
         y_N = (y_N >= 0.5).astype(np.float64)
     x_NC = router.read_texts(keys) if stores is None else router.read(stores, keys)
-    head = fit_head(router.trunk, x_NC, y_N, keys)
+    # Texts that are alike are one query, in the folds that choose the penalty too.
+    groups = group_rows(keys) if stores is None else keys
+    head = fit_head(router.trunk, x_NC, y_N, groups)
     # All that is new is made before anything is put in place.
     trunk = with_head(router.trunk, head)
     calibration = Calibration((*router.calibration.curves, Curve("none")))

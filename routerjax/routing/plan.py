@@ -71,6 +71,6 @@ def parse_plans(text: str, pooling: str = "mean", pca_dim: int = 200) -> dict[st
         if part in plans:
             raise ValueError(f"--recipes: each counts once, got {part!r} again")
         trunk = next((name for name in TRUNKS[1:] if part.endswith(f"+{name}")), TRUNKS[0])
-        recipe = part.removesuffix(f"+{trunk}")
+        recipe = part.removesuffix(f"+{trunk}").rstrip()
         plans[part] = Plan(parse_recipes(recipe, pooling, pca_dim)[recipe], trunk)
     return plans

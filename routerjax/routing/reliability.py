@@ -28,6 +28,19 @@ def bin_rows(p_N: np.ndarray, bins: int = BINS) -> np.ndarray:
     return bin_N
 
 
+def bin_shares(p_N: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """[N, bins] how much of each row lies in each bin.
+
+    All of it in the one of `bin_rows`, but for rows of equal p: bins may cut across them, no order
+    tells them apart, and so each lies in these bins by as much as they do together.
+    """
+    _, tie_N = np.unique(p_N, return_inverse=True)
+    n_ties = int(tie_N.max(initial=-1)) + 1
+    rows_TB = np.bincount(tie_N * bins + bin_rows(p_N, bins), minlength=n_ties * bins)
+    rows_TB = rows_TB.reshape(n_ties, bins)
+    return (rows_TB / rows_TB.sum(axis=1, keepdims=True))[tie_N]
+
+
 def reliability(p_N: np.ndarray, y_N: np.ndarray, bins: int = BINS) -> np.ndarray:
     """Mean prediction, observed rate and number of rows of each bin that has any.
 
@@ -39,9 +52,8 @@ def reliability(p_N: np.ndarray, y_N: np.ndarray, bins: int = BINS) -> np.ndarra
     Returns:
       [bins with rows, 3].
     """
-    bin_N = bin_rows(p_N, bins)
-    n_B = np.bincount(bin_N, minlength=bins)
-    sums_B2 = np.stack([np.bincount(bin_N, v_N, bins) for v_N in (p_N, y_N)], axis=1)
+    n_B = np.bincount(bin_rows(p_N, bins), minlength=bins)
+    sums_B2 = bin_shares(p_N, bins).T @ np.stack([p_N, y_N], axis=1)
     return np.column_stack([sums_B2[n_B > 0] / n_B[n_B > 0, None], n_B[n_B > 0]])
 
 
@@ -72,24 +84,21 @@ def calibrated_floor(p_N: np.ndarray, bins: int = BINS, draws: int = DRAWS, seed
     if not n:
         return float("nan")
     draws = int(np.clip(_MOST // n, 20, draws))
-    # Few shapes are compiled: rows are padded with ones whose outcome is certain, in a bin apart.
+    # Few shapes are compiled: rows are padded with ones in no bin.
     width = 1 << (n - 1).bit_length()
-    padded_N = np.zeros(width, np.float32)
-    padded_N[:n] = p_N
-    bin_N = np.full(width, bins)
-    bin_N[:n] = bin_rows(p_N, bins)
-    return float(_mean_error(padded_N, bin_N, seed, bins, draws)) / n
+    padded_N, share_NB = np.zeros(width, np.float32), np.zeros((width, bins), np.float32)
+    padded_N[:n], share_NB[:n] = p_N, bin_shares(p_N, bins)
+    return float(_mean_error(padded_N, share_NB, seed, draws)) / n
 
 
-@functools.partial(jax.jit, static_argnames=("bins", "draws"))
-def _mean_error(
-    p_N: jax.Array, bin_N: jax.Array, seed: jax.Array, bins: int, draws: int
-) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="draws")
+def _mean_error(p_N: jax.Array, share_NB: jax.Array, seed: jax.Array, draws: int) -> jax.Array:
     """Mean over draws of sum_b |sum over the bin of p - y|."""
 
     def of_draw(key: jax.Array) -> jax.Array:
         error_N = (jax.random.uniform(key, p_N.shape) < p_N) - p_N
-        return jnp.abs(jax.ops.segment_sum(error_N, bin_N, bins + 1)).sum()
+        highest = jax.lax.Precision.HIGHEST
+        return jnp.abs(jnp.einsum("n,nb->b", error_N, share_NB, precision=highest)).sum()
 
     keys_D = jax.random.split(jax.random.key(seed), draws)
     return jax.lax.map(of_draw, keys_D, batch_size=20).mean()

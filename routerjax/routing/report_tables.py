@@ -7,9 +7,9 @@ from routerjax.routing.report_html import Html, join, number, percent, table, ta
 _BASIS = {
     "recorded": "Costs are of the output tokens that were recorded for each answer, times the "
     "prices. The policy saw only the cost expected beforehand.",
-    "assumed": "Costs are assumed: the lengths of the answers were not (all) recorded, so every "
-    "answer of a target is priced at its expected number of output tokens. Savings are as good as "
-    "that assumption.",
+    "assumed": "Costs are assumed: the lengths of the answers were not all recorded, here or in "
+    "training, so every answer of a target is priced at its expected number of output tokens. "
+    "Savings are as good as that assumption.",
 }
 
 

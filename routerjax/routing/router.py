@@ -153,7 +153,8 @@ class Router:
 
         Args:
           name: Of the target.
-          outcomes: Scores in [0, 1] by query text, or by query id with `stores`.
+          outcomes: Scores in [0, 1] by query text, or by query id with `stores`; ids are taken for
+            queries that have nothing in common.
           price: USD per 1M (input, output) tokens; None where unknown.
           stores: Hidden states of the queries; without them the router's encoders read the texts.
 
@@ -234,7 +235,7 @@ class Router:
         p_XNM = self.calibration.apply(p_XNM)
         p_NM, spread_NM = p_XNM[0], p_XNM[1:].std(axis=0)
         choice_N = policy.choose(p_NM, cost_NM, allowed_NM, queries)
-        return decided(self.targets, choice_N, p_NM, spread_NM, cost_NM, policy.to_json())
+        return decided(self.targets, choice_N, p_NM, spread_NM, cost_NM, policy)
 
     # ---- on disk
 

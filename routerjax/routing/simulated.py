@@ -53,7 +53,7 @@ def against_the_truth(
       the final state, "best possible"): `captured`, and `share` of the best possible router's with
       "value", "low", "high". `spending` by place: the accuracy `wanted`, and by pricing ("head",
       "median", "true") USD `spent` a query, the `accuracy` it came with, and `ratio` to the
-      head's spending with its interval.
+      head's spending with its interval; None where the rows that fit the policies do not reach it.
 
     Raises:
       ValueError: The data are not simulated ones.
@@ -129,29 +129,37 @@ def _spending(
     fit_N = half_N % 2 == 0
     cheap = correct_NM[:, paid_NM.mean(axis=0).argmin()].mean()
     top = take(correct_NM, p_NM.argmax(axis=1)).mean()
+    known = {name: cost_NM for name, cost_NM in costs.items() if cost_NM is not None}
+    keys = [query for query, fit in zip(test.queries, fit_N, strict=True) if not fit]
     table = []
     for place in PLACES:
         wanted = float(cheap + place * (top - cheap))
+        row: dict[str, Any] = {"place": place, "wanted": wanted}
+        try:
+            fitted = {
+                name: Quality(wanted).fit(
+                    p_NM[fit_N], cost_NM[fit_N], correct_NM[fit_N], paid_NM[fit_N]
+                )
+                for name, cost_NM in known.items()
+            }
+        except ValueError:  # All rows together reach it, half of them do not.
+            table.append(row | dict.fromkeys(known))
+            continue
         spent_B, accuracy = {}, {}
-        for name, cost_NM in costs.items():
-            assert cost_NM is not None
-            policy = Quality(wanted).fit(
-                p_NM[fit_N], cost_NM[fit_N], correct_NM[fit_N], paid_NM[fit_N]
-            )
-            keys = [query for query, fit in zip(test.queries, fit_N, strict=True) if not fit]
-            choice_n = policy.choose(p_NM[~fit_N], cost_NM[~fit_N], keys=keys)
+        for name, cost_NM in known.items():
+            choice_n = fitted[name].choose(p_NM[~fit_N], cost_NM[~fit_N], keys=keys)
             weight_Bn = weight_BN[:, ~fit_N].astype(np.float64)
             spent_B[name] = (weight_Bn @ take(paid_NM[~fit_N], choice_n)) / weight_Bn.sum(axis=1)
             accuracy[name] = float(take(correct_NM[~fit_N], choice_n).mean())
         table.append(
-            {"place": place, "wanted": wanted}
+            row
             | {
                 name: {
                     "spent": float(spent_B[name][0]),
                     "accuracy": accuracy[name],
                     "ratio": _figure(spent_B[name] / spent_B["head"]),
                 }
-                for name in costs
+                for name in known
             }
         )
     return table
@@ -177,6 +185,9 @@ def truth_lines(found: dict[str, Any]) -> list[str]:
     lines.append("USD per 1,000 queries at equal accuracy, and relative to the cost head's")
     for row in found["spending"]:
         lines.append(f"  accuracy {row['wanted']:.4f}")
+        if row["head"] is None:
+            lines.append("    not reached on the rows that fit the policies")
+            continue
         for name in ("head", "median", "true"):
             part, ratio = row[name], row[name]["ratio"]
             lines.append(

@@ -17,6 +17,7 @@ import pytest
 from routerjax import jobs
 from routerjax.data.store import ActivationStore
 from routerjax.encoder import extract as extract_module
+from routerjax.encoder import load
 from routerjax.encoder.batches import BatchPlan
 from routerjax.encoder.capture import capture
 from routerjax.encoder.encoder import Encoder
@@ -158,14 +159,14 @@ def test_a_store_made_differently_is_refused(
             tiny_data, queries=(change["query"], *tiny_data.queries[1:])
         )
     if "template" in change:
-        read = Encoder.from_pretrained.__globals__["read_tokenizer"]
+        read = load.read_tokenizer
 
         def other(folder):
             tokenizer = read(folder)
             tokenizer.chat_template = change["template"]
             return tokenizer
 
-        monkeypatch.setattr("routerjax.encoder.load.read_tokenizer", other)
+        monkeypatch.setattr(load, "read_tokenizer", other)
         encoder = Encoder.from_pretrained(tiny_encoder_folder, max_tokens=64)
     if "weights" in change:
         identity = encoder.identity | {"weights_digest": "0" * 32}

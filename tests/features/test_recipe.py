@@ -84,6 +84,11 @@ def test_a_pooling_may_be_a_name_and_layers_come_in_order():
     assert parse_recipe("layers", "8, 3-5").indices == (3, 4, 5, 8)
 
 
+def test_narrow_is_never_wider():
+    assert Recipe.all_layers(pca_dim=20).narrow(50).pca_dim == 20
+    assert Recipe.all_layers(pca_dim=20).narrow(5).pca_dim == 5
+
+
 def test_is_frozen_and_hashable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Recipe.all_layers().pca_dim = 3

@@ -11,6 +11,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from routerjax.data.dataset import RoutingDataset
 from routerjax.routing import embedding_baselines as embedding
 from routerjax.routing.baselines import BASELINES
+from routerjax.routing.costs import CostModel
+from routerjax.routing.frontier import oracle_choice
 from routerjax.trunk.config import TrunkConfig
 
 CONFIG = TrunkConfig(hidden=(16,), dropout=(0.1,), epochs=30, seeds=(1, 2), keep=2, batch_size=64)
@@ -24,6 +26,7 @@ class Store:
         self._h_LPND, self.ids = h_LPND.astype(np.float32), tuple(ids)
         self.layers, self.poolings, self.width = (0, 1), ("mean",), h_LPND.shape[3]
         self.n_blocks = 1
+        self.query_tokens_N = np.full(len(self.ids), 10)
 
     def block_slice(self, block):
         return slice(0, len(self.ids))
@@ -128,6 +131,28 @@ def test_simple_ones_are_their_definitions(rows):
     assert (choice[y_nM[:, 1] == 1] == 1).all()  # The cheapest of the right ones.
 
 
+def test_cheap_is_what_costs_least_not_what_lists_least(rows):
+    """The first target lists lower and answers ten times as long; long answers differ by query."""
+    store, train, test = rows
+    prices_M2 = np.array([[1.0, 2], [1, 3], [4, 4], [9, 9]])
+
+    def with_lengths(data):
+        lengths_NM = np.tile([1000.0, 100, 120, 100], (len(data), 1))
+        lengths_NM[::2, 1] = 900
+        return dataclasses.replace(data, prices_M2=prices_M2, output_tokens_NM=lengths_NM)
+
+    train, test = with_lengths(train), with_lengths(test)
+    cheap = BASELINES["cheapest"].predict(store, train, test, CONFIG)
+    assert (cheap.argmax(axis=1) == 2).all()  # Medians of 1000, 500, 120 and 100 tokens.
+    tokens_N = store.query_tokens_N[store.rows_of(test.ids)]
+    paid_NM, basis = CostModel.fit(train).paid(tokens_N, test)
+    assert basis == "recorded"
+    complete = np.isfinite(test.correct_NM).all(axis=1)
+    choice = BASELINES["oracle"].predict(store, train, test, CONFIG).argmax(axis=1)
+    expected = oracle_choice(test.correct_NM[complete], paid_NM[complete])
+    np.testing.assert_array_equal(choice[complete], expected)
+
+
 def test_what_a_baseline_lacks_is_named(rows):
     store, train, test = rows
     with pytest.raises(ValueError, match="do not name their datasets"):
@@ -136,4 +161,9 @@ def test_what_a_baseline_lacks_is_named(rows):
     with pytest.raises(ValueError, match="prices are unknown"):
         BASELINES["cheapest"].predict(
             store, dataclasses.replace(train, prices_M2=None), test, CONFIG
+        )
+    with pytest.raises(ValueError, match="some or all prices are unknown: give every target one"):
+        some_M2 = np.array([[1.0, 1], [np.nan, np.nan], [1, 1], [1, 1]])
+        BASELINES["cheapest"].predict(
+            store, dataclasses.replace(train, prices_M2=some_M2), test, CONFIG
         )

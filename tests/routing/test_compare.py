@@ -9,6 +9,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from routerjax import jobs
+from routerjax.data import groups as grouping
 from routerjax.features.recipe import Recipe
 from routerjax.features.recipe_flags import parse_recipe, parse_recipes
 from routerjax.routing import compare_fits
@@ -332,3 +333,80 @@ def test_recipes_of_a_flag():
     ):
         with pytest.raises(ValueError, match=message):
             parse_recipes(text)
+
+
+def _priced(data, prices_M2, lengths_NM=None):
+    """The data with prices and lengths, and a store that counts tokens."""
+    store = types.SimpleNamespace(
+        identity={"encoder_id": "e"}, query_tokens_N=np.full(len(data), 20),
+        rows_of=lambda ids: np.array([data.ids.index(name) for name in ids]),
+    )  # fmt: skip
+    return dataclasses.replace(data, prices_M2=prices_M2, output_tokens_NM=lengths_NM), store
+
+
+def test_other_prices_refit_who_chooses_by_them_and_no_router(trained, tmp_path):
+    data, _, trainings = trained
+    contestants = {"good": Recipe.all_layers()} | {n: BASELINES[n] for n in ("cheapest", "oracle")}
+    prices_M2 = np.array([[1.0, 1], [2, 2], [8, 8]])
+    for prices in (prices_M2, prices_M2[::-1].copy()):
+        priced, store = _priced(data, prices)
+        kept, plain = (
+            compare(store, priced, contestants, CONFIG, n_folds=2, draws=20, workdir=workdir)
+            for workdir in (tmp_path, None)
+        )
+        assert kept == plain
+    assert len(trainings) == 2 + 2 * 2  # Those kept served the other prices too.
+
+
+def test_costs_of_all_folds_have_one_basis(trained):
+    """One length is missing: all folds assume lengths, not its own alone."""
+    data, _, _ = trained
+    rng = np.random.default_rng(0)
+    lengths_NM = rng.integers(50, 500, data.y_NM.shape).astype(float)
+    prices_M2 = np.array([[1.0, 1], [2, 2], [8, 8]])
+    contestants = {"cheapest": BASELINES["cheapest"]}
+    priced, store = _priced(data, prices_M2, lengths_NM)
+    found = compare(store, priced, contestants, CONFIG, n_folds=3, draws=20)
+    assert found["cost_basis"] == "recorded"
+    at = ~np.isnan(data.correct_NM).any(axis=1)
+    paid = ((20 + lengths_NM[at, 0]) * 1e-6).mean()
+    assert found["contestants"][0]["cost"]["value"] == pytest.approx(paid)
+    assert "output tokens recorded" in "\n".join(comparison_lines(found))
+    holes_NM = lengths_NM.copy()
+    holes_NM[np.flatnonzero(at)[0], 0] = np.nan
+    found = compare(store, _priced(data, prices_M2, holes_NM)[0], contestants, CONFIG, n_folds=3,
+                    draws=20)  # fmt: skip
+    assert found["cost_basis"] == "assumed"
+    costs = []
+    for f in range(3):
+        fold_N = grouping.folds(data.groups, 3, 0)
+        median = np.nanmedian(holes_NM[fold_N != f, 0])
+        costs += [(20 + median) * 1e-6] * int((at & (fold_N == f)).sum())
+    assert found["contestants"][0]["cost"]["value"] == pytest.approx(np.mean(costs))
+
+
+def test_what_nobody_observed_is_not_the_best_single(trained):
+    data, _, _ = trained
+    named = np.array(data.datasets)
+    y_NM = data.y_NM.copy()
+    some = np.isin(named, sorted(set(named))[: len(set(named)) // 2])
+    y_NM[~some, 2] = np.nan
+    y_NM[some, 2] = 0
+    found = compare(STORE, dataclasses.replace(data, y_NM=y_NM),
+                    {"best": BASELINES["best_single"]}, CONFIG, n_folds=2, draws=20, control=True,
+                    dataset_folds=2)  # fmt: skip
+    (row,) = found["contestants"]
+    assert row["control"] is None and row["claims_difficulty"] is None  # Nobody learns anything.
+    assert all(choice["best_single"] != data.targets[2] for choice in row["choices"])
+    assert row["left_out"]["headroom_captured"]["value"] == pytest.approx(0)
+
+
+def test_what_a_baseline_lacks_is_told_before_routers_are_fitted(trained):
+    data, _, trainings = trained
+    contestants = {"good": Recipe.all_layers(), "cheapest": BASELINES["cheapest"]}
+    with pytest.raises(ValueError, match="cheapest: some or all prices are unknown"):
+        compare(STORE, data, contestants, CONFIG)
+    contestants = {"good": Recipe.all_layers(), "dataset": BASELINES["dataset"]}
+    with pytest.raises(ValueError, match="dataset: the rows do not name their datasets"):
+        compare(STORE, dataclasses.replace(data, datasets=None), contestants, CONFIG)
+    assert not trainings

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from routerjax.data.dataset import RoutingDataset
+from routerjax.features.recipe import Recipe
 from routerjax.routing import few_labels as lib
 from routerjax.routing.few_labels import METHODS, few_labels, few_labels_lines
 from routerjax.routing.few_labels_plot import draw
@@ -104,3 +105,10 @@ def test_neighbours_leave_the_row_and_its_group_out(monkeypatch):
     assert np.ptp(lib._neighbours(x_NC, y_N, group_N, x_nC)) < 0.3
     apart_N = np.arange(400).astype(str)
     assert np.ptp(lib._neighbours(x_NC, y_N, apart_N, x_nC)) == 0.5
+
+
+@pytest.mark.parametrize("recipe", [Recipe.top_fisher(2), Recipe.greedy(2), Recipe.per_target()])
+def test_features_chosen_by_outcomes_are_refused(pool, recipe):
+    """They would have seen those of the target that is left out."""
+    with pytest.raises(ValueError, match="chooses by outcomes, the left-out target's too"):
+        few_labels(STORE, pool[0], (), recipe, CONFIG)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -81,3 +83,36 @@ def test_what_is_reported_is_what_came_out(make_pool):
     assert wrong["policies"][0]["covered"] == 1
     with pytest.raises(ValueError, match="no row has an outcome of every target"):
         holding(p_NM, cost_NM, cost_NM, off.correct_NM, off.groups)
+
+
+def test_what_some_folds_cannot_reach_is_told_and_the_rest_is_kept(make_pool):
+    """The router is no better than chance: what all rows reach, four fifths of them may not."""
+    data, p_NM, cost_NM = make_pool(n=300, m=3, missing=0.0)
+    even_NM = np.random.default_rng(0).random(p_NM.shape)
+    found = holding(even_NM, cost_NM, cost_NM, data.correct_NM, data.groups, n_splits=4,
+                    places=(0.0, 0.5, 1.0))  # fmt: skip
+    budgets, qualities = found["policies"][:3], found["policies"][3:]
+    assert [row["n_reached"] for row in budgets[1:]] == [4, 4]
+    missed = [row for row in found["policies"] if row["n_reached"] < 4]
+    assert missed and any(row["n_reached"] == 4 for row in qualities + budgets)
+    for row in found["policies"]:
+        known = [abs(off) for off in row["deviation"] if off is not None]
+        assert len(row["deviation"]) == 4 and len(known) == row["n_reached"]
+        assert row["largest_deviation"] == max(known, default=None)
+    assert "splits a fold cannot reach it" in "\n".join(holding_lines(found))
+    json.dumps(found, allow_nan=False)
+    unknown_NM = np.where(np.arange(3) == 1, np.nan, cost_NM)
+    with pytest.raises(ValueError, match="compares costs, but those of targets"):
+        holding(p_NM, unknown_NM, cost_NM, data.correct_NM, data.groups)
+
+
+def test_one_long_query_costs_its_own_length(make_pool):
+    data, p_NM, cost_NM = make_pool(n=300, m=3, missing=0.0)
+    queries = [*data.queries[:-1], "x" * 1_000_000]
+    tracemalloc.start()
+    holding(
+        p_NM, cost_NM, cost_NM, data.correct_NM, data.groups, queries, n_splits=1, places=(0.5,)
+    )
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50e6  # 300 rows as wide as the longest: 1.2 GB.

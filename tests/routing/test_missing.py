@@ -11,6 +11,7 @@ from routerjax.data.dataset import RoutingDataset
 from routerjax.data.readers import read_dataset
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extract import extract
+from routerjax.features.recipe import Recipe
 from routerjax.routing import missing as lib
 from routerjax.routing.missing import (
     PATTERNS,
@@ -53,8 +54,14 @@ def test_patterns_hide_what_they_say(pool):
     for pattern, kept in (("rows", 0.3), ("random", 0.0)):
         with pytest.raises(ValueError, match="pattern and kept: expected one of"):
             seen_outcomes(pattern, data, kept, 0)
+    unnamed = dataclasses.replace(data, datasets=None)
     with pytest.raises(ValueError, match="do not name their datasets"):
-        seen_outcomes("block", dataclasses.replace(data, datasets=None), 0.3, 0)
+        seen_outcomes("block", unnamed, 0.3, 0)
+    # Before anything is fitted: there is no store here.
+    with pytest.raises(ValueError, match="do not name their datasets"):
+        missing_outcomes(None, unnamed)
+    with pytest.raises(ValueError, match="'top_fisher' chooses by outcomes, those to be hidden"):
+        missing_outcomes(None, data, Recipe.top_fisher(2))
 
 
 def test_hidden_outcomes_do_not_pull_predictions_down(pool, monkeypatch):
@@ -77,6 +84,13 @@ def test_hidden_outcomes_do_not_pull_predictions_down(pool, monkeypatch):
     assert max(map(abs, random["bias"].values())) < 0.08
     assert "random" in "\n".join(missing_lines(found))
     json.dumps(found, allow_nan=False)
+
+
+def test_where_there_is_no_auc_the_lines_say_so():
+    row = {"kept": 1.0, "mean_auc": None, "mean_within_dataset_auc": None, "difference": None,
+           "bias": {"a": 0.1, "b": -0.3}}  # fmt: skip
+    *_, line = missing_lines({"n_train": 9, "n_test": 3, "patterns": {"complete": row}})
+    assert line.split() == ["complete", "100.0%", "none", "none", "none", "0.2000"]
 
 
 @pytest.mark.slow

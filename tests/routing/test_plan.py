@@ -14,6 +14,7 @@ def test_plans_of_a_flag():
         "all_layers": Plan(Recipe.all_layers()), "all_layers@last+mean/400+mixed": wide
     }  # fmt: skip
     (kernel,) = parse_plans("all_layers+kernel").values()
+    assert list(parse_plans("all_layers +kernel").values()) == [kernel]
     assert kernel == Plan(Recipe.all_layers(), "kernel")
     like = TrunkConfig(seeds=(1, 2), keep=1, epochs=7)
     config = wide.config(like)

@@ -21,6 +21,20 @@ def test_ece_by_hand():
     assert expected_calibration_error(p_N, y_N) == pytest.approx((0.2 + 0.1 + 0.6 + 0.7) / 4)
 
 
+def test_no_order_of_rows_of_equal_p_changes_anything():
+    """Sorted by outcome, a constant would seem to be wrong in every bin."""
+    p_N, y_N = np.full(1000, 0.5), np.arange(1000) < 500
+    assert expected_calibration_error(p_N, y_N) == pytest.approx(0, abs=1e-12)
+    assert calibrated_floor(p_N) == pytest.approx(np.sqrt(2 / np.pi / 1000) / 2, rel=0.15)
+    rng = np.random.default_rng(0)
+    p_N = rng.integers(1, 8, 1000) / 8  # Seven values in fifteen bins.
+    y_N = (rng.random(1000) < p_N).astype(float)
+    whole = reliability(p_N, y_N)
+    assert whole[:, 2].sum() == 1000 and len(whole) == 15
+    for order in (rng.permutation(1000), np.argsort(y_N)):
+        np.testing.assert_allclose(reliability(p_N[order], y_N[order]), whole, atol=1e-12)
+
+
 @pytest.mark.parametrize("n", [1, 14, 15, 16, 1000])
 def test_bins_have_equal_mass_and_ascend(n):
     p_N = np.random.default_rng(0).random(n)

@@ -1,5 +1,6 @@
 """Router: one query or many, saved and loaded, and only on the encoder it was trained on."""
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -395,6 +396,46 @@ def test_a_target_without_outcomes_is_refused(parts):
         fit_router(store, dataclasses.replace(train, y_NM=y_NM), config=CONFIG)
 
 
+def test_a_target_seen_only_in_rows_that_stop_the_training_is_refused(parts):
+    """Its head would keep the weights it was drawn with, and be routed by."""
+    store, _, train = parts
+    held, _ = train.split(CONFIG.val_fraction, CONFIG.split_seed)
+    y_NM = train.y_NM.copy()
+    y_NM[~np.isin(train.ids, held.ids), 1] = np.nan
+    with pytest.raises(ValueError, match="all outcomes of 'middle' are of rows that only stop"):
+        fit_router(store, dataclasses.replace(train, y_NM=y_NM), config=CONFIG)
+
+
+def test_other_prices_than_the_routers_are_told_of(router, parts, caplog):
+    store, test, _ = parts
+    plain = evaluate(router, store, test)
+    assert not caplog.records
+    other_M2 = test.prices_M2.copy()
+    other_M2[0] *= 7
+    assert evaluate(router, store, dataclasses.replace(test, prices_M2=other_M2)) == plain
+    (record,) = caplog.records
+    assert f"the prices of {test.targets[0]} differ" in record.message
+    bare = copy.copy(router)
+    bare.costs = dataclasses.replace(router.costs, prices_M2=None)
+    caplog.clear()
+    evaluate(bare, store, test)
+    assert "the router was trained without prices" in caplog.records[0].message
+
+
+def test_texts_that_are_alike_stay_together_when_a_target_is_added(parts, encoder):
+    """Nothing can be learnt of coins; four times the same text would seem to tell them."""
+    store, _, train = parts
+    router = fit_router(store, train, Recipe.all_layers(pca_dim=20), CONFIG)
+    router.use_encoder(encoder)
+    rng = np.random.default_rng(0)
+    outcomes = {}
+    for query in train.queries[:40]:
+        y = float(rng.random() < 0.5)
+        outcomes |= {query + " " * i: y for i in range(4)}
+    head = router.add_target("coin", outcomes)
+    assert head.log_loss > 0.66
+
+
 def test_scores_can_be_trained_on_as_they_are(parts):
     store, _, train = parts
     scored = dataclasses.replace(train, y_NM=(0.2 + 0.5 * train.y_NM).astype(np.float32))
@@ -551,6 +592,7 @@ def test_a_target_is_added_from_few_outcomes(parts, encoder, tmp_path):
     for bad, message in (
         (("new", outcomes), "has a target 'new' already"),
         (("x", {"abc": 2.0}), r"scores in \[0, 1\], got 2.0 for 'abc'"),
+        (("x", {"abc": 1.0, "abd": None}), "got None for 'abd'; leave out what was not observed"),
         (("x", {"abc": 1.0, "abd": 1.0}), "all 2 outcomes are 1"),
         (("x", outcomes, (1.0, -2.0)), "two numbers from 0 up"),
     ):

@@ -7,6 +7,7 @@ import pytest
 
 from routerjax.data.simulate import simulate
 from routerjax.features.recipe import Recipe
+from routerjax.routing import simulated
 from routerjax.routing.simulated import against_the_truth, truth_lines
 from routerjax.trunk.config import TrunkConfig
 
@@ -54,6 +55,18 @@ def test_what_is_left_to_gain():
             assert row[name]["accuracy"] == pytest.approx(row["wanted"], abs=0.08)
     text = "\n".join(truth_lines(found))
     assert "best possible" in text and "median" in text
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_place_that_is_not_reached_is_told(monkeypatch):
+    monkeypatch.setattr(simulated, "PLACES", (0.5, 1.3))
+    data = simulate(600, seed=2)
+    found = against_the_truth(Store(data), data, Recipe.all_layers(pca_dim=8), CONFIG, draws=50)
+    reached, missed = found["spending"]
+    assert reached["head"]["spent"] > 0
+    assert missed["wanted"] > reached["wanted"]
+    assert missed["head"] is missed["median"] is missed["true"] is None
+    assert "not reached on the rows" in truth_lines(found)[-1]
     json.dumps(found, allow_nan=False)
 
 
