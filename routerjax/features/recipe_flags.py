@@ -31,7 +31,10 @@ def parse_recipe(
     if kind == "layers" and (detail or recipe == "layers"):
         indices = parse_layers(detail.replace("+", ",") or layers)
         if isinstance(indices, str):
-            return Recipe.all_layers(names, pca_dim)
+            raise ValueError(
+                f"--recipe={recipe}: name the layers, such as --layers=3,4,6; all of them are "
+                f"--recipe=all_layers"
+            )
         return Recipe.layers(indices, names, pca_dim)
     if kind == "top_fisher" and detail.isdecimal():
         return Recipe.top_fisher(int(detail), names, pca_dim)

@@ -130,6 +130,7 @@ def test_is_frozen_and_hashable():
         (lambda: parse_recipe("top_fisher:x"), "got 'top_fisher:x'"),
         (lambda: parse_recipe("layers", "3,,4"), "such as 3,4,6 or 4-6, got '3,,4'"),
         (lambda: parse_recipe("all_layers", "3"), "goes with --recipe=layers"),
+        (lambda: parse_recipe("layers", "all"), "--recipe=layers: name the layers"),
         (lambda: Recipe.from_json({"poolings": ["last"]}), "an object with 'kind'"),
         (lambda: Recipe.from_json({"kind": "layers", "layers": [3]}), "got .*'layers': "),
     ],
