@@ -36,7 +36,8 @@ class Folder:
             self.path = text.rstrip("/") + "/"
             spec: Any = self.path
         else:
-            self.path = str(pathlib.Path(text).expanduser().absolute()) + "/"
+            # The file driver refuses `..`, which goes by the names here: links stay as they are.
+            self.path = os.path.abspath(pathlib.Path(text).expanduser()) + "/"
             spec = {"driver": "file", "path": self.path}
         try:
             self._kv = ts.KvStore.open(spec, context=CONTEXT).result()

@@ -120,6 +120,18 @@ def test_local_and_remote(tmp_path, monkeypatch):
         memory.local_path()
 
 
+def test_a_path_may_go_up(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to("here")
+    monkeypatch.chdir(tmp_path / "here")
+    for path in ("../out", "./../here/../out/", f"file://{tmp_path}/here/../out"):
+        Folder(path).write_bytes("a", b"1")
+        assert Folder(path).local_path() == tmp_path / "out"
+        assert (tmp_path / "out" / "a").read_bytes() == b"1"
+        (tmp_path / "out" / "a").unlink()
+    assert Folder("../link").local_path() == tmp_path / "link"
+
+
 @pytest.mark.parametrize("url", ["bad://bucket/x", "gs://", "s3://"])
 def test_a_url_nobody_opens_is_refused_and_says_which_are_opened(url):
     with pytest.raises(ValueError, match="cannot open the folder .*gs://, s3://, file://, memory"):
