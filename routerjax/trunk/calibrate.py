@@ -137,7 +137,8 @@ def fit_calibration(
       seed: Of the folds.
 
     Returns:
-      The calibration; "none" for targets with under FEWEST right or wrong answers.
+      The calibration; "none" for targets with under FEWEST right or wrong answers, or with all of
+      them in one fold.
 
     Raises:
       ValueError: Shapes differ, or a probability is not in [0, 1].
@@ -252,7 +253,7 @@ def _isotonic_knots(
 def _fit_target(p_N: np.ndarray, y_N: np.ndarray, fold_N: np.ndarray) -> Curve:
     seen_N = ~np.isnan(y_N)
     p_N, y_N, fold_N = p_N[seen_N], y_N[seen_N], fold_N[seen_N]
-    if min(y_N.sum(), (1 - y_N).sum()) < FEWEST:
+    if min(y_N.sum(), (1 - y_N).sum()) < FEWEST or len(np.unique(fold_N)) < 2:
         return Curve("none", n=len(y_N))
     loss_N_of: dict[str, np.ndarray] = {}
     for method in METHODS:

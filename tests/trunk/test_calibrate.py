@@ -14,6 +14,7 @@ from routerjax.trunk.calibrate import (
     FEWEST,
     METHODS,
     Calibration,
+    Curve,
     fit_calibration,
     fit_curve,
     log_loss,
@@ -124,6 +125,15 @@ def test_few_outcomes_are_left_alone():
     assert found.curves[2].n == 0
     one_group = fit_calibration(p_N[:, None], y_N[:, None], ["g"] * 400)
     assert one_group.methods == ("none",)
+
+
+def test_outcomes_of_one_fold_alone_are_left_alone():
+    """A target tried on one dataset only, whose rows are one group: there is nothing to fit on."""
+    _, y_N, p_N = _rows(300, SAID["platt"])
+    y_NM = np.tile(y_N[:, None], 2)
+    y_NM[150:, 1] = np.nan
+    found = fit_calibration(np.tile(p_N[:, None], 2), y_NM, [f"d{i // 150}" for i in range(300)], 2)
+    assert found.curves[0].log_loss and found.curves[1] == Curve("none", n=150)
 
 
 def test_calibrated_scores_are_left_alone_on_few_rows():
