@@ -23,6 +23,8 @@ WIDTHS = (0.1, 0.2, 0.4)
 RIDGES = (1.0, 3.0, 10.0, 30.0)
 SHARES = tuple(np.linspace(0, 1, 11).tolist())
 
+# Squared distances below this share of the largest are rounding: the rows are equal.
+_EQUAL = 1e-6
 _EDGE = 0.005  # A regression's values are not probabilities: kept this far from 0 and 1.
 _CHUNK_ROWS = 1024
 
@@ -37,8 +39,8 @@ class Kernel:
       x_NC: [N, C] features of the rows remembered.
       alpha_NM: [N, M] their weights; 0 where an outcome was not observed. Targets that were added
         later have no column, so that the others' sums stay the same to the bit.
-      mean_M: [M] mean outcomes; 0.5 of targets that were added.
-      share_M: [M] of the kernel in the mixture with the ensemble.
+      mean_M: [M] mean outcomes; 0.5 of targets that were added, or have no outcome.
+      share_M: [M] of the kernel in the mixture with the ensemble; 0 of those targets.
       width: Of the kernel, in squared units of the features.
       ridge: Strength of the ridge.
     """
@@ -111,7 +113,8 @@ def fit_kernel(
     With G the kernel's values between the rows on which a target is observed, alpha = (G + ridge
     I)^-1 (y - mean). Width and ridge are those with which the mixture of equal parts predicts best,
     the share is then the best of SHARES; all three are common to the targets, which a few hundred
-    validation rows could not tell apart.
+    validation rows could not tell apart. Of a target without training outcomes the kernel says
+    nothing, and where all rows have equal features of none.
 
     Args:
       x_NC: [N, C] features of the training rows; of more than MOST_ROWS a random part is taken.
@@ -133,14 +136,20 @@ def fit_kernel(
         kept = np.random.default_rng(seed).permutation(len(x_NC))[:MOST_ROWS]
         x_NC, y_NM = x_NC[kept], y_NM[kept]
     seen_NM = np.isfinite(y_NM)
-    mean_M = (np.nan_to_num(y_NM).sum(axis=0) / np.maximum(seen_NM.sum(axis=0), 1)).astype("f4")
+    count_M = seen_NM.sum(axis=0)
+    fitted_M = count_M > 0
+    mean_M = np.nan_to_num(y_NM).sum(axis=0) / np.maximum(count_M, 1)
+    mean_M = np.where(fitted_M, mean_M, 0.5).astype(np.float32)
+    y_VM = np.where(fitted_M[None], y_VM, np.nan)
     residual_NM = np.where(seen_NM, y_NM - mean_M[None], 0.0).astype(np.float32)
     # Targets observed on the same rows share a solve.
     masks_QN, which_M = np.unique(seen_NM.T, axis=0, return_inverse=True)
     some = x_NC[:: max(1, len(x_NC) // 512)]
-    median = float(np.median(np.asarray(_distances(some, some))))
+    distance_RR = np.asarray(_distances(some, some))
+    # Of equal rows the median would be 0, and so the width.
+    apart = distance_RR[distance_RR > _EQUAL * distance_RR.max()]
     best = (np.inf, WIDTHS[0], RIDGES[0], np.zeros_like(residual_NM), p_VM)
-    for width in (share * median for share in WIDTHS):
+    for width in [share * float(np.median(apart)) for share in WIDTHS if len(apart)]:
         gram_NN, cross_VN = (_gaussian(x, x_NC, width) for x in (x_NC, x_VC))
         for ridge in RIDGES:
             alpha_NM = np.zeros_like(residual_NM)
@@ -151,9 +160,10 @@ def fit_kernel(
             loss = mean_log_loss((p_VM + own_VM) / 2, y_VM)
             if loss < best[0]:
                 best = (loss, width, ridge, alpha_NM, own_VM)
-    _, width, ridge, alpha_NM, own_VM = best
+    loss, width, ridge, alpha_NM, own_VM = best
     losses = [mean_log_loss((1 - share) * p_VM + share * own_VM, y_VM) for share in SHARES]
-    share_M = np.full(len(mean_M), SHARES[int(np.argmin(losses))], np.float32)
+    share = SHARES[int(np.argmin(losses))] if np.isfinite(loss) else 0.0
+    share_M = np.where(fitted_M, share, 0.0).astype(np.float32)
     return Kernel(x_NC, alpha_NM, mean_M, share_M, float(width), float(ridge))
 
 

@@ -48,6 +48,34 @@ def test_the_share_goes_to_who_knows(split):
     np.testing.assert_allclose(half.mix(members, own)[2], (truth + own) / 2, atol=1e-6)
 
 
+def test_of_a_target_without_outcomes_it_says_nothing(split):
+    x, y, x_val, y_val, p_VM = split
+    known = fit_kernel(x, y[:, :2], x_val, y_val[:, :2], p_VM[:, :2])
+    y = np.where(np.arange(3) == 2, np.nan, y)
+    # Whoever validates it, right or wrong, it has no say in the choice.
+    for y_V in (y_val[:, 2], np.zeros(len(y_val)), np.full(len(y_val), np.nan)):
+        kernel = fit_kernel(x, y, x_val, np.column_stack([y_val[:, :2], y_V]), p_VM)
+        np.testing.assert_array_equal(kernel.share_M, [*known.share_M, 0])
+        assert (kernel.width, kernel.ridge) == (known.width, known.ridge)
+        assert (kernel.predict(x_val)[:, 2] == 0.5).all()
+
+
+def test_rows_that_are_mostly_equal_leave_it_a_width(split):
+    x, y, x_val, y_val, p_VM = split
+    x, y = np.concatenate([np.tile(x[:1], (3 * len(x), 1)), x]), np.tile(y, (4, 1))
+    kernel = fit_kernel(x, y, x_val, y_val, p_VM)
+    assert kernel.width > 1 and np.abs(kernel.alpha_NM).max() > 0
+    assert np.isfinite(kernel.predict(x_val)).all()
+
+
+def test_where_all_rows_are_equal_there_is_no_kernel(split):
+    x, y, x_val, y_val, _ = split
+    p_VM = np.random.default_rng(0).random(y_val.shape).astype(np.float32)
+    kernel = fit_kernel(np.tile(x[:1], (len(x), 1)), y, x_val, y_val, p_VM)
+    assert not kernel.share_M.any() and not kernel.alpha_NM.any()
+    np.testing.assert_array_equal(kernel.mix(p_VM, kernel.predict(x_val)), p_VM)
+
+
 def test_of_many_rows_a_part_is_remembered(split, monkeypatch):
     x, y, x_val, y_val, p_VM = split
     monkeypatch.setattr(lib, "MOST_ROWS", 100)
