@@ -166,7 +166,7 @@ def _slab(
         _, z_RC = features(x_FRD[fold])
         y_NM = y_FRM[others].reshape(-1, y_FRM.shape[2])
         cells = _solve(pca_dims, z_NC, eigenvalue_D[:n_widest], y_NM, z_RC, y_FRM[fold],
-                       n_components)  # fmt: skip
+                       weight_FR[fold], n_components)  # fmt: skip
         fisher_M = jax.vmap(fisher_trace)(*_classes(x_ND, weight_N, y_NM))
         return *cells, fisher_M, spectrum.d_eff(eigenvalue_D), n_components
 
@@ -180,6 +180,7 @@ def _solve(
     y_NM: jax.Array,
     z_RC: jax.Array,
     y_RM: jax.Array,
+    weight_R: jax.Array,
     n_components: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Scores [W, M, R], AUC [W, M] and whether solved [W, M] of one fold."""
@@ -201,8 +202,10 @@ def _solve(
     score_QR = logistic.scores(fitted, z_RC)
     score_QR = jnp.where(modelled_WM.reshape(-1, 1), score_QR, jnp.nan)
     auc_Q = jax.vmap(auc)(score_QR, by_problem(y_RM))
-    constant_Q = score_QR.max(axis=1) == score_QR.min(axis=1)
-    auc_Q = jnp.where(constant_Q, jnp.nan, auc_Q)
+    # Padding has a score too.
+    high_Q = jnp.where(weight_R[None] > 0, score_QR, -jnp.inf).max(axis=1)
+    low_Q = jnp.where(weight_R[None] > 0, score_QR, jnp.inf).min(axis=1)
+    auc_Q = jnp.where(high_Q == low_Q, jnp.nan, auc_Q)
     return (
         score_QR.reshape(*shape_WM, -1),
         auc_Q.reshape(shape_WM),

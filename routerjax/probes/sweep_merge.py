@@ -54,7 +54,7 @@ def merge(
         targets=tuple(data.targets),
         fisher={J: stacked["fisher"], EXCESS: stacked["fisher"] - stacked["fisher_shuffled"]},
         spectrum={"d_eff/standardised": stacked["d_eff"]},
-        reasons=_reasons(stacked, layers, settings, data),
+        reasons=_reasons(stacked, layers, settings, data, examiner.fold_N),
         n_queries=len(data),
         pca_dims=tuple(settings["pca_dims"]),
         cells={name: stacked.get(name, nothing) for name in _CELLS},
@@ -94,6 +94,7 @@ def _reasons(
     layers: tuple[int, ...],
     settings: dict[str, Any],
     data: RoutingDataset,
+    fold_N: np.ndarray,
 ) -> list[dict[str, Any]]:
     """Why cells have no number, or one of fewer folds than asked for, or are not converged."""
     poolings, pca_dims, n_folds = settings["poolings"], settings["pca_dims"], settings["n_folds"]
@@ -112,15 +113,15 @@ def _reasons(
             text = "the state is constant over the training rows of a fold"
         explain(layers[i], poolings[j], None, text)
     available_LPW = fewest_LP[:, :, None] >= np.array(pca_dims)[None, None]
-    n_folds_LPWM = stacked["n_folds"]
+    n_folds_LPWM, both_M = stacked["n_folds"], _folds_of_both(data.correct_NM, fold_N, n_folds)
     for m, target in enumerate(data.targets):
         n_LPW = n_folds_LPWM[..., m]
-        at_best = int(n_LPW.max())
+        at_best = int(both_M[m])
         if at_best < n_folds:
-            y_N = data.correct_NM[:, m]
+            n_right, n_wrong = (int((data.correct_NM[:, m] == k).sum()) for k in (1, 0))
             text = (
-                f"in {n_folds - at_best} of {n_folds} folds the rows are of one class ("
-                f"{int((y_N == 1).sum())} correct and {int((y_N == 0).sum())} wrong in all): "
+                f"in {n_folds - at_best} of {n_folds} folds the rows, or all others, are of one "
+                f"class ({n_right} correct and {n_wrong} wrong in all): "
                 + ("no AUC" if at_best == 0 else "the mean is over the others")
             )
             explain(None, None, target, text)
@@ -133,6 +134,14 @@ def _reasons(
             text = f"width {pca_dims[w]}: not converged to the tolerance in {count} folds"
             explain(layers[i], poolings[j], target, text)
     return reasons
+
+
+def _folds_of_both(correct_NM: np.ndarray, fold_N: np.ndarray, n_folds: int) -> np.ndarray:
+    """[M] folds with both classes in their own rows and in those that are trained on."""
+    is_class_N2M = np.stack([correct_NM == 0, correct_NM == 1], axis=1)
+    n_F2M = np.stack([is_class_N2M[fold_N == f].sum(axis=0) for f in range(n_folds)])
+    others_F2M = n_F2M.sum(axis=0)[None] - n_F2M
+    return ((n_F2M > 0) & (others_F2M > 0)).all(axis=1).sum(axis=0)
 
 
 def _layer_controls(stacked: dict[str, np.ndarray], table: SweepTable) -> list[dict[str, Any]]:

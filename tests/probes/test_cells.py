@@ -106,6 +106,18 @@ def test_where_there_is_no_number(rows):
     assert np.isfinite(found.auc_FSWM[:, (0, 2), :2, 0]).all()
 
 
+@pytest.mark.parametrize("sizes", [(40, 42, 40), (42, 40, 42)], ids=["longest", "padded"])
+def test_a_fold_whose_scores_are_all_equal_has_no_number(sizes):
+    """One query again and again, which is a group of its own: nothing is ranked, not half of it."""
+    rng = np.random.default_rng(0)
+    fold_N = np.repeat(np.arange(3), sizes)
+    x_SND = rng.normal(size=(1, len(fold_N), 8)).astype(np.float32)
+    x_SND[:, fold_N == 1] = x_SND[:, fold_N == 1][:, :1]
+    y_NM = (rng.random((len(fold_N), 2)) < 0.5).astype(np.float32)
+    auc_FM = cross_validate(x_SND, y_NM, fold_N, (4,), 3).auc_FSWM[:, 0, 0]
+    assert np.isnan(auc_FM[1]).all() and np.isfinite(auc_FM[[0, 2]]).all()
+
+
 def test_fewer_rows_than_components():
     rng = np.random.default_rng(0)
     x_SND = rng.normal(size=(1, 30, 64)).astype(np.float32)
