@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
+CONTROL_NUMBERS = ("auc", "low", "high", "within_auc", "fisher")  # Of a row of `controls`.
 _DRAWS = "sweep_draws.safetensors"
 
 
@@ -185,6 +186,11 @@ class SweepTable(ProbeTable):
         for name in ("fisher", "spectrum", "cells", "folds", "fisher_range"):
             # A null becomes NaN.
             value[name] = {k: np.array(v, np.float32) for k, v in value[name].items()}
+        for row in value["controls"]:
+            row |= {k: np.nan for k in CONTROL_NUMBERS if row[k] is None}
+        if value["transfer"]:
+            auc_AAM = np.array(value["transfer"]["auc"], np.float64)
+            value["transfer"]["auc"] = auc_AAM.tolist()
         draws = folder.read_bytes(_DRAWS) if value["settings"]["draws"] else None
         return cls(**value, draws=safetensors.numpy.load(draws) if draws else {})
 

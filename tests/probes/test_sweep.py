@@ -150,6 +150,21 @@ def test_round_trip(table, tmp_path):
     np.testing.assert_array_equal(again.equal_to_best("a"), table.equal_to_best("a"))
 
 
+def test_a_control_without_a_number_comes_back(table, tmp_path):
+    """What JSON cannot say is null there and NaN again in the table; no layer stays no layer."""
+    auc = np.array(table.transfer["auc"])
+    auc[0, 1] = np.nan
+    gone = dict.fromkeys(("auc", "low", "high", "within_auc", "fisher"), np.nan)
+    controls = [*table.controls[:-1], table.controls[-1] | gone]
+    poor = dataclasses.replace(table, controls=controls, transfer={**table.transfer, "auc": auc})
+    poor.save(tmp_path)
+    again = SweepTable.load(tmp_path)
+    assert sweep_lines(again) == sweep_lines(poor)
+    assert again.controls[-1]["layer"] is None
+    np.testing.assert_equal(again.controls, controls)
+    np.testing.assert_array_equal(again.transfer["auc"], auc)
+
+
 def same(a, b):
     for name in a.cells:
         np.testing.assert_array_equal(a.cells[name], b.cells[name])
@@ -211,6 +226,25 @@ def test_reasons_say_what_is_missing(world):
     assert table.best("a").pca_dim == 4
     with pytest.raises(ValueError, match="no cell of 'b' has a number"):
         table.best("b")
+
+
+def test_equal_scores_are_no_rows_of_one_class(fake_store):
+    """A fold of one query again and again: its rows are of both classes, its scores all equal."""
+    rng = np.random.default_rng(0)
+    set_N = np.repeat([0, 1, 2], [40, 42, 40])
+    h_NLPD = rng.normal(size=(len(set_N), 1, 1, 8))
+    h_NLPD[set_N == 1] = h_NLPD[set_N == 1][0]
+    y_NM = (rng.random((len(set_N), 2)) < 0.5).astype(np.float32)
+    y_NM[set_N == 0, 1] = 1.0
+    ids = tuple(f"q{i}" for i in range(len(set_N)))
+    groups = tuple(f"g{k}" for k in set_N)
+    data = RoutingDataset(ids, tuple(f"text {i}" for i in ids), ("a", "b"), y_NM, groups)
+    store = Store(fake_store(h_NLPD, ids, layers=(0,), poolings=("last",)))
+    table = sweep(store, data, (4,), n_folds=3, draws=0)
+    of_a, of_b = ("; ".join(table.reason(0, "last", target)) for target in "ab")
+    assert of_a == "all scores of a fold are equal: no AUC there"
+    assert of_b.startswith("in 1 of 3 folds the rows, or all others, are of one class (")
+    assert of_b.endswith(f"; {of_a}")
 
 
 def test_widths_are_by_default_those_there_are(world):
