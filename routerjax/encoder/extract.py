@@ -158,6 +158,9 @@ def _wait_until(done: Callable[[], bool], stopped: Callable[[], jobs.Stopped]) -
     """Waits for what another process is to do; not for one that has ended early."""
     while not done():
         if _must_stop():
+            # Who has ended may have finished since the look above.
+            if done():
+                return
             raise stopped()
         time.sleep(_WAIT_SECONDS)
 

@@ -75,6 +75,15 @@ def test_rows_lie_in_order_of_length_and_every_token_is_counted(whole):
     assert len(whole.meta["plan"]["buckets"]) <= 24
 
 
+def test_a_process_that_ended_behind_the_last_look_has_finished(monkeypatch):
+    """Between a look at the blocks and the question who has ended, the other did both."""
+    monkeypatch.setattr(extract_module.processes, "ended_elsewhere", lambda: (1,))
+    looks = iter([False, True])
+    extract_module._wait_until(lambda: next(looks), lambda: jobs.Stopped("not done"))
+    with pytest.raises(jobs.Stopped, match="not done"):
+        extract_module._wait_until(lambda: False, lambda: jobs.Stopped("not done"))
+
+
 def test_a_finished_store_is_returned_as_it_is(encoder, tiny_data, whole, monkeypatch):
     monkeypatch.setattr(Encoder, "forward", None)  # Any batch would raise.
     before = arrays_of(whole.folder.local_path())
