@@ -105,6 +105,11 @@ def format_layers(axes: Any, table: "ProbeTable") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def plain(name: str) -> str:
+    """A target's name as matplotlib shall draw it: never a formula."""
+    return name.replace("$", r"\$")
+
+
 def curve(
     axes: Any,
     layers: tuple[int, ...],
@@ -116,7 +121,7 @@ def curve(
     peak: bool = False,
 ) -> None:
     """A line over the hidden states; few states show as points too, or one alone would not."""
-    label = label if len(label) <= 34 else label[:33] + "…"
+    label = plain(label if len(label) <= 34 else label[:33] + "…")
     axes.plot(layers, value_L, color=colour, linestyle=dash, linewidth=width, label=label,
               marker="." if len(layers) <= 16 else None, markersize=4)  # fmt: skip
     if peak and np.isfinite(value_L).any():

@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from routerjax.probes.plot import STYLES, curve, finish, panels
+from routerjax.probes.plot import STYLES, curve, finish, panels, plain
 
 if TYPE_CHECKING:
     from routerjax.probes.sweep_table import SweepTable
@@ -206,4 +206,4 @@ def _control(
 
 def _short(name: str) -> str:
     """A long name without its middle: models of a family differ at the end."""
-    return name if len(name) <= 34 else f"{name[:15]}…{name[-18:]}"
+    return plain(name if len(name) <= 34 else f"{name[:15]}…{name[-18:]}")

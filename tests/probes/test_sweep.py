@@ -290,3 +290,13 @@ def test_a_picture_of_many_layers_and_of_gaps(table):
     hole["cv_auc"][:, 0, :, 1] = np.nan
     hole["cv_auc"][1] = np.nan
     dataclasses.replace(table, cells=hole, draws={}).plot("cv_auc").savefig(io.BytesIO())
+
+
+def test_dollars_in_names_are_no_formula(table, tmp_path):
+    evidence = table.evidence | {
+        kind: [row | {"target": "a$b_{$"} for row in table.evidence[kind]]
+        for kind in ("spearman", "lost")
+    }
+    named = dataclasses.replace(table, targets=("a$b_{$", "b", "c"), evidence=evidence)
+    named.save(tmp_path)  # Both pictures; half a formula would be an error.
+    assert named.plot().axes[0].get_yticklabels()[0].get_text() == r"a\$b_{\$"
