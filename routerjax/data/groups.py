@@ -47,6 +47,23 @@ def normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+def numbered(names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """The different names in order, and the place of each row's among them.
+
+    As np.unique has it; an array of strings would pad every row to the longest name, and take NULs
+    at the end of one for padding.
+
+    Args:
+      names: [N].
+
+    Returns:
+      [G] names, ascending by code points; [N] int64 in [0, G).
+    """
+    different = tuple(sorted(set(names)))
+    place = {name: i for i, name in enumerate(different)}
+    return different, np.array([place[name] for name in names], np.int64)
+
+
 def split(groups: Sequence[str], fraction: float, seed: int) -> np.ndarray:
     """[N] bool, the rows of the first part: whole groups, as near to `fraction` as they allow.
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from routerjax.data.dataset import RoutingDataset
+from routerjax.data.groups import numbered
 from routerjax.data.rows import Rows
 from routerjax.data.shards import STORE_DTYPES, rows_per_block
 from routerjax.devices import in_flight
@@ -72,7 +73,7 @@ def prepare(
             lengths_N[at], query_tokens_N[at] = prompts.lengths_N, prompts.query_tokens_N
             truncated_N[at] = prompts.truncated_N
             head = shared_head(head, prompts)
-    order = np.lexsort((np.array(data.ids), lengths_N))
+    order = np.lexsort((numbered(data.ids)[1], lengths_N))
     ids = tuple(data.ids[i] for i in order)
     rows = Rows(ids, lengths_N[order], query_tokens_N[order], truncated_N[order])
     prefix = choose_prefix(prefix_cache, encoder.config, head, lengths_N)

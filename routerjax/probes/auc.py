@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from routerjax.data.groups import numbered
+
 # A dataset with fewer rows than this in either class says too little about a target.
 MIN_CLASS = 5
 
@@ -85,7 +87,7 @@ def within_dataset_auc(
     """
     if datasets is None:
         return None
-    names, group_N = np.unique(np.asarray(datasets, dtype=str), return_inverse=True)
+    names, group_N = numbered(datasets)
     wins_MG, right_MG, wrong_MG = pair_counts(p_NM, correct_NM, group_N, len(names))
     kept_MG = (right_MG >= MIN_CLASS) & (wrong_MG >= MIN_CLASS)
     pairs_M = (right_MG * wrong_MG * kept_MG).sum(axis=1)

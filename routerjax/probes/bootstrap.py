@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from routerjax.data.groups import numbered
+
 # P(Poisson(1) <= k) in units of 2^-32, until nothing of it is left.
 _CUMULATIVE = np.cumsum(np.exp(-1.0) / np.cumprod([1.0, *range(1, 13)])) * 2.0**32
 _THRESHOLDS = np.floor(_CUMULATIVE[_CUMULATIVE < 2.0**32 - 1]).astype(np.uint32)
@@ -35,7 +37,7 @@ def group_weights(groups: Sequence[str], draws: int, seed: int) -> np.ndarray:
     Returns:
       [B, N] float32; rows of one group have equal columns.
     """
-    names, group_N = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    names, group_N = numbered(groups)
     digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
     name_G2 = np.frombuffer(b"".join(digests), "<u4").reshape(-1, 2)
     weight_GB = np.asarray(_poisson(name_G2, seed, draws))

@@ -58,9 +58,10 @@ class Examiner:
           ValueError: There are fewer groups than folds.
         """
         deals = [grouping.folds(data.groups, n_folds, seed + turn) for turn in range(repeats)]
-        names, dataset_N = None, None
+        names: tuple[str, ...] = ()
+        dataset_N = None
         if data.datasets is not None:
-            names, dataset_N = np.unique(np.array(data.datasets, dtype=str), return_inverse=True)
+            names, dataset_N = grouping.numbered(data.datasets)
         return cls(
             deals[0],
             tuple(deals[1:]),
@@ -69,7 +70,7 @@ class Examiner:
             if draws
             else np.zeros((0, len(data)), np.float32),
             dataset_N,
-            () if names is None else tuple(str(name) for name in names),
+            names,
             seed,
         )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from routerjax.data.groups import numbered
 from routerjax.data.store import ActivationStore
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extract import extract
@@ -167,7 +168,7 @@ def _table_digest(folder: Folder) -> str | None:
 
 
 def _outcomes_digest(data: "RoutingDataset") -> str:
-    order = np.argsort(np.array(data.ids))
+    order = np.argsort(numbered(data.ids)[1])
     return hashlib.blake2b(
         np.ascontiguousarray(data.correct_NM[order]).tobytes(), digest_size=16
     ).hexdigest()

@@ -2,9 +2,10 @@
 
 import hypothesis
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 
-from routerjax.data.groups import group_rows, normalised
+from routerjax.data.groups import group_rows, normalised, numbered
 
 ROWS = st.lists(
     st.tuples(st.sampled_from("abcdefgh"), st.sampled_from([None, *"123456"])),
@@ -71,3 +72,16 @@ def test_grouping_again_changes_nothing(rows):
     queries, given = zip(*rows, strict=True)
     groups = group_rows(queries, given)
     assert group_rows(queries, groups) == groups
+
+
+@hypothesis.given(st.lists(st.text("ab é模😀", max_size=3)))
+def test_names_are_numbered_as_numpy_sorts_them(names):
+    different, number_N = numbered(names)
+    expected, expected_N = np.unique(np.array(names, dtype=str), return_inverse=True)
+    assert different == tuple(expected.tolist())
+    np.testing.assert_array_equal(number_N, expected_N)
+    assert number_N.dtype == np.int64
+
+
+def test_names_that_differ_in_a_null_at_the_end_are_two():
+    assert numbered(["a\0", "b", "a"])[0] == ("a", "a\0", "b")

@@ -68,6 +68,8 @@ def test_every_row_is_what_capture_returns(encoder, tiny_data, whole):
 
 def test_rows_lie_in_order_of_length_and_every_token_is_counted(whole):
     assert (np.diff(whole.n_tokens_N) >= 0).all()
+    length_of = dict(zip(whole.ids, whole.n_tokens_N, strict=True))
+    assert list(whole.ids) == sorted(whole.ids, key=lambda name: (length_of[name], name))
     commits = whole.commits()
     tokens, padded = (sum(c[key] for c in commits) for key in ("tokens", "padded_tokens"))
     assert tokens == whole.n_tokens_N.sum()

@@ -1,11 +1,15 @@
 """The bootstrap: its weights, its replicates against resampling itself, and its coverage."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from routerjax.probes.auc import roc_auc
+from routerjax.data.dataset import RoutingDataset
+from routerjax.probes.auc import roc_auc, within_dataset_auc
 from routerjax.probes.auc_draws import auc_draws, within_auc_draws
 from routerjax.probes.bootstrap import group_weights, reverse_percentile
+from routerjax.probes.examiner import Examiner
 from routerjax.probes.fisher_draws import fisher_draws, fisher_shuffled
 
 
@@ -34,6 +38,23 @@ def test_weights_belong_to_groups_not_to_places():
     assert abs(draws.mean() - 1) < 0.02 and abs(draws.var() - 1) < 0.03
     assert abs((draws == 0).mean() - np.exp(-1)) < 0.01
     assert not np.array_equal(weight_BN, group_weights(groups, 400, seed=2))
+
+
+@pytest.mark.parametrize("who", ["group_weights", "within_dataset_auc", "Examiner.of"])
+def test_one_long_name_costs_no_memory_in_the_other_rows(who):
+    names = (*(f"g{i}" for i in range(999)), "passage " * 8000)
+    y_NM, p_NM = np.arange(1000)[:, None] % 2.0, np.zeros((1000, 1))
+    group_weights(names, 3, 0)  # Compiled already.
+    tracemalloc.start()
+    if who == "group_weights":
+        group_weights(names, 3, 0)
+    elif who == "within_dataset_auc":
+        within_dataset_auc(p_NM, y_NM, names)
+    else:
+        Examiner.of(RoutingDataset(names, names, ("a",), y_NM, names, names), 2, 0, draws=3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6  # Padded to the longest it was 256 MB.
 
 
 def test_the_interval_turns_the_replicates_round():
