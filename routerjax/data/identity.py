@@ -6,6 +6,11 @@ from typing import Any
 _NOT_COMPARED = ("encoder_id", "revision")
 
 
+def compared(identity: dict[str, Any]) -> dict[str, Any]:
+    """What of an identity counts: all but where the encoder was found."""
+    return {key: value for key, value in identity.items() if key not in _NOT_COMPARED}
+
+
 def identity_differences(
     made: dict[str, Any], now: dict[str, Any], name_made: str, name_now: str
 ) -> list[str]:
@@ -18,8 +23,9 @@ def identity_differences(
     Returns:
       A text for each field that differs, with both values.
     """
+    made, now = compared(made), compared(now)
     return [
         f"{key}: {name_made} has {made.get(key)!r}, {name_now} {now.get(key)!r}"
         for key in sorted(set(made) | set(now))
-        if key not in _NOT_COMPARED and made.get(key) != now.get(key)
+        if made.get(key) != now.get(key)
     ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from routerjax.data.groups import numbered
+from routerjax.data.identity import compared
 from routerjax.data.store import ActivationStore
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extract import extract
@@ -144,6 +145,8 @@ def _found(folder: Folder, settings: dict[str, Any]) -> ProbeTable | None:
     if found is None or found.pop("table_digest", None) != _table_digest(folder):
         return None
     settings = json.loads(json.dumps(settings))
+    for value in (settings, found):
+        value["identity"] = compared(value["identity"])
     if found != settings:
         flat, flat_found = (
             value.pop("identity") | value.pop("probing") | value for value in (settings, found)

@@ -21,6 +21,7 @@ from routerjax.data.store import ActivationStore
 from routerjax.devices import make_mesh
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extract import extract
+from routerjax.encoder.job import identity_of
 from routerjax.features import slab_totals
 from routerjax.features.captured import Captured
 from routerjax.features.moments import sums_of
@@ -355,6 +356,12 @@ def test_a_sample_then_only_the_best_hidden_states(
     assert len(store.ids) == len(data) and not store.missing_blocks()
     assert table.n_queries == len(sample)
     np.testing.assert_allclose(table.mean_over_targets(), expected.mean_over_targets(), rtol=1e-5)
+    with pytest.MonkeyPatch.context() as patch:
+        # The same weights, found elsewhere.
+        moved = identity_of(encoder, sample, "all", ("last", "mean"), "float32")
+        moved |= {"encoder_id": "elsewhere", "revision": "main"}
+        patch.setattr(then_extract, "identity_of", lambda *_: moved)
+        probe_then_extract(encoder, data, *places, **job)
     with pytest.raises(ValueError, match=r"seed: there 5, here 6.*--workdir"):
         probe_then_extract(encoder, data, *places, **(job | {"seed": 6}))
     with pytest.raises(ValueError, match="sketch: there 8, here 9"):
