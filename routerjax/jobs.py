@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
+import safetensors.numpy
 from absl import app
 from absl import logging as absl_logging
 from tqdm import tqdm
@@ -157,6 +159,28 @@ def claim(folder: Folder, what: str, job: dict[str, Any]) -> None:
             + "; ".join(f"{k}: there {found.get(k)!r}, here {job.get(k)!r}" for k in differing)
             + ". Use another --workdir, or delete that folder"
         )
+
+
+def read_part(folder: Folder, name: str) -> dict[str, np.ndarray] | None:
+    """The arrays of a part that a job has finished, or None where there is no such file.
+
+    Args:
+      folder: As of `claim`.
+      name: A safetensors file in it.
+
+    Raises:
+      ValueError: The file is damaged.
+    """
+    data = folder.read_bytes(name)
+    if data is None:
+        return None
+    try:
+        return safetensors.numpy.load(data)
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{folder.path}{name} is damaged ({len(data)} bytes: {error}): delete it and run the "
+            f"same command again, which makes only this part anew"
+        ) from error
 
 
 def write_config(workdir: Any, config: Any) -> None:

@@ -20,6 +20,7 @@ from routerjax.features.blocks import read_rows
 from routerjax.files import Folder
 from routerjax.probes import controls as control
 from routerjax.probes import logistic
+from routerjax.probes.bootstrap import LARGEST_SEED
 from routerjax.probes.examiner import Examiner
 from routerjax.probes.sweep_merge import merge
 from routerjax.probes.sweep_table import SweepTable
@@ -60,6 +61,8 @@ class SweepConfig:
         for name, lowest in (("n_folds", 2), ("repeats", 1), ("draws", 0), ("seed", 0)):
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name}: expected at least {lowest}, got {getattr(self, name)}")
+        if self.seed > LARGEST_SEED:
+            raise ValueError(f"seed: expected at most {LARGEST_SEED}, got {self.seed}")
         dims = self.pca_dims
         if not dims or min(dims) < 1 or tuple(sorted(set(dims))) != dims:
             raise ValueError(f"pca_dims: expected ascending numbers from 1 up, got {list(dims)}")
@@ -122,7 +125,7 @@ def sweep(
 
     Raises:
       ValueError: `data` is empty or has an id that is not in the store, an argument is out of
-        range, or the folder holds another sweep.
+        range, or the folder holds another sweep or a damaged layer.
       jobs.Stopped: SIGTERM came; finished layers are kept.
     """
     config = SweepConfig(
@@ -160,8 +163,8 @@ def sweep(
                     folder.write_bytes(_part(layer), safetensors.numpy.save(part))
             bar.update(len(batch))
     if folder is not None:
-        found = {layer: folder.read_bytes(_part(layer)) for layer in config.layers}
-        parts = {layer: safetensors.numpy.load(part) for layer, part in found.items() if part}
+        found = {layer: jobs.read_part(folder, _part(layer)) for layer in config.layers}
+        parts = {layer: part for layer, part in found.items() if part is not None}
     missing = [layer for layer in config.layers if layer not in parts]
     if missing:
         logger.info("sweep: layers %s are still to come from other shards", missing)

@@ -80,7 +80,8 @@ def train_many(
       What became of them.
 
     Raises:
-      ValueError: Rows or members that do not fit, or a workdir of other data or members.
+      ValueError: Rows or members that do not fit, or a workdir of other data or members or with a
+        damaged file.
       jobs.Stopped: SIGTERM came; with a workdir the next call goes on from there.
     """
     config = TrunkConfig() if config is None else config
@@ -139,8 +140,8 @@ def _take_in(folder: Folder, found: Trained) -> set[int]:
     """Fills in the members of finished groups, however they were grouped, and returns them."""
     done: set[int] = set()
     for name in folder.list("group-"):
-        if name.endswith(".safetensors"):
-            arrays = safetensors.numpy.load(folder.read_bytes(name) or b"")
+        arrays = jobs.read_part(folder, name) if name.endswith(".safetensors") else None
+        if arrays is not None:
             places = arrays[_PLACES].tolist()
             for leaf, field in zip(found, Trained._fields, strict=True):
                 leaf[places] = arrays[field]

@@ -204,6 +204,19 @@ def test_shards_share_a_folder(world, tmp_path):
         merged.equal_to_best("a")
 
 
+@pytest.mark.parametrize("kept", [0, 200])
+def test_a_damaged_layer_is_named(world, tmp_path, kept):
+    store, data, _ = world
+    settings = {"draws": 0, "workdir": tmp_path, "layers": (0, 3), "poolings": ("last",)}
+    whole = sweep(store, data, (4,), **settings)
+    path = tmp_path / "sweep" / "layers" / "0003.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"0003\.safetensors is damaged .*: delete it and run"):
+        sweep(store, data, (4,), **settings)
+    path.unlink()
+    same(sweep(store, data, (4,), **settings), whole)
+
+
 def test_another_sweep_is_refused(world, tmp_path):
     store, data, _ = world
     sweep(store, data, (4,), draws=0, workdir=tmp_path, shard=(0, 4))
@@ -263,6 +276,7 @@ def test_widths_are_by_default_those_there_are(world):
         ({"layers": ()}, r"layers: expected some of \[0, 1, 2, 3\], got none"),
         ({"poolings": ("mid",)}, "poolings: the store holds .* got 'mid'"),
         ({"controls": ("nothing",)}, "controls: expected some of shuffled, .* got 'nothing'"),
+        ({"seed": 3_000_000_000}, "seed: expected at most 2147483647, got 3000000000"),
         ({"shard": (2, 2), "workdir": "x"}, "shard: expected i/n with 0 <= i < n, got 2/2"),
         ({"shard": (0, 2)}, "give workdir"),
     ],

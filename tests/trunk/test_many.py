@@ -182,6 +182,15 @@ def test_other_devices_take_over_what_is_finished(rows, tmp_path, monkeypatch):
     np.testing.assert_allclose(again.p_KVM, whole.p_KVM, atol=2e-3)
 
 
+@pytest.mark.parametrize("kept", [0, 200])
+def test_a_damaged_group_is_named(rows, tmp_path, kept):
+    run(rows, members()[:1], workdir=tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=rf"{path.name} is damaged .*: delete it and run"):
+        run(rows, members()[:1], workdir=tmp_path)
+
+
 def test_a_turn_side_by_side_is_bounded_in_bytes(rows, monkeypatch):
     monkeypatch.setattr(loop, "_ONE_BY_ONE", ())
     monkeypatch.setitem(member._TURN, "cpu", 256)
