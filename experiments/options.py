@@ -39,8 +39,9 @@ _TEXT = {
     "policy": ("argmax", "Who answers: argmax, tolerance:TAU, value:USD, utility:LAM, budget:USD "
                "(mean spending a query) or quality:ACCURACY (mean accuracy)."),
 }  # fmt: skip
-_NUMBERS = {
-    "seed": (0, "Seed of what is random in this script.", 0),
+_NUMBERS: dict[str, tuple[Any, ...]] = {
+    # An int32, as compiled programs take it.
+    "seed": (0, "Seed of what is random in this script.", 0, 2**31 - 1),
     "max_tokens": (2048, "Longest prompt; longer queries lose text from their middle.", 1),
     "pca_dim": (200, "Principal components kept as features.", 1),
     "members": (10, "Members of the ensemble that are trained.", 1),
@@ -105,8 +106,8 @@ def define(*names: str, required: tuple[str, ...] = ()) -> None:
             default, text = _TEXT[name]
             flags.DEFINE_string(name, default, text)
         elif name in _NUMBERS:
-            number, text, lowest = _NUMBERS[name]
-            flags.DEFINE_integer(name, number, text, lower_bound=lowest)
+            number, text, *bounds = _NUMBERS[name]
+            flags.DEFINE_integer(name, number, text, *bounds)
         else:
             flags.DEFINE_bool(name, False, _SWITCHES[name])
     flags.mark_flags_as_required(required)

@@ -230,6 +230,7 @@ def test_sigterm_ends_with_code_0_and_says_how_to_go_on(tiny_encoder_folder, tmp
         ("route", ["--router={files}/none", "--query=q"], "holds no router"),
         ("train", ["--data={files}/train.jsonl", "--store=s", "--recipe=greedy"], "greedy:K"),
         ("compare", ["--data=d", "--store=s", "--recipes=best"], "got 'best'"),
+        ("sweep", ["--data=d", "--store=s", "--seed=3000000000"], "[0, 2147483647]"),
         ("quickstart", ["--pcadim=3"], "Unknown command line flag 'pcadim'"),
     ],
 )

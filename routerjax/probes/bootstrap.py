@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from routerjax.data.groups import numbered
 
+LARGEST_SEED = 2**31 - 1  # An int32, as compiled programs take it.
 # P(Poisson(1) <= k) in units of 2^-32, until nothing of it is left.
 _CUMULATIVE = np.cumsum(np.exp(-1.0) / np.cumprod([1.0, *range(1, 13)])) * 2.0**32
 _THRESHOLDS = np.floor(_CUMULATIVE[_CUMULATIVE < 2.0**32 - 1]).astype(np.uint32)
@@ -32,11 +33,16 @@ def group_weights(groups: Sequence[str], draws: int, seed: int) -> np.ndarray:
     Args:
       groups: [N] the group of each row.
       draws: B.
-      seed: Of the random numbers.
+      seed: Of the random numbers, 0 to 2^31 - 1.
 
     Returns:
       [B, N] float32; rows of one group have equal columns.
+
+    Raises:
+      ValueError: The seed is out of range.
     """
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"seed: expected 0 to {LARGEST_SEED}, got {seed}")
     names, group_N = numbered(groups)
     digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
     name_G2 = np.frombuffer(b"".join(digests), "<u4").reshape(-1, 2)

@@ -20,7 +20,8 @@ class TrunkConfig:
       epochs: At most this many.
       patience: A member stops after this many epochs without improvement.
       min_delta: By which the validation loss must fall to count as an improvement.
-      seeds: One a member; decides its initial weights, its order of rows and its dropout.
+      seeds: One a member, 0 to 2^32 - 1; decides its initial weights, its order of rows and its
+        dropout.
       keep: Members kept, those of the lowest validation loss.
       val_fraction: Share of rows held out for early stopping, the same rows for all members.
       split_seed: Of that split.
@@ -68,6 +69,8 @@ class TrunkConfig:
             raise ValueError(f"dropout: expected shares in [0, 1), got {self.dropout}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds: expected different integers from 0 up, got {self.seeds}")
+        if max(self.seeds) >= 2**32:
+            raise ValueError(f"seeds: expected integers below 2^32, got {max(self.seeds)}")
         if self.keep > len(self.seeds):
             raise ValueError(f"keep: {self.keep} of {len(self.seeds)} members cannot be kept")
         if not 0 < self.val_fraction < 1:

@@ -40,6 +40,13 @@ def test_weights_belong_to_groups_not_to_places():
     assert not np.array_equal(weight_BN, group_weights(groups, 400, seed=2))
 
 
+@pytest.mark.parametrize("seed", [-1, 2**31])
+def test_a_seed_that_no_program_takes_is_refused(seed):
+    group_weights(["g"], 1, 2**31 - 1)
+    with pytest.raises(ValueError, match=f"seed: expected 0 to 2147483647, got {seed}"):
+        group_weights(["g"], 1, seed)
+
+
 @pytest.mark.parametrize("who", ["group_weights", "within_dataset_auc", "Examiner.of"])
 def test_one_long_name_costs_no_memory_in_the_other_rows(who):
     names = (*(f"g{i}" for i in range(999)), "passage " * 8000)

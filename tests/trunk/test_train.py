@@ -262,6 +262,7 @@ def test_bad_rows_are_refused(rows):
 @pytest.mark.parametrize(
     ("field", "value"),
     [("hidden", ()), ("dropout", (0.5,)), ("dropout", (1.0, 0.0)), ("seeds", (1, 1)), ("keep", 11),
+     ("seeds", (1, 2**32)), ("seeds", (-1,)),
      ("batch_size", 0), ("learning_rate", float("nan")), ("val_fraction", 1.0),
      ("trunk_target", "mean")],
 )  # fmt: skip
