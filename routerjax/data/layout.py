@@ -103,7 +103,10 @@ def read_commits(folder: Folder, known: Container[int] = ()) -> dict[int, dict[s
     """The commits of blocks by number, but for those already known."""
     found = {}
     for name in folder.list("blocks/"):
-        block = int(name.removeprefix("blocks/").removesuffix(".json"))
+        number = name.removeprefix("blocks/").removesuffix(".json")
+        if name != f"blocks/{number}.json" or not number.isdecimal():
+            continue  # Not ours: what a file browser or a copy leaves, such as .DS_Store.
+        block = int(number)
         commit = None if block in known else folder.read_json(name)
         if commit is not None:
             found[block] = commit

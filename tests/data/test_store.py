@@ -146,6 +146,13 @@ def test_reload_sees_what_another_process_committed(tmp_path):
     assert one.missing_blocks() == [2]
 
 
+def test_files_of_others_among_the_commits_are_passed_over(folder):
+    before = ActivationStore.open(folder).commits()
+    for name in (".DS_Store", "0", "0 (copy).json", "._1.json"):
+        (folder / "blocks" / name).write_bytes(b"not JSON")
+    assert ActivationStore.open(folder).commits() == before
+
+
 def test_a_deleted_commit_makes_its_block_missing(folder):
     (folder / "blocks" / "1.json").unlink()
     with pytest.raises(ValueError, match="first 1"):
