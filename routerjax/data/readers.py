@@ -83,8 +83,8 @@ def read_pool(path: str | os.PathLike[str]) -> tuple[tuple[str, ...], np.ndarray
     """
     path = pathlib.Path(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
     targets = value.get("targets") if isinstance(value, dict) else None
     if not isinstance(targets, list) or not targets:

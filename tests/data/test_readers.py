@@ -281,6 +281,8 @@ def test_other_names_and_missing_files_are_refused(write, tmp_path):
     ("content", "reason"),
     [
         ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ('{"targets": [{"name": "X", "name": "Y"}]}', "not valid JSON: the name 'name' is twice"),
         ("[]", 'expected an object with a list "targets"'),
         ({"targets": []}, 'list "targets", not empty'),
         ({"targets": [{"input_price": 1}]}, r'targets\[0\]: expected an object with a "name"'),
