@@ -17,8 +17,9 @@ PROBES = {"fisher": "J", "d_eff": "d_eff"}
 AUCS = {"auc": "AUC", "within_auc": "AUC within datasets"}
 
 _FEWEST_LAYERS = 3
-# 97.5% quantiles of Student's t with 1 to 10 degrees of freedom.
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+# 97.5% quantiles of Student's t with 1 to 14 degrees of freedom.
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179,
+            2.160, 2.145)  # fmt: skip
 # Names of the point values in `cells` and `draws`.
 _CELL = {"auc": "cv_auc", "within_auc": "within_auc"}
 
@@ -223,12 +224,12 @@ def _loss(loss_FM: np.ndarray, m: int | None) -> dict[str, Any]:
     value = float(loss_F.mean())
     if len(loss_F) < 2:
         return {"value": value, "low": None, "high": None}
-    freedom = len(loss_F) - 1
-    # Beyond the table the first terms of its expansion, right to 0.001.
-    quantile = (
-        _STUDENT[freedom - 1]
-        if freedom <= len(_STUDENT)
-        else 1.96 + 2.372 / freedom + 2.8 / freedom**2
-    )
-    half = quantile * float(loss_F.std(ddof=1)) / np.sqrt(len(loss_F))
+    half = _quantile(len(loss_F) - 1) * float(loss_F.std(ddof=1)) / np.sqrt(len(loss_F))
     return {"value": value, "low": value - half, "high": value + half}
+
+
+def _quantile(freedom: int) -> float:
+    """Of Student's t at 97.5%: beyond the table the first terms of its expansion; to 0.001."""
+    if freedom <= len(_STUDENT):
+        return _STUDENT[freedom - 1]
+    return 1.96 + 2.372 / freedom + 2.8 / freedom**2
