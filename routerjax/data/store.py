@@ -28,8 +28,6 @@ class ActivationStore:
         self._row_of = {name: row for row, name in enumerate(self.rows.ids)}
         self.reload()
 
-    # ---- what the store holds
-
     @property
     def identity(self) -> dict[str, Any]:
         """What made the numbers: encoder, prompt, layers, poolings, dtypes."""

@@ -143,6 +143,7 @@ def _oracle(stores: Stores, train: RoutingDataset, test: RoutingDataset, _: Any)
     cheap_NM = np.zeros(outcome_NM.shape)
     if train.prices_M2 is not None:
         paid_NM, _ = CostModel.fit(train).paid(_tokens(stores, test), test)
+        assert paid_NM is not None
         dear_NM = np.where(np.isnan(paid_NM), np.inf, paid_NM)
         rank_NM = np.argsort(np.argsort(dear_NM, axis=1, kind="stable"), axis=1, kind="stable")
         cheap_NM = 1.0 - rank_NM / outcome_NM.shape[1]
