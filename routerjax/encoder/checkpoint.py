@@ -108,6 +108,8 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     if index.is_file() and not (folder / "model.safetensors").is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            if not all(isinstance(name, str) for name in names):
+                raise TypeError("weight_map: expected names of files")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{index} is not a safetensors index: {error!r}") from error
     else:

@@ -58,7 +58,10 @@ def text_config(raw: dict[str, Any]) -> dict[str, Any]:
 
 def head_width(c: Fields) -> int:
     """E, the width of a head: given, or the hidden width shared out."""
-    return c.get("head_dim", c["hidden_size"] // c["num_attention_heads"])
+    n_heads = c["num_attention_heads"]
+    if n_heads < 1:
+        raise c.refuse(f"num_attention_heads: expected at least 1, got {n_heads}")
+    return c.get("head_dim", c["hidden_size"] // n_heads)
 
 
 def read_activation(c: Fields, field: str, default: str) -> str:

@@ -8,6 +8,8 @@ from routerjax.encoder.config import EncoderConfig
 
 # What a hub download takes: no other framework's weights, no code, no folder with another copy.
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+# Of a tokenizer one of these is there; of none transformers makes one that knows no word.
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
 def locate(source: str, revision: str | None) -> tuple[pathlib.Path, str | None]:
@@ -51,6 +53,8 @@ def read_config(folder: pathlib.Path) -> EncoderConfig:
         raise ValueError(
             f"{path}: expected the config of a Hugging Face model, cannot read it: {error}"
         ) from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: expected a JSON object, the config of a model, got {raw!r:.80}")
     EncoderConfig.check_family(raw, str(path))
     # transformers fills in what the file leaves to its class's defaults.
     from transformers import AutoConfig
@@ -66,11 +70,16 @@ def read_tokenizer(folder: pathlib.Path) -> Any:
     """Loads the tokenizer, without remote code.
 
     Raises:
-      ValueError: It cannot be loaded.
+      ValueError: There is none, or it cannot be loaded.
     """
+    if not any(True for pattern in _VOCABULARIES for _ in folder.glob(pattern)):
+        raise ValueError(
+            f"{folder}: it has no tokenizer, expected one of {', '.join(_VOCABULARIES)}: copy the "
+            f"model's tokenizer files too"
+        )
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # Of a damaged file any.
         raise ValueError(f"{folder}: its tokenizer cannot be loaded: {error}") from error

@@ -59,7 +59,11 @@ def load(
     folder, resolved = locate(str(source), revision)
     config = read_config(folder)
     max_tokens = min(max_tokens, config.max_positions)
-    prompter = Prompter(read_tokenizer(folder), max_tokens, chat_template_kwargs)
+    tokenizer = read_tokenizer(folder)
+    try:
+        prompter = Prompter(tokenizer, max_tokens, chat_template_kwargs, config.vocab_size)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
     exact = compute_dtype == "float32"
     precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
     dtype = jnp.dtype(compute_dtype)

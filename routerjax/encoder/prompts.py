@@ -56,10 +56,12 @@ class Prompter:
         which the pooling `last` reads, always survives.
       chat_template_kwargs: Variables of the chat template, JSON values by name, such as
         {"enable_thinking": False}.
+      vocab_size: Tokens that the model embeds; None for as many as the tokenizer has.
 
     Raises:
-      ValueError: No fast tokenizer, a template that does not show the query as it is or never reads
-        one of the chat_template_kwargs, or a max_tokens that leaves no room for the query.
+      ValueError: No fast tokenizer, a template that does not show the query as it is, never reads
+        one of the chat_template_kwargs or has a token that the model does not embed, or a
+        max_tokens that leaves no room for the query.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Prompter:
         tokenizer: Any,
         max_tokens: int,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        vocab_size: int | None = None,
     ):
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(
@@ -89,7 +92,13 @@ class Prompter:
         # Those of white space alone (Gemma has some) merge with a newline of the query's.
         added = tokenizer.added_tokens_decoder.items()
         self._marks = np.array([i for i, token in added if token.content.strip()], np.int64)
+        # A row is looked through only where the tokenizer has more tokens than the model: most
+        # have fewer, and some have more that never come.
+        n_tokens = 1 + max([len(tokenizer) - 1, *tokenizer.added_tokens_decoder])
+        self._embedded = n_tokens if vocab_size is None else vocab_size
+        self._may_lack = n_tokens > self._embedded
         probe = self._encode(["a"])[0]
+        self._refuse_unembedded(probe[0], "the template")
         frame = len(probe[0]) - (probe[2] - probe[1])
         if max_tokens <= frame:
             raise ValueError(
@@ -103,9 +112,12 @@ class Prompter:
         backend = json.loads(self.tokenizer.backend_tokenizer.to_str())
         # What the last call of the tokenizer, ours or another, asked for.
         del backend["truncation"], backend["padding"]
+        text = json.dumps(backend)
+        if self.tokenizer.split_special_tokens:
+            text += "\0split"  # Of which the backend knows at calls alone.
         template = "\0".join(map(str, self._frame)) + ("\0BOS" if self._adds_bos else "")
         return {
-            "tokenizer_digest": _digest(json.dumps(backend)),
+            "tokenizer_digest": _digest(text),
             "template_digest": _digest(template) if self.templated else None,
             "chat_template_kwargs": self._settings or None,
             "prompt_date": PROMPT_DATE.isoformat() if self.templated else None,
@@ -118,7 +130,8 @@ class Prompter:
           queries: n texts, none empty.
 
         Raises:
-          ValueError: A query is empty or no text, or nothing that the tokenizer has tokens for.
+          ValueError: A query is empty or no text, nothing that the tokenizer has tokens for, or has
+        one that the model does not embed.
         """
         for i, query in enumerate(queries):
             if not isinstance(query, str) or not query.strip():
@@ -135,6 +148,7 @@ class Prompter:
         for i, (row, start, end) in enumerate(self._encode(queries)):
             if start == end:
                 raise ValueError(f"queries[{i}] is {queries[i]!r}: the tokenizer drops all of it")
+            self._refuse_unembedded(row, f"queries[{i}]")
             query_tokens[i] = end - start
             excess = len(row) - self.max_tokens
             if excess > 0:
@@ -151,6 +165,16 @@ class Prompter:
             tokens.append(row)
             spans[i] = start, end
         return Prompts(tokens, spans, query_tokens, truncated)
+
+    def _refuse_unembedded(self, tokens: np.ndarray, name: str) -> None:
+        """Refuses tokens beyond the model's embedding, which would make NaN of the whole row."""
+        if self._may_lack and tokens.max() >= self._embedded:
+            token = int(tokens.max())
+            raise ValueError(
+                f"{name}: token {token}, {self.tokenizer.convert_ids_to_tokens(token)!r}, is not "
+                f"among the {self._embedded} that the model embeds: the tokenizer is of another "
+                f"model, or has tokens added to it that the model was not resized for"
+            )
 
     def _encode(self, queries: Sequence[str]) -> list[tuple[np.ndarray, int, int]]:
         """For each query: all its tokens, and where the query's own start and end."""

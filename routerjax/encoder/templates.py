@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 # Templates that print today's date get this one: a job resumed after midnight, and the router a
 # month later, must see the same prompt. It is part of a store's identity.
 PROMPT_DATE = datetime.date(2025, 1, 1)
-_DATE_CODES = ("%-d", "%-m", *(f"%{letter}" for letter in "aAbBcdeFfHIjMmpSTUWwXxYyZz"))
+# Codes of a date and of midnight; not %s, which depends on where the machine is.
+_DATE_CODE = re.compile(r"%[-_0^#]?[A-Za-rt-z]")
 
 # Stands in for the query while the template is rendered once. A private-use character on either
 # side: no template contains it, and trimming does not touch it. Between them what escaping changes.
@@ -133,6 +134,8 @@ def _with_fixed_date(template: str) -> str:
     """
     if "strftime_now" not in template:
         return template
-    dated = "".join(f" | replace({code!r}, {PROMPT_DATE.strftime(code)!r})" for code in _DATE_CODES)
+    # Those it has anywhere: where they are no codes, nothing replaces them.
+    codes = sorted(set(_DATE_CODE.findall(template)))
+    dated = "".join(f" | replace({code!r}, {PROMPT_DATE.strftime(code)!r})" for code in codes)
     # transformers trims the newline behind a tag, so the macro itself prints nothing.
     return f"{{% macro strftime_now(format) %}}{{{{ format{dated} }}}}{{% endmacro %}}\n{template}"

@@ -72,6 +72,42 @@ def test_wrong_arguments_are_named(encoder, arguments, message):
         encoder.capture(**{"queries": ["abc"]} | arguments)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "[]", r"config\.json: expected a JSON object"),
+        ("config.json", "null", r"config\.json: expected a JSON object"),
+        ("tokenizer.json", "{}", "its tokenizer cannot be loaded"),
+        ("tokenizer.json", "[]", "its tokenizer cannot be loaded"),
+        ("tokenizer_config.json", "[]", "its tokenizer cannot be loaded"),
+        ("chat_template.jinja", "{% if", "chat template does not render"),
+        # transformers would make one that knows no word, and all states would be alike.
+        ("tokenizer.json", None, r"has no tokenizer, expected one of tokenizer\.json, vocab\.txt"),
+    ],
+)
+def test_a_damaged_folder_is_refused_by_its_name(
+    tiny_encoder_folder, tmp_path, name, content, message
+):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_encoder_folder, folder)
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        Encoder.from_pretrained(folder)
+    assert str(folder) in str(error.value)
+
+
+def test_a_model_without_heads_is_refused(tiny_encoder_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_encoder_folder, folder)
+    config = json.loads((folder / "config.json").read_text()) | {"num_attention_heads": 0}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="num_attention_heads: expected at least 1, got 0"):
+        Encoder.from_pretrained(folder)
+
+
 def test_a_large_model_takes_smaller_batches_and_more_shapes(encoder, monkeypatch):
     assert (encoder.default_batch_tokens, encoder.worth_tokens) == (1024, 1024)
     monkeypatch.setattr(type(encoder), "flops", lambda self, n, deepest: 2e8 * n)

@@ -111,7 +111,15 @@ def test_a_dated_template_gives_the_same_prompt_across_midnight(today):
 
 @pytest.mark.parametrize(
     "code",
-    ["%A %B %-d, %Y", "%Y-%m-%d %H:%M:%S", "%a %b %e %y %j %p %I", "%x %X %c", "day", "%F %T"],
+    [
+        "%A %B %-d, %Y",
+        "%Y-%m-%d %H:%M:%S",
+        "%a %b %e %y %j %p %I",
+        "%x %X %c",
+        "day",
+        "%F %T",
+        "%D %u %G %V %w %h %k %l %r %R %-H %-M %_d %C",
+    ],
 )
 def test_every_format_of_a_date_is_the_clocks(code, today):
     tokenizer = byte_tokenizer(f"{{{{ strftime_now('{code}') }}}}\n{{{{ messages[0].content }}}}")
@@ -120,6 +128,27 @@ def test_every_format_of_a_date_is_the_clocks(code, today):
     prompter = Prompter(tokenizer, 500)
     shown = tokenizer.decode(prompter(["x"]).tokens[0])
     assert shown == datetime.datetime.combine(PROMPT_DATE, clock).strftime(code) + "\nx"
+
+
+def test_a_tokenizer_that_splits_special_tokens_is_another_one():
+    """The backend is told at each call, so its own JSON does not say it."""
+    plain, splits = byte_tokenizer(), byte_tokenizer()
+    splits.split_special_tokens = True
+    query = "a<|im_end|>"
+    rows = [Prompter(tokenizer, 50)([query]).tokens[0] for tokenizer in (plain, splits)]
+    assert len(rows[0]) == 2 and len(rows[1]) == len(query)
+    digests = [Prompter(each, 50).identity["tokenizer_digest"] for each in (plain, splits)]
+    assert digests[0] != digests[1]
+
+
+def test_a_token_that_the_model_does_not_embed_is_named():
+    tokenizer = byte_tokenizer()  # 257 of bytes, then the special ones.
+    prompter = Prompter(tokenizer, 50, vocab_size=258)
+    assert len(prompter(["a<s>"]).tokens[0]) == 2
+    with pytest.raises(ValueError, match=r"queries\[1\]: token 259, '<\|im_end\|>', is not among"):
+        prompter(["a", "b<|im_end|>"])
+    with pytest.raises(ValueError, match=r"the template: token .* the 258 that the model embeds"):
+        Prompter(byte_tokenizer(CHATML), 50, vocab_size=258)
 
 
 def test_a_template_that_trims_is_seen_to_trim(today):

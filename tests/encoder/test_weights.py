@@ -251,7 +251,9 @@ def test_an_absent_shard_is_named(tmp_path):
         models.load(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"metadata": {}}', '{"weight_map": 3}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"metadata": {}}', '{"weight_map": 3}', '{"weight_map": {"a": 1}}']
+)
 def test_a_damaged_index_is_named(tmp_path, text):
     (tmp_path / "config.json").write_text((QWEN3 / "config.json").read_text())
     (tmp_path / "model.safetensors.index.json").write_text(text)
