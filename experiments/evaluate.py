@@ -47,7 +47,6 @@ def main() -> None:
     data, summary = options.read_data(config)
     router = rj.Router.load(config.router)
     folder = rj.Folder(config.workdir)
-    rj.jobs.write_config(folder, config)
     several = len(router.encoder_identities) > 1
     own = [folder / f"store{i}" if several else folder / "store"
            for i in range(len(router.encoder_identities))]  # fmt: skip
@@ -67,6 +66,8 @@ def main() -> None:
     else:
         stores = [rj.ActivationStore.open(path) for path in paths]
     metrics = rj.evaluate(router, stores, data, policy)
+    # Not before it is known that there will be results: those there may be of another script.
+    rj.jobs.write_config(folder, config)
     folder.write_json("metrics.json", metrics)
     rj.write_report(
         folder,

@@ -38,6 +38,10 @@ class Config:
 def main() -> None:
     """Runs every stage; run it again and what is there is not made anew."""
     config = options.read(Config)
+    if config.data and flags.FLAGS["n_queries"].present:
+        raise ValueError("--n_queries is of simulated queries: leave it out, or --data")
+    if config.pool and not config.data:
+        raise ValueError("--pool is of the queries of --data: give both, or neither")
     folder = rj.Folder(config.workdir)
     rj.jobs.write_config(config.workdir, config)
     if config.data:
@@ -49,9 +53,9 @@ def main() -> None:
             "independent draw from a known P(correct)",
             *rj.describe(data).lines(),
         ]
+    test, train = data.split(TEST_SHARE, config.seed)
     encoder = options.load_encoder(config)
     store = rj.extract(encoder, data, folder / "store")
-    test, train = data.split(TEST_SHARE, config.seed)
     table = rj.probe(store, train)
     table.save(folder)
     sweep = rj.sweep(store, train, seed=config.seed, workdir=folder)

@@ -4,9 +4,9 @@ python -m experiments.route --router=runs/quickstart/router --query="What is 17 
 python -m experiments.route --router=runs/quickstart/router --policy=tolerance:0.2 < queries.txt
 """
 
-import itertools
 import json
 import sys
+from collections.abc import Iterator
 
 from absl import flags
 
@@ -21,19 +21,52 @@ FLAGS = flags.FLAGS
 _CHUNK = 256
 
 
+def lines() -> Iterator[str]:
+    """The lines of standard input that are not empty, without their ends.
+
+    Raises:
+      ValueError: A line is not UTF-8; what came before it has been given out.
+    """
+    for number, raw in enumerate(sys.stdin.buffer, 1):
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"standard input, line {number}: not UTF-8: {error}") from error
+        if line.strip():
+            yield line
+
+
+def chunks(queries: Iterator[str], size: int) -> Iterator[list[str]]:
+    """Up to `size` queries at a time; those before a faulty one too."""
+    chunk: list[str] = []
+    try:
+        for query in queries:
+            chunk.append(query)
+            if len(chunk) == size:
+                yield chunk
+                chunk = []
+    except ValueError:
+        if chunk:
+            yield chunk
+        raise
+    if chunk:
+        yield chunk
+
+
 def main() -> None:
     """Prints decisions as they are made."""
     # Without --policy the router's own is used.
     policy = rj.parse_policy(FLAGS.policy) if FLAGS["policy"].present else None
+    if policy is not None and None in policy.to_json().values():
+        raise ValueError(
+            f"--policy={FLAGS.policy}: such a policy is fitted in training: train a router with "
+            f"this --policy, and leave the flag out here"
+        )
     router = rj.Router.load(FLAGS.router)
     if FLAGS.encoder:
         router.use_encoder(options.load_router_encoders(router, FLAGS.encoder, "data:1"))
-    if FLAGS.query is not None:
-        lines = iter([FLAGS.query])
-    else:
-        lines = (line.rstrip("\n") for line in sys.stdin if line.strip())
-    interactive = sys.stdin.isatty()
-    while chunk := list(itertools.islice(lines, 1 if interactive else _CHUNK)):
+    queries = lines() if FLAGS.query is None else iter([FLAGS.query])
+    for chunk in chunks(queries, 1 if sys.stdin.isatty() else _CHUNK):
         for query, decision in zip(chunk, router.route(chunk, policy), strict=True):
             print(json.dumps({"query": query} | decision.to_json(), ensure_ascii=False), flush=True)
 

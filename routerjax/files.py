@@ -26,11 +26,13 @@ class Folder:
         `s3://bucket/path`, `file:///path`, `memory://name`). It need not exist yet.
 
     Raises:
-      ValueError: No TensorStore driver opens `path`.
+      ValueError: The path is empty, or no TensorStore driver opens it.
     """
 
     def __init__(self, path: "str | os.PathLike[str] | Folder"):
         text: str = path.path if isinstance(path, Folder) else os.fspath(path)
+        if not text.strip():
+            raise ValueError(f"expected the path of a folder, got {text!r}: for this one write .")
         self.path: str
         if "://" in text:
             self.path = text.rstrip("/") + "/"

@@ -114,10 +114,23 @@ def test_route_decides_for_a_flag_and_for_lines(work):
     assert set(decision["spreads"]) == set(decision["probabilities"])
     assert all(0 < spread < 0.5 for spread in decision["spreads"].values())
     many = run("route", f"--router={work}/router", "--policy=tolerance:1",
-               stdin="What is 7 + 5?\n\nSort 3, 1, 2.\n")  # fmt: skip
+               stdin="What is 7 + 5?\r\n\nSort 3, 1, 2.\n")  # fmt: skip
     lines = [json.loads(line) for line in many.stdout.splitlines()]
     assert [line["query"] for line in lines] == ["What is 7 + 5?", "Sort 3, 1, 2."]
     assert {line["target"] for line in lines} == {"wren-1b"}
+
+
+def test_route_answers_what_comes_before_a_faulty_line(work):
+    job = subprocess.run(
+        [sys.executable, "-m", "experiments.route", f"--router={work}/router"], cwd=ROOT,
+        input=b"\xef\xbb\xbfone\n\ntwo\n\xff bad\n", capture_output=True, timeout=300,
+    )  # fmt: skip
+    assert [json.loads(line)["query"] for line in job.stdout.splitlines()] == ["one", "two"]
+    assert job.returncode == 1
+    assert b"error: standard input, line 4: not UTF-8" in job.stderr
+    unfitted = run("route", "--router=nowhere", "--policy=budget:0.001", "--query=hi")
+    assert unfitted.returncode == 1
+    assert "train a router with this --policy" in unfitted.stderr
 
 
 @pytest.mark.slow
@@ -232,6 +245,8 @@ def test_sigterm_ends_with_code_0_and_says_how_to_go_on(tiny_encoder_folder, tmp
         ("compare", ["--data=d", "--store=s", "--recipes=best"], "got 'best'"),
         ("sweep", ["--data=d", "--store=s", "--seed=3000000000"], "[0, 2147483647]"),
         ("quickstart", ["--pcadim=3"], "Unknown command line flag 'pcadim'"),
+        ("quickstart", ["--pool=pool.json"], "--pool is of the queries of --data: give both"),
+        ("quickstart", ["--data=a.jsonl", "--n_queries=200"], "--n_queries is of simulated"),
     ],
 )
 def test_mistakes_are_told_in_a_line(script, flags, message, files, tmp_path):

@@ -26,6 +26,13 @@ def test_files_come_back_and_go(folder):
     assert folder.read_bytes("a/b.bin") is None
 
 
+def test_an_empty_path_is_no_folder():
+    """An unset shell variable would fill whatever folder one is in."""
+    for path in ("", " "):
+        with pytest.raises(ValueError, match="expected the path of a folder, got"):
+            Folder(path)
+
+
 def test_an_empty_file_is_there(folder):
     folder.write_bytes("empty", b"")
     assert folder.read_bytes("empty") == b"" and folder.exists("empty")

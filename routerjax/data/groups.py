@@ -47,7 +47,7 @@ def normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def numbered(names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
+def numbered(names: Sequence[str] | np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
     """The different names in order, and the place of each row's among them.
 
     As np.unique has it; an array of strings would pad every row to the longest name, and take NULs
@@ -74,7 +74,10 @@ def split(groups: Sequence[str], fraction: float, seed: int) -> np.ndarray:
         raise ValueError(f"fraction: expected a share in (0, 1), got {fraction}")
     names, group_N, sizes = _shuffled(groups, seed)
     if len(names) < 2:
-        raise ValueError(f"a split needs two groups of rows, got {len(names)}")
+        raise ValueError(
+            f"a split needs two groups of rows, got {len(names)}: give more queries, or rows that "
+            f"do not belong together a `group` of their own"
+        )
     taken = np.cumsum(sizes)[:-1]
     cut = 1 + int(np.argmin(np.abs(taken - fraction * len(groups))))
     return group_N < cut

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from routerjax.data.groups import numbered
 from routerjax.probes.auc import auc_by_group
 from routerjax.routing.frontier import take
 
@@ -131,12 +132,12 @@ def per_dataset(
       `oracle_accuracy`, `auc` per target (on all observed rows) and `mean_auc` over the targets
       that have one.
     """
-    names, group_N = np.unique(np.asarray(datasets, dtype=str), return_inverse=True)
+    names, group_N = numbered(datasets)
     auc_MG = auc_by_group(p_NM, correct_NM, group_N, len(names))
     complete_N = ~np.isnan(correct_NM).any(axis=1)
     rows_G = np.split(np.argsort(group_N, kind="stable"), np.cumsum(np.bincount(group_N))[:-1])
     table = []
-    for g, (name, rows) in enumerate(zip(names.tolist(), rows_G, strict=True)):
+    for g, (name, rows) in enumerate(zip(names, rows_G, strict=True)):
         kept = rows[complete_N[rows]]
         right_NM = correct_NM[kept]
         known_M = auc_MG[~np.isnan(auc_MG[:, g]), g]

@@ -24,12 +24,13 @@ def dataset_folds_of(data: RoutingDataset, n: int, seed: int) -> np.ndarray:
     Raises:
       ValueError: There is only one dataset.
     """
-    names, dataset_N = np.unique(np.asarray(data.datasets, str), return_inverse=True)
+    assert data.datasets is not None
+    names, dataset_N = grouping.numbered(data.datasets)
     if len(names) < 2:
         raise ValueError(f"dataset_folds: all rows are of one dataset, {names[0]!r}")
     if len(names) <= n:
         return dataset_N
-    return grouping.folds(names[dataset_N].tolist(), n, seed)
+    return grouping.folds([names[d] for d in dataset_N], n, seed)
 
 
 def per_dataset(
@@ -48,7 +49,8 @@ def per_dataset(
       which the accuracies are), `accuracy` of argmax, `best_single_accuracy`, `oracle_accuracy`,
       and `mean_auc` over the targets that have one.
     """
-    names, dataset_N = np.unique(np.asarray(data.datasets, str), return_inverse=True)
+    assert data.datasets is not None
+    names, dataset_N = grouping.numbered(data.datasets)
     correct_NM = np.asarray(data.correct_NM, np.float64)
     complete_N = ~np.isnan(correct_NM).any(axis=1)
     n_seeds = found.p_RKNM.shape[1]
@@ -62,7 +64,7 @@ def per_dataset(
         for k in range(n_seeds)
     ])  # fmt: skip
     table = []
-    for d, name in enumerate(names.tolist()):
+    for d, name in enumerate(names):
         at = (dataset_N == d) & complete_N
         auc_k = auc_KMD[:, :, d]
         table.append(

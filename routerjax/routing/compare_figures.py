@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from routerjax.data.dataset import RoutingDataset
+from routerjax.data.groups import numbered
 from routerjax.probes.auc_draws import AucDraws, auc_draws, within_auc_draws
 from routerjax.probes.bootstrap import reverse_percentile
 from routerjax.routing.compare_field import FIELD, field_figures
@@ -132,7 +133,7 @@ def auc_figures(
     if data.datasets is None:
         of["mean_within_dataset_auc"] = _no_figure((len(weight_BN), n_contestants, n_seeds))
     else:
-        names, dataset_N = np.unique(np.asarray(data.datasets, str), return_inverse=True)
+        names, dataset_N = numbered(data.datasets)
         within = within_auc_draws(score_NQ, y_NQ, together_N, 1, dataset_N, len(names), weight_BN)
         of["mean_within_dataset_auc"] = _over_targets(within, shape_RKM)
     for value_RK, draws_BRK in of.values():

@@ -10,6 +10,7 @@ import safetensors.numpy
 
 from routerjax import jobs
 from routerjax.data.dataset import RoutingDataset
+from routerjax.data.groups import numbered
 from routerjax.features.feature_map import Stores, as_tuple
 from routerjax.features.recipe import Recipe
 from routerjax.files import Folder
@@ -88,12 +89,13 @@ def predict_folds(
 
 def _apart(data: RoutingDataset, test_N: np.ndarray) -> np.ndarray:
     """[N] bool, rows of other groups than the test rows have."""
-    group_N = np.asarray(data.groups)
+    _, group_N = numbered(data.groups)
     return ~test_N & ~np.isin(group_N, group_N[test_N])
 
 
 def _shuffled(train: RoutingDataset, seed: int) -> RoutingDataset:
-    _, dataset_N = np.unique(np.asarray(train.datasets, str), return_inverse=True)
+    assert train.datasets is not None
+    _, dataset_N = numbered(train.datasets)
     return dataclasses.replace(train, y_NM=shuffled(train.y_NM, dataset_N, seed))
 
 
@@ -118,7 +120,7 @@ def _fit(
         "fitted": router.features.recipe.to_json(),
         "n_features": router.features.width,
         "calibration": list(router.calibration.methods),
-        "kernel_share": None if router.kernel is None else float(router.kernel.share_M[0]),
+        "kernel_share": None if router.kernel is None else float(router.kernel.share_M.max()),
     }
     return {"p_NM": router.calibration.apply(before_NM), "before_NM": before_NM}, about
 

@@ -97,6 +97,11 @@ def few_labels(
             "stores": [store.identity for store in as_tuple(stores)],
         })  # fmt: skip
     test, rest = data.split(test_fraction, seed)
+    if min(sizes) > len(rest):
+        raise ValueError(
+            f"sizes: expected at most {len(rest)}, the queries that are not held out to judge, got "
+            f"{list(sizes)}"
+        )
     held, fit = rest.split(config.val_fraction, config.split_seed)
     features = fit_features(recipe, stores, fit)
     x_NC = features.apply_store(stores, fit.ids + held.ids + test.ids)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from routerjax.data.groups import numbered
 from routerjax.probes.bootstrap import group_weights, reverse_percentile
 from routerjax.routing import field_metrics as field
 from routerjax.routing.frontier import take
@@ -202,7 +203,7 @@ def _means_over_datasets(
     """[Q, B] AvgAcc of each row of `right_QN`."""
     if datasets is None:
         datasets = np.zeros(right_QN.shape[1], int)
-    names, dataset_N = np.unique(np.asarray(datasets), return_inverse=True)
+    names, dataset_N = numbered(datasets)
     right_QBD = np.zeros((len(right_QN), len(weight_BN), len(names)))
     n_BD = np.zeros((len(weight_BN), len(names)))
     for d in range(len(names)):

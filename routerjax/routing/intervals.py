@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from routerjax.data.groups import numbered
+
 LEVEL = 0.95
 _Z = 1.959963984540054  # the normal distribution's quantile at 97.5%
 
@@ -32,7 +34,7 @@ def ratio_interval(
     """
     numerator_N = np.asarray(numerator_N, np.float64)
     denominator_N = np.broadcast_to(np.float64(denominator_N), numerator_N.shape)
-    _, group_N = np.unique(np.asarray(groups), return_inverse=True)
+    _, group_N = numbered(groups)
     n_groups = int(group_N.max(initial=-1)) + 1
     total = denominator_N.sum()
     if n_groups < 2 or total == 0:

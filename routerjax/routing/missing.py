@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from routerjax.data.dataset import RoutingDataset
+from routerjax.data.groups import numbered
 from routerjax.features.feature_map import Stores
 from routerjax.features.features import fit_features
 from routerjax.features.recipe import Recipe
@@ -132,7 +133,8 @@ def seen_outcomes(pattern: str, data: RoutingDataset, kept: float, seed: int) ->
     if pattern == "random":
         share_NM = np.full((n, n_targets), kept)
     else:
-        names, dataset_N = np.unique(np.asarray(data.datasets, str), return_inverse=True)
+        assert data.datasets is not None
+        names, dataset_N = numbered(data.datasets)
         if pattern == "block":
             # Targets in turn, in an order by chance: each is tried on about as many datasets.
             n_tried = max(1, round(kept * n_targets))
@@ -163,8 +165,8 @@ def seen_outcomes(pattern: str, data: RoutingDataset, kept: float, seed: int) ->
 def _check(pattern: str, data: RoutingDataset, kept: float) -> None:
     if pattern not in PATTERNS or not 0 < kept <= 1:
         raise ValueError(
-            f"pattern and kept: expected one of {PATTERNS} and a share in (0, 1], got {pattern!r} "
-            f"and {kept}"
+            f"pattern and kept: expected one of {PATTERNS} and a share above 0, up to 1, got "
+            f"{pattern!r} and {kept}"
         )
     if data.datasets is None and pattern != "random":
         raise ValueError(f"pattern {pattern!r}: the rows do not name their datasets")

@@ -101,7 +101,7 @@ def fit_network(
     val_p_NM, kernel = trunk.predict(x_val_NC), None
     if config.kernel:
         kernel = fit_kernel(x_fit_NC, y_fit_NM, x_val_NC, y_val_NM, val_p_NM, config.split_seed)
-        logger.info("kernel: %d rows, share %.1f", len(kernel.x_NC), kernel.share_M[0])
+        logger.info("kernel: %d rows, share %.1f", len(kernel.x_NC), kernel.share_M.max())
     return Network(
         features,
         trunk,

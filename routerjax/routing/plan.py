@@ -45,7 +45,12 @@ def trunk_config(name: str, like: TrunkConfig) -> TrunkConfig:
     Args:
       name: Its name.
       like: For all that does not make the difference: members, epochs, patience, split.
+
+    Raises:
+      ValueError: There is no such trunk.
     """
+    if name not in TRUNKS:
+        raise ValueError(f"trunk: expected one of {', '.join(TRUNKS)}, got {name!r}")
     if name == "published":
         return like
     if name == "kernel":

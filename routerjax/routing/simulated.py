@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from routerjax.data.dataset import RoutingDataset
+from routerjax.data.groups import numbered
 from routerjax.features.feature_map import Stores
 from routerjax.features.recipe import Recipe
 from routerjax.probes.bootstrap import group_weights, reverse_percentile
@@ -125,7 +126,7 @@ def _spending(
 ) -> list[dict[str, Any]]:
     paid_NM, correct_NM = costs["true"], np.asarray(test.correct_NM, np.float64)
     assert paid_NM is not None
-    _, half_N = np.unique(np.asarray(test.groups), return_inverse=True)
+    _, half_N = numbered(test.groups)
     fit_N = half_N % 2 == 0
     cheap = correct_NM[:, paid_NM.mean(axis=0).argmin()].mean()
     top = take(correct_NM, p_NM.argmax(axis=1)).mean()

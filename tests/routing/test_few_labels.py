@@ -112,3 +112,8 @@ def test_features_chosen_by_outcomes_are_refused(pool, recipe):
     """They would have seen those of the target that is left out."""
     with pytest.raises(ValueError, match="chooses by outcomes, the left-out target's too"):
         few_labels(STORE, pool[0], (), recipe, CONFIG)
+
+
+def test_more_labels_than_there_are_queries_are_refused(pool):
+    with pytest.raises(ValueError, match="sizes: expected at most 526, .* got \\[1000, 5000\\]"):
+        few_labels(STORE, pool[0], (), config=CONFIG, sizes=(1000, 5000))

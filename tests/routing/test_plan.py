@@ -3,7 +3,7 @@
 import pytest
 
 from routerjax.features.recipe import Recipe
-from routerjax.routing.plan import Plan, parse_plans
+from routerjax.routing.plan import Plan, parse_plans, trunk_config
 from routerjax.trunk.config import TrunkConfig
 
 
@@ -28,3 +28,5 @@ def test_plans_of_a_flag():
             parse_plans(text)
     with pytest.raises(ValueError, match="trunk: expected one of published, kernel, mixed"):
         Plan(Recipe.all_layers(), "deep")
+    with pytest.raises(ValueError, match="trunk: expected one of .*, got 'kernal'"):
+        trunk_config("kernal", like)
