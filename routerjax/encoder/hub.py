@@ -9,7 +9,7 @@ from routerjax.encoder.config import EncoderConfig
 # What a hub download takes: no other framework's weights, no code, no folder with another copy.
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 # Of a tokenizer one of these is there; of none transformers makes one that knows no word.
-_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tekken.json", "*.model")
 
 
 def locate(source: str, revision: str | None) -> tuple[pathlib.Path, str | None]:
