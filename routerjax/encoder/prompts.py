@@ -131,7 +131,7 @@ class Prompter:
 
         Raises:
           ValueError: A query is empty or no text, nothing that the tokenizer has tokens for, or has
-        one that the model does not embed.
+            one that the model does not embed.
         """
         for i, query in enumerate(queries):
             if not isinstance(query, str) or not query.strip():

@@ -11,7 +11,7 @@ import numpy as np
 from routerjax.data.dataset import RoutingDataset
 from routerjax.routing import field_metrics as field
 from routerjax.routing.frontier import take
-from routerjax.routing.policies_constrained import Quality
+from routerjax.routing.policies_constrained import Quality, Unreachable
 from routerjax.routing.policy import Argmax
 
 _TWO = ("apgr", "cpt_50", "cpt_80")
@@ -170,7 +170,7 @@ class _Rows:
                     p_nM[other_n], self._expected_nM[other_n], self._correct_nM[other_n],
                     self._paid_nM[other_n],
                 )  # fmt: skip
-            except ValueError:  # Nowhere as accurate.
+            except Unreachable:  # Nowhere as accurate.
                 continue
             keys = [query for query, test in zip(queries, test_n, strict=True) if test]
             choice_n[test_n] = policy.choose(p_nM[test_n], self._expected_nM[test_n], keys=keys)

@@ -14,7 +14,8 @@ from routerjax.routing.baselines import dataset_accuracies
 from routerjax.routing.costs import CostModel
 from routerjax.routing.metrics import evaluate_predictions
 from routerjax.routing.network import fit_network, outcomes
-from routerjax.routing.policy import Argmax, Policy, Quality
+from routerjax.routing.policies_constrained import Quality, Unreachable
+from routerjax.routing.policy import Argmax, Policy
 from routerjax.routing.router import Router
 from routerjax.trunk.calibrate import fit_calibration
 from routerjax.trunk.config import TrunkConfig
@@ -244,7 +245,7 @@ def _saving_policy(
     policy = Quality(float(np.nanmean(correct_N, dtype=np.float64)))
     try:
         return policy.fit(p_NM, cost_NM, data.correct_NM, costs.paid_NM)
-    except ValueError as error:  # The router is nowhere as good.
+    except Unreachable as error:  # The router is nowhere as good.
         logger.info("no setting saves at the best single target's accuracy: %s", error)
         return None
 

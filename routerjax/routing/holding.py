@@ -19,8 +19,7 @@ from routerjax.routing.costs import CostModel
 from routerjax.routing.fit import out_of_fold
 from routerjax.routing.frontier import take
 from routerjax.routing.intervals import LEVEL, ratio_interval
-from routerjax.routing.policies_constrained import Budget, Quality
-from routerjax.routing.policy_rows import PolicyRows
+from routerjax.routing.policies_constrained import Budget, Quality, Unreachable
 from routerjax.trunk.config import TrunkConfig
 
 # Where between the cheapest and the dearest reachable mean the policies are asked to land.
@@ -116,7 +115,6 @@ def holding(
         for each in (p_NM, expected_NM, paid_NM, correct_NM)
     )
     at = np.flatnonzero(complete_N).tolist()
-    PolicyRows.checked(p_NM, expected_NM).refuse_unknown_costs("budget or quality")
     # Lists: an array would make each text as wide as the longest.
     groups = [groups[n] for n in at]
     key_N = [str(n) for n in range(len(at))] if keys is None else [keys[n] for n in at]
@@ -166,13 +164,13 @@ def _held(
     paid_NM: np.ndarray,
     key_N: Sequence[str],
 ) -> np.ndarray | None:
-    """[N] choices in each fold by the policy fitted on the others; None where a fit fails."""
+    """[N] choices by policies fitted on the other folds; None where one is Unreachable."""
     choice_N = np.zeros(len(p_NM), np.int64)
     for f in range(fold_N.max() + 1):
         fit_N, test_N = fold_N != f, fold_N == f
         try:
             fitted = policy.fit(p_NM[fit_N], expected_NM[fit_N], correct_NM[fit_N], paid_NM[fit_N])
-        except ValueError:  # All rows together reach it, these alone do not.
+        except Unreachable:  # All rows together reach it, these alone do not.
             return None
         keys = [key_N[n] for n in np.flatnonzero(test_N).tolist()]
         choice_N[test_N] = fitted.choose(p_NM[test_N], expected_NM[test_N], keys=keys)

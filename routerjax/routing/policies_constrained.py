@@ -24,6 +24,10 @@ _LAMS = np.concatenate([[0.0], _ODDS / (1 + _ODDS), [1.0]])
 _BISECTIONS = 40
 
 
+class Unreachable(ValueError):
+    """No setting of a policy holds the mean it shall hold on the rows it is fitted on."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Mixture:
     """Two utilities, and the share of queries that the second decides.
@@ -110,7 +114,7 @@ class Budget:
         """Finds the multiplier; see `Policy.fit`. Spending is counted as paid, where that is known.
 
         Raises:
-          ValueError: Even the cheapest targets cost more; names the reachable range.
+          Unreachable: Even the cheapest targets cost more; names the reachable range.
         """
         bounds = cost_range(p_NM, cost_NM, self.name)
         rows = PolicyRows.checked(p_NM, cost_NM)
@@ -121,7 +125,7 @@ class Budget:
 
         spending_G = np.array([mean_spending(lam) for lam in _LAMS])
         if spending_G[0] > self.usd_per_query * (1 + 1e-9):
-            raise ValueError(
+            raise Unreachable(
                 f"usd_per_query: a budget of {self.usd_per_query:g} USD cannot be held: on the "
                 f"{len(rows.p_NM)} rows it is fitted on, {spending_G[0]:.6g} (always the cheapest "
                 f"target) to {spending_G.max():.6g} USD per query can be reached"
@@ -190,7 +194,7 @@ class Quality:
         mean outcome where none is missing.
 
         Raises:
-          ValueError: No setting is as accurate; names the reachable range.
+          Unreachable: No setting is as accurate; names the reachable range.
         """
         bounds = cost_range(p_NM, cost_NM, self.name)
         rows = PolicyRows.checked(p_NM, cost_NM)
@@ -207,7 +211,7 @@ class Quality:
 
         accuracy_G = np.array([accuracy(lam) for lam in _LAMS])
         if accuracy_G.max() < self.min_accuracy - 1e-9:
-            raise ValueError(
+            raise Unreachable(
                 f"min_accuracy: a mean accuracy of {self.min_accuracy:g} cannot be held: on the "
                 f"{len(rows.p_NM)} rows it is fitted on, {accuracy_G[0]:.4f} (always the cheapest "
                 f"target) to {accuracy_G.max():.4f} can be reached"

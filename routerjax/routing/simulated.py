@@ -18,7 +18,7 @@ from routerjax.routing.baselines import BASELINES
 from routerjax.routing.costs import CostModel
 from routerjax.routing.fit import fit_router
 from routerjax.routing.frontier import take
-from routerjax.routing.policy import Quality
+from routerjax.routing.policies_constrained import Quality, Unreachable
 from routerjax.trunk.config import TrunkConfig
 
 # Accuracies at which spending is compared, as shares of the way from always choosing the cheapest
@@ -143,7 +143,7 @@ def _spending(
                 )
                 for name, cost_NM in known.items()
             }
-        except ValueError:  # All rows together reach it, half of them do not.
+        except Unreachable:  # All rows together reach it, half of them do not.
             table.append(row | dict.fromkeys(known))
             continue
         spent_B, accuracy = {}, {}
