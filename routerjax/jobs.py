@@ -29,7 +29,16 @@ _VERSIONS_OF = ("routerjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint
 
 
 class Stopped(Exception):
-    """The job was asked to end (SIGTERM) and has: what it made so far is whole and on disk."""
+    """The job was asked to end (SIGTERM) and has: what it made so far is whole and on disk.
+
+    Attributes:
+      goes_on: Whether the next run goes on from there; False where nothing of the work in hand is
+        kept on the way.
+    """
+
+    def __init__(self, text: str, *, goes_on: bool = True):
+        super().__init__(text)
+        self.goes_on = goes_on
 
 
 logger = logging.getLogger(__name__)
@@ -84,7 +93,8 @@ def run(main: Callable[[], None]) -> None:
 
     A `Stopped` job ends with exit code 0 after saying how to go on; a ValueError, OSError,
     FloatingPointError or RuntimeError (the device out of memory, no cluster), whose texts are
-    written for users, ends with exit code 1 and no traceback (`--v=1` or higher shows it).
+    written for users, ends with exit code 1 and no traceback (`--v=1` or higher shows it). ^C ends
+    it at once, with the shell's exit code for it.
     """
 
     def guarded(argv: list[str]) -> None:
@@ -98,7 +108,13 @@ def run(main: Callable[[], None]) -> None:
             with stoppable():
                 main()
         except Stopped as stopped:
-            sys.stderr.write(f"{stopped} Run the same command again: it goes on from there.\n")
+            then = "it goes on from there" if stopped.goes_on else "this part starts anew"
+            sys.stderr.write(f"{stopped} Run the same command again: {then}.\n")
+        except KeyboardInterrupt:
+            if verbose:
+                raise
+            sys.stderr.write("interrupted: what was finished is kept, what was in hand is not\n")
+            sys.exit(128 + signal.SIGINT)
         except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
             if verbose:
                 raise
@@ -239,16 +255,18 @@ def progress_bar(total: int, done: int, unit: str, what: str) -> tqdm:
 
 
 def _git_revision() -> str | None:
-    """The commit of the code that runs, with "+" where files differ from it; None without git."""
-    here = pathlib.Path(__file__).parent
+    """The commit of the code that runs, with "+" where files differ from it; None without one."""
+    here = pathlib.Path(__file__)
     try:
-        git = ["git", "-C", str(here)]
+        git = ["git", "-C", str(here.parent)]
+        # An installed package may lie in a folder of another repository.
+        ours = subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True)
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
         changed = subprocess.run(
             [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True
         )
     except OSError:
         return None
-    if head.returncode:
+    if ours.returncode or head.returncode:
         return None
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")

@@ -60,6 +60,10 @@ def main():
         os.kill(os.getpid(), signal.SIGTERM)
         assert jobs.stop_requested()
         raise jobs.Stopped("Stopped with 2 of 9 blocks to go.")
+    if kind == "stopped early":
+        raise jobs.Stopped("Stopped.", goes_on=False)
+    if kind == "interrupted":
+        os.kill(os.getpid(), signal.SIGINT)
     if kind == "wrong":
         raise ValueError("labels.jsonl:3: not valid JSON")
     if kind == "broken":
@@ -74,13 +78,24 @@ jobs.run(main)
     ("arguments", "code", "text", "traceback"),
     [
         (["fine"], 0, "", False),
-        (["stopped"], 0, "Stopped with 2 of 9 blocks to go. Run the same command again", False),
+        (["stopped"], 0, "blocks to go. Run the same command again: it goes on from there.", False),
+        (["stopped early"], 0, "Run the same command again: this part starts anew.", False),
+        (["interrupted"], 130, "interrupted: what was finished is kept", False),
         (["wrong"], 1, "error: labels.jsonl:3: not valid JSON\n", False),
         (["wrong", "--v=1"], 1, "ValueError: labels.jsonl:3", True),
         (["broken"], 1, "KeyError: 'a fault of ours'", True),
         (["fine", "data.jsonl"], 1, "unexpected arguments ['data.jsonl']", False),
     ],
-    ids=["fine", "stopped", "user's error", "verbose", "our fault", "no flag"],
+    ids=[
+        "fine",
+        "stopped",
+        "stopped early",
+        "interrupted",
+        "user's error",
+        "verbose",
+        "our fault",
+        "no flag",
+    ],
 )
 def test_how_a_script_ends(tmp_path, arguments, code, text, traceback):
     ended = subprocess.run(
@@ -117,10 +132,11 @@ def test_a_package_that_is_not_installed_is_left_out(monkeypatch):
 
 
 def test_the_git_revision_marks_changed_files_and_may_be_missing(monkeypatch):
-    def answers(head, status, code=0):
+    def answers(head, status, code=0, of_listing=0):
         def run(command, **_):
             text = head if "rev-parse" in command else status
-            return subprocess.CompletedProcess(command, code, text, "")
+            given = of_listing if "ls-files" in command else code
+            return subprocess.CompletedProcess(command, given, text, "")
 
         monkeypatch.setattr(subprocess, "run", run)
         return jobs.describe_run(Config())["git_revision"]
@@ -128,6 +144,8 @@ def test_the_git_revision_marks_changed_files_and_may_be_missing(monkeypatch):
     assert answers("abc123\n", "") == "abc123"
     assert answers("abc123\n", " M file.py\n") == "abc123+"
     assert answers("", "", code=128) is None
+    # Installed into a folder of another repository, whose commit says nothing.
+    assert answers("abc123\n", "", of_listing=1) is None
 
     def no_git(*_, **__):
         raise FileNotFoundError("git")

@@ -165,7 +165,8 @@ class Captured:
                 if jobs.stop_requested() and rows.stop < n_rows:
                     raise jobs.Stopped(
                         f"Stopped ({what}) after {rows.stop} of {n_rows} queries. Probing without "
-                        f"a store keeps nothing on the way: it starts from the first query."
+                        f"a store keeps nothing on the way.",
+                        goes_on=False,
                     )
         self._refuse_infinite(to_check)
 

@@ -233,7 +233,7 @@ def _auc_of_slabs(
 ) -> np.ndarray:
     """auc_FSWM; a width beyond the components of a slab's training rows counts as all of them."""
     if jobs.stop_requested():
-        raise jobs.Stopped("Stopped while layers were being chosen.")
+        raise jobs.Stopped("Stopped while layers were being chosen.", goes_on=False)
     n_folds = int(fold_N.max()) + 1
     found = cross_validate(x_SND, y_NM, fold_N, pca_dims, n_folds)
     auc_FSWM = found.auc_FSWM.copy()
