@@ -228,7 +228,7 @@ def few_batches(
 
     Args:
       lengths_N: [N] tokens of every prompt.
-      batch_tokens: Of a full batch, padding included.
+      batch_tokens: Of a batch at most, padding included; a single row a device may have more.
       n_devices: Rows of a batch are a multiple of this.
 
     Yields:
@@ -239,7 +239,8 @@ def few_batches(
     while left:
         bucket = bucket_of(int(lengths_N[order[left - 1]]))
         most = max(1, batch_tokens // n_devices // bucket)
-        n_rows = n_devices * power_of_two(min(most, -(-left // n_devices)))
+        most = 1 << (most.bit_length() - 1)  # Rounded up, it would be more tokens than allowed.
+        n_rows = n_devices * min(most, power_of_two(-(-left // n_devices)))
         rows = np.sort(order[max(0, left - n_rows) : left])
         left -= len(rows)
         yield rows, n_rows, bucket
