@@ -15,6 +15,7 @@ import safetensors.numpy
 
 from routerjax import jobs
 from routerjax.data.dataset import RoutingDataset
+from routerjax.data.identity import compared
 from routerjax.data.store import ActivationStore
 from routerjax.features.blocks import read_rows
 from routerjax.files import Folder
@@ -209,8 +210,8 @@ class _Job:
         """
         jobs.claim(folder, "sweep", self.config.to_json() | {
             "data_digest": self.data.digest,
-            "store": self.store.identity,
-            "random_store": self.random_store.identity if self.random_store else None,
+            "store": compared(self.store.identity),
+            "random_store": compared(self.random_store.identity) if self.random_store else None,
         })  # fmt: skip
 
     def rows_of_layer(self, layer: int, pooling: str) -> np.ndarray:

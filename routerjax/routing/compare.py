@@ -19,6 +19,7 @@ import numpy as np
 from routerjax import jobs
 from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
+from routerjax.data.identity import compared
 from routerjax.features.feature_map import Stores, as_tuple
 from routerjax.files import Folder
 from routerjax.probes.bootstrap import group_weights
@@ -217,5 +218,5 @@ def _job(
         "seed": seed,
         "trunk": config.to_json(),
         "data_digest": data.digest,
-        "stores": [store.identity for store in as_tuple(stores)],
+        "stores": [compared(store.identity) for store in as_tuple(stores)],
     }

@@ -15,6 +15,7 @@ import numpy as np
 from routerjax import jobs
 from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
+from routerjax.data.identity import compared
 from routerjax.features.feature_map import Stores, as_tuple
 from routerjax.features.features import fit_features
 from routerjax.features.recipe import Recipe
@@ -94,7 +95,7 @@ def few_labels(
             "recipe": recipe.to_json(), "trunk": config.to_json(), "sizes": list(sizes),
             "draws": draws, "seed": seed, "test_fraction": test_fraction,
             "families": list(families), "data_digest": data.digest,
-            "stores": [store.identity for store in as_tuple(stores)],
+            "stores": [compared(store.identity) for store in as_tuple(stores)],
         })  # fmt: skip
     test, rest = data.split(test_fraction, seed)
     if min(sizes) > len(rest):

@@ -15,6 +15,7 @@ import numpy as np
 
 from routerjax import jobs
 from routerjax.data.dataset import RoutingDataset
+from routerjax.data.identity import compared
 from routerjax.features.feature_map import Stores, as_tuple
 from routerjax.features.features import fit_features
 from routerjax.files import Folder
@@ -224,5 +225,5 @@ def _job(
         "grid": grid.to_json(),
         "trunk": {key: v for key, v in config.to_json().items() if key not in own},
         "data_digest": data.digest,
-        "stores": [store.identity for store in stores],
+        "stores": [compared(store.identity) for store in stores],
     }

@@ -26,7 +26,7 @@ class Store:
 
     def __init__(self, inner, seed=0):
         self._inner = inner
-        self.identity = {"encoder_id": f"fake {seed}"}
+        self.identity = {"encoder_id": "fake", "weights_digest": f"w{seed}"}
         self.query_tokens_N = 5 + np.arange(len(inner.ids)) % 17
 
     def __getattr__(self, name):
@@ -222,6 +222,12 @@ def test_another_sweep_is_refused(world, tmp_path):
     sweep(store, data, (4,), draws=0, workdir=tmp_path, shard=(0, 4))
     with pytest.raises(ValueError, match=r"another sweep.*pca_dims: there \[4\], here \[4, 16\]"):
         sweep(store, data, DIMS, draws=0, workdir=tmp_path, shard=(0, 4))
+    other = Store(store._inner, seed=9)
+    with pytest.raises(ValueError, match=r"another sweep.*store: there .*'w0'.*, here .*'w9'"):
+        sweep(other, data, (4,), draws=0, workdir=tmp_path, shard=(0, 4))
+    # Where the encoder was found does not count.
+    other.identity = store.identity | {"encoder_id": "a copy"}
+    sweep(other, data, (4,), draws=0, workdir=tmp_path, shard=(1, 4))
 
 
 def test_reasons_say_what_is_missing(world):

@@ -24,7 +24,7 @@ from routerjax.trunk.config import TrunkConfig
 
 CONFIG = TrunkConfig(seeds=(5, 7), keep=1)
 RECIPES = {"good": Recipe.all_layers(), "poor": Recipe.layers([3]), "same": Recipe.all_layers()}
-STORE = types.SimpleNamespace(identity={"encoder_id": "e"})
+STORE = types.SimpleNamespace(identity={"encoder_id": "e", "weights_digest": "w"})
 
 
 @pytest.fixture
@@ -281,13 +281,16 @@ def test_a_stopped_job_keeps_what_is_finished(trained, tmp_path, monkeypatch):
 def test_a_folder_of_another_comparison_is_refused(trained, tmp_path):
     data, _, _ = trained
     kwargs = {"n_folds": 2, "workdir": tmp_path, "draws": 10}
-    compare(STORE, data, RECIPES, CONFIG, **kwargs)
+    found = compare(STORE, data, RECIPES, CONFIG, **kwargs)
     y_NM = 1 - data.y_NM
-    other = types.SimpleNamespace(identity={"encoder_id": "other"})
+    # Where the encoder was found does not count.
+    moved = types.SimpleNamespace(identity=STORE.identity | {"encoder_id": "a copy of e"})
+    assert compare(moved, data, RECIPES, CONFIG, **kwargs) == found
+    other = types.SimpleNamespace(identity=STORE.identity | {"weights_digest": "other"})
     config = dataclasses.replace(CONFIG, l2=0.5)
     for args, message in (
         ((STORE, dataclasses.replace(data, y_NM=y_NM), RECIPES, CONFIG), "data_digest: there"),
-        ((other, data, RECIPES, CONFIG), "stores: there .*'e'.*, here .*'other'"),
+        ((other, data, RECIPES, CONFIG), "stores: there .*'w'.*, here .*'other'"),
         ((STORE, data, RECIPES, config), "trunk: there"),
     ):
         with pytest.raises(ValueError, match=f"another comparison; .*{message}"):

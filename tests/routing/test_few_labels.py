@@ -17,7 +17,7 @@ from routerjax.trunk.config import TrunkConfig
 CONFIG = TrunkConfig(hidden=(16, 8), dropout=(0.1, 0.0), epochs=25, seeds=(1, 2), keep=2,
                      batch_size=128)  # fmt: skip
 N, WIDTH = 700, 40
-STORE = types.SimpleNamespace(identity={"encoder_id": "a"})
+STORE = types.SimpleNamespace(identity={"encoder_id": "a", "weights_digest": "w"})
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,9 @@ def test_a_frozen_trunk_needs_fewer_labels(pool, monkeypatch, tmp_path):
     # A second call has nothing to do; other settings are refused.
     assert few_labels(STORE, data, ("gem", "quart"), config=CONFIG, **kwargs) == found
     assert len(trained) == 6
+    # Where the encoder was found does not count.
+    moved = types.SimpleNamespace(identity=STORE.identity | {"encoder_id": "b"})
+    assert few_labels(moved, data, ("gem", "quart"), config=CONFIG, **kwargs) == found
     with pytest.raises(ValueError, match="another label curve"):
         few_labels(STORE, data, ("gem",), config=CONFIG, **kwargs)
     # So are other outcomes of as many rows, and other states.
@@ -74,8 +77,8 @@ def test_a_frozen_trunk_needs_fewer_labels(pool, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="another label curve"):
         few_labels(STORE, other, ("gem", "quart"), config=CONFIG, **kwargs)
     with pytest.raises(ValueError, match="another label curve"):
-        elsewhere = types.SimpleNamespace(identity={"encoder_id": "b"})
-        few_labels(elsewhere, data, ("gem", "quart"), config=CONFIG, **kwargs)
+        other = types.SimpleNamespace(identity=STORE.identity | {"weights_digest": "x"})
+        few_labels(other, data, ("gem", "quart"), config=CONFIG, **kwargs)
     text = "\n".join(few_labels_lines(found))
     assert all(method in text for method in METHODS)
     assert len(draw(found).axes) == 2

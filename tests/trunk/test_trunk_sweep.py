@@ -1,5 +1,6 @@
 """sweep_trunks: the exam of fit_router, intervals that pair, a ranking that resumes."""
 
+import copy
 import dataclasses
 import json
 import types
@@ -29,7 +30,7 @@ class Store:
     def __init__(self, h_LPND, ids):
         self._h_LPND, self.ids = h_LPND.astype(np.float32), tuple(ids)
         self.layers, self.poolings, self.width = (0, 1), ("mean",), h_LPND.shape[3]
-        self.identity = {"encoder_id": "toy"}
+        self.identity = {"encoder_id": "toy", "weights_digest": "w"}
         self.query_tokens_N = np.full(len(self.ids), 9)
         self.n_blocks = 1
 
@@ -154,6 +155,13 @@ def test_a_second_call_trains_nothing(rows, found, tmp_path, monkeypatch):
 
     monkeypatch.setattr("routerjax.trunk.many._Group.train", refuse)
     assert sweep_trunks(*rows, GRID, CONFIG, draws=400, workdir=tmp_path) == found
+    # Where the encoder was found does not count, what it is does.
+    moved = copy.copy(rows[0])
+    moved.identity = moved.identity | {"encoder_id": "a copy"}
+    assert sweep_trunks(moved, rows[1], GRID, CONFIG, draws=400, workdir=tmp_path) == found
+    moved.identity = moved.identity | {"weights_digest": "x"}
+    with pytest.raises(ValueError, match="another sweep of trunks; different are: stores"):
+        sweep_trunks(moved, rows[1], GRID, CONFIG, workdir=tmp_path)
     other = dataclasses.replace(GRID, seeds=(1,))
     with pytest.raises(ValueError, match="another sweep of trunks; different are: grid"):
         sweep_trunks(*rows, other, CONFIG, workdir=tmp_path)
