@@ -59,8 +59,8 @@ def missing_outcomes(
       mean AUC to "complete", paired), and `bias`: by target mean prediction - accuracy.
 
     Raises:
-      ValueError: A pattern is unknown or needs dataset names, a share is out of range, or the
-        recipe chooses by outcomes.
+      ValueError: A pattern is unknown or needs dataset names, "block" would leave a target
+        untried, a share is out of range, or the recipe chooses by outcomes.
     """
     recipe = Recipe.all_layers() if recipe is None else recipe
     config = TrunkConfig() if config is None else config
@@ -137,7 +137,7 @@ def seen_outcomes(pattern: str, data: RoutingDataset, kept: float, seed: int) ->
         names, dataset_N = numbered(data.datasets)
         if pattern == "block":
             # Targets in turn, in an order by chance: each is tried on about as many datasets.
-            n_tried = max(1, round(kept * n_targets))
+            n_tried = _n_tried(kept, n_targets)
             order_M = rng.permutation(n_targets)
             tried_DM = np.zeros((len(names), n_targets), bool)
             for d in range(len(names)):
@@ -170,6 +170,19 @@ def _check(pattern: str, data: RoutingDataset, kept: float) -> None:
         )
     if data.datasets is None and pattern != "random":
         raise ValueError(f"pattern {pattern!r}: the rows do not name their datasets")
+    if pattern == "block" and data.datasets is not None:
+        n_datasets, n_targets = len(set(data.datasets)), len(data.targets)
+        if n_datasets * _n_tried(kept, n_targets) < n_targets:
+            raise ValueError(
+                f"pattern 'block': with kept={kept} each of {n_datasets} datasets is tried on "
+                f"{_n_tried(kept, n_targets)} of {n_targets} targets, so that some are tried on "
+                f"none: expected kept of at least {-(-n_targets // n_datasets) / n_targets:.2g}"
+            )
+
+
+def _n_tried(kept: float, n_targets: int) -> int:
+    """Targets that "block" leaves to each dataset."""
+    return max(1, round(kept * n_targets))
 
 
 def missing_lines(found: dict[str, Any]) -> list[str]:

@@ -57,6 +57,10 @@ def test_patterns_hide_what_they_say(pool):
     unnamed = dataclasses.replace(data, datasets=None)
     with pytest.raises(ValueError, match="do not name their datasets"):
         seen_outcomes("block", unnamed, 0.3, 0)
+    two = data.select(np.flatnonzero(np.isin(data.datasets, ["set-0", "set-1"])))
+    with pytest.raises(ValueError, match="some are tried on none: expected kept of at least 0.67"):
+        seen_outcomes("block", two, 0.34, 0)
+    assert seen_outcomes("block", two, 0.67, 0).any(axis=0).all()
     # Before anything is fitted: there is no store here.
     with pytest.raises(ValueError, match="do not name their datasets"):
         missing_outcomes(None, unnamed)
