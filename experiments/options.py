@@ -180,7 +180,11 @@ def read_data(config: Any) -> tuple[rj.RoutingDataset, list[str]]:
 
 def open_stores(text: str) -> list[rj.ActivationStore]:
     """The stores of a comma-separated flag."""
-    return [rj.ActivationStore.open(path) for path in split_names(text)]
+    paths = split_names(text)
+    twice = [path for path in paths if paths.count(path) > 1]
+    if twice:
+        raise ValueError(f"--store: expected different stores, got {twice[0]} twice in {text!r}")
+    return [rj.ActivationStore.open(path) for path in paths]
 
 
 def load_router_encoders(router: rj.Router, names: str, mesh: str = "auto") -> list[rj.Encoder]:

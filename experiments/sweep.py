@@ -6,8 +6,9 @@
     python -m experiments.sweep ... --trunks="recipe=all_layers|greedy:3;lr=1e-3|3e-4;seeds=10"
 
 Writes sweep.json and sweep.png; run it again and finished layers are not done anew. With --trunks
-it then trains every combination of recipes, hyperparameters and seeds, and writes trunks.json. With
---encoder the control "random_encoder" extracts the same queries through random weights first.
+(and no shards) it then trains every combination of recipes, hyperparameters and seeds, and writes
+trunks.json. With --encoder the control "random_encoder" extracts the same queries through random
+weights first.
 MiniLM, 4,608 queries, 9 targets, 630 cells: about half a minute on two CPU cores.
 """
 
@@ -63,6 +64,11 @@ def main() -> None:
     shard = re.fullmatch(r"(\d+)/(\d+)", config.shard)
     if not shard:
         raise ValueError(f"--shard: expected i/n such as 0/8, got {config.shard!r}")
+    if config.trunks and int(shard[2]) != 1:
+        raise ValueError(
+            f"--trunks trains in one process, got --shard={config.shard}: sweep the shards without "
+            f"it, then run with --trunks and without --shard, which takes their layers over"
+        )
     pca_dims = options.numbers("pca_dims", config.pca_dims)
     grid = rj.parse_trunk_grid(config.trunks) if config.trunks else None
     data, _ = options.read_data(config)
@@ -102,11 +108,14 @@ def _random_store(
     """States of the same queries by the encoder with random weights, where that is asked for."""
     if not config.encoder or not {"all", "random_encoder"} & set(config.controls):
         return None
-    # The same prompts as the store's: what is compared is the weights.
-    prompt = {name: store.identity.get(name) for name in ("max_tokens", "chat_template_kwargs")}
-    encoder = options.load_encoder(config, **prompt).with_random_weights(config.seed)
-    folder = rj.Folder(config.workdir) / "random_store"
-    return rj.extract(encoder, data, folder, layers=store.layers, poolings=store.poolings)
+    # The same prompts and dtypes as the store's: what is compared is the weights.
+    same = ("max_tokens", "chat_template_kwargs", "compute_dtype")
+    how = {name: store.identity[name] for name in same}
+    encoder = options.load_encoder(config, **how).with_random_weights(config.seed)
+    return rj.extract(
+        encoder, data, rj.Folder(config.workdir) / "random_store", layers=store.layers,
+        poolings=store.poolings, store_dtype=store.identity["store_dtype"],
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import pytest
 from experiments import options
 from routerjax.data.readers import write_dataset, write_pool
 from routerjax.data.simulate import simulate
+from routerjax.data.store import ActivationStore
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -307,6 +308,22 @@ def test_shards_of_a_sweep_meet_in_a_folder(files, work, tmp_path):
     assert other.returncode == 1 and "seed: there 0, here 1" in other.stderr
 
 
+def test_random_weights_read_what_the_store_s_encoder_read(
+    files, work, tiny_encoder_folder, tmp_path
+):
+    done = run("sweep", f"--workdir={tmp_path}", f"--data={files}/train.jsonl",
+               f"--pool={files}/pool.json", f"--store={work}/store", "--pca_dims=5", "--folds=2",
+               "--draws=0", "--controls=random_encoder",
+               f"--encoder={tiny_encoder_folder}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "control random_encoder" in done.stdout
+    store, other = (
+        ActivationStore.open(path).identity for path in (work / "store", tmp_path / "random_store")
+    )
+    differing = {key for key in store | other if store.get(key) != other.get(key)}
+    assert differing == {"weights_digest"}  # Prompts and dtypes are the store's.
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("{brief: 1}", "is not JSON"), ("[1]", "expected a JSON object"), ("0", "")],
@@ -317,6 +334,11 @@ def test_settings_of_the_template_are_a_json_object(text, message):
         options.load_encoder(config)
 
 
+def test_a_store_named_twice_is_refused():
+    with pytest.raises(ValueError, match="--store: expected different stores, got a twice"):
+        options.open_stores("a,b, a")
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
@@ -325,10 +347,11 @@ def test_settings_of_the_template_are_a_json_object(text, message):
         ("--controls=magic", "controls: expected some of shuffled"),
         ("--layers=9", "layers: the store holds [1, 2, 3], got 9"),
         ("--trunks=lr=fast", "--trunks: lr: 'fast' is not a number"),
+        ("--trunks=default --shard=0/8", "--trunks trains in one process, got --shard=0/8"),
     ],
 )
 def test_a_wrong_flag_of_a_sweep_is_named(files, work, tmp_path, flag, message):
     done = run("sweep", f"--workdir={tmp_path}", f"--data={files}/train.jsonl",
-               f"--pool={files}/pool.json", f"--store={work}/store", flag)  # fmt: skip
+               f"--pool={files}/pool.json", f"--store={work}/store", *flag.split())  # fmt: skip
     assert done.returncode == 1 and message in done.stderr
     assert "Traceback" not in done.stderr
