@@ -4,6 +4,7 @@
         --store=runs/a/store
 
 Five trainings for out-of-fold predictions, then twenty deals to folds. Writes holding.json.
+The trainings' checkpoints lie in holding/, and the same command goes on from there.
 """
 
 import dataclasses
@@ -37,6 +38,7 @@ def main() -> None:
         options.trunk_config(config),
         n_splits=config.splits,
         seed=config.seed,
+        workdir=folder,
     )
     folder.write_json("holding.json", found)
     print("\n".join(rj.holding_lines(found)))

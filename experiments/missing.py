@@ -2,7 +2,8 @@
 
     python -m experiments.missing --workdir=runs/a --data=train.jsonl --store=runs/a/store
 
-Four trainings. Writes missing.json.
+Four trainings, whose checkpoints lie in missing/: the same command goes on from there. Writes
+missing.json.
 """
 
 import dataclasses
@@ -36,6 +37,7 @@ def main() -> None:
         options.trunk_config(config),
         kept=config.kept,
         seed=config.seed,
+        workdir=folder,
     )
     folder.write_json("missing.json", found)
     print("\n".join(rj.missing_lines(found)))

@@ -2,7 +2,7 @@
 
     python -m experiments.simulated --workdir=runs/sim --n_queries=50000
 
-Extracts into store/ (it resumes), which takes most of the time, trains and compares. Writes
+Extracts into store/, which takes most of the time, trains and compares; both resume. Writes
 simulated.json.
 """
 
@@ -44,7 +44,12 @@ def main() -> None:
     poolings = tuple(dict.fromkeys([*recipe.poolings, "mean"]))
     store = rj.extract(encoder, data, folder / "store", poolings=poolings)
     found = rj.against_the_truth(
-        store, data, recipe, options.trunk_config(config), seed=config.seed
+        store,
+        data,
+        recipe,
+        options.trunk_config(config),
+        seed=config.seed,
+        checkpoints=folder / "checkpoints",
     )
     folder.write_json("simulated.json", found)
     print("\n".join(rj.truth_lines(found)))

@@ -9,6 +9,7 @@ from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
 from routerjax.features.feature_map import Stores
 from routerjax.features.recipe import Recipe
+from routerjax.files import Folder
 from routerjax.probes.auc import auc_per_target
 from routerjax.routing.baselines import dataset_accuracies
 from routerjax.routing.costs import CostModel
@@ -251,13 +252,19 @@ def _saving_policy(
 
 
 def out_of_fold(
-    stores: Stores, data: RoutingDataset, recipe: Recipe, config: TrunkConfig, n_folds: int
+    stores: Stores,
+    data: RoutingDataset,
+    recipe: Recipe,
+    config: TrunkConfig,
+    n_folds: int,
+    checkpoints: Folder | None = None,
 ) -> np.ndarray:
     """Predictions for each fold by a network that was chosen and trained on the others.
 
     Args:
       stores, data, recipe, config: As of `fit_router`.
       n_folds: Folds of whole groups.
+      checkpoints: Folder for each fold's checkpoints; with it trainings that were killed continue.
 
     Returns:
       [N, M] float32, before calibration.
@@ -265,6 +272,7 @@ def out_of_fold(
     p_NM = np.full(data.y_NM.shape, np.nan, np.float32)
     fold_N = grouping.folds(data.groups, n_folds, config.split_seed)
     for f in range(n_folds):
-        network = fit_network(stores, data.select(fold_N != f), recipe, config)
+        own = None if checkpoints is None else checkpoints / f"fold{f}"
+        network = fit_network(stores, data.select(fold_N != f), recipe, config, own)
         p_NM[fold_N == f] = network.predict(data.select(fold_N == f).ids)
     return p_NM

@@ -15,6 +15,7 @@ from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
 from routerjax.features.feature_map import Stores, as_tuple
 from routerjax.features.recipe import Recipe
+from routerjax.files import Folder
 from routerjax.routing.costs import CostModel
 from routerjax.routing.fit import out_of_fold
 from routerjax.routing.frontier import take
@@ -36,6 +37,7 @@ def holding_report(
     n_folds: int = 5,
     places: Sequence[float] = PLACES,
     seed: int = 0,
+    workdir: Any = None,
 ) -> dict[str, Any]:
     """`holding` on the out-of-fold predictions of a recipe, made once.
 
@@ -45,6 +47,7 @@ def holding_report(
       recipe: By default all layers, mean-pooled, PCA 200.
       config: The ensemble; by default as published.
       n_splits, n_folds, places, seed: As of `holding`.
+      workdir: Folder that keeps the trainings' checkpoints in holding/.
 
     Returns:
       As `holding`, and `cost_basis`: whether what was paid is of "recorded" lengths of answers or
@@ -52,6 +55,7 @@ def holding_report(
 
     Raises:
       ValueError: As `fit_router` and `holding`, or a price is unknown.
+      jobs.Stopped: SIGTERM came, with a workdir; the next call goes on from there.
     """
     recipe = Recipe.all_layers() if recipe is None else recipe
     store, costs = as_tuple(stores)[0], CostModel.fit(data)
@@ -60,7 +64,8 @@ def holding_report(
     paid_NM, basis = costs.paid(tokens_N, data)
     if expected_NM is None or paid_NM is None or np.isnan(expected_NM).any():
         raise ValueError("data: every target needs a price: give its pool.json")
-    p_NM = out_of_fold(stores, data, recipe, config or TrunkConfig(), n_folds)
+    folder = None if workdir is None else Folder(workdir) / "holding"
+    p_NM = out_of_fold(stores, data, recipe, config or TrunkConfig(), n_folds, folder)
     return {"cost_basis": basis} | holding(
         p_NM, expected_NM, paid_NM, data.correct_NM, data.groups, data.queries,
         n_splits=n_splits, n_folds=n_folds, places=places, seed=seed,

@@ -19,6 +19,7 @@ from routerjax.data.groups import numbered
 from routerjax.features.feature_map import Stores
 from routerjax.features.features import fit_features
 from routerjax.features.recipe import Recipe
+from routerjax.files import Folder
 from routerjax.probes.bootstrap import group_weights
 from routerjax.routing.compare_figures import auc_figures, summary
 from routerjax.routing.network import outcomes
@@ -39,6 +40,7 @@ def missing_outcomes(
     test_fraction: float = 0.3,
     draws: int = 1000,
     seed: int = 0,
+    workdir: Any = None,
 ) -> dict[str, Any]:
     """AUC after training with and without hidden outcomes, on the same test rows.
 
@@ -52,6 +54,7 @@ def missing_outcomes(
       test_fraction: Share of rows, whole groups, that judge.
       draws: Of the bootstrap over groups behind the intervals.
       seed: Of the split, of what is hidden and of the draws.
+      workdir: Folder that keeps the trainings' checkpoints in missing/.
 
     Returns:
       JSON values: by pattern, "complete" first, `kept` (share of training outcomes left),
@@ -61,6 +64,7 @@ def missing_outcomes(
     Raises:
       ValueError: A pattern is unknown or needs dataset names, "block" would leave a target
         untried, a share is out of range, or the recipe chooses by outcomes.
+      jobs.Stopped: SIGTERM came, with a workdir; the next call goes on from there.
     """
     recipe = Recipe.all_layers() if recipe is None else recipe
     config = TrunkConfig() if config is None else config
@@ -87,7 +91,8 @@ def missing_outcomes(
             np.where([by_id[i] for i in rows.ids], outcomes(rows, config), np.nan)
             for rows in (fit, held)
         )
-        trunk, _ = train_trunk(x_fit, y_fit, x_held, y_held, config)
+        own = None if workdir is None else Folder(workdir) / f"missing/{name.replace(' ', '_')}"
+        trunk, _ = train_trunk(x_fit, y_fit, x_held, y_held, config, own)
         p_RNM.append(trunk.predict(x_test))
         observed_NM = np.isfinite(rest.y_NM)
         kept_R.append(float((seen_NM & observed_NM).sum() / observed_NM.sum()))

@@ -35,6 +35,7 @@ def against_the_truth(
     test_fraction: float = 0.3,
     draws: int = 1000,
     seed: int = 0,
+    checkpoints: Any = None,
 ) -> dict[str, Any]:
     """How near a router comes to the best possible one, and what its cost head saves.
 
@@ -48,6 +49,7 @@ def against_the_truth(
       test_fraction: Share of rows that judge.
       draws: Of the bootstrap over groups.
       seed: Of the split and of the draws.
+      checkpoints: As of `fit_router`.
 
     Returns:
       JSON values. `headroom` by contestant ("router", "dataset" or the name alone, "logistic" on
@@ -58,13 +60,14 @@ def against_the_truth(
 
     Raises:
       ValueError: The data are not simulated ones.
+      jobs.Stopped: SIGTERM came, with checkpoints; the next call goes on from there.
     """
     if data.p_NM is None or data.output_tokens_NM is None or data.prices_M2 is None:
         raise ValueError("data: expected simulated rows, with true P(correct), lengths and prices")
     config = TrunkConfig() if config is None else config
     test, train = data.split(test_fraction, seed)
     assert test.p_NM is not None
-    router = fit_router(stores, train, recipe, config)
+    router = fit_router(stores, train, recipe, config, checkpoints=checkpoints)
     x_NC = router.read(stores, test.ids)
     p_NM = router.predict(x_NC)
     contestants = {

@@ -2,17 +2,21 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import tracemalloc
+import types
 
 import numpy as np
 import pytest
 
+from routerjax import jobs
 from routerjax.data import groups as grouping
 from routerjax.data.readers import read_dataset
 from routerjax.data.simulate import simulate
+from routerjax.features.recipe import Recipe
 from routerjax.routing import embedding_baselines
-from routerjax.routing.holding import holding, holding_lines
+from routerjax.routing.holding import holding, holding_lines, holding_report
 from routerjax.trunk.config import TrunkConfig
 
 
@@ -83,6 +87,27 @@ def test_what_is_reported_is_what_came_out(make_pool):
     assert wrong["policies"][0]["covered"] == 1
     with pytest.raises(ValueError, match="no row has an outcome of every target"):
         holding(p_NM, cost_NM, cost_NM, off.correct_NM, off.groups)
+
+
+def test_trainings_that_were_stopped_go_on(make_pool, monkeypatch, tmp_path):
+    data, p_NM, _ = make_pool(n=300, m=3)
+    data = dataclasses.replace(data, prices_M2=np.array([[1.0, 1], [2, 2], [8, 8]]))
+    row = {name: n for n, name in enumerate(data.ids)}
+    store = types.SimpleNamespace(
+        ids=data.ids, layers=(0,), poolings=("mean",), width=3, n_blocks=1,
+        identity={"encoder_id": "e"}, query_tokens_N=np.full(300, 40),
+        rows_of=lambda ids: np.array([row[name] for name in ids]),
+        block_slice=lambda block: slice(0, 300),
+        blocks=lambda *_, **__: [(slice(0, 300), p_NM[None, None])],
+    )  # fmt: skip
+    config = TrunkConfig(hidden=(8,), dropout=(0.1,), epochs=12, patience=12, seeds=(1,), keep=1)
+    given = store, data, Recipe.all_layers(pca_dim=3), config
+    whole = holding_report(*given, n_splits=1)
+    calls = itertools.count()
+    monkeypatch.setattr(jobs, "stop_requested", lambda: next(calls) == 15)
+    with pytest.raises(jobs.Stopped, match="Stopped after epoch 4 of"):  # Of the second fold.
+        holding_report(*given, n_splits=1, workdir=tmp_path)
+    assert holding_report(*given, n_splits=1, workdir=tmp_path) == whole
 
 
 def test_what_some_folds_cannot_reach_is_told_and_the_rest_is_kept(make_pool):

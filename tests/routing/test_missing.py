@@ -1,12 +1,14 @@
 """Hidden outcomes: how they are hidden, and that nothing is biased towards them."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
 import pytest
 
 from experiments.options import minilm
+from routerjax import jobs
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.readers import read_dataset
 from routerjax.encoder.encoder import Encoder
@@ -68,14 +70,19 @@ def test_patterns_hide_what_they_say(pool):
         missing_outcomes(None, data, Recipe.top_fisher(2))
 
 
+class Features:
+    """The read side of a FeatureMap, of queries whose ids number the rows of an array."""
+
+    def __init__(self, x_NC):
+        self._x_NC = x_NC
+
+    def apply_store(self, stores, ids):
+        return self._x_NC[[int(name[1:]) for name in ids]]
+
+
 def test_hidden_outcomes_do_not_pull_predictions_down(pool, monkeypatch):
     data, x_NC = pool
-
-    class Features:
-        def apply_store(self, stores, ids):
-            return x_NC[[int(name[1:]) for name in ids]]
-
-    monkeypatch.setattr(lib, "fit_features", lambda *_: Features())
+    monkeypatch.setattr(lib, "fit_features", lambda *_: Features(x_NC))
     config = TrunkConfig(hidden=(16,), dropout=(0.1,), epochs=40, seeds=(1, 2), keep=2,
                          batch_size=64, learning_rate=3e-3)  # fmt: skip
     found = missing_outcomes(None, data, config=config, patterns=("random",), kept=0.4, draws=200)
@@ -88,6 +95,19 @@ def test_hidden_outcomes_do_not_pull_predictions_down(pool, monkeypatch):
     assert max(map(abs, random["bias"].values())) < 0.08
     assert "random" in "\n".join(missing_lines(found))
     json.dumps(found, allow_nan=False)
+
+
+def test_trainings_that_were_stopped_go_on(pool, monkeypatch, tmp_path):
+    data, x_NC = pool
+    monkeypatch.setattr(lib, "fit_features", lambda *_: Features(x_NC))
+    config = TrunkConfig(hidden=(8,), dropout=(0.1,), epochs=12, seeds=(1,), keep=1)
+    whole = missing_outcomes(None, data, config=config, draws=20)
+    calls = itertools.count()
+    monkeypatch.setattr(jobs, "stop_requested", lambda: next(calls) == 39)
+    # In the fourth training: of the three before it nothing is left to train.
+    with pytest.raises(jobs.Stopped, match="Stopped after epoch 4 of"):
+        missing_outcomes(None, data, config=config, draws=20, workdir=tmp_path)
+    assert missing_outcomes(None, data, config=config, draws=20, workdir=tmp_path) == whole
 
 
 def test_where_there_is_no_auc_the_lines_say_so():

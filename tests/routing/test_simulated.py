@@ -1,10 +1,12 @@
 """A router against the truth: shares of the best possible headroom, spending by pricing."""
 
+import itertools
 import json
 
 import numpy as np
 import pytest
 
+from routerjax import jobs
 from routerjax.data.simulate import simulate
 from routerjax.features.recipe import Recipe
 from routerjax.routing import simulated
@@ -74,3 +76,14 @@ def test_real_data_have_no_truth(make_pool):
     data, _, _ = make_pool(n=40)
     with pytest.raises(ValueError, match="expected simulated rows"):
         against_the_truth(None, data)
+
+
+def test_a_training_that_was_stopped_goes_on(monkeypatch, tmp_path):
+    data = simulate(600, seed=2)
+    given = Store(data), data, Recipe.all_layers(pca_dim=8), CONFIG
+    whole = against_the_truth(*given, draws=20)
+    calls = itertools.count()
+    monkeypatch.setattr(jobs, "stop_requested", lambda: next(calls) == 5)
+    with pytest.raises(jobs.Stopped, match="Stopped after epoch 6 of"):
+        against_the_truth(*given, draws=20, checkpoints=tmp_path)
+    assert against_the_truth(*given, draws=20, checkpoints=tmp_path) == whole
