@@ -89,14 +89,6 @@ def few_labels(
         )
     if len(data.targets) < 3:
         raise ValueError(f"data: expected at least three targets, got {len(data.targets)}")
-    folder = None if workdir is None else Folder(workdir) / "few_labels"
-    if folder is not None:
-        jobs.claim(folder, "label curve", {
-            "recipe": recipe.to_json(), "trunk": config.to_json(), "sizes": list(sizes),
-            "draws": draws, "seed": seed, "test_fraction": test_fraction,
-            "families": list(families), "data_digest": data.digest,
-            "stores": [compared(store.identity) for store in as_tuple(stores)],
-        })  # fmt: skip
     test, rest = data.split(test_fraction, seed)
     if min(sizes) > len(rest):
         raise ValueError(
@@ -106,6 +98,15 @@ def few_labels(
     held, fit = rest.split(config.val_fraction, config.split_seed)
     features = fit_features(recipe, stores, fit)
     x_NC = features.apply_store(stores, fit.ids + held.ids + test.ids)
+    # Not before it is known that it can be done: a mistake would keep the folder from its mending.
+    folder = None if workdir is None else Folder(workdir) / "few_labels"
+    if folder is not None:
+        jobs.claim(folder, "label curve", {
+            "recipe": recipe.to_json(), "trunk": config.to_json(), "sizes": list(sizes),
+            "draws": draws, "seed": seed, "test_fraction": test_fraction,
+            "families": list(families), "data_digest": data.digest,
+            "stores": [compared(store.identity) for store in as_tuple(stores)],
+        })  # fmt: skip
     parts = tuple(np.split(x_NC, np.cumsum([len(fit), len(held)])))
     rows = (fit, held, test)
     auc: dict[str, dict[str, list[list[float | None]]]] = {}

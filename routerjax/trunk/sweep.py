@@ -76,15 +76,16 @@ def sweep_trunks(
         raise ValueError(f"draws: expected at least 1, got {draws}")
     stores = as_tuple(stores)
     val, fit = data.split(config.val_fraction, config.split_seed)
-    folder = None if workdir is None else Folder(workdir) / "trunks"
-    if folder is not None:
-        jobs.claim(folder, "sweep of trunks", _job(stores, data, grid, config))
     x_train, x_val = {}, {}
     for name, recipe in grid.recipes.items():
         features = fit_features(select(recipe, stores, fit).recipe, stores, fit)
         x_NC = features.apply_store(stores, fit.ids + val.ids)
         x_train[name], x_val[name] = np.split(x_NC, [len(fit.ids)])
         logger.info("trunks: %s gives %d features", name, features.width)
+    # Not before it is known that it can be done: a mistake would keep the folder from its mending.
+    folder = None if workdir is None else Folder(workdir) / "trunks"
+    if folder is not None:
+        jobs.claim(folder, "sweep of trunks", _job(stores, data, grid, config))
     y_train_NM, y_val_NM = (
         rows.correct_NM if config.trunk_target == "binary" else rows.y_NM for rows in (fit, val)
     )

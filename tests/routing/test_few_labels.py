@@ -53,6 +53,8 @@ def test_a_frozen_trunk_needs_fewer_labels(pool, monkeypatch, tmp_path):
     monkeypatch.setattr(lib, "train_trunk", spy)
     monkeypatch.setattr(lib, "fit_features", lambda *_: _Features(x_NC))
     kwargs = {"sizes": (20, 60, 5000), "draws": 2, "workdir": tmp_path}
+    with pytest.raises(ValueError, match="sizes: expected at most"):  # Claims no folder.
+        few_labels(STORE, data, ("gem", "quart"), config=CONFIG, **kwargs | {"sizes": (5000,)})
     found = few_labels(STORE, data, ("gem", "quart"), config=CONFIG, **kwargs)
     # Without its family: two strangers for either gem; the others have no family but themselves.
     assert trained == [3, 2, 3, 2, 3, 3]

@@ -147,6 +147,9 @@ def test_a_setting_that_fails_comes_last_and_says_so(rows):
 
 
 def test_a_second_call_trains_nothing(rows, found, tmp_path, monkeypatch):
+    absent = dataclasses.replace(GRID, recipes={"absent": Recipe.layers([9])})
+    with pytest.raises(ValueError, match="9"):  # Claims no folder.
+        sweep_trunks(*rows, absent, CONFIG, workdir=tmp_path)
     first = sweep_trunks(*rows, GRID, CONFIG, draws=400, workdir=tmp_path)
     assert first == found
 
