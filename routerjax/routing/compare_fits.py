@@ -158,10 +158,10 @@ def _with_seed(config: TrunkConfig, k: int) -> TrunkConfig:
 
 def _read(folder: Folder, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """A finished fit; the JSON is written last, without it there is none."""
-    about, arrays = folder.read_json(f"{name}.json"), folder.read_bytes(f"{name}.safetensors")
+    about, arrays = folder.read_json(f"{name}.json"), jobs.read_part(folder, f"{name}.safetensors")
     if about is None or arrays is None:
         return None
-    return safetensors.numpy.load(arrays), about
+    return arrays, about
 
 
 def _write(folder: Folder, name: str, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:

@@ -266,6 +266,10 @@ def test_what_is_finished_is_not_done_again(trained, tmp_path):
     json_file.unlink()
     found = compare(STORE, data, RECIPES, CONFIG, n_folds=3, n_seeds=2, workdir=tmp_path / "b")
     assert len(trainings) == 25 and found == whole
+    arrays_file = json_file.with_suffix(".safetensors")
+    arrays_file.write_bytes(b"torn")
+    with pytest.raises(ValueError, match=f"{arrays_file.name} is damaged .*: delete it and run"):
+        compare(STORE, data, RECIPES, CONFIG, n_folds=3, n_seeds=2, workdir=tmp_path / "b")
 
 
 def test_a_stopped_job_keeps_what_is_finished(trained, tmp_path, monkeypatch):
