@@ -96,7 +96,7 @@ def main() -> None:
     print("\n".join(rj.sweep_lines(table)))
     if grid is not None:
         found = rj.sweep_trunks(
-            store, data, grid, draws=max(1, config.draws), seed=config.seed, workdir=config.workdir
+            store, data, grid, draws=config.draws, seed=config.seed, workdir=config.workdir
         )
         rj.Folder(config.workdir).write_json("trunks.json", found)
         print("\n".join(["", *rj.trunk_lines(found)]))

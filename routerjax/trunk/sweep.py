@@ -54,15 +54,16 @@ def sweep_trunks(
         chosen and fitted without it.
       grid: What to train.
       config: For what the grid does not list; by default as published.
-      draws: Bootstrap draws.
+      draws: Bootstrap draws; 0 for no intervals.
       seed: Of the draws.
       workdir: Folder that keeps finished groups in trunks/; a job that died goes on from there.
       devices: To deal members to; by default all of this process.
 
     Returns:
       JSON values. `settings`, best first: the setting, `validation_loss` (mean binary
-      cross-entropy of its ensemble in nats) with "value", "low" and "high", the same of its
-      `difference` to the first, `equal_to_best` where that interval holds 0, `validation_auc`
+      cross-entropy of its ensemble in nats) with "value", "low" and "high" (None without draws),
+      the same of its `difference` to the first, `equal_to_best` where that interval holds 0 (of the
+      first alone without draws), `validation_auc`
       (mean over targets), `member_loss` and `seed_sd` (mean and standard deviation over seeds),
       `best_epoch` (median), `n_failed`, and `config`, with which `fit_router` trains the same
       members. A setting all of whose members failed comes last, without numbers.
@@ -72,8 +73,8 @@ def sweep_trunks(
       jobs.Stopped: SIGTERM came.
     """
     config = TrunkConfig() if config is None else config
-    if draws < 1:
-        raise ValueError(f"draws: expected at least 1, got {draws}")
+    if draws < 0:
+        raise ValueError(f"draws: expected at least 0, got {draws}")
     stores = as_tuple(stores)
     val, fit = data.split(config.val_fraction, config.split_seed)
     x_train, x_val = {}, {}
@@ -123,25 +124,33 @@ def trunk_lines(found: dict[str, Any], most: int = 10) -> list[str]:
       most: Settings shown.
     """
     rows = found["settings"]
-    equal = sum(row["equal_to_best"] for row in rows)
-    lines = [
+    head = (
         f"{found['n_members']} trunks of {len(rows)} settings, judged on "
-        f"{found['n_validation']:,} validation queries; {equal} not distinguishable from the best",
+        f"{found['n_validation']:,} validation queries"
+    )
+    if found["draws"]:
+        equal = sum(row["equal_to_best"] for row in rows)
+        head += f"; {equal} not distinguishable from the best"
+    lines = [
+        head,
         "  validation loss [95%]      lead lost [95%]             AUC     setting",
     ]
     for row in rows[:most]:
         if row["validation_loss"] is None:
             numbers = "  every member met a loss that is not finite   "
         else:
-            loss, gap = row["validation_loss"], row["difference"]
             mark = "=" if row["equal_to_best"] else " "
-            numbers = (
-                f"{mark} {loss['value']:.4f} [{loss['low']:.4f}, {loss['high']:.4f}]  "
-                f"{gap['value']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]  "
-                f"{row['validation_auc']:.4f}"
-            )
+            loss = _number(row["validation_loss"], ".4f")
+            gap = _number(row["difference"], "+.4f")
+            numbers = f"{mark} {loss}  {gap}  {row['validation_auc']:.4f}"
         lines.append(f"{numbers}  {_text(row)}")
     return lines + [f"  ... {len(rows) - most} more"] * (len(rows) > most)
+
+
+def _number(found: dict[str, float | None], form: str) -> str:
+    if found["low"] is None:
+        return f"{found['value']:{form}} [no interval]"
+    return f"{found['value']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
 
 
 def _text(row: dict[str, Any]) -> str:
@@ -182,9 +191,11 @@ def _ranked(
     draws_BQ = (weight_BV @ loss_QV.T) / (weight_BV @ count_V)[:, None]
     order_Q = np.argsort(value_Q, kind="stable")  # NaN comes last.
     first = order_Q[0]
-    ends_Q = reverse_percentile(value_Q, draws_BQ, LEVEL, smallest=0.0)
     gap_Q, gap_BQ = value_Q - value_Q[first], draws_BQ - draws_BQ[:, [first]]
-    gap_ends_Q = reverse_percentile(gap_Q, gap_BQ, LEVEL)
+    ends_Q = gap_ends_Q = (np.full(len(settings), np.nan),) * 2
+    if draws:
+        ends_Q = reverse_percentile(value_Q, draws_BQ, LEVEL, smallest=0.0)
+        gap_ends_Q = reverse_percentile(gap_Q, gap_BQ, LEVEL)
     rows = []
     for q in order_Q:
         low, high = (float(end_Q[q]) for end_Q in gap_ends_Q)
@@ -193,7 +204,7 @@ def _ranked(
         row = settings[q]._asdict() | {
             "validation_loss": _interval(value_Q[q], *(e[q] for e in ends_Q)) if known else None,
             "difference": _interval(gap_Q[q], low, high) if known else None,
-            "equal_to_best": bool(known and low <= 0 <= high),
+            "equal_to_best": bool(known and (q == first or low <= 0 <= high)),
             "validation_auc": float(auc_Q[q]) if known else None,
             "member_loss": float(member_K.mean()) if known else None,
             "seed_sd": float(member_K.std(ddof=1)) if len(member_K) > 1 else None,
@@ -212,9 +223,10 @@ def _cross_entropy(p_VM: np.ndarray, y_VM: np.ndarray) -> np.ndarray:
     )
 
 
-def _interval(value: float, low: float, high: float) -> dict[str, float]:
+def _interval(value: float, *ends: float) -> dict[str, float | None]:
     assert math.isfinite(value)
-    return {"value": float(value), "low": float(low), "high": float(high)}
+    low, high = (float(end) if math.isfinite(end) else None for end in ends)
+    return {"value": float(value), "low": low, "high": high}
 
 
 def _job(

@@ -175,3 +175,14 @@ def test_lines_show_the_best_first(found):
     assert "8 trunks of 4 settings" in lines[0] and "1 not distinguishable" in lines[0]
     assert "signal hidden=16x8 dropout=0.2x0.2 lr=0.003 l2=0.0001" in lines[2]
     assert lines[-1].strip() == "... 2 more"
+
+
+def test_without_draws_there_is_no_interval(rows, found, tmp_path):
+    plain = sweep_trunks(*rows, GRID, CONFIG, draws=0)
+    for row, drawn in zip(plain["settings"], found["settings"], strict=True):
+        for name in ("validation_loss", "difference"):
+            assert row[name] == {"value": drawn[name]["value"], "low": None, "high": None}
+    assert [row["equal_to_best"] for row in plain["settings"]] == [True, False, False, False]
+    lines = trunk_lines(plain)
+    assert "distinguishable" not in lines[0] and lines[2].count("[no interval]") == 2
+    json.dumps(plain, allow_nan=False)
