@@ -217,17 +217,22 @@ def write_config(workdir: Any, config: Any) -> None:
 
 def describe_run(config: Any) -> dict[str, Any]:
     """A config as JSON values, with what else decides the numbers: versions, revision, devices."""
-    versions = {}
-    for name in _VERSIONS_OF:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
     return {
         "config": dataclasses.asdict(config),
-        "versions": versions | {"python": sys.version.split()[0]},
+        "versions": versions(),
         "git_revision": _git_revision(),
         "devices": [f"{len(jax.devices())} x {jax.devices()[0].device_kind}"],
         "processes": jax.process_count(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the installed packages that decide the numbers."""
+    found = {}
+    for name in _VERSIONS_OF:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found | {"python": sys.version.split()[0]}
 
 
 def progress_bar(total: int, done: int, unit: str, what: str) -> tqdm:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from routerjax import jobs
 from routerjax.files import Folder
 from routerjax.trunk.checkpoint import load_arrays, save_arrays
 
@@ -15,6 +16,8 @@ FILE = "router.json"
 
 def write(path: Any, parts: Mapping[str, Mapping[str, np.ndarray]], value: dict[str, Any]) -> None:
     """Writes the arrays, and then the JSON without which they count for nothing.
+
+    The JSON says by what versions of the packages it was written.
 
     Args:
       path: The folder, local or a URL; a router already there is replaced.
@@ -32,7 +35,7 @@ def write(path: Any, parts: Mapping[str, Mapping[str, np.ndarray]], value: dict[
     }
     folder.delete(FILE)
     save_arrays(folder / "arrays", arrays)
-    own = {"arrays_digest": _digest(arrays), "parts": list(parts)}
+    own = {"arrays_digest": _digest(arrays), "parts": list(parts), "versions": jobs.versions()}
     folder.write_json(FILE, {"schema_version": SCHEMA_VERSION} | value | own)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from routerjax import jobs
 from routerjax.devices import make_mesh
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extract import extract
@@ -203,6 +204,8 @@ def test_saved_and_loaded_it_decides_the_same(router, tmp_path, tiny_data):
     loaded = Router.load(tmp_path / "router")  # Finds the encoder by itself.
     for ours, theirs in zip(router.route(queries), loaded.route(queries), strict=True):
         assert ours == theirs
+    value = json.loads((tmp_path / "router/router.json").read_text())
+    assert value["versions"] == jobs.versions()
     router.save(tmp_path / "router")  # Over itself.
     assert Router.load(tmp_path / "router").policy == Argmax()
 
