@@ -10,7 +10,7 @@ from routerjax.data.dataset import RoutingDataset
 from routerjax.features.feature_map import Stores
 from routerjax.features.recipe import Recipe
 from routerjax.files import Folder
-from routerjax.probes.auc import auc_per_target
+from routerjax.probes.auc import auc_per_target, within_dataset_auc
 from routerjax.routing.baselines import dataset_accuracies
 from routerjax.routing.costs import CostModel
 from routerjax.routing.metrics import evaluate_predictions
@@ -74,6 +74,7 @@ def fit_router(
     network = fit_network(stores, data, recipe, config, checkpoints)
     held, before_NM = network.held, network.held_p_NM
     auc_M = auc_per_target(before_NM, held.correct_NM)
+    within = within_dataset_auc(before_NM, held.correct_NM, held.datasets)
     if calibration_folds:
         held, before_NM = data, out_of_fold(stores, data, recipe, config, calibration_folds)
     calibration = fit_calibration(before_NM, outcomes(held, config), held.groups)
@@ -84,6 +85,9 @@ def fit_router(
         "n_queries": len(data.ids),
         "n_validation": len(network.held.ids),
         "validation_auc": dict(zip(data.targets, auc_M, strict=True)),
+        "validation_within_dataset_auc": None
+        if within is None
+        else dict(zip(data.targets, within.auc_M, strict=True)),
         "recipe": recipe.to_json(),
         "choices": list(network.selection.choices),
         "history": network.history.to_json(),

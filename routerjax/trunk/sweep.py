@@ -19,7 +19,7 @@ from routerjax.data.identity import compared
 from routerjax.features.feature_map import Stores, as_tuple
 from routerjax.features.features import fit_features
 from routerjax.files import Folder
-from routerjax.probes.auc import auc_per_target
+from routerjax.probes.auc import auc_per_target, within_dataset_auc
 from routerjax.probes.bootstrap import group_weights, reverse_percentile
 from routerjax.probes.select import select
 from routerjax.trunk.config import TrunkConfig
@@ -63,8 +63,9 @@ def sweep_trunks(
       JSON values. `settings`, best first: the setting, `validation_loss` (mean binary
       cross-entropy of its ensemble in nats) with "value", "low" and "high" (None without draws),
       the same of its `difference` to the first, `equal_to_best` where that interval holds 0 (of the
-      first alone without draws), `validation_auc`
-      (mean over targets), `member_loss` and `seed_sd` (mean and standard deviation over seeds),
+      first alone without draws), `validation_auc` (mean over targets) and
+      `validation_within_dataset_auc` (NaN without names of datasets, or where none has five rows
+      of either class), `member_loss` and `seed_sd` (mean and standard deviation over seeds),
       `best_epoch` (median), `n_failed`, and `config`, with which `fit_router` trains the same
       members. A setting all of whose members failed comes last, without numbers.
 
@@ -178,14 +179,15 @@ def _ranked(
     observed_VM = ~np.isnan(y_VM)
     count_V = observed_VM.sum(axis=1, dtype=np.float64)
     loss_QV = np.full((len(settings), len(y_VM)), np.nan)
-    auc_Q = np.full(len(settings), np.nan)
+    auc_Q, within_Q = np.full((2, len(settings)), np.nan)
     for q, lived_K in enumerate(lived_QK):
         if lived_K.any():
             p_KVM = found.p_KVM[q * n_seeds : (q + 1) * n_seeds][lived_K]
             p_VM = p_KVM.mean(axis=0, dtype=np.float64)
             loss_QV[q] = np.where(observed_VM, _cross_entropy(p_VM, y_VM), 0.0).sum(axis=1)
-            auc_M = auc_per_target(p_VM, val.correct_NM)
-            auc_Q[q] = np.nanmean(auc_M) if np.isfinite(auc_M).any() else np.nan
+            auc_Q[q] = _mean(auc_per_target(p_VM, val.correct_NM))
+            within = within_dataset_auc(p_VM, val.correct_NM, val.datasets)
+            within_Q[q] = np.nan if within is None else _mean(within.auc_M)
     value_Q = loss_QV.sum(axis=1) / count_V.sum()
     weight_BV = group_weights(val.groups, draws, seed).astype(np.float64)
     draws_BQ = (weight_BV @ loss_QV.T) / (weight_BV @ count_V)[:, None]
@@ -206,6 +208,7 @@ def _ranked(
             "difference": _interval(gap_Q[q], low, high) if known else None,
             "equal_to_best": bool(known and (q == first or low <= 0 <= high)),
             "validation_auc": float(auc_Q[q]) if known else None,
+            "validation_within_dataset_auc": float(within_Q[q]) if known else None,
             "member_loss": float(member_K.mean()) if known else None,
             "seed_sd": float(member_K.std(ddof=1)) if len(member_K) > 1 else None,
             "best_epoch": float(np.median(epoch_QK[q][lived_QK[q]])) if known else None,
@@ -214,6 +217,11 @@ def _ranked(
         }
         rows.append((settings[q], row))
     return rows
+
+
+def _mean(auc_M: np.ndarray) -> float:
+    """Over the targets that have one; NaN where none has."""
+    return float(np.nanmean(auc_M)) if np.isfinite(auc_M).any() else float("nan")
 
 
 def _cross_entropy(p_VM: np.ndarray, y_VM: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extract import extract
 from routerjax.features.blocks import read_rows
 from routerjax.features.recipe import Recipe
-from routerjax.probes.auc import auc_per_target
+from routerjax.probes.auc import auc_per_target, within_dataset_auc
 from routerjax.probes.select import select
 from routerjax.routing.fit import evaluate, fit_policy, fit_router
 from routerjax.routing.policy import Argmax, Budget, Quality, Tolerance
@@ -360,9 +360,15 @@ def test_a_store_of_another_encoder_is_refused(router, parts, monkeypatch):
 
 
 def test_the_router_learns_and_is_measured(router, parts):
-    store, test, _ = parts
+    store, test, train = parts
     metrics = evaluate(router, store, test)
     assert metrics["mean_auc"] > 0.7
+    # The rows that stopped the training, beside the AUC that names of datasets can give.
+    held, _ = train.split(CONFIG.val_fraction, CONFIG.split_seed)
+    p_NM = router.predict_store(store, held.ids, calibrated=False)
+    within = within_dataset_auc(p_NM, held.correct_NM, held.datasets)
+    found = router.training["validation_within_dataset_auc"]
+    np.testing.assert_allclose([found[t] for t in train.targets], within.auc_M, atol=1e-3)
     assert metrics["cost_basis"] == "assumed"
     assert sum(metrics["routed_share"].values()) == pytest.approx(1)
     shuffled = test.select_targets(("dear", "cheap", "middle"))
