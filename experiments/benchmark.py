@@ -80,6 +80,7 @@ def main() -> None:
     # What compiling takes is part of what is shown.
     jax.config.update("jax_enable_compilation_cache", False)
     folder, start, results = rj.Folder(config.workdir), time.monotonic(), {}
+    rj.jobs.write_config(folder, config)
     session = Session(config)
     disagreed = []
     for name in config.suite:

@@ -2,8 +2,11 @@
 
 python -m experiments.route --router=runs/quickstart/router --query="What is 17 * 23?"
 python -m experiments.route --router=runs/quickstart/router --policy=tolerance:0.2 < queries.txt
+
+Decisions go to standard output; with --workdir the flags and versions go there as config.json.
 """
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -13,12 +16,23 @@ from absl import flags
 import routerjax as rj
 from experiments import options
 
-options.define("router", "policy", "encoder", required=("router",))
+options.define("workdir", "seed", "router", "policy", "encoder", required=("router",))
 flags.DEFINE_string("query", None, "The query; without it every line of standard input is one.")
-FLAGS = flags.FLAGS
 
 # Lines of standard input routed together.
 _CHUNK = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The flags."""
+
+    workdir: str | None
+    seed: int
+    router: str
+    policy: str
+    encoder: str | None
+    query: str | None
 
 
 def lines() -> Iterator[str]:
@@ -55,17 +69,20 @@ def chunks(queries: Iterator[str], size: int) -> Iterator[list[str]]:
 
 def main() -> None:
     """Prints decisions as they are made."""
+    config = options.read(Config)
     # Without --policy the router's own is used.
-    policy = rj.parse_policy(FLAGS.policy) if FLAGS["policy"].present else None
+    policy = rj.parse_policy(config.policy) if flags.FLAGS["policy"].present else None
     if policy is not None and None in policy.to_json().values():
         raise ValueError(
-            f"--policy={FLAGS.policy}: such a policy is fitted in training: train a router with "
+            f"--policy={config.policy}: such a policy is fitted in training: train a router with "
             f"this --policy, and leave the flag out here"
         )
-    router = rj.Router.load(FLAGS.router)
-    if FLAGS.encoder:
-        router.use_encoder(options.load_router_encoders(router, FLAGS.encoder, "data:1"))
-    queries = lines() if FLAGS.query is None else iter([FLAGS.query])
+    router = rj.Router.load(config.router)
+    if config.encoder:
+        router.use_encoder(options.load_router_encoders(router, config.encoder, "data:1"))
+    if config.workdir is not None:
+        rj.jobs.write_config(config.workdir, config)
+    queries = lines() if config.query is None else iter([config.query])
     for chunk in chunks(queries, 1 if sys.stdin.isatty() else _CHUNK):
         for query, decision in zip(chunk, router.route(chunk, policy), strict=True):
             print(json.dumps({"query": query} | decision.to_json(), ensure_ascii=False), flush=True)

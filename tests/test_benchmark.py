@@ -197,3 +197,4 @@ def test_the_script_writes_json_table_and_picture(tmp_path):
     assert "| NumPy" in (tmp_path / "benchmark.md").read_text()
     assert (tmp_path / "benchmark.png").stat().st_size > 1000
     assert json.loads((tmp_path / "guard.json").read_text())["ratios"]
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["suite"] == ["probes"]

@@ -106,7 +106,7 @@ def test_evaluate_extracts_and_reports(work, files, tiny_encoder_folder, tmp_pat
     assert json.loads((tmp_path / "again/metrics.json").read_text()) == metrics
 
 
-def test_route_decides_for_a_flag_and_for_lines(work):
+def test_route_decides_for_a_flag_and_for_lines(work, tmp_path):
     one = run("route", f"--router={work}/router", "--query=What is 7 + 5?")
     assert one.returncode == 0, one.stderr
     decision = json.loads(one.stdout)
@@ -115,7 +115,10 @@ def test_route_decides_for_a_flag_and_for_lines(work):
     assert set(decision["spreads"]) == set(decision["probabilities"])
     assert all(0 < spread < 0.5 for spread in decision["spreads"].values())
     many = run("route", f"--router={work}/router", "--policy=tolerance:1",
+               f"--workdir={tmp_path}", "--seed=3",
                stdin="What is 7 + 5?\r\n\nSort 3, 1, 2.\n")  # fmt: skip
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["config"]["router"] == f"{work}/router" and config["versions"]["jax"]
     lines = [json.loads(line) for line in many.stdout.splitlines()]
     assert [line["query"] for line in lines] == ["What is 7 + 5?", "Sort 3, 1, 2."]
     assert {line["target"] for line in lines} == {"wren-1b"}
