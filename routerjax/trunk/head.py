@@ -87,6 +87,8 @@ def fit_head(
         losses: list[np.ndarray] = []
         for each in PENALTIES:
             losses.append(_held_out(a_KNH, logit_KNM, y_N, fold_N, each, n_folds))
+            if np.isnan(losses[0]).all():  # No fold leaves outcomes of both kinds to fit on.
+                break
             # From the prior on the loss falls, if at all, and then rises: no need to see it all.
             if len(losses) > 2 and np.nanmean(losses[-1]) > np.nanmean(losses[-2]):
                 break

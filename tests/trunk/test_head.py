@@ -104,6 +104,14 @@ def test_groups_stay_together(world):
     assert together.log_loss > apart.log_loss
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_outcome_of_either_kind_is_enough(world):
+    """Without one of them there is nothing to fit on, and so no fold to judge by."""
+    trunk, x_NC, _ = world
+    head = fit_head(trunk, x_NC[:2], np.array([1.0, 0.0]), ["a", "b"])
+    assert head.penalty == np.inf and np.isnan(head.log_loss)
+
+
 def test_bad_outcomes_are_refused(world):
     trunk, x_NC, y_N = world
     with pytest.raises(ValueError, match="all 5 outcomes are 1"):
