@@ -9,7 +9,17 @@ import types
 import numpy as np
 import pytest
 
-from experiments.bench import capture, checkpoints, guard, machine, table, trunk, turns
+from experiments.bench import (
+    capture,
+    checkpoints,
+    guard,
+    machine,
+    session,
+    sweep,
+    table,
+    trunk,
+    turns,
+)
 from experiments.bench.turns import Contestant, Disagreement, Work
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -94,6 +104,64 @@ def test_peak_memory_is_that_of_a_contestant(still_machine):
     assert large > 0.9 * size > 4 * small
 
 
+def test_memory_of_others_is_not_shown_as_a_contestants(still_machine, monkeypatch):
+    peak = [100]
+    monkeypatch.setattr(machine, "device_peak", lambda: peak[0])
+
+    def needs(n):
+        def run(turn):
+            peak[0] = max(peak[0], n)
+
+        return run
+
+    found = race([
+        Contestant("ours", needs(500)),
+        Contestant("theirs", needs(0)),
+        Contestant("a process of its own", needs(900), in_process=False),
+    ])  # fmt: skip
+    ours, theirs, apart = found["rows"]
+    assert ours["peak_device_bytes"] == 500 and theirs["peak_device_bytes"] is None
+    assert not [key for key in apart if key.startswith("peak")]
+    found |= {"title": "", "minutes": 1.0}
+    assert "| a process of its own |" in table.suite("some", found)
+
+
+def test_a_number_that_only_one_has_is_a_difference():
+    ours, theirs = np.array([[1.0, np.nan], [3.0, 4.0]]), np.array([[1.0, np.nan], [3.0, 5.0]])
+    assert turns.largest(ours, theirs) == 1 and turns.largest(ours, theirs, theirs) == 0.2
+    assert turns.largest_relative(ours, theirs) == 0.2
+    ours[0, 0] = np.nan
+    for error in (turns.largest(ours, theirs), turns.largest_relative(ours, theirs)):
+        with pytest.raises(Disagreement):
+            turns.require("value", error, 10)
+
+
+@pytest.mark.parametrize("wrong", ["nothing", "over devices", "a cell that has no AUC"])
+def test_all_contestants_of_the_sweep_are_compared(still_machine, monkeypatch, wrong):
+    data = type("Data", (), {"targets": ["a"], "select_targets": lambda self, _: self,
+                             "__len__": lambda self: 9})()  # fmt: skip
+    store = types.SimpleNamespace(layers=(0, 1, 2), poolings=("mean",))
+    scale = types.SimpleNamespace(sweep_dims=(4, 8), sweep_share=0.5, scaling=False)
+    s = types.SimpleNamespace(scale=scale, encoder=types.SimpleNamespace(width=8), data=data,
+                              store=store, rounds=1, seed=0)  # fmt: skip
+
+    def found(store, data, dims, layers=(0, 1, 2), poolings=("mean",), draws=0, devices=None):
+        auc_LPWM = np.full((len(layers), len(poolings), len(dims), 1), 0.7)
+        if wrong == "over devices" and devices is None:
+            auc_LPWM[1] = 0.6
+        if wrong == "a cell that has no AUC" and len(layers) == 3:
+            auc_LPWM[:, :, 1] = np.nan
+        return types.SimpleNamespace(cells={"cv_auc": auc_LPWM})
+
+    monkeypatch.setattr(sweep.rj, "sweep", found)
+    monkeypatch.setattr(session, "installed", lambda *names: False)
+    if wrong == "nothing":
+        assert len(sweep.sweep(s)["agreement"]) == 2
+    else:
+        with pytest.raises(Disagreement, match="AUC"):
+            sweep.sweep(s)
+
+
 def test_scaling_fits_the_exponent(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(turns.time, "perf_counter", lambda: clock[0])
@@ -168,6 +236,8 @@ def test_the_guard_fails_under_half_only(tmp_path):
     assert any("s: new" in line and "not committed" in line for line in lines)
     with pytest.raises(ValueError, match="guard.json"):
         guard.compare({}, str(tmp_path / "none.json"))
+    with pytest.raises(ValueError, match="none of its 3 ratios was measured here"):
+        guard.compare({"other": {"rows": rows}}, str(path))
 
 
 def test_random_checkpoints_are_read_as_any_other(tmp_path):

@@ -41,12 +41,15 @@ def compile(s: session.Session) -> dict[str, Any]:
             return route(f"{folder}/cold{turn}")
 
         contestants = [
-            Contestant("first answer of a fresh process, warm cache", lambda turn: route(warm)),
-            Contestant("first answer of a fresh process, no cache", cold, compiles=False),
+            Contestant("first answer of a fresh process, warm cache", lambda turn: route(warm),
+                       in_process=False),
+            Contestant("first answer of a fresh process, no cache", cold, compiles=False,
+                       in_process=False),
             Contestant("importing Encoder and Router", lambda turn: _python(["-c", _IMPORT_OURS]),
-                       compiles=False),
+                       compiles=False, in_process=False),
             Contestant("importing jax and transformers' tokenizers",
-                       lambda turn: _python(["-c", _IMPORT_BELOW]), compiles=False),
+                       lambda turn: _python(["-c", _IMPORT_BELOW]), compiles=False,
+                       in_process=False),
         ]  # fmt: skip
 
         def agree(results: dict[str, str]) -> dict[str, float]:

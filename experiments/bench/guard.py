@@ -25,7 +25,7 @@ def compare(results: dict[str, Any], path: str) -> tuple[list[str], list[str]]:
       path: A JSON file of `ratios`; what is not in it, or not measured here, is only shown.
 
     Raises:
-      ValueError: There is no such file.
+      ValueError: There is no such file, or nothing in it was measured here.
     """
     try:
         committed = json.loads(pathlib.Path(path).read_text())["ratios"]
@@ -35,6 +35,11 @@ def compare(results: dict[str, Any], path: str) -> tuple[list[str], list[str]]:
             f"cannot read it: {error!r}"
         ) from error
     found = ratios(results)
+    if not committed.keys() & found.keys():
+        raise ValueError(
+            f"--guard={path}: none of its {len(committed)} ratios was measured here, so none can "
+            f"fall; run its suites (--suite) with the peers installed (pip install '.[bench]')"
+        )
     lines, fallen = ["| times ours | committed | now | |", "| --- | --- | --- | --- |"], []
     for name in committed | found:
         was, now = committed.get(name), found.get(name)

@@ -87,7 +87,7 @@ def host_peak() -> int | None:
 
 
 def device_peak() -> int | None:
-    """Peak bytes on the first device since the process began; None where it is the host."""
+    """Peak bytes of JAX on the first device since the start; None where it is the host."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use")
 

@@ -44,6 +44,7 @@ class Contestant:
       share: Of the whole work that one round does; its seconds are divided by it.
       compiles: Whether the first run compiles, so that what it takes longer is shown apart.
       work: Of the whole; by default that of the suite.
+      in_process: Whether this process does it, so that its memory is that of the contestant.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Contestant:
     share: float | Callable[[int], float] = 1.0
     compiles: bool = True
     work: Work | None = None
+    in_process: bool = True
 
 
 def in_turn(
@@ -86,6 +88,7 @@ def in_turn(
             results.pop(c.name, None)
             gc.collect()
             before = machine.reset_host_peak()
+            device_before = machine.device_peak()
             start = time.perf_counter()
             results[c.name] = c.run(turn)
             took = (time.perf_counter() - start) / _share(c, turn)
@@ -93,7 +96,9 @@ def in_turn(
                 first[c.name] = took * _share(c, turn)
             else:
                 seconds[c.name].append(took)
-                _note_memory(memory[c.name], before)
+            if c.in_process:
+                # What compiling takes of the host is not its; the device's peak stays from then on.
+                _note_memory(memory[c.name], before if turn else None, device_before)
         if turn:
             for name, probe in probes.items():
                 rates[name].append(probe())
@@ -168,9 +173,15 @@ def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float | None:
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
+def largest(ours: np.ndarray, theirs: np.ndarray, over: np.ndarray | float = 1.0) -> float:
+    """The largest difference, over `over`; NaN where only one of the two has a number."""
+    neither = np.isnan(ours) & np.isnan(theirs)
+    return float(np.where(neither, 0.0, np.abs(ours - theirs) / over).max())
+
+
 def largest_relative(ours: np.ndarray, theirs: np.ndarray) -> float:
     """The largest difference over the largest value."""
-    return float(np.nanmax(np.abs(ours - theirs)) / np.nanmax(np.abs(theirs)))
+    return largest(ours, theirs, np.nanmax(np.abs(theirs)))
 
 
 def worst_state(ours: np.ndarray, theirs: np.ndarray, of_each_row: bool = False) -> float:
@@ -235,13 +246,20 @@ def _limits(work: Work, seconds: list[float], rates: dict[str, list[float]]) -> 
     return found
 
 
-def _note_memory(memory: dict[str, int | None], before: int | None) -> None:
+def _note_memory(
+    memory: dict[str, int | None], before: int | None, device_before: int | None
+) -> None:
     peak = machine.host_peak() if before is not None else None
     growth = peak - before if peak is not None and before is not None else None
+    # The device's peak cannot be reset: one that was there before may be another contestant's, and
+    # torch's memory is none of JAX's.
+    device_peak = machine.device_peak()
+    if device_peak == device_before:
+        device_peak = None
     for name, value in (
         ("peak_host_bytes", peak),
         ("peak_host_growth_bytes", growth),
-        ("peak_device_bytes", machine.device_peak()),
+        ("peak_device_bytes", device_peak),
     ):
         earlier = memory.get(name)
         memory[name] = value if earlier is None else max(earlier, value or 0)
