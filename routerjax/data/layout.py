@@ -5,10 +5,12 @@
     h/                zarr3 array [L, P, N, D]: a shard is a block, a chunk one (layer, pooling)
     blocks/<n>.json   written after the shard of block n: its digest and its powers of two
 
-A block counts only when its `blocks/<n>.json` is there. Chunks carry CRC32C and the fill value is
-NaN, so a torn chunk fails to decode and a deleted one reads as NaN: both are reported, never used.
+A block counts only when its `blocks/<n>.json` is there, whole. Chunks carry CRC32C and the fill
+value is NaN, so a torn chunk fails to decode and a deleted one reads as NaN: both are reported,
+never used.
 """
 
+import logging
 from collections.abc import Container
 from typing import Any, NamedTuple
 
@@ -17,6 +19,8 @@ import tensorstore as ts
 from routerjax.data.rows import Rows
 from routerjax.data.shards import open_array, rows_per_block
 from routerjax.files import Folder
+
+logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 2
 
@@ -100,14 +104,21 @@ def write_commit(folder: Folder, block: int, commit: dict[str, Any]) -> None:
 
 
 def read_commits(folder: Folder, known: Container[int] = ()) -> dict[int, dict[str, Any]]:
-    """The commits of blocks by number, but for those already known."""
+    """The commits of blocks by number, but for those already known and those that are damaged."""
     found = {}
     for name in folder.list("blocks/"):
         number = name.removeprefix("blocks/").removesuffix(".json")
         if name != f"blocks/{number}.json" or not number.isdecimal():
             continue  # Not ours: what a file browser or a copy leaves, such as .DS_Store.
         block = int(number)
-        commit = None if block in known else folder.read_json(name)
+        if block in known:
+            continue
+        try:
+            commit = folder.read_json(name)
+        except ValueError as error:
+            # What says that a block is whole must be whole itself.
+            logger.warning("block %d counts as missing: %s", block, error)
+            continue
         if commit is not None:
             found[block] = commit
     return found

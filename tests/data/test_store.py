@@ -161,6 +161,17 @@ def test_a_deleted_commit_makes_its_block_missing(folder):
         _read(ActivationStore.open(folder, complete=False))
 
 
+@pytest.mark.parametrize("left", [b"", b'{"block": 1, "row'])
+def test_a_torn_commit_makes_its_block_missing(folder, left, caplog):
+    (folder / "blocks" / "1.json").write_bytes(left)
+    with pytest.raises(ValueError, match="missing, first 1. Run the same extract command again"):
+        ActivationStore.open(folder)
+    assert "block 1 counts as missing" in caplog.text and "1.json is not valid JSON" in caplog.text
+    store = ActivationStore.open(folder, complete=False)
+    store.write_block(1, H_LPND[:, :, store.block_slice(1)], {"tokens": 7})
+    assert ActivationStore.open(folder).verify() == []
+
+
 # ---- damaged: an error with the block and what to do, never zeros
 
 
