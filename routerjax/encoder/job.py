@@ -67,7 +67,9 @@ def prepare(
     chunks = [slice(start, start + _CHUNK) for start in range(0, n_queries, _CHUNK)]
     # Two at a time: the tokenizer runs beside what is done with its results.
     with concurrent.futures.ThreadPoolExecutor(2) as readers:
-        read = ((at, readers.submit(encoder.prompter, data.queries[at])) for at in chunks)
+        read = (
+            (at, readers.submit(encoder.prompter, data.queries[at], data.ids[at])) for at in chunks
+        )
         for at, ahead in in_flight(read):
             prompts = ahead.result()
             lengths_N[at], query_tokens_N[at] = prompts.lengths_N, prompts.query_tokens_N
@@ -108,7 +110,12 @@ def identity_of(
         raise ValueError("data: expected at least one query, got none")
     digest = hashlib.blake2b(digest_size=16)
     for name, query in sorted(zip(data.ids, data.queries, strict=True)):
-        digest.update(f"{len(name)} {len(query)} {name}{query}".encode())
+        try:
+            digest.update(f"{len(name)} {len(query)} {name}{query}".encode())
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the query {name!r} or its id is no text: half a surrogate pair, {error}"
+            ) from error
     return {
         **encoder.identity,
         "layers": list(resolve_layers(layers, encoder.n_states)),

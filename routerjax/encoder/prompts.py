@@ -123,32 +123,35 @@ class Prompter:
             "prompt_date": PROMPT_DATE.isoformat() if self.templated else None,
         }
 
-    def __call__(self, queries: Sequence[str]) -> Prompts:
+    def __call__(self, queries: Sequence[str], ids: Sequence[str] | None = None) -> Prompts:
         """Tokenises queries.
 
         Args:
           queries: n texts, none empty.
+          ids: [n] what errors call them; None for their numbers.
 
         Raises:
           ValueError: A query is empty or no text, nothing that the tokenizer has tokens for, or has
             one that the model does not embed.
         """
+
+        def name(i: int) -> str:
+            return f"queries[{i}]" if ids is None else f"the query {ids[i]!r}"
+
         for i, query in enumerate(queries):
             if not isinstance(query, str) or not query.strip():
-                raise ValueError(f"queries[{i}] is {query!r}: expected a text that is not empty")
+                raise ValueError(f"{name(i)} is {query!r}: expected a text that is not empty")
             try:
                 query.encode()
             except UnicodeEncodeError as error:
-                raise ValueError(
-                    f"queries[{i}] is no text: half a surrogate pair, {error}"
-                ) from error
+                raise ValueError(f"{name(i)} is no text: half a surrogate pair, {error}") from error
         tokens, spans = [], np.zeros((len(queries), 2), np.int32)
         query_tokens = np.zeros(len(queries), np.int64)
         truncated = np.zeros(len(queries), bool)
         for i, (row, start, end) in enumerate(self._encode(queries)):
             if start == end:
-                raise ValueError(f"queries[{i}] is {queries[i]!r}: the tokenizer drops all of it")
-            self._refuse_unembedded(row, f"queries[{i}]")
+                raise ValueError(f"{name(i)} is {queries[i]!r}: the tokenizer drops all of it")
+            self._refuse_unembedded(row, name(i))
             query_tokens[i] = end - start
             excess = len(row) - self.max_tokens
             if excess > 0:
@@ -156,8 +159,8 @@ class Prompter:
                 kept = end - start - excess
                 if kept < 1:
                     raise ValueError(
-                        f"max_tokens={self.max_tokens} leaves no room for queries[{i}]: template "
-                        f"and special tokens take {len(row) - (end - start)}; give more"
+                        f"max_tokens={self.max_tokens} leaves no room for {name(i)}: template and "
+                        f"special tokens take {len(row) - (end - start)}; give more"
                     )
                 cut = start + (kept + 1) // 2
                 row = np.concatenate([row[:cut], row[cut + excess :]])
