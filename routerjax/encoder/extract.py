@@ -56,7 +56,8 @@ def extract(
       layers: "all", or hidden-state indices.
       poolings: Names out of POOLINGS.
       store_dtype: "float16" (with exact powers of two beside it) or "float32".
-      batch_tokens: Tokens of a full batch, padding included; by default what suits the device.
+      batch_tokens: Tokens of a full batch, padding included; by default what suits the device. A
+        job that resumes keeps its batches, and says so where others are asked for.
       prefix_cache: Whether tokens that all prompts begin with are read once: "auto" (where that
         saves more than a tenth of all tokens), "on" or "off". The numbers are the same; a job that
         resumes goes on as it began.
@@ -76,6 +77,12 @@ def extract(
         _begin(encoder, data, path, *options, batch_tokens=batch_tokens, prefix_cache=prefix_cache)
     store = ActivationStore.open(path, complete=False)
     store.refuse_other(identity_of(encoder, data, *options))
+    begun_with = store.meta["plan"]["batch_tokens"]
+    if batch_tokens not in (None, begun_with) and store.missing_blocks():
+        jobs.log(
+            f"{store.folder.path} was begun with batches of {begun_with} tokens and goes on with "
+            f"them, not with {batch_tokens}: for other batches delete it and begin anew"
+        )
     _fill(encoder, store, dict(zip(data.ids, data.queries, strict=True)))
     _wait_until(lambda: not _left(store), lambda: _stopped(store))
     _report(store)

@@ -253,6 +253,20 @@ def test_a_full_disk_stops_it_and_the_store_resumes(encoder, tiny_data, whole, t
     assert ActivationStore.open(tmp_path / "store").verify() == []
 
 
+def test_a_job_that_resumes_keeps_its_batches_and_says_so(encoder, tiny_data, tmp_path, caplog):
+    some = tiny_data.select(np.arange(130))
+    with caplog.at_level("INFO", "routerjax"):
+        extract(encoder, some, tmp_path / "store", batch_tokens=512)
+        extract(encoder, some, tmp_path / "store", batch_tokens=256)  # Finished: nothing to say.
+    assert "begun with" not in caplog.text
+    before = arrays_of(tmp_path / "store")
+    (tmp_path / "store/blocks/1.json").unlink()
+    with caplog.at_level("INFO", "routerjax"):
+        extract(encoder, some, tmp_path / "store", batch_tokens=256)
+    assert "begun with batches of 512 tokens and goes on with them, not with 256" in caplog.text
+    assert arrays_of(tmp_path / "store") == before
+
+
 def test_an_unwritable_path_is_an_error_that_names_it(encoder, tiny_data, tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(OSError, match="file/store"):
