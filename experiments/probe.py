@@ -106,6 +106,10 @@ def _check(config: Config) -> None:
         raise ValueError("--stream leaves no --store: give --then_extract=K too, or no --store")
     if not config.stream and config.store is None:
         raise ValueError("give --store, or --stream and --encoder to probe without one")
+    if config.stream and config.then_extract is None and flags.FLAGS["store_dtype"].present:
+        raise ValueError("--store_dtype with --stream needs --then_extract: else no store is left")
+    if config.stream and not config.pca and flags.FLAGS["pca_dim"].present:
+        raise ValueError("--pca_dim with --stream needs --pca: J after PCA takes a second prefill")
     misplaced = [name for name in _ENCODING + _STREAMING if flags.FLAGS[name].present]
     if not config.stream and misplaced:
         raise ValueError(f"--{misplaced[0]} needs --stream: without it a store is probed as it is")

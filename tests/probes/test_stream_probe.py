@@ -467,3 +467,11 @@ def test_the_script_probes_a_sample_and_extracts_the_best(tiny_encoder_folder, d
     refused = _run(f"--workdir={tmp_path}/work", f"--data={tmp_path}/data.jsonl", "--sketch=9",
                    f"--store={tmp_path}/work/store")  # fmt: skip
     assert refused.returncode == 1 and "--sketch needs --stream" in refused.stderr
+
+
+@pytest.mark.parametrize("flag", ["--store_dtype=float32", "--pca_dim=50"])
+def test_the_script_refuses_what_streaming_passes_over(flag, tmp_path):
+    refused = _run(f"--workdir={tmp_path}/work", "--data=none.jsonl", "--stream", "--encoder=none",
+                   flag)  # fmt: skip
+    assert refused.returncode == 1 and f"error: {flag.partition('=')[0]} " in refused.stderr
+    assert not (tmp_path / "work").exists()
