@@ -5,7 +5,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from routerjax.probes.evidence import AUCS, PROBES
-from routerjax.probes.plot import STYLES, plain
+from routerjax.probes.plot import STYLES, short
 
 
 def draw(evidence: dict[str, Any]) -> Figure:
@@ -38,7 +38,7 @@ def draw(evidence: dict[str, Any]) -> Figure:
             axes.set_title(title, fontsize=10)
             axes.grid(axis="x", alpha=0.25, linewidth=0.6)
             axes.spines[["top", "right"]].set_visible(False)
-            names = ["mean over targets" if t is None else plain(t) for t in targets]
+            names = ["mean over targets" if t is None else short(t) for t in targets]
             axes.set_yticks(range(len(targets)), names, fontsize=8)
         axes_22[i][0].set_xlim(-1.05, 1.05)
     axes_22[0][0].invert_yaxis()

@@ -106,8 +106,14 @@ def format_layers(axes: Any, table: "ProbeTable") -> None:
 
 
 def plain(name: str) -> str:
-    """A target's name as matplotlib shall draw it: never a formula."""
-    return name.replace("$", r"\$")
+    """A target's name as matplotlib shall draw it: never a formula, and in legends too."""
+    # A legend leaves out what begins with an underscore: put a space of no width before it.
+    return ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
+def short(name: str) -> str:
+    """A long name without its middle, as models of a family differ at the end; as of `plain`."""
+    return plain(name if len(name) <= 34 else f"{name[:15]}…{name[-18:]}")
 
 
 def curve(

@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from routerjax.probes.plot import STYLES, curve, finish, panels, plain
+from routerjax.probes.plot import STYLES, curve, finish, panels, short
 
 if TYPE_CHECKING:
     from routerjax.probes.sweep_table import SweepTable
@@ -69,7 +69,7 @@ def _heat_maps(figure: Figure, grid: Any, table: "SweepTable", value_LPWM: np.nd
         axes.set_xticks(
             range(0, len(table.layers), step), [str(i) for i in table.layers[::step]], fontsize=8
         )
-        labels = [_short(target) for target in table.targets] if j == 0 else []
+        labels = [short(target) for target in table.targets] if j == 0 else []
         axes.set_yticks(range(len(table.targets)) if j == 0 else [], labels, fontsize=8)
         axes.set_xlabel("hidden state (0 = embeddings)", fontsize=9)
         axes.tick_params(length=0)
@@ -202,8 +202,3 @@ def _control(
         and row["auc"] is not None and np.isfinite(row["auc"])
     ]  # fmt: skip
     return float(np.mean(values)) if values else float("nan")
-
-
-def _short(name: str) -> str:
-    """A long name without its middle: models of a family differ at the end."""
-    return plain(name if len(name) <= 34 else f"{name[:15]}…{name[-18:]}")

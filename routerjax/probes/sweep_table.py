@@ -209,7 +209,7 @@ class SweepTable(ProbeTable):
 
     def _best_cells(self) -> dict[str, Any]:
         """The best cell of each target and of their mean, and which layers equal it."""
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"mean_over_targets": None, "by_target": {}}
         for target in (*self.targets, None):
             if not np.isfinite(self._of(target, "cv_auc")).any():
                 continue
@@ -219,7 +219,10 @@ class SweepTable(ProbeTable):
                 entry["layers_not_distinguishable"] = [
                     layer for layer, of in zip(self.layers, equal_LPW, strict=True) if of.any()
                 ]
-            found["mean over targets" if target is None else target] = entry
+            if target is None:
+                found["mean_over_targets"] = entry
+            else:
+                found["by_target"][target] = entry
         return found
 
     def _of(self, target: str | None, name: str) -> np.ndarray:

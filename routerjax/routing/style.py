@@ -5,7 +5,7 @@ from typing import Any, Literal
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from routerjax.probes.plot import STYLES
+from routerjax.probes.plot import STYLES, plain
 
 __all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "PERCENT", "STYLES", "WIDTH", "clean", "legend",
            "short_name"]  # fmt: skip
@@ -20,8 +20,7 @@ _LONGEST = 40  # characters of a name
 
 def short_name(name: str) -> str:
     """A target's name as matplotlib shall draw it: not too long, and never a formula."""
-    name = name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
-    return name.replace("$", r"\$")
+    return plain(name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…")
 
 
 def clean(axes: Any) -> None:

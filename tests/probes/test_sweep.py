@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from routerjax import jobs
 from routerjax.data.dataset import RoutingDataset
+from routerjax.probes import evidence_plot
 from routerjax.probes import sweep as sweep_module
 from routerjax.probes.sweep import sweep
 from routerjax.probes.sweep_lines import sweep_lines
@@ -320,3 +322,23 @@ def test_dollars_in_names_are_no_formula(table, tmp_path):
     named = dataclasses.replace(table, targets=("a$b_{$", "b", "c"), evidence=evidence)
     named.save(tmp_path)  # Both pictures; half a formula would be an error.
     assert named.plot().axes[0].get_yticklabels()[0].get_text() == r"a\$b_{\$"
+
+
+def test_a_target_may_have_any_name(table, tmp_path):
+    names = ("mean over targets", "_low", "x" * 200)
+    name_of = dict(zip(table.targets, names, strict=True)) | {None: None}
+    evidence = table.evidence | {
+        kind: [row | {"target": name_of[row["target"]]} for row in table.evidence[kind]]
+        for kind in ("spearman", "lost")
+    }
+    named = dataclasses.replace(table, targets=names, evidence=evidence)
+    named.save(tmp_path)
+    best = json.loads((tmp_path / "sweep.json").read_text())["best"]
+    assert best["mean_over_targets"]["value"] == pytest.approx(table.best().value)
+    for name, target in zip(names, table.targets, strict=True):
+        assert best["by_target"][name]["value"] == pytest.approx(table.best(target).value)
+    legends = [axes.get_legend() for axes in named.plot().axes]
+    shown = [text.get_text() for legend in legends if legend for text in legend.get_texts()]
+    assert any(text.endswith("_low") for text in shown)
+    labels = evidence_plot.draw(evidence).axes[0].get_yticklabels()
+    assert max(len(label.get_text()) for label in labels) < 40

@@ -151,3 +151,12 @@ def test_a_name_is_never_read_as_a_formula(make_pool):
                                    cost_basis="assumed")  # fmt: skip
     for draw in (auc_bars, routed_share, accuracy_against_cost):
         FigureCanvasAgg(draw(metrics)).draw()
+
+
+def test_a_name_with_an_underscore_before_it_is_in_the_legend(make_pool):
+    data, p_NM, cost_NM = make_pool(m=2)
+    object.__setattr__(data, "targets", ("_first", "second"))
+    metrics = evaluate_predictions(p_NM, data, cost_NM, policy=Argmax(), best_single=1,
+                                   cost_basis="assumed")  # fmt: skip
+    (legend,) = reliability_curves(metrics).legends
+    assert [text.get_text().strip("\u200b") for text in legend.get_texts()] == ["_first", "second"]
