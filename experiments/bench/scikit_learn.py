@@ -45,8 +45,9 @@ def scikit_learn_cells(
             for fit, test in folds:
                 start = time.perf_counter()
                 scaler = StandardScaler().fit(x_ND[fit])
-                # svd_solver="full" was the fastest of them here, and is exact.
-                pca = PCA(n_components, svd_solver="full").fit(scaler.transform(x_ND[fit]))
+                # The fastest of its solvers here: 5 to 9 times as fast as "full", and as exact.
+                pca = PCA(n_components, svd_solver="covariance_eigh")
+                pca.fit(scaler.transform(x_ND[fit]))
                 z_fit, z_test = (pca.transform(scaler.transform(x_ND[at])) for at in (fit, test))
                 seconds[0] += time.perf_counter() - start
                 start = time.perf_counter()
