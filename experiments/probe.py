@@ -71,8 +71,11 @@ def main() -> None:
         table = rj.probe(rj.ActivationStore.open(config.store), data, pca_dim=config.pca_dim)
         table.save(config.workdir)
     print("J (trace, standardised), mean over targets:")
-    for layer, pooling, value in table.rank()[:5]:
+    ranked = table.rank()[:5]
+    for layer, pooling, value in ranked:
         print(f"  hidden state {layer:3d}, {pooling:10} {value:.4f}")
+    if not ranked:
+        print("  none has a number; probes.json gives the reasons")
 
 
 def _stream(config: Config, data: rj.RoutingDataset) -> rj.ProbeTable:

@@ -94,7 +94,7 @@ def run(main: Callable[[], None]) -> None:
     A `Stopped` job ends with exit code 0 after saying how to go on; a ValueError, OSError,
     FloatingPointError or RuntimeError (the device out of memory, no cluster), whose texts are
     written for users, ends with exit code 1 and no traceback (`--v=1` or higher shows it). ^C ends
-    it at once, with the shell's exit code for it.
+    it at once, and so does a reader of its output that goes away, with the shell's exit codes.
     """
 
     def guarded(argv: list[str]) -> None:
@@ -115,6 +115,10 @@ def run(main: Callable[[], None]) -> None:
                 raise
             sys.stderr.write("interrupted: what was finished is kept, what was in hand is not\n")
             sys.exit(128 + signal.SIGINT)
+        except BrokenPipeError:
+            # Who reads the output, such as `head`, has had enough. What is buffered goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
         except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
             if verbose:
                 raise

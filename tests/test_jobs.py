@@ -62,6 +62,11 @@ def main():
         raise jobs.Stopped("Stopped with 2 of 9 blocks to go.")
     if kind == "stopped early":
         raise jobs.Stopped("Stopped.", goes_on=False)
+    if kind == "read no more":
+        reading, writing = os.pipe()
+        os.dup2(writing, 1)
+        os.close(reading)
+        print("a line", flush=True)
     if kind == "interrupted":
         os.kill(os.getpid(), signal.SIGINT)
     if kind == "wrong":
@@ -80,6 +85,7 @@ jobs.run(main)
         (["fine"], 0, "", False),
         (["stopped"], 0, "blocks to go. Run the same command again: it goes on from there.", False),
         (["stopped early"], 0, "Run the same command again: this part starts anew.", False),
+        (["read no more"], 141, "", False),
         (["interrupted"], 130, "interrupted: what was finished is kept", False),
         (["wrong"], 1, "error: labels.jsonl:3: not valid JSON\n", False),
         (["wrong", "--v=1"], 1, "ValueError: labels.jsonl:3", True),
@@ -90,6 +96,7 @@ jobs.run(main)
         "fine",
         "stopped",
         "stopped early",
+        "read no more",
         "interrupted",
         "user's error",
         "verbose",

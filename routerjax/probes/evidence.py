@@ -2,8 +2,9 @@
 
 Two questions, for each target and pooling. Do J and cross-validated AUC order the layers alike
 (Spearman's correlation over layers)? And what does it cost to take the layer of the largest J
-instead of the one the sweep finds? For the second, J and AUC come from disjoint folds: both choose
-without a fold's own rows and are judged on them.
+instead of the one the sweep finds? For the second, both are judged on the rows of a fold that they
+did not choose by: J is of the other rows, and the sweep chooses by the AUC of the other folds' rows
+(of regressions that were trained on this fold's too).
 """
 
 from typing import Any
