@@ -1,6 +1,7 @@
 """The files of an ActivationStore, in a folder or anything that TensorStore opens.
 
-    store.json        the identity (encoder, prompt, layers, dtypes) and the plan of batches
+    store.json        the identity (encoder, prompt, layers, dtypes), the plan of batches, and
+                      the digest of rows.json
     rows.json         query ids and token counts, in store order (by token length)
     h/                zarr3 array [L, P, N, D]: a shard is a block, a chunk one (layer, pooling)
     blocks/<n>.json   written after the shard of block n: its digest and its powers of two
@@ -22,7 +23,7 @@ from routerjax.files import Folder
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class Files(NamedTuple):
@@ -61,9 +62,9 @@ def create(path: Any, identity: dict[str, Any], rows: Rows, width: int, plan: An
     for name in folder.list("blocks/"):
         # Commits of a store that was here before, deleted but for these, would pass as ours.
         folder.delete(name)
-    rows.save(folder)
+    rows_digest = rows.save(folder)
     meta = {"schema_version": SCHEMA_VERSION, "identity": identity, "width": width}
-    meta |= {"block_rows": block_rows, "plan": plan}
+    meta |= {"block_rows": block_rows, "plan": plan, "rows_digest": rows_digest}
     folder.write_json("store.json", meta)
     return Files(folder, meta, rows, array)
 
@@ -75,7 +76,7 @@ def load(path: Any) -> Files:
       path: The folder, local or a URL.
 
     Raises:
-      ValueError: There is no store, or it is of another schema version.
+      ValueError: There is no store, it is of another schema version, or its rows are damaged.
     """
     folder = Folder(path)
     meta = folder.read_json("store.json")
@@ -86,7 +87,7 @@ def load(path: Any) -> Files:
             f"{folder.path}store.json has schema version {meta.get('schema_version')!r}, this "
             f"routerjax reads {SCHEMA_VERSION}: extract again with it"
         )
-    rows = Rows.load(folder)
+    rows = Rows.load(folder, meta["rows_digest"])
     identity = meta["identity"]
     shape = (len(identity["layers"]), len(identity["poolings"]), len(rows.ids), meta["width"])
     array = open_array(folder, shape, meta["block_rows"], identity["store_dtype"], create=False)

@@ -1,6 +1,7 @@
 """The rows of an ActivationStore: which query lies where, and how long it was."""
 
 import dataclasses
+import hashlib
 
 import numpy as np
 
@@ -25,8 +26,8 @@ class Rows:
     query_tokens_N: np.ndarray
     truncated_N: np.ndarray
 
-    def save(self, folder: Folder) -> None:
-        """Writes rows.json.
+    def save(self, folder: Folder) -> str:
+        """Writes rows.json and returns its digest.
 
         Raises:
           OSError: The folder cannot be written.
@@ -38,20 +39,27 @@ class Rows:
             "truncated": np.flatnonzero(self.truncated_N),
         }
         folder.write_json(_NAME, value, indent=None)
+        digest = _digest(folder)
+        assert digest is not None
+        return digest
 
     @classmethod
-    def load(cls, folder: Folder) -> "Rows":
+    def load(cls, folder: Folder, digest: str) -> "Rows":
         """Reads rows.json.
 
+        Args:
+          folder: Where it lies.
+          digest: What `save` returned.
+
         Raises:
-          ValueError: It is missing.
+          ValueError: It is missing, or not what was saved.
         """
-        found = folder.read_json(_NAME)
-        if found is None:
+        if _digest(folder) != digest:
             raise ValueError(
-                f"{folder.path}{_NAME} is missing: without it nobody knows which row is which "
-                f"query. Delete the store and extract again"
+                f"{folder.path}{_NAME} is missing, damaged or of another store: without it nobody "
+                f"knows which row is which query. Delete the store and extract again"
             )
+        found = folder.read_json(_NAME)
         truncated_N = np.zeros(len(found["ids"]), bool)
         truncated_N[found["truncated"]] = True
         return cls(
@@ -60,3 +68,8 @@ class Rows:
             np.array(found["query_tokens"], np.int64),
             truncated_N,
         )
+
+
+def _digest(folder: Folder) -> str | None:
+    content = folder.read_bytes(_NAME)
+    return None if content is None else hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -259,7 +259,8 @@ class ActivationStore:
           complete: Whether to refuse one that an interrupted job left unfinished.
 
         Raises:
-          ValueError: There is no store, it is of another schema version, or it is unfinished.
+          ValueError: There is no store, it is of another schema version, its rows are damaged, or
+            it is unfinished.
         """
         store = cls(layout.load(path))
         missing = store.missing_blocks() if complete else []

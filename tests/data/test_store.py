@@ -311,7 +311,14 @@ def test_no_store_and_other_versions_are_refused(folder, tmp_path):
         ActivationStore.open(tmp_path / "nothing")
     meta = json.loads((folder / "store.json").read_text())
     (folder / "store.json").write_text(json.dumps(meta | {"schema_version": 99}))
-    with pytest.raises(ValueError, match="schema version 99, this routerjax reads 2"):
+    with pytest.raises(ValueError, match="schema version 99, this routerjax reads 3"):
+        ActivationStore.open(folder)
+
+
+def test_rows_that_are_not_the_store_s_are_refused(folder):
+    rows = json.loads((folder / "rows.json").read_text())
+    (folder / "rows.json").write_text(json.dumps(rows | {"ids": rows["ids"][::-1]}))
+    with pytest.raises(ValueError, match=r"rows\.json is missing, damaged or of another store"):
         ActivationStore.open(folder)
 
 
