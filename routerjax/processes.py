@@ -12,6 +12,7 @@ import jax
 # An ending process waits for the others so long, each of which has a block in hand.
 _SHUTDOWN_SECONDS = 3600
 _ENDED = "routerjax/ended/"
+_MADE = "routerjax/made/"
 
 
 def start_distributed(
@@ -57,6 +58,25 @@ def ended_elsewhere() -> list[int]:
     told = client.key_value_dir_get(_ENDED) if client else []
     ended = {int(key.rpartition("/")[2]) for key, _ in told}
     return sorted(ended - {jax.process_index()})
+
+
+def tell_made(path: str) -> None:
+    """Tells the other processes of this job that a folder is there; for `made_elsewhere`."""
+    client = _client()
+    if client:
+        client.key_value_set(f"{_MADE}{_key(path)}", "", allow_overwrite=True)
+
+
+def made_elsewhere(path: str) -> bool:
+    """Whether another process of this job has told that it made the folder."""
+    client = _client()
+    told = client.key_value_dir_get(_MADE) if client else []
+    return _key(path) in {key.rpartition("/")[2] for key, _ in told}
+
+
+def _key(path: str) -> str:
+    """A path without its slashes, which mean folders to the coordination service too."""
+    return path.encode().hex()
 
 
 def _tell_ended() -> None:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.job import identity_of, prepare
 from routerjax.encoder.layers import ALL
 from routerjax.encoder.stream import captured
+from routerjax.files import Folder
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,8 @@ _WRITERS = {"cpu": 1}
 _WRITERS_ELSEWHERE = 4
 # Between two looks at what other processes have committed.
 _WAIT_SECONDS = 0.5
+# Until a store that process 0 has made counts as one that this process cannot see.
+_UNSEEN_SECONDS = 60.0
 
 
 def extract(
@@ -66,7 +70,8 @@ def extract(
       The finished store.
 
     Raises:
-      ValueError: The store at `path` was made from other queries or in another way.
+      ValueError: The store at `path` was made from other queries or in another way, or it is not
+        seen by all processes.
       FloatingPointError: An activation is not finite.
       OSError: The folder cannot be written, or the disk is full. What was committed stays.
       jobs.Stopped: SIGTERM came, here or to another process, or another one failed; the block in
@@ -76,6 +81,8 @@ def extract(
     if not ActivationStore.exists(path):
         _begin(encoder, data, path, *options, batch_tokens=batch_tokens, prefix_cache=prefix_cache)
     store = ActivationStore.open(path, complete=False)
+    if jax.process_index() == 0:
+        processes.tell_made(store.folder.path)
     store.refuse_other(identity_of(encoder, data, *options))
     begun_with = store.meta["plan"]["batch_tokens"]
     if batch_tokens not in (None, begun_with) and store.missing_blocks():
@@ -155,10 +162,23 @@ def _begin(encoder: Encoder, data: RoutingDataset, path: Any, *options: Any, **m
             plan = job.plan.to_json()
             ActivationStore.create(path, job.identity, job.rows, encoder.width, plan)
         return
-    _wait_until(
-        lambda: ActivationStore.exists(path),
-        lambda: jobs.Stopped("Stopped before process 0 had made the store."),
-    )
+    # A shared file system may show it a little later than the coordination service tells of it.
+    last = math.inf
+
+    def seen() -> bool:
+        nonlocal last
+        if ActivationStore.exists(path):
+            return True
+        if last == math.inf and processes.made_elsewhere(Folder(path).path):
+            last = time.monotonic() + _UNSEEN_SECONDS
+        if time.monotonic() > last:
+            raise ValueError(
+                f"process {jax.process_index()} does not see the store {Folder(path).path} that "
+                f"process 0 has made: --store must be a folder that all processes see, or a bucket"
+            )
+        return False
+
+    _wait_until(seen, lambda: jobs.Stopped("Stopped before process 0 had made the store."))
 
 
 def _wait_until(done: Callable[[], bool], stopped: Callable[[], jobs.Stopped]) -> None:

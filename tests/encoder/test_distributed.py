@@ -31,13 +31,14 @@ class Cluster:
         self.tmp_path = tmp_path
         write_dataset(data, tmp_path / "data.jsonl")
         self.script = textwrap.dedent(f"""
-            import functools, json, sys, time
+            import functools, importlib, json, os, sys, time
             import jax
             import routerjax as rj
             from routerjax.data import shards
 
             store, port, n, i, seconds = sys.argv[1], *map(float, sys.argv[2:])
             shards.BLOCK_ROWS = {_ROWS}
+            unseen = os.environ.get("UNSEEN_BY")
             # A dead process is noticed after this long, instead of 100 s.
             jax.distributed.initialize = functools.partial(
                 jax.distributed.initialize, heartbeat_timeout_seconds=10
@@ -53,6 +54,10 @@ class Cluster:
             rj.ActivationStore.write_block = noted
             with rj.jobs.stoppable():
                 rj.start_distributed(f"localhost:{{int(port)}}", int(n), int(i))
+                if unseen == str(int(i)):
+                    rj.ActivationStore.exists = staticmethod(lambda path: False)
+                    module = importlib.import_module("routerjax.encoder.extract")
+                    module._UNSEEN_SECONDS = 3
                 encoder = rj.Encoder.from_pretrained({str(encoder_folder)!r}, max_tokens=64)
                 data = rj.read_dataset({str(tmp_path / "data.jsonl")!r})
                 try:
@@ -157,3 +162,13 @@ def test_a_stopped_process_stops_the_others_and_hangs_none(cluster, digests, tmp
     blocks = [block for _, block in written(store)]
     assert sorted(blocks) == list(range(len(digests)))
     assert [c["digest"] for c in ActivationStore.open(store).commits()] == digests
+
+
+def test_a_process_that_does_not_see_the_store_says_so(cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNSEEN_BY", "1")
+    jobs = cluster.start(tmp_path / "store", 2, seconds=0.3)
+    _, errors = jobs[1].communicate(timeout=300)
+    assert jobs[1].returncode == 1
+    assert "process 1 does not see the store" in errors and "that all processes see" in errors
+    output, _ = jobs[0].communicate(timeout=300)
+    assert "because process 1 has ended" in output
