@@ -5,6 +5,7 @@ key-value store. A write is atomic there (local files: a temporary file, fsync, 
 never sees half a file, and the same code serves a local disk, `gs://`, `s3://` and `memory://`.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -82,6 +83,11 @@ class Folder:
         except Exception as error:
             raise OSError(f"cannot read {self.path}{name}: {error}") from error
         return bytes(found.value) if found.state == "value" else None
+
+    def digest(self, name: str) -> str | None:
+        """A digest of the content of `name`, or None where there is no such file."""
+        data = self.read_bytes(name)
+        return None if data is None else hashlib.blake2b(data, digest_size=16).hexdigest()
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Writes `data` to `name`, whole or not at all.

@@ -1,7 +1,6 @@
 """The rows of an ActivationStore: which query lies where, and how long it was."""
 
 import dataclasses
-import hashlib
 
 import numpy as np
 
@@ -39,7 +38,7 @@ class Rows:
             "truncated": np.flatnonzero(self.truncated_N),
         }
         folder.write_json(_NAME, value, indent=None)
-        digest = _digest(folder)
+        digest = folder.digest(_NAME)
         assert digest is not None
         return digest
 
@@ -54,7 +53,7 @@ class Rows:
         Raises:
           ValueError: It is missing, or not what was saved.
         """
-        if _digest(folder) != digest:
+        if folder.digest(_NAME) != digest:
             raise ValueError(
                 f"{folder.path}{_NAME} is missing, damaged or of another store: without it nobody "
                 f"knows which row is which query. Delete the store and extract again"
@@ -68,8 +67,3 @@ class Rows:
             np.array(found["query_tokens"], np.int64),
             truncated_N,
         )
-
-
-def _digest(folder: Folder) -> str | None:
-    content = folder.read_bytes(_NAME)
-    return None if content is None else hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -94,7 +94,7 @@ def probe_then_extract(
             batch_tokens=batch_tokens, **probing,
         )  # fmt: skip
         table.save(folder)
-        folder.write_json(_SETTINGS, settings | {"table_digest": _table_digest(folder)})
+        folder.write_json(_SETTINGS, settings | {"table_digest": folder.digest("probes.json")})
     chosen = best_layers(table, keep)
     store = extract(
         encoder, data, path, layers=chosen, poolings=poolings, store_dtype=store_dtype,
@@ -142,7 +142,7 @@ def _found(folder: Folder, settings: dict[str, Any]) -> ProbeTable | None:
     """The table that an earlier run left, if it left one."""
     found = folder.read_json(_SETTINGS)
     # A plain probe may have put its table here since.
-    if found is None or found.pop("table_digest", None) != _table_digest(folder):
+    if found is None or found.pop("table_digest", None) != folder.digest("probes.json"):
         return None
     settings = json.loads(json.dumps(settings))
     for value in (settings, found):
@@ -163,11 +163,6 @@ def _found(folder: Folder, settings: dict[str, Any]) -> ProbeTable | None:
         )
     logger.info("%sprobes.json is of the same sample and settings: not probed again", folder.path)
     return ProbeTable.load(folder)
-
-
-def _table_digest(folder: Folder) -> str | None:
-    content = folder.read_bytes("probes.json")
-    return None if content is None else hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _outcomes_digest(data: "RoutingDataset") -> str:
