@@ -181,6 +181,15 @@ def _prefix_cases() -> list[Case]:
     return [read, _of(capture, graph, params, *batch, **behind.options, prefix=prefix)]
 
 
+def _few_tokens_case() -> Case:
+    """The prefill that takes the weights of each block by themselves."""
+    graph, params, *batch = (stacked := encoder_case("qwen3", jnp.float32)).args
+    (stack,) = nnx.to_pure_dict(params["blocks"]).values()
+    block = jax.tree.map(lambda w: array(*w.shape[1:], dtype=w.dtype), stack)
+    blocks = (block,) * (len(stacked.options["layers"]) - 1)
+    return _of(capture, graph, params, *batch, **stacked.options, blocks=blocks)
+
+
 def _probe_cases() -> Table:
     x_ND, y_NM, weight_BN = array(N, D), array(N, M), array(5, N)
     score_NQ, fold_N = array(N, Q), whole(N)
@@ -311,6 +320,7 @@ def cases() -> Table:
         ],
         "encoder/blocks.py:_narrow": lambda: [_of(blocks._narrow, array(L, P, R, D), n_rows=R - 1)],
         "encoder/capture.py:read_prefix": _prefix_cases,
+        "encoder/capture.py:_prefill.one_block": lambda: [_few_tokens_case()],
         "encoder/mxfp4.py:unpack": lambda: [
             _of(
                 mxfp4.unpack,

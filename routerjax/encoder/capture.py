@@ -195,7 +195,9 @@ def unstacked(params: nnx.State, n_layers: int, mesh: Mesh) -> tuple[Any, ...] |
     stack = nnx.to_pure_dict(stacks[0])
     # Arrays even where the first call is inside a trace: they are kept.
     with jax.ensure_compile_time_eval():
-        return tuple(jax.tree.map(lambda w, i=i: w[i], stack) for i in range(n_layers))
+        leaves, structure = jax.tree.flatten(stack)
+        blocks = zip(*map(jnp.unstack, leaves), strict=True)
+        return tuple(jax.tree.unflatten(structure, block) for block in blocks)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "layers", "cudnn"))
@@ -286,8 +288,13 @@ def _prefill(
     h_LPBD = keep(h_LPBD, slots_L[0], x_BTD)
     if blocks is not None:
         assert period == 1 and prefix is None and not leaves, "only of one stack, without a prefix"
+
+        @jax.jit  # Traced once, not for each block.
+        def one_block(carry: tuple[jax.Array, jax.Array], weights: Any, i: jax.Array):
+            return apply(carry, nnx.merge(stacks[0][0], weights), i, None)[0]
+
         for i, weights in enumerate(blocks[:depth]):
-            (x_BTD, h_LPBD), _ = apply((x_BTD, h_LPBD), nnx.merge(stacks[0][0], weights), i, None)
+            x_BTD, h_LPBD = one_block((x_BTD, h_LPBD), weights, i)
         return last(x_BTD, h_LPBD), (), ()
     n_groups, n_more = divmod(depth, period)
     nothing = (None,) * period

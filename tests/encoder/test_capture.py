@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routerjax.devices import make_mesh
+from routerjax.encoder.bert import Bert
 from routerjax.encoder.capture import POOLINGS, Graph, capture, pool, unstacked
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.weights import make_model
@@ -205,6 +206,25 @@ def test_blocks_one_by_one_equal_the_stack(name, layers, encoders):
     blocks = one_by_one(encoders[name])
     assert len(blocks) == encoders[name].config.n_layers
     assert_close(run(encoders[name], *batch, blocks=blocks), run(encoders[name], *batch), 1e-6)
+
+
+def test_blocks_one_by_one_are_traced_once(encoders, monkeypatch):
+    traced, apply_block = [], Bert.apply_block
+
+    def counting(self, *arguments):
+        traced.append(arguments)
+        return apply_block(self, *arguments)
+
+    monkeypatch.setattr(Bert, "apply_block", counting)
+    tokens_BT, lengths_B = models.random_batch((13, 3, 11))
+    run(
+        encoders["bert"],
+        tokens_BT,
+        lengths_B,
+        whole(lengths_B),
+        blocks=one_by_one(encoders["bert"]),
+    )
+    assert len(traced) == 1 < encoders["bert"].config.n_layers
 
 
 def test_blocks_stay_in_their_stack_where_they_are_many_or_spread(encoders, monkeypatch):
