@@ -121,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    rj.jobs.run(main)
+    rj.jobs.run(main, torch=True)  # Of its peers, where they are installed.

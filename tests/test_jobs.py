@@ -116,6 +116,37 @@ def test_how_a_script_ends(tmp_path, arguments, code, text, traceback):
     assert text in said and ("Traceback" in said) == traceback, said
 
 
+USES_TRANSFORMERS = """
+from routerjax import jobs
+
+def main():
+    from transformers import AutoConfig, AutoTokenizer
+
+jobs.run(main, torch={torch})
+"""
+
+
+@pytest.mark.parametrize("torch", [False, True])
+def test_a_script_imports_torch_only_where_it_uses_it(tmp_path, torch):
+    # An installed torch of which one sees that it is imported.
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text("raise SystemExit('torch was imported')")
+    (tmp_path / "torch-2.99.dist-info").mkdir()
+    (tmp_path / "torch-2.99.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.1\nName: torch\nVersion: 2.99\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    ended = subprocess.run(
+        [sys.executable, "-c", USES_TRANSFORMERS.format(torch=torch)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": path},
+    )
+    assert ("torch was imported" in ended.stderr) == torch, ended.stderr
+    assert ended.returncode == int(torch), ended.stderr
+    assert torch or not ended.stderr
+
+
 # ---- config.json
 
 
