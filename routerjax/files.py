@@ -87,7 +87,7 @@ class Folder:
     def digest(self, name: str) -> str | None:
         """A digest of the content of `name`, or None where there is no such file."""
         data = self.read_bytes(name)
-        return None if data is None else hashlib.blake2b(data, digest_size=16).hexdigest()
+        return None if data is None else _digest(data)
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Writes `data` to `name`, whole or not at all.
@@ -119,6 +119,27 @@ class Folder:
         text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
         self.write_bytes(name, (text + "\n").encode())
 
+    def read_sealed(self, name: str) -> dict[str, Any] | None:
+        """The JSON object that `write_sealed` put into `name`, or None where there is no such file.
+
+        Raises:
+          ValueError: The file is there but is not JSON, or not what was written.
+        """
+        value = self.read_json(name)
+        if value is None:
+            return None
+        if not isinstance(value, dict) or value.pop("seal", None) != _seal(value):
+            raise ValueError(
+                f"{self.path}{name} is not as it was written: its content and its seal differ, so "
+                f"that the file was changed or damaged"
+            )
+        return value
+
+    def write_sealed(self, name: str, value: dict[str, Any], indent: int | None = 2) -> None:
+        """As `write_json`, with a digest of the value as a field `seal` of it."""
+        value = _finite(value)
+        self.write_json(name, value | {"seal": _seal(value)}, indent)
+
     def exists(self, name: str) -> bool:
         """Whether the file `name` is there."""
         return self.read_bytes(name) is not None
@@ -138,6 +159,15 @@ class Folder:
             self._kv.write(name, None).result()
         except Exception as error:
             raise OSError(f"cannot delete {self.path}{name}: {error}") from error
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _seal(value: Any) -> str:
+    """A digest of a JSON value, however it is laid out."""
+    return _digest(json.dumps(value, sort_keys=True).encode())
 
 
 def _finite(value: Any) -> Any:

@@ -81,6 +81,22 @@ def test_json_that_is_not_there_and_json_that_is_torn(folder):
         folder.read_json("v.json")
 
 
+def test_a_seal_holds_whatever_the_layout_and_breaks_with_any_change(folder):
+    assert folder.read_sealed("v.json") is None
+    value = {"b": [1, np.float32(0.1), math.nan], "a": {"é": None}}
+    folder.write_sealed("v.json", value)
+    read = folder.read_sealed("v.json")
+    assert read == {"b": [1, float(np.float32(0.1)), None], "a": {"é": None}}
+    written = folder.read_json("v.json")
+    folder.write_json("v.json", dict(reversed(written.items())), indent=None)
+    assert folder.read_sealed("v.json") == read
+    changed = [written | {"b": [1]}, written | {"c": 0}, written | {"seal": "0" * 32}, read, [read]]
+    for other in [*changed, {key: written[key] for key in ("b", "seal")}]:
+        folder.write_json("v.json", other)
+        with pytest.raises(ValueError, match=r"v\.json is not as it was written"):
+            folder.read_sealed("v.json")
+
+
 def test_a_value_that_is_not_json_leaves_the_file_as_it_was(folder):
     folder.write_json("v.json", [1])
     with pytest.raises(TypeError):

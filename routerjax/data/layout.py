@@ -1,10 +1,11 @@
 """The files of an ActivationStore, in a folder or anything that TensorStore opens.
 
     store.json        the identity (encoder, prompt, layers, dtypes), the plan of batches, and
-                      the digest of rows.json
+                      the digest of rows.json; under a digest itself (`seal`)
     rows.json         query ids and token counts, in store order (by token length)
     h/                zarr3 array [L, P, N, D]: a shard is a block, a chunk one (layer, pooling)
-    blocks/<n>.json   written after the shard of block n: its digest and its powers of two
+    blocks/<n>.json   written after the shard of block n: its digest and its powers of two;
+                      sealed too
 
 A block counts only when its `blocks/<n>.json` is there, whole. Chunks carry CRC32C and the fill
 value is NaN, so a torn chunk fails to decode and a deleted one reads as NaN: both are reported,
@@ -23,7 +24,7 @@ from routerjax.files import Folder
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 class Files(NamedTuple):
@@ -65,7 +66,7 @@ def create(path: Any, identity: dict[str, Any], rows: Rows, width: int, plan: An
     rows_digest = rows.save(folder)
     meta = {"schema_version": SCHEMA_VERSION, "identity": identity, "width": width}
     meta |= {"block_rows": block_rows, "plan": plan, "rows_digest": rows_digest}
-    folder.write_json("store.json", meta)
+    folder.write_sealed("store.json", meta)
     return Files(folder, meta, rows, array)
 
 
@@ -76,17 +77,27 @@ def load(path: Any) -> Files:
       path: The folder, local or a URL.
 
     Raises:
-      ValueError: There is no store, it is of another schema version, or its rows are damaged.
+      ValueError: There is no store, it is of another schema version, or its description or its rows
+        are damaged.
     """
     folder = Folder(path)
-    meta = folder.read_json("store.json")
-    if meta is None:
+    found = folder.read_json("store.json")
+    if found is None:
         raise ValueError(f"{folder.path} holds no activation store (store.json): run extract")
-    if meta.get("schema_version") != SCHEMA_VERSION:
+    # Those of other versions have no seal, or another.
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    if version != SCHEMA_VERSION:
         raise ValueError(
-            f"{folder.path}store.json has schema version {meta.get('schema_version')!r}, this "
-            f"routerjax reads {SCHEMA_VERSION}: extract again with it"
+            f"{folder.path}store.json has schema version {version!r}, this routerjax reads "
+            f"{SCHEMA_VERSION}: extract again with it"
         )
+    try:
+        meta = folder.read_sealed("store.json")
+    except ValueError as error:
+        raise ValueError(
+            f"{error}: copy it from where the store was made, or delete it and extract again"
+        ) from error
+    assert meta is not None
     rows = Rows.load(folder, meta["rows_digest"])
     identity = meta["identity"]
     shape = (len(identity["layers"]), len(identity["poolings"]), len(rows.ids), meta["width"])
@@ -101,7 +112,7 @@ def exists(path: Any) -> bool:
 
 def write_commit(folder: Folder, block: int, commit: dict[str, Any]) -> None:
     """Says that a block is whole; written after its shard."""
-    folder.write_json(f"blocks/{block}.json", commit, indent=None)
+    folder.write_sealed(f"blocks/{block}.json", commit, indent=None)
 
 
 def read_commits(folder: Folder, known: Container[int] = ()) -> dict[int, dict[str, Any]]:
@@ -115,7 +126,7 @@ def read_commits(folder: Folder, known: Container[int] = ()) -> dict[int, dict[s
         if block in known:
             continue
         try:
-            commit = folder.read_json(name)
+            commit = folder.read_sealed(name)
         except ValueError as error:
             # What says that a block is whole must be whole itself.
             logger.warning("block %d counts as missing: %s", block, error)

@@ -185,6 +185,19 @@ def test_a_deleted_shard_makes_its_block_missing(folder):
         ActivationStore.open(folder)
 
 
+def test_a_commit_with_other_powers_of_two_does_not_count(tmp_path, caplog):
+    """They scale float16 rows and lie nowhere else: no digest of the rows would tell."""
+    store = _create(tmp_path, store_dtype="float16")
+    commit = json.loads((tmp_path / "blocks/1.json").read_text())
+    commit["exponents"][0][0] += 1
+    (tmp_path / "blocks/1.json").write_text(json.dumps(commit))
+    opened = ActivationStore.open(tmp_path, complete=False)
+    assert opened.missing_blocks() == [1] and opened.verify() == []
+    assert "block 1 counts as missing" in caplog.text and "not as it was written" in caplog.text
+    opened.write_block(1, H_LPND[:, :, 4:8], {"tokens": 7})
+    np.testing.assert_array_equal(_read(ActivationStore.open(tmp_path)), _read(store))
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
 def test_a_torn_shard_is_never_read(folder, share):
     whole = _shard(folder, 1).read_bytes()
@@ -311,7 +324,22 @@ def test_no_store_and_other_versions_are_refused(folder, tmp_path):
         ActivationStore.open(tmp_path / "nothing")
     meta = json.loads((folder / "store.json").read_text())
     (folder / "store.json").write_text(json.dumps(meta | {"schema_version": 99}))
-    with pytest.raises(ValueError, match="schema version 99, this routerjax reads 3"):
+    with pytest.raises(ValueError, match="schema version 99, this routerjax reads 4"):
+        ActivationStore.open(folder)
+
+
+@pytest.mark.parametrize("lost", ["identity", "plan", "rows_digest", "seal"])
+def test_a_description_that_lost_a_field_is_refused(folder, lost):
+    meta = json.loads((folder / "store.json").read_text())
+    del meta[lost]
+    (folder / "store.json").write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match=r"store\.json is not as it was written.*extract again"):
+        ActivationStore.open(folder)
+
+
+def test_a_description_that_is_no_object_is_refused(folder):
+    (folder / "store.json").write_text("[]")
+    with pytest.raises(ValueError, match="schema version None"):
         ActivationStore.open(folder)
 
 
