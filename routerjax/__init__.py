@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from routerjax.routing.compare_lines import comparison_lines
     from routerjax.routing.compare_plot import save as save_comparison
     from routerjax.routing.decision import Decision
-    from routerjax.routing.few_labels import few_labels, few_labels_lines
+    from routerjax.routing.few_labels import few_labels
+    from routerjax.routing.few_labels_lines import few_labels_lines
     from routerjax.routing.few_labels_plot import save as save_few_labels
     from routerjax.routing.fit import evaluate, fit_policy, fit_router
     from routerjax.routing.holding import holding_lines, holding_report
@@ -94,7 +95,7 @@ _HOME = {
     "evaluate": "routing.fit",
     "extract": "encoder.extract",
     "few_labels": "routing.few_labels",
-    "few_labels_lines": "routing.few_labels",
+    "few_labels_lines": "routing.few_labels_lines",
     "fit_features": "features.features",
     "fit_policy": "routing.fit",
     "fit_router": "routing.fit",

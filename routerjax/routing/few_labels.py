@@ -20,7 +20,8 @@ from routerjax.features.feature_map import Stores, as_tuple
 from routerjax.features.features import fit_features
 from routerjax.features.recipe import Recipe
 from routerjax.files import Folder
-from routerjax.probes.auc import roc_auc
+from routerjax.probes.auc import roc_auc, within_dataset_auc
+from routerjax.routing.breakdown import number
 from routerjax.routing.network import outcomes
 from routerjax.trunk.calibrate import log_loss
 from routerjax.trunk.config import TrunkConfig
@@ -30,9 +31,13 @@ from routerjax.trunk.train import train as train_trunk
 
 SIZES = (25, 50, 100, 250, 500, 1000)
 METHODS = ("frozen trunk", "frozen trunk, no family", "from scratch", "nearest neighbours")
+FIGURES = ("auc", "within_dataset_auc")
 PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 NEIGHBOURS = (5, 10, 20, 40, 80, 160)
 _FOLDS = 5
+
+# By method, size and draw.
+_Curves = dict[str, list[list[float | None]]]
 
 
 def few_labels(
@@ -48,7 +53,7 @@ def few_labels(
     seed: int = 0,
     workdir: Any = None,
 ) -> dict[str, Any]:
-    """AUC of a left-out target against the number of its outcomes that are known.
+    """AUC of a left-out target, overall and within datasets, against the number of its outcomes.
 
     Args:
       stores: The hidden states; several are joined by query id.
@@ -65,10 +70,10 @@ def few_labels(
       workdir: Folder that keeps finished targets in few_labels/.
 
     Returns:
-      JSON values: `sizes`, `draws`, `n_test`, `auc` by target, method and size (a list over draws),
-      `mean` by method and size ({"value", "low", "high"}: mean over targets and draws, 95%
-      interval of Student's t over targets), and `over_scratch`, the same of the difference to "from
-      scratch".
+      JSON values: `sizes`, `draws`, `n_test`, and `auc` and `within_dataset_auc` (None without
+      names of datasets), each with `targets` (by target, method and size a list over draws), `mean`
+      (by method and size {"value", "low", "high"}: mean over targets and draws, 95% interval of
+      Student's t over targets) and `over_scratch`, the same of the difference to "from scratch".
 
     Raises:
       ValueError: There are fewer than three targets, the recipe chooses by outcomes, a size is out
@@ -103,13 +108,13 @@ def few_labels(
     if folder is not None:
         jobs.claim(folder, "label curve", {
             "recipe": recipe.to_json(), "trunk": config.to_json(), "sizes": list(sizes),
-            "draws": draws, "seed": seed, "test_fraction": test_fraction,
+            "draws": draws, "seed": seed, "test_fraction": test_fraction, "figures": list(FIGURES),
             "families": list(families), "data_digest": data.digest,
             "stores": [compared(store.identity) for store in as_tuple(stores)],
         })  # fmt: skip
     parts = tuple(np.split(x_NC, np.cumsum([len(fit), len(held)])))
     rows = (fit, held, test)
-    auc: dict[str, dict[str, list[list[float | None]]]] = {}
+    targets: dict[str, dict[str, _Curves]] = {}
     with jobs.progress_bar(len(data.targets), 0, "targets", "few labels") as bar:
         for m, target in enumerate(data.targets):
             name = f"target{m:03d}.json"
@@ -120,46 +125,19 @@ def few_labels(
                 found = _of_target(parts, rows, m, families, config, sizes, draws, seed)
                 if folder is not None:
                     folder.write_json(name, found)
-            auc[target] = found
+            targets[target] = found
             bar.update()
-    value_MQSD = np.array(
-        [[found[method] for method in METHODS] for found in auc.values()], np.float64
-    )
-    scratch = METHODS.index("from scratch")
+    of = {figure: {t: found[figure] for t, found in targets.items()} for figure in FIGURES}
     return {
         "sizes": list(sizes),
         "draws": draws,
         "n_test": len(test),
         "recipe": recipe.to_json(),
-        "auc": auc,
-        "mean": _summaries(value_MQSD),
-        "over_scratch": _summaries(value_MQSD - value_MQSD[:, [scratch]]),
+        "auc": _over_targets(of["auc"]),
+        "within_dataset_auc": None
+        if data.datasets is None
+        else _over_targets(of["within_dataset_auc"]),
     }
-
-
-def few_labels_lines(found: dict[str, Any]) -> list[str]:
-    """The label curve as a table of text, a row a method."""
-    width = max(map(len, METHODS))
-    lines = [
-        f"AUC of a new target on {found['n_test']:,} queries against the number of its outcomes, "
-        f"mean over {len(found['auc'])} targets left out in turn and {found['draws']} draws; in "
-        f"brackets over training from scratch, with the 95% interval over targets",
-        " ".join([f"{'':{width}}", *(f"{size:>30}" for size in found["sizes"])]),
-    ]
-    for method in METHODS:
-        cells = []
-        for mean, lead in zip(found["mean"][method], found["over_scratch"][method], strict=True):
-            if mean is None:
-                cells.append("–")
-            elif method == "from scratch":
-                cells.append(f"{mean['value']:.3f}")
-            else:
-                cells.append(
-                    f"{mean['value']:.3f} ({lead['value']:+.3f} [{lead['low']:+.3f}, "
-                    f"{lead['high']:+.3f}])"
-                )
-        lines.append(" ".join([f"{method:{width}}", *(f"{cell:>30}" for cell in cells)]))
-    return lines
 
 
 def _of_target(
@@ -171,8 +149,8 @@ def _of_target(
     sizes: Sequence[int],
     draws: int,
     seed: int,
-) -> dict[str, list[list[float | None]]]:
-    """AUC of one target by method: [sizes][draws], None where there is none."""
+) -> dict[str, _Curves]:
+    """Of one target by figure and method: [sizes][draws], None where there is none."""
     x_fit, x_held, x_test = parts
     fit, held, test = rows
     y_fit_NM, y_held_NM = outcomes(fit, config), outcomes(held, config)
@@ -193,8 +171,9 @@ def _of_target(
     y_N = np.concatenate([fit.correct_NM[:, m], held.correct_NM[:, m]])
     group_N = np.array(fit.groups + held.groups)
     y_test_N = test.correct_NM[:, m]
-    found: dict[str, list[list[float | None]]] = {
-        method: [[None] * draws for _ in sizes] for method in METHODS
+    found: dict[str, _Curves] = {
+        figure: {method: [[None] * draws for _ in sizes] for method in METHODS}
+        for figure in FIGURES
     }
     predict: dict[str, Callable[..., np.ndarray]] = {
         method: functools.partial(_by_head, trunk) for method, trunk in trunks.items()
@@ -208,8 +187,10 @@ def _of_target(
                 continue
             for method, function in predict.items():
                 p_N = function(x_NC[some], y_N[some].astype(np.float64), group_N[some], x_test)
-                auc = roc_auc(p_N, y_test_N)
-                found[method][s][d] = auc if np.isfinite(auc) else None
+                within = within_dataset_auc(p_N[:, None], y_test_N[:, None], test.datasets)
+                found["auc"][method][s][d] = number(roc_auc(p_N, y_test_N))
+                if within is not None:
+                    found["within_dataset_auc"][method][s][d] = number(within.auc_M[0])
     return found
 
 
@@ -271,6 +252,17 @@ def _neighbours(
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
       2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
       2.052, 2.048, 2.045, 2.042)  # fmt: skip
+
+
+def _over_targets(targets: dict[str, _Curves]) -> dict[str, Any]:
+    """A figure of each target with its means over them."""
+    value_MQSD = np.array([[of[method] for method in METHODS] for of in targets.values()], float)
+    scratch = METHODS.index("from scratch")
+    return {
+        "targets": targets,
+        "mean": _summaries(value_MQSD),
+        "over_scratch": _summaries(value_MQSD - value_MQSD[:, [scratch]]),
+    }
 
 
 def _summaries(value_MQSD: np.ndarray) -> dict[str, list[dict[str, float] | None]]:

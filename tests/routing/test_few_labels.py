@@ -10,7 +10,8 @@ import pytest
 from routerjax.data.dataset import RoutingDataset
 from routerjax.features.recipe import Recipe
 from routerjax.routing import few_labels as lib
-from routerjax.routing.few_labels import METHODS, few_labels, few_labels_lines
+from routerjax.routing.few_labels import METHODS, few_labels
+from routerjax.routing.few_labels_lines import few_labels_lines
 from routerjax.routing.few_labels_plot import draw
 from routerjax.trunk.config import TrunkConfig
 
@@ -59,13 +60,15 @@ def test_a_frozen_trunk_needs_fewer_labels(pool, monkeypatch, tmp_path):
     # Without its family: two strangers for either gem; the others have no family but themselves.
     assert trained == [3, 2, 3, 2, 3, 3]
     for small in range(2):
-        lead = found["over_scratch"]["frozen trunk"][small]
+        lead = found["auc"]["over_scratch"]["frozen trunk"][small]
         assert lead["low"] < lead["value"] < lead["high"] and lead["value"] > 0.02
-    assert found["mean"]["frozen trunk"][0]["value"] > 0.7
+    assert found["auc"]["mean"]["frozen trunk"][0]["value"] > 0.7
     # More labels help where nothing is known beforehand.
-    few, more, none = found["mean"]["from scratch"]
+    few, more, none = found["auc"]["mean"]["from scratch"]
     assert more["value"] > few["value"] and none is None
-    assert found["auc"]["sole"]["frozen trunk"] == found["auc"]["sole"]["frozen trunk, no family"]
+    sole = found["auc"]["targets"]["sole"]
+    assert sole["frozen trunk"] == sole["frozen trunk, no family"]
+    assert found["within_dataset_auc"] is None  # The rows have no names of datasets.
     # A second call has nothing to do; other settings are refused.
     assert few_labels(STORE, data, ("gem", "quart"), config=CONFIG, **kwargs) == found
     assert len(trained) == 6
@@ -84,6 +87,26 @@ def test_a_frozen_trunk_needs_fewer_labels(pool, monkeypatch, tmp_path):
     text = "\n".join(few_labels_lines(found))
     assert all(method in text for method in METHODS)
     assert len(draw(found).axes) == 2
+    json.dumps(found, allow_nan=False)
+
+
+def test_within_datasets_an_easy_one_s_name_is_worth_nothing(pool, monkeypatch):
+    """Predictions that are right on average of each dataset and random in it."""
+    data, x_NC = pool
+    names_N = np.where(x_NC[:, 0] > 0, "easy", "hard")
+    data = dataclasses.replace(data, datasets=tuple(names_N))
+    by_name_N = (x_NC[:, :1] > 0) + 1e-3 * np.random.default_rng(0).random((N, 1))
+    monkeypatch.setattr(lib, "fit_features", lambda *_: _Features(by_name_N.astype(np.float32)))
+    found = few_labels(STORE, data, config=CONFIG, sizes=(60,), draws=2)
+    overall, within = (found[key]["mean"] for key in ("auc", "within_dataset_auc"))
+    for method in METHODS[:3:2]:
+        assert overall[method][0]["value"] > 0.7 and abs(within[method][0]["value"] - 0.5) < 0.1
+    assert len(found["within_dataset_auc"]["targets"]["sole"]["from scratch"][0]) == 2
+    lines = few_labels_lines(found)
+    assert [line.split(" on ")[0] for line in lines[:: len(METHODS) + 2]] == [
+        "AUC of a new target", "AUC within datasets",
+    ]  # fmt: skip
+    assert len(draw(found).axes) == 4
     json.dumps(found, allow_nan=False)
 
 
