@@ -141,7 +141,7 @@ def headroom_captured(
 
 
 def best_possible(
-    true_p_NM: np.ndarray, correct_NM: np.ndarray, single: int
+    true_p_NM: np.ndarray, correct_NM: np.ndarray, single: int, datasets: Sequence[str] | None
 ) -> dict[str, float | None]:
     """What a router reaches that knows the true P(correct) and takes the largest.
 
@@ -151,14 +151,17 @@ def best_possible(
       true_p_NM: [N, M] the probabilities the outcomes were drawn from.
       correct_NM: [N, M] 1 or 0, nothing missing.
       single: Index of the best single target.
+      datasets: [N] names, or None.
     """
-    auc_M = auc_per_target(true_p_NM, correct_NM)
+    names = [str(m) for m in range(true_p_NM.shape[1])]
+    found, _ = discrimination(true_p_NM, correct_NM, datasets, names)
     router = mean(take(correct_NM, true_p_NM.argmax(axis=1)))
     oracle = mean(correct_NM.max(axis=1, initial=0.0))
     return {
         "router_accuracy": router,
         "headroom_captured": headroom_captured(router, mean(correct_NM[:, single]), oracle),
-        "mean_auc": mean(auc_M[~np.isnan(auc_M)]),
+        "mean_auc": found["mean_auc"],
+        "mean_within_dataset_auc": found["mean_within_dataset_auc"],
     }
 
 

@@ -103,6 +103,7 @@ def evaluate_predictions(
     p_nM, correct_nM, choice_n = p_NM[complete_N], correct_NM[complete_N], choice_N[complete_N]
     score_nM = np.asarray(data.y_NM, np.float64)[complete_N]
     groups_n = np.asarray(data.groups)[complete_N]
+    datasets_n = None if data.datasets is None else np.asarray(data.datasets)[complete_N].tolist()
 
     metrics: dict[str, Any] = {
         "n_queries": len(p_NM),
@@ -159,7 +160,7 @@ def evaluate_predictions(
             saving_n = saving_policy.choose(p_NM, expected_cost_NM, keys=data.queries)[complete_N]
         metrics["field"], why = field_report(
             p_nM, correct_nM, choice_n, best_single, groups_n,
-            datasets=None if data.datasets is None else np.asarray(data.datasets)[complete_N],
+            datasets=datasets_n,
             cost_NM=cost_nM,
             expected_cost_NM=None if expected_cost_NM is None else expected_cost_NM[complete_N],
             saving_choice_N=saving_n,
@@ -174,7 +175,7 @@ def evaluate_predictions(
         metrics["near_misses"] = near_misses(p_nM, correct_nM, choice_n, best_single)
         if data.p_NM is not None:
             true_p_nM = np.asarray(data.p_NM, np.float64)[complete_N]
-            metrics["best_possible"] = best_possible(true_p_nM, correct_nM, best_single)
+            metrics["best_possible"] = best_possible(true_p_nM, correct_nM, best_single, datasets_n)
         for name, why_not in (
             ("near_misses", "there is only one target"),
             ("best_possible", "the true P(correct) is known of simulated data only"),

@@ -134,16 +134,18 @@ def trunk_lines(found: dict[str, Any], most: int = 10) -> list[str]:
         head += f"; {equal} not distinguishable from the best"
     lines = [
         head,
-        "  validation loss [95%]      lead lost [95%]             AUC     setting",
+        "  validation loss [95%]      lead lost [95%]             AUC     within  setting",
     ]
     for row in rows[:most]:
         if row["validation_loss"] is None:
-            numbers = "  every member met a loss that is not finite   "
+            numbers = "  every member met a loss that is not finite           "
         else:
             mark = "=" if row["equal_to_best"] else " "
             loss = _number(row["validation_loss"], ".4f")
             gap = _number(row["difference"], "+.4f")
-            numbers = f"{mark} {loss}  {gap}  {row['validation_auc']:.4f}"
+            within = f"{row['validation_within_dataset_auc']:.4f}"
+            within = f"{'–':6}" if within == "nan" else within
+            numbers = f"{mark} {loss}  {gap}  {row['validation_auc']:.4f}  {within}"
         lines.append(f"{numbers}  {_text(row)}")
     return lines + [f"  ... {len(rows) - most} more"] * (len(rows) > most)
 

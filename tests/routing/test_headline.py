@@ -51,8 +51,21 @@ def test_small_datasets_are_left_out_and_counted():
 
 
 def test_best_possible_by_hand():
-    found = best_possible(np.array([[0.9, 0.2], [0.3, 0.4]]), np.array([[1.0, 0], [0, 1]]), 0)
-    assert found == {"router_accuracy": 1.0, "headroom_captured": 1.0, "mean_auc": 1.0}
+    true_p_NM, correct_NM = np.array([[0.9, 0.2], [0.3, 0.4]]), np.array([[1.0, 0], [0, 1]])
+    found = best_possible(true_p_NM, correct_NM, 0, None)
+    assert found == {
+        "router_accuracy": 1.0, "headroom_captured": 1.0, "mean_auc": 1.0,
+        "mean_within_dataset_auc": None,
+    }  # fmt: skip
+
+
+def test_best_possible_within_datasets_by_hand():
+    # Wrong rows 0.2 and right ones 0.6 in "a", 0.7 and 0.9 in "b".
+    true_p_NM = np.repeat([0.2, 0.6, 0.7, 0.9], 5)[:, None]
+    correct_NM = np.repeat([0.0, 1, 0, 1], 5)[:, None]
+    found = best_possible(true_p_NM, correct_NM, 0, ["a"] * 10 + ["b"] * 10)
+    assert found["mean_within_dataset_auc"] == 1.0
+    assert found["mean_auc"] == 0.75  # A right row of "a" is below the wrong ones of "b".
 
 
 def test_intervals_of_a_single_group_are_none():
