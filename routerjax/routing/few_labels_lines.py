@@ -24,9 +24,14 @@ def few_labels_lines(found: dict[str, Any]) -> list[str]:
 
 def _table(found: dict[str, Any], of: dict[str, Any], title: str) -> list[str]:
     width = max(map(len, of["mean"]))
+    # A target whose outcomes are all alike has none.
+    n_targets = sum(
+        any(value is not None for sizes in curves.values() for draws in sizes for value in draws)
+        for curves in of["targets"].values()
+    )
     lines = [
         f"{title} on {found['n_test']:,} queries against the number of its outcomes, mean over "
-        f"{len(of['targets'])} targets left out in turn and {found['draws']} draws; in brackets "
+        f"{n_targets} targets left out in turn and {found['draws']} draws; in brackets "
         f"over training from scratch, with the 95% interval over targets",
         " ".join([f"{'':{width}}", *(f"{size:>30}" for size in found["sizes"])]),
     ]

@@ -202,7 +202,10 @@ def missing_lines(found: dict[str, Any]) -> list[str]:
             row[key] for key in ("difference", "mean_auc", "mean_within_dataset_auc")
         )
         less = (
-            f"{-lead['value']:10.4f} [{-lead['high']:.4f}, {-lead['low']:.4f}]" if lead else "none"
+            # 0 - 0 and not -0.
+            f"{0 - lead['value']:10.4f} [{0 - lead['high']:.4f}, {0 - lead['low']:.4f}]"
+            if lead
+            else "none"
         )
         auc, auc_within = (f"{figure['value']:.4f}" if figure else "none"
                            for figure in (whole, within))  # fmt: skip

@@ -103,11 +103,22 @@ def test_within_datasets_an_easy_one_s_name_is_worth_nothing(pool, monkeypatch):
         assert overall[method][0]["value"] > 0.7 and abs(within[method][0]["value"] - 0.5) < 0.1
     assert len(found["within_dataset_auc"]["targets"]["sole"]["from scratch"][0]) == 2
     lines = few_labels_lines(found)
+    assert "mean over 4 targets" in lines[0]
     assert [line.split(" on ")[0] for line in lines[:: len(METHODS) + 2]] == [
         "AUC of a new target", "AUC within datasets",
     ]  # fmt: skip
     assert len(draw(found).axes) == 4
     json.dumps(found, allow_nan=False)
+
+
+def test_a_target_without_an_auc_is_not_counted(pool, monkeypatch):
+    data, x_NC = pool
+    y_NM = data.y_NM.copy()
+    y_NM[:, 0] = 1
+    monkeypatch.setattr(lib, "fit_features", lambda *_: _Features(x_NC))
+    data = dataclasses.replace(data, y_NM=y_NM)
+    found = few_labels(STORE, data, config=CONFIG, sizes=(60,), draws=1)
+    assert "mean over 3 targets" in few_labels_lines(found)[0]
 
 
 @pytest.mark.parametrize("bad", [{"sizes": ()}, {"sizes": (0, 5)}, {"draws": 0}])
