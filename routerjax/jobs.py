@@ -104,14 +104,14 @@ def leave_out_torch() -> None:
 def run(main: Callable[[], None], *, torch: bool = False) -> None:
     """Runs a script's `main` with absl flags: cache on, SIGTERM polite, user errors in one line.
 
-    Args:
-      main: Reads its flags from absl.
-      torch: Whether the script uses torch; without it `leave_out_torch`.
-
     A `Stopped` job ends with exit code 0 after saying how to go on; a ValueError, OSError,
     FloatingPointError or RuntimeError (the device out of memory, no cluster), whose texts are
     written for users, ends with exit code 1 and no traceback (`--v=1` or higher shows it). ^C ends
     it at once, and so does a reader of its output that goes away, with the shell's exit codes.
+
+    Args:
+      main: Takes nothing; it reads its flags from absl.
+      torch: Whether it uses torch; else `leave_out_torch`.
     """
 
     def guarded(argv: list[str]) -> None:
