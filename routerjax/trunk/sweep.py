@@ -64,7 +64,7 @@ def sweep_trunks(
       cross-entropy of its ensemble in nats) with "value", "low" and "high" (None without draws),
       the same of its `difference` to the first, `equal_to_best` where that interval holds 0 (of the
       first alone without draws), `validation_auc` (mean over targets) and
-      `validation_within_dataset_auc` (NaN without names of datasets, or where none has five rows
+      `validation_within_dataset_auc` (None without names of datasets, or where none has five rows
       of either class), `member_loss` and `seed_sd` (mean and standard deviation over seeds),
       `best_epoch` (median), `n_failed`, and `config`, with which `fit_router` trains the same
       members. A setting all of whose members failed comes last, without numbers.
@@ -134,18 +134,20 @@ def trunk_lines(found: dict[str, Any], most: int = 10) -> list[str]:
         head += f"; {equal} not distinguishable from the best"
     lines = [
         head,
-        "  validation loss [95%]      lead lost [95%]             AUC     within  setting",
+        f"  {'validation loss [95%]':23}  {'lead lost [95%]':26}  {'AUC':6}  {'within':6}  setting",
     ]
     for row in rows[:most]:
         if row["validation_loss"] is None:
-            numbers = "  every member met a loss that is not finite           "
+            numbers = f"  {'every member met a loss that is not finite':67}"
         else:
             mark = "=" if row["equal_to_best"] else " "
             loss = _number(row["validation_loss"], ".4f")
             gap = _number(row["difference"], "+.4f")
-            within = f"{row['validation_within_dataset_auc']:.4f}"
-            within = f"{'–':6}" if within == "nan" else within
-            numbers = f"{mark} {loss}  {gap}  {row['validation_auc']:.4f}  {within}"
+            auc, within = (
+                f"{'–':6}" if row[name] is None else f"{row[name]:.4f}"
+                for name in ("validation_auc", "validation_within_dataset_auc")
+            )
+            numbers = f"{mark} {loss:23}  {gap:26}  {auc}  {within}"
         lines.append(f"{numbers}  {_text(row)}")
     return lines + [f"  ... {len(rows) - most} more"] * (len(rows) > most)
 
@@ -181,7 +183,8 @@ def _ranked(
     observed_VM = ~np.isnan(y_VM)
     count_V = observed_VM.sum(axis=1, dtype=np.float64)
     loss_QV = np.full((len(settings), len(y_VM)), np.nan)
-    auc_Q, within_Q = np.full((2, len(settings)), np.nan)
+    auc_Q: list[float | None] = [None] * len(settings)
+    within_Q = auc_Q.copy()
     for q, lived_K in enumerate(lived_QK):
         if lived_K.any():
             p_KVM = found.p_KVM[q * n_seeds : (q + 1) * n_seeds][lived_K]
@@ -189,7 +192,7 @@ def _ranked(
             loss_QV[q] = np.where(observed_VM, _cross_entropy(p_VM, y_VM), 0.0).sum(axis=1)
             auc_Q[q] = _mean(auc_per_target(p_VM, val.correct_NM))
             within = within_dataset_auc(p_VM, val.correct_NM, val.datasets)
-            within_Q[q] = np.nan if within is None else _mean(within.auc_M)
+            within_Q[q] = None if within is None else _mean(within.auc_M)
     value_Q = loss_QV.sum(axis=1) / count_V.sum()
     weight_BV = group_weights(val.groups, draws, seed).astype(np.float64)
     draws_BQ = (weight_BV @ loss_QV.T) / (weight_BV @ count_V)[:, None]
@@ -209,8 +212,8 @@ def _ranked(
             "validation_loss": _interval(value_Q[q], *(e[q] for e in ends_Q)) if known else None,
             "difference": _interval(gap_Q[q], low, high) if known else None,
             "equal_to_best": bool(known and (q == first or low <= 0 <= high)),
-            "validation_auc": float(auc_Q[q]) if known else None,
-            "validation_within_dataset_auc": float(within_Q[q]) if known else None,
+            "validation_auc": auc_Q[q],
+            "validation_within_dataset_auc": within_Q[q],
             "member_loss": float(member_K.mean()) if known else None,
             "seed_sd": float(member_K.std(ddof=1)) if len(member_K) > 1 else None,
             "best_epoch": float(np.median(epoch_QK[q][lived_QK[q]])) if known else None,
@@ -221,9 +224,9 @@ def _ranked(
     return rows
 
 
-def _mean(auc_M: np.ndarray) -> float:
-    """Over the targets that have one; NaN where none has."""
-    return float(np.nanmean(auc_M)) if np.isfinite(auc_M).any() else float("nan")
+def _mean(auc_M: np.ndarray) -> float | None:
+    """Over the targets that have one; None where none has."""
+    return float(np.nanmean(auc_M)) if np.isfinite(auc_M).any() else None
 
 
 def _cross_entropy(p_VM: np.ndarray, y_VM: np.ndarray) -> np.ndarray:

@@ -177,6 +177,22 @@ def test_lines_show_the_best_first(found):
     assert "8 trunks of 4 settings" in lines[0] and "1 not distinguishable" in lines[0]
     assert "signal hidden=16x8 dropout=0.2x0.2 lr=0.003 l2=0.0001" in lines[2]
     assert lines[-1].strip() == "... 2 more"
+    best = found["settings"][0]
+    figures = best["validation_auc"], best["validation_within_dataset_auc"]
+    assert "  {:.4f}  {:.4f}  signal".format(*figures) in lines[2]
+    assert lines[2].index(f"{figures[1]:.4f}  signal") == lines[1].index("within")
+
+
+def test_without_names_of_datasets_there_is_no_auc_within_them(rows):
+    store, data = rows
+    grid = dataclasses.replace(GRID, seeds=(1,))
+    found = sweep_trunks(store, dataclasses.replace(data, datasets=None), grid, CONFIG, draws=0)
+    best = found["settings"][0]
+    assert best["validation_within_dataset_auc"] is None and best["validation_auc"] > 0.75
+    lines = trunk_lines(found)
+    assert f"  {best['validation_auc']:.4f}  –       signal" in lines[2]
+    assert lines[2].index("signal") == lines[1].index("setting")  # Without intervals too.
+    json.dumps(found, allow_nan=False)
 
 
 def test_without_draws_there_is_no_interval(rows, found, tmp_path):
