@@ -126,14 +126,7 @@ class Folder:
           ValueError: The file is there but is not JSON, or not what was written.
         """
         value = self.read_json(name)
-        if value is None:
-            return None
-        if not isinstance(value, dict) or value.pop("seal", None) != _seal(value):
-            raise ValueError(
-                f"{self.path}{name} is not as it was written: its content and its seal differ, so "
-                f"that the file was changed or damaged"
-            )
-        return value
+        return None if value is None else unsealed(value, self.path + name)
 
     def write_sealed(self, name: str, value: dict[str, Any], indent: int | None = 2) -> None:
         """As `write_json`, with a digest of the value as a field `seal` of it."""
@@ -159,6 +152,25 @@ class Folder:
             self._kv.write(name, None).result()
         except Exception as error:
             raise OSError(f"cannot delete {self.path}{name}: {error}") from error
+
+
+def unsealed(value: Any, path: str) -> dict[str, Any]:
+    """What `Folder.write_sealed` was given, of the JSON value that it wrote.
+
+    Args:
+      value: As `Folder.read_json` returns it.
+      path: What an error calls it.
+
+    Raises:
+      ValueError: It is not what was written.
+    """
+    content = dict(value) if isinstance(value, dict) else {}
+    if content.pop("seal", None) != _seal(content):
+        raise ValueError(
+            f"{path} is not as it was written: its content and its seal differ, so that the file "
+            f"was changed or damaged"
+        )
+    return content
 
 
 def _digest(data: bytes) -> str:

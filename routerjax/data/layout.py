@@ -20,7 +20,7 @@ import tensorstore as ts
 
 from routerjax.data.rows import Rows
 from routerjax.data.shards import open_array, rows_per_block
-from routerjax.files import Folder
+from routerjax.files import Folder, unsealed
 
 logger = logging.getLogger(__name__)
 
@@ -92,12 +92,11 @@ def load(path: Any) -> Files:
             f"{SCHEMA_VERSION}: extract again with it"
         )
     try:
-        meta = folder.read_sealed("store.json")
+        meta = unsealed(found, f"{folder.path}store.json")
     except ValueError as error:
         raise ValueError(
             f"{error}: copy it from where the store was made, or delete it and extract again"
         ) from error
-    assert meta is not None
     rows = Rows.load(folder, meta["rows_digest"])
     identity = meta["identity"]
     shape = (len(identity["layers"]), len(identity["poolings"]), len(rows.ids), meta["width"])
