@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from routerjax.encoder import bfloat16
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.feed_forward import ACTIVATIONS
 from routerjax.encoder.norms import norm_maker
@@ -49,7 +50,9 @@ class Bert(nnx.Module):
         self, config: EncoderConfig, dtype: Any, precision: jax.lax.Precision, rngs: nnx.Rngs
     ):
         types = {"dtype": dtype, "param_dtype": dtype}
-        linear = functools.partial(nnx.Linear, precision=precision, **types)
+        linear = functools.partial(
+            nnx.Linear, precision=precision, dot_general=bfloat16.dot_general, **types
+        )
         norm = norm_maker(config, dtype)
         D = config.width
         self.max_positions, self.padding_token = config.max_positions, config.padding_token

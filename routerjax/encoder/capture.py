@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from routerjax.encoder import bfloat16
 from routerjax.encoder.split import by_batch
 
 _QUANTILES = {"at25": 0.25, "at50": 0.5, "at75": 0.75}
@@ -153,7 +154,7 @@ def capture(
     Args:
       graph: Of a Bert or Decoder.
       params: Its parameters; of p stacks of blocks, stack s holds the blocks s, s + p, s + 2p ...
-        on axis 0.
+        on axis 0. The stacks may be bits (`bfloat16.bits_of_stacks`).
       tokens_BT: [B, T] int32, padded on the right with any valid token.
       lengths_B: [B] int32 real tokens, at least 1.
       spans_B2: [B, 2] int32, where the query's own tokens start and end.
@@ -259,9 +260,8 @@ def _prefill(
 
     def run(carry: tuple[jax.Array, jax.Array], group: jax.Array | int, s: int, before: Any):
         block_def, stacked = stacks[s]
-        weights = jax.tree.map(
-            lambda w: jax.lax.dynamic_index_in_dim(w, group, keepdims=False), stacked
-        )
+        dtype = carry[0].dtype
+        weights = jax.tree.map(lambda w: bfloat16.index(w, group, dtype), stacked)
         return apply(carry, nnx.merge(block_def, weights), group * period + s, before)
 
     def apply(carry: tuple[jax.Array, jax.Array], block: Any, i: jax.Array | int, before: Any):

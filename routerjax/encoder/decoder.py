@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from routerjax.encoder import bfloat16
 from routerjax.encoder.attention import rotate
 from routerjax.encoder.config import FULL_ATTENTION, NO_ROPE, BlockKind, EncoderConfig
 from routerjax.encoder.deltanet import DeltaNet
@@ -168,7 +169,9 @@ class Decoder(nnx.Module):
         self, config: EncoderConfig, dtype: Any, precision: jax.lax.Precision, rngs: nnx.Rngs
     ):
         types = {"dtype": dtype, "param_dtype": dtype}
-        linear = functools.partial(nnx.Linear, precision=precision, **types)
+        linear = functools.partial(
+            nnx.Linear, precision=precision, dot_general=bfloat16.dot_general, **types
+        )
         norm = norm_maker(config, dtype)
         self.embed = nnx.Embed(config.vocab_size, config.width, rngs=rngs, **types)
         if config.embed_norm:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from routerjax.encoder import bfloat16
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.feed_forward import ACTIVATIONS, GatedFeedForward
 from routerjax.encoder.split import by_experts
@@ -197,9 +198,10 @@ def _in_blocks(
     blocks_X = -(-counts_X // n_rows)
     ends_X, first_blocks_X = jnp.cumsum(counts_X), jnp.cumsum(blocks_X) - blocks_X
     token_R = jnp.pad(token_R, (0, n_rows))
+    stacks = bfloat16.to_bits(experts)
 
     def linear(x_RD: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-        y = jnp.matmul(x_RD, kernel, precision=precision)
+        y = bfloat16.matmul(x_RD, kernel, precision)
         return y if bias is None else y + bias[None]
 
     def block(number: jax.Array, y_RD: jax.Array) -> jax.Array:
@@ -207,7 +209,7 @@ def _in_blocks(
         e = jnp.searchsorted(first_blocks_X, number, side="right") - 1
         start = ends_X[e] - counts_X[e] + (number - first_blocks_X[e]) * n_rows
         rows = jax.lax.dynamic_slice_in_dim(token_R, start, n_rows)
-        of_expert = jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, e, 0, False), experts)
+        of_expert = jax.tree.map(lambda w: bfloat16.index(w, e, x_ND.dtype), stacks)
         made = _expert(x_ND[rows], of_expert, linear, gate)
         return jax.lax.dynamic_update_slice_in_dim(y_RD, made, start, 0)
 

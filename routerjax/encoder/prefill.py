@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from routerjax import jobs
 from routerjax.devices import DATA, by_rows
+from routerjax.encoder import bfloat16
 from routerjax.encoder.capture import FEW_TOKENS, Graph, Prefix, capture, read_prefix, unstacked
 
 _PREFIXES_KEPT = 4  # With the layers they were read to.
@@ -39,6 +40,8 @@ class Prefill:
         self.graphdef, self.params = model
         self.mesh, self.cudnn = mesh, cudnn
         self._graph, self._n_layers = Graph(self.graphdef), n_layers
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        self._weights = bfloat16.bits_of_stacks(self.params) if on_cpu else self.params
         self._prefixes: dict[Any, Prefix] = {}
         self._programs: dict[Any, jax.stages.Compiled] = {}
 
@@ -57,9 +60,9 @@ class Prefill:
         known, blocks = self._beside(shape, layers, prefix)
         with self._on_mesh():
             if program is not None and not jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-                return program(self.params, *placed, prefix=known, blocks=blocks)
+                return program(self._weights, *placed, prefix=known, blocks=blocks)
             return capture(
-                self._graph, self.params, *placed, layers=layers, poolings=poolings, prefix=known,
+                self._graph, self._weights, *placed, layers=layers, poolings=poolings, prefix=known,
                 blocks=blocks, cudnn=self.cudnn,
             )  # fmt: skip
 
@@ -85,7 +88,7 @@ class Prefill:
             known, blocks = self._beside(shape, layers, prefix)
             with self._on_mesh():
                 self._programs[key] = capture.lower(
-                    self._graph, self.params, *batch, layers=layers, poolings=poolings,
+                    self._graph, self._weights, *batch, layers=layers, poolings=poolings,
                     prefix=known, blocks=blocks, cudnn=self.cudnn,
                 ).compile()  # fmt: skip
 
@@ -113,7 +116,7 @@ class Prefill:
             tokens_BP = np.tile(np.array(prefix, np.int32), (self.mesh.shape[DATA], 1))
             with self._on_mesh():
                 self._prefixes[prefix, layers] = read_prefix(
-                    self._graph, self.params, jax.device_put(tokens_BP, by_rows(self.mesh)),
+                    self._graph, self._weights, jax.device_put(tokens_BP, by_rows(self.mesh)),
                     layers=layers, cudnn=self.cudnn,
                 )  # fmt: skip
         return self._prefixes[prefix, layers]
