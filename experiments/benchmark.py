@@ -28,7 +28,7 @@ from experiments.bench.session import SCALES, Session
 from experiments.bench.suites import SUITES
 from experiments.bench.turns import Disagreement
 
-options.define("workdir", "seed", "data", "pool", "encoder")
+options.define("workdir", "seed", "data", "pool", "encoder", "compute_dtype")
 flags.DEFINE_list("suite", list(SUITES), f"Suites: {', '.join(SUITES)}.")
 flags.DEFINE_enum(
     "scale", "cpu", list(SCALES), "Sizes of the suites; full for results that are kept."
@@ -53,6 +53,7 @@ class Config:
     data: str | None
     pool: str | None
     encoder: str | None
+    compute_dtype: str
     suite: list[str]
     scale: str
     n_queries: int

@@ -268,3 +268,15 @@ def test_the_script_writes_json_table_and_picture(tmp_path):
     assert (tmp_path / "benchmark.png").stat().st_size > 1000
     assert json.loads((tmp_path / "guard.json").read_text())["ratios"]
     assert json.loads((tmp_path / "config.json").read_text())["config"]["suite"] == ["probes"]
+
+
+def test_encoders_compute_in_the_dtype_asked_for(tmp_path, tiny_encoder_folder):
+    for asked, got in (("auto", "float32"), ("bfloat16", "bfloat16")):
+        config = types.SimpleNamespace(
+            workdir=tmp_path, scale="guard", rounds=1, seed=0, encoder=tiny_encoder_folder,
+            compute_dtype=asked,
+        )  # fmt: skip
+        s = session.Session(config)
+        assert s.encoder.identity["compute_dtype"] == got
+        assert s.load(s.source, "auto").identity["compute_dtype"] == got
+        assert machine.matrix_rate(got)() > 0

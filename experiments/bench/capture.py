@@ -58,7 +58,7 @@ def capture(s: session.Session) -> dict[str, Any]:
     if several:
         left_out.append(several)
     else:
-        wide = rj.Encoder.from_pretrained(s.source, mesh=rj.make_mesh("auto"))
+        wide = s.load(s.source, "auto")
         name = f"jit, buckets, {wide.n_devices} devices"
         more.insert(0, Contestant(name, lambda turn: extract(wide, data)))
     found = race(s, encoder, s.source, data, more)
@@ -74,14 +74,13 @@ def capture(s: session.Session) -> dict[str, Any]:
 
 def encoders(s: session.Session) -> dict[str, Any]:
     """Shapes people use, random weights, simulated token ids; one race a shape."""
-    dtype = session.file_dtype()
     found: dict[str, Any] = {"title": "", "rows": [], "agreement": {}, "left_out": [], "rates": {}}
     titles = []
     for name, n, mean_tokens in s.shapes:
         path = s.checkpoint(name)
-        encoder = rj.Encoder.from_pretrained(path, mesh=rj.make_mesh("data:1"))
+        encoder = s.load(path)
         data = checkpoints.queries(s.asked_for(n), mean_tokens, s.seed)
-        one = race(s, encoder, path, data, [])
+        one, dtype = race(s, encoder, path, data, []), encoder.identity["compute_dtype"]
         del encoder  # Its memory is the next one's.
         for row in one["rows"]:
             row["contestant"] = f"{name}: {row['contestant']}"
@@ -265,7 +264,7 @@ def scaling(
         counts = [k for k in (1, 2, 4, 8, 16) if k <= len(jax.local_devices())]
 
         def on_devices(k: int) -> Callable[[], Any]:
-            wide = rj.Encoder.from_pretrained(s.source, mesh=rj.make_mesh(f"data:{k}"))
+            wide = s.load(s.source, f"data:{k}")
             return forward(most // 4, 16 * per_batch, top, wide)
 
         what = f"a batch of {16 * per_batch} prompts of {most // 4} tokens"

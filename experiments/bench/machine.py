@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from routerjax.encoder import bfloat16
+
 _STATUS = pathlib.Path("/proc/self/status")
 # On an accelerator one product takes a millisecond: as many keep its clocks as work does.
 _TIMES = 50
@@ -23,7 +25,7 @@ def on_cpu() -> bool:
 
 
 def matrix_rate(dtype: str) -> Callable[[], float]:
-    """A probe of the matrix-product rate, float32 at the highest precision, as the encoder's.
+    """A probe of the matrix-product rate, of products as the encoder's linear layers.
 
     Args:
       dtype: "float32", "bfloat16" or "float16".
@@ -34,7 +36,7 @@ def matrix_rate(dtype: str) -> Callable[[], float]:
     n, times = (2048, 1) if on_cpu() else (8192, _TIMES)
     precision = jax.lax.Precision.HIGHEST if dtype == "float32" else jax.lax.Precision.DEFAULT
     a = jnp.asarray(np.random.default_rng(0).normal(size=(n, n)), dtype)
-    square = jax.jit(lambda a: jnp.matmul(a, a, precision=precision))
+    square = jax.jit(lambda a: bfloat16.matmul(a, a, precision))
     square(a).block_until_ready()
 
     def probe() -> float:

@@ -160,7 +160,13 @@ class Session:
 
     @functools.cached_property
     def encoder(self) -> rj.Encoder:
-        return rj.Encoder.from_pretrained(self.source, mesh=rj.make_mesh("data:1"))
+        return self.load(self.source)
+
+    def load(self, source: str, mesh: str = "data:1") -> rj.Encoder:
+        """An encoder that computes in the run's dtype."""
+        return rj.Encoder.from_pretrained(
+            source, compute_dtype=self._config.compute_dtype, mesh=rj.make_mesh(mesh)
+        )
 
     @functools.cached_property
     def data(self) -> rj.RoutingDataset:
@@ -185,7 +191,7 @@ class Session:
 
 
 def file_dtype() -> str:
-    """Of the checkpoints that are written here: what the encoder computes in."""
+    """Of the checkpoints that are written here: what an encoder computes in by default."""
     return "float32" if machine.on_cpu() else "bfloat16"
 
 
