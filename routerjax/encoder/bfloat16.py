@@ -70,13 +70,13 @@ def to_bits(weights: Any) -> Any:
     return jax.tree.map(bits, weights)
 
 
-def index(stack: jax.Array, i: jax.Array | int, dtype: Any) -> jax.Array:
-    """stack[i] along axis 0, in this dtype if the stack is of bits.
+def index(stack: jax.Array, i: jax.Array | int) -> jax.Array:
+    """stack[i] along axis 0.
 
     Args:
-      stack: [X, ...], or its bits.
+      stack: [X, ...] numbers, or the bits of bfloat16 as uint16.
       i: Scalar.
-      dtype: Of the model.
     """
     found = jax.lax.dynamic_index_in_dim(stack, i, keepdims=False)
-    return found if stack.dtype == dtype else jax.lax.bitcast_convert_type(found, dtype)
+    bits = stack.dtype == jnp.uint16
+    return jax.lax.bitcast_convert_type(found, jnp.bfloat16) if bits else found

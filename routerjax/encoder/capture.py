@@ -260,8 +260,7 @@ def _prefill(
 
     def run(carry: tuple[jax.Array, jax.Array], group: jax.Array | int, s: int, before: Any):
         block_def, stacked = stacks[s]
-        dtype = carry[0].dtype
-        weights = jax.tree.map(lambda w: bfloat16.index(w, group, dtype), stacked)
+        weights = jax.tree.map(lambda w: bfloat16.index(w, group), stacked)
         return apply(carry, nnx.merge(block_def, weights), group * period + s, before)
 
     def apply(carry: tuple[jax.Array, jax.Array], block: Any, i: jax.Array | int, before: Any):

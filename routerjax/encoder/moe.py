@@ -209,7 +209,7 @@ def _in_blocks(
         e = jnp.searchsorted(first_blocks_X, number, side="right") - 1
         start = ends_X[e] - counts_X[e] + (number - first_blocks_X[e]) * n_rows
         rows = jax.lax.dynamic_slice_in_dim(token_R, start, n_rows)
-        of_expert = jax.tree.map(lambda w: bfloat16.index(w, e, x_ND.dtype), stacks)
+        of_expert = jax.tree.map(lambda w: bfloat16.index(w, e), stacks)
         made = _expert(x_ND[rows], of_expert, linear, gate)
         return jax.lax.dynamic_update_slice_in_dim(y_RD, made, start, 0)
 
