@@ -10,6 +10,7 @@ from routerjax.devices import make_mesh
 from routerjax.encoder import bfloat16
 from routerjax.encoder.capture import Graph, capture
 from routerjax.encoder.encoder import Encoder
+from routerjax.encoder.prefill import Prefill
 from routerjax.encoder.weights import make_model
 from tests.encoder import models
 
@@ -36,11 +37,15 @@ def lowered(model, weights):
 
 @pytest.mark.parametrize("name", ["bert", "qwen3", "qwen3_moe"])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_no_batch_makes_a_second_form_of_all_weights(name, dtype):
+def test_no_batch_makes_a_second_form_of_all_weights(name, dtype, monkeypatch):
+    # Of a few tokens a form of the weights is kept, which is not made at every batch.
+    monkeypatch.setattr("routerjax.encoder.prefill.FEW_TOKENS", 0)
     model = wide(name, dtype)
     stacks = sum(x.nbytes for x in jax.tree.leaves(model[1]["blocks"]))
     assert stacks > 2**21
-    program = lowered(model, bfloat16.bits_of_stacks(model[1])).compile()
+    reader = Prefill(model, 8, make_mesh("data:1"), cudnn=False)
+    reader.compile([(2, 7)], (0, 8), ("mean",), ())
+    (program,) = reader._programs.values()
     # Of a block at a time: what is indexed is copied, and of a product of float16 widened.
     assert program.memory_analysis().temp_size_in_bytes < 0.3 * stacks
 
@@ -52,8 +57,8 @@ def test_states_are_the_same_from_bits():
         capture(Graph(model[0]), weights, *batch(), **options)
         for weights in (bfloat16.bits_of_stacks(model[1]), model[1])
     )
-    np.testing.assert_allclose(of_bits, of_numbers, rtol=0.02, atol=0.02)
-    assert np.abs(of_numbers).min(axis=(1, 2, 3)).max() > 0
+    np.testing.assert_array_equal(of_bits, of_numbers)
+    assert np.abs(of_numbers).max(axis=(1, 2, 3)).min() > 0.1
 
 
 @pytest.mark.parametrize("axes", ["data:1", "data:2,model:2"])
