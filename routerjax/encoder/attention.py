@@ -11,6 +11,8 @@ from routerjax.encoder.config import EncoderConfig
 # Attention scores held at a time: 8 MiB of float32 stay in a CPU's cache, 1 GiB fills a GPU.
 _SCORES = {"cpu": 2**21}
 _SCORES_ELSEWHERE = 2**28
+# So many turns are written out: a loop on a CPU copies the heads it takes and those it leaves.
+_WRITTEN_OUT = {"cpu": 4}
 # Tokens up to which a head's scores are computed whole; longer prompts go block by block. On CPU
 # causal ones do earlier: half of the blocks are skipped, which nearly halves the time at 512.
 LONGEST_WHOLE = 1024
@@ -106,7 +108,9 @@ def attend(
             scores = soft_cap * jnp.tanh(scores / soft_cap)
         t_R1 = jnp.tile(jnp.arange(S - T, S), H // G)[:, None]
         seen = visible(t_R1, jnp.arange(S)[None], n_real, bidirectional, window)
-        scores = jnp.where(seen, scores, HIDDEN)
+        # Added, not chosen: XLA's CPU backend then makes one parallel kernel of all this, where a
+        # select parts it and leaves the first product to one core. Finite scores vanish in it.
+        scores = scores + jnp.where(seen, 0.0, HIDDEN)
         most = scores.max(axis=-1, keepdims=True)
         if sinks is not None:
             most = jnp.maximum(most, sinks)
@@ -120,8 +124,11 @@ def attend(
         return (mixed / total).astype(v.dtype)
 
     heads = (q, k, v, n_real, sinks)
-    once = jax.tree.map(lambda x: x[0], heads)
-    mixed = jax.lax.map(turn, heads) if n_turns > 1 else turn(once)
+    if n_turns <= _WRITTEN_OUT.get(jax.default_backend(), 1):
+        each = [jax.tree.map(lambda x, i=i: x[i], heads) for i in range(n_turns)]
+        mixed = jnp.stack([turn(of_turn) for of_turn in each])
+    else:
+        mixed = jax.lax.map(turn, heads)
     return mixed.reshape(B, H, T, E).transpose(0, 2, 1, 3)
 
 
@@ -150,7 +157,6 @@ def cudnn_is_legal(config: EncoderConfig, platform: str, dtype: Any, max_tokens:
         and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
         and not config.bidirectional
         and not config.soft_cap
-        and not config.sinks
         and not config.sinks
         and config.head_dim % 8 == 0
         and config.head_dim <= 128

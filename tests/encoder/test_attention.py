@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from routerjax.encoder import attention
 from routerjax.encoder.attention import attend, rotate
 from routerjax.encoder.config import EncoderConfig
 from routerjax.encoder.rope import rotary_frequencies
@@ -60,6 +61,35 @@ def test_attention_equals_numpy(n_kv_heads, bidirectional, n_before, window, sof
     expected = naive(q, k, v, lengths_B, **options, sinks_H=sinks_H)
     assert np.isfinite(out).all()
     np.testing.assert_allclose(np.where(np.isnan(expected), np.nan, out), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("n_turns", [2, 3, 6])
+def test_turns_written_out_and_in_a_loop_equal_one(monkeypatch, n_turns):
+    B, T, H, G, E = 3, 7, 6, 2, 4
+    q, k, v = (jnp.asarray(heads(i, B, T, n, E)) for i, n in enumerate((H, G, G)))
+    lengths_B = jnp.array([7, 1, 5])
+
+    def attended():
+        return attend(q, k, v, lengths_B, models.HIGHEST, sinks_H=jnp.asarray(SINKS_H))
+
+    once = attended()
+    monkeypatch.setattr(attention, "_SCORES", {jax.default_backend(): B * H * T * T // n_turns})
+    loops = n_turns > attention._WRITTEN_OUT.get(jax.default_backend(), 1)
+    assert ("scan[" in str(jax.make_jaxpr(attended)())) == loops
+    np.testing.assert_allclose(attended(), once, atol=1e-6)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_scores_are_hidden_without_a_select_which_would_part_the_products_on_a_cpu(bidirectional):
+    B, T, H, E = 2, 16, 3, 4
+    q, k, v = (jnp.asarray(heads(i, B, T, H, E)) for i in range(3))
+    program = jax.jit(
+        lambda: attend(q, k, v, jnp.array([16, 9]), models.HIGHEST, bidirectional=bidirectional)
+    )
+    lines = program.lower().as_text().splitlines()
+    of_scores = [line for line in lines if f"tensor<{B * H}x{T}x{T}xf32>" in line]
+    assert any("stablehlo.add" in line for line in of_scores)
+    assert not any("stablehlo.select" in line for line in of_scores)
 
 
 def test_scores_too_large_for_exp_stay_finite():
