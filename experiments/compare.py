@@ -13,6 +13,7 @@ command, or one with further contestants or seeds, does only what is missing.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -24,9 +25,9 @@ options.define(
     required=("workdir", "data", "store"),
 )  # fmt: skip
 flags.DEFINE_string("recipes", "all_layers,per_target:cv_auc", "Recipes, separated by commas.")
-flags.DEFINE_list("baselines", [], "all, or some of: best_single, random, cheapest, oracle, "
-                  "dataset, knn, knn_all_layers, logistic, logistic_all_layers, mlp, "
-                  "matrix_factorisation.")  # fmt: skip
+flags.DEFINE_list("baselines", [], "all, as far as the rows have prices and datasets, or some of: "
+                  "best_single, random, cheapest, oracle, dataset, knn, knn_all_layers, logistic, "
+                  "logistic_all_layers, mlp, matrix_factorisation.")  # fmt: skip
 flags.DEFINE_integer("folds", 5, "Outer folds; groups stay together.", 2)
 flags.DEFINE_integer("seeds", 1, "Trainings of each recipe in each fold.", 1)
 flags.DEFINE_bool("control", True, "Train each once more on outcomes shuffled within datasets.")
@@ -62,14 +63,14 @@ def main() -> None:
     config = options.read(Config)
     contestants: dict[str, rj.Plan | rj.Baseline] = {}
     contestants |= rj.parse_plans(config.recipes, config.pooling, config.pca_dim)
-    names = rj.BASELINES if config.baselines == ["all"] else config.baselines
-    unknown = [name for name in names if name not in rj.BASELINES]
-    if unknown:
+    unknown = [name for name in config.baselines if name not in (*rj.BASELINES, "all")]
+    if unknown or ("all" in config.baselines and len(config.baselines) > 1):
         raise ValueError(
-            f"--baselines: expected all or some of {', '.join(rj.BASELINES)}, got {unknown[0]!r}"
+            f"--baselines: expected all or some of {', '.join(rj.BASELINES)}, got "
+            f"{','.join(config.baselines)!r}"
         )
-    contestants |= {name: rj.BASELINES[name] for name in names}
     data, _ = options.read_data(config)
+    contestants |= baselines(config.baselines, data)
     stores = options.open_stores(config.store)
     folder = rj.Folder(config.workdir)
     rj.jobs.write_config(folder, config)
@@ -88,6 +89,26 @@ def main() -> None:
     )
     rj.save_comparison(found, folder)
     print("\n".join(rj.comparison_lines(found)))
+
+
+def baselines(names: Sequence[str], data: rj.RoutingDataset) -> dict[str, rj.Baseline]:
+    """Baselines by name; of "all" those that the rows have the prices or datasets for.
+
+    Args:
+      names: Of baselines, or "all" alone; what "all" leaves out is printed.
+      data: The rows.
+    """
+    if list(names) != ["all"]:
+        return {name: rj.BASELINES[name] for name in names}
+    found = {}
+    for name, baseline in rj.BASELINES.items():
+        try:
+            baseline.check(data)
+        except ValueError as error:
+            print(f"left out: {error}")
+        else:
+            found[name] = baseline
+    return found
 
 
 if __name__ == "__main__":

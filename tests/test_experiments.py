@@ -1,5 +1,6 @@
 """The scripts as a user runs them: each on its own, in a row, and wrongly."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -11,10 +12,11 @@ import types
 
 import pytest
 
-from experiments import options
+from experiments import compare, options
 from routerjax.data.readers import write_dataset, write_pool
 from routerjax.data.simulate import simulate
 from routerjax.data.store import ActivationStore
+from routerjax.routing.baselines import BASELINES
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -163,6 +165,19 @@ def test_a_router_of_two_stores_with_a_layer_for_each_target(work, files, tiny_e
     assert json.loads(done.stdout)["target"] in router["targets"], done.stderr
     done = run("route", flags[1], "--query=q", f"--encoder={encoders},more")
     assert done.returncode == 1 and "name one for each of them" in done.stderr
+
+
+def test_all_baselines_are_those_that_the_rows_allow(capsys):
+    data = simulate(30)
+    assert list(compare.baselines(["all"], data)) == list(BASELINES)
+    bare = dataclasses.replace(data, prices_M2=None, datasets=None)
+    found = compare.baselines(["all"], bare)
+    assert set(BASELINES) - set(found) == {"cheapest", "dataset"}
+    said = capsys.readouterr().out
+    assert "left out: cheapest: some or all prices are unknown" in said
+    assert "left out: dataset: the rows do not name their datasets" in said
+    # Asked for by name it is refused, by the comparison.
+    assert list(compare.baselines(["knn", "cheapest"], bare)) == ["knn", "cheapest"]
 
 
 @pytest.mark.slow
