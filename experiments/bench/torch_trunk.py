@@ -1,6 +1,5 @@
 """What the trunk is measured against: the published training in torch, member by member."""
 
-import time
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,9 @@ import numpy as np
 import routerjax as rj
 
 
-def torch_ensemble(arrays: list[np.ndarray], config: rj.TrunkConfig) -> tuple[float, np.ndarray]:
+def torch_ensemble(
+    arrays: list[np.ndarray], config: rj.TrunkConfig
+) -> tuple[np.ndarray, np.ndarray]:
     """The published training, member by member; same rows, masks, optimiser and early stopping.
 
     Args:
@@ -16,7 +17,7 @@ def torch_ensemble(arrays: list[np.ndarray], config: rj.TrunkConfig) -> tuple[fl
       config: The ensemble.
 
     Returns:
-      Seconds, and the best validation loss of every member.
+      The best validation loss of every member, and the epochs it took.
     """
     import torch
     from torch import nn
@@ -28,8 +29,8 @@ def torch_ensemble(arrays: list[np.ndarray], config: rj.TrunkConfig) -> tuple[fl
         seen = ~target.isnan()
         return nn.functional.binary_cross_entropy_with_logits(logits[seen], target[seen])
 
-    best = []
-    start = time.perf_counter()
+    best: list[float] = []
+    epochs: list[int] = []
     for seed in config.seeds:
         torch.manual_seed(seed)
         layers: list[nn.Module] = []
@@ -40,6 +41,7 @@ def torch_ensemble(arrays: list[np.ndarray], config: rj.TrunkConfig) -> tuple[fl
         net = nn.Sequential(*layers, nn.Linear(width, y.shape[1])).to(device)
         optimiser = torch.optim.Adam(net.parameters(), config.learning_rate, weight_decay=config.l2)
         lowest, waited = np.inf, 0
+        epochs.append(0)
         for _ in range(config.epochs):
             net.train()
             order = torch.randperm(len(x), device=device)
@@ -50,9 +52,10 @@ def torch_ensemble(arrays: list[np.ndarray], config: rj.TrunkConfig) -> tuple[fl
             net.eval()
             with torch.no_grad():
                 loss = bce(net(x_val), y_val).item()
+            epochs[-1] += 1
             waited = 0 if loss < lowest - config.min_delta else waited + 1
             lowest = loss if waited == 0 else lowest
             if waited >= config.patience:
                 break
         best.append(lowest)
-    return time.perf_counter() - start, np.array(best)
+    return np.array(best), np.array(epochs)

@@ -58,7 +58,7 @@ def trunk(s: session.Session) -> dict[str, Any]:
     contestants.append(Contestant("member by member, same code", alone))
     if session.installed("torch"):
         contestants.append(
-            Contestant("torch, member by member", lambda turn: torch_ensemble(arrays, published)[1],
+            Contestant("torch, member by member", lambda turn: torch_ensemble(arrays, published)[0],
                        compiles=False)
         )  # fmt: skip
     else:
@@ -111,8 +111,17 @@ def trunks(s: session.Session) -> dict[str, Any]:
     def chosen(turn: int) -> np.ndarray:
         return shares[turn - 1] if turn else some[:1]
 
+    def flops_of(member: rj.TrunkMember, epochs: float) -> float:
+        widths = (x[member.features].shape[1], *member.hidden, len(fit.targets))
+        return float(epochs) * epoch_flops(widths, len(fit), len(val))
+
+    # Networks differ in what they take: a part of them is that part of the work, not of their
+    # number. Torch draws other random numbers and stops after epochs of its own.
+    done: dict[tuple[bool, int], float] = {}
+    n_flops = 0.0
+
     def each(turn: int, in_torch: bool) -> tuple[np.ndarray, np.ndarray]:
-        losses = []
+        losses, flops = [], 0.0
         for k in chosen(turn):
             member = members[k]
             own = {key: value for key, value in member._asdict().items()
@@ -121,38 +130,39 @@ def trunks(s: session.Session) -> dict[str, Any]:
             of_fit, of_val = x[member.features], x_val[member.features]
             if in_torch:
                 arrays = [of_fit, fit.correct_NM, of_val, val.correct_NM]
-                losses.append(torch_ensemble(arrays, alone)[1][0])
+                best_K, epochs_K = torch_ensemble(arrays, alone)
             else:
                 _, history = rj.train_trunk(of_fit, fit.correct_NM, of_val, val.correct_NM, alone)
-                losses.append(history.best_val_loss_K[0])
+                best_K = history.best_val_loss_K
+                epochs_K = np.isfinite(history.train_loss_EK).sum(axis=0)
+            losses.append(best_K[0])
+            flops += flops_of(member, epochs_K[0])
+        done[in_torch, turn] = flops
         return chosen(turn), np.array(losses)
-
-    def share(turn: int) -> float:
-        return len(chosen(turn)) / n
-
-    n_flops = 0.0
 
     def at_once(turn: int) -> np.ndarray:
         nonlocal n_flops
         found = rj.train_trunks(x, fit.correct_NM, x_val, val.correct_NM, members, published)
         # A member stops when it has waited for so long since its best epoch.
         epochs_K = np.minimum(found.best_epoch_K + 1 + published.patience, published.epochs)
-        n_flops = sum(
-            float(n)
-            * epoch_flops((x[m.features].shape[1], *m.hidden, len(fit.targets)), len(fit), len(val))
-            for n, m in zip(epochs_K, members, strict=True)
-        )
+        n_flops = sum(flops_of(*of_one) for of_one in zip(members, epochs_K, strict=True))
         return found.best_val_loss_K
 
     ours = f"routerjax: {n} at once"
     contestants = [
         Contestant(ours, at_once),
-        Contestant("one by one, same code", lambda turn: each(turn, False), share),
+        Contestant(
+            "one by one, same code",
+            lambda turn: each(turn, False),
+            lambda turn: done[False, turn] / n_flops,
+        ),
     ]
     left_out = []
     if session.installed("torch"):
-        one_by_one = Contestant("torch, one by one", lambda turn: each(turn, True), share, False)
-        contestants.append(one_by_one)
+        contestants.append(
+            Contestant("torch, one by one", lambda turn: each(turn, True),
+                       lambda turn: done[True, turn] / n_flops, compiles=False)
+        )  # fmt: skip
     else:
         left_out.append(f"{session.TORCH} in trunks")
 
@@ -169,7 +179,8 @@ def trunks(s: session.Session) -> dict[str, Any]:
     found = turns.in_turn(contestants, s.rounds, lambda: Work(n_flops), agree)
     return found | {
         "title": f"{n} networks of {len(grid.recipes)} recipes, 8 settings, several seeds; "
-        f"{len(fit)} rows. Which of them were trained one by one differs from round to round.",
+        f"{len(fit)} rows. Which of them were trained one by one differs from round to round; "
+        "their time is scaled by the floating-point operations of the epochs they took.",
         "left_out": left_out,
     }
 
