@@ -1,6 +1,5 @@
 """A router's folder: router.json, readable, beside Orbax arrays; whole or not there."""
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from routerjax import jobs
 from routerjax.files import Folder
-from routerjax.trunk.checkpoint import load_arrays, save_arrays
+from routerjax.trunk.checkpoint import digest_of, load_arrays, save_arrays
 
 SCHEMA_VERSION = 5
 FILE = "router.json"
@@ -35,7 +34,7 @@ def write(path: Any, parts: Mapping[str, Mapping[str, np.ndarray]], value: dict[
     }
     folder.delete(FILE)
     save_arrays(folder / "arrays", arrays)
-    own = {"arrays_digest": _digest(arrays), "parts": list(parts), "versions": jobs.versions()}
+    own = {"arrays_digest": digest_of(arrays), "parts": list(parts), "versions": jobs.versions()}
     folder.write_json(FILE, {"schema_version": SCHEMA_VERSION} | value | own)
 
 
@@ -55,7 +54,7 @@ def read(path: Any) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
             f"train the router again with it"
         )
     arrays = load_arrays(folder / "arrays")
-    if _digest(arrays) != value["arrays_digest"]:
+    if digest_of(arrays) != value["arrays_digest"]:
         raise ValueError(
             f"{folder.path}arrays is not what {FILE} was written with: copy the whole folder "
             f"again, or train the router again"
@@ -65,13 +64,3 @@ def read(path: Any) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
         part, _, rest = name.partition(".")
         parts[part][rest] = array
     return value, parts
-
-
-def _digest(arrays: dict[str, np.ndarray]) -> str:
-    """BLAKE2b (128 bits) of names, shapes and values."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name], np.float32)
-        digest.update(f"{name} {array.shape}".encode())
-        digest.update(array.data)
-    return digest.hexdigest()

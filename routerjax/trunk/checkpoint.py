@@ -1,11 +1,15 @@
 """Checkpoints: Orbax behind one small file."""
 
+import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from routerjax import jobs
 from routerjax.files import Folder
+
+_DIGEST = "digest"  # Beside a checkpoint's arrays: OCDBT has no checksum of what it stores.
 
 
 class Checkpoints:
@@ -33,16 +37,30 @@ class Checkpoints:
 
         Args:
           like: Arrays of the shapes and dtypes expected, by name.
+
+        Raises:
+          ValueError: It is damaged.
         """
         step = self._manager.latest_step()
         if step is None:
             return None
-        found = self._manager.restore(step, args=self._orbax.args.StandardRestore(like))
-        return {name: np.asarray(value) for name, value in found.items()}
+        held = like | {_DIGEST: np.zeros(16, np.uint8)}
+        try:
+            read = self._manager.restore(step, args=self._orbax.args.StandardRestore(held))
+            found = {name: np.asarray(value) for name, value in read.items()}
+            if found.pop(_DIGEST).tobytes().hex() != digest_of(found):
+                raise ValueError("its numbers are not those that were written")
+        except (ValueError, OSError, KeyError) as error:
+            raise ValueError(
+                f"{self.folder.path}: checkpoint {step} is damaged; delete the folder, and this "
+                f"training begins anew: {error}"
+            ) from error
+        return found
 
     def save(self, step: int, arrays: dict[str, np.ndarray]) -> None:
         """Writes a checkpoint; returns when the arrays are copied, not when they are on disk."""
-        self._manager.save(step, args=self._orbax.args.StandardSave(arrays))
+        digest = np.frombuffer(bytes.fromhex(digest_of(arrays)), np.uint8)
+        self._manager.save(step, args=self._orbax.args.StandardSave(arrays | {_DIGEST: digest}))
 
     def close(self) -> None:
         """Waits until everything is on disk."""
@@ -68,6 +86,16 @@ def load_arrays(folder: Folder) -> dict[str, np.ndarray]:
     except (ValueError, OSError, KeyError) as error:
         raise ValueError(f"{folder.path} holds no whole arrays: {error}") from error
     return {name: np.asarray(value) for name, value in found.items()}
+
+
+def digest_of(arrays: Mapping[str, np.ndarray]) -> str:
+    """BLAKE2b (128 bits, in hexadecimal) of names, shapes and values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
 
 
 def _orbax() -> Any:

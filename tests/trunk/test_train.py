@@ -241,6 +241,19 @@ def test_checkpoints_of_another_job_are_refused(rows, tmp_path):
         train(rows[0] + 1, *rows[1:], SMALL, tmp_path)
 
 
+@pytest.mark.parametrize("damage", ["empty", "cut", "bit"])
+def test_a_damaged_checkpoint_is_named(rows, tmp_path, damage):
+    train(*rows, SMALL, tmp_path)
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name == "d"]
+    path = max(files, key=lambda path: path.stat().st_size)
+    held = bytearray(path.read_bytes())
+    if damage == "bit":
+        held[len(held) // 2] ^= 1
+    path.write_bytes(held if damage == "bit" else held[: len(held) // 2 if damage == "cut" else 0])
+    with pytest.raises(ValueError, match=r"checkpoint \d+ is damaged; delete the folder"):
+        train(*rows, SMALL, tmp_path)
+
+
 def test_a_loss_that_is_not_finite_names_member_and_epoch(rows):
     config = dataclasses.replace(NO_DROPOUT, learning_rate=1e30)
     with pytest.raises(FloatingPointError, match=r"member \d \(seed \d\) is (nan|inf) in epoch \d"):
