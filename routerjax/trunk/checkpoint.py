@@ -39,7 +39,7 @@ class Checkpoints:
           like: Arrays of the shapes and dtypes expected, by name.
 
         Raises:
-          ValueError: It is damaged.
+          ValueError: It cannot be read, or is damaged.
         """
         step = self._manager.latest_step()
         if step is None:
@@ -47,14 +47,17 @@ class Checkpoints:
         held = like | {_DIGEST: np.zeros(16, np.uint8)}
         try:
             read = self._manager.restore(step, args=self._orbax.args.StandardRestore(held))
-            found = {name: np.asarray(value) for name, value in read.items()}
-            if found.pop(_DIGEST).tobytes().hex() != digest_of(found):
-                raise ValueError("its numbers are not those that were written")
         except (ValueError, OSError, KeyError) as error:
             raise ValueError(
-                f"{self.folder.path}: checkpoint {step} is damaged; delete the folder, and this "
-                f"training begins anew: {error}"
+                f"{self.folder.path}: checkpoint {step} cannot be read; if it is damaged, delete "
+                f"the folder, and this training begins anew: {error}"
             ) from error
+        found = {name: np.asarray(value) for name, value in read.items()}
+        if found.pop(_DIGEST).tobytes().hex() != digest_of(found):
+            raise ValueError(
+                f"{self.folder.path}: checkpoint {step} is damaged, its numbers are not those that "
+                f"were written; delete the folder, and this training begins anew"
+            )
         return found
 
     def save(self, step: int, arrays: dict[str, np.ndarray]) -> None:
