@@ -109,7 +109,7 @@ def attend(
         t_R1 = jnp.tile(jnp.arange(S - T, S), H // G)[:, None]
         seen = visible(t_R1, jnp.arange(S)[None], n_real, bidirectional, window)
         # Added, not chosen: XLA's CPU backend then makes one parallel kernel of all this, where a
-        # select parts it and leaves the first product to one core. Finite scores vanish in it.
+        # select parts it and leaves the first product to one core. HIDDEN plus a score is HIDDEN.
         scores = scores + jnp.where(seen, 0.0, HIDDEN)
         most = scores.max(axis=-1, keepdims=True)
         if sinks is not None:
