@@ -19,13 +19,13 @@ import safetensors.numpy
 
 from routerjax import jobs
 from routerjax.files import Folder
-from routerjax.trunk.checkpoint import Checkpoints
+from routerjax.trunk.checkpoint import Checkpoints, digest_of
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.loop import Layout, Loop, restore, run
 from routerjax.trunk.member import Member, bytes_read, groups, turn_of
 from routerjax.trunk.net import Trunk
 from routerjax.trunk.state import Data, Program, Setting
-from routerjax.trunk.train import check_rows, digest
+from routerjax.trunk.train import check_rows
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,9 @@ def train_many(
     )
     folder = None if workdir is None else Folder(workdir)
     if folder is not None:
-        given = [y_train_NM, y_val_NM, *(x[name] for name in used for x in (train_of, val_of))]
+        given = {"y_train_NM": y_train_NM, "y_val_NM": y_val_NM}
+        for part, x_of in (("x_train", train_of), ("x_val", val_of)):
+            given |= {f"{part}.{name}": x for name, x in x_of.items()}
         jobs.claim(folder, "training of trunks", _job(members, given, config))
     left = set(range(n))
     if folder is not None:
@@ -121,7 +123,7 @@ def train_many(
             )  # fmt: skip
             group = _Group(data, names, chosen, config, devices)
             # Named by who is in it, which depends on the devices too.
-            name = f"group-{digest([np.array(places)])}"
+            name = f"group-{digest_of({_PLACES: np.array(places)})}"
             arrays = group.train(None if folder is None else folder / name, bar)
             for leaf, field in zip(found, Trained._fields, strict=True):
                 leaf[places] = arrays[field]
@@ -218,12 +220,12 @@ class _Group:
 
 
 def _job(
-    members: Sequence[Member], arrays: Sequence[np.ndarray], config: TrunkConfig
+    members: Sequence[Member], arrays: Mapping[str, np.ndarray], config: TrunkConfig
 ) -> dict[str, Any]:
     """What decides the numbers, for telling this job's folder from others'."""
     shared = ("batch_size", "epochs", "patience", "min_delta")
     return {
         "members": json.loads(json.dumps(members)),
         "trunk": {name: config.to_json()[name] for name in shared},
-        "data_digest": digest(arrays),
+        "data_digest": digest_of(arrays),
     }

@@ -1,7 +1,6 @@
 """Training the ensemble: checks, checkpoints, history."""
 
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,7 @@ import jax
 import numpy as np
 
 from routerjax import jobs
-from routerjax.trunk.checkpoint import Checkpoints
+from routerjax.trunk.checkpoint import Checkpoints, digest_of
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.loop import Layout, Loop, restore, run
 from routerjax.trunk.net import Trunk
@@ -168,18 +167,10 @@ def check_rows(arrays: Sequence[np.ndarray]) -> None:
         )
 
 
-def digest(arrays: Sequence[np.ndarray]) -> str:
-    """Of shapes and values."""
-    found = hashlib.blake2b(digest_size=16)
-    for array in arrays:
-        found.update(str(array.shape).encode())
-        found.update(np.ascontiguousarray(array).data)
-    return found.hexdigest()
-
-
 def _job(arrays: list[np.ndarray], config: TrunkConfig) -> dict[str, Any]:
     """What decides the numbers of a job, for telling its checkpoints from others'."""
     config_json = config.to_json()
     for name in ("checkpoint_every", "keep", "kernel"):  # These change no member.
         del config_json[name]
-    return config_json | {"data_digest": digest(arrays)}
+    names = ("x_train_NC", "y_train_NM", "x_val_NC", "y_val_NM")
+    return config_json | {"data_digest": digest_of(dict(zip(names, arrays, strict=True)))}
