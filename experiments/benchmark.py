@@ -22,11 +22,11 @@ import jax
 from absl import flags
 
 import routerjax as rj
+from benchmarks.suites import guard, machine, table
+from benchmarks.suites.registry import SUITES
+from benchmarks.suites.session import SCALES, Session
+from benchmarks.suites.turns import Disagreement
 from experiments import options
-from experiments.bench import guard, machine, table
-from experiments.bench.session import SCALES, Session
-from experiments.bench.suites import SUITES
-from experiments.bench.turns import Disagreement
 
 options.define("workdir", "seed", "data", "pool", "encoder", "compute_dtype")
 flags.DEFINE_list("suite", list(SUITES), f"Suites: {', '.join(SUITES)}.")
@@ -81,7 +81,7 @@ def main() -> None:
     # What compiling takes is part of what is shown.
     jax.config.update("jax_enable_compilation_cache", False)
     folder, start, results = rj.Folder(config.workdir), time.monotonic(), {}
-    rj.jobs.write_config(folder, config)
+    rj.write_config(folder, config)
     session = Session(config)
     disagreed = []
     for name in config.suite:
@@ -96,7 +96,7 @@ def main() -> None:
                 results[name] = {"title": str(error)}
                 disagreed.append(name)
         results[name]["minutes"] = (time.monotonic() - began) / 60
-        run = rj.jobs.describe_run(config) | {
+        run = rj.describe_run(config) | {
             "hardware": machine.describe(),
             "command": shlex.join(["python", "-m", "experiments.benchmark", *sys.argv[1:]]),
             "minutes": (time.monotonic() - start) / 60,
@@ -122,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    rj.jobs.run(main, torch=True)  # Of its peers, where they are installed.
+    rj.run_script(main, torch=True)  # Of its peers, where they are installed.

@@ -73,7 +73,7 @@ def main() -> None:
     contestants |= baselines(config.baselines, data)
     stores = options.open_stores(config.store)
     folder = rj.Folder(config.workdir)
-    rj.jobs.write_config(folder, config)
+    rj.write_config(folder, config)
     found = rj.compare(
         stores,
         data,
@@ -112,4 +112,4 @@ def baselines(names: Sequence[str], data: rj.RoutingDataset) -> dict[str, rj.Bas
 
 
 if __name__ == "__main__":
-    rj.jobs.run(main)
+    rj.run_script(main)

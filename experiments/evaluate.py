@@ -67,7 +67,7 @@ def main() -> None:
         stores = [rj.ActivationStore.open(path) for path in paths]
     metrics = rj.evaluate(router, stores, data, policy)
     # Not before it is known that there will be results: those there may be of another script.
-    rj.jobs.write_config(folder, config)
+    rj.write_config(folder, config)
     folder.write_json("metrics.json", metrics)
     rj.write_report(
         folder,
@@ -76,10 +76,10 @@ def main() -> None:
         history=router.training["history"],
         data_summary=summary,
         rounding=options.rounding(encoders, data),
-        config=rj.jobs.describe_run(config),
+        config=rj.describe_run(config),
     )
     print("\n".join(rj.summary_lines(metrics)))
 
 
 if __name__ == "__main__":
-    rj.jobs.run(main)
+    rj.run_script(main)

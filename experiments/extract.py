@@ -74,10 +74,10 @@ def main() -> None:
             print(f"{name:18} {value:,.4g}" if isinstance(value, float) else f"{name:18} {value:,}")
         return
     folder = rj.Folder(config.workdir)
-    rj.jobs.write_config(folder, config)
+    rj.write_config(folder, config)
     store = rj.extract(encoder, data, config.store or folder / "store", **choices)
     print(f"store: {store.folder.path}")
 
 
 if __name__ == "__main__":
-    rj.jobs.run(main)
+    rj.run_script(main)

@@ -34,7 +34,7 @@ def main() -> None:
     config = options.read(Config)
     data, _ = options.read_data(config)
     folder = rj.Folder(config.workdir)
-    rj.jobs.write_config(folder, config)
+    rj.write_config(folder, config)
     found = rj.few_labels(
         options.open_stores(config.store),
         data,
@@ -51,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    rj.jobs.run(main)
+    rj.run_script(main)

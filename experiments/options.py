@@ -174,7 +174,7 @@ def read_data(config: Any) -> tuple[rj.RoutingDataset, list[str]]:
     """The label file of a config, and what is to know about it, which is logged too."""
     data = rj.read_dataset(config.data, pool=config.pool)
     lines = rj.describe(data).lines()
-    rj.jobs.log("\n".join([f"{config.data}:", *lines]))
+    rj.log("\n".join([f"{config.data}:", *lines]))
     return data, lines
 
 

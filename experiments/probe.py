@@ -64,7 +64,7 @@ def main() -> None:
     config = options.read(Config)
     _check(config)
     data, _ = options.read_data(config)
-    rj.jobs.write_config(config.workdir, config)
+    rj.write_config(config.workdir, config)
     if config.stream:
         table = _stream(config, data)
     else:
@@ -121,4 +121,4 @@ def _check(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    rj.jobs.run(main)
+    rj.run_script(main)

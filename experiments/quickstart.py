@@ -43,7 +43,7 @@ def main() -> None:
     if config.pool and not config.data:
         raise ValueError("--pool is of the queries of --data: give both, or neither")
     folder = rj.Folder(config.workdir)
-    rj.jobs.write_config(config.workdir, config)
+    rj.write_config(config.workdir, config)
     if config.data:
         data, summary = options.read_data(config)
     else:
@@ -75,11 +75,11 @@ def main() -> None:
         history=router.training["history"],
         data_summary=summary,
         rounding=options.rounding([encoder], test),
-        config=rj.jobs.describe_run(config),
+        config=rj.describe_run(config),
     )
     print("\n".join(rj.summary_lines(metrics)))
     print(f"report: {folder.path}report.html")
 
 
 if __name__ == "__main__":
-    rj.jobs.run(main)
+    rj.run_script(main)

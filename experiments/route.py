@@ -81,7 +81,7 @@ def main() -> None:
     if config.encoder:
         router.use_encoder(options.load_router_encoders(router, config.encoder, "data:1"))
     if config.workdir is not None:
-        rj.jobs.write_config(config.workdir, config)
+        rj.write_config(config.workdir, config)
     queries = lines() if config.query is None else iter([config.query])
     for chunk in chunks(queries, 1 if sys.stdin.isatty() else _CHUNK):
         for query, decision in zip(chunk, router.route(chunk, policy), strict=True):
@@ -89,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    rj.jobs.run(main)
+    rj.run_script(main)

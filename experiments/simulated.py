@@ -36,7 +36,7 @@ def main() -> None:
     """Extracts what is missing, trains and prints the tables."""
     config = options.read(Config)
     folder = rj.Folder(config.workdir)
-    rj.jobs.write_config(folder, config)
+    rj.write_config(folder, config)
     data = rj.simulate(config.n_queries, config.seed)
     recipe = options.recipe(config)
     encoder = options.load_encoder(config)
@@ -56,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    rj.jobs.run(main)
+    rj.run_script(main)

@@ -74,7 +74,7 @@ def main() -> None:
     data, _ = options.read_data(config)
     store = rj.ActivationStore.open(config.store)
     layers = rj.parse_layers(config.layers)
-    rj.jobs.write_config(config.workdir, config)
+    rj.write_config(config.workdir, config)
     table = rj.sweep(
         store,
         data,
@@ -119,4 +119,4 @@ def _random_store(
 
 
 if __name__ == "__main__":
-    rj.jobs.run(main)
+    rj.run_script(main)

@@ -31,7 +31,7 @@ def main() -> None:
     trunk = options.trunk_config(config)
     policy = rj.parse_policy(config.policy)
     folder = rj.Folder(config.workdir)
-    rj.jobs.write_config(folder, config)
+    rj.write_config(folder, config)
     router = rj.fit_router(
         options.open_stores(config.store),
         data,
@@ -46,4 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    rj.jobs.run(main)
+    rj.run_script(main)

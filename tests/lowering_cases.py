@@ -14,28 +14,24 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from routerjax.data import shards
-from routerjax.devices import make_mesh, replicated
-from routerjax.encoder import blocks, mxfp4, weights
-from routerjax.encoder.capture import POOLINGS, Graph, capture, read_prefix
-from routerjax.encoder.config import EncoderConfig
-from routerjax.features import captured, features, moments, on_device, pca, projected, sketch
-from routerjax.features import slab_totals as totals
+from routerjax.encoder.capture import Graph, capture, read_prefix
+from routerjax.encoder.extraction import block_buffer
+from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.pooling import POOLINGS
+from routerjax.encoder.weights import loading, mxfp4
+from routerjax.evaluation import calibration
+from routerjax.features import fit, moments, part, pca, projected, sketch
 from routerjax.features.pca import Axes
-from routerjax.probes import (
-    auc_draws,
-    bootstrap,
-    cells,
-    controls,
-    examiner,
-    fisher_draws,
-    probe,
-    sketched,
-    stream_probe,
-)
-from routerjax.routing import embedding_baselines, reliability
+from routerjax.probes import probe
+from routerjax.probes.streaming import captured, sketched, stream_probe
+from routerjax.probes.streaming import totals as totals
+from routerjax.runtime.devices import make_mesh, replicated
+from routerjax.stats import auc_replicates, bootstrap, fisher_replicates
+from routerjax.store import shards
+from routerjax.studies import embedding_baselines
+from routerjax.sweeps import controls, cross_validation, evaluator
 from routerjax.trunk import kernel, loop, net, step
-from tests.encoder.models import GOLDEN
+from tests.encoder.tiny_models import GOLDEN
 
 L, P, R, D, M, C, F, K, N, Q = 2, 2, 6, 8, 3, 4, 2, 2, 12, 4
 
@@ -115,7 +111,7 @@ def _projected(*lead: int) -> Any:
 
 @functools.cache
 def _slab_cases() -> dict[str, list[Case]]:
-    """Of slab_totals: with each sum and each number that the streaming probe takes."""
+    """Of totals: with each sum and each number that the streaming probe takes."""
     mesh = make_mesh("data:2")
     x_SRD, (_, weight_R, y_RM) = array(4, R, D), _BLOCK
     j, signs = whole(), array(D, K)
@@ -163,7 +159,7 @@ def encoder_case(name: str, dtype: Any, n_tokens: int = 16) -> Case:
     config = EncoderConfig.from_hf(json.loads(path.read_text()), str(path))
     exact = dtype == jnp.float32
     precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
-    make = functools.partial(weights.make_model, config, dtype, precision)
+    make = functools.partial(loading.make_model, config, dtype, precision)
     graphdef, params = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
     batch = (whole(2, n_tokens), whole(2), whole(2, 2))
     layers = tuple(range(config.n_states))
@@ -186,43 +182,51 @@ def _few_tokens_case() -> Case:
     graph, params, *batch = (stacked := encoder_case("qwen3", jnp.float32)).args
     (stack,) = nnx.to_pure_dict(params["blocks"]).values()
     block = jax.tree.map(lambda w: array(*w.shape[1:], dtype=w.dtype), stack)
-    blocks = (block,) * (len(stacked.options["layers"]) - 1)
-    return _of(capture, graph, params, *batch, **stacked.options, blocks=blocks)
+    block_buffer = (block,) * (len(stacked.options["layers"]) - 1)
+    return _of(capture, graph, params, *batch, **stacked.options, blocks=block_buffer)
 
 
 def _probe_cases() -> Table:
     x_ND, y_NM, weight_BN = array(N, D), array(N, M), array(5, N)
     score_NQ, fold_N = array(N, Q), whole(N)
     classes = (jax.eval_shape(projected._finish, _projected(L, P)), whole(M), array())
-    pmapped = cells._compiled((2, C), tuple(jax.devices()[:2]))
+    pmapped = cross_validation._compiled((2, C), tuple(jax.devices()[:2]))
     slabs = (array(2, 1, F, R, D), array(2, F, R, M), array(2, F, R))
     return {
-        "probes/auc_draws.py:_auc_draws": lambda: [
-            _of(auc_draws._auc_draws, score_NQ, score_NQ, fold_N, whole(F, R), array(F, R),
+        "stats/auc_replicates.py:_auc_draws": lambda: [
+            _of(auc_replicates._auc_draws, score_NQ, score_NQ, fold_N, whole(F, R), array(F, R),
                 weight_BN)
         ],
-        "probes/auc_draws.py:_within_auc_draws": lambda: [
-            _of(auc_draws._within_auc_draws, score_NQ, score_NQ, fold_N, fold_N, weight_BN,
+        "stats/auc_replicates.py:_within_auc_draws": lambda: [
+            _of(auc_replicates._within_auc_draws, score_NQ, score_NQ, fold_N, fold_N, weight_BN,
                 n_folds=F, n_datasets=2)
         ],
-        "probes/bootstrap.py:_poisson": lambda: [
+        "stats/bootstrap.py:_poisson": lambda: [
             _of(bootstrap._poisson, array(N, 2, dtype=jnp.uint32), _SEED, draws=5)
         ],
-        "probes/cells.py:_compiled": lambda: [_of(jax.jit(pmapped), *slabs)],
-        "probes/controls.py:_train_on": lambda: [
+        "sweeps/cross_validation.py:_compiled": lambda: [_of(jax.jit(pmapped), *slabs)],
+        "sweeps/controls.py:_train_on": lambda: [
             _of(controls._train_on, x_ND, y_NM, array(N), width=C)
         ],
-        "probes/examiner.py:_standardise": lambda: [_of(examiner._standardise, x_ND)],
-        "probes/fisher_draws.py:_fisher_draws": lambda: [
-            _of(fisher_draws._fisher_draws, x_ND, y_NM, whole(1), whole(M), weight_BN)
+        "sweeps/evaluator.py:_standardise": lambda: [_of(evaluator._standardise, x_ND)],
+        "stats/fisher_replicates.py:_fisher_draws": lambda: [
+            _of(fisher_replicates._fisher_draws, x_ND, y_NM, whole(1), whole(M), weight_BN)
         ],
-        "probes/fisher_draws.py:_fisher_shuffled": lambda: [
-            _of(fisher_draws._fisher_shuffled, x_ND, y_NM, whole(1), whole(M), _SEED, n_shuffles=2)
+        "stats/fisher_replicates.py:_fisher_shuffled": lambda: [
+            _of(
+                fisher_replicates._fisher_shuffled,
+                x_ND,
+                y_NM,
+                whole(1),
+                whole(M),
+                _SEED,
+                n_shuffles=2,
+            )
         ],
         "probes/probe.py:_quick_pass": lambda: [_of(probe._quick_pass, _moments(L, P)[1])],
         "probes/probe.py:_first_pass": lambda: [_of(probe._first_pass, _moments(L, P)[1], width=C)],
         "probes/probe.py:_second_pass": lambda: [_of(probe._second_pass, *classes, space="pca4")],
-        "probes/sketched.py:draw_signs": lambda: [_of(sketched.draw_signs, D, K, _SEED)],
+        "probes/streaming/sketched.py:draw_signs": lambda: [_of(sketched.draw_signs, D, K, _SEED)],
     }  # fmt: skip
 
 
@@ -235,23 +239,23 @@ def _feature_cases() -> Table:
     sums, axes = _projected(L, P), _axes(L, P)
     wide = _moments(1, 1, width=2 * D)[1]
     return {
-        "features/captured.py:_empty": lambda: [_inside(lambda: captured._empty((4, R, D), mesh))],
-        "features/captured.py:_place": lambda: [
+        "probes/streaming/captured.py:_empty": lambda: [
+            _inside(lambda: captured._empty((4, R, D), mesh))
+        ],
+        "probes/streaming/captured.py:_place": lambda: [
             _of(captured._place, array(4, R, D), array(L, P, 3, D), whole(3), mesh=mesh)
         ],
-        "features/captured.py:_finite": lambda: [_of(captured._finite, array(4, R, D))],
-        "features/on_device.py:apply_parts": lambda: [
+        "probes/streaming/captured.py:_finite": lambda: [_of(captured._finite, array(4, R, D))],
+        "features/part.py:apply_parts": lambda: [
             _of(
-                on_device.apply_parts,
+                part.apply_parts,
                 array(L, P, n, D),
                 (whole(2, 2), whole(1, 2)),
                 (_axes(2), _axes(1)),
             )
             for n in (R, 4 * R)
         ],
-        "features/features.py:_fisher_of_slabs": lambda: [
-            _of(features._fisher_of_slabs, _moments(L, P)[1])
-        ],
+        "features/fit.py:_fisher_of_slabs": lambda: [_of(fit._fisher_of_slabs, _moments(L, P)[1])],
         "features/moments.py:begin": lambda: [
             _of(moments.begin, *_BLOCK, gram=gram) for gram in (0, 1)
         ],
@@ -280,13 +284,13 @@ def _feature_cases() -> Table:
 def _kernel_cases() -> Table:
     x_RC, x_NC, y_NM, square_NN = array(R, C), array(N, C), array(N, M), array(N, N)
     mask_N, width = array(N, dtype=jnp.bool_), array()
-    weights = (y_NM, array(M))
+    loading = (y_NM, array(M))
     return {
         "trunk/kernel.py:_distances": lambda: [_of(kernel._distances, x_RC, x_NC)],
         "trunk/kernel.py:_gaussian": lambda: [_of(kernel._gaussian, x_RC, x_NC, width)],
         "trunk/kernel.py:_solve": lambda: [_of(kernel._solve, square_NN, mask_N, width, y_NM)],
-        "trunk/kernel.py:_apply": lambda: [_of(kernel._apply, array(R, N), *weights)],
-        "trunk/kernel.py:_predict": lambda: [_of(kernel._predict, x_RC, x_NC, *weights, width)],
+        "trunk/kernel.py:_apply": lambda: [_of(kernel._apply, array(R, N), *loading)],
+        "trunk/kernel.py:_predict": lambda: [_of(kernel._predict, x_RC, x_NC, *loading, width)],
     }
 
 
@@ -299,29 +303,31 @@ def cases() -> Table:
     y = (drawn.random((N, M)) < 0.5).astype(np.float32)
     x = drawn.random((N, C), np.float32)
     return {
-        "data/shards.py:_compiled": lambda: [
+        "store/shards.py:_compiled": lambda: [
             _of(shards._compiled(shards._largest), array(L, P, R, D)),
             _of(shards._compiled(shards._narrowed), array(L, P, R, D), array(L, P)),
             _of(
                 shards._compiled(shards._widened), array(L, P, R, D, dtype=jnp.float16), array(L, P)
             ),
         ],
-        "encoder/blocks.py:_zeros": lambda: [
-            _of(blocks._zeros, (L, P, R, D), sharding=replicated(mesh))
+        "encoder/extraction/block_buffer.py:_zeros": lambda: [
+            _of(block_buffer._zeros, (L, P, R, D), sharding=replicated(mesh))
         ],
-        "encoder/blocks.py:_put": lambda: [
+        "encoder/extraction/block_buffer.py:_put": lambda: [
             _of(
-                blocks._put,
+                block_buffer._put,
                 array(L, P, R, D),
                 array(L, P, 2, D),
                 whole(),
                 sharding=replicated(mesh),
             )
         ],
-        "encoder/blocks.py:_narrow": lambda: [_of(blocks._narrow, array(L, P, R, D), n_rows=R - 1)],
+        "encoder/extraction/block_buffer.py:_narrow": lambda: [
+            _of(block_buffer._narrow, array(L, P, R, D), n_rows=R - 1)
+        ],
         "encoder/capture.py:read_prefix": _prefix_cases,
         "encoder/capture.py:_prefill.one_block": lambda: [_few_tokens_case()],
-        "encoder/mxfp4.py:unpack": lambda: [
+        "encoder/weights/mxfp4.py:unpack": lambda: [
             _of(
                 mxfp4.unpack,
                 array(R, 2, 16, dtype=jnp.uint8),
@@ -329,16 +335,16 @@ def cases() -> Table:
                 dtype=jnp.dtype(jnp.bfloat16),
             )
         ],
-        "encoder/weights.py:_empty": lambda: [
+        "encoder/weights/loading.py:_empty": lambda: [
             _inside(
-                lambda: weights._empty(
+                lambda: loading._empty(
                     {("a",): (3, D, D)}, jnp.bfloat16, {("a",): replicated(mesh)}
                 )
             )
         ],
-        "encoder/weights.py:_write": lambda: [
+        "encoder/weights/loading.py:_write": lambda: [
             _of(
-                weights._write,
+                loading._write,
                 array(3, D, D, dtype=jnp.bfloat16),
                 array(1, 2, D),
                 whole(3),
@@ -346,9 +352,9 @@ def cases() -> Table:
             )
             for sharding in (replicated(mesh), _by_columns())
         ],
-        "encoder/weights.py:_draw": lambda: [
+        "encoder/weights/loading.py:_draw": lambda: [
             _of(
-                weights._draw,
+                loading._draw,
                 array(3, D, D),
                 jax.eval_shape(lambda: jax.random.key(0)),
                 sharding=_by_columns(),
@@ -356,7 +362,7 @@ def cases() -> Table:
         ],
         **_feature_cases(),
         **{
-            f"features/slab_totals.py:{name}": lambda name=name: _slab_cases()[name]
+            f"probes/streaming/totals.py:{name}": lambda name=name: _slab_cases()[name]
             for name in ("_make", "_zeros", "_add", "_map")
         },
         **_probe_cases(),
@@ -367,16 +373,16 @@ def cases() -> Table:
             _of(net._score, (C, (6, 5), M), net.by_name(state.params), rows_RC)
             for rows_RC in (x_NC, array(2 * net._FEW_ROWS, C))
         ],
-        "routing/embedding_baselines.py:_nearest": lambda: [
+        "studies/embedding_baselines.py:_nearest": lambda: [
             _of(embedding_baselines._nearest, x_NC, array(R, C), k=2)
         ],
-        "routing/embedding_baselines.py:_logistic": lambda: [
+        "studies/embedding_baselines.py:_logistic": lambda: [
             _inside(lambda: embedding_baselines._logistic(x, y, x, 1.0))
         ],
-        "routing/embedding_baselines.py:_factorised": lambda: [
+        "studies/embedding_baselines.py:_factorised": lambda: [
             _of(embedding_baselines._factorised, x_NC, y_NM, x_NC, y_NM, _SEED, rank=2)
         ],
-        "routing/reliability.py:_mean_error": lambda: [
-            _of(reliability._mean_error, array(N), array(N, 3), _SEED, draws=20)
+        "evaluation/calibration.py:_mean_error": lambda: [
+            _of(calibration._mean_error, array(N), array(N, 3), _SEED, draws=20)
         ],
     }

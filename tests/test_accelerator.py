@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import routerjax as rj
-from routerjax.data.shards import encode
-from routerjax.encoder import blocks
-from routerjax.encoder.attention import attend, attend_cudnn
-from routerjax.probes import cells
+from routerjax.encoder.extraction import block_buffer
+from routerjax.encoder.models.attention import attend, attend_cudnn
+from routerjax.store.shards import encode
+from routerjax.sweeps import cross_validation
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.many import train_many
 from routerjax.trunk.member import Member
@@ -98,7 +98,7 @@ def test_a_store_is_the_cpus_to_bfloat16_and_the_same_twice(
 def test_a_block_is_narrowed_to_the_bits_of_the_host(exponent):
     drawn = np.random.default_rng(0).normal(size=(2, 2, 40, 64)).astype(np.float32)
     h_LPRD = np.ldexp(drawn, exponent)
-    *held, finite = blocks.narrowed(jnp.asarray(h_LPRD), 40, "float16").fetch()
+    *held, finite = block_buffer.narrowed(jnp.asarray(h_LPRD), 40, "float16").fetch()
     assert finite
     for ours, theirs in zip(held, encode(h_LPRD, "float16"), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -108,7 +108,7 @@ def test_a_block_is_narrowed_to_the_bits_of_the_host(exponent):
 def test_a_block_that_is_not_finite_is_told_of(bad):
     h_LPRD = np.random.default_rng(0).normal(size=(2, 2, 40, 64)).astype(np.float32)
     h_LPRD[1, 0, 39, 63] = bad
-    assert not blocks.narrowed(jnp.asarray(h_LPRD), 40, "float16").fetch()[2]
+    assert not block_buffer.narrowed(jnp.asarray(h_LPRD), 40, "float16").fetch()[2]
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def rows() -> tuple[np.ndarray, np.ndarray]:
 def test_cross_validated_auc_is_the_cpus(rows):
     fold_N = np.arange(1200) % 5
     here, there = (
-        cells.cross_validate(*rows, fold_N, (20, 60), 5, devices)
+        cross_validation.cross_validate(*rows, fold_N, (20, 60), 5, devices)
         for devices in (jax.local_devices()[:1], [on_cpu()])
     )
     assert here.solved_FSWM.all()

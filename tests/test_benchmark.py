@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from experiments.bench import (
+from benchmarks.suites import (
     capture,
     checkpoints,
     guard,
@@ -20,7 +20,7 @@ from experiments.bench import (
     trunk,
     turns,
 )
-from experiments.bench.turns import Contestant, Disagreement, Work
+from benchmarks.suites.turns import Contestant, Disagreement, Work
 
 ROOT = pathlib.Path(__file__).parents[1]
 

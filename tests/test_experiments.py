@@ -14,9 +14,9 @@ import pytest
 
 from experiments import compare, options
 from routerjax.data.readers import write_dataset, write_pool
-from routerjax.data.simulate import simulate
-from routerjax.data.store import ActivationStore
-from routerjax.routing.baselines import BASELINES
+from routerjax.data.simulated.simulate import simulate
+from routerjax.store.store import ActivationStore
+from routerjax.studies.contestants import BASELINES
 
 ROOT = pathlib.Path(__file__).parents[1]
 

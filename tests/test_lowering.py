@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import pytest
 
 import routerjax
-from routerjax.encoder.attention import LONGEST_WHOLE
-from routerjax.encoder.config import EncoderConfig
-from tests.encoder.models import GOLDEN
+from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.models.attention import LONGEST_WHOLE
+from tests.encoder.tiny_models import GOLDEN
 from tests.encoder.variants import VARIANTS
 from tests.lowering_cases import Case, cases, encoder_case
 

@@ -47,7 +47,7 @@ def test_memory_of_an_extraction_does_not_grow_with_its_queries(tmp_path):
     code = """
 import pathlib, resource, sys
 import routerjax as rj
-from experiments.bench import checkpoints
+from benchmarks.suites import checkpoints
 folder, n = sys.argv[1], int(sys.argv[2])
 path = checkpoints.write(pathlib.Path(folder) / "tiny", checkpoints.tiny(4), "float32")
 encoder = rj.Encoder.from_pretrained(path)

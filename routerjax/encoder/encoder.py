@@ -10,16 +10,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from routerjax.devices import DATA, in_flight
 from routerjax.encoder import batches
-from routerjax.encoder.attention import cudnn_is_legal, longest_whole
-from routerjax.encoder.config import EncoderConfig
-from routerjax.encoder.layers import ALL, check_poolings, resolve_layers
+from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.load import load
+from routerjax.encoder.models.attention import cudnn_is_legal, longest_whole
 from routerjax.encoder.prefill import Prefill
 from routerjax.encoder.prefix import choose_prefix, shared_head, template_head
 from routerjax.encoder.prompts import Prompter, Prompts
-from routerjax.encoder.weights import random_like
+from routerjax.encoder.selection import ALL, check_poolings, resolve_layers
+from routerjax.encoder.weights.loading import random_like
+from routerjax.runtime.devices import DATA, in_flight
 
 logger = logging.getLogger(__name__)
 

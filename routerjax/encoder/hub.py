@@ -4,7 +4,7 @@ import json
 import pathlib
 from typing import Any
 
-from routerjax.encoder.config import EncoderConfig
+from routerjax.encoder.families.config import EncoderConfig
 
 # What a hub download takes: no other framework's weights, no code, no folder with another copy.
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]

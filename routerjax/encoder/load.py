@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from routerjax.encoder.config import EncoderConfig
+from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.hub import locate, read_config, read_tokenizer
-from routerjax.encoder.meshes import choose_mesh
 from routerjax.encoder.prompts import Prompter
-from routerjax.encoder.sharding import Path, check_split
-from routerjax.encoder.weights import abstract_model, load_weights, param_shapes
+from routerjax.encoder.weights.loading import abstract_model, load_weights, param_shapes
+from routerjax.encoder.weights.meshes import choose_mesh
+from routerjax.encoder.weights.sharding import Path, check_split
 
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 

@@ -12,10 +12,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from routerjax import jobs
-from routerjax.devices import DATA, by_rows
-from routerjax.encoder import bfloat16
 from routerjax.encoder.capture import FEW_TOKENS, Graph, Prefix, capture, read_prefix, unstacked
+from routerjax.encoder.models import bfloat16
+from routerjax.runtime import resume
+from routerjax.runtime.devices import DATA, by_rows
 
 _PREFIXES_KEPT = 4  # With the layers they were read to.
 _COMPILERS = 4  # Threads. What compilations measure on a device they do one after the other.
@@ -79,7 +79,7 @@ class Prefill:
         def compile_one(shape: tuple[int, int]) -> None:
             key = shape, layers, poolings, prefix
             # Who is asked to stop has no time for all of them.
-            if key in self._programs or jobs.stop_requested():
+            if key in self._programs or resume.stop_requested():
                 return
             batch = [
                 jax.ShapeDtypeStruct(of, np.int32, sharding=rows)
@@ -122,5 +122,5 @@ class Prefill:
         return self._prefixes[prefix, layers]
 
     def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
-        # split.py finds the mesh here. Without one a single device's programs stay what they are.
+        # partition.py finds the mesh here; without one, programs are those of one device.
         return jax.set_mesh(self.mesh) if self.mesh.size > 1 else contextlib.nullcontext()

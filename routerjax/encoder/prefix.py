@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from routerjax.encoder.config import EncoderConfig
+from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.prompts import Prompter, Prompts
 
 PREFIX_CACHES = ("auto", "on", "off")

@@ -8,12 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from routerjax.data.store import ActivationStore
-from routerjax.devices import in_flight
-from routerjax.features.blocks import pad_rows, used_blocks
-from routerjax.features.on_device import OnDevice, apply_parts
-from routerjax.features.part import Part, explained_variance_ratio
+from routerjax.features.part import OnDevice, Part, apply_parts, explained_variance_ratio
 from routerjax.features.recipe import Recipe
+from routerjax.features.row_blocks import pad_rows, used_blocks
+from routerjax.runtime.devices import in_flight
+from routerjax.store.store import ActivationStore
 
 # Rows are taken in chunks of powers of two up to this, so that few shapes are ever compiled.
 _CHUNK_ROWS = 1024

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from routerjax.data.store import ActivationStore
-from routerjax.features.blocks import Rows, fold, stream
-from routerjax.features.numerics import HIGHEST, add_compensated, variance
+from routerjax.features.row_blocks import Rows, fold, stream
+from routerjax.stats.numerics import HIGHEST, add_compensated, variance
+from routerjax.store.store import ActivationStore
 
 # Columns of a half from which on a symmetric product is made of three quarters.
 _WORTH_HALVING = 128
@@ -243,30 +243,6 @@ def class_weights(weight_R: jax.Array, y_RM: jax.Array) -> jax.Array:
     """
     belongs_MKR = y_RM.T[:, None, :] == jnp.arange(2.0)[None, :, None]
     return jnp.where(belongs_MKR, weight_R[None, None, :], 0.0)
-
-
-def fisher_trace(weight_K: jax.Array, offset_KD: jax.Array, variance_KD: jax.Array) -> jax.Array:
-    """Fisher separability by traces: J = |mu1 - mu0|^2 / (tr S0 + tr S1).
-
-    It stands here, not with its variants in probes/, because `Recipe.top_fisher` ranks by it and
-    features may not import from probes.
-
-    Args:
-      weight_K: [2] rows of the wrong and of the correct class.
-      offset_KD: [2, D] class means, about any common origin.
-      variance_KD: [2, D] variances within the classes.
-
-    Returns:
-      [] J >= 0; NaN with fewer than two rows in a class, or where nothing varies; infinite where
-      the classes differ and neither varies.
-    """
-    gap = jnp.square(offset_KD[1] - offset_KD[0]).sum()
-    return where_two_rows(weight_K, gap / variance_KD.sum())
-
-
-def where_two_rows(weight_K: jax.Array, value: jax.Array) -> jax.Array:
-    """`value`, or NaN where a class has fewer than the two rows a variance takes."""
-    return jnp.where(weight_K.min() >= 2, value, jnp.nan)
 
 
 def _over_rows(w_R: jax.Array, x_RD: jax.Array) -> jax.Array:

@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from routerjax.data.store import ActivationStore
 from routerjax.features import moments as moments_lib
-from routerjax.features.blocks import Block, Rows, fold, stream
-from routerjax.features.numerics import EPS, HIGHEST, inverse_scale
+from routerjax.features.row_blocks import Block, Rows, fold, stream
 from routerjax.features.sketch import leading_components
+from routerjax.stats.numerics import EPS, HIGHEST, inverse_scale
+from routerjax.store.store import ActivationStore
 
 logger = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from routerjax.data.store import ActivationStore
-from routerjax.features.blocks import Rows, fold, stream
 from routerjax.features.moments import class_weights
-from routerjax.features.numerics import EPS, HIGHEST, add_compensated, variance
 from routerjax.features.pca import Axes, project
+from routerjax.features.row_blocks import Rows, fold, stream
+from routerjax.stats.numerics import EPS, HIGHEST, add_compensated, variance
+from routerjax.store.store import ActivationStore
 
 
 class ProjectedSums(NamedTuple):

@@ -2,7 +2,7 @@
 
 import re
 
-from routerjax.encoder.layers import parse_layers
+from routerjax.encoder.selection import parse_layers
 from routerjax.features.recipe import SELECTS, WIDTHS, Recipe
 
 

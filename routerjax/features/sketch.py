@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 
-from routerjax.features.blocks import Block, fold
-from routerjax.features.numerics import HIGHEST, add_compensated
+from routerjax.features.row_blocks import Block, fold
+from routerjax.stats.numerics import HIGHEST, add_compensated
 
 # The sketch is drawn at multiples of this width, whatever the width asked for, so that any two
 # fits of up to 300 components start from the same sketch and the narrower one is a prefix.

@@ -15,19 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from routerjax.data.store import ActivationStore
-from routerjax.features.blocks import BUDGET_BYTES, Rows, align, groups
 from routerjax.features.moments import Moments, collect
 from routerjax.features.pca import Axes
 from routerjax.features.projected import Projected, collect_projected, observed_patterns
-from routerjax.probes import fisher
-from routerjax.probes.slab_numbers import (
+from routerjax.features.row_blocks import BUDGET_BYTES, Rows, align, groups
+from routerjax.probes.measures import (
     moment_numbers,
     projected_numbers,
     spectrum_numbers,
     trace_numbers,
 )
 from routerjax.probes.table import ProbeTable
+from routerjax.stats import fisher
+from routerjax.store.store import ActivationStore
 
 if TYPE_CHECKING:
     from routerjax.data.dataset import RoutingDataset

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from routerjax.files import Folder
+from routerjax.runtime.files import Folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -189,9 +189,9 @@ class ProbeTable:
         Raises:
           ModuleNotFoundError: matplotlib is not installed (`pip install routerjax[report]`).
         """
-        from routerjax.probes import plot
+        from routerjax.report import probe_picture
 
-        return plot.draw(self, name)
+        return probe_picture.draw(self, name)
 
 
 def index_of(held: tuple[Any, ...], wanted: Any, argument: str) -> int:

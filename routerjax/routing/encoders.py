@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from routerjax.data.identity import identity_differences
-from routerjax.data.store import ActivationStore
 from routerjax.encoder.encoder import Encoder
 from routerjax.features.feature_map import FeatureMap, Stores, as_tuple
+from routerjax.store.identity import identity_differences
+from routerjax.store.store import ActivationStore
 
 # Fields of a store's identity that say what the encoder computes; the others say what was kept.
 _ENCODER_FIELDS = ("encoder_id", "revision", "family", "weights_digest", "tokenizer_digest",

@@ -1,25 +1,34 @@
-"""fit_router and evaluate: from a store and outcomes to a router, and what it is worth."""
+"""fit_router: from a store and outcomes to a router."""
 
+import dataclasses
 import logging
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
-from routerjax.features.feature_map import Stores
+from routerjax.data.outcomes import dataset_accuracies
+from routerjax.features.feature_map import FeatureMap, Stores, as_tuple
+from routerjax.features.fit import fit_features
 from routerjax.features.recipe import Recipe
-from routerjax.files import Folder
-from routerjax.probes.auc import auc_per_target, within_dataset_auc
-from routerjax.routing.baselines import dataset_accuracies
+from routerjax.routing.constrained import Quality, Unreachable
 from routerjax.routing.costs import CostModel
-from routerjax.routing.metrics import evaluate_predictions
-from routerjax.routing.network import fit_network, outcomes
-from routerjax.routing.policies_constrained import Quality, Unreachable
-from routerjax.routing.policy import Argmax, Policy
+from routerjax.routing.judged import Costs, as_router_has_them, costs_of
+from routerjax.routing.policies import Argmax
+from routerjax.routing.policy import Policy
+from routerjax.routing.predictor import mixed
 from routerjax.routing.router import Router
+from routerjax.runtime.files import Folder
+from routerjax.stats.roc_auc import auc_per_target, within_dataset_auc
+from routerjax.store.store import ActivationStore
+from routerjax.sweeps.select import Selection, select
 from routerjax.trunk.calibrate import fit_calibration
 from routerjax.trunk.config import TrunkConfig
+from routerjax.trunk.kernel import Kernel, fit_kernel
+from routerjax.trunk.net import Trunk
+from routerjax.trunk.train import History, train
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +71,7 @@ def fit_router(
       ValueError: A query is not in a store, a target has no outcomes to learn from, an argument is
         out of range, or the policy shall hold what cannot be reached; names the range that can.
       FloatingPointError: A loss is not finite.
-      jobs.Stopped: SIGTERM came.
+      resume.Stopped: SIGTERM came.
     """
     recipe = Recipe.all_layers(pooling="mean", pca_dim=200) if recipe is None else recipe
     config = TrunkConfig() if config is None else config
@@ -114,7 +123,7 @@ def fit_router(
     )
     p_NM = calibration.apply(before_NM)
     x_NC = network.features.apply_store(network.stores, held.ids)
-    costs = _costs(router, network.stores, held, x_NC)
+    costs = costs_of(router, network.stores, held, x_NC)
     if policy is not None:
         router.policy = policy.fit(p_NM, costs.expected_NM, held.correct_NM, costs.paid_NM)
     router.saving_policy = _saving_policy(router, held, p_NM, costs)
@@ -140,107 +149,14 @@ def fit_policy(policy: Policy, router: Router, stores: Stores, data: RoutingData
     Example:
       >>> router.policy = fit_policy(Budget(0.002), router, store, held_out)
     """
-    data = _as_router_has_them(router, data)
+    data = as_router_has_them(router, data)
     x_NC = router.read(stores, data.ids)
-    costs = _costs(router, stores, data, x_NC)
+    costs = costs_of(router, stores, data, x_NC)
     return policy.fit(router.predict(x_NC), costs.expected_NM, data.correct_NM, costs.paid_NM)
 
 
-def evaluate(
-    router: Router,
-    stores: Stores,
-    data: RoutingDataset,
-    policy: Policy | None = None,
-) -> dict[str, Any]:
-    """Measures a router on rows it was not trained on.
-
-    Args:
-      router: To be measured.
-      stores: Hidden states of these rows, by the router's encoder; several stores by several, in
-        any order.
-      data: Queries and outcomes; targets as the router has them, in any order.
-      policy: Instead of the router's own.
-
-    Costs are of the router's prices, by which it decides; other ones of the data are warned of.
-
-    Returns:
-      The metrics of `metrics.json`, see `evaluate_predictions`.
-
-    Raises:
-      ValueError: A store is from another encoder or lacks queries; the targets differ.
-    """
-    data = _as_router_has_them(router, data)
-    _compare_prices(router, data)
-    x_NC = router.read(stores, data.ids)
-    before_NM = router.predict(x_NC, calibrated=False)
-    costs = _costs(router, stores, data, x_NC)
-    return evaluate_predictions(
-        router.calibration.apply(before_NM),
-        data,
-        costs.paid_NM,
-        policy=router.policy if policy is None else policy,
-        best_single=router.best_single,
-        cost_basis=costs.basis,
-        expected_cost_NM=costs.expected_NM,
-        before_NM=before_NM,
-        saving_policy=router.saving_policy,
-        length_sources=router.costs.sources,
-        dataset_NM=_by_dataset(router, data),
-    )
-
-
-def _by_dataset(router: Router, data: RoutingDataset) -> np.ndarray | None:
-    """[N, M] accuracy on the training rows of each row's dataset; None where nothing is known."""
-    known = router.training.get("accuracy_by_dataset")
-    if not known or data.datasets is None or not set(data.datasets) <= set(known):
-        return None
-    # A target that was added later has no such accuracy: a constant says nothing of its queries.
-    return np.array([[known[d].get(t, 0.5) for t in router.targets] for d in data.datasets])
-
-
-class _Costs(NamedTuple):
-    """USD per query: expected before the answer, paid for it, and what the latter is based on."""
-
-    expected_NM: np.ndarray | None
-    paid_NM: np.ndarray | None
-    basis: str | None
-
-
-def _costs(router: Router, stores: Stores, data: RoutingDataset, x_NC: np.ndarray) -> _Costs:
-    # Tokens are counted by the first encoder's tokenizer, as `route` does.
-    store = router.stores_in_order(stores)[0]
-    input_tokens_N = store.query_tokens_N[store.rows_of(data.ids)]
-    paid_NM, basis = router.costs.paid(input_tokens_N, data, x_NC)
-    return _Costs(router.costs.expected(input_tokens_N, x_NC), paid_NM, basis)
-
-
-def _as_router_has_them(router: Router, data: RoutingDataset) -> RoutingDataset:
-    """The data with targets in the router's order."""
-    if set(data.targets) != set(router.targets):
-        raise ValueError(
-            f"data: the router knows the targets {', '.join(router.targets)}; the outcomes are of "
-            f"{', '.join(data.targets)}"
-        )
-    return data.select_targets(router.targets)
-
-
-def _compare_prices(router: Router, data: RoutingDataset) -> None:
-    """Warns where the data have other prices than the router."""
-    ours, theirs = router.costs.prices_M2, data.prices_M2
-    if theirs is None:
-        return
-    if ours is None:
-        logger.warning("the router was trained without prices: those of the data are not used; "
-                       "train it with them for costs and savings")  # fmt: skip
-    elif not np.array_equal(ours, theirs, equal_nan=True):
-        differ_M = ~np.isclose(ours, theirs, rtol=0, atol=0, equal_nan=True).all(axis=1)
-        logger.warning("the prices of %s differ from those that the router was trained with, by "
-                       "which it decides: costs are counted at the router's; train it anew for "
-                       "others", ", ".join(np.asarray(data.targets)[differ_M]))  # fmt: skip
-
-
 def _saving_policy(
-    router: Router, data: RoutingDataset, p_NM: np.ndarray, costs: _Costs
+    router: Router, data: RoutingDataset, p_NM: np.ndarray, costs: Costs
 ) -> Policy | None:
     """The cheapest setting as accurate as the best single target on these rows."""
     correct_N = data.correct_NM[:, router.best_single]
@@ -280,3 +196,113 @@ def out_of_fold(
         network = fit_network(stores, data.select(fold_N != f), recipe, config, own)
         p_NM[fold_N == f] = network.predict(data.select(fold_N == f).ids)
     return p_NM
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """From hidden states to P(correct), before calibration.
+
+    Attributes:
+      features: From hidden states to features.
+      trunk: From features to P(correct).
+      kernel: Answers together with it; None where the ensemble answers alone.
+      stores: Those the features read, in the order of their encoders.
+      selection: What the recipe chose.
+      history: Of the training.
+      held: The rows that stopped it; neither features nor weights are fitted to them.
+      held_p_NM: [n, M] predictions for them.
+      fit_rows: The rows fitted to.
+      fit_x_NC: [N, C] their features.
+    """
+
+    features: FeatureMap
+    trunk: Trunk
+    kernel: Kernel | None
+    stores: tuple[ActivationStore, ...]
+    selection: Selection
+    history: History
+    held: RoutingDataset
+    held_p_NM: np.ndarray
+    fit_rows: RoutingDataset
+    fit_x_NC: np.ndarray
+
+    def predict(self, ids: Sequence[str]) -> np.ndarray:
+        """[n, M] float32 predictions for stored queries."""
+        x_NC = self.features.apply_store(self.stores, ids)
+        return mixed(self.trunk.predict(x_NC), self.kernel, x_NC)
+
+
+def outcomes(rows: RoutingDataset, config: TrunkConfig) -> np.ndarray:
+    """[N, M] what the trunk predicts: right or wrong, or the score itself; NaN = not observed."""
+    return rows.correct_NM if config.trunk_target == "binary" else rows.y_NM
+
+
+def fit_network(
+    stores: Stores,
+    data: RoutingDataset,
+    recipe: Recipe,
+    config: TrunkConfig,
+    checkpoints: Any = None,
+) -> Network:
+    """Chooses and fits features and trains the ensemble.
+
+    Args: As of `fit_router`, which says what is raised.
+    """
+    val_rows, fit_rows = data.split(config.val_fraction, config.split_seed)
+    for target, y_N in zip(data.targets, fit_rows.y_NM.T, strict=True):
+        if np.isnan(y_N).all():
+            raise ValueError(
+                f"data: all outcomes of {target!r} are of rows that only stop the training, so "
+                f"nothing would be learnt of it: give more of them, or leave it out here and add "
+                f"it to the router afterwards (add_target)"
+            )
+    selection = select(recipe, stores, fit_rows)
+    stores, selection = _without_unread(as_tuple(stores), selection)
+    features = fit_features(selection.recipe, stores, fit_rows)
+    for encoder, store in enumerate(stores):
+        logger.info(
+            "features: %d of %d hidden states, %s", len(features.layers(encoder)),
+            len(store.layers), "+".join(features.poolings(encoder)),
+        )  # fmt: skip
+    logger.info("features: %d components keep %.1f%% of the variance",
+                features.width, 100 * features.explained_variance_ratio)  # fmt: skip
+    x_NC = features.apply_store(stores, fit_rows.ids + val_rows.ids)
+    x_fit_NC, x_val_NC = np.split(x_NC, [len(fit_rows.ids)])
+    y_fit_NM, y_val_NM = (outcomes(rows, config) for rows in (fit_rows, val_rows))
+    trunk, history = train(x_fit_NC, y_fit_NM, x_val_NC, y_val_NM, config, checkpoints)
+    val_p_NM, kernel = trunk.predict(x_val_NC), None
+    if config.kernel:
+        kernel = fit_kernel(x_fit_NC, y_fit_NM, x_val_NC, y_val_NM, val_p_NM, config.split_seed)
+        logger.info("kernel: %d rows, share %.1f", len(kernel.x_NC), kernel.share_M.max())
+    return Network(
+        features,
+        trunk,
+        kernel,
+        stores,
+        selection,
+        history,
+        val_rows,
+        mixed(val_p_NM, kernel, x_val_NC),
+        fit_rows,
+        x_fit_NC,
+    )
+
+
+def _without_unread(
+    stores: tuple[ActivationStore, ...], selection: Selection
+) -> tuple[tuple[ActivationStore, ...], Selection]:
+    """Leaves out the stores of which a recipe of blocks reads nothing, and numbers the rest anew.
+
+    A router would otherwise load, and run on every query, an encoder for nothing.
+    """
+    read = sorted({block.encoder for block in selection.recipe.blocks})
+    if not read or len(read) == len(stores):
+        return stores, selection
+    logger.info("features: nothing is read of encoders %s: left out",
+                [i for i in range(len(stores)) if i not in read])  # fmt: skip
+    number = {old: new for new, old in enumerate(read)}
+    recipe = Recipe.of_blocks(
+        block._replace(encoder=number[block.encoder]) for block in selection.recipe.blocks
+    )
+    choices = tuple(choice | {"encoder": number[choice["encoder"]]} for choice in selection.choices)
+    return tuple(stores[i] for i in read), Selection(recipe, choices)

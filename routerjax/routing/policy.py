@@ -4,9 +4,9 @@ A policy sees two arrays, what the router predicts and what each answer is expec
 names one target a query. Cost is in USD per query, input and output tokens both priced, so a target
 with cheap input and dear output is not mistaken for a cheap one.
 
-    Argmax, Tolerance    policies_plain.py
-    Value, Utility       policies_priced.py
-    Budget, Quality      policies_constrained.py
+    Argmax, Tolerance    policies.py
+    Value, Utility       policies.py
+    Budget, Quality      constrained.py
 """
 
 import dataclasses
@@ -16,9 +16,8 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from routerjax.routing.policies_constrained import Budget, Quality
-from routerjax.routing.policies_plain import Argmax, Tolerance
-from routerjax.routing.policies_priced import Utility, Value
+from routerjax.routing.constrained import Budget, Quality
+from routerjax.routing.policies import Argmax, Tolerance, Utility, Value
 from routerjax.routing.policy_rows import cheapest, check_probabilities
 
 __all__ = ["Argmax", "Budget", "Policy", "Quality", "Tolerance", "Utility", "Value",

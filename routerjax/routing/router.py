@@ -5,15 +5,16 @@ from typing import Any, overload
 
 import numpy as np
 
-from routerjax.data.store import ActivationStore
 from routerjax.encoder.encoder import Encoder
 from routerjax.features.feature_map import FeatureMap, Stores
-from routerjax.routing import new_target, reading, router_files
+from routerjax.routing import add_target as new_target
+from routerjax.routing import predictor, router_files
 from routerjax.routing.costs import CostModel
 from routerjax.routing.decision import Allowed, Decision, allowed_mask, decided
 from routerjax.routing.encoders import BoundEncoders
-from routerjax.routing.network import mixed
 from routerjax.routing.policy import Policy, policy_from_json
+from routerjax.routing.predictor import mixed
+from routerjax.store.store import ActivationStore
 from routerjax.trunk.calibrate import Calibration
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.head import Head
@@ -135,7 +136,7 @@ class Router:
         """Features [n, C] of texts, by the router's encoders."""
         queries, encoders = list(queries), self.encoders
         prompts = [encoder.prompter(queries) for encoder in encoders]
-        return reading.read(encoders, self.features, prompts)
+        return predictor.read(encoders, self.features, prompts)
 
     def add_target(
         self,
@@ -226,7 +227,7 @@ class Router:
             return []
         encoders = self.encoders
         prompts = [encoder.prompter(queries) for encoder in encoders]
-        x_NC, p_KNM = reading.read_and_predict(encoders, self.features, self.trunk, prompts)
+        x_NC, p_KNM = predictor.read_and_predict(encoders, self.features, self.trunk, prompts)
         # Counted while the devices compute, where no length is predicted from the features.
         cost_NM = self.costs.expected(prompts[0].query_tokens_N, x_NC)
         p_KNM = mixed(np.asarray(p_KNM), self.kernel, np.asarray(x_NC))

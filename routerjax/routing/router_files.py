@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from routerjax import jobs
-from routerjax.files import Folder
+from routerjax.runtime import provenance
+from routerjax.runtime.files import Folder
 from routerjax.trunk.checkpoint import digest_of, load_arrays, save_arrays
 
 SCHEMA_VERSION = 5
@@ -34,7 +34,11 @@ def write(path: Any, parts: Mapping[str, Mapping[str, np.ndarray]], value: dict[
     }
     folder.delete(FILE)
     save_arrays(folder / "arrays", arrays)
-    own = {"arrays_digest": digest_of(arrays), "parts": list(parts), "versions": jobs.versions()}
+    own = {
+        "arrays_digest": digest_of(arrays),
+        "parts": list(parts),
+        "versions": provenance.versions(),
+    }
     folder.write_json(FILE, {"schema_version": SCHEMA_VERSION} | value | own)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from routerjax import jobs
-from routerjax.files import Folder
+from routerjax.runtime import resume
+from routerjax.runtime.files import Folder
 
 _DIGEST = "digest"  # Beside a checkpoint's arrays: OCDBT has no checksum of what it stores.
 
@@ -26,7 +26,7 @@ class Checkpoints:
 
     def __init__(self, folder: Any, job: dict[str, Any]):
         self.folder = Folder(folder)
-        jobs.claim(self.folder, "training job", job)
+        resume.claim(self.folder, "training job", job)
         path = self.folder.local_path() if self.folder.is_local else self.folder.path
         self._orbax = _orbax()
         options = self._orbax.CheckpointManagerOptions(max_to_keep=1, create=True)

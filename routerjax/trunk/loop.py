@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from routerjax import jobs
+from routerjax.runtime import resume
 from routerjax.trunk.checkpoint import Checkpoints
 from routerjax.trunk.net import init_members
 from routerjax.trunk.state import Data, Losses, Program, Setting, State, Turns, turn_sizes
@@ -198,7 +198,7 @@ def run(
       Epochs done.
 
     Raises:
-      jobs.Stopped: SIGTERM came; the state is in the checkpoints.
+      resume.Stopped: SIGTERM came; the state is in the checkpoints.
     """
     n_epochs = losses_2EK.shape[1]
     running_K = ~np.asarray(loop.members().stopped)
@@ -206,7 +206,7 @@ def run(
     while running_K.any() and done < n_epochs:
         current = loop.dispatch(running_K) if ahead is None else ahead
         done += 1
-        stop = jobs.stop_requested() and saver is not None
+        stop = resume.stop_requested() and saver is not None
         save = saver is not None and (stop or done % every == 0)
         # What is saved is this epoch's state, so the next one has to wait for that.
         ahead = None if save or done == n_epochs else loop.dispatch(running_K)
@@ -218,7 +218,7 @@ def run(
             leaves = jax.tree.leaves(loop.members())
             saver.save(done, _by_name(leaves) | {"losses": losses_2EK})
         if stop and running_K.any() and done < n_epochs:
-            raise jobs.Stopped(f"Stopped after epoch {done} of at most {n_epochs}.")
+            raise resume.Stopped(f"Stopped after epoch {done} of at most {n_epochs}.")
     return done
 
 

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from routerjax import jobs
-from routerjax.files import Folder
+from routerjax.runtime import resume
+from routerjax.runtime.files import Folder
 from routerjax.trunk.checkpoint import Checkpoints, digest_of
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.loop import Layout, Loop, restore, run
@@ -82,7 +82,7 @@ def train_many(
     Raises:
       ValueError: Rows or members that do not fit, or a workdir of other data or members or with a
         damaged file.
-      jobs.Stopped: SIGTERM came; with a workdir the next call goes on from there.
+      resume.Stopped: SIGTERM came; with a workdir the next call goes on from there.
     """
     config = TrunkConfig() if config is None else config
     if not members:
@@ -109,11 +109,11 @@ def train_many(
         given = {"y_train_NM": y_train_NM, "y_val_NM": y_val_NM}
         for part, x_of in (("x_train", train_of), ("x_val", val_of)):
             given |= {f"{part}.{name}": x for name, x in x_of.items()}
-        jobs.claim(folder, "training of trunks", _job(members, given, config))
+        resume.claim(folder, "training of trunks", _job(members, given, config))
     left = set(range(n))
     if folder is not None:
         left -= _take_in(folder, found)
-    with jobs.progress_bar(n, n - len(left), "members", "trunks") as bar:
+    with resume.progress_bar(n, n - len(left), "members", "trunks") as bar:
         for places in groups(members, sorted(left), train_of, shape_VM[1], devices):
             chosen = [members[k] for k in places]
             names = sorted({member.features for member in chosen})
@@ -142,7 +142,7 @@ def _take_in(folder: Folder, found: Trained) -> set[int]:
     """Fills in the members of finished groups, however they were grouped, and returns them."""
     done: set[int] = set()
     for name in folder.list("group-"):
-        arrays = jobs.read_part(folder, name) if name.endswith(".safetensors") else None
+        arrays = resume.read_part(folder, name) if name.endswith(".safetensors") else None
         if arrays is not None:
             places = arrays[_PLACES].tolist()
             for leaf, field in zip(found, Trained._fields, strict=True):

@@ -10,16 +10,7 @@ import optax
 from flax import nnx
 
 from routerjax.trunk.dropout import row_keys
-from routerjax.trunk.state import (
-    Array,
-    Data,
-    Losses,
-    Program,
-    Setting,
-    State,
-    Turns,
-    turn_sizes,
-)
+from routerjax.trunk.state import Array, Data, Losses, Program, Setting, State, Turns, turn_sizes
 
 DEVICES = "devices"
 

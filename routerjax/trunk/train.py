@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from routerjax import jobs
+from routerjax.runtime import resume
 from routerjax.trunk.checkpoint import Checkpoints, digest_of
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.loop import Layout, Loop, restore, run
@@ -69,7 +69,7 @@ def train(
     Raises:
       ValueError: Shapes that do not fit, nothing observed, or checkpoints of another job.
       FloatingPointError: A loss is not finite; names member and epoch.
-      jobs.Stopped: SIGTERM came; the state is in the checkpoints.
+      resume.Stopped: SIGTERM came; the state is in the checkpoints.
     """
     arrays = [np.asarray(a, np.float32) for a in (x_train_NC, y_train_NM, x_val_NC, y_val_NM)]
     check_rows(arrays)
@@ -115,7 +115,7 @@ def _run(loop: Loop, config: TrunkConfig, saver: Checkpoints | None) -> np.ndarr
     """Epochs until all members have stopped. Returns train and validation losses [2, E, K]."""
     losses = np.full((2, config.epochs, config.n_members), np.nan, np.float32)
     done = restore(loop, losses, saver)
-    with jobs.progress_bar(config.epochs, done, "epochs", "train") as bar:
+    with resume.progress_bar(config.epochs, done, "epochs", "train") as bar:
 
         def watch(epoch: int, before_K: np.ndarray, _: np.ndarray) -> None:
             _refuse_non_finite(losses[:, epoch - 1], before_K, epoch, config)

@@ -16,7 +16,7 @@ import torch
 import transformers
 from safetensors.numpy import save_file
 
-from tests.encoder import models
+from tests.encoder import tiny_models as models
 
 
 def main() -> None:

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from routerjax.data.shards import BLOCK_ROWS
 from routerjax.encoder import batches
 from routerjax.encoder.batches import BatchPlan, choose_buckets, few_batches, pack
 from routerjax.encoder.prompts import Prompts
+from routerjax.store.shards import BLOCK_ROWS
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=40).map(sorted)
 plans = st.builds(

@@ -10,12 +10,13 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routerjax.devices import make_mesh
-from routerjax.encoder.bert import Bert
-from routerjax.encoder.capture import POOLINGS, Graph, capture, pool, unstacked
-from routerjax.encoder.config import EncoderConfig
-from routerjax.encoder.weights import make_model
-from tests.encoder import models
+from routerjax.encoder.capture import Graph, capture, unstacked
+from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.models.bert import Bert
+from routerjax.encoder.pooling import POOLINGS, pool
+from routerjax.encoder.weights.loading import make_model
+from routerjax.runtime.devices import make_mesh
+from tests.encoder import tiny_models as models
 
 # Two families that see both ways, one of them and a causal one with windows on some layers.
 FAMILIES = ("bert", "modernbert", "qwen3_wide")

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from routerjax import jobs
-from routerjax.devices import make_mesh
 from routerjax.encoder import batches
 from routerjax.encoder.capture import capture
 from routerjax.encoder.encoder import Encoder
-from routerjax.encoder.rounding import dtype_errors
+from routerjax.encoder.precision import dtype_errors
+from routerjax.runtime import resume
+from routerjax.runtime.devices import make_mesh
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_the_error_of_each_hidden_state_is_told(
         "poolings": ["mean"],
     }
     assert dtype_errors(encoder, queries) is None
-    monkeypatch.setattr("routerjax.encoder.rounding.MOST_BYTES", 4 * half.n_parameters - 1)
+    monkeypatch.setattr("routerjax.encoder.precision.MOST_BYTES", 4 * half.n_parameters - 1)
     assert dtype_errors(half, queries) is None
     other = half.with_random_weights()
     monkeypatch.undo()
@@ -226,7 +226,7 @@ def test_an_unreachable_hub_is_an_error_that_names_the_model():
 
 def test_who_is_asked_to_stop_compiles_no_more(tiny_encoder_folder):
     encoder = Encoder.from_pretrained(tiny_encoder_folder)
-    with jobs.stoppable():
+    with resume.stoppable():
         os.kill(os.getpid(), signal.SIGTERM)
         encoder.compile([(2, 16), (4, 16)], (0,), ("last",))
     assert not encoder._prefill._programs

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from routerjax.encoder.capture import POOLINGS, Graph, capture
-from routerjax.encoder.config import FULL_ATTENTION, EncoderConfig
-from routerjax.encoder.feed_forward import ACTIVATIONS
-from routerjax.encoder.rope import Rope
-from tests.encoder import models
+from routerjax.encoder.capture import Graph, capture
+from routerjax.encoder.families.config import FULL_ATTENTION, EncoderConfig
+from routerjax.encoder.families.rope import Rope
+from routerjax.encoder.models.feed_forward import ACTIVATIONS
+from routerjax.encoder.pooling import POOLINGS
+from tests.encoder import tiny_models as models
 
 TOLERANCE = 1e-4  # of the largest absolute value of each hidden state
 

@@ -6,18 +6,19 @@ import shutil
 import numpy as np
 import pytest
 
-from routerjax.devices import make_mesh
-from routerjax.encoder import decoder
 from routerjax.encoder.batches import pack
-from routerjax.encoder.capture import POOLINGS, Graph, capture, read_prefix
-from routerjax.encoder.config import BlockKind, EncoderConfig
+from routerjax.encoder.capture import Graph, capture, read_prefix
 from routerjax.encoder.encoder import Encoder
-from routerjax.encoder.estimate import estimate
-from routerjax.encoder.extract import extract
+from routerjax.encoder.extraction.estimate import estimate
+from routerjax.encoder.extraction.extract import extract
+from routerjax.encoder.families.config import BlockKind, EncoderConfig
+from routerjax.encoder.models import decoder
+from routerjax.encoder.pooling import POOLINGS
 from routerjax.encoder.prefix import choose_prefix, shared_head, template_head
 from routerjax.encoder.prompts import Prompts
-from routerjax.features.captured import Captured
-from tests.encoder import models
+from routerjax.probes.streaming.captured import Captured
+from routerjax.runtime.devices import make_mesh
+from tests.encoder import tiny_models as models
 from tests.encoder.test_capture import assert_close
 
 # --- the numbers -------------------------------------------------------------------------------
@@ -137,7 +138,7 @@ def stores(encoder, some, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stores")
     options = {"store_dtype": "float32", "poolings": POOLINGS, "batch_tokens": 128}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("routerjax.data.shards.BLOCK_ROWS", 64)
+        patch.setattr("routerjax.store.shards.BLOCK_ROWS", 64)
         return [extract(encoder, some, folder / mode, prefix_cache=mode, **options)
                 for mode in ("off", "auto")]  # fmt: skip
 
@@ -160,7 +161,7 @@ def test_a_store_with_a_prefix_holds_the_same_numbers_for_fewer_tokens(encoder, 
 
 
 def test_a_job_goes_on_as_it_began(encoder, some, stores, tmp_path, monkeypatch):
-    monkeypatch.setattr("routerjax.data.shards.BLOCK_ROWS", 64)
+    monkeypatch.setattr("routerjax.store.shards.BLOCK_ROWS", 64)
     shutil.copytree(stores[1].folder.local_path(), tmp_path / "store")
     (tmp_path / "store/blocks/1.json").unlink()
     options = {"store_dtype": "float32", "poolings": POOLINGS}

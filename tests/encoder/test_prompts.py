@@ -11,7 +11,8 @@ from tokenizers.models import BPE, WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
-from routerjax.encoder.prompts import PROMPT_DATE, Prompter
+from routerjax.encoder.prompts import Prompter
+from routerjax.encoder.templates import PROMPT_DATE
 
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] "

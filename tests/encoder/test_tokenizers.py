@@ -6,8 +6,8 @@ import logging
 import numpy as np
 import pytest
 
-from routerjax.data.identity import identity_differences
 from routerjax.encoder.prompts import Prompter
+from routerjax.store.identity import identity_differences
 from tests.encoder.chat_families import QUERY, families
 from tests.encoder.test_prompts import byte_tokenizer, today  # noqa: F401
 

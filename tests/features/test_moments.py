@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from routerjax.features.blocks import align
-from routerjax.features.moments import begin, class_weights, collect, finish, fisher_trace, update
-from routerjax.features.numerics import add_compensated, inverse_scale, is_constant
+from routerjax.features.moments import begin, class_weights, collect, finish, update
+from routerjax.features.row_blocks import align
+from routerjax.stats.fisher import fisher_trace
+from routerjax.stats.numerics import add_compensated, inverse_scale, is_constant
 
 
 def _collect(store, data, gram=True):

@@ -5,8 +5,8 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from routerjax.features.blocks import align
 from routerjax.features.pca import fit_pca, fix_signs, principal_components, rank
+from routerjax.features.row_blocks import align
 
 EXACT, SKETCHED = 4096, 1
 

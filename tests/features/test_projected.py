@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from routerjax.features.blocks import align
 from routerjax.features.pca import Axes
 from routerjax.features.projected import collect_projected, observed_patterns, pooled_within
+from routerjax.features.row_blocks import align
 
 
 def _axes(toy, width=6):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from routerjax.data.rows import Rows
-from routerjax.data.store import ActivationStore
 from routerjax.probes import probe as probe_module
 from routerjax.probes.probe import probe
+from routerjax.store.rows import Rows
+from routerjax.store.store import ActivationStore
 
 
 @pytest.fixture(scope="module")

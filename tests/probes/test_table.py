@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from routerjax.files import Folder
 from routerjax.probes.table import ProbeTable
+from routerjax.runtime.files import Folder
 
 
 def _table(n_layers=4, poolings=("last", "mean"), n_targets=2, gaps=True):

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from routerjax.data.simulate import simulate
-from routerjax.routing.policies_constrained import Mixture
-from routerjax.routing.policy import Argmax, Budget, Quality, Tolerance, Utility, Value
+from routerjax.data.simulated.simulate import simulate
+from routerjax.routing.constrained import Budget, Mixture, Quality
+from routerjax.routing.policies import Argmax, Tolerance, Utility, Value
 from routerjax.routing.policy_rows import coins
 
 FITTED = Mixture(0.3, 0.6, 0.5, 0.0, 8.0)

@@ -8,18 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from routerjax.routing.policies_constrained import Mixture
-from routerjax.routing.policy import (
-    Argmax,
-    Budget,
-    Quality,
-    Tolerance,
-    Utility,
-    Value,
-    cheapest,
-    parse_policy,
-    policy_from_json,
-)
+from routerjax.routing.constrained import Budget, Mixture, Quality
+from routerjax.routing.policies import Argmax, Tolerance, Utility, Value
+from routerjax.routing.policy import parse_policy, policy_from_json
+from routerjax.routing.policy_rows import cheapest
 
 
 def _by_hand(p_NM, cost_NM, tau):

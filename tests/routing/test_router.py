@@ -10,18 +10,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from routerjax import jobs
-from routerjax.devices import make_mesh
 from routerjax.encoder.encoder import Encoder
-from routerjax.encoder.extract import extract
-from routerjax.features.blocks import read_rows
+from routerjax.encoder.extraction.extract import extract
+from routerjax.evaluation.calibration import expected_calibration_error
+from routerjax.evaluation.evaluate import evaluate
 from routerjax.features.recipe import Recipe
-from routerjax.probes.auc import auc_per_target, within_dataset_auc
-from routerjax.probes.select import select
-from routerjax.routing.fit import evaluate, fit_policy, fit_router
-from routerjax.routing.policy import Argmax, Budget, Quality, Tolerance
-from routerjax.routing.reliability import expected_calibration_error
+from routerjax.features.row_blocks import read_rows
+from routerjax.routing.constrained import Budget, Quality
+from routerjax.routing.fit import fit_policy, fit_router
+from routerjax.routing.policies import Argmax, Tolerance
 from routerjax.routing.router import Router
+from routerjax.runtime import provenance
+from routerjax.runtime.devices import make_mesh
+from routerjax.stats.roc_auc import auc_per_target, within_dataset_auc
+from routerjax.sweeps.select import select
 from routerjax.trunk.calibrate import Calibration, Curve, fit_calibration
 from routerjax.trunk.config import TrunkConfig
 
@@ -205,7 +207,7 @@ def test_saved_and_loaded_it_decides_the_same(router, tmp_path, tiny_data):
     for ours, theirs in zip(router.route(queries), loaded.route(queries), strict=True):
         assert ours == theirs
     value = json.loads((tmp_path / "router/router.json").read_text())
-    assert value["versions"] == jobs.versions()
+    assert value["versions"] == provenance.versions()
     router.save(tmp_path / "router")  # Over itself.
     assert Router.load(tmp_path / "router").policy == Argmax()
 

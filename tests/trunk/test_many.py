@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from routerjax import jobs
+from routerjax.runtime import resume
 from routerjax.trunk import loop, many, member
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.loop import Loop
@@ -137,7 +137,7 @@ def test_a_stopped_sweep_continues_to_the_same_bits(rows, tmp_path, monkeypatch)
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(self, dispatched)
 
-    with monkeypatch.context() as patch, jobs.stoppable(), pytest.raises(jobs.Stopped):
+    with monkeypatch.context() as patch, resume.stoppable(), pytest.raises(resume.Stopped):
         patch.setattr(Loop, "fetch", stop)
         run(rows, chosen, workdir=tmp_path)
     done = sorted(path.name for path in tmp_path.glob("*.safetensors"))

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from routerjax import jobs
+from routerjax.runtime import resume
 from routerjax.trunk import loop, step
 from routerjax.trunk.config import TrunkConfig
+from routerjax.trunk.loop import Layout
 from routerjax.trunk.net import init_members
-from routerjax.trunk.train import Layout, train
+from routerjax.trunk.train import train
 
 SMALL = TrunkConfig(
     hidden=(16, 8),
@@ -204,7 +205,7 @@ def test_a_stopped_training_continues_to_the_same_bits(rows, tmp_path, n_devices
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr("routerjax.trunk.train._refuse_non_finite", stop)
-    with jobs.stoppable(), pytest.raises(jobs.Stopped, match="after epoch 7"):
+    with resume.stoppable(), pytest.raises(resume.Stopped, match="after epoch 7"):
         train(*rows, SMALL, tmp_path / "resumed", devices)
     resumed, history_resumed = train(*rows, SMALL, tmp_path / "resumed", devices)
     for name, value in whole.params.items():

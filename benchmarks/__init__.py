@@ -1,0 +1,1 @@
+"""The benchmark: its suites, and results that were measured with them."""

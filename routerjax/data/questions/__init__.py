@@ -1,1 +1,0 @@
-"""Kinds of questions, six levels each, for the simulated pool of targets."""

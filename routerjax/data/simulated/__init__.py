@@ -1,0 +1,1 @@
+"""Simulated questions and a pool of targets whose true P(correct) is known."""

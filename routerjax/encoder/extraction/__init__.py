@@ -1,0 +1,1 @@
+"""The resumable job that fills a store."""

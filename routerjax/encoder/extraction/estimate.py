@@ -1,0 +1,104 @@
+"""estimate: what an extraction will take, before it starts."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from routerjax.data.dataset import RoutingDataset
+from routerjax.encoder.batches import pack
+from routerjax.encoder.encoder import Encoder
+from routerjax.encoder.extraction.plan import prepare
+from routerjax.encoder.selection import ALL
+from routerjax.store.shards import rows_per_block
+
+# Rounds of the timed batch.
+_ROUNDS = 3
+
+
+def estimate(
+    encoder: Encoder,
+    data: RoutingDataset,
+    *,
+    layers: str | Sequence[int] = ALL,
+    poolings: Sequence[str] = ("last", "mean"),
+    store_dtype: str = "float16",
+    batch_tokens: int | None = None,
+    prefix_cache: str = "auto",
+) -> dict[str, Any]:
+    """Bytes, operations and hours of `extract` with the same arguments; nothing is written.
+
+    The time is that of one full batch of the job's median tokens, compiled and run here and now,
+    scaled by floating-point operations; compiling the other shapes is not in it.
+
+    Returns:
+      JSON values: `n_queries`, `n_truncated`, `tokens`, `prefix_saves` (share of them that is not
+      computed again and again), `padding` (share of what is computed), `shapes` (compiled),
+      `blocks`, `bytes`, `devices`, `parameter_bytes` (on each), `flops`, `hours`,
+      `tokens_per_second`.
+
+    Raises:
+      ValueError: As `extract`.
+    """
+    job = prepare(encoder, data, layers, poolings, store_dtype, batch_tokens, prefix_cache)
+    plan = job.plan
+    lengths_N = job.rows.n_tokens_N - len(plan.prefix)
+    shape = (len(job.identity["layers"]), len(job.identity["poolings"]), encoder.width)
+    block_rows = rows_per_block(*shape, store_dtype)
+    batches = [
+        batch
+        for start in range(0, len(lengths_N), block_rows)
+        for batch in plan.split(lengths_N[start : start + block_rows])
+    ]
+    deepest = job.identity["layers"][-1]
+
+    def flops(bucket: int) -> float:
+        n_before = len(plan.prefix)
+        whole, before = (encoder.flops(n, deepest) for n in (n_before + bucket, n_before))
+        return plan.batch_rows(bucket) * (whole - before)
+
+    total = sum(flops(bucket) for _, bucket in batches)
+    # The bucket that the median token is in.
+    tokens_up_to = np.cumsum(lengths_N)
+    median_row = int(np.searchsorted(tokens_up_to, tokens_up_to[-1] / 2))
+    bucket = plan.buckets[int(np.searchsorted(plan.buckets, lengths_N[median_row]))]
+    seconds = _time_batch(encoder, job, median_row, bucket) * total / flops(bucket)
+    padded = sum(plan.batch_rows(b) * b for _, b in batches)
+    computed, tokens = int(lengths_N.sum()), int(job.rows.n_tokens_N.sum())
+    n_blocks = -(-len(lengths_N) // block_rows)
+    # The last shard is as large as the others.
+    n_bytes = n_blocks * block_rows * int(np.prod(shape)) * np.dtype(store_dtype).itemsize
+    return {
+        "n_queries": len(lengths_N),
+        "n_truncated": int(job.rows.truncated_N.sum()),
+        "tokens": tokens,
+        "prefix_saves": 1 - computed / tokens,
+        "padding": 1 - computed / padded,
+        "shapes": len({b for _, b in batches}),
+        "blocks": n_blocks,
+        "bytes": n_bytes,
+        "devices": encoder.mesh.size,
+        "parameter_bytes": encoder.param_bytes,
+        "flops": total,
+        "hours": seconds / 3600,
+        "tokens_per_second": tokens / seconds,
+    }
+
+
+def _time_batch(encoder: Encoder, job: Any, row: int, bucket: int) -> float:
+    """Median seconds of a full batch, every row of it the prompt in `row`."""
+    prompts = encoder.prompter([job.queries[job.rows.ids[row]]])
+    n_rows = job.plan.batch_rows(bucket)
+    whole = prompts.take(np.zeros(n_rows, np.int64))
+    prefix = job.plan.prefix
+    batch = pack(whole, np.arange(n_rows), n_rows, bucket, prefix)
+    layers, poolings = tuple(job.identity["layers"]), tuple(job.identity["poolings"])
+    encoder.forward(batch, layers, poolings, prefix).block_until_ready()
+    seconds = []
+    for _ in range(_ROUNDS):
+        start = time.perf_counter()
+        encoder.forward(batch, layers, poolings, prefix).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)

@@ -1,0 +1,240 @@
+"""extract: the resumable job from queries to an ActivationStore."""
+
+import concurrent.futures
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from routerjax.data.dataset import RoutingDataset
+from routerjax.encoder.batches import BatchPlan
+from routerjax.encoder.encoder import Encoder
+from routerjax.encoder.extraction import block_buffer
+from routerjax.encoder.extraction.pipeline import captured
+from routerjax.encoder.extraction.plan import identity_of, prepare
+from routerjax.encoder.selection import ALL
+from routerjax.runtime import processes, resume
+from routerjax.runtime.files import Folder
+from routerjax.store.store import ActivationStore
+
+logger = logging.getLogger(__name__)
+
+# Blocks that are fetched, digested and written at a time: on a CPU one takes less time than the
+# capture of the next one, on an accelerator longer.
+_WRITERS = {"cpu": 1}
+_WRITERS_ELSEWHERE = 4
+# Between two looks at what other processes have committed.
+_WAIT_SECONDS = 0.5
+# Until a store that process 0 has made counts as one that this process cannot see.
+_UNSEEN_SECONDS = 60.0
+
+
+def extract(
+    encoder: Encoder,
+    data: RoutingDataset,
+    path: Any,
+    *,
+    layers: str | Sequence[int] = ALL,
+    poolings: Sequence[str] = ("last", "mean"),
+    store_dtype: str = "float16",
+    batch_tokens: int | None = None,
+    prefix_cache: str = "auto",
+) -> ActivationStore:
+    """Captures every query of a data set into a store; resumes by itself.
+
+    Rows are taken in order of token length, blocks commit one by one, and what a block holds
+    depends on its rows and the recorded plan alone: a job that was killed and run again leaves the
+    same arrays, byte for byte. In a distributed job every process takes its share of the blocks and
+    returns when all of them are there; a process that stops or fails stops the others after their
+    blocks in hand.
+
+    Args:
+      encoder: What reads the queries.
+      data: The queries; outcomes are not looked at.
+      path: The store's folder, local or a URL. A finished store is returned as it is.
+      layers: "all", or hidden-state indices.
+      poolings: Names out of POOLINGS.
+      store_dtype: "float16" (with exact powers of two beside it) or "float32".
+      batch_tokens: Tokens of a full batch, padding included; by default what suits the device. A
+        job that resumes keeps its batches, and says so where others are asked for.
+      prefix_cache: Whether tokens that all prompts begin with are read once: "auto" (where that
+        saves more than a tenth of all tokens), "on" or "off". The numbers are the same; a job that
+        resumes goes on as it began.
+
+    Returns:
+      The finished store.
+
+    Raises:
+      ValueError: The store at `path` was made from other queries or in another way, or it is not
+        seen by all processes.
+      FloatingPointError: An activation is not finite.
+      OSError: The folder cannot be written, or the disk is full. What was committed stays.
+      resume.Stopped: SIGTERM came, here or to another process, or another one failed; the block in
+        hand was finished.
+    """
+    options = (layers, poolings, store_dtype)
+    if not ActivationStore.exists(path):
+        _begin(encoder, data, path, *options, batch_tokens=batch_tokens, prefix_cache=prefix_cache)
+    store = ActivationStore.open(path, complete=False)
+    if jax.process_index() == 0:
+        processes.tell_made(store.folder.path)
+    store.refuse_other(identity_of(encoder, data, *options))
+    begun_with = store.meta["plan"]["batch_tokens"]
+    if batch_tokens not in (None, begun_with) and store.missing_blocks():
+        resume.log(
+            f"{store.folder.path} was begun with batches of {begun_with} tokens and goes on with "
+            f"them, not with {batch_tokens}: for other batches delete it and begin anew"
+        )
+    _fill(encoder, store, dict(zip(data.ids, data.queries, strict=True)))
+    _wait_until(lambda: not _left(store), lambda: _stopped(store))
+    _report(store)
+    return store
+
+
+def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> None:
+    """Captures this process's missing blocks; threads write the last ones meanwhile."""
+    mine = [b for b in store.missing_blocks() if b % jax.process_count() == jax.process_index()]
+    if not mine:
+        return
+    plan = BatchPlan.from_json(store.meta["plan"])
+    if plan.n_devices % encoder.n_devices:
+        raise ValueError(
+            f"the store {store.folder.path} was begun on {plan.n_devices} devices a process, whose "
+            f"number {encoder.n_devices} does not divide: go on with --mesh=data:{plan.n_devices}"
+        )
+
+    def queries_of(block: int) -> list[str]:
+        return [queries[name] for name in store.ids[store.block_slice(block)]]
+
+    buckets: set[int] = set()
+    for block in mine:
+        lengths_R = store.n_tokens_N[store.block_slice(block)] - len(plan.prefix)
+        buckets.update(plan.buckets_from(lengths_R[0], lengths_R[-1]))
+    batches = captured(
+        encoder, plan, queries_of, mine, store.layers, store.poolings, sorted(buckets)
+    )
+    done = len(store.ids) - sum(len(store.n_tokens_N[store.block_slice(b)]) for b in mine)
+    n_real = n_padded = 0
+    # The same for all blocks: another room is another program.
+    n_rows = max(plan.block_rows, *(plan.batch_rows(bucket) for bucket in plan.buckets))
+    room_shape = (len(store.layers), len(store.poolings), n_rows, store.width)
+    n_writers = _WRITERS.get(encoder.platform, _WRITERS_ELSEWHERE)
+    with (
+        concurrent.futures.ThreadPoolExecutor(n_writers) as writer,
+        resume.progress_bar(len(store.ids), done, "queries", "extract") as bar,
+    ):
+        behind: deque[concurrent.futures.Future[None]] = deque()
+        for block, prompts, at, n_tokens, h_LPBD in batches:
+            # Without the wait every batch of the job would be queued, and hold its memory.
+            h_LPBD.block_until_ready()
+            if at.start == 0:
+                room_LPRD = block_buffer.empty(room_shape, encoder.mesh)
+                record = _token_counts(prompts.lengths_N, plan)
+            room_LPRD = block_buffer.put(room_LPRD, h_LPBD, at.start)
+            record["padded_tokens"] += n_tokens
+            n_real += _token_counts(prompts.lengths_N[at], plan)["computed_tokens"]
+            n_padded += n_tokens
+            bar.set_postfix_str(_rates(bar, n_real, n_padded), refresh=False)
+            bar.update(at.stop - at.start)
+            if at.stop < len(prompts.tokens):
+                continue
+            if len(behind) == n_writers:
+                behind.popleft().result()
+            held = block_buffer.narrowed(room_LPRD, at.stop, store.identity["store_dtype"])
+            behind.append(writer.submit(store.write_block, block, held, record))
+            if block != mine[-1] and _must_stop():
+                break
+        for written in behind:
+            written.result()
+
+
+def _begin(encoder: Encoder, data: RoutingDataset, path: Any, *options: Any, **more: Any) -> None:
+    """Makes the store in process 0; the others wait for its store.json, which is written last."""
+    if jax.process_index() == 0:
+        job = prepare(encoder, data, *options, **more)
+        # Another job may have begun it while the prompts were measured: its blocks are good.
+        if not ActivationStore.exists(path):
+            plan = job.plan.to_json()
+            ActivationStore.create(path, job.identity, job.rows, encoder.width, plan)
+        return
+    # A shared file system may show it a little later than the coordination service tells of it.
+    last = math.inf
+
+    def seen() -> bool:
+        nonlocal last
+        if ActivationStore.exists(path):
+            return True
+        if last == math.inf and processes.made_elsewhere(Folder(path).path):
+            last = time.monotonic() + _UNSEEN_SECONDS
+        if time.monotonic() > last:
+            raise ValueError(
+                f"process {jax.process_index()} does not see the store {Folder(path).path} that "
+                f"process 0 has made: --store must be a folder that all processes see, or a bucket"
+            )
+        return False
+
+    _wait_until(seen, lambda: resume.Stopped("Stopped before process 0 had made the store."))
+
+
+def _wait_until(done: Callable[[], bool], stopped: Callable[[], resume.Stopped]) -> None:
+    """Waits for what another process is to do; not for one that has ended early."""
+    while not done():
+        if _must_stop():
+            # Who has ended may have finished since the look above.
+            if done():
+                return
+            raise stopped()
+        time.sleep(_WAIT_SECONDS)
+
+
+def _must_stop() -> bool:
+    """Whether SIGTERM has come, or another process has ended: then none goes on alone."""
+    return resume.stop_requested() or bool(processes.ended_elsewhere())
+
+
+def _left(store: ActivationStore) -> int:
+    store.reload()
+    return len(store.missing_blocks())
+
+
+def _stopped(store: ActivationStore) -> resume.Stopped:
+    ended = processes.ended_elsewhere()
+    why = f", because process {ended[0]} has ended" if ended and not resume.stop_requested() else ""
+    return resume.Stopped(f"Stopped with {_left(store)} of {store.n_blocks} blocks to go{why}.")
+
+
+def _token_counts(lengths_R: np.ndarray, plan: BatchPlan) -> dict[str, int]:
+    """What a commit says of its prompts' tokens: all, and those that are computed for them."""
+    tokens = int(lengths_R.sum())
+    computed = tokens - len(plan.prefix) * len(lengths_R)
+    return {"tokens": tokens, "computed_tokens": computed, "padded_tokens": 0}
+
+
+def _rates(bar: Any, n_real: int, n_padded: int) -> str:
+    seconds = max(bar.format_dict["elapsed"], 1e-9)
+    return f"{n_real / seconds:,.0f} tokens/s, {1 - n_real / n_padded:.1%} padding"
+
+
+def _report(store: ActivationStore) -> None:
+    """Logs what the finished store holds, in one process."""
+    if jax.process_index():
+        return
+    commits = store.commits()
+    names = ("tokens", "computed_tokens", "padded_tokens")
+    tokens, computed, padded = (sum(c[name] for c in commits) for name in names)
+    logger.info("%s: %d queries, %d tokens, %.1f%% padding", store.folder.path, len(store.ids),
+                 tokens, 100 * (1 - computed / padded))  # fmt: skip
+    if computed < tokens:
+        logger.info("%.1f%% of these tokens are the prefix that all prompts share, read once",
+                    100 * (1 - computed / tokens))  # fmt: skip
+    n_truncated = int(store.rows.truncated_N.sum())
+    if n_truncated:
+        logger.warning(
+            "%d of %d queries were longer than max_tokens = %d and lost text from their middle",
+            n_truncated, len(store.ids), store.identity["max_tokens"],
+        )  # fmt: skip

@@ -1,0 +1,70 @@
+"""captured: the batches of a job, one after the other, without waiting."""
+
+import concurrent.futures
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+
+from routerjax.encoder.batches import BatchPlan, pack
+from routerjax.encoder.encoder import Encoder
+from routerjax.encoder.prompts import Prompts
+from routerjax.runtime.devices import in_flight
+
+# Batches whose results are still on the device while the next one is dispatched.
+_IN_FLIGHT = 2
+# What compiles and computes on the same cores gains nothing by compiling ahead.
+_COMPILES_AS_IT_GOES = ("cpu",)
+
+
+def captured(
+    encoder: Encoder,
+    plan: BatchPlan,
+    queries_of: Callable[[int], Sequence[str]],
+    blocks: Sequence[int],
+    layers: tuple[int, ...],
+    poolings: tuple[str, ...],
+    buckets: Sequence[int],
+) -> Iterator[tuple[int, Prompts, slice, int, jax.Array]]:
+    """Captured batches, block by block.
+
+    Prompts are tokenised a block ahead in a thread, and batches dispatched before the results of
+    earlier ones are fetched, over the edges of blocks too: the device does not wait for the host.
+
+    Args:
+      encoder: What reads the queries.
+      plan: The compiled shapes.
+      queries_of: The texts of a block, by token length.
+      blocks: Numbers of the blocks, in the order wanted; at least one.
+      layers: Hidden-state indices, ascending.
+      poolings: Names out of POOLINGS.
+      buckets: Of the plan, those that these blocks take. Where the device is not the host, they are
+        compiled side by side before the first batch; what is missing here, or left out because a
+        stop was asked for, when it comes.
+
+    Yields:
+      (block, its prompts, rows in it, B x T, h_LPBD) of each batch; rows of h_LPBD beyond those in
+      the block only fill the batch.
+    """
+
+    def tokenise(block: int) -> Prompts:
+        return encoder.prompter(queries_of(block))
+
+    if encoder.platform not in _COMPILES_AS_IT_GOES:
+        shapes = [(plan.batch_rows(bucket), bucket) for bucket in buckets]
+        encoder.compile(shapes, layers, poolings, plan.prefix)
+
+    def dispatched() -> Iterator[tuple[int, Prompts, slice, int, jax.Array]]:
+        with concurrent.futures.ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(tokenise, blocks[0])
+            for turn, block in enumerate(blocks):
+                prompts = ahead.result()
+                if turn + 1 < len(blocks):
+                    ahead = reader.submit(tokenise, blocks[turn + 1])
+                for at, bucket in plan.split(prompts.lengths_N - len(plan.prefix)):
+                    n_rows = plan.batch_rows(bucket)
+                    batch = pack(prompts, np.arange(at.start, at.stop), n_rows, bucket, plan.prefix)
+                    h_LPBD = encoder.forward(batch, layers, poolings, plan.prefix)
+                    yield block, prompts, at, n_rows * bucket, h_LPBD
+
+    yield from in_flight(dispatched(), _IN_FLIGHT)

@@ -1,0 +1,1 @@
+"""Readers from a checkpoint's config.json to one description of an encoder."""

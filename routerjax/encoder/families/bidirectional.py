@@ -1,0 +1,88 @@
+"""Readers of the families that see both ways; dense.py has those of decoders."""
+
+import dataclasses
+
+from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.families.fields import (
+    FULL,
+    SLIDING,
+    Fields,
+    attention_bias,
+    layer_types,
+    read_activation,
+    read_layer_ropes,
+    windows_of,
+)
+
+
+def bert(family: str, c: Fields) -> EncoderConfig:
+    """BERT: positions embedded, norms behind."""
+    kind = c.get("position_embedding_type", "absolute")
+    if kind != "absolute":
+        raise c.refuse(f"position_embedding_type {kind!r} is not supported, only 'absolute'")
+    if c.get("is_decoder", False):
+        raise c.refuse("a BERT decoder (is_decoder) is not supported")
+    return EncoderConfig(
+        family=family,
+        n_layers=c["num_hidden_layers"],
+        width=c["hidden_size"],
+        n_heads=c["num_attention_heads"],
+        n_kv_heads=c["num_attention_heads"],
+        head_dim=c["hidden_size"] // c["num_attention_heads"],
+        ffn_width=c["intermediate_size"],
+        vocab_size=c["vocab_size"],
+        norm_eps=c.get("layer_norm_eps", 1e-12),
+        max_positions=c["max_position_embeddings"],
+        activation=read_activation(c, "hidden_act", "gelu"),
+        bidirectional=True,
+        gated=False,
+        norm="layer",
+        norm_bias=True,
+        norm_placement="post",
+        embed_norm=True,
+        qkv_bias=True,
+        out_bias=True,
+        ffn_bias=True,
+        n_segments=c.get("type_vocab_size", 2),
+    )
+
+
+def roberta(family: str, c: Fields) -> EncoderConfig:
+    """RoBERTa: as BERT, with positions that begin behind the padding token's number."""
+    padding = c.get("pad_token_id", 1)
+    config = bert(family, c)
+    longest = config.max_positions - padding - 1
+    return dataclasses.replace(config, max_positions=longest, padding_token=padding)
+
+
+def modernbert(family: str, c: Fields) -> EncoderConfig:
+    """ModernBERT: rotary, norms before, global and local layers, gated feed-forward."""
+    n_layers, n_heads = c["num_hidden_layers"], c["num_attention_heads"]
+    every = c.get("global_attn_every_n_layers", 3)
+    kinds = layer_types(c, [SLIDING if i % every else FULL for i in range(n_layers)])
+    thetas = {FULL: ("global_rope_theta", 160000.0), SLIDING: ("local_rope_theta", 10000.0)}
+    ropes, rope_of_layer = read_layer_ropes(c, kinds, thetas, scaled=(FULL, SLIDING))
+    return EncoderConfig(
+        family=family,
+        n_layers=n_layers,
+        width=c["hidden_size"],
+        n_heads=n_heads,
+        n_kv_heads=n_heads,
+        head_dim=c["hidden_size"] // n_heads,
+        ffn_width=c["intermediate_size"],
+        vocab_size=c["vocab_size"],
+        norm_eps=c.get("norm_eps", 1e-5),
+        max_positions=c["max_position_embeddings"],
+        activation=read_activation(c, "hidden_activation", "gelu"),
+        bidirectional=True,
+        norm="layer",
+        norm_bias=bool(c.get("norm_bias", False)),
+        first_norm=False,
+        embed_norm=True,
+        **attention_bias(c),
+        ffn_bias=bool(c.get("mlp_bias", False)),
+        # Half of the window lies to either side, and the token itself does not count.
+        windows=windows_of(kinds, c.get("local_attention", 128) // 2 + 1),
+        ropes=ropes,
+        rope_of_layer=rope_of_layer,
+    )

@@ -1,0 +1,226 @@
+"""EncoderConfig: what an encoder is. Families (registry.py) are readers that fill it in."""
+
+import dataclasses
+from typing import Any
+
+from routerjax.encoder.families.rope import Rope
+
+FULL_ATTENTION = 2**30  # a window no prompt reaches
+NO_ROPE = -1  # a layer whose queries and keys are not rotated
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockKind:
+    """Which parameters a block has; blocks of one kind can be stacked.
+
+    Attributes:
+      mixer: What mixes the tokens; a key of decoder.MIXERS.
+      ffn: What follows it; a key of decoder.FEED_FORWARDS.
+    """
+
+    mixer: str = "attention"
+    ffn: str = "dense"
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaShape:
+    """The shape of the gated DeltaNet mixers.
+
+    Attributes:
+      n_key_heads: Query and key heads.
+      n_value_heads: H, value heads, each with a memory; a multiple of n_key_heads.
+      key_dim: E, width of a query or key head.
+      value_dim: E', width of a value head.
+      conv_width: K, tokens that the convolutions see.
+      chunk: Tokens that are computed at once, a power of two; the numbers do not depend on it.
+    """
+
+    n_key_heads: int
+    n_value_heads: int
+    key_dim: int
+    value_dim: int
+    conv_width: int = 4
+    chunk: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """The shape of an encoder; one description for every family.
+
+    What differs between layers in numbers alone is a tuple over layers; what differs in parameters
+    is their kind. An empty tuple means the same for all of them: no window, the first rope, the
+    plain kind.
+
+    Attributes:
+      family: Hugging Face's model_type; names the key table in key_tables.py.
+      n_layers: Blocks; there are n_layers + 1 hidden states.
+      width: D, the hidden width.
+      n_heads: H, query heads.
+      n_kv_heads: G, key/value heads; H is a multiple of it.
+      head_dim: E, width of a head.
+      ffn_width: Inner width of the feed-forward layer.
+      vocab_size: V.
+      norm_eps: Added to the variance in every norm.
+      max_positions: Longest prompt, in tokens.
+      activation: "silu", "gelu" (exact), "gelu_tanh" or "relu".
+      bidirectional: Whether a token sees later ones too.
+      gated: Feed-forward down(activation(gate) * up); BERT's has no gate.
+      norm: "rms" or "layer".
+      norm_bias: Layer norms have a bias.
+      norm_offset: Added to the weight of every RMS norm, in float32 (1 for Gemma).
+      norm_placement: "pre" (of what a branch reads), "post" (of what it adds) or "both".
+      first_norm: Whether block 0 norms what its attention reads (ModernBERT: no).
+      embed_norm: Whether the embedding is normed.
+      embed_scale: Multiplies the embedding.
+      residual_scale: Multiplies what a branch adds (Granite).
+      query_scale: Multiplies the attention scores; None for E^-0.5.
+      query_growth: None, or (beta, P): the query at position t is multiplied by
+        1 + beta ln(1 + floor(t / P)) (Ministral 3).
+      soft_cap: Attention scores s become cap * tanh(s / cap); 0 for none (Gemma 2). The cap of the
+        logits concerns the head, which a prefill has not.
+      qk_norm: RMS norm of queries and keys: "" for none, "head" for each head on its own (Qwen3),
+        "projection" over all heads at once (OLMo 2).
+      sinks: Each query head has a learnt score that joins its softmax without a value (gpt-oss).
+      output_gate: Whether what attention mixed is multiplied by sigmoid(gate(x)) (Qwen3-Next).
+      delta: Of the layers whose mixer is "deltanet"; None without such.
+      qkv_bias, out_bias, ffn_bias: Biases of the projections.
+      windows: [n_layers] how many tokens back a token sees, itself included (and as many ahead if
+        bidirectional); FULL_ATTENTION for all of them.
+      ropes: The tables of rotary frequencies, all of one width; none where positions are embedded.
+      rope_of_layer: [n_layers] indices into ropes; NO_ROPE for a layer without rotation.
+      kinds: [n_layers] the kind of each block.
+      n_experts: Experts of a feed-forward layer of the kind "experts".
+      n_experts_per_token: How many of them a token goes through.
+      expert_width: Inner width of an expert.
+      expert_softmax: Of the router's logits: over "all" experts, or over the "chosen" ones alone.
+      expert_bias: Biases of the router and of the experts (gpt-oss).
+      expert_clamp: None, or gpt-oss's (alpha, limit); see moe.gating.
+      shared_expert_width: Inner width of the expert that every token goes through, which a sigmoid
+        weighs; 0 for none.
+      n_segments: Rows of the segment embedding (BERT).
+      padding_token: None, or the token whose position is not counted; the embedded positions begin
+        after this number (RoBERTa).
+    """
+
+    family: str
+    n_layers: int
+    width: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    ffn_width: int
+    vocab_size: int
+    norm_eps: float
+    max_positions: int
+    activation: str = "silu"
+    bidirectional: bool = False
+    gated: bool = True
+    norm: str = "rms"
+    norm_bias: bool = False
+    norm_offset: float = 0.0
+    norm_placement: str = "pre"
+    first_norm: bool = True
+    embed_norm: bool = False
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    query_scale: float | None = None
+    query_growth: tuple[float, int] | None = None
+    soft_cap: float = 0.0
+    qk_norm: str = ""
+    sinks: bool = False
+    output_gate: bool = False
+    delta: DeltaShape | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    ffn_bias: bool = False
+    windows: tuple[int, ...] = ()
+    ropes: tuple[Rope, ...] = ()
+    rope_of_layer: tuple[int, ...] = ()
+    kinds: tuple[BlockKind, ...] = ()
+    n_experts: int = 0
+    n_experts_per_token: int = 0
+    expert_width: int = 0
+    expert_softmax: str = "chosen"
+    expert_bias: bool = False
+    expert_clamp: tuple[float, float] | None = None
+    shared_expert_width: int = 0
+    n_segments: int = 0
+    padding_token: int | None = None
+
+    def __post_init__(self):
+        alike = {"windows": FULL_ATTENTION, "rope_of_layer": 0, "kinds": BlockKind()}
+        for name, value in alike.items():
+            if not getattr(self, name):
+                object.__setattr__(self, name, (value,) * self.n_layers)
+            assert len(getattr(self, name)) == self.n_layers, name
+        assert len({rope.width for rope in self.ropes}) <= 1, self.ropes
+
+    @property
+    def n_states(self) -> int:
+        """Hidden states that can be captured: the embedding output and one for each block."""
+        return self.n_layers + 1
+
+    @property
+    def period(self) -> int:
+        """The least p for which every block is of the kind of the block p before it."""
+        same = (p for p in range(1, self.n_layers) if self.kinds[p:] == self.kinds[:-p])
+        return next(same, self.n_layers)
+
+    @property
+    def follows_length(self) -> bool:
+        """Whether a token's rotation depends on how long its prompt is."""
+        return any(rope.follows_length for rope in self.ropes)
+
+    def flops(self, n_tokens: int, deepest: int) -> float:
+        """Floating-point operations of one prompt up to a hidden state, products only.
+
+        Windows are not counted: products of hidden scores are computed all the same.
+
+        Args:
+          n_tokens: Tokens of the prompt.
+          deepest: Hidden-state index.
+        """
+        return sum(self._block_flops(kind, n_tokens) for kind in self.kinds[:deepest])
+
+    def _block_flops(self, kind: BlockKind, n_tokens: int) -> float:
+        mixers = {"attention": self._attention_products, "deltanet": self._delta_products}
+        return n_tokens * 2.0 * (mixers[kind.mixer](n_tokens) + self._ffn_products(kind))
+
+    def _attention_products(self, n_tokens: int) -> int:
+        """Multiplications of an attention for one of so many tokens."""
+        heads = (3 if self.output_gate else 2) * self.n_heads + 2 * self.n_kv_heads
+        return self.head_dim * (self.width * heads + 2 * self.n_heads * n_tokens)
+
+    def _delta_products(self, n_tokens: int) -> int:
+        """Multiplications of a gated DeltaNet for a token; of how many does not matter."""
+        del n_tokens
+        assert self.delta is not None
+        s = self.delta
+        keys, values = s.n_key_heads * s.key_dim, s.n_value_heads * s.value_dim
+        projections = self.width * (2 * keys + 3 * values + 2 * s.n_value_heads)
+        # Three products with the memory, four within a chunk, and the triangular inverse.
+        chunk = 2 * s.chunk * (keys + values) + s.n_value_heads * s.chunk**2 // 3
+        return projections + 3 * s.key_dim * values + chunk
+
+    def _ffn_products(self, kind: BlockKind) -> int:
+        """Multiplications of a feed-forward layer for a token, of its own experts alone."""
+        if kind.ffn == "dense":
+            return self.width * (3 if self.gated else 2) * self.ffn_width
+        assert kind.ffn == "experts", kind
+        active = 3 * (self.n_experts_per_token * self.expert_width + self.shared_expert_width)
+        return self.width * (self.n_experts + active + (self.shared_expert_width > 0))
+
+    @classmethod
+    def check_family(cls, raw: dict[str, Any], source: str = "config.json") -> str:
+        """The family of a Hugging Face config; see families.check_family."""
+        # The readers import this file.
+        from routerjax.encoder.families import registry
+
+        return registry.check_family(raw, source)
+
+    @classmethod
+    def from_hf(cls, raw: dict[str, Any], source: str = "config.json") -> "EncoderConfig":
+        """Reads a Hugging Face config; see families.read_config."""
+        from routerjax.encoder.families import registry
+
+        return registry.read_config(raw, source)

@@ -1,0 +1,156 @@
+"""Readers of the families whose every block attends and has one feed-forward layer."""
+
+from typing import Any
+
+from routerjax.encoder.families.config import FULL_ATTENTION, NO_ROPE, EncoderConfig
+from routerjax.encoder.families.fields import (
+    FULL,
+    SLIDING,
+    Fields,
+    attention_bias,
+    layer_types,
+    one_window,
+    read_activation,
+    read_decoder,
+    read_layer_ropes,
+    read_rope,
+    windows_of,
+)
+from routerjax.encoder.families.rope import YarnRope
+
+
+def llama(family: str, c: Fields) -> EncoderConfig:
+    return read_decoder(family, c, **attention_bias(c), ffn_bias=bool(c.get("mlp_bias", False)))
+
+
+def mistral(family: str, c: Fields) -> EncoderConfig:
+    return read_decoder(family, c, windows=one_window(c))
+
+
+def ministral(family: str, c: Fields) -> EncoderConfig:
+    window = c.get("sliding_window", 0) or FULL_ATTENTION
+    kinds = layer_types(c, [SLIDING] * c["num_hidden_layers"])
+    return read_decoder(family, c, windows=windows_of(kinds, window))
+
+
+def ministral3(family: str, c: Fields) -> EncoderConfig:
+    rope = read_rope(c)
+    table = c.get("rope_scaling", None) or c.get("rope_parameters", None) or {}
+    growth = None
+    if beta := table.get("llama_4_scaling_beta"):
+        if not isinstance(rope.scaling, YarnRope):
+            raise c.refuse("llama_4_scaling_beta is supported with yarn alone")
+        growth = (float(beta), rope.scaling.original_max_positions)
+    return read_decoder(family, c, windows=one_window(c), ropes=(rope,), query_growth=growth)
+
+
+def qwen2(family: str, c: Fields) -> EncoderConfig:
+    # The query, key and value always have a bias; the config does not say so.
+    return read_decoder(family, c, qkv_bias=True, windows=_qwen_windows(c))
+
+
+def qwen3(family: str, c: Fields) -> EncoderConfig:
+    return read_decoder(family, c, **attention_bias(c), qk_norm="head", windows=_qwen_windows(c))
+
+
+def _qwen_windows(c: Fields) -> tuple[int, ...]:
+    window, n_layers = c.get("sliding_window", 0), c["num_hidden_layers"]
+    if not c.get("use_sliding_window", False) or not window:
+        return ()
+    # Before layer_types existed, the first max_window_layers blocks saw everything.
+    first = c.get("max_window_layers", 28)
+    return windows_of(
+        layer_types(c, [FULL if i < first else SLIDING for i in range(n_layers)]), window
+    )
+
+
+def gemma2(family: str, c: Fields) -> EncoderConfig:
+    kinds = layer_types(c, [FULL if i % 2 else SLIDING for i in range(c["num_hidden_layers"])])
+    return _gemma(
+        family,
+        c,
+        windows=windows_of(kinds, c["sliding_window"]),
+        soft_cap=float(c.get("attn_logit_softcapping", 0.0)),
+    )
+
+
+def gemma3(family: str, c: Fields) -> EncoderConfig:
+    # Hugging Face reads this field and does not apply it.
+    c.forbid("attn_logit_softcapping")
+    n_layers, every = c["num_hidden_layers"], c.get("sliding_window_pattern", 6)
+    kinds = layer_types(c, [SLIDING if (i + 1) % every else FULL for i in range(n_layers)])
+    thetas = {FULL: ("rope_theta", 1e6), SLIDING: ("rope_local_base_freq", 10000.0)}
+    ropes, rope_of_layer = read_layer_ropes(c, kinds, thetas, scaled=(FULL,))
+    return _gemma(
+        family,
+        c,
+        qk_norm="head",
+        windows=windows_of(kinds, c["sliding_window"]),
+        ropes=ropes,
+        rope_of_layer=rope_of_layer,
+    )
+
+
+def _gemma(family: str, c: Fields, **different: Any) -> EncoderConfig:
+    c.forbid("use_bidirectional_attention")
+    return read_decoder(
+        family,
+        c,
+        head_dim=c["head_dim"],
+        activation=read_activation(c, "hidden_activation", "gelu_pytorch_tanh"),
+        norm_offset=1.0,
+        norm_placement="both",
+        embed_scale=float(c["hidden_size"]) ** 0.5,
+        query_scale=float(c["query_pre_attn_scalar"]) ** -0.5,
+        **attention_bias(c),
+        **different,
+    )
+
+
+def phi3(family: str, c: Fields) -> EncoderConfig:
+    aliases = {"su": "longrope", "yarn": "longrope"}  # What longrope was called first.
+    rope = read_rope(c, aliases=aliases, partial=True)
+    return read_decoder(family, c, windows=one_window(c), ropes=(rope,))
+
+
+def olmo2(family: str, c: Fields, **different: Any) -> EncoderConfig:
+    bias = attention_bias(c)
+    return read_decoder(family, c, norm_placement="post", qk_norm="projection", **bias, **different)
+
+
+def olmo3(family: str, c: Fields) -> EncoderConfig:
+    n_layers = c["num_hidden_layers"]
+    kinds = layer_types(c, [SLIDING if (i + 1) % 4 else FULL for i in range(n_layers)])
+    thetas = {kind: ("rope_theta", 500000.0) for kind in (FULL, SLIDING)}
+    ropes, rope_of_layer = read_layer_ropes(c, kinds, thetas, scaled=(FULL,))
+    windows = windows_of(kinds, c["sliding_window"])
+    return olmo2(family, c, windows=windows, ropes=ropes, rope_of_layer=rope_of_layer)
+
+
+def granite(family: str, c: Fields) -> EncoderConfig:
+    # logits_scaling concerns the head.
+    return read_decoder(
+        family,
+        c,
+        **attention_bias(c),
+        ffn_bias=bool(c.get("mlp_bias", False)),
+        embed_scale=float(c.get("embedding_multiplier", 1.0)),
+        residual_scale=float(c.get("residual_multiplier", 1.0)),
+        query_scale=float(c.get("attention_multiplier", 1.0)),
+    )
+
+
+def smollm3(family: str, c: Fields) -> EncoderConfig:
+    n_layers, every = c["num_hidden_layers"], c.get("no_rope_layer_interval", 4)
+    turned = c.get("no_rope_layers", [(i + 1) % every for i in range(n_layers)])[:n_layers]
+    slides = c.get("use_sliding_window", False) and c.get("sliding_window", 0)
+    kinds = layer_types(c, [SLIDING if slides and not each else FULL for each in turned])
+    return read_decoder(
+        family,
+        c,
+        **attention_bias(c),
+        ffn_bias=bool(c.get("mlp_bias", False)),
+        windows=windows_of(kinds, c.get("sliding_window", 0) or FULL_ATTENTION),
+        ropes=(read_rope(c, theta=2e6),),
+        rope_of_layer=tuple(0 if each else NO_ROPE for each in turned),
+    )

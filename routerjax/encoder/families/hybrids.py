@@ -1,0 +1,69 @@
+"""The families that mix tokens by gated DeltaNet in most layers: readers as in dense.py."""
+
+import dataclasses
+from typing import Any
+
+from routerjax.encoder.families.config import BlockKind, DeltaShape, EncoderConfig
+from routerjax.encoder.families.fields import (
+    FULL,
+    LINEAR,
+    Fields,
+    attention_bias,
+    layer_types,
+    read_activation,
+    read_decoder,
+    read_rope,
+)
+from routerjax.encoder.families.mixtures import EXPERTS, qwen_experts
+
+_MIXERS = {FULL: "attention", LINEAR: "deltanet"}
+
+
+def qwen3_5(family: str, c: Fields, **different: Any) -> EncoderConfig:
+    """Gated DeltaNet, and gated full attention in every fourth layer; dense feed-forward layers."""
+    n_layers, every = c["num_hidden_layers"], c.get("full_attention_interval", 4)
+    default = [LINEAR if (i + 1) % every else FULL for i in range(n_layers)]
+    types = layer_types(c, default, known=(FULL, LINEAR))
+    ffns = different.pop("kinds", (BlockKind(),) * n_layers)
+    if read_activation(c, "hidden_act", "silu") != "silu":
+        raise c.refuse("hidden_act: with gated DeltaNet layers only 'silu' is supported")
+    if not c.get("attn_output_gate", True):
+        raise c.refuse(
+            "attention without an output gate (attn_output_gate: false) is not supported"
+        )
+    delta = DeltaShape(
+        n_key_heads=c["linear_num_key_heads"],
+        n_value_heads=c["linear_num_value_heads"],
+        key_dim=c["linear_key_head_dim"],
+        value_dim=c["linear_value_head_dim"],
+        conv_width=c["linear_conv_kernel_dim"],
+    )
+    # Of multimodal rotations (mrope_section) a text needs nothing: its three positions are equal.
+    return read_decoder(
+        family,
+        c,
+        head_dim=c["head_dim"],
+        **attention_bias(c),
+        norm_offset=1.0,
+        qk_norm="head",
+        output_gate=True,
+        ropes=(read_rope(c, partial=True, share=0.25),),
+        kinds=tuple(
+            dataclasses.replace(ffn, mixer=_MIXERS[each])
+            for ffn, each in zip(ffns, types, strict=True)
+        ),
+        delta=delta,
+        **different,
+    )
+
+
+def qwen3_next(family: str, c: Fields) -> EncoderConfig:
+    """As qwen3_5, with experts in the layers that the config names."""
+    return qwen3_5(family, c, **qwen_experts(c))
+
+
+def qwen3_5_moe(family: str, c: Fields) -> EncoderConfig:
+    """As qwen3_5, with experts in every layer."""
+    # Every layer has experts, whose weights always sum to 1: the config has no switches for these.
+    always = {"kinds": (EXPERTS,) * c["num_hidden_layers"], "expert_softmax": "chosen"}
+    return qwen3_5(family, c, **(qwen_experts(c) | always), ffn_width=0)

@@ -1,0 +1,209 @@
+"""Key tables: where each parameter lies in a family's checkpoint.
+
+Our module -> the checkpoint's module; {i} is the block. Which of a table's rows count is decided by
+the parameters that the model has. The layout follows from the leaf: a kernel is the transposed
+weight, everything else the weight as it is. Where several of our modules name one of theirs, its
+rows (its outputs) are theirs one after the other, in the table's order; `turns` says how often
+they take turns. Experts lie otherwise (ExpertTensor), and in several layouts: of a family's tables,
+that one counts of which a checkpoint has the most keys.
+"""
+
+from typing import NamedTuple
+
+from routerjax.encoder.families.config import EncoderConfig
+
+
+class ExpertTensor(NamedTuple):
+    """Where the experts' share of one product lies.
+
+    Attributes:
+      key: With {e}, the weight [out, in] of expert e. Without, the tensor of all experts, [experts,
+        out, in]; their biases are beside it as <key>_bias [experts, out].
+      share: Which of the modules whose outputs lie in one tensor.
+      n_shares: How many modules these are.
+      interleaved: Whether their outputs alternate, instead of one module's after the other's.
+      outputs_last: Whether the tensor is [experts, in, out].
+      packed: Whether the tensor lies there in MXFP4 (mxfp4.py): <key>_blocks [experts, out, in /
+        32, 16] and <key>_scales [experts, out, in / 32].
+    """
+
+    key: str
+    share: int = 0
+    n_shares: int = 1
+    interleaved: bool = False
+    outputs_last: bool = False
+    packed: bool = False
+
+    @property
+    def kernel_key(self) -> str:
+        """The tensor that holds the kernels."""
+        return f"{self.key}_blocks" if self.packed else self.key
+
+
+Table = dict[str, str | ExpertTensor]
+
+_DECODER: Table = {
+    "embed": "embed_tokens",
+    "blocks/attention_norm": "layers.{i}.input_layernorm",
+    "blocks/attention/q": "layers.{i}.self_attn.q_proj",
+    "blocks/attention/k": "layers.{i}.self_attn.k_proj",
+    "blocks/attention/v": "layers.{i}.self_attn.v_proj",
+    "blocks/attention/o": "layers.{i}.self_attn.o_proj",
+    "blocks/attention/q_norm": "layers.{i}.self_attn.q_norm",
+    "blocks/attention/k_norm": "layers.{i}.self_attn.k_norm",
+    "blocks/ffn_norm": "layers.{i}.post_attention_layernorm",
+    "blocks/ffn/gate": "layers.{i}.mlp.gate_proj",
+    "blocks/ffn/up": "layers.{i}.mlp.up_proj",
+    "blocks/ffn/down": "layers.{i}.mlp.down_proj",
+    "norm": "norm",
+}
+_BERT: Table = {
+    "embed": "embeddings.word_embeddings",
+    "positions": "embeddings.position_embeddings",
+    "segments": "embeddings.token_type_embeddings",
+    "embed_norm": "embeddings.LayerNorm",
+    "blocks/q": "encoder.layer.{i}.attention.self.query",
+    "blocks/k": "encoder.layer.{i}.attention.self.key",
+    "blocks/v": "encoder.layer.{i}.attention.self.value",
+    "blocks/o": "encoder.layer.{i}.attention.output.dense",
+    "blocks/attention_norm": "encoder.layer.{i}.attention.output.LayerNorm",
+    "blocks/up": "encoder.layer.{i}.intermediate.dense",
+    "blocks/down": "encoder.layer.{i}.output.dense",
+    "blocks/ffn_norm": "encoder.layer.{i}.output.LayerNorm",
+}
+_POST_NORMS = _DECODER | {
+    "blocks/attention_post_norm": "layers.{i}.post_attention_layernorm",
+    "blocks/ffn_norm": "layers.{i}.pre_feedforward_layernorm",
+    "blocks/ffn_post_norm": "layers.{i}.post_feedforward_layernorm",
+}
+_PHI3 = _DECODER | {
+    "blocks/attention/q": "layers.{i}.self_attn.qkv_proj",
+    "blocks/attention/k": "layers.{i}.self_attn.qkv_proj",
+    "blocks/attention/v": "layers.{i}.self_attn.qkv_proj",
+    "blocks/ffn/gate": "layers.{i}.mlp.gate_up_proj",
+    "blocks/ffn/up": "layers.{i}.mlp.gate_up_proj",
+}
+_MODERNBERT: Table = {
+    "embed": "embeddings.tok_embeddings",
+    "embed_norm": "embeddings.norm",
+    "blocks/attention_norm": "layers.{i}.attn_norm",
+    "blocks/attention/q": "layers.{i}.attn.Wqkv",
+    "blocks/attention/k": "layers.{i}.attn.Wqkv",
+    "blocks/attention/v": "layers.{i}.attn.Wqkv",
+    "blocks/attention/o": "layers.{i}.attn.Wo",
+    "blocks/ffn_norm": "layers.{i}.mlp_norm",
+    "blocks/ffn/gate": "layers.{i}.mlp.Wi",
+    "blocks/ffn/up": "layers.{i}.mlp.Wi",
+    "blocks/ffn/down": "layers.{i}.mlp.Wo",
+    "norm": "final_norm",
+}
+# Of Qwen's mixtures; the shared expert where there is one.
+_QWEN_EXPERTS = _DECODER | {
+    "blocks/ffn/router": "layers.{i}.mlp.gate",
+    "blocks/ffn/experts/gate": ExpertTensor("layers.{i}.mlp.experts.{e}.gate_proj.weight"),
+    "blocks/ffn/experts/up": ExpertTensor("layers.{i}.mlp.experts.{e}.up_proj.weight"),
+    "blocks/ffn/experts/down": ExpertTensor("layers.{i}.mlp.experts.{e}.down_proj.weight"),
+    "blocks/ffn/shared/gate": "layers.{i}.mlp.shared_expert.gate_proj",
+    "blocks/ffn/shared/up": "layers.{i}.mlp.shared_expert.up_proj",
+    "blocks/ffn/shared/down": "layers.{i}.mlp.shared_expert.down_proj",
+    "blocks/ffn/shared_gate": "layers.{i}.mlp.shared_expert_gate",
+}
+# As transformers 5 holds experts in memory, and saves them with save_original_format=False.
+_FUSED_EXPERTS: Table = {
+    "blocks/ffn/router": "layers.{i}.mlp.gate",
+    "blocks/ffn/experts/gate": ExpertTensor("layers.{i}.mlp.experts.gate_up_proj", 0, 2),
+    "blocks/ffn/experts/up": ExpertTensor("layers.{i}.mlp.experts.gate_up_proj", 1, 2),
+    "blocks/ffn/experts/down": ExpertTensor("layers.{i}.mlp.experts.down_proj"),
+}
+_MIXTRAL = _DECODER | {
+    "blocks/ffn/router": "layers.{i}.block_sparse_moe.gate",
+    "blocks/ffn/experts/gate": ExpertTensor("layers.{i}.block_sparse_moe.experts.{e}.w1.weight"),
+    "blocks/ffn/experts/up": ExpertTensor("layers.{i}.block_sparse_moe.experts.{e}.w3.weight"),
+    "blocks/ffn/experts/down": ExpertTensor("layers.{i}.block_sparse_moe.experts.{e}.w2.weight"),
+}
+# gpt-oss holds gate and up as every other output of one product.
+_GPT_OSS = _DECODER | {
+    "blocks/attention": "layers.{i}.self_attn",  # Its sinks.
+    "blocks/ffn/router": "layers.{i}.mlp.router",
+    "blocks/ffn/experts/gate": ExpertTensor(
+        "layers.{i}.mlp.experts.gate_up_proj", 0, 2, interleaved=True, outputs_last=True
+    ),
+    "blocks/ffn/experts/up": ExpertTensor(
+        "layers.{i}.mlp.experts.gate_up_proj", 1, 2, interleaved=True, outputs_last=True
+    ),
+    "blocks/ffn/experts/down": ExpertTensor("layers.{i}.mlp.experts.down_proj", outputs_last=True),
+}
+_GPT_OSS_PACKED: Table = {
+    module: where._replace(outputs_last=False, packed=True)
+    if isinstance(where, ExpertTensor)
+    else where
+    for module, where in _GPT_OSS.items()
+}
+_LINEAR = "layers.{i}.linear_attn"
+_HYBRID: Table = {
+    "blocks/attention/gate": "layers.{i}.self_attn.q_proj",
+    "blocks/deltanet": _LINEAR,
+    "blocks/deltanet/q": f"{_LINEAR}.in_proj_qkv",
+    "blocks/deltanet/k": f"{_LINEAR}.in_proj_qkv",
+    "blocks/deltanet/v": f"{_LINEAR}.in_proj_qkv",
+    "blocks/deltanet/z": f"{_LINEAR}.in_proj_z",
+    "blocks/deltanet/beta": f"{_LINEAR}.in_proj_b",
+    "blocks/deltanet/decay": f"{_LINEAR}.in_proj_a",
+    "blocks/deltanet/q_conv": f"{_LINEAR}.conv1d",
+    "blocks/deltanet/k_conv": f"{_LINEAR}.conv1d",
+    "blocks/deltanet/v_conv": f"{_LINEAR}.conv1d",
+    "blocks/deltanet/norm": f"{_LINEAR}.norm",
+    "blocks/deltanet/out": f"{_LINEAR}.out_proj",
+}
+_QWEN3_5_MOE = _QWEN_EXPERTS | _HYBRID
+_QWEN3_NEXT = _QWEN3_5_MOE | {
+    "blocks/deltanet/q": f"{_LINEAR}.in_proj_qkvz",
+    "blocks/deltanet/k": f"{_LINEAR}.in_proj_qkvz",
+    "blocks/deltanet/v": f"{_LINEAR}.in_proj_qkvz",
+    "blocks/deltanet/z": f"{_LINEAR}.in_proj_qkvz",
+    "blocks/deltanet/beta": f"{_LINEAR}.in_proj_ba",
+    "blocks/deltanet/decay": f"{_LINEAR}.in_proj_ba",
+}
+KEY_TABLES: dict[str, tuple[Table, ...]] = {
+    "bert": (_BERT,),
+    "gemma2": (_POST_NORMS,),
+    "gemma3": (_POST_NORMS,),
+    "gpt_oss": (_GPT_OSS, _GPT_OSS_PACKED),
+    "granite": (_DECODER,),
+    "llama": (_DECODER,),
+    "ministral": (_DECODER,),
+    "ministral3": (_DECODER,),
+    "mistral": (_DECODER,),
+    "mixtral": (_MIXTRAL, _MIXTRAL | _FUSED_EXPERTS),
+    "modernbert": (_MODERNBERT,),
+    "olmo2": (_POST_NORMS,),
+    "olmo3": (_POST_NORMS,),
+    "phi3": (_PHI3,),
+    "qwen2": (_DECODER,),
+    "qwen3": (_DECODER,),
+    "qwen3_5": (_DECODER | _HYBRID,),
+    "qwen3_5_moe": (_QWEN3_5_MOE, _QWEN3_5_MOE | _FUSED_EXPERTS),
+    "qwen3_moe": (_QWEN_EXPERTS, _QWEN_EXPERTS | _FUSED_EXPERTS),
+    "qwen3_next": (_QWEN3_NEXT, _QWEN3_NEXT | _FUSED_EXPERTS),
+    "roberta": (_BERT,),
+    "smollm3": (_DECODER,),
+    "xlm-roberta": (_BERT,),
+}
+
+
+def turns(config: EncoderConfig, theirs: str) -> int:
+    """How often the rows of a fused projection alternate between our modules.
+
+    Args:
+      config: Of the encoder.
+      theirs: The checkpoint's module, as in the table.
+
+    Returns:
+      1 where all rows of a module lie together; else the heads that each give their rows of every
+      module in turn.
+    """
+    if config.output_gate and theirs.endswith(".self_attn.q_proj"):
+        return config.n_heads
+    if config.delta is not None and theirs.endswith((".in_proj_qkvz", ".in_proj_ba")):
+        return config.delta.n_key_heads
+    return 1

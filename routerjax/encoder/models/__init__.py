@@ -1,0 +1,1 @@
+"""The modules that an encoder is made of."""

@@ -1,0 +1,191 @@
+"""Attention and rotations, shared by all families."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.models.blockwise import HIDDEN, attend_blockwise, turns, visible
+
+# Attention scores held at a time: 8 MiB of float32 stay in a CPU's cache, 1 GiB fills a GPU.
+_SCORES = {"cpu": 2**21}
+_SCORES_ELSEWHERE = 2**28
+# So many turns are written out: a loop on a CPU copies the heads it takes and those it leaves.
+_WRITTEN_OUT = {"cpu": 4}
+# Tokens up to which a head's scores are computed whole; longer prompts go block by block. On CPU
+# causal ones do earlier: half of the blocks are skipped, which nearly halves the time at 512.
+LONGEST_WHOLE = 1024
+_LONGEST_CAUSAL = {"cpu": 256}
+
+
+def rotate(x_BTNE: jax.Array, angles_BTW: jax.Array, factor: jax.Array | float = 1) -> jax.Array:
+    """Turns every head by its position; of W channels, e is paired with e + W/2.
+
+    Args:
+      x_BTNE: [B, T, heads, E] queries or keys.
+      angles_BTW: [B or 1, T, W / 2] float32 radians; W at most E, channels from W on stay.
+      factor: Multiplies the turned channels.
+
+    Returns:
+      As x_BTNE; computed in float32.
+    """
+    cos, sin = (f(angles_BTW)[:, :, None, :] * factor for f in (jnp.cos, jnp.sin))
+    half = angles_BTW.shape[-1]
+    first, second, stays = jnp.split(x_BTNE, (half, 2 * half), axis=-1)
+    first, second = first.astype(jnp.float32), second.astype(jnp.float32)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return jnp.concatenate([turned.astype(x_BTNE.dtype), stays], axis=-1)
+
+
+def attend(
+    q_BTHE: jax.Array,
+    k_BSGE: jax.Array,
+    v_BSGE: jax.Array,
+    lengths_B: jax.Array,
+    precision: jax.lax.Precision,
+    *,
+    bidirectional: bool = False,
+    window: jax.Array | int | None = None,
+    scale: float | None = None,
+    soft_cap: float = 0.0,
+    sinks_H: jax.Array | None = None,
+) -> jax.Array:
+    """Scaled dot-product attention with grouped key/value heads.
+
+    Heads are laid out as one batch of plain matrix products: measured on CPU, two to eight times
+    faster than an einsum that leaves the head axis between the tokens and the channels. Heads are
+    taken in turns of a bounded number of scores, which keeps these in the CPU's cache (at 512
+    tokens 3 times faster than all at once) and bounds the temporary memory of long prompts; the
+    softmax is divided by its sum after the second product, where there is less to divide.
+
+    Args:
+      q_BTHE: [B, T, H, E] queries.
+      k_BSGE: [B, S, G, E] keys; query head h reads key head h // (H / G). The last T of them are
+        the queries' own tokens, those before a prefix that every row has whole.
+      v_BSGE: [B, S, G, E] values.
+      lengths_B: [B] int32 real tokens of each row's T, at least 1. Rows are padded on the right, so
+        that causality alone hides padding from every real token.
+      precision: Of the two products.
+      bidirectional: Whether a query sees later keys too, up to the row's length.
+      window: Scalar int32, how many tokens back a query sees, itself included (and as many ahead if
+        bidirectional); None for all.
+      scale: Multiplies the scores; None for E^-0.5.
+      soft_cap: Scaled scores s become cap * tanh(s / cap); 0 for none.
+      sinks_H: None, or for each query head the score of a key without a value: it joins the sum
+        that the softmax divides by.
+
+    Returns:
+      [B, T, H, E]; the softmax is taken in float32. The rows of padding are finite, no more.
+    """
+    B, T, H, E = q_BTHE.shape
+    S, G = k_BSGE.shape[1:3]
+    scale = E**-0.5 if scale is None else scale
+    most_scores = _SCORES.get(jax.default_backend(), _SCORES_ELSEWHERE)
+    if T * S > longest_whole(bidirectional) ** 2:
+        return attend_blockwise(
+            q_BTHE, k_BSGE, v_BSGE, lengths_B, precision, most_scores=most_scores,
+            bidirectional=bidirectional, window=window, scale=scale, soft_cap=soft_cap,
+            sinks_H=sinks_H,
+        )  # fmt: skip
+    n_turns = turns(B * G, H // G * T * S, most_scores)
+    # Axes: turns, key/value heads of a turn, then the matrices. The H / G query heads of a
+    # key/value head are further rows of its product.
+    q = (q_BTHE * scale).transpose(0, 2, 1, 3).reshape(n_turns, -1, H // G * T, E)
+    k = k_BSGE.transpose(0, 2, 3, 1).reshape(n_turns, -1, E, S)
+    v = v_BSGE.transpose(0, 2, 1, 3).reshape(n_turns, -1, S, E)
+    # Of each key/value head's matrices: how many of its keys are real, and its rows' sinks.
+    n_real = jnp.repeat(S - T + lengths_B, G).reshape(n_turns, -1, 1, 1)
+    sinks = None
+    if sinks_H is not None:
+        sinks_GR = jnp.repeat(sinks_H.astype(jnp.float32), T).reshape(G, -1)
+        sinks = jnp.tile(sinks_GR, (B, 1)).reshape(n_turns, -1, H // G * T, 1)
+
+    def turn(heads: tuple[Any, ...]) -> jax.Array:
+        q, k, v, n_real, sinks = heads
+        scores = jnp.matmul(q, k, precision=precision, preferred_element_type=jnp.float32)
+        if soft_cap:
+            scores = soft_cap * jnp.tanh(scores / soft_cap)
+        t_R1 = jnp.tile(jnp.arange(S - T, S), H // G)[:, None]
+        seen = visible(t_R1, jnp.arange(S)[None], n_real, bidirectional, window)
+        # Added, not chosen: XLA's CPU backend then makes one parallel kernel of all this, where a
+        # select parts it and leaves the first product to one core. HIDDEN plus a score is HIDDEN.
+        scores = scores + jnp.where(seen, 0.0, HIDDEN)
+        most = scores.max(axis=-1, keepdims=True)
+        if sinks is not None:
+            most = jnp.maximum(most, sinks)
+        weights = jnp.exp(scores - most)
+        total = weights.sum(axis=-1, keepdims=True)
+        if sinks is not None:
+            total = total + jnp.exp(sinks - most)
+        mixed = jnp.matmul(
+            weights.astype(v.dtype), v, precision=precision, preferred_element_type=jnp.float32
+        )
+        return (mixed / total).astype(v.dtype)
+
+    heads = (q, k, v, n_real, sinks)
+    if n_turns <= _WRITTEN_OUT.get(jax.default_backend(), 1):
+        each = [jax.tree.map(lambda x, i=i: x[i], heads) for i in range(n_turns)]
+        mixed = jnp.stack([turn(of_turn) for of_turn in each])
+    else:
+        mixed = jax.lax.map(turn, heads)
+    return mixed.reshape(B, H, T, E).transpose(0, 2, 1, 3)
+
+
+def longest_whole(bidirectional: bool) -> int:
+    """Tokens up to which a head's scores are computed whole on this platform."""
+    if bidirectional:
+        return LONGEST_WHOLE
+    return _LONGEST_CAUSAL.get(jax.default_backend(), LONGEST_WHOLE)
+
+
+def cudnn_is_legal(config: EncoderConfig, platform: str, dtype: Any, max_tokens: int) -> bool:
+    """Whether cuDNN's fused attention computes what this encoder asks for.
+
+    It has no cap of the scores, no sinks and one window for all layers at most; of these only the
+    plain case is taken: causal, half precision, heads of a multiple of 8 up to 128 channels, and
+    windows that no prompt reaches.
+
+    Args:
+      config: Of the encoder.
+      platform: Of the devices, as JAX calls it.
+      dtype: Of queries, keys and values.
+      max_tokens: Longest prompt.
+    """
+    return (
+        platform in ("gpu", "cuda")
+        and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+        and not config.bidirectional
+        and not config.soft_cap
+        and not config.sinks
+        and config.head_dim % 8 == 0
+        and config.head_dim <= 128
+        and min(config.windows) >= max_tokens
+    )
+
+
+def attend_cudnn(
+    q_BTHE: jax.Array,
+    k_BSGE: jax.Array,
+    v_BSGE: jax.Array,
+    lengths_B: jax.Array,
+    scale: float | None = None,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> jax.Array:
+    """As causal `attend` without a window, by cuDNN where `cudnn_is_legal`.
+
+    Args:
+      implementation: Of `jax.nn.dot_product_attention`; "xla" computes the same anywhere.
+      Others: As of `attend`.
+    """
+    T, n_before = q_BTHE.shape[1], k_BSGE.shape[1] - q_BTHE.shape[1]
+    # cuDNN counts queries and keys from the same token: a prefix gets queries too, which are 0.
+    q_BSHE = jnp.pad(q_BTHE, ((0, 0), (n_before, 0), (0, 0), (0, 0)))
+    lengths_B = (n_before + lengths_B).astype(jnp.int32)
+    mixed_BSHE = jax.nn.dot_product_attention(
+        q_BSHE, k_BSGE, v_BSGE, scale=scale, is_causal=True, query_seq_lengths=lengths_B,
+        key_value_seq_lengths=lengths_B, implementation=implementation,
+    )  # fmt: skip
+    # What it leaves in the rows of padding is nobody's promise, and 0 x NaN is NaN.
+    real_BS = jnp.arange(n_before + T)[None] < lengths_B[:, None]
+    return jnp.where(real_BS[:, :, None, None], mixed_BSHE, 0)[:, n_before:]

@@ -1,0 +1,106 @@
+"""BERT and RoBERTa: bidirectional, post-norm, embedded positions. MiniLM is one, the default."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.models import bfloat16
+from routerjax.encoder.models.feed_forward import ACTIVATIONS
+from routerjax.encoder.models.norms import norm_maker
+from routerjax.encoder.models.partition import attend
+
+
+class BertBlock(nnx.Module):
+    """norm(x + attention(x)), then norm(x + feed-forward(x))."""
+
+    def __init__(self, config: EncoderConfig, linear: Any, norm: Any, rngs: nnx.Rngs):
+        D, F = config.width, config.ffn_width
+        self.q, self.k, self.v, self.o = (linear(D, D, rngs=rngs) for _ in range(4))
+        self.attention_norm = norm(D, rngs=rngs)
+        self.up, self.down = linear(D, F, rngs=rngs), linear(F, D, rngs=rngs)
+        self.ffn_norm = norm(D, rngs=rngs)
+        self.n_heads, self.activation = config.n_heads, config.activation
+
+    def __call__(self, x_BTD: jax.Array, lengths_B: jax.Array) -> jax.Array:
+        B, T, D = x_BTD.shape
+        q, k, v = (
+            project(x_BTD).reshape(B, T, self.n_heads, -1) for project in (self.q, self.k, self.v)
+        )
+        mixed_BTHE = attend(q, k, v, lengths_B, self.q.precision, bidirectional=True)
+        mixed_BTD = mixed_BTHE.reshape(B, T, D)
+        x_BTD = self.attention_norm(x_BTD + self.o(mixed_BTD))
+        return self.ffn_norm(x_BTD + self.down(ACTIVATIONS[self.activation](self.up(x_BTD))))
+
+
+class Bert(nnx.Module):
+    """Word, position and segment embeddings, n_layers blocks in one stack; no pooler.
+
+    Args:
+      config: The family's shape.
+      dtype: Of the parameters and of the products.
+      precision: Of the products; HIGHEST where float32 is claimed.
+      rngs: For random weights; `nnx.eval_shape` gives the shapes without making any.
+    """
+
+    def __init__(
+        self, config: EncoderConfig, dtype: Any, precision: jax.lax.Precision, rngs: nnx.Rngs
+    ):
+        types = {"dtype": dtype, "param_dtype": dtype}
+        linear = functools.partial(
+            nnx.Linear, precision=precision, dot_general=bfloat16.dot_general, **types
+        )
+        norm = norm_maker(config, dtype)
+        D = config.width
+        self.max_positions, self.padding_token = config.max_positions, config.padding_token
+        # RoBERTa's rows up to the padding token's number are never read but for that one.
+        unread = 0 if config.padding_token is None else config.padding_token + 1
+        self.embed = nnx.Embed(config.vocab_size, D, rngs=rngs, **types)
+        self.positions = nnx.Embed(unread + config.max_positions, D, rngs=rngs, **types)
+        self.segments = nnx.Embed(config.n_segments, D, rngs=rngs, **types)
+        self.embed_norm = norm(D, rngs=rngs)
+
+        @nnx.split_rngs(splits=config.n_layers)
+        @nnx.vmap
+        def stack(rngs: nnx.Rngs) -> BertBlock:
+            return BertBlock(config, linear, norm, rngs)
+
+        self.blocks = nnx.List([stack(rngs)])
+
+    def start(
+        self, tokens_BT: jax.Array, lengths_B: jax.Array, n_before: int = 0
+    ) -> tuple[jax.Array, Any]:
+        """Hidden state 0, and what every block needs to know of the batch."""
+        assert n_before == 0, "what sees both ways has no prefix"
+        positions_T = jnp.arange(tokens_BT.shape[1])
+        # A bucket may reach past the last position. Only padding lies there, but it must be finite:
+        # attention gives it weight 0, and 0 x NaN is NaN.
+        if self.padding_token is None:
+            known_BT = jnp.minimum(positions_T, self.max_positions - 1)[None]
+        else:
+            counted_BT = (tokens_BT != self.padding_token).astype(jnp.int32)
+            known_BT = jnp.minimum(jnp.cumsum(counted_BT, axis=1), self.max_positions) * counted_BT
+            known_BT = known_BT + self.padding_token
+        x_BTD = self.embed(tokens_BT) + self.positions(known_BT)
+        x_BTD = x_BTD + self.segments(jnp.zeros((1, 1), jnp.int32))
+        return self.embed_norm(x_BTD), lengths_B
+
+    def apply_block(
+        self,
+        block: BertBlock,
+        i: jax.Array,
+        x_BTD: jax.Array,
+        batch: Any,
+        before: None = None,
+        cudnn: bool = False,
+    ) -> tuple[jax.Array, None]:
+        """Hidden state i + 1 from hidden state i; what sees both ways leaves nothing behind."""
+        assert not cudnn, "it is for causal attention"
+        return block(x_BTD, batch), None
+
+    def finish(self, x_BTD: jax.Array) -> jax.Array:
+        """The last hidden state: BERT has no final norm."""
+        return x_BTD

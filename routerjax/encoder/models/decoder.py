@@ -1,0 +1,249 @@
+"""Rotary transformers up to their final norm, of all families but BERT's; no LM head."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from routerjax.encoder.families.config import FULL_ATTENTION, NO_ROPE, BlockKind, EncoderConfig
+from routerjax.encoder.families.rope import row_frequencies
+from routerjax.encoder.models import bfloat16
+from routerjax.encoder.models.attention import rotate
+from routerjax.encoder.models.deltanet import DeltaNet
+from routerjax.encoder.models.feed_forward import GatedFeedForward
+from routerjax.encoder.models.moe import Experts
+from routerjax.encoder.models.norms import norm_maker
+from routerjax.encoder.models.partition import attend, attend_cudnn
+
+
+class Place(NamedTuple):
+    """What a block needs to know of its tokens' places.
+
+    Attributes:
+      angles_BTW: [B or 1, T, W / 2] float32, how far each pair of channels turns.
+      factor: Of the turned channels.
+      positions_T: [T] int32, counted from the prompt's first token.
+      lengths_B: [B] int32, how many of these T tokens are real.
+      real_BT: [B, T] bool, False for padding.
+      window: Scalar int32, how many tokens back a token sees, itself included; None for all.
+      bidirectional: Whether a token sees later ones too.
+      number: Of the block.
+      cudnn: Whether cuDNN attends.
+    """
+
+    angles_BTW: jax.Array
+    factor: jax.Array | float
+    positions_T: jax.Array
+    lengths_B: jax.Array
+    real_BT: jax.Array
+    window: jax.Array | None
+    bidirectional: bool
+    number: jax.Array
+    cudnn: bool = False
+
+
+class Attention(nnx.Module):
+    """Self-attention with rotary positions and grouped key/value heads.
+
+    Leaves its keys, rotated, and its values behind, [B, T, G, E] each; `before` are those of a
+    prefix, [1, P, G, E].
+    """
+
+    def __init__(self, config: EncoderConfig, linear: Any, norm: Any, rngs: nnx.Rngs):
+        D, H, G, E = config.width, config.n_heads, config.n_kv_heads, config.head_dim
+        self.q = linear(D, H * E, use_bias=config.qkv_bias, rngs=rngs)
+        self.k = linear(D, G * E, use_bias=config.qkv_bias, rngs=rngs)
+        self.v = linear(D, G * E, use_bias=config.qkv_bias, rngs=rngs)
+        self.o = linear(H * E, D, use_bias=config.out_bias, rngs=rngs)
+        if config.output_gate:
+            self.gate = linear(D, H * E, use_bias=config.qkv_bias, rngs=rngs)
+        if config.qk_norm:
+            wide = config.qk_norm == "projection"
+            self.q_norm = norm(H * E if wide else E, rngs=rngs)
+            self.k_norm = norm(G * E if wide else E, rngs=rngs)
+        if config.sinks:
+            self.sinks = nnx.Param(jnp.zeros(H, self.q.param_dtype))
+        self.config = config
+
+    def __call__(
+        self, x_BTD: jax.Array, place: Place, before: Any = None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        B, T, _ = x_BTD.shape
+        c = self.config
+        q, k, v = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
+        if c.qk_norm == "projection":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q_BTHE, k_BTGE, v_BTGE = (x.reshape(B, T, -1, c.head_dim) for x in (q, k, v))
+        if c.qk_norm == "head":
+            q_BTHE, k_BTGE = self.q_norm(q_BTHE), self.k_norm(k_BTGE)
+        q_BTHE, k_BTGE = (rotate(x, place.angles_BTW, place.factor) for x in (q_BTHE, k_BTGE))
+        if c.query_growth is not None:
+            beta, step = c.query_growth
+            growth_T = 1 + beta * jnp.log1p((place.positions_T // step).astype(jnp.float32))
+            q_BTHE = q_BTHE * growth_T[None, :, None, None].astype(q_BTHE.dtype)
+        after = k_BTGE, v_BTGE
+        k_BSGE, v_BSGE = after if before is None else map(_continued, before, after)
+        if place.cudnn:
+            x_BTHE = attend_cudnn(q_BTHE, k_BSGE, v_BSGE, place.lengths_B, c.query_scale)
+        else:
+            x_BTHE = attend(
+                q_BTHE,
+                k_BSGE,
+                v_BSGE,
+                place.lengths_B,
+                self.q.precision,
+                bidirectional=place.bidirectional,
+                window=place.window,
+                scale=c.query_scale,
+                soft_cap=c.soft_cap,
+                sinks_H=self.sinks[...] if c.sinks else None,
+            )
+        mixed = x_BTHE.reshape(B, T, -1)
+        if c.output_gate:
+            mixed = mixed * jax.nn.sigmoid(self.gate(x_BTD))
+        return self.o(mixed), after
+
+
+def _continued(before_1PGE: jax.Array, x_BTGE: jax.Array) -> jax.Array:
+    """[B, P + T, G, E] a prefix's keys or values before every row's own."""
+    shape = (x_BTGE.shape[0], *before_1PGE.shape[1:])
+    return jnp.concatenate([jnp.broadcast_to(before_1PGE, shape), x_BTGE], axis=1)
+
+
+# BlockKind.mixer -> a module of (config, linear, norm, rngs), the block's attribute of that name.
+# mixer(x_BTD, place, before) -> (y_BTD, after): `after` is what the tokens leave to a continuation,
+# `before` None or what a prefix shared by all rows left so (leading axis 1).
+MIXERS: dict[str, Any] = {"attention": Attention, "deltanet": DeltaNet}
+# BlockKind.ffn -> a module of (config, linear, rngs), called with x_BTD; the block's `ffn`.
+FEED_FORWARDS: dict[str, Any] = {"dense": GatedFeedForward, "experts": Experts}
+
+
+class DecoderBlock(nnx.Module):
+    """x + mixer(norm(x)), then x + feed-forward(norm(x)); what is added may be normed too."""
+
+    def __init__(
+        self, config: EncoderConfig, kind: BlockKind, linear: Any, norm: Any, rngs: nnx.Rngs
+    ):
+        self.config, self.kind = config, kind
+        if config.norm_placement != "post":
+            self.attention_norm = norm(config.width, rngs=rngs)
+            self.ffn_norm = norm(config.width, rngs=rngs)
+        if config.norm_placement != "pre":
+            self.attention_post_norm = norm(config.width, rngs=rngs)
+            self.ffn_post_norm = norm(config.width, rngs=rngs)
+        setattr(self, kind.mixer, MIXERS[kind.mixer](config, linear, norm, rngs))
+        self.ffn = FEED_FORWARDS[kind.ffn](config, linear, rngs)
+
+    def __call__(self, x_BTD: jax.Array, place: Place, before: Any = None) -> tuple[jax.Array, Any]:
+        c = self.config
+        pre, post = c.norm_placement != "post", c.norm_placement != "pre"
+        read_BTD = self.attention_norm(x_BTD) if pre else x_BTD
+        if not c.first_norm:
+            read_BTD = jnp.where(place.number > 0, read_BTD, x_BTD)
+        added_BTD, after = getattr(self, self.kind.mixer)(read_BTD, place, before)
+        x_BTD = x_BTD + scaled(self.attention_post_norm(added_BTD) if post else added_BTD, c)
+        added_BTD = self.ffn(self.ffn_norm(x_BTD) if pre else x_BTD)
+        return x_BTD + scaled(self.ffn_post_norm(added_BTD) if post else added_BTD, c), after
+
+
+def scaled(x_BTD: jax.Array, config: EncoderConfig) -> jax.Array:
+    """What a branch adds to the residual stream."""
+    return x_BTD if config.residual_scale == 1 else x_BTD * config.residual_scale
+
+
+class Decoder(nnx.Module):
+    """Embedding, n_layers blocks in as many stacks as their kinds repeat in, final norm.
+
+    Stack s of p holds the blocks s, s + p, s + 2p ...; p is 1 where all blocks are of one kind.
+
+    Args:
+      config: The family's shape.
+      dtype: Of the parameters and of the products.
+      precision: Of the products; HIGHEST where float32 is claimed.
+      rngs: For random weights; `nnx.eval_shape` gives the shapes without making any.
+    """
+
+    def __init__(
+        self, config: EncoderConfig, dtype: Any, precision: jax.lax.Precision, rngs: nnx.Rngs
+    ):
+        types = {"dtype": dtype, "param_dtype": dtype}
+        linear = functools.partial(
+            nnx.Linear, precision=precision, dot_general=bfloat16.dot_general, **types
+        )
+        norm = norm_maker(config, dtype)
+        self.embed = nnx.Embed(config.vocab_size, config.width, rngs=rngs, **types)
+        if config.embed_norm:
+            self.embed_norm = norm(config.width, rngs=rngs)
+
+        def stack(kinds: tuple[BlockKind, ...]) -> DecoderBlock:
+            @nnx.split_rngs(splits=len(kinds))
+            @nnx.vmap
+            def make(rngs: nnx.Rngs) -> DecoderBlock:
+                return DecoderBlock(config, kinds[0], linear, norm, rngs)
+
+            return make(rngs)
+
+        period = config.period
+        self.blocks = nnx.List([stack(config.kinds[s::period]) for s in range(period)])
+        self.norm = norm(config.width, rngs=rngs)
+        self.config = config
+
+    def start(
+        self, tokens_BT: jax.Array, lengths_B: jax.Array, n_before: int = 0
+    ) -> tuple[jax.Array, Any]:
+        """Hidden state 0 of tokens behind n_before others, and what every block needs to know."""
+        c = self.config
+        x_BTD = self.embed(tokens_BT)
+        if c.embed_scale != 1:
+            # Rounded to the weights' dtype first, as Gemma was trained.
+            x_BTD = x_BTD * jnp.asarray(c.embed_scale, x_BTD.dtype)
+        if c.embed_norm:
+            x_BTD = self.embed_norm(x_BTD)
+        positions_T = n_before + jnp.arange(tokens_BT.shape[1])
+        return x_BTD, (positions_T, lengths_B, self._angles(positions_T, lengths_B))
+
+    def _angles(self, positions_T: jax.Array, lengths_B: jax.Array) -> jax.Array:
+        """[R, B or 1, T, W / 2] radians in every table; the last one turns nothing if needed."""
+        tables = [row_frequencies(rope, lengths_B) for rope in self.config.ropes]
+        if NO_ROPE in self.config.rope_of_layer:
+            tables.append(jnp.zeros_like(tables[0]))
+        n_rows = max(len(table) for table in tables)
+        tables_RBW = jnp.stack(
+            [jnp.broadcast_to(table, (n_rows, table.shape[1])) for table in tables]
+        )
+        return positions_T.astype(jnp.float32)[None, None, :, None] * tables_RBW[:, :, None, :]
+
+    def apply_block(
+        self,
+        block: DecoderBlock,
+        i: jax.Array,
+        x_BTD: jax.Array,
+        batch: Any,
+        before: Any = None,
+        cudnn: bool = False,
+    ) -> tuple[jax.Array, Any]:
+        """Hidden state i + 1 from hidden state i, and what the tokens leave to a continuation."""
+        c = self.config
+        positions_T, lengths_B, angles_RBTW = batch
+        window = None
+        if min(c.windows) < FULL_ATTENTION:
+            window = jnp.asarray(c.windows, jnp.int32)[i]
+        real_BT = jnp.arange(x_BTD.shape[1])[None] < lengths_B[:, None]
+        # NO_ROPE is -1, and the table that turns nothing the last one.
+        angles_BTW = angles_RBTW[0]
+        factor: jax.Array | float = c.ropes[0].attention_factor
+        if len(angles_RBTW) > 1:
+            table = jnp.asarray(c.rope_of_layer)[i]
+            factors = [rope.attention_factor for rope in c.ropes]
+            factors += [1.0] * (len(angles_RBTW) - len(factors))
+            angles_BTW, factor = angles_RBTW[table], jnp.asarray(factors, jnp.float32)[table]
+        place = Place(
+            angles_BTW, factor, positions_T, lengths_B, real_BT, window, c.bidirectional, i, cudnn
+        )
+        return block(x_BTD, place, before)
+
+    def finish(self, x_BTD: jax.Array) -> jax.Array:
+        """The last hidden state, which Hugging Face returns after the final norm."""
+        return self.norm(x_BTD)

@@ -1,0 +1,237 @@
+"""Mixtures of experts: each token goes through its few experts, none is dropped, no other is run.
+
+Axes: N tokens, K experts of a token, X experts of the layer, R = N * K pairs of a token and one of
+its experts, D the hidden width, F the inner width of an expert.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.models import bfloat16
+from routerjax.encoder.models.feed_forward import ACTIVATIONS, GatedFeedForward
+from routerjax.encoder.models.partition import by_experts
+
+# Rows of a block on CPU: at least two, as a single row reads an expert's weights for itself alone;
+# beyond the most, blocks only pad more.
+_FEWEST_ROWS, _MOST_ROWS = 2, 256
+
+# An expert's three products: "gate", "up", "down" -> kernel and bias (or None).
+Weights = dict[str, tuple[jax.Array, jax.Array | None]]
+
+
+class Experts(nnx.Module):
+    """A router, its experts and, where the family has one, an expert that every token goes through.
+
+    y = sum over the chosen experts of weight * expert(x), + sigmoid(shared_gate(x)) * shared(x)
+    """
+
+    def __init__(self, config: EncoderConfig, linear: Any, rngs: nnx.Rngs):
+        D, X, F, bias = config.width, config.n_experts, config.expert_width, config.expert_bias
+        self.router = linear(D, X, use_bias=bias, rngs=rngs)
+        self.experts = _ExpertStack(X, D, F, bias, self.router.param_dtype, rngs)
+        if config.shared_expert_width:
+            shared = dataclasses.replace(config, ffn_width=config.shared_expert_width)
+            self.shared = GatedFeedForward(shared, linear, rngs)
+            self.shared_gate = linear(D, 1, use_bias=False, rngs=rngs)
+        self.config = config
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        c = self.config
+        x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
+        experts_NK, weights_NK = choose_experts(
+            self.router(x_ND), c.n_experts_per_token, c.expert_softmax
+        )
+        mix = functools.partial(mix_experts, gate=gating(c), precision=self.router.precision)
+        experts = {name: part.pair() for name, part in self.experts.parts().items()}
+        y_ND = by_experts(mix, x_ND, experts_NK, weights_NK, experts)
+        if c.shared_expert_width:
+            y_ND = y_ND + jax.nn.sigmoid(self.shared_gate(x_ND)) * self.shared(x_ND)
+        return y_ND.reshape(x_BTD.shape)
+
+
+class _ExpertStack(nnx.Module):
+    """The products of all experts of a layer."""
+
+    def __init__(self, X: int, D: int, F: int, bias: bool, dtype: Any, rngs: nnx.Rngs):
+        self.gate = _StackedLinear(X, D, F, bias, dtype, rngs)
+        self.up = _StackedLinear(X, D, F, bias, dtype, rngs)
+        self.down = _StackedLinear(X, F, D, bias, dtype, rngs)
+
+    def parts(self) -> dict[str, "_StackedLinear"]:
+        return {"gate": self.gate, "up": self.up, "down": self.down}
+
+
+class _StackedLinear(nnx.Module):
+    """kernel [X, in, out] and bias [X, out]."""
+
+    def __init__(self, X: int, n_in: int, n_out: int, bias: bool, dtype: Any, rngs: nnx.Rngs):
+        draw = nnx.initializers.lecun_normal(batch_axis=0)
+        self.kernel = nnx.Param(draw(rngs.params(), (X, n_in, n_out), dtype))
+        self.bias = nnx.Param(jnp.zeros((X, n_out), dtype)) if bias else None
+
+    def pair(self) -> tuple[jax.Array, jax.Array | None]:
+        return self.kernel[...], None if self.bias is None else self.bias[...]
+
+
+def gating(config: EncoderConfig) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """What an expert makes of its gate and its up projection.
+
+    activation(gate) * up; or, clamped (gpt-oss), with g = min(gate, limit) and u = up held within
+    +-limit: g * sigmoid(alpha * g) * (u + 1).
+    """
+    if config.expert_clamp is None:
+        return lambda gate, up: ACTIVATIONS[config.activation](gate) * up
+    alpha, limit = config.expert_clamp
+
+    def clamped(gate: jax.Array, up: jax.Array) -> jax.Array:
+        gate = jnp.minimum(gate, limit)
+        return gate * jax.nn.sigmoid(alpha * gate) * (jnp.clip(up, -limit, limit) + 1)
+
+    return clamped
+
+
+def choose_experts(
+    logits_NX: jax.Array, n_chosen: int, softmax: str
+) -> tuple[jax.Array, jax.Array]:
+    """The experts of each token and how much each of them counts.
+
+    Args:
+      logits_NX: [N, X] the router's.
+      n_chosen: K.
+      softmax: "all": the weights are the softmax over all experts, as far as chosen (their sum is
+        below 1). "chosen": the softmax over the chosen ones, which is the same divided by its sum.
+
+    Returns:
+      [N, K] int32 experts, the heaviest first, and their weights [N, K] float32.
+    """
+    logits_NX = logits_NX.astype(jnp.float32)
+    logits_NK, experts_NK = jax.lax.top_k(logits_NX, n_chosen)
+    if softmax == "chosen":
+        return experts_NK, jax.nn.softmax(logits_NK, axis=-1)
+    return experts_NK, jnp.exp(logits_NK - jax.nn.logsumexp(logits_NX, axis=-1, keepdims=True))
+
+
+def mix_experts(
+    x_ND: jax.Array,
+    experts_NK: jax.Array,
+    weights_NK: jax.Array,
+    experts: Weights,
+    gate: Callable[[jax.Array, jax.Array], jax.Array],
+    precision: jax.lax.Precision,
+) -> jax.Array:
+    """The weighted sum of what its experts make of each token.
+
+    Pairs of a token and an expert are sorted by expert. On CPU they are then worked off in blocks
+    of one expert each; elsewhere by jax.lax.ragged_dot, which a CPU would run as all experts on
+    every row. What the program is lowered for decides.
+
+    Args:
+      x_ND: [N, D] tokens.
+      experts_NK: [N, K] int32 the experts of each; X stands for an expert that is not here (on a
+        mesh: on another device) and adds nothing.
+      weights_NK: [N, K] float32.
+      experts: kernels [X, D, F] (gate, up) and [X, F, D] (down), biases [X, F] and [X, D].
+      gate: (gate, up) -> what enters `down`.
+      precision: Of the products.
+
+    Returns:
+      [N, D] in the dtype of x_ND, summed in float32.
+    """
+    (N, D), K = x_ND.shape, experts_NK.shape[1]
+    n_experts = experts["gate"][0].shape[0]
+    expert_R = experts_NK.reshape(-1)
+    order_R = jnp.argsort(expert_R, stable=True)
+    counts_X = jnp.zeros(n_experts, jnp.int32).at[expert_R].add(1, mode="drop")
+    n_rows = block_rows(N * K, n_experts)
+    y_RD = jax.lax.platform_dependent(
+        x_ND,
+        order_R // K,
+        counts_X,
+        experts,
+        cpu=functools.partial(_in_blocks, n_rows=n_rows, gate=gate, precision=precision),
+        default=functools.partial(_ragged, gate=gate, precision=precision),
+    )
+    rank_R = jnp.zeros_like(order_R).at[order_R].set(jnp.arange(N * K, dtype=order_R.dtype))
+    here_R1 = (expert_R < n_experts)[:, None]
+    y_NKD = jnp.where(here_R1, y_RD[rank_R], 0).reshape(N, K, D).astype(jnp.float32)
+    return (y_NKD * weights_NK[:, :, None]).sum(axis=1).astype(x_ND.dtype)
+
+
+def block_rows(n_pairs: int, n_experts: int) -> int:
+    """Rows of a block on CPU: the largest power of two up to the mean pairs of an expert.
+
+    Every expert that has pairs wastes less than a block, so that all blocks together have at most
+    twice as many rows as there are pairs.
+    """
+    mean = max(1, n_pairs // n_experts)
+    return min(_MOST_ROWS, max(_FEWEST_ROWS, 2 ** (mean.bit_length() - 1)))
+
+
+def _expert(x_RD: jax.Array, experts: Weights, linear: Callable[..., jax.Array], gate: Any):
+    """down(gate(gate(x), up(x))), of rows and weights that belong together by `linear`."""
+    inner_RF = gate(linear(x_RD, *experts["gate"]), linear(x_RD, *experts["up"]))
+    return linear(inner_RF, *experts["down"])
+
+
+def _in_blocks(
+    x_ND: jax.Array,
+    token_R: jax.Array,
+    counts_X: jax.Array,
+    experts: Weights,
+    *,
+    n_rows: int,
+    gate: Any,
+    precision: jax.lax.Precision,
+) -> jax.Array:
+    """[R, D] what the experts make of the sorted pairs, block by block.
+
+    A block is `n_rows` pairs from somewhere in an expert's segment on. Those beyond the segment's
+    end are computed with the wrong expert, and overwritten: the next segment's blocks come later.
+    """
+    blocks_X = -(-counts_X // n_rows)
+    ends_X, first_blocks_X = jnp.cumsum(counts_X), jnp.cumsum(blocks_X) - blocks_X
+    token_R = jnp.pad(token_R, (0, n_rows))
+    stacks = bfloat16.to_bits(experts)
+
+    def linear(x_RD: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+        y = bfloat16.matmul(x_RD, kernel, precision)
+        return y if bias is None else y + bias[None]
+
+    def block(number: jax.Array, y_RD: jax.Array) -> jax.Array:
+        # The last expert whose blocks begin here or before; those without blocks begin with others.
+        e = jnp.searchsorted(first_blocks_X, number, side="right") - 1
+        start = ends_X[e] - counts_X[e] + (number - first_blocks_X[e]) * n_rows
+        rows = jax.lax.dynamic_slice_in_dim(token_R, start, n_rows)
+        of_expert = jax.tree.map(lambda w: bfloat16.index(w, e), stacks)
+        made = _expert(x_ND[rows], of_expert, linear, gate)
+        return jax.lax.dynamic_update_slice_in_dim(y_RD, made, start, 0)
+
+    y_RD = jnp.zeros((len(token_R), x_ND.shape[1]), x_ND.dtype)
+    return jax.lax.fori_loop(0, blocks_X.sum(), block, y_RD)[: len(token_R) - n_rows]
+
+
+def _ragged(
+    x_ND: jax.Array,
+    token_R: jax.Array,
+    counts_X: jax.Array,
+    experts: Weights,
+    *,
+    gate: Any,
+    precision: jax.lax.Precision,
+) -> jax.Array:
+    """[R, D] what the experts make of the sorted pairs, by ragged products."""
+    ends_X = jnp.cumsum(counts_X)
+    expert_R = jnp.searchsorted(ends_X, jnp.arange(len(token_R)), side="right")
+
+    def linear(x_RD: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+        y = jax.lax.ragged_dot(x_RD, kernel, counts_X, precision=precision)
+        return y if bias is None else y + bias[jnp.minimum(expert_R, len(counts_X) - 1)]
+
+    return _expert(x_ND[token_R], experts, linear, gate)

@@ -1,0 +1,44 @@
+"""The norms of all families."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from routerjax.encoder.families.config import EncoderConfig
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x^2) + eps) * (offset + scale), in float32, returned in the module's dtype."""
+
+    def __init__(
+        self, width: int, *, eps: float, offset: float, dtype: Any, rngs: nnx.Rngs | None = None
+    ):
+        del rngs  # Nothing is drawn; all modules are made alike.
+        self.scale = nnx.Param(jnp.full((width,), 1 - offset, dtype))
+        self.eps, self.offset, self.dtype = eps, offset, dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + self.eps)
+        # Gemma's weights lie about 0: 1 + weight would lose digits in bfloat16.
+        scale = self.scale[...].astype(jnp.float32) + self.offset
+        return (x * jnp.expand_dims(scale, range(x.ndim - 1))).astype(self.dtype)
+
+
+def norm_maker(config: EncoderConfig, dtype: Any) -> Callable[..., Any]:
+    """The family's norm as a function of its width (and rngs)."""
+    if config.norm == "layer":
+        # The fast variance, E[x^2] - E[x]^2, cancels where the mean is large.
+        return functools.partial(
+            nnx.LayerNorm,
+            epsilon=config.norm_eps,
+            use_bias=config.norm_bias,
+            use_fast_variance=False,
+            dtype=dtype,
+            param_dtype=dtype,
+        )
+    return functools.partial(RMSNorm, eps=config.norm_eps, offset=config.norm_offset, dtype=dtype)

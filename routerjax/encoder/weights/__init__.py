@@ -1,0 +1,1 @@
+"""Parameters: from files to the devices, and which device holds what."""

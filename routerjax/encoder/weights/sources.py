@@ -1,0 +1,213 @@
+"""Sources: where each parameter of a model lies in its checkpoint, by the family's key table."""
+
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.families.key_tables import KEY_TABLES, ExpertTensor, Table, turns
+from routerjax.encoder.weights import mxfp4
+from routerjax.encoder.weights.sharding import Path
+
+_LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+_LEAVES |= {name: name for name in ("sinks", "A_log", "dt_bias")}
+# BERT checkpoints converted from TensorFlow call a norm's parameters gamma and beta.
+_TENSORFLOW = {"scale": "gamma", "bias": "beta"}
+
+# What stands before the table's keys: nothing (saved from the base model), the attribute of the
+# head model, or of a multimodal model.
+_PREFIXES = (
+    "",
+    "model.",
+    "bert.",
+    "roberta.",
+    "language_model.",
+    "language_model.model.",
+    "model.language_model.",
+)
+# Parts that a prefill has no use for, and buffers that old checkpoints carry.
+_IGNORED = re.compile(
+    r"^(lm_head|cls|pooler|classifier|score|qa_outputs)\.|rotary_emb\.inv_freq$|position_ids$"
+)
+
+
+class Source(NamedTuple):
+    """Where a block's share of a parameter lies, or that of one of its experts.
+
+    Attributes:
+      name: The parameter, whichever stack its blocks are in: "blocks/attention/q/kernel"; with the
+        expert's number after it.
+      number: Of the block; 0 outside blocks.
+      path: The parameter in the state.
+      at: The block's place on the parameter's first axis, the expert's on its second; empty outside
+        blocks.
+      key: The checkpoint's.
+      rows: Of the checkpoint's tensor.
+      n_axes: How many of its first axes count as one, that of the rows.
+      columns: Of a row, those that count.
+      transposed: Whether the rows are the parameter's last axis.
+      scales: "", or where the scales of a key in MXFP4 lie.
+      first: Of the parameter's outputs that are these rows.
+    """
+
+    name: str
+    number: int
+    path: tuple[Any, ...]
+    at: tuple[int, ...]
+    key: str
+    rows: range
+    n_axes: int = 1
+    columns: slice = slice(None)
+    transposed: bool = False
+    scales: str = ""
+    first: int = 0
+
+
+def resolve(
+    folder: pathlib.Path,
+    config: EncoderConfig,
+    wanted: dict[Path, tuple[int, ...]],
+    found: dict[str, tuple[int, ...]],
+) -> list[Source]:
+    """Where everything lies, in an order that knows no stacks.
+
+    Args:
+      folder: Of the checkpoint, for the error.
+      config: Of the encoder.
+      wanted: {path in the state: shape} of the model's parameters.
+      found: {key: shape} of the checkpoint's tensors.
+
+    Raises:
+      ValueError: Keys are missing, unexpected or of another shape: all of them in one list.
+    """
+    tables = KEY_TABLES[config.family]
+    prefix = next((p for p in _PREFIXES if f"{p}{tables[0]['embed']}.weight" in found), "")
+    table = max(tables, key=lambda table: _n_found(table, prefix, config.n_layers, found))
+    sources, faults = [], []
+
+    def expect(key: str, expected: tuple[int, ...]) -> None:
+        if key not in found:
+            faults.append(f"missing: {key} {expected}")
+        elif found[key] != expected:
+            faults.append(f"misshapen: {key} is {found[key]}, expected {expected}")
+
+    for path, shape in wanted.items():
+        stack, module, leaf = _parse(path)
+        blocks = [0] if stack is None else range(config.n_layers)[stack :: config.period]
+        theirs = table[module]
+        if isinstance(theirs, ExpertTensor):
+            for row, i in enumerate(blocks):
+                for source, tensors in _expert_sources(theirs, prefix, path, shape[1:], row, i):
+                    sources.append(source)
+                    for key, extents in tensors.items():
+                        expect(key, extents)
+            continue
+        fused = {m: _n_outputs(wanted, path, m) for m in table if table[m] == theirs}
+        first = sum(fused[m] for m in list(fused)[: list(fused).index(module)])
+        expected = shape if stack is None else shape[1:]
+        expected = expected[::-1] if leaf == "kernel" else expected
+        # The modules' rows lie one after the other, or in as many turns.
+        n_turns, n_all = 1, expected[0]
+        if len(fused) > 1:
+            n_turns, n_all = turns(config, theirs), sum(fused.values())
+        n_rows = expected[0] // n_turns
+        starts = range(first // n_turns, n_all, n_all // n_turns)
+        expected = (n_all, *expected[1:])
+        for row, i in enumerate(blocks):
+            if not config.first_norm and (module, i) == ("blocks/attention_norm", 0):
+                continue
+            key = _key(prefix + theirs.format(i=i), leaf, found)
+            expect(key, expected)
+            at = () if stack is None else (row,)
+            for turn, begin in enumerate(starts):
+                rows = range(begin, begin + n_rows)
+                source = Source(f"{module}/{leaf}", i, path, at, key, rows, first=turn * n_rows)
+                sources.append(source._replace(transposed=leaf == "kernel"))
+    used = {key for source in sources for key in (source.key, source.scales)}
+    for key in sorted(set(found) - used):
+        inside = key.startswith(prefix)
+        if inside and not _IGNORED.search(key.removeprefix(prefix)) and not _IGNORED.search(key):
+            # Beside the base model may lie its head; inside it nothing may be left over.
+            faults.append(f"unexpected: {key} {found[key]}")
+    if faults:
+        faults = list(dict.fromkeys(faults))
+        shown = "\n  ".join(faults[:40] + [f"... {len(faults) - 40} more"] * (len(faults) > 40))
+        raise ValueError(
+            f"{folder} does not hold the {config.family} model that its config.json describes:\n"
+            f"  {shown}"
+        )
+    return sorted(sources, key=lambda source: (source.name, source.number, source.first))
+
+
+def _n_found(table: Table, prefix: str, n_layers: int, found: dict[str, Any]) -> int:
+    """How many of a table's tensors a checkpoint has, of every block and of the first expert."""
+    keys = [x.kernel_key if isinstance(x, ExpertTensor) else f"{x}.weight" for x in table.values()]
+    return sum(prefix + key.format(i=i, e=0) in found for key in keys for i in range(n_layers))
+
+
+def _expert_sources(
+    theirs: ExpertTensor,
+    prefix: str,
+    path: Path,
+    shape: tuple[int, ...],
+    row: int,
+    i: int,
+) -> Iterator[tuple[Source, dict[str, tuple[int, ...]]]]:
+    """Of every expert of a block: where its kernel or bias lies, and the shapes of the tensors."""
+    _, module, leaf = _parse(path)
+    n_experts, n_out = shape[0], shape[-1]
+    n_shared = theirs.n_shares * n_out
+    apart, kernel = "{e}" in theirs.key, leaf == "kernel"
+    columns = slice(None)
+    if theirs.interleaved:
+        outputs = range(theirs.share, n_shared, theirs.n_shares)
+    else:
+        outputs = range(theirs.share * n_out, (theirs.share + 1) * n_out)
+    rows, n_rows = outputs, n_shared
+    if kernel and theirs.outputs_last:
+        columns = slice(outputs.start, outputs.stop, outputs.step)
+        rows, n_rows = range(shape[1]), shape[1]
+    one: tuple[int, ...] = (n_rows,)
+    if kernel:
+        one = (n_rows, n_shared if theirs.outputs_last else shape[1])
+    for e in range(n_experts):
+        first = 0 if apart else e * n_rows
+        key = prefix + theirs.key.format(i=i, e=e)
+        source = Source(
+            name=f"{module}/{leaf}/{e}",
+            number=i,
+            path=path,
+            at=(row, e),
+            key=key if kernel else f"{key}_bias",
+            rows=range(first + rows.start, first + rows.stop, rows.step),
+            n_axes=1 if apart else 2,
+            columns=columns,
+            transposed=kernel and not theirs.outputs_last,
+        )
+        if kernel and theirs.packed:
+            source = source._replace(key=f"{key}_blocks", scales=f"{key}_scales")
+            groups = (n_experts, n_rows, shape[1] // mxfp4.GROUP)
+            expected = {source.key: (*groups, mxfp4.GROUP // 2), f"{key}_scales": groups}
+        else:
+            expected = {source.key: one if apart else (n_experts, *one)}
+        yield source, expected
+
+
+def _parse(path: Path) -> tuple[int | None, str, str]:
+    """The stack (None outside blocks), the module as the key tables name it, the leaf."""
+    if path[0] != "blocks":
+        return None, "/".join(path[:-1]), path[-1]
+    return int(path[1]), "/".join(("blocks", *path[2:-1])), path[-1]
+
+
+def _n_outputs(wanted: dict[Path, tuple[int, ...]], path: Any, module: str) -> int:
+    """The last extent of the same leaf of another module in the same stack; 0 if it has none."""
+    inside = tuple(module.split("/"))
+    inside = (*path[:2], *inside[1:]) if path[0] == "blocks" else inside
+    return wanted.get((*inside, path[-1]), (0,))[-1]
+
+
+def _key(module: str, leaf: str, found: dict[str, Any]) -> str:
+    renamed = f"{module}.{_TENSORFLOW.get(leaf, '')}"
+    return renamed if renamed in found else f"{module}.{_LEAVES[leaf]}"

@@ -1,0 +1,1 @@
+"""What a router is worth on rows that it was not trained on."""

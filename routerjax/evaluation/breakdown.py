@@ -1,0 +1,157 @@
+"""Where a router wins and loses: agreement zones, near misses, win rates, dataset by dataset."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from routerjax.data.groups import numbered
+from routerjax.evaluation.frontier import take
+from routerjax.stats.roc_auc import auc_by_group
+
+NEAR = (0.05, 0.02)
+
+
+def number(value: Any) -> float | None:
+    """A plain float, or None where there is no number."""
+    value = float(value)
+    return value if np.isfinite(value) else None
+
+
+def mean(value: np.ndarray) -> float | None:
+    """The mean as a plain float; None of no rows."""
+    return number(value.mean()) if value.size else None
+
+
+def agreement_zones(correct_NM: np.ndarray, choice_N: np.ndarray, single: int) -> dict[str, Any]:
+    """How often the targets agree. Only where they disagree does it matter who answers.
+
+    Args:
+      correct_NM: [N, M] 1 or 0, nothing missing.
+      choice_N: [N] the router's targets.
+      single: Index of the best single target.
+
+    Returns:
+      `all_right`, `disagree` and `all_wrong`, each with `n` and its `share` of the rows; `disagree`
+      also with the accuracy of the router, of the best single target and of a uniform choice.
+    """
+    right_N = correct_NM.sum(axis=1)
+    zone_N = np.where(right_N == correct_NM.shape[1], 0, np.where(right_N == 0, 2, 1))
+    zones: dict[str, Any] = {
+        name: {"n": int((zone_N == i).sum()), "share": mean(zone_N == i)}
+        for i, name in enumerate(("all_right", "disagree", "all_wrong"))
+    }
+    split_N = zone_N == 1
+    zones["disagree"] |= {
+        "router_accuracy": mean(take(correct_NM, choice_N)[split_N]),
+        "best_single_accuracy": mean(correct_NM[split_N, single]),
+        "random_accuracy": mean(correct_NM[split_N]),
+    }
+    return zones
+
+
+def near_misses(
+    p_NM: np.ndarray, correct_NM: np.ndarray, choice_N: np.ndarray, single: int
+) -> list[dict[str, Any]] | None:
+    """Rows on which the router could hardly tell its two favourites apart.
+
+    Args:
+      p_NM: [N, M] predicted P(correct).
+      correct_NM: [N, M] 1 or 0, nothing missing.
+      choice_N: [N] the router's targets.
+      single: Index of the best single target.
+
+    Returns:
+      For each gap of 0.05 and 0.02 between the two highest p: `gap`, `n`, `share`,
+      `router_accuracy` and `best_single_accuracy` there. None with a single target.
+    """
+    if p_NM.shape[1] < 2:
+        return None
+    top_N2 = np.partition(p_NM, -2, axis=1)[:, -2:]
+    gap_N = top_N2[:, 1] - top_N2[:, 0]
+    return [
+        {
+            "gap": gap,
+            "n": int((gap_N < gap).sum()),
+            "share": mean(gap_N < gap),
+            "router_accuracy": mean(take(correct_NM, choice_N)[gap_N < gap]),
+            "best_single_accuracy": mean(correct_NM[gap_N < gap, single]),
+        }
+        for gap in NEAR
+    ]
+
+
+def win_rates(p_NM: np.ndarray, correct_NM: np.ndarray) -> dict[str, list[list[Any]]]:
+    """P(p_A > p_B | A right, B wrong): how often the router sees who of two is the right one.
+
+    Args:
+      p_NM: [N, M] predicted P(correct).
+      correct_NM: [N, M] 1, 0 or NaN; a row counts for a pair where both are observed.
+
+    Returns:
+      `probability` and `n`, both [M][M] with A in rows and B in columns; ties of p count half. The
+      probability is None where there are no such rows, on the diagonal above all.
+    """
+    n_targets = p_NM.shape[1]
+    wins_MM, n_MM = np.zeros((2, n_targets, n_targets))
+    right_NM, wrong_NM = correct_NM == 1, correct_NM == 0
+    for a in range(n_targets):
+        rows_N = right_NM[:, a]
+        other_NM, mine_N1 = p_NM[rows_N], p_NM[rows_N, a, None]
+        won_NM = (mine_N1 > other_NM) + 0.5 * (mine_N1 == other_NM)
+        wins_MM[a] = (won_NM * wrong_NM[rows_N]).sum(axis=0)
+        n_MM[a] = wrong_NM[rows_N].sum(axis=0)
+    share_MM = np.divide(wins_MM, n_MM, out=np.full_like(wins_MM, np.nan), where=n_MM > 0)
+    return {
+        "probability": [[number(share) for share in row] for row in share_MM],
+        "n": n_MM.astype(int).tolist(),
+    }
+
+
+def per_dataset(
+    p_NM: np.ndarray,
+    correct_NM: np.ndarray,
+    choice_N: np.ndarray,
+    single: int,
+    datasets: Sequence[str],
+    targets: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Accuracies and AUC of each dataset by itself.
+
+    Args:
+      p_NM: [N, M] predicted P(correct).
+      correct_NM: [N, M] 1, 0 or NaN.
+      choice_N: [N] the router's targets.
+      single: Index of the best single target.
+      datasets: [N] names.
+      targets: [M] names.
+
+    Returns:
+      A dict for each dataset, by name: `n`, `n_complete` (rows with every outcome observed, on
+      which all accuracies are), `accuracy` per target, `router_accuracy`, `best_single_accuracy`,
+      `oracle_accuracy`, `auc` per target (on all observed rows) and `mean_auc` over the targets
+      that have one.
+    """
+    names, group_N = numbered(datasets)
+    auc_MG = auc_by_group(p_NM, correct_NM, group_N, len(names))
+    complete_N = ~np.isnan(correct_NM).any(axis=1)
+    rows_G = np.split(np.argsort(group_N, kind="stable"), np.cumsum(np.bincount(group_N))[:-1])
+    table = []
+    for g, (name, rows) in enumerate(zip(names, rows_G, strict=True)):
+        kept = rows[complete_N[rows]]
+        right_NM = correct_NM[kept]
+        known_M = auc_MG[~np.isnan(auc_MG[:, g]), g]
+        table.append(
+            {
+                "dataset": name,
+                "n": len(rows),
+                "n_complete": len(kept),
+                "accuracy": {t: mean(right_NM[:, m]) for m, t in enumerate(targets)},
+                "router_accuracy": mean(take(right_NM, choice_N[kept])),
+                "best_single_accuracy": mean(right_NM[:, single]),
+                "oracle_accuracy": mean(right_NM.max(axis=1, initial=0.0)),
+                "auc": {t: number(auc_MG[m, g]) for m, t in enumerate(targets)},
+                "mean_auc": mean(known_M),
+            }
+        )
+    return table

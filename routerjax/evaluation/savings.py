@@ -1,0 +1,174 @@
+"""What routing costs and saves. Every saving stands beside the accuracy it was had at.
+
+All of it is on rows with every outcome observed, so that each number is of the same queries.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from routerjax.evaluation.breakdown import number
+from routerjax.evaluation.frontier import (
+    accuracy_at_cost,
+    cost_at_accuracy,
+    hull,
+    mean_accuracy,
+    oracle_choice,
+    sweep_tolerances,
+    take,
+)
+
+KEYS = (
+    "cost",
+    "cost_router",
+    "cost_best_single",
+    "cost_oracle",
+    "most_expensive",
+    "cost_most_expensive",
+    "most_expensive_accuracy",
+    "cost_saving_vs_most_expensive",
+    "cost_saving_vs_best_single",
+    "savings_are_at_accuracy",
+    "zero_router_saving_at_equal_accuracy",
+    "zero_router",
+    "cost_coverage",
+    "frontier",
+    "oracle_share",
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows on which every outcome is observed, and what the router chose there.
+
+    Attributes:
+      targets: [M] names.
+      p_NM: [N, M] predicted P(correct).
+      correct_NM: [N, M] 1 or 0.
+      cost_NM: [N, M] USD per query, as paid.
+      expected_cost_NM: [N, M] USD per query, as the policy sees it.
+      choice_N: [N] indices of targets.
+      single: Index of the best single target.
+      policy: Its name, as a flag writes it.
+    """
+
+    targets: Sequence[str]
+    p_NM: np.ndarray
+    correct_NM: np.ndarray
+    cost_NM: np.ndarray
+    expected_cost_NM: np.ndarray
+    choice_N: np.ndarray
+    single: int
+    policy: str
+
+
+def cost_metrics(rows: Rows, tolerances: Sequence[float]) -> tuple[dict[str, Any], dict[str, str]]:
+    """All keys that need a cost.
+
+    Args:
+      rows: At least one.
+      tolerances: The settings of the tolerance policy that the frontier shows; 0 and 1 are added.
+
+    Returns:
+      The metrics, with the names of `KEYS`, and the reason for each that is None.
+    """
+    reasons: dict[str, str] = {}
+    cost_M, accuracy_M = rows.cost_NM.mean(axis=0), rows.correct_NM.mean(axis=0)
+    cost = float(take(rows.cost_NM, rows.choice_N).mean())
+    accuracy = float(take(rows.correct_NM, rows.choice_N).mean())
+    dear = int(cost_M.argmax())
+    oracle_N = oracle_choice(rows.correct_NM, rows.cost_NM)
+    oracle_M = np.bincount(oracle_N, minlength=len(rows.targets)) / len(oracle_N)
+
+    metrics: dict[str, Any] = {
+        "cost": _by_target(rows, cost_M),
+        "cost_router": cost,
+        "cost_best_single": float(cost_M[rows.single]),
+        "cost_oracle": float(take(rows.cost_NM, oracle_N).mean()),
+        "most_expensive": rows.targets[dear],
+        "cost_most_expensive": float(cost_M[dear]),
+        "most_expensive_accuracy": float(accuracy_M[dear]),
+        "cost_saving_vs_most_expensive": _saving(cost, float(cost_M[dear])),
+        "cost_saving_vs_best_single": _saving(cost, float(cost_M[rows.single])),
+        "savings_are_at_accuracy": {
+            "router": accuracy,
+            "most_expensive": float(accuracy_M[dear]),
+            "best_single": float(accuracy_M[rows.single]),
+        },
+        "oracle_share": _by_target(rows, oracle_M),
+    }
+    for name in ("most_expensive", "best_single"):
+        if metrics[f"cost_saving_vs_{name}"] is None:
+            reasons[f"cost_saving_vs_{name}"] = "it costs nothing, so nothing can be saved"
+
+    singles_V2 = hull(np.stack([cost_M, accuracy_M], axis=1))
+    saving, metrics["zero_router"], reason = _zero_router(singles_V2, cost, accuracy)
+    metrics["zero_router_saving_at_equal_accuracy"] = saving
+    if reason is not None:
+        reasons["zero_router_saving_at_equal_accuracy"] = reason
+
+    taus = sorted({0.0, 1.0, *map(float, tolerances)})
+    swept_T2 = sweep_tolerances(
+        rows.p_NM, rows.correct_NM, rows.cost_NM, taus, rows.expected_cost_NM
+    )
+    metrics["frontier"] = {
+        "router": [{"tau": tau} | _point(xy) for tau, xy in zip(taus, swept_T2, strict=True)],
+        "chosen": {"policy": rows.policy} | _point((cost, accuracy)),
+        "singles": [
+            {"target": target} | _point((cost_M[m], accuracy_M[m]))
+            for m, target in enumerate(rows.targets)
+        ],
+        "zero_router": [_point(xy) for xy in singles_V2],
+        "oracle": _point((metrics["cost_oracle"], rows.correct_NM.max(axis=1).mean())),
+        "random": _point((cost_M.mean(), accuracy_M.mean())),
+    }
+    low, high = float(cost_M.min()), float(cost_M.max())
+    metrics["cost_coverage"] = {
+        "router": number(mean_accuracy(hull(swept_T2), low, high)),
+        "zero_router": number(mean_accuracy(singles_V2, low, high)),
+        "from_cost_per_query": low,
+        "to_cost_per_query": high,
+    }
+    if low == high:
+        reasons["cost_coverage"] = "all targets cost the same, so accuracy has no cost range"
+    elif metrics["cost_coverage"]["router"] is None:
+        reasons["cost_coverage"] = "the router does not reach down to the cheapest target's cost"
+    return metrics, reasons
+
+
+def _zero_router(
+    hull_V2: np.ndarray, cost: float, accuracy: float
+) -> tuple[float | None, dict[str, Any], str | None]:
+    """The saving at equal accuracy, the numbers behind it, and why there is no saving."""
+    equal_cost = cost_at_accuracy(hull_V2, accuracy)
+    at_cost = accuracy_at_cost(hull_V2, cost)
+    top = float(hull_V2[-1, 1])
+    behind = {
+        "accuracy": accuracy,
+        "cost_router": cost,
+        "cost_zero_router": number(equal_cost),
+        "accuracy_zero_router_at_equal_cost": number(at_cost),
+        "accuracy_gain_at_equal_cost": number(accuracy - at_cost),
+        "top_accuracy": top,
+    }
+    if np.isnan(equal_cost):
+        return None, behind, (
+            f"the router's accuracy, {accuracy:.4f}, is above that of every mixture of single "
+            f"targets, {top:.4f} at most: there is no equal accuracy to compare costs at"
+        )  # fmt: skip
+    saving = _saving(cost, equal_cost)
+    return saving, behind, "the mixture costs nothing" if saving is None else None
+
+
+def _saving(cost: float, other: float) -> float | None:
+    return 1 - cost / other if other > 0 else None
+
+
+def _point(point: Any) -> dict[str, float]:
+    return {"accuracy": float(point[1]), "cost_per_query": float(point[0])}
+
+
+def _by_target(rows: Rows, value_M: np.ndarray) -> dict[str, float]:
+    return dict(zip(rows.targets, map(float, value_M), strict=True))

@@ -1,0 +1,153 @@
+"""fit_features: from a recipe and training rows to a FeatureMap."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from routerjax.features.feature_map import FeatureMap, Stores, as_tuple
+from routerjax.features.moments import Moments, collect
+from routerjax.features.part import Part
+from routerjax.features.pca import fit_pca
+from routerjax.features.recipe import Recipe
+from routerjax.features.row_blocks import Rows, align
+from routerjax.stats.fisher import fisher_trace
+from routerjax.stats.numerics import inverse_scale
+from routerjax.store.store import ActivationStore
+
+if TYPE_CHECKING:
+    from routerjax.data.dataset import RoutingDataset
+
+logger = logging.getLogger(__name__)
+
+
+def fit_features(recipe: Recipe, stores: Stores, data: "RoutingDataset") -> FeatureMap:
+    """Fits a recipe on training rows.
+
+    `all_layers` and `layers` read every store, each with a PCA of its own; `blocks` say which store
+    they read.
+
+    Args:
+      recipe: What to fit; of `per_target` and `greedy` what `resolve_recipe` made of them.
+      stores: The hidden states; several stores, of as many encoders, are joined by query id. Each
+        may hold more rows than `data`.
+      data: The training rows, and no others: layers are chosen and PCA is fitted on all of them.
+
+    Returns:
+      The fitted map.
+
+    Raises:
+      ValueError: An id, layer or pooling is not in a store; nothing varies; the recipe is still to
+        be resolved; or, for `top_fisher`, there are several stores or fewer than k layers can be
+        ranked.
+    """
+    if recipe.kind in ("per_target", "greedy"):
+        raise ValueError(
+            f"recipe: {recipe.kind!r} chooses by outcomes: pass it to fit_router, or what "
+            f"resolve_recipe(recipe, store, data) makes of it here"
+        )
+    stores = as_tuple(stores)
+    rows = [align(store, data) for store in stores]  # A missing id is found before work is done.
+    parts = []
+    for encoder, layers, poolings, width in _wanted(recipe, stores, rows):
+        store = stores[encoder]
+        check_held(store, layers, poolings)
+        pca = fit_pca(store, rows[encoder], layers, poolings, width)
+        fields = {field.name: getattr(pca, field.name) for field in dataclasses.fields(pca)}
+        blocks = tuple((layer, pooling) for layer in layers for pooling in poolings)
+        parts.append(Part(**fields, encoder=encoder, blocks=blocks))
+        constant = [
+            block for block, v_DC in zip(blocks, pca.components_SDC, strict=True) if not v_DC.any()
+        ]
+        if constant:
+            logger.warning("constant over all training rows, contribute nothing: %s", constant)
+    return FeatureMap(recipe, tuple(parts))
+
+
+def check_held(store: ActivationStore, layers: Sequence[int], poolings: Sequence[str]) -> None:
+    """Refuses layers and poolings that a store has not.
+
+    Raises:
+      ValueError: Names the first.
+    """
+    for name, held, wanted in (("pooling", store.poolings, poolings),
+                               ("layers", store.layers, layers)):  # fmt: skip
+        for item in wanted:
+            if item not in held:
+                raise ValueError(f"{name}: the store holds {list(held)}, got {item!r}")
+
+
+def fisher_of_slabs(
+    store: ActivationStore, rows: Rows, layers: Sequence[int], poolings: Sequence[str]
+) -> np.ndarray:
+    """J ("trace/standardised") of layers x poolings on the used rows, [L, P, M] float32.
+
+    NaN where a target has fewer than two rows of a class, or a state is constant.
+    """
+    return np.asarray(_fisher_of_slabs(collect(store, rows, layers, poolings)))
+
+
+def _wanted(
+    recipe: Recipe, stores: Sequence[ActivationStore], rows: Sequence[Rows]
+) -> list[tuple[int, tuple[int, ...], tuple[str, ...], int]]:
+    """(encoder, layers, poolings, width) of each part."""
+    if recipe.blocks:
+        highest = recipe.blocks[-1].encoder
+        if highest >= len(stores):
+            raise ValueError(
+                f"store: the recipe's blocks read encoders 0 to {highest}, got {len(stores)} stores"
+            )
+        return [(b.encoder, (b.layer,), (b.pooling,), b.pca_dim) for b in recipe.blocks]
+    if recipe.kind == "top_fisher":
+        if len(stores) > 1:
+            raise ValueError(
+                f"top_fisher chooses among the layers of one store, got {len(stores)} stores: use "
+                f"Recipe.per_target, all_layers or layers"
+            )
+        check_held(stores[0], (), recipe.poolings)
+        return [(0, _top_layers(stores[0], rows[0], recipe), recipe.poolings, recipe.pca_dim)]
+    return [
+        (encoder, recipe.indices or store.layers, recipe.poolings, recipe.pca_dim)
+        for encoder, store in enumerate(stores)
+    ]
+
+
+def _top_layers(store: ActivationStore, rows: Rows, recipe: Recipe) -> tuple[int, ...]:
+    """The k layers of the largest J, ascending."""
+    j_LPM = fisher_of_slabs(store, rows, store.layers, recipe.poolings)
+    ranked_M = np.isfinite(j_LPM).any(axis=(0, 1))
+    if not ranked_M.any():
+        raise ValueError(
+            "top_fisher: no target has two correct and two wrong outcomes on the training rows, "
+            "so no layer can be ranked; use Recipe.all_layers or Recipe.layers"
+        )
+    j_L = j_LPM[:, :, ranked_M].mean(axis=(1, 2))
+    usable = [i for i in range(len(j_L)) if np.isfinite(j_L[i])]
+    if len(usable) < recipe.k:
+        constant = [layer for i, layer in enumerate(store.layers) if i not in usable]
+        raise ValueError(
+            f"top_fisher: k = {recipe.k}, but the store has {len(store.layers)} hidden states and "
+            f"{constant or 'none'} of them are constant over the training rows with pooling "
+            f"{', '.join(recipe.poolings)}: choose k <= {len(usable)} or other poolings"
+        )
+    best = sorted(usable, key=lambda i: -j_L[i])[: recipe.k]
+    return tuple(store.layers[i] for i in sorted(best))
+
+
+@jax.jit
+def _fisher_of_slabs(moments: Moments) -> jax.Array:
+    """J ("trace/standardised"), [L, P, M]."""
+
+    def of_one(one: Moments) -> jax.Array:
+        inverse_D = inverse_scale(one.mean_D, one.variance_D)
+        return jax.vmap(fisher_trace)(
+            one.class_weight_MK,
+            one.class_offset_MKD * inverse_D[None, None],
+            one.class_variance_MKD * jnp.square(inverse_D)[None, None],
+        )
+
+    return jax.vmap(jax.vmap(of_one))(moments)

@@ -1,0 +1,1 @@
+"""Probing while capturing, without a store."""

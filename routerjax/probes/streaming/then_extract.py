@@ -1,0 +1,172 @@
+"""probe_then_extract: which hidden states are worth keeping, from a sample; then only those."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from routerjax.data.groups import numbered
+from routerjax.encoder.encoder import Encoder
+from routerjax.encoder.extraction.extract import extract
+from routerjax.encoder.extraction.plan import identity_of
+from routerjax.encoder.selection import ALL
+from routerjax.probes.streaming.stream_probe import draw_sample, probe_stream
+from routerjax.probes.table import DEFAULT, ProbeTable
+from routerjax.runtime.files import Folder
+from routerjax.store.identity import compared
+from routerjax.store.store import ActivationStore
+
+if TYPE_CHECKING:
+    from routerjax.data.dataset import RoutingDataset
+
+logger = logging.getLogger(__name__)
+
+_SETTINGS = "probe_stream.json"
+
+
+def probe_then_extract(
+    encoder: Encoder,
+    data: "RoutingDataset",
+    path: Any,
+    workdir: Any,
+    *,
+    keep: int,
+    n_probe: int | None = None,
+    layers: str | Sequence[int] = ALL,
+    poolings: Sequence[str] = ("last", "mean"),
+    store_dtype: str = "float16",
+    batch_tokens: int | None = None,
+    seed: int = 0,
+    **probing: Any,
+) -> tuple[ProbeTable, ActivationStore]:
+    """Probes a sample without storing it, then extracts all queries at the best hidden states.
+
+    Run again after being stopped it finds the table in `workdir` and goes on with the store.
+
+    Args:
+      encoder: What reads the queries.
+      data: The queries and outcomes.
+      path: The store's folder.
+      workdir: Where the table goes: probes.json, probes.png and probe_stream.json, which says what
+        it is the table of.
+      keep: Hidden states to extract, those of the largest J.
+      n_probe: Rows of the sample, about: whole groups are drawn. None for all rows.
+      layers: To choose from: "all", or hidden-state indices.
+      poolings: Names out of POOLINGS; all are extracted.
+      store_dtype: As of `extract`.
+      batch_tokens: As of `extract`.
+      seed: Of the sample, and of a sketch.
+      **probing: Further arguments of `probe_stream`.
+
+    Returns:
+      The table of the sample, and the finished store.
+
+    Raises:
+      ValueError: An argument is out of range, the workdir holds the table of other settings, or no
+        hidden state has a J; as `probe_stream` and `extract`.
+      resume.Stopped: SIGTERM came; a probe starts again, a store goes on.
+    """
+    sample = draw_sample(data, n_probe, seed)
+    identity = identity_of(encoder, sample, layers, poolings, "float32")
+    if not 1 <= keep <= len(identity["layers"]):
+        raise ValueError(
+            f"keep (--then_extract): expected 1 to {len(identity['layers'])} hidden states, "
+            f"got {keep}"
+        )
+    settings = {
+        "identity": identity,
+        "targets": sample.targets,
+        "outcomes_digest": _outcomes_digest(sample),
+        "seed": seed,
+        "n_probe": n_probe,
+        # What it takes and in which batches does not change what comes out.
+        "probing": {k: v for k, v in probing.items() if k != "budget_bytes"},
+    }
+    folder = Folder(workdir)
+    table = _found(folder, settings)
+    if table is None:
+        logger.info("probing %d of %d queries", len(sample), len(data))
+        table = probe_stream(
+            encoder, sample, layers=layers, poolings=poolings, seed=seed,
+            batch_tokens=batch_tokens, **probing,
+        )  # fmt: skip
+        table.save(folder)
+        folder.write_json(_SETTINGS, settings | {"table_digest": folder.digest("probes.json")})
+    chosen = best_layers(table, keep)
+    store = extract(
+        encoder, data, path, layers=chosen, poolings=poolings, store_dtype=store_dtype,
+        batch_tokens=batch_tokens,
+    )  # fmt: skip
+    return table, store
+
+
+def best_layers(table: ProbeTable, keep: int) -> tuple[int, ...]:
+    """The hidden states of the largest J, ascending; logs which and why.
+
+    A hidden state counts by the pooling it does best with: J "trace/standardised", mean over the
+    targets that have one.
+
+    Args:
+      table: Of the probes.
+      keep: How many, at most.
+
+    Raises:
+      ValueError: No hidden state has a J.
+    """
+    value_LP = table.mean_over_targets(DEFAULT)
+    value_L = np.where(np.isfinite(value_LP), value_LP, -np.inf).max(axis=1)
+    order = [i for i in np.argsort(-value_L, kind="stable") if np.isfinite(value_L[i])]
+    if not order:
+        reasons = "; ".join(dict.fromkeys(entry["reason"] for entry in table.reasons))
+        raise ValueError(f"no hidden state has a J to choose by: {reasons or 'no target'}")
+    if len(order) < keep:
+        logger.warning("only %d of %d hidden states have a J", len(order), len(table.layers))
+    lines = []
+    for place, i in enumerate(order):
+        pooling = table.poolings[int(np.nanargmax(value_LP[i]))]
+        lines.append(
+            f"  {'keep' if place < keep else 'drop'}  hidden state {table.layers[i]:3d}  "
+            f"J {value_L[i]:.4f} ({pooling})"
+        )
+    logger.info(
+        "J (%s, mean over targets, best pooling) on %d queries:\n%s",
+        DEFAULT, table.n_queries, "\n".join(lines),
+    )  # fmt: skip
+    return tuple(sorted(table.layers[i] for i in order[:keep]))
+
+
+def _found(folder: Folder, settings: dict[str, Any]) -> ProbeTable | None:
+    """The table that an earlier run left, if it left one."""
+    found = folder.read_json(_SETTINGS)
+    # A plain probe may have put its table here since.
+    if found is None or found.pop("table_digest", None) != folder.digest("probes.json"):
+        return None
+    settings = json.loads(json.dumps(settings))
+    for value in (settings, found):
+        value["identity"] = compared(value["identity"])
+    if found != settings:
+        flat, flat_found = (
+            value.pop("identity") | value.pop("probing") | value for value in (settings, found)
+        )
+        differing = [
+            k for k in sorted(set(flat) | set(flat_found)) if flat.get(k) != flat_found.get(k)
+        ]
+        raise ValueError(
+            f"{folder.path}probes.json was made in another way; different are: "
+            + "; ".join(
+                f"{k}: there {flat_found.get(k)!r}, here {flat.get(k)!r}" for k in differing
+            )
+            + f". Use another --workdir, or delete {_SETTINGS} there to probe again"
+        )
+    logger.info("%sprobes.json is of the same sample and settings: not probed again", folder.path)
+    return ProbeTable.load(folder)
+
+
+def _outcomes_digest(data: "RoutingDataset") -> str:
+    order = np.argsort(numbered(data.ids)[1])
+    return hashlib.blake2b(
+        np.ascontiguousarray(data.correct_NM[order]).tobytes(), digest_size=16
+    ).hexdigest()

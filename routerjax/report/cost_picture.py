@@ -1,0 +1,156 @@
+"""The picture of accuracy against cost, every single target named in it."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from routerjax.report.label_layout import place_labels
+from routerjax.report.style import BLUE, GREEN, GREY, ORANGE, PERCENT, WIDTH, clean, short_name
+
+# Inches. Fixed, so that the labels' places can be worked out before anything is drawn.
+_HEIGHT, _LEFT, _RIGHT, _BOTTOM, _TOP = 5.2, 0.72, 0.15, 0.5, 0.58
+_INNER_2 = np.array([WIDTH - _LEFT - _RIGHT, _HEIGHT - _BOTTOM - _TOP])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Frame:
+    """From (cost, accuracy) to places in the axes.
+
+    Attributes:
+      logarithmic: Whether the cost axis is.
+      low_2: The lower left corner, with the logarithm of the cost where the axis is logarithmic.
+      high_2: The upper right one.
+    """
+
+    logarithmic: bool
+    low_2: np.ndarray
+    high_2: np.ndarray
+
+    @classmethod
+    def around(cls, points_P2: np.ndarray) -> "_Frame":
+        logarithmic = bool(points_P2[:, 0].min() > 0)
+        at_P2 = _across(points_P2, logarithmic)
+        middle_2 = (at_P2.max(axis=0) + at_P2.min(axis=0)) / 2
+        # A pool of one target is a single point: some width all the same.
+        least_2 = [0.5, 0.1] if logarithmic else [max(1e-9, middle_2[0]), 0.1]
+        span_2 = np.maximum(np.ptp(at_P2, axis=0), least_2)
+        return cls(logarithmic, middle_2 - [0.57, 0.6] * span_2, middle_2 + 0.57 * span_2)
+
+    def share(self, points_P2: np.ndarray) -> np.ndarray:
+        """[P, 2] shares of the axes' width and height."""
+        return (_across(points_P2, self.logarithmic) - self.low_2) / (self.high_2 - self.low_2)
+
+    def set(self, axes: Any) -> None:
+        left, right = self.low_2[0], self.high_2[0]
+        axes.set_ylim(self.low_2[1], self.high_2[1])
+        axes.yaxis.set_major_formatter(PERCENT)
+        if not self.logarithmic:
+            axes.set_xlim(left, right)
+        else:
+            axes.set_xscale("log")
+            axes.set_xlim(10**left, 10**right)
+            decades = right - left
+            subs = (1,) if decades > 4 else (1, 3) if decades > 2.2 else (1, 2, 5)
+            axes.xaxis.set_major_locator(LogLocator(subs=subs))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"\\${cost:g}"))
+
+
+def accuracy_against_cost(metrics: dict[str, Any]) -> Figure:
+    """Single targets, their best mixtures, the oracle, and the router over its tolerances.
+
+    The cost axis is logarithmic where no cost is 0; the straight lines between two single targets
+    that a mixture of them reaches are curves there.
+
+    Args:
+      metrics: What `evaluate_predictions` returned; `frontier` must not be None.
+
+    Returns:
+      The figure.
+    """
+    frontier = metrics["frontier"]
+    singles_P2 = _points(frontier["singles"])
+    router_P2 = _points(frontier["router"])
+    hull_P2 = _points(frontier["zero_router"])
+    chosen, oracle = _points([frontier["chosen"]])[0], _points([frontier["oracle"]])[0]
+    all_P2 = np.concatenate([singles_P2, router_P2, [chosen, oracle]])
+
+    figure = Figure(figsize=(WIDTH, _HEIGHT))
+    axes = figure.add_axes(
+        (_LEFT / WIDTH, _BOTTOM / _HEIGHT, _INNER_2[0] / WIDTH, _INNER_2[1] / _HEIGHT)
+    )
+    frame = _Frame.around(all_P2)
+    frame.set(axes)
+    clean(axes)
+
+    # To the dearest point: beyond the most accurate single target money buys nothing.
+    spaced = np.geomspace if frame.logarithmic else np.linspace
+    cost_S = spaced(hull_P2[0, 0], all_P2[:, 0].max(), 300)
+    zero_S2 = np.stack([cost_S, np.interp(cost_S, *hull_P2.T)], axis=1)
+    axes.plot(*zero_S2.T, color=GREY, linestyle=(0, (4, 1.5)), linewidth=1.3,
+              label="zero router: best mixture of single targets")  # fmt: skip
+    taus = [point["tau"] for point in frontier["router"]]
+    axes.plot(*router_P2.T, "-o", color=BLUE, markersize=3.5, linewidth=1.5,
+              label=f"router, tolerance {taus[0]:g} to {taus[-1]:g}")  # fmt: skip
+    axes.plot(*chosen, "D", color=ORANGE, markersize=9, markeredgecolor="black", zorder=5,
+              label=f"router as set ({frontier['chosen']['policy']})")  # fmt: skip
+    axes.plot(*oracle, "*", color=GREEN, markersize=15, markeredgecolor="black", zorder=5,
+              label="oracle: cheapest right target")  # fmt: skip
+    axes.plot(*singles_P2.T, "o", color="black", markersize=6, zorder=4, label="single target")
+
+    names = [short_name(single["target"]) for single in frontier["singles"]]
+    obstacle_O2 = np.concatenate([
+        *(_along(_inches(frame, line_P2) * 72) for line_P2 in (router_P2, zero_S2)),
+        # Their symbols are larger than a stretch of curve: weigh them accordingly.
+        np.repeat(_inches(frame, np.array([chosen, oracle])) * 72, 12, axis=0),
+    ])  # fmt: skip
+    _write_names(axes, names, _inches(frame, singles_P2) * 72, obstacle_O2)
+
+    axes.set_xlabel(f"USD per 1,000 queries (output tokens {metrics['cost_basis']})", fontsize=9)
+    axes.set_ylabel(f"accuracy on {metrics['n_complete']:,} queries", fontsize=9)
+    handles, texts = axes.get_legend_handles_labels()
+    figure.legend(handles, texts, loc="upper left", ncols=3, fontsize=8, frameon=False,
+                  bbox_to_anchor=(_LEFT / WIDTH - 0.01, 1.0))  # fmt: skip
+    return figure
+
+
+def _write_names(axes: Any, names: list[str], spot_P2: np.ndarray, obstacle_O2: np.ndarray) -> None:
+    """Each name near its spot, with a line to it where it had to go further away; in 1/72 inch."""
+    box_2 = _INNER_2 * 72
+    size_P2 = np.array([[TextPath((0, 0), n, size=8).get_extents().width + 2, 9] for n in names])
+    corner_P2 = place_labels(spot_P2, size_P2, (box_2[0], box_2[1]), obstacle_O2)
+    for name, spot, corner, size in zip(names, spot_P2, corner_P2, size_P2, strict=True):
+        nearest = np.clip(spot, corner, corner + size)
+        if np.linalg.norm(nearest - spot) > 9:
+            axes.plot(*(np.array([spot, nearest]) / box_2).T, color=GREY, linewidth=0.7,
+                      transform=axes.transAxes, zorder=2)  # fmt: skip
+        x, y = (corner + [1, 1.5]) / box_2
+        axes.text(x, y, name, fontsize=8, transform=axes.transAxes, zorder=6,
+                  bbox={"facecolor": "white", "alpha": 0.7, "pad": 0.4, "lw": 0})  # fmt: skip
+
+
+def _inches(frame: _Frame, points_P2: np.ndarray) -> np.ndarray:
+    return frame.share(points_P2) * _INNER_2
+
+
+def _points(entries: list[dict[str, Any]]) -> np.ndarray:
+    """[P, 2] USD per 1,000 queries, and accuracy."""
+    return np.array([[1000 * e["cost_per_query"], e["accuracy"]] for e in entries], np.float64)
+
+
+def _across(points_P2: np.ndarray, logarithmic: bool) -> np.ndarray:
+    cost_P, accuracy_P = points_P2.T
+    return np.stack([np.log10(cost_P) if logarithmic else cost_P, accuracy_P], axis=1)
+
+
+def _along(line_P2: np.ndarray) -> np.ndarray:
+    """Points every few lengths along a polyline, so that a label cannot slip between two knots."""
+    pieces = [line_P2[-1:]]
+    for a, b in zip(line_P2[:-1], line_P2[1:], strict=True):
+        steps = max(1, int(np.linalg.norm(b - a) // 6))
+        pieces.append(a + (b - a) * np.linspace(0, 1, steps, endpoint=False)[:, None])
+    return np.concatenate(pieces)

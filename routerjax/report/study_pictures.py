@@ -1,0 +1,140 @@
+"""The picture of a comparison: accuracy against cost of every contestant, with bands."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from routerjax.evaluation.frontier import hull
+from routerjax.report.probe_picture import STYLES
+from routerjax.report.style import GREY, PERCENT, clean
+from routerjax.runtime.files import Folder
+
+_MOST_BANDS = 4
+
+
+def save_comparison(found: dict[str, Any], folder: Any) -> None:
+    """Writes compare.json and, where prices are known, compare.png.
+
+    Args:
+      found: What `compare` returned.
+      folder: Local or a URL.
+
+    Raises:
+      OSError: It cannot be written.
+    """
+    folder = Folder(folder)
+    figure = draw_comparison(found)
+    if figure is not None:
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=120)
+        folder.write_bytes("compare.png", png.getvalue())
+    folder.write_json("compare.json", found)
+
+
+def draw_comparison(found: dict[str, Any]) -> Figure | None:
+    """Frontiers of the tolerance policy, single targets, and what mixing these reaches.
+
+    Args:
+      found: What `compare` returned.
+
+    Returns:
+      The figure; None where prices are unknown.
+    """
+    if not found["singles"]:
+        return None
+    figure = Figure(figsize=(9, 5.4), layout="constrained")
+    axes = figure.subplots()
+    points_M2 = np.array([[cost, accuracy] for _, cost, accuracy in found["singles"]])
+    mixed_V2 = hull(points_M2)
+    axes.plot(*mixed_V2.T, "--", color=GREY, linewidth=1.2, label="mixing single targets")
+    axes.plot(*points_M2.T, "o", color=GREY, markersize=4, label="single targets")
+    for place, row in enumerate(found["contestants"]):
+        colour, dash = STYLES[place % len(STYLES)]
+        point_T4 = np.array(row["frontier"])
+        if np.ptp(point_T4[:, 1]) == 0 or row["auc"] is None:
+            # It ranks targets and has no setting to turn: one point, at argmax.
+            axes.plot(*point_T4[0, :2], "s", color=colour, markersize=6, label=row["name"])
+            continue
+        point_T4 = point_T4[np.argsort(point_T4[:, 0])]
+        axes.plot(*point_T4[:, :2].T, color=colour, linestyle=dash, marker=".", markersize=4,
+                  label=row["name"])  # fmt: skip
+        if place < _MOST_BANDS:
+            cost_T, _, low_T, high_T = point_T4.T
+            axes.fill_between(cost_T, low_T, high_T, color=colour, alpha=0.12, linewidth=0)
+    if points_M2[:, 0].min() > 0:
+        axes.set_xscale("log")
+    axes.yaxis.set_major_formatter(PERCENT)
+    axes.set_xlabel("USD per query")
+    axes.set_ylabel("accuracy")
+    axes.set_title(
+        f"{found['n_complete']:,} queries, {found['n_folds']} outer folds; band: 95%", fontsize=10
+    )
+    clean(axes)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return figure
+
+
+def save_few_labels(found: dict[str, Any], folder: Any) -> None:
+    """Writes few_labels.png and few_labels.json.
+
+    Args:
+      found: What `few_labels` returned.
+      folder: Local or a URL.
+
+    Raises:
+      OSError: It cannot be written.
+    """
+    folder = Folder(folder)
+    png = io.BytesIO()
+    draw_few_labels(found).savefig(png, format="png", dpi=120)
+    folder.write_bytes("few_labels.png", png.getvalue())
+    folder.write_json("few_labels.json", found)
+
+
+def draw_few_labels(found: dict[str, Any]) -> Figure:
+    """AUC of each method against the number of outcomes, and its lead over training from scratch.
+
+    Args:
+      found: What `few_labels` returned.
+
+    Returns:
+      The figure; its second row is within datasets, where those have names.
+    """
+    rows = [(found["auc"], "AUC")]
+    if found["within_dataset_auc"] is not None:
+        rows.append((found["within_dataset_auc"], "AUC within datasets"))
+    figure = Figure(figsize=(10, 4.2 * len(rows)), layout="constrained")
+    for axes_2, (of, name) in zip(figure.subplots(len(rows), 2, squeeze=False), rows, strict=True):
+        _draw_row(axes_2, found["sizes"], of, name)
+    top_left, top_right = figure.axes[:2]
+    top_left.legend(fontsize=8, frameon=False)
+    top_right.set_title("band: 95% over targets", fontsize=9)
+    return figure
+
+
+def _draw_row(axes_2: Sequence[Axes], sizes: list[int], of: dict[str, Any], name: str) -> None:
+    labels = f"{name} of the new target", f"{name} over training from scratch"
+    for axes, key, label in zip(axes_2, ("mean", "over_scratch"), labels, strict=True):
+        for place, method in enumerate(of[key]):
+            colour, dash = STYLES[place % len(STYLES)]
+            points = [
+                (size, row)
+                for size, row in zip(sizes, of[key][method], strict=True)
+                if row is not None
+            ]
+            size_S = [size for size, _ in points]
+            axes.plot(size_S, [row["value"] for _, row in points], color=colour, linestyle=dash,
+                      marker="o", markersize=3.5, label=method)  # fmt: skip
+            if key == "over_scratch" and method != "from scratch":
+                low_S, high_S = ([row[end] for _, row in points] for end in ("low", "high"))
+                axes.fill_between(size_S, low_S, high_S, color=colour, alpha=0.12, linewidth=0)
+        axes.set_xscale("log")
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.minorticks_off()
+        axes.set_xlabel("outcomes of the new target")
+        axes.set_ylabel(label)
+        clean(axes)

@@ -1,0 +1,206 @@
+"""Results as lines of text, for the terminal."""
+
+from typing import Any
+
+import numpy as np
+
+from routerjax.studies.estimates import LEFT_OUT, METRICS
+from routerjax.sweeps import evidence
+from routerjax.sweeps.table import SweepTable
+
+
+def summary_lines(metrics: dict[str, Any]) -> list[str]:
+    """The main numbers of `evaluate`, a line each; what does not exist comes with its reason.
+
+    Args:
+      metrics: What `evaluate` returned.
+    """
+    reasons = metrics["reasons"]
+    lines = [f"{metrics['n_queries']:,} queries, {len(metrics['targets'])} targets"]
+    if metrics["mean_auc"] is None:
+        lines.append(f"mean AUC: none, {reasons['mean_auc']}")
+    else:
+        within = metrics["mean_within_dataset_auc"]
+        lines.append(
+            f"mean AUC {metrics['mean_auc']:.3f}"
+            + (f", within datasets {within:.3f}" if within is not None else "")
+        )
+    if metrics["router_accuracy"] is None:
+        return [*lines, f"accuracy: none, {reasons['router_accuracy']}"]
+    lines.append(
+        f"accuracy: router {metrics['router_accuracy']:.1%}, best single target "
+        f"({metrics['best_single']}) {metrics['best_single_accuracy']:.1%}, oracle "
+        f"{metrics['oracle_accuracy']:.1%}"
+    )
+    captured, possible = metrics["headroom_captured"], metrics["best_possible"]
+    if captured is not None:
+        line = f"headroom captured {captured:.1%}"
+        if possible is not None and possible["headroom_captured"] is not None:
+            line += (
+                f"; a router that knew the true probabilities: {possible['headroom_captured']:.1%}"
+            )
+        lines.append(line)
+    saving = metrics["cost_saving_vs_most_expensive"]
+    if saving is None:
+        return [*lines, f"saving: none, {reasons['cost_saving_vs_most_expensive']}"]
+    return [
+        *lines,
+        f"saves {saving:.1%} against {metrics['most_expensive']}, at an accuracy of "
+        f"{metrics['router_accuracy']:.1%} against its {metrics['most_expensive_accuracy']:.1%} "
+        f"({metrics['cost_basis']} output tokens)",
+    ]
+
+
+def sweep_lines(table: SweepTable) -> list[str]:
+    """The best cells in aligned columns, controls as means over targets, the evidence for J.
+
+    Args:
+      table: Of `sweep`.
+    """
+    name_width = max(len(name) for name in (*table.targets, "mean over targets"))
+    found = [f"{'best cell by cross-validated AUC':{name_width}}  layer  pooling     width  AUC"]
+    for target in (*table.targets, None):
+        label = "mean over targets" if target is None else target
+        try:
+            best = table.best(target)
+        except ValueError:
+            found.append(f"{label:{name_width}}  none: {'; '.join(table.reason(target=target))}")
+            continue
+        line = f"{label:{name_width}}  {best.layer:5d}  {best.pooling:10}  {best.pca_dim:5d}  "
+        line += f"{best.value:.4f}"
+        if table.draws:
+            layers = np.array(table.layers)[table.equal_to_best(target).any(axis=(1, 2))]
+            line += f"; not distinguishable: layers {_ranges(layers)}"
+        found.append(line)
+    rows: dict[str, list[float]] = {row["control"]: [] for row in table.controls}
+    for row in table.controls:
+        rows[row["control"]].append(row["auc"])
+    for name, values in rows.items():
+        known = [value for value in values if np.isfinite(value)]
+        if known:
+            found.append(f"control {name}: AUC {np.mean(known):.4f} (mean over layers and targets)")
+    found += evidence.lines(table.evidence)
+    unsolved = sum("not converged" in entry["reason"] for entry in table.reasons)
+    if unsolved:
+        found.append(f"{unsolved} cells are not converged to the tolerance: see reasons")
+    if table.draws:
+        found.append("intervals: 95%, by a bootstrap over groups of queries; no model is refitted")
+    return found
+
+
+def _ranges(layers: np.ndarray) -> str:
+    """3, 4, 5, 8 as "3-5, 8"."""
+    runs = np.split(layers, np.flatnonzero(np.diff(layers) > 1) + 1)
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+_NAMES = {
+    "cost": "cost, USD per query",
+    "ece": "ece; the interval is without what noise adds, so it may lie below the value",
+}
+
+
+def comparison_lines(found: dict[str, Any]) -> list[str]:
+    """The figures of `compare` as a table of text.
+
+    Args:
+      found: What `compare` returned.
+    """
+    lines = [
+        f"{found['n_queries']:,} queries, {len(found['targets'])} targets, "
+        f"{found['n_folds']} outer folds, {found['n_seeds']} seeds; [95% interval over groups]"
+    ]
+    rows = found["contestants"]
+    width = max(len(row["name"]) for row in rows)
+    for metric in METRICS:
+        if all(row[metric] is None for row in rows):
+            continue
+        form = "#.3g" if metric == "cost" else ".4f"
+        of = f", output tokens {found['cost_basis']}" if metric == "cost" else ""
+        lines += ["", _NAMES.get(metric, metric) + of]
+        for i, row in enumerate(rows):
+            line = f"  {row['name']:{width}}  {_text(row[metric], form)}"
+            if metric == "mean_within_dataset_auc" and row["control"] is not None:
+                above = "above" if row["claims_difficulty"] else "NOT above"
+                line += f"  {above} its shuffled control {_text(row['control'], form)}"
+            if metric == "ece" and row["ece_floor"] is not None:
+                line += f"  floor {row['ece_floor']:.4f}"
+            if metric == "cost_save" and row["saving"] is not None:
+                line += (
+                    f"  at accuracy {row['saving']['accuracy']:.4f}, below best single's "
+                    f"{row['saving']['best_single_accuracy']:.4f} with probability "
+                    f"{row['saving']['probability_below_best_single']:.2f}"
+                )
+            if i:
+                line += f"  difference {_text(row['difference'][metric], '+' + form)}"
+            lines.append(line)
+        if found["dataset_only"] is not None and metric in found["dataset_only"]:
+            only = _text(found["dataset_only"][metric], form)
+            lines.append(f"  {'(the name of the dataset alone)':{width}}  {only}")
+    if found["dataset_folds"]:
+        for metric in LEFT_OUT:
+            lines += ["", f"{metric}, datasets not trained on ({found['dataset_folds']} folds)"]
+            for i, row in enumerate(rows):
+                line = f"  {row['name']:{width}}  {_text(row['left_out'][metric], '.4f')}"
+                if i:
+                    lead = row["left_out"]["difference"][metric]
+                    line += f"  difference {_text(lead, '+.4f')}"
+                lines.append(line)
+    return lines
+
+
+def _text(number: dict[str, Any] | None, form: str) -> str:
+    if number is None:
+        return "none"
+    low, high, sd = (number[name] for name in ("low", "high", "seed_sd"))
+    ends = f"[{low:{form}}, {high:{form}}]" if low is not None else "[no interval]"
+    return f"{number['value']:{form}} {ends}" + (f" seed sd {sd:.4f}" if sd is not None else "")
+
+
+_TITLES = {
+    "auc": "AUC of a new target",
+    "within_dataset_auc": "AUC within datasets",
+}
+
+
+def few_labels_lines(found: dict[str, Any]) -> list[str]:
+    """The label curve as a table of text, a row a method; another one within datasets.
+
+    Args:
+      found: What `few_labels` returned.
+    """
+    return [
+        line
+        for figure, title in _TITLES.items()
+        if found[figure] is not None
+        for line in _table(found, found[figure], title)
+    ]
+
+
+def _table(found: dict[str, Any], of: dict[str, Any], title: str) -> list[str]:
+    width = max(map(len, of["mean"]))
+    # A target whose outcomes are all alike has none.
+    n_targets = sum(
+        any(value is not None for sizes in curves.values() for draws in sizes for value in draws)
+        for curves in of["targets"].values()
+    )
+    lines = [
+        f"{title} on {found['n_test']:,} queries against the number of its outcomes, mean over "
+        f"{n_targets} targets left out in turn and {found['draws']} draws; in brackets "
+        f"over training from scratch, with the 95% interval over targets",
+        " ".join([f"{'':{width}}", *(f"{size:>30}" for size in found["sizes"])]),
+    ]
+    for method, means in of["mean"].items():
+        cells = []
+        for mean, lead in zip(means, of["over_scratch"][method], strict=True):
+            if mean is None:
+                cells.append("–")
+            elif method == "from scratch":
+                cells.append(f"{mean['value']:.3f}")
+            else:
+                cells.append(
+                    f"{mean['value']:.3f} ({lead['value']:+.3f} [{lead['low']:+.3f}, "
+                    f"{lead['high']:+.3f}])"
+                )
+        lines.append(" ".join([f"{method:{width}}", *(f"{cell:>30}" for cell in cells)]))
+    return lines

@@ -1,0 +1,285 @@
+"""Budget and Quality: policies that hold a mean, of spending or of accuracy.
+
+Both maximise sum p subject to a bound on sum cost, or the reverse. By Lagrange's rule the best
+choices are those of a utility lam p - (1 - lam) c for some lam; fitting finds the lam at which the
+mean on held-out rows meets the bound. That mean moves in steps, and one step can be large where
+many queries look alike. So two neighbouring lam on either side of the bound are kept, and a fixed
+share of queries is decided by each: the mean is met exactly in expectation, as a mixture of two
+points of the frontier. Who decides on a query depends on a hash of its text (`coins`), so that it
+is decided alike each time.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from routerjax.routing.policies import choose_by_utility, cost_range, is_number
+from routerjax.routing.policy_rows import PolicyRows, coins
+
+# Where the bracket is looked for: rates of exchange over sixteen decades, and both extremes.
+_ODDS = np.geomspace(1e-8, 1e8, 33)
+_LAMS = np.concatenate([[0.0], _ODDS / (1 + _ODDS), [1.0]])
+_BISECTIONS = 40
+
+
+class Unreachable(ValueError):
+    """No setting of a policy holds the mean it shall hold on the rows it is fitted on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """Two utilities, and the share of queries that the second decides.
+
+    Attributes:
+      lam_low: Weight of being right in the cheaper one, in [0, 1].
+      lam_high: In the dearer one.
+      share_high: Of queries decided by the dearer one, in [0, 1].
+      low: USD per query that counts as 0.
+      high: USD per query that counts as 1.
+
+    Raises:
+      ValueError: A number is out of range.
+    """
+
+    lam_low: float
+    lam_high: float
+    share_high: float
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        for name in ("lam_low", "lam_high", "share_high"):
+            if not is_number(getattr(self, name), 0, 1):
+                raise ValueError(f"{name}: expected a number in [0, 1], got {getattr(self, name)}")
+        if not is_number(self.low, 0) or not is_number(self.high, self.low):
+            raise ValueError(
+                f"low and high, costs in USD: expected ascending numbers from 0 up, got "
+                f"{self.low!r} and {self.high!r}"
+            )
+
+    def choose(self, rows: PolicyRows, keys: Sequence[str] | None) -> np.ndarray:
+        """[N] choices; `keys` as in `coins`."""
+        high_N = coins(keys, len(rows.p_NM)) < self.share_high
+        lam_N1 = np.where(high_N, self.lam_high, self.lam_low)[:, None]
+        return choose_by_utility(rows, lam_N1, (self.low, self.high))
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """The best accuracy at a mean spending of `usd_per_query`.
+
+    Where even the most probable targets cost less than the budget, they are taken, and what is left
+    of it stays unspent. The mean is over all queries of the kind it was fitted on; one query may
+    cost more, and a subset of allowed targets moves the mean.
+
+    Attributes:
+      usd_per_query: Mean USD per query, above 0.
+      fitted: What `fit` found; None until then.
+
+    Raises:
+      ValueError: The budget is out of range.
+    """
+
+    usd_per_query: float
+    fitted: Mixture | None = None
+    name: ClassVar[str] = "budget"
+
+    def __post_init__(self) -> None:
+        if not is_number(self.usd_per_query, 0) or self.usd_per_query == 0:
+            raise ValueError(
+                f"usd_per_query, what a query may cost on the mean in USD: expected a finite "
+                f"number above 0, got {self.usd_per_query!r}"
+            )
+        _read_fitted(self)
+
+    def choose(
+        self,
+        p_NM: np.ndarray,
+        cost_NM: np.ndarray | None,
+        allowed_NM: np.ndarray | None = None,
+        keys: Sequence[str] | None = None,
+    ) -> np.ndarray:
+        """Picks by the fitted utilities; see `Policy.choose`."""
+        return _choose(self, p_NM, cost_NM, allowed_NM, keys)
+
+    def fit(
+        self,
+        p_NM: np.ndarray,
+        cost_NM: np.ndarray | None,
+        correct_NM: np.ndarray | None = None,
+        paid_NM: np.ndarray | None = None,
+    ) -> "Budget":
+        """Finds the multiplier; see `Policy.fit`. Spending is counted as paid, where that is known.
+
+        Raises:
+          Unreachable: Even the cheapest targets cost more; names the reachable range.
+        """
+        bounds = cost_range(p_NM, cost_NM, self.name)
+        rows = PolicyRows.checked(p_NM, cost_NM)
+        spent_NM = rows.cost_NM if paid_NM is None else np.asarray(paid_NM, np.float64)
+
+        def mean_spending(lam: float) -> float:
+            return float(_taken(spent_NM, choose_by_utility(rows, lam, bounds)).mean())
+
+        spending_G = np.array([mean_spending(lam) for lam in _LAMS])
+        if spending_G[0] > self.usd_per_query * (1 + 1e-9):
+            raise Unreachable(
+                f"usd_per_query: a budget of {self.usd_per_query:g} USD cannot be held: on the "
+                f"{len(rows.p_NM)} rows it is fitted on, {spending_G[0]:.6g} (always the cheapest "
+                f"target) to {spending_G.max():.6g} USD per query can be reached"
+            )
+        found = _between(mean_spending, spending_G, self.usd_per_query)
+        return dataclasses.replace(self, fitted=Mixture(*found, *bounds))
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"name": "budget", "usd_per_query": ..., "fitted": {...} or null}`."""
+        return _to_json(self, usd_per_query=float(self.usd_per_query))
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.usd_per_query:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Quality:
+    """The least spending at a mean accuracy of `min_accuracy`.
+
+    Where even the cheapest targets are more accurate, they are taken. The mean is over all queries
+    of the kind it was fitted on, and as sure as the rows it was fitted on are many: on n of them an
+    accuracy a is known to about sqrt(a (1 - a) / n).
+
+    Attributes:
+      min_accuracy: Mean accuracy to hold, in [0, 1].
+      fitted: What `fit` found; None until then.
+
+    Raises:
+      ValueError: The accuracy is out of range.
+    """
+
+    min_accuracy: float
+    fitted: Mixture | None = None
+    name: ClassVar[str] = "quality"
+
+    def __post_init__(self) -> None:
+        if not is_number(self.min_accuracy, 0, 1):
+            raise ValueError(
+                f"min_accuracy, the mean accuracy to hold: expected a number in [0, 1], got "
+                f"{self.min_accuracy!r}"
+            )
+        _read_fitted(self)
+
+    def choose(
+        self,
+        p_NM: np.ndarray,
+        cost_NM: np.ndarray | None,
+        allowed_NM: np.ndarray | None = None,
+        keys: Sequence[str] | None = None,
+    ) -> np.ndarray:
+        """Picks by the fitted utilities; see `Policy.choose`."""
+        return _choose(self, p_NM, cost_NM, allowed_NM, keys)
+
+    def fit(
+        self,
+        p_NM: np.ndarray,
+        cost_NM: np.ndarray | None,
+        correct_NM: np.ndarray | None = None,
+        paid_NM: np.ndarray | None = None,
+    ) -> "Quality":
+        """Finds the multiplier; see `Policy.fit`.
+
+        Accuracy is counted by outcomes, not by p: of several predictions the largest is the most
+        likely to be too large, however well each is calibrated. Where outcomes are missing it is
+        the mean p of all choices plus the mean of outcome - p over those observed, which is the
+        mean outcome where none is missing.
+
+        Raises:
+          Unreachable: No setting is as accurate; names the reachable range.
+        """
+        bounds = cost_range(p_NM, cost_NM, self.name)
+        rows = PolicyRows.checked(p_NM, cost_NM)
+        error_NM = None if correct_NM is None else np.asarray(correct_NM, np.float64) - rows.p_NM
+
+        def accuracy(lam: float) -> float:
+            choice_N = choose_by_utility(rows, lam, bounds)
+            mean = float(_taken(rows.p_NM, choice_N).mean())
+            if error_NM is None:
+                return mean
+            error_N = _taken(error_NM, choice_N)
+            seen_N = ~np.isnan(error_N)
+            return mean + (float(error_N[seen_N].mean()) if seen_N.any() else 0.0)
+
+        accuracy_G = np.array([accuracy(lam) for lam in _LAMS])
+        if accuracy_G.max() < self.min_accuracy - 1e-9:
+            raise Unreachable(
+                f"min_accuracy: a mean accuracy of {self.min_accuracy:g} cannot be held: on the "
+                f"{len(rows.p_NM)} rows it is fitted on, {accuracy_G[0]:.4f} (always the cheapest "
+                f"target) to {accuracy_G.max():.4f} can be reached"
+            )
+        found = _between(accuracy, accuracy_G, min(self.min_accuracy, accuracy_G.max()))
+        return dataclasses.replace(self, fitted=Mixture(*found, *bounds))
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"name": "quality", "min_accuracy": ..., "fitted": {...} or null}`."""
+        return _to_json(self, min_accuracy=float(self.min_accuracy))
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.min_accuracy:g}"
+
+
+def _between(
+    measure: Callable[[float], float], value_G: np.ndarray, wanted: float
+) -> tuple[float, float, float]:
+    """The lam just below and just above the first crossing of `wanted`, and the share of the upper.
+
+    Either end of the grid where all values lie on one side.
+    """
+    reached_G = value_G >= wanted
+    if reached_G[0] or not reached_G.any():
+        end = 0.0 if reached_G[0] else 1.0
+        return end, end, 1.0
+    above = int(reached_G.argmax())
+    (low, high), (at_low, at_high) = _LAMS[above - 1 : above + 1], value_G[above - 1 : above + 1]
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        value = measure(middle)
+        if value >= wanted:
+            high, at_high = middle, value
+        else:
+            low, at_low = middle, value
+    return float(low), float(high), float((wanted - at_low) / (at_high - at_low))
+
+
+def _choose(
+    policy: Budget | Quality,
+    p_NM: np.ndarray,
+    cost_NM: np.ndarray | None,
+    allowed_NM: np.ndarray | None,
+    keys: Sequence[str] | None,
+) -> np.ndarray:
+    rows = PolicyRows.checked(p_NM, cost_NM, allowed_NM)
+    if policy.fitted is None:
+        raise ValueError(
+            f"{policy} has not been fitted, so it cannot know which spending buys which accuracy: "
+            f"give it to fit_router, or take what fit_policy(policy, router, stores, data) returns"
+        )
+    rows.refuse_unknown_costs(policy.name)
+    return policy.fitted.choose(rows, keys)
+
+
+def _read_fitted(policy: Budget | Quality) -> None:
+    """Makes a Mixture of what JSON has in its place."""
+    if isinstance(policy.fitted, dict):
+        names = sorted(field.name for field in dataclasses.fields(Mixture))
+        if sorted(policy.fitted) != names:
+            raise ValueError(f"fitted: expected the numbers {names}, got {sorted(policy.fitted)}")
+        object.__setattr__(policy, "fitted", Mixture(**policy.fitted))
+
+
+def _to_json(policy: Budget | Quality, **number: float) -> dict[str, Any]:
+    fitted = None if policy.fitted is None else dataclasses.asdict(policy.fitted)
+    return {"name": policy.name, **number, "fitted": fitted}
+
+
+def _taken(value_NM: np.ndarray, choice_N: np.ndarray) -> np.ndarray:
+    return np.take_along_axis(value_NM, choice_N[:, None], axis=1)[:, 0]

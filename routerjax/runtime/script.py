@@ -1,0 +1,124 @@
+"""Runs a script: absl flags, compilation cache, exit codes, errors in one line."""
+
+import gc
+import logging
+import os
+import pathlib
+import pkgutil
+import signal
+import sys
+from collections.abc import Callable
+
+import jax
+from absl import app
+from absl import logging as absl_logging
+
+from routerjax.runtime.resume import Stopped, stoppable
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs, small ones too, between runs; JAX_COMPILATION_CACHE_DIR moves it."""
+    option = "jax_compilation_cache_dir"
+    if not getattr(jax.config, option):
+        root = os.environ.get("XDG_CACHE_HOME") or str(pathlib.Path.home() / ".cache")
+        jax.config.update(option, str(pathlib.Path(root) / "routerjax/xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def use_cublas() -> None:
+    """On an NVIDIA GPU has XLA take matrix products from cuBLAS, unless XLA_FLAGS names the flag.
+
+    It would also write each one in Triton in many ways and try them all: on an H200 that is most of
+    the time of compiling (24 s of features in place of 4), for programs that were no faster.
+    XLA_FLAGS are read when JAX makes its first array: to be called before.
+    """
+    flag, given = "--xla_gpu_enable_triton_gemm", os.environ.get("XLA_FLAGS", "")
+    named = [word.partition("=")[0] for word in given.split()]
+    # XLA_FLAGS may also be the name of a file, to which nothing can be added.
+    if flag not in named and all(word.startswith("-") for word in named) and _cuda_is_installed():
+        os.environ["XLA_FLAGS"] = f"{given} {flag}=false".strip()
+
+
+def leave_out_torch() -> None:
+    """Has transformers do without torch, which it would import wherever that is installed.
+
+    Its configs and tokenizers, all that is used of it here, need none, and the import takes two
+    seconds and 180 MB of every script. To be called before transformers is imported, in a process
+    that never needs torch: `import torch` fails in it from then on.
+    """
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    # It would say at each start that there is no torch.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+def run(main: Callable[[], None], *, torch: bool = False) -> None:
+    """Runs a script's `main` with absl flags: cache on, SIGTERM polite, user errors in one line.
+
+    A `Stopped` job ends with exit code 0 after saying how to go on; a ValueError, OSError,
+    FloatingPointError or RuntimeError (the device out of memory, no cluster), whose texts are
+    written for users, ends with exit code 1 and no traceback (`--v=1` or higher shows it). ^C ends
+    it at once, and so does a reader of its output that goes away, with the shell's exit codes.
+
+    Args:
+      main: Takes nothing; it reads its flags from absl.
+      torch: Whether it uses torch; else `leave_out_torch`.
+    """
+
+    def guarded(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected arguments {argv[1:]}: flags look like --name=value")
+        verbose = absl_logging.get_verbosity() > absl_logging.INFO
+        _log_to_stderr(verbose)
+        use_cublas()
+        use_compilation_cache()
+        if not torch:
+            leave_out_torch()
+        try:
+            with stoppable():
+                main()
+        except Stopped as stopped:
+            then = "it goes on from there" if stopped.goes_on else "this part starts anew"
+            sys.stderr.write(f"{stopped} Run the same command again: {then}.\n")
+        except KeyboardInterrupt:
+            if verbose:
+                raise
+            sys.stderr.write("interrupted: what was finished is kept, what was in hand is not\n")
+            sys.exit(128 + signal.SIGINT)
+        except BrokenPipeError:
+            # Who reads the output, such as `head`, has had enough. What is buffered goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
+        except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+            if verbose:
+                raise
+            sys.stderr.write(f"error: {error}\n")
+            sys.exit(1)
+
+    try:
+        app.run(guarded)
+    finally:
+        # Else the interpreter looks through all that was imported for cycles while it ends: 0.5 s.
+        gc.freeze()
+
+
+def _cuda_is_installed() -> bool:
+    """Whether JAX has a plugin for CUDA; asked without starting it."""
+    try:
+        import jax_plugins
+    except ImportError:
+        return False
+    names = [module.name for module in pkgutil.iter_modules(jax_plugins.__path__)]
+    return any(name.startswith("xla_cuda") for name in names)
+
+
+def _log_to_stderr(verbose: bool) -> None:
+    """What routerjax has to say, and of the libraries below it only warnings."""
+    if not verbose:
+        absl_logging.set_verbosity(absl_logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours = logging.getLogger("routerjax")
+    ours.addHandler(handler)
+    ours.propagate = False
+    ours.setLevel(logging.INFO)

@@ -1,0 +1,103 @@
+"""Fisher separability J of one target's correct and wrong rows, in its three variants.
+
+Each is a pure function of the statistics of one (layer, pooling, target); the feature space (raw,
+standardised, PCA) is decided by what statistics go in. All are biased upwards on few rows.
+"""
+
+import jax
+import jax.numpy as jnp
+
+# J by traces, |mu1 - mu0|^2 / (tr S0 + tr S1), lives where Recipe.top_fisher can use it too.
+
+__all__ = ["SHRINKAGE", "fisher_lda", "fisher_mean", "fisher_trace"]
+
+# Share of the isotropic matrix of equal trace mixed into the within-class covariance. Enough to
+# invert it safely in float32; more, on thousands of rows, makes J a worse guide to AUC.
+SHRINKAGE = 0.01
+
+
+def fisher_mean(weight_K: jax.Array, offset_KD: jax.Array, variance_KD: jax.Array) -> jax.Array:
+    """Mean over dimensions of (mu1 - mu0)^2 / (v0 + v1).
+
+    Dimensions that do not vary at all are left out of the mean. Scaling dimensions changes nothing,
+    so this is the same number on raw and on standardised states.
+
+    Args:
+      weight_K: [2] rows of the wrong and of the correct class.
+      offset_KD: [2, D] class means, about any common origin.
+      variance_KD: [2, D] variances within the classes.
+
+    Returns:
+      [] J >= 0; NaN with fewer than two rows in a class, or where nothing varies; infinite where
+      the classes differ in a dimension in which neither varies.
+    """
+    gap_D = jnp.square(offset_KD[1] - offset_KD[0])
+    spread_D = variance_KD.sum(axis=0)
+    varies_D = (gap_D > 0) | (spread_D > 0)
+    ratio_D = jnp.where(varies_D, gap_D / spread_D, 0.0)
+    return where_two_rows(weight_K, ratio_D.sum() / varies_D.sum())
+
+
+def fisher_lda(
+    weight_K: jax.Array,
+    offset_KC: jax.Array,
+    within_CC: jax.Array,
+    shrinkage: float | jax.Array = SHRINKAGE,
+) -> jax.Array:
+    """The criterion of linear discriminant analysis: (mu1 - mu0)' Sw^-1 (mu1 - mu0).
+
+    Sw is the pooled within-class covariance, shrunk towards the isotropic one of equal trace:
+    (1 - g) Sw + g (tr Sw / C) I, as scikit-learn's LinearDiscriminantAnalysis does with a number
+    for `shrinkage`. Without shrinkage this is the squared Mahalanobis distance of the means; the
+    condition number of Sw then bounds what float32 can resolve.
+
+    Args:
+      weight_K: [2] rows of the wrong and of the correct class.
+      offset_KC: [2, C] class means, about any common origin.
+      within_CC: [C, C] pooled within-class covariance; rows of zeros (beyond the rank of the PCA)
+        are left out.
+      shrinkage: g in [0, 1].
+
+    Returns:
+      [] J >= 0; NaN with fewer than two rows in a class, or where nothing varies; infinite where
+      the classes differ in a dimension in which neither varies.
+    """
+    gap_C = offset_KC[1] - offset_KC[0]
+    spread_C = jnp.diagonal(within_CC)
+    varies_C = spread_C > 0
+    average = spread_C.sum() / varies_C.sum()
+    diagonal_C = jnp.where(varies_C, shrinkage * average, 1.0)
+    both_CC = varies_C[:, None] & varies_C[None, :]
+    shrunk_CC = jnp.where(both_CC, (1 - shrinkage) * within_CC, 0.0) + jnp.diag(diagonal_C)
+    # Scaled to a unit diagonal: the factorisation is then as well conditioned as it can be.
+    scale_C = jax.lax.rsqrt(jnp.diagonal(shrunk_CC))
+    scaled_CC = shrunk_CC * (scale_C[:, None] * scale_C[None, :])
+    factor_CC = jnp.linalg.cholesky(scaled_CC)
+    z_C = jax.scipy.linalg.solve_triangular(factor_CC, scale_C * gap_C, lower=True)
+    value = jnp.where(varies_C.any(), jnp.square(z_C).sum(), jnp.nan)
+    unbounded = (~varies_C & (gap_C != 0)).any()
+    return where_two_rows(weight_K, jnp.where(unbounded, jnp.inf, value))
+
+
+def fisher_trace(weight_K: jax.Array, offset_KD: jax.Array, variance_KD: jax.Array) -> jax.Array:
+    """Fisher separability by traces: J = |mu1 - mu0|^2 / (tr S0 + tr S1).
+
+    It stands here, not with its variants in probes/, because `Recipe.top_fisher` ranks by it and
+    features may not import from probes.
+
+    Args:
+      weight_K: [2] rows of the wrong and of the correct class.
+      offset_KD: [2, D] class means, about any common origin.
+      variance_KD: [2, D] variances within the classes.
+
+    Returns:
+      [] J >= 0; NaN with fewer than two rows in a class, or where nothing varies; infinite where
+      the classes differ and neither varies.
+    """
+    gap = jnp.square(offset_KD[1] - offset_KD[0]).sum()
+    return where_two_rows(weight_K, gap / variance_KD.sum())
+
+
+def where_two_rows(weight_K: jax.Array, value: jax.Array) -> jax.Array:
+    """`value`, or NaN where a class has fewer than the two rows a variance takes."""
+    return jnp.where(weight_K.min() >= 2, value, jnp.nan)

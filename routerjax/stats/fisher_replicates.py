@@ -1,0 +1,138 @@
+"""Bootstrap replicates of J, and J under shuffled outcomes: whole, not linearised."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from routerjax.stats.fisher import fisher_trace
+from routerjax.stats.numerics import EPS, HIGHEST
+
+# Floats that an intermediate array of one chunk may hold.
+_CHUNK = 2**24
+
+
+class FisherDraws(NamedTuple):
+    """J of M targets and its bootstrap replicates, on the host.
+
+    Attributes:
+      value_M: [M] float32 J; NaN where it does not exist.
+      draws_BM: [B, M] float32 the replicates; NaN where a draw has none.
+    """
+
+    value_M: np.ndarray
+    draws_BM: np.ndarray
+
+
+def fisher_draws(x_ND: npt.ArrayLike, y_NM: npt.ArrayLike, weight_BN: npt.ArrayLike) -> FisherDraws:
+    """Bootstraps J by traces (`fisher_trace`), exactly, on states standardised beforehand.
+
+    Args:
+      x_ND: [N, D] float32 states, centred: a mean far from 0 costs digits.
+      y_NM: [N, M] 1 = correct, 0 = wrong, NaN = not observed.
+      weight_BN: [B, N] of `group_weights`.
+
+    Returns:
+      J of every target and its replicates. A replicate is biased upwards once more than J is, which
+      the reverse percentile takes back.
+
+    Raises:
+      ValueError: The shapes differ.
+    """
+    x_ND, y_NM = jnp.asarray(x_ND, jnp.float32), np.asarray(y_NM, np.float32)
+    weight_BN = jnp.asarray(weight_BN, jnp.float32)
+    if x_ND.ndim != 2 or y_NM.shape[:1] != x_ND.shape[:1] or weight_BN.shape[1:] != x_ND.shape[:1]:
+        raise ValueError(
+            f"expected x_ND [N, D], y_NM [N, M] and weight_BN [B, N] of the same N rows, got "
+            f"{x_ND.shape}, {y_NM.shape} and {weight_BN.shape}"
+        )
+    column_U, pattern_M = _patterns(np.isfinite(y_NM))
+    draws_BM = _fisher_draws(x_ND, y_NM, column_U, pattern_M, weight_BN)
+    value_1M = _fisher_draws(x_ND, y_NM, column_U, pattern_M, jnp.ones((1, len(y_NM))))
+    return FisherDraws(np.asarray(value_1M)[0], np.asarray(draws_BM))
+
+
+def fisher_shuffled(
+    x_ND: npt.ArrayLike, y_NM: npt.ArrayLike, n_shuffles: int, seed: int
+) -> np.ndarray:
+    """Mean J under outcomes shuffled over the rows where they are observed: what J is by chance.
+
+    Args:
+      x_ND: [N, D] float32 states, as for `fisher_draws`.
+      y_NM: [N, M] 1 = correct, 0 = wrong, NaN = not observed.
+      n_shuffles: How many to take the mean of.
+      seed: Of the shuffles. Targets observed on the same rows are shuffled alike.
+
+    Returns:
+      [M] float32; NaN where J does not exist.
+    """
+    x_ND, y_NM = jnp.asarray(x_ND, jnp.float32), np.asarray(y_NM, np.float32)
+    column_U, pattern_M = _patterns(np.isfinite(y_NM))
+    return np.asarray(_fisher_shuffled(x_ND, y_NM, column_U, pattern_M, seed, n_shuffles))
+
+
+@jax.jit
+def _fisher_draws(x_ND, y_NM, column_U, pattern_M, weight_BN):
+    square_N = jnp.square(x_ND).sum(axis=1)
+    rows_held = (y_NM.shape[1] + len(column_U)) * sum(x_ND.shape)
+    return jax.lax.map(
+        lambda weight_N: _fisher(x_ND, square_N, y_NM, column_U, pattern_M, weight_N),
+        weight_BN,
+        batch_size=max(1, min(len(weight_BN), _CHUNK // rows_held)),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="n_shuffles")
+def _fisher_shuffled(x_ND, y_NM, column_U, pattern_M, seed, n_shuffles):
+    square_N = jnp.square(x_ND).sum(axis=1)
+    observed_NU = jnp.isfinite(y_NM[:, column_U])
+    ones_N = jnp.ones(len(y_NM))
+
+    def one(key: jax.Array) -> jax.Array:
+        # Observed rows come first in both orders: the k-th of one takes the outcome of the k-th of
+        # the other, and the rest pass their NaN among themselves.
+        order_NU = jnp.argsort(~observed_NU, axis=0, stable=True)
+        random_NU = jnp.where(observed_NU, jax.random.uniform(key, observed_NU.shape), 2.0)
+        to_NM = order_NU[:, pattern_M]
+        from_NM = jnp.argsort(random_NU, axis=0)[:, pattern_M]
+        moved_NM = jnp.take_along_axis(y_NM, from_NM, axis=0)
+        shuffled_NM = jnp.put_along_axis(y_NM, to_NM, moved_NM, axis=0, inplace=False)
+        return _fisher(x_ND, square_N, shuffled_NM, column_U, pattern_M, ones_N)
+
+    return jax.lax.map(one, jax.random.split(jax.random.key(seed), n_shuffles)).mean(axis=0)
+
+
+def _fisher(
+    x_ND: jax.Array,
+    square_N: jax.Array,
+    y_NM: jax.Array,
+    column_U: jax.Array,
+    pattern_M: jax.Array,
+    weight_N: jax.Array,
+) -> jax.Array:
+    """[M] J of weighted rows. Sums of the wrong class are those observed less the correct."""
+    class_MKN = (y_NM.T[:, None] == jnp.arange(2.0)[None, :, None]).astype(jnp.float32)
+    observed_UN = class_MKN[column_U].sum(axis=1)
+    n_targets = len(pattern_M)
+    taken_RN = jnp.concatenate([class_MKN[:, 1], observed_UN]) * weight_N[None]
+    sum_RD = jnp.einsum("rn,nd->rd", taken_RN, x_ND, precision=HIGHEST)
+    correct_MD, observed_MD = sum_RD[:n_targets], sum_RD[n_targets:][pattern_M]
+    sum_MKD = jnp.stack([observed_MD - correct_MD, correct_MD], axis=1)
+    # Not by difference: of a class of a few rows among many, too few digits would be left.
+    rows_MK = jnp.einsum("mkn,n->mk", class_MKN, weight_N, precision=HIGHEST)
+    square_MK = jnp.einsum("mkn,n->mk", class_MKN, weight_N * square_N, precision=HIGHEST)
+    mean_MKD = sum_MKD / rows_MK[:, :, None]
+    square_MK = square_MK / rows_MK
+    trace_MK = square_MK - jnp.square(mean_MKD).sum(axis=2)
+    trace_MK = jnp.where(trace_MK <= 4 * EPS * square_MK, 0.0, trace_MK)
+    return jax.vmap(fisher_trace)(rows_MK, mean_MKD, trace_MK[:, :, None])
+
+
+def _patterns(observed_NM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[U] the first target of each set of observed rows, and [M] each target's."""
+    bits_MX = np.packbits(observed_NM.T, axis=1)
+    _, column_U, pattern_M = np.unique(bits_MX, axis=0, return_index=True, return_inverse=True)
+    return column_U.astype(np.int32), pattern_M.reshape(-1).astype(np.int32)

@@ -1,0 +1,1 @@
+"""Hidden states on disk: layout, shards, rows, identity."""

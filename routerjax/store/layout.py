@@ -1,0 +1,140 @@
+"""The files of an ActivationStore, in a folder or anything that TensorStore opens.
+
+    store.json        the identity (encoder, prompt, layers, dtypes), the plan of batches, and
+                      the digest of rows.json; under a digest itself (`seal`)
+    rows.json         query ids and token counts, in store order (by token length)
+    h/                zarr3 array [L, P, N, D]: a shard is a block, a chunk one (layer, pooling)
+    blocks/<n>.json   written after the shard of block n: its digest and its powers of two;
+                      sealed too
+
+A block counts only when its `blocks/<n>.json` is there, whole. Chunks carry CRC32C and the fill
+value is NaN, so a torn chunk fails to decode and a deleted one reads as NaN: both are reported,
+never used.
+"""
+
+import logging
+from collections.abc import Container
+from typing import Any, NamedTuple
+
+import tensorstore as ts
+
+from routerjax.runtime.files import Folder, unsealed
+from routerjax.store.rows import Rows
+from routerjax.store.shards import open_array, rows_per_block
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 4
+
+
+class Files(NamedTuple):
+    """An open store's files.
+
+    Attributes:
+      folder: Where they lie.
+      meta: Of store.json.
+      rows: Of rows.json.
+      array: h_LPND.
+    """
+
+    folder: Folder
+    meta: dict[str, Any]
+    rows: Rows
+    array: ts.TensorStore
+
+
+def create(path: Any, identity: dict[str, Any], rows: Rows, width: int, plan: Any) -> Files:
+    """Makes the files of an empty store. `store.json` is written last: without it there is none.
+
+    Args:
+      path: The folder, local or a URL.
+      identity: What decides the numbers, as JSON values.
+      rows: In store order.
+      width: D.
+      plan: Of the batches, as JSON values.
+
+    Raises:
+      OSError: The folder cannot be written.
+    """
+    folder = Folder(path)
+    shape = (len(identity["layers"]), len(identity["poolings"]), len(rows.ids), width)
+    block_rows = rows_per_block(shape[0], shape[1], width, identity["store_dtype"])
+    array = open_array(folder, shape, block_rows, identity["store_dtype"], create=True)
+    for name in folder.list("blocks/"):
+        # Commits of a store that was here before, deleted but for these, would pass as ours.
+        folder.delete(name)
+    rows_digest = rows.save(folder)
+    meta = {"schema_version": SCHEMA_VERSION, "identity": identity, "width": width}
+    meta |= {"block_rows": block_rows, "plan": plan, "rows_digest": rows_digest}
+    folder.write_sealed("store.json", meta)
+    return Files(folder, meta, rows, array)
+
+
+def load(path: Any) -> Files:
+    """Opens the files of a store.
+
+    Args:
+      path: The folder, local or a URL.
+
+    Raises:
+      ValueError: There is no store, it is of another schema version, or its description or its rows
+        are damaged.
+    """
+    folder = Folder(path)
+    found = folder.read_json("store.json")
+    if found is None:
+        raise ValueError(f"{folder.path} holds no activation store (store.json): run extract")
+    # Those of other versions have no seal, or another.
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"{folder.path}store.json has schema version {version!r}, this routerjax reads "
+            f"{SCHEMA_VERSION}: extract again with it"
+        )
+    try:
+        meta = unsealed(found, f"{folder.path}store.json")
+    except ValueError as error:
+        raise ValueError(
+            f"{error}: copy it from where the store was made, or delete it and extract again"
+        ) from error
+    rows = Rows.load(folder, meta["rows_digest"])
+    identity = meta["identity"]
+    shape = (len(identity["layers"]), len(identity["poolings"]), len(rows.ids), meta["width"])
+    array = open_array(folder, shape, meta["block_rows"], identity["store_dtype"], create=False)
+    return Files(folder, meta, rows, array)
+
+
+def exists(path: Any) -> bool:
+    """Whether a store, finished or not, lies at `path`."""
+    return Folder(path).exists("store.json")
+
+
+def write_commit(folder: Folder, block: int, commit: dict[str, Any]) -> None:
+    """Says that a block is whole; written after its shard."""
+    folder.write_sealed(f"blocks/{block}.json", commit, indent=None)
+
+
+def read_commits(folder: Folder, known: Container[int] = ()) -> dict[int, dict[str, Any]]:
+    """The commits of blocks by number, but for those already known and those that are damaged."""
+    found = {}
+    for name in folder.list("blocks/"):
+        number = name.removeprefix("blocks/").removesuffix(".json")
+        if name != f"blocks/{number}.json" or not number.isdecimal():
+            continue  # Not ours: what a file browser or a copy leaves, such as .DS_Store.
+        block = int(number)
+        if block in known:
+            continue
+        try:
+            commit = folder.read_sealed(name)
+        except ValueError as error:
+            # What says that a block is whole must be whole itself.
+            logger.warning("block %d counts as missing: %s", block, error)
+            continue
+        if commit is not None:
+            found[block] = commit
+    return found
+
+
+def shards(folder: Folder) -> set[str]:
+    """Numbers, as names have them, of the blocks whose shard is there."""
+    return {name.split("/")[-2] for name in folder.list("h/c/")}

@@ -1,0 +1,69 @@
+"""The rows of an ActivationStore: which query lies where, and how long it was."""
+
+import dataclasses
+
+import numpy as np
+
+from routerjax.runtime.files import Folder
+
+_NAME = "rows.json"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of a store, in store order.
+
+    Attributes:
+      ids: [N] query ids.
+      n_tokens_N: [N] int64, tokens the encoder read (template included, after truncation).
+      query_tokens_N: [N] int64, the query's own tokens before any truncation.
+      truncated_N: [N] bool, whether the query lost tokens.
+    """
+
+    ids: tuple[str, ...]
+    n_tokens_N: np.ndarray
+    query_tokens_N: np.ndarray
+    truncated_N: np.ndarray
+
+    def save(self, folder: Folder) -> str:
+        """Writes rows.json and returns its digest.
+
+        Raises:
+          OSError: The folder cannot be written.
+        """
+        value = {
+            "ids": self.ids,
+            "n_tokens": self.n_tokens_N,
+            "query_tokens": self.query_tokens_N,
+            "truncated": np.flatnonzero(self.truncated_N),
+        }
+        folder.write_json(_NAME, value, indent=None)
+        digest = folder.digest(_NAME)
+        assert digest is not None
+        return digest
+
+    @classmethod
+    def load(cls, folder: Folder, digest: str) -> "Rows":
+        """Reads rows.json.
+
+        Args:
+          folder: Where it lies.
+          digest: What `save` returned.
+
+        Raises:
+          ValueError: It is missing, or not what was saved.
+        """
+        if folder.digest(_NAME) != digest:
+            raise ValueError(
+                f"{folder.path}{_NAME} is missing, damaged or of another store: without it nobody "
+                f"knows which row is which query. Delete the store and extract again"
+            )
+        found = folder.read_json(_NAME)
+        truncated_N = np.zeros(len(found["ids"]), bool)
+        truncated_N[found["truncated"]] = True
+        return cls(
+            tuple(found["ids"]),
+            np.array(found["n_tokens"], np.int64),
+            np.array(found["query_tokens"], np.int64),
+            truncated_N,
+        )

@@ -1,0 +1,191 @@
+"""The bytes of an ActivationStore: the zarr3 array, its float16 encoding, the digest of a block."""
+
+import functools
+import hashlib
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorstore as ts
+
+from routerjax.runtime.files import CONTEXT, Folder
+
+BLOCK_ROWS = 1024
+BLOCK_BYTES = 128 * 2**20
+STORE_DTYPES = ("float16", "float32")
+
+# Below it a product could be subnormal, which XLA's CPU code flushes to zero.
+_LOWEST_EXPONENT = -100
+SMALLEST = 2.0 ** (_LOWEST_EXPONENT + 14)  # The least magnitude that has it.
+_WORTH_COMPILING = 2**16
+INFINITY_BITS = 0xF800  # Twice those of float16's infinity: what is left without the sign.
+
+
+def rows_per_block(n_layers: int, n_poolings: int, width: int, store_dtype: str) -> int:
+    """Rows of a block: 1024, or as many as keep a block within 128 MiB, at least one."""
+    row_bytes = n_layers * n_poolings * width * np.dtype(store_dtype).itemsize
+    return max(1, min(BLOCK_ROWS, BLOCK_BYTES // row_bytes))
+
+
+def open_array(
+    folder: Folder, shape: tuple[int, ...], block_rows: int, dtype: str, create: bool
+) -> ts.TensorStore:
+    """Opens, or makes empty, the array h_LPND in `h/` of the folder; a shard is a block of rows."""
+    raw: list[dict[str, Any]] = [
+        {"name": "bytes", "configuration": {"endian": "little"}},
+        {"name": "crc32c"},
+    ]
+    inner = {"chunk_shape": [1, 1, block_rows, shape[3]], "codecs": raw, "index_codecs": raw}
+    spec = {
+        "driver": "zarr3",
+        "kvstore": (folder / "h").kvstore_spec,
+        # Stored even where equal to the fill value: absence then always means loss.
+        "store_data_equal_to_fill_value": True,
+        "metadata": {
+            "shape": list(shape),
+            "data_type": dtype,
+            "fill_value": "NaN",
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [shape[0], shape[1], block_rows, shape[3]]},
+            },
+            "codecs": [{"name": "sharding_indexed", "configuration": inner}],
+        },
+    }
+    options = {"create": True, "delete_existing": True} if create else {}
+    try:
+        return ts.open(spec | options, context=CONTEXT).result()
+    except Exception as error:
+        verb = "create" if create else "open"
+        raise OSError(f"cannot {verb} the activations in {folder.path}: {error}") from error
+
+
+class Narrowed(NamedTuple):
+    """A block that was encoded where it was captured; arrays on devices.
+
+    Attributes:
+      h_LPRD: [L, P, R, D] float32 as captured.
+      stored: As `encode` returns it, and so is `exponents_LP`.
+      exponents_LP: [L, P] int32.
+      small: [] bool, whether some of `h_LPRD` are so small that the devices may have taken them
+        for 0: then only `h_LPRD` counts.
+      finite: [] bool, whether all of `stored` are; the host need not look through them.
+    """
+
+    h_LPRD: Any
+    stored: Any
+    exponents_LP: Any
+    small: Any
+    finite: Any
+
+    def fetch(self) -> tuple[np.ndarray, np.ndarray, bool]:
+        """What the function `encode` returns, and whether it is finite; waits for both."""
+        if self.small:
+            stored, exponents_LP = encode(np.asarray(self.h_LPRD), "float16")
+            return stored, exponents_LP, all_finite(stored)
+        return np.asarray(self.stored), np.asarray(self.exponents_LP), bool(self.finite)
+
+    def release(self) -> None:
+        """Frees the captured values: when the stored ones are known to be whole, none asks more."""
+        if self.h_LPRD is not self.stored:
+            self.h_LPRD.delete()
+
+
+def encode(h_LPRD: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Values as stored, and the exponents that undo the scaling: h = stored * 2^exponent.
+
+    For float16 each (layer, pooling) is scaled by the power of two that brings its largest
+    magnitude into [2^14, 2^15): states beyond 65504 fit, and few small ones turn subnormal. Each
+    value h comes back within max(2^-11 |h|, 2^-39 max|h|), the maximum over its (layer, pooling).
+
+    Args:
+      h_LPRD: [L, P, R, D] float32; what is not finite stays so.
+      dtype: "float16" or "float32".
+
+    Returns:
+      The stored values [L, P, R, D] and exponents_LP [L, P] int32.
+    """
+    if dtype == "float32":
+        return h_LPRD.astype(dtype), np.zeros(h_LPRD.shape[:2], np.int32)
+    largest_LP = _on_host(_largest, h_LPRD)
+    small = bool((largest_LP < SMALLEST).any())  # Or flushed to zero.
+    if small:
+        largest_LP = _largest(np, h_LPRD)
+    known_LP = np.where(np.isfinite(largest_LP), largest_LP, 0)
+    exponents_LP = np.frexp(known_LP)[1].astype(np.int32) - 15
+    if small:
+        return np.ldexp(h_LPRD, -exponents_LP[:, :, None, None]).astype(dtype), exponents_LP
+    scale_LP = np.ldexp(np.float32(1), -exponents_LP)
+    return _on_host(_narrowed, h_LPRD, scale_LP), exponents_LP
+
+
+def decode(stored: np.ndarray, exponents_LP: np.ndarray) -> np.ndarray:
+    """The float32 values h_LPRD of what `encode` returned; they may be read-only."""
+    if stored.dtype == np.float32 or int(exponents_LP.min(initial=0)) < _LOWEST_EXPONENT:
+        return np.ldexp(stored.astype(np.float32), exponents_LP[:, :, None, None])
+    return _on_host(_widened, stored, np.ldexp(np.float32(1), exponents_LP))
+
+
+def _largest(xp: Any, h_LPRD: Any) -> Any:
+    return xp.abs(h_LPRD).max(axis=(2, 3))
+
+
+def _narrowed(xp: Any, h_LPRD: Any, scale_LP: Any) -> Any:
+    return (h_LPRD * scale_LP[:, :, None, None]).astype(xp.float16)
+
+
+def _widened(xp: Any, stored: Any, scale_LP: Any) -> Any:
+    return stored.astype(xp.float32) * scale_LP[:, :, None, None]
+
+
+def _on_host(function: Any, x_LPRD: np.ndarray, *more: np.ndarray) -> np.ndarray:
+    """A function of (numpy or jax.numpy, arrays), compiled for the host where that is worth it.
+
+    Compiled it goes once over the values, on all cores: an accelerator fills blocks faster than one
+    core can scale them. The result is XLA's own memory, not copied on its way to a CPU device.
+    """
+    cpu = None if x_LPRD.size < _WORTH_COMPILING else _cpu()
+    if cpu is None:
+        with np.errstate(over="ignore"):  # Only where something is not finite.
+            return function(np, x_LPRD, *more)
+    import jax
+
+    with jax.default_device(cpu):
+        return np.asarray(_compiled(function)(x_LPRD, *more))
+
+
+@functools.cache
+def _cpu() -> Any:
+    """The host as a device of JAX; None where JAX_PLATFORMS leaves it out."""
+    import jax
+
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
+
+
+@functools.cache
+def _compiled(function: Any) -> Any:
+    import jax
+
+    return jax.jit(functools.partial(function, jax.numpy))
+
+
+def has_nan(stored: np.ndarray) -> bool:
+    """Whether a value is NaN; ten times as fast as np.isnan for float16, which it converts."""
+    if stored.dtype != np.float16:
+        return bool(np.isnan(stored).any())
+    # Without its sign a NaN's bits are beyond those of infinity.
+    return bool((stored.view(np.uint16) << 1).max(initial=0) > INFINITY_BITS)
+
+
+def all_finite(stored: np.ndarray) -> bool:
+    """Whether no value is infinite or NaN."""
+    if stored.dtype != np.float16:
+        return bool(np.isfinite(stored).all())
+    return bool((stored.view(np.uint16) << 1).max(initial=0) < INFINITY_BITS)
+
+
+def digest(stored: np.ndarray) -> str:
+    """BLAKE2b (128 bits) of the stored values in C order."""
+    return hashlib.blake2b(np.ascontiguousarray(stored).data, digest_size=16).hexdigest()

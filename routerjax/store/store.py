@@ -1,0 +1,300 @@
+"""ActivationStore: pooled hidden states on disk, one row per query, committed block by block.
+
+What lies where on disk, and when a block counts: layout.py.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from routerjax.store import layout
+from routerjax.store.identity import identity_differences
+from routerjax.store.rows import Rows
+from routerjax.store.shards import Narrowed, all_finite, decode, digest, encode, has_nan
+
+
+class ActivationStore:
+    """Pooled hidden states h_NLPD of N queries; made by `extract`, read block by block.
+
+    Open one with `ActivationStore.open(path)`. Rows lie in order of token length, not in the order
+    of the data file: `rows_of(ids)` finds them.
+    """
+
+    def __init__(self, files: layout.Files):
+        self.folder, self.meta, self.rows, self._array = files
+        self._commits: dict[int, dict[str, Any]] = {}
+        self._row_of = {name: row for row, name in enumerate(self.rows.ids)}
+        self.reload()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What made the numbers: encoder, prompt, layers, poolings, dtypes."""
+        return self.meta["identity"]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """[L] hidden-state indices, ascending; 0 is the embedding output."""
+        return tuple(self.identity["layers"])
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """[P] names of the poolings."""
+        return tuple(self.identity["poolings"])
+
+    @property
+    def width(self) -> int:
+        """D, the hidden width."""
+        return self._array.shape[3]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """[N] query ids in store order."""
+        return self.rows.ids
+
+    @property
+    def n_tokens_N(self) -> np.ndarray:
+        """[N] int64 tokens the encoder read, store order."""
+        return self.rows.n_tokens_N
+
+    @property
+    def query_tokens_N(self) -> np.ndarray:
+        """[N] int64 tokens of the query itself, store order."""
+        return self.rows.query_tokens_N
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of every block but the last."""
+        return self.meta["block_rows"]
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks, committed or not."""
+        return -(-len(self.ids) // self.block_rows)
+
+    def block_slice(self, block: int) -> slice:
+        """The store rows of `block`."""
+        start = block * self.block_rows
+        return slice(start, min(start + self.block_rows, len(self.ids)))
+
+    def rows_of(self, ids: Sequence[str]) -> np.ndarray:
+        """Store positions of query ids.
+
+        Args:
+          ids: [n] query ids.
+
+        Returns:
+          [n] int64 positions.
+
+        Raises:
+          ValueError: An id is not in the store.
+        """
+        missing = [name for name in ids if name not in self._row_of]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(ids)} queries are not in the store {self.folder.path}, "
+                f"first {missing[0]!r}: extract these queries into a store of their own, or use "
+                f"the store that was made from this data file"
+            )
+        return np.array([self._row_of[name] for name in ids], np.int64)
+
+    # ---- blocks
+
+    def reload(self) -> None:
+        """Reads which blocks are committed."""
+        self._commits |= layout.read_commits(self.folder, self._commits)
+
+    def missing_blocks(self) -> list[int]:
+        """Blocks that are not committed, or whose shard has gone."""
+        there = layout.shards(self.folder)
+        return [b for b in range(self.n_blocks) if b not in self._commits or str(b) not in there]
+
+    def commits(self) -> list[dict[str, Any]]:
+        """The commit records of all committed blocks, in order of block."""
+        return [self._commits[block] for block in sorted(self._commits)]
+
+    def write_block(self, block: int, held: np.ndarray | Narrowed, record: dict[str, Any]) -> None:
+        """Writes one block and commits it.
+
+        Args:
+          block: Its number.
+          held: [L, P, rows, D] float32 pooled states, or what became of them on the devices.
+          record: Further JSON fields of the commit (counts of tokens, batches).
+
+        Raises:
+          FloatingPointError: A state is not finite; nothing is written.
+          OSError: The folder cannot be written; the block stays uncommitted.
+        """
+        rows = self.block_slice(block)
+        h_LPRD = held.h_LPRD if isinstance(held, Narrowed) else held
+        if h_LPRD.shape[2] != rows.stop - rows.start:
+            raise ValueError(
+                f"held: block {block} has {rows.stop - rows.start} rows, got {h_LPRD.shape[2]}"
+            )
+        if isinstance(held, Narrowed):
+            stored, exponents_LP, finite = held.fetch()
+        else:
+            stored, exponents_LP = encode(held, self.identity["store_dtype"])
+            finite = all_finite(stored)
+        if not finite:
+            raise self._non_finite(np.asarray(h_LPRD), rows)
+        if isinstance(held, Narrowed):
+            held.release()  # Writing takes longest.
+        try:
+            writing = self._array[:, :, rows].write(stored)
+            found = digest(stored)  # Meanwhile.
+            writing.result()
+        except Exception as error:
+            raise OSError(
+                f"cannot write block {block} of {self.folder.path}: {error}. Nothing is lost: the "
+                f"same command continues with this block"
+            ) from error
+        commit = {"block": block, "rows": [rows.start, rows.stop], "digest": found}
+        commit |= {"exponents": exponents_LP.tolist()} | record
+        layout.write_commit(self.folder, block, commit)
+        self._commits[block] = commit
+
+    def blocks(
+        self,
+        layers: Iterable[int] | None = None,
+        poolings: Iterable[str] | None = None,
+        which: Iterable[int] | None = None,
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """Streams blocks; the next one is read while the caller works on this one.
+
+        Args:
+          layers: Hidden-state indices to read, None for all.
+          poolings: Names of poolings to read, None for all.
+          which: Block numbers, None for all.
+
+        Yields:
+          The store rows, and h_LPRD [L, P, rows, D] float32.
+
+        Raises:
+          ValueError: A layer or pooling the store does not hold; a missing or damaged block.
+        """
+        l_index = _positions(self.layers, layers, "layers")
+        p_index = _positions(self.poolings, poolings, "poolings")
+        wanted = list(range(self.n_blocks) if which is None else which)
+        futures: dict[int, ts.Future] = {}
+        for turn, block in enumerate(wanted):
+            for ahead in wanted[turn : turn + 2]:
+                if ahead not in futures:
+                    futures[ahead] = self._start_read(ahead, l_index, p_index)
+            yield self.block_slice(block), self._finish(block, futures.pop(block), l_index, p_index)
+
+    def verify(self) -> list[int]:
+        """Reads every committed block and returns those whose content is not what was committed."""
+        l_index, p_index = list(range(len(self.layers))), list(range(len(self.poolings)))
+        damaged = []
+        for block, commit in sorted(self._commits.items()):
+            try:
+                read = self._start_read(block, l_index, p_index)
+                whole = digest(read.result()) == commit["digest"]
+            except Exception:
+                # Whatever stops the read (torn shard, lost file): not what was committed.
+                whole = False
+            if not whole:
+                damaged.append(block)
+        return damaged
+
+    def _start_read(self, block: int, l_index: list[int], p_index: list[int]) -> ts.Future:
+        return self._array.oindex[l_index, p_index, self.block_slice(block), :].read(order="C")
+
+    def _finish(
+        self, block: int, future: ts.Future, l_index: list[int], p_index: list[int]
+    ) -> np.ndarray:
+        commit = self._commits.get(block)
+        if commit is None:
+            raise ValueError(
+                f"block {block} of {self.folder.path} is not committed: run the extract command "
+                f"again, it continues where it stopped"
+            )
+        try:
+            stored = future.result()
+            problem = "a chunk is missing" if has_nan(stored) else None
+        except Exception as error:
+            problem = str(error)
+        if problem:
+            raise ValueError(
+                f"block {block} of {self.folder.path} is damaged ({problem}): delete "
+                f"blocks/{block}.json there and run the extract command again, it makes only this "
+                f"block anew"
+            )
+        exponents_LP = np.array(commit["exponents"], np.int32)[np.ix_(l_index, p_index)]
+        return decode(stored, exponents_LP)
+
+    def _non_finite(self, h_LPRD: np.ndarray, rows: slice) -> FloatingPointError:
+        finite_LPR = np.isfinite(h_LPRD).all(axis=-1)
+        if finite_LPR.all():
+            return FloatingPointError(
+                f"rows {rows.start} to {rows.stop - 1} are finite as captured, but not as rounded "
+                f"to {self.identity['store_dtype']}: the block is not stored. Try again with "
+                f"--store_dtype=float32; the device may be faulty"
+            )
+        layer, pooling, row = (int(axis[0]) for axis in np.nonzero(~finite_LPR))
+        return FloatingPointError(
+            f"query {self.ids[rows.start + row]!r} has a non-finite activation at hidden state "
+            f"{self.layers[layer]}, pooling {self.poolings[pooling]!r} "
+            f"({int((~finite_LPR).sum())} in the block): the block is not stored. Try "
+            f"--compute_dtype=float32; if it persists, the encoder's weights are damaged"
+        )
+
+    # ---- making and opening
+
+    @classmethod
+    def create(
+        cls, path: Any, identity: dict[str, Any], rows: Rows, width: int, plan: dict[str, Any]
+    ) -> "ActivationStore":
+        """Makes an empty store. `store.json` is written last: without it there is no store."""
+        return cls(layout.create(path, identity, rows, width, plan))
+
+    @classmethod
+    def open(cls, path: Any, complete: bool = True) -> "ActivationStore":
+        """Opens a store.
+
+        Args:
+          path: Its folder, local or a URL.
+          complete: Whether to refuse one that an interrupted job left unfinished.
+
+        Raises:
+          ValueError: There is no store, it is of another schema version, its rows are damaged, or
+            it is unfinished.
+        """
+        store = cls(layout.load(path))
+        missing = store.missing_blocks() if complete else []
+        if missing:
+            raise ValueError(
+                f"{store.folder.path} is unfinished: {len(missing)} of {store.n_blocks} blocks are "
+                f"missing, first {missing[0]}. Run the same extract command again, it continues"
+            )
+        return store
+
+    @classmethod
+    def exists(cls, path: Any) -> bool:
+        """Whether a store, finished or not, lies at `path`."""
+        return layout.exists(path)
+
+    def refuse_other(self, identity: dict[str, Any]) -> None:
+        """Refuses a job whose identity differs from the store's.
+
+        Raises:
+          ValueError: Names each field that differs, and both values.
+        """
+        differences = identity_differences(self.identity, identity, "the store", "this job")
+        if differences:
+            raise ValueError(
+                f"the store {self.folder.path} was made differently; "
+                + "; ".join(differences)
+                + ". Use another --store, or delete this one"
+            )
+
+
+def _positions(held: tuple, wanted: Iterable | None, name: str) -> list[int]:
+    """Where the store holds what is wanted; all of it for None."""
+    values = list(held if wanted is None else wanted)
+    for value in values:
+        if value not in held:
+            raise ValueError(f"{name}: the store holds {list(held)}, got {value!r}")
+    return [held.index(value) for value in values]

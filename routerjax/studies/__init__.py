@@ -1,0 +1,1 @@
+"""Comparisons and what-if studies over many routers and baselines."""

@@ -1,0 +1,222 @@
+"""compare: routers and baselines, each chosen, fitted and trained inside outer folds.
+
+A router that chooses by outcomes looks best on the rows it chose by. Here every choice, every PCA,
+every trunk and every calibration is made anew on the training rows of each outer fold, and judged
+on the fold's own rows, which nothing has seen. The rows of all folds together give one figure a
+contestant.
+
+Difficulty, or only the name of the dataset? Beside the AUC within datasets stands that of the same
+contestant trained on outcomes shuffled within each dataset (judged on the real ones): it can learn
+what a dataset looks like and nothing else. Only where the one's interval lies above the other's is
+difficulty claimed. With `dataset_folds` everything is done once more with folds of whole datasets.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from routerjax.data import groups as grouping
+from routerjax.data.dataset import RoutingDataset
+from routerjax.features.feature_map import Stores, as_tuple
+from routerjax.runtime import resume
+from routerjax.runtime.files import Folder
+from routerjax.stats.bootstrap import group_weights
+from routerjax.stats.intervals import LEVEL
+from routerjax.store.identity import compared
+from routerjax.studies.contestants import BASELINES, Baseline
+from routerjax.studies.estimates import (
+    LEFT_OUT,
+    METRICS,
+    auc_figures,
+    choice_figures,
+    figures_of,
+    per_dataset,
+    summary,
+)
+from routerjax.studies.fits import Contestant, Run, dataset_folds_of, predict_folds
+from routerjax.trunk.config import TrunkConfig
+
+
+def compare(
+    stores: Stores,
+    data: RoutingDataset,
+    contestants: Mapping[str, Contestant],
+    config: TrunkConfig | None = None,
+    *,
+    n_folds: int = 5,
+    n_seeds: int = 1,
+    draws: int = 1000,
+    seed: int = 0,
+    control: bool = False,
+    dataset_folds: int = 0,
+    workdir: Any = None,
+) -> dict[str, Any]:
+    """Out-of-fold figures of contestants, with intervals, and their paired lead over the first.
+
+    The intervals are those of a bootstrap over groups of queries (`probes.bootstrap`), the same
+    draws for all contestants; nothing is fitted again in a draw. As reverse percentiles they take
+    off the bias that the draws show: noise adds to an ECE, whose interval may lie below its value.
+    How another training seed would move the figures stands apart as `seed_sd`.
+
+    Args:
+      stores: The hidden states; several are joined by query id.
+      data: The rows.
+      contestants: Recipes or plans (a router is fitted with each) and baselines, by name; the first
+        is what the others are compared with.
+      config: The ensemble and its training; by default as published. A further seed shifts the
+        members' seeds and that of the validation split.
+      n_folds: Outer folds, of whole groups, the same for all contestants and seeds.
+      n_seeds: Trainings of each contestant in each fold.
+      draws: Bootstrap draws.
+      seed: Of folds and draws.
+      control: Whether each contestant that estimates probabilities is also trained on outcomes
+        shuffled within each dataset; asks for dataset names.
+      dataset_folds: Folds of whole datasets, at most one each, for the figures on datasets that
+        nothing was trained on; 0 for none.
+      workdir: Folder that keeps finished (contestant, seed, fold) in compare/; the next call does
+        only what is missing. Contestants and seeds may be added.
+
+    Returns:
+      JSON values. `contestants[i]` has for each of METRICS {"value", "low", "high", "seed_sd",
+      "by_seed"} and in `difference` the same of what it has more than the first; None where there
+      is no number. Beside them `auc` by target (None where the contestant estimates no
+      probabilities), `ece_floor`, `saving` (the accuracies that go with `cost_save`),
+      `per_dataset`, `frontier` as (cost, accuracy, low, high) of the tolerance policy's settings,
+      and `choices` by seed and fold. `cost_basis` says whether costs are of "recorded" lengths of
+      answers or of "assumed" ones (None without prices). `control` is the within-dataset AUC of
+      the shuffled training (None where nobody learns), `claims_difficulty` whether the contestant's
+      own interval lies above its; `left_out` has LEFT_OUT on datasets not trained on.
+      `dataset_only` has both AUC of the predictor that knows the dataset's name alone. `singles`
+      are the targets themselves as (name, cost, accuracy).
+
+    Raises:
+      ValueError: As `fit_router` or a baseline, or the folder holds another comparison.
+      resume.Stopped: SIGTERM came; what is finished is kept.
+    """
+    config = TrunkConfig() if config is None else config
+    for name, value, lowest in (("contestants", len(contestants), 1), ("n_seeds", n_seeds, 1),
+                                ("draws", draws, 1)):  # fmt: skip
+        if value < lowest:
+            raise ValueError(f"{name}: expected at least {lowest}, got {value}")
+    named = data.datasets is not None
+    if (control or dataset_folds) and not named:
+        raise ValueError("control and dataset_folds: the rows do not name their datasets")
+    if dataset_folds < 0 or dataset_folds == 1:
+        raise ValueError(f"dataset_folds: expected 0 or at least 2, got {dataset_folds}")
+    for contestant in contestants.values():
+        if isinstance(contestant, Baseline):
+            contestant.check(data)  # Before routers are fitted for a comparison that cannot end.
+    fold_N = grouping.folds(data.groups, n_folds, seed)
+    folder = None if workdir is None else Folder(workdir) / "compare"
+    if folder is not None:
+        resume.claim(folder, "comparison", _job(stores, data, config, n_folds, seed))
+    # The dataset's name alone stands behind the others.
+    everyone = [*contestants.values()] + [BASELINES["dataset"]] * named
+    probabilistic_R = [_probabilistic(contestant) for contestant in everyone]
+    learning_R = [r for r in range(len(contestants)) if _learns(everyone[r])]
+    runs = [Run("", everyone, fold_N)]
+    control = control and bool(learning_R)
+    if control:
+        runs.append(Run("shuffled-", [everyone[r] for r in learning_R], fold_N, shuffle=True))
+    if dataset_folds:
+        apart_N = dataset_folds_of(data, dataset_folds, seed)
+        contesting = everyone[: len(contestants)]
+        runs.append(Run(f"without{apart_N.max() + 1}-", contesting, apart_N))
+    total = sum(len(run.contestants) * (run.fold_N.max() + 1) for run in runs) * n_seeds
+    with resume.progress_bar(total, 0, "fits", "compare") as bar:
+        founds = [
+            predict_folds(run, stores, data, config, n_seeds, seed, folder, bar) for run in runs
+        ]
+    (found, choices), *others = founds
+    weight_BN = group_weights(data.groups, draws, seed)
+    figures = figures_of(found, probabilistic_R, data, weight_BN, fold_N)
+    within = figures.of["mean_within_dataset_auc"]
+    shuffled_of: dict[int, Any] = {}
+    if control:
+        before_RKNM = others.pop(0)[0].before_RKNM
+        of, _ = auc_figures(before_RKNM, [True] * len(before_RKNM), data, weight_BN)
+        shuffled_of = {
+            r: summary(of["mean_within_dataset_auc"], i) for i, r in enumerate(learning_R)
+        }
+    left_out: list[dict[str, Any] | None] = [None] * len(contestants)
+    if dataset_folds:
+        apart, _ = others.pop(0)
+        contesting_R = probabilistic_R[: len(contestants)]
+        of, _ = auc_figures(apart.before_RKNM, contesting_R, data, weight_BN)
+        of |= choice_figures(apart, data, weight_BN)
+        left_out = [
+            {metric: summary(of[metric], r) for metric in LEFT_OUT}
+            | {"difference": {metric: summary(of[metric], r, 0) for metric in LEFT_OUT}}
+            for r in range(len(contestants))
+        ]
+    return {
+        "n_queries": len(data),
+        "n_complete": int((~np.isnan(data.correct_NM).any(axis=1)).sum()),
+        "targets": list(data.targets),
+        "n_folds": n_folds,
+        "dataset_folds": int(runs[-1].fold_N.max() + 1) if dataset_folds else 0,
+        "n_seeds": n_seeds,
+        "draws": draws,
+        "level": LEVEL,
+        "intervals": "over groups of queries, reverse percentile; models are not refitted",
+        "trunk": config.to_json(),
+        "cost_basis": found.cost_basis,
+        "singles": figures.singles,
+        "dataset_only": {
+            metric: summary(figures.of[metric], len(contestants))
+            for metric in ("mean_auc", "mean_within_dataset_auc")
+        }
+        if named
+        else None,
+        "contestants": [
+            {"name": name, "contestant": contestant.to_json()}
+            | {metric: summary(figures.of[metric], r) for metric in METRICS}
+            | {"difference": {metric: summary(figures.of[metric], r, 0) for metric in METRICS}}
+            | {
+                "control": shuffled_of.get(r),
+                "claims_difficulty": _above(summary(within, r), shuffled_of.get(r)),
+                "left_out": left_out[r],
+                "auc": _by_target(data, figures.auc_RKM[r]) if probabilistic_R[r] else None,
+                "ece_floor": figures.ece_floor[r],
+                "saving": figures.saving[r],
+                "per_dataset": per_dataset(found, r, data, probabilistic_R[r]) if named else None,
+                "frontier": figures.frontier[r],
+                "choices": choices[r],
+            }
+            for r, (name, contestant) in enumerate(contestants.items())
+        ],
+    }
+
+
+def _learns(contestant: Contestant) -> bool:
+    """Whether it estimates probabilities from training outcomes."""
+    return not isinstance(contestant, Baseline) or (
+        contestant.probabilistic and not contestant.hindsight
+    )
+
+
+def _above(figure: dict[str, Any] | None, control: dict[str, Any] | None) -> bool | None:
+    """Whether an interval lies above that of the control."""
+    return None if figure is None or control is None else figure["low"] > control["high"]
+
+
+def _probabilistic(contestant: Contestant) -> bool:
+    return contestant.probabilistic if isinstance(contestant, Baseline) else True
+
+
+def _by_target(data: RoutingDataset, auc_KM: np.ndarray) -> dict[str, float]:
+    return dict(zip(data.targets, auc_KM.mean(axis=0).tolist(), strict=True))
+
+
+def _job(
+    stores: Stores, data: RoutingDataset, config: TrunkConfig, n_folds: int, seed: int
+) -> dict[str, Any]:
+    """What decides the figures, but for recipes and seeds."""
+    return {
+        "n_folds": n_folds,
+        "seed": seed,
+        "trunk": config.to_json(),
+        "data_digest": data.digest,
+        "stores": [compared(store.identity) for store in as_tuple(stores)],
+    }

@@ -1,0 +1,251 @@
+"""What a router must beat: predictors that know less, or that cost nothing to make.
+
+Each is given training rows and the queries of other rows, and answers with numbers that argmax can
+route by, [n, M] like P(correct).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from routerjax.data.dataset import RoutingDataset
+from routerjax.data.outcomes import dataset_accuracies, skill
+from routerjax.features.feature_map import Stores, as_tuple
+from routerjax.features.fit import fit_features
+from routerjax.features.recipe import Recipe
+from routerjax.features.recipe_flags import parse_recipes
+from routerjax.routing.costs import CostModel
+from routerjax.studies import embedding_baselines as embedding
+from routerjax.trunk.config import TrunkConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+    """A named predictor.
+
+    Attributes:
+      name: As flags write it.
+      probabilistic: Whether its numbers are estimates of P(correct), so that AUC and calibration
+        say something; the others only rank targets.
+      function: (stores, train, test, config) -> [n, M].
+      hindsight: Whether it looks at the outcomes of the rows it is judged on.
+      reads: What it needs beside queries and outcomes: "prices", "datasets", or "".
+      by_cost: Whether costs, where they are known, decide its answers.
+    """
+
+    name: str
+    probabilistic: bool
+    function: Callable[[Stores, RoutingDataset, RoutingDataset, TrunkConfig], np.ndarray]
+    hindsight: bool = False
+    reads: str = ""
+    by_cost: bool = False
+
+    def predict(
+        self, stores: Stores, train: RoutingDataset, test: RoutingDataset, config: TrunkConfig
+    ) -> np.ndarray:
+        """Scores of the test rows.
+
+        Args:
+          stores: Hidden states of both; of them baselines that read no text take the number of
+            tokens at most.
+          train: Rows to learn from.
+          test: Rows to score; their outcomes are for the oracle alone.
+          config: Seeds, validation split and what else a trained baseline takes from the trunk.
+
+        Returns:
+          [n, M] float32 in [0, 1].
+
+        Raises:
+          ValueError: As `check`, or the stores lack a query, layer or pooling.
+        """
+        self.check(train)
+        return np.asarray(self.function(stores, train, test, config), np.float32)
+
+    def check(self, data: RoutingDataset) -> None:
+        """Looks whether the data say what it reads.
+
+        Raises:
+          ValueError: They do not.
+        """
+        if self.reads == "datasets" and data.datasets is None:
+            raise ValueError(f"{self.name}: the rows do not name their datasets")
+        if self.reads == "prices" and (data.prices_M2 is None or np.isnan(data.prices_M2).any()):
+            raise ValueError(f"{self.name}: some or all prices are unknown: give every target one")
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"kind": "baseline", "name": self.name}
+
+
+def _best_single(_: Any, train: RoutingDataset, test: RoutingDataset, __: Any) -> np.ndarray:
+    return np.tile(skill(train), (len(test), 1))
+
+
+def _random(_: Any, train: RoutingDataset, test: RoutingDataset, config: TrunkConfig) -> np.ndarray:
+    rng = np.random.default_rng([config.split_seed, len(test)])
+    return rng.random((len(test), len(train.targets)))
+
+
+def _cheapest(stores: Stores, train: RoutingDataset, test: RoutingDataset, _: Any) -> np.ndarray:
+    """The target that costs least on the mean of the training queries, in and out."""
+    cost_NM = CostModel.fit(train).expected(_tokens(stores, train))
+    assert cost_NM is not None
+    rank_M = np.argsort(np.argsort(cost_NM.mean(axis=0), kind="stable"), kind="stable")
+    return np.tile(1.0 - rank_M / len(rank_M), (len(test), 1))
+
+
+def _tokens(stores: Stores, data: RoutingDataset) -> np.ndarray:
+    """[N] tokens of each query, by the first encoder's tokenizer."""
+    store = as_tuple(stores)[0]
+    return store.query_tokens_N[store.rows_of(data.ids)]
+
+
+def _dataset(_: Any, train: RoutingDataset, test: RoutingDataset, __: Any) -> np.ndarray:
+    assert test.datasets is not None
+    overall_M, by_name = skill(train), dataset_accuracies(train)
+    return np.stack([by_name.get(name, overall_M) for name in test.datasets])
+
+
+def _oracle(stores: Stores, train: RoutingDataset, test: RoutingDataset, _: Any) -> np.ndarray:
+    """Right or wrong, as it came out; of the right ones the one that was paid least has the most.
+
+    Of targets without a price nothing is known but the outcome: they come last.
+    """
+    outcome_NM = np.nan_to_num(np.asarray(test.correct_NM, np.float64), nan=0.0)
+    cheap_NM = np.zeros(outcome_NM.shape)
+    if train.prices_M2 is not None:
+        paid_NM, _ = CostModel.fit(train).paid(_tokens(stores, test), test)
+        assert paid_NM is not None
+        dear_NM = np.where(np.isnan(paid_NM), np.inf, paid_NM)
+        rank_NM = np.argsort(np.argsort(dear_NM, axis=1, kind="stable"), axis=1, kind="stable")
+        cheap_NM = 1.0 - rank_NM / outcome_NM.shape[1]
+    return (outcome_NM + 1e-3 * cheap_NM) / (1 + 1e-3)
+
+
+def _final(stores: Stores, train: RoutingDataset, test: RoutingDataset) -> tuple[np.ndarray, ...]:
+    """The final state of the first encoder, mean-pooled: the embedding that semantic routers read.
+
+    All its dimensions, standardised and turned to principal axes, which changes no distance.
+    """
+    store = as_tuple(stores)[0]
+    return _features(store, train, test, Recipe.layers([max(store.layers)], "mean", store.width))
+
+
+def _all_layers(
+    stores: Stores, train: RoutingDataset, test: RoutingDataset
+) -> tuple[np.ndarray, ...]:
+    return _features(stores, train, test, Recipe.all_layers("mean", 200))
+
+
+def _features(
+    stores: Stores, train: RoutingDataset, test: RoutingDataset, recipe: Recipe
+) -> tuple[np.ndarray, ...]:
+    features = fit_features(recipe, stores, train)
+    x_NC = features.apply_store(stores, train.ids + test.ids)
+    return x_NC[: len(train)], x_NC[len(train) :]
+
+
+def _on(
+    features: Callable[..., tuple[np.ndarray, ...]], method: Callable[..., np.ndarray]
+) -> Callable[[Stores, RoutingDataset, RoutingDataset, TrunkConfig], np.ndarray]:
+    def predict(
+        stores: Stores, train: RoutingDataset, test: RoutingDataset, config: TrunkConfig
+    ) -> np.ndarray:
+        x_NC, x_nC = features(stores, train, test)
+        return method(x_NC, train, x_nC, config)
+
+    return predict
+
+
+BASELINES: Mapping[str, Baseline] = {
+    baseline.name: baseline
+    for baseline in (
+        Baseline("best_single", False, _best_single),
+        Baseline("random", False, _random),
+        Baseline("cheapest", False, _cheapest, reads="prices", by_cost=True),
+        Baseline("oracle", False, _oracle, hindsight=True, by_cost=True),
+        Baseline("dataset", True, _dataset, reads="datasets"),
+        Baseline("knn", True, _on(_final, embedding.nearest_neighbours)),
+        Baseline("knn_all_layers", True, _on(_all_layers, embedding.nearest_neighbours)),
+        Baseline("logistic", True, _on(_final, embedding.logistic)),
+        Baseline("logistic_all_layers", True, _on(_all_layers, embedding.logistic)),
+        Baseline("mlp", True, _on(_final, embedding.mlp)),
+        Baseline("matrix_factorisation", True, _on(_final, embedding.factorise)),
+    )
+}
+
+
+TRUNKS = ("published", "kernel", "mixed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a comparison fits as one contestant.
+
+    Attributes:
+      recipe: The features.
+      trunk: "published", "kernel" (the same with a kernel regression beside it) or "mixed"
+        (`TrunkConfig.mixed`: wider besides).
+
+    Raises:
+      ValueError: There is no such trunk.
+    """
+
+    recipe: Recipe
+    trunk: str = "published"
+
+    def __post_init__(self) -> None:
+        if self.trunk not in TRUNKS:
+            raise ValueError(f"trunk: expected one of {', '.join(TRUNKS)}, got {self.trunk!r}")
+
+    def config(self, like: TrunkConfig) -> TrunkConfig:
+        """The trunk's configuration; seeds, epochs and the split are those of `like`."""
+        return trunk_config(self.trunk, like)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return self.recipe.to_json() | ({} if self.trunk == "published" else {"trunk": self.trunk})
+
+
+def trunk_config(name: str, like: TrunkConfig) -> TrunkConfig:
+    """One of TRUNKS.
+
+    Args:
+      name: Its name.
+      like: For all that does not make the difference: members, epochs, patience, split.
+
+    Raises:
+      ValueError: There is no such trunk.
+    """
+    if name not in TRUNKS:
+        raise ValueError(f"trunk: expected one of {', '.join(TRUNKS)}, got {name!r}")
+    if name == "published":
+        return like
+    if name == "kernel":
+        return dataclasses.replace(like, kernel=True)
+    mixed = TrunkConfig.mixed()
+    own = {key: getattr(mixed, key) for key in ("hidden", "dropout", "l2", "kernel")}
+    return dataclasses.replace(like, **own)
+
+
+def parse_plans(text: str, pooling: str = "mean", pca_dim: int = 200) -> dict[str, Plan]:
+    """Plans from a flag: recipes as `parse_recipes` reads them, "+kernel" or "+mixed" behind some.
+
+    Args:
+      text: Such as "all_layers,all_layers+kernel,all_layers@last+mean/400+mixed".
+      pooling: Of recipes that name none.
+      pca_dim: Of recipes that name none.
+
+    Raises:
+      ValueError: As `parse_recipes`.
+    """
+    plans: dict[str, Plan] = {}
+    for part in (part.strip() for part in text.split(",")):
+        if part in plans:
+            raise ValueError(f"--recipes: each counts once, got {part!r} again")
+        trunk = next((name for name in TRUNKS[1:] if part.endswith(f"+{name}")), TRUNKS[0])
+        recipe = part.removesuffix(f"+{trunk}").rstrip()
+        plans[part] = Plan(parse_recipes(recipe, pooling, pca_dim)[recipe], trunk)
+    return plans

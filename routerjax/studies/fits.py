@@ -1,0 +1,208 @@
+"""The fits of a comparison: contestants in folds and seeds, each kept in the workdir once done."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from routerjax.data import groups as grouping
+from routerjax.data.dataset import RoutingDataset
+from routerjax.data.groups import numbered
+from routerjax.data.outcomes import skill
+from routerjax.features.feature_map import Stores, as_tuple
+from routerjax.features.recipe import Recipe
+from routerjax.routing.costs import CostModel
+from routerjax.routing.fit import fit_router
+from routerjax.runtime import resume
+from routerjax.runtime.files import Folder
+from routerjax.studies.contestants import Baseline, Plan
+from routerjax.studies.predictions import Found
+from routerjax.sweeps.controls import shuffled
+from routerjax.trunk.config import TrunkConfig
+
+Contestant = Recipe | Plan | Baseline
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """Contestants to be fitted in each of some folds.
+
+    Attributes:
+      prefix: Of the names of its fits in the workdir.
+      contestants: [R].
+      fold_N: [N] folds.
+      shuffle: Whether training outcomes are shuffled within each dataset.
+    """
+
+    prefix: str
+    contestants: list[Contestant]
+    fold_N: np.ndarray
+    shuffle: bool = False
+
+
+def predict_folds(
+    run: Run,
+    stores: Stores,
+    data: RoutingDataset,
+    config: TrunkConfig,
+    n_seeds: int,
+    seed: int,
+    folder: Folder | None,
+    bar: Any,
+) -> tuple[Found, list[list[dict[str, Any]]]]:
+    """Out-of-fold predictions and costs, and what each fit chose, by contestant.
+
+    Args:
+      run: What to fit.
+      stores, data, config, n_seeds, seed: As of `compare`.
+      folder: Keeps finished fits; None for none.
+      bar: A progress bar, moved on by one a fit.
+
+    Raises:
+      resume.Stopped: SIGTERM came; what is finished is kept.
+    """
+    found = Found.empty(len(run.contestants), n_seeds, data)
+    choices: list[list[dict[str, Any]]] = [[] for _ in run.contestants]
+    for r, k, f in np.ndindex(len(run.contestants), n_seeds, int(run.fold_N.max()) + 1):
+        contestant, test_N = run.contestants[r], run.fold_N == f
+        name = f"{_digest(contestant, data)}/{run.prefix}seed{k}-fold{f}"
+        fit = None if folder is None else _read(folder, name)
+        if fit is None:
+            if resume.stop_requested():
+                raise resume.Stopped(f"Stopped with {bar.n} of {bar.total} fits done.")
+            train = data.select(_apart(data, test_N))
+            if run.shuffle:
+                train = _shuffled(train, seed)
+            fit = _fit(stores, train, data.select(test_N), contestant, _with_seed(config, k))
+            if folder is not None:
+                _write(folder, name, *fit)
+        arrays, about = fit
+        found.p_RKNM[r, k, test_N] = arrays["p_NM"]
+        found.before_RKNM[r, k, test_N] = arrays["before_NM"]
+        found.single_RKN[r, k, test_N] = data.targets.index(about["best_single"])
+        choices[r].append({"seed": k, "fold": int(f)} | about)
+        bar.update()
+    return dataclasses.replace(found, cost_basis=_cost(found, stores, data, run.fold_N)), choices
+
+
+def _apart(data: RoutingDataset, test_N: np.ndarray) -> np.ndarray:
+    """[N] bool, rows of other groups than the test rows have."""
+    _, group_N = numbered(data.groups)
+    return ~test_N & ~np.isin(group_N, group_N[test_N])
+
+
+def _shuffled(train: RoutingDataset, seed: int) -> RoutingDataset:
+    assert train.datasets is not None
+    _, dataset_N = numbered(train.datasets)
+    return dataclasses.replace(train, y_NM=shuffled(train.y_NM, dataset_N, seed))
+
+
+def _fit(
+    stores: Stores,
+    train: RoutingDataset,
+    test: RoutingDataset,
+    contestant: Contestant,
+    config: TrunkConfig,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """P(correct) [n, M] of the test rows, calibrated and before, and what is to know of it."""
+    best_single = int(np.argmax(skill(train)))
+    about: dict[str, Any] = {"best_single": train.targets[best_single]}
+    if isinstance(contestant, Baseline):
+        p_NM = contestant.predict(stores, train, test, config)
+        return {"p_NM": p_NM, "before_NM": p_NM}, about
+    plan = Plan(contestant) if isinstance(contestant, Recipe) else contestant
+    router = fit_router(stores, train, plan.recipe, plan.config(config))
+    before_NM = router.predict_store(stores, test.ids, calibrated=False)
+    about |= {
+        "choices": router.training["choices"],
+        "fitted": router.features.recipe.to_json(),
+        "n_features": router.features.width,
+        "calibration": list(router.calibration.methods),
+        "kernel_share": None if router.kernel is None else float(router.kernel.share_M.max()),
+    }
+    return {"p_NM": router.calibration.apply(before_NM), "before_NM": before_NM}, about
+
+
+def _cost(found: Found, stores: Stores, data: RoutingDataset, fold_N: np.ndarray) -> str | None:
+    """Fills in expected and paid costs, with the median lengths of each fold's training rows.
+
+    Returns:
+      What was paid is based on, the same for all folds: "recorded" lengths, or "assumed" where one
+      fold must assume them. None without prices.
+    """
+    if data.prices_M2 is None:
+        return None
+    store = as_tuple(stores)[0]
+    tokens_N = store.query_tokens_N[store.rows_of(data.ids)]
+    bases = set()
+    for f in range(fold_N.max() + 1):
+        test_N = fold_N == f
+        costs = CostModel.fit(data.select(_apart(data, test_N)))
+        paid_NM, basis = costs.paid(tokens_N[test_N], data.select(test_N))
+        bases.add(basis)
+        found.paid_NM[test_N], found.expected_NM[test_N] = paid_NM, costs.expected(tokens_N[test_N])
+    if bases != {"recorded"}:
+        found.paid_NM[:] = found.expected_NM
+        return "assumed"
+    return "recorded"
+
+
+def _with_seed(config: TrunkConfig, k: int) -> TrunkConfig:
+    """The k-th training: other members, another validation split."""
+    span = max(config.seeds) - min(config.seeds) + 1
+    seeds = tuple(seed + k * span for seed in config.seeds)
+    return dataclasses.replace(config, seeds=seeds, split_seed=config.split_seed + k)
+
+
+def _read(folder: Folder, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """A finished fit; the JSON is written last, without it there is none."""
+    about, arrays = (
+        folder.read_json(f"{name}.json"),
+        resume.read_part(folder, f"{name}.safetensors"),
+    )
+    if about is None or arrays is None:
+        return None
+    return arrays, about
+
+
+def _write(folder: Folder, name: str, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+    whole = {key: np.ascontiguousarray(value, np.float32) for key, value in arrays.items()}
+    folder.write_bytes(f"{name}.safetensors", safetensors.numpy.save(whole))
+    folder.write_json(f"{name}.json", about)
+
+
+def _digest(contestant: Contestant, data: RoutingDataset) -> str:
+    """A folder name for a contestant: its kind, and what tells it from others of that kind.
+
+    Prices and lengths are no part of the comparison's identity: they change no fit but those of
+    baselines that choose by cost.
+    """
+    value = contestant.to_json()
+    found = hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=6)
+    if isinstance(contestant, Baseline) and contestant.by_cost:
+        for array in (data.prices_M2, data.output_tokens_NM):
+            found.update(b"none" if array is None else np.ascontiguousarray(array).data)
+    return f"{value['kind']}-{found.hexdigest()}"
+
+
+def dataset_folds_of(data: RoutingDataset, n: int, seed: int) -> np.ndarray:
+    """[N] the fold of each row's dataset; one each where there are no more than n.
+
+    Args:
+      data: Names its datasets.
+      n: Most folds.
+      seed: Of the deal.
+
+    Raises:
+      ValueError: There is only one dataset.
+    """
+    assert data.datasets is not None
+    names, dataset_N = grouping.numbered(data.datasets)
+    if len(names) < 2:
+        raise ValueError(f"dataset_folds: all rows are of one dataset, {names[0]!r}")
+    if len(names) <= n:
+        return dataset_N
+    return grouping.folds([names[d] for d in dataset_N], n, seed)

@@ -1,0 +1,201 @@
+"""A router against the truth, on simulated queries: what is left to gain, in accuracy and in money.
+
+Of simulated data the true P(correct) is known, and so what the best possible router reaches; every
+answer's length is recorded, and so what a policy would spend that knew all costs beforehand.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from routerjax.data.dataset import RoutingDataset
+from routerjax.data.groups import numbered
+from routerjax.evaluation.frontier import take
+from routerjax.features.feature_map import Stores
+from routerjax.features.recipe import Recipe
+from routerjax.routing.constrained import Quality, Unreachable
+from routerjax.routing.costs import CostModel
+from routerjax.routing.fit import fit_router
+from routerjax.stats.bootstrap import group_weights, reverse_percentile
+from routerjax.studies.contestants import BASELINES
+from routerjax.trunk.config import TrunkConfig
+
+# Accuracies at which spending is compared, as shares of the way from always choosing the cheapest
+# target to argmax.
+PLACES = (0.5, 0.8, 0.95)
+
+
+def against_the_truth(
+    stores: Stores,
+    data: RoutingDataset,
+    recipe: Recipe | None = None,
+    config: TrunkConfig | None = None,
+    *,
+    test_fraction: float = 0.3,
+    draws: int = 1000,
+    seed: int = 0,
+    checkpoints: Any = None,
+) -> dict[str, Any]:
+    """How near a router comes to the best possible one, and what its cost head saves.
+
+    Half of the test rows fit the policies that spending is compared with, the other half counts it.
+
+    Args:
+      stores: The hidden states.
+      data: Simulated rows.
+      recipe: By default all layers, mean-pooled, PCA 200.
+      config: The ensemble; by default as published.
+      test_fraction: Share of rows that judge.
+      draws: Of the bootstrap over groups.
+      seed: Of the split and of the draws.
+      checkpoints: As of `fit_router`.
+
+    Returns:
+      JSON values. `headroom` by contestant ("router", "dataset" or the name alone, "logistic" on
+      the final state, "best possible"): `captured`, and `share` of the best possible router's with
+      "value", "low", "high". `spending` by place: the accuracy `wanted`, and by pricing ("head",
+      "median", "true") USD `spent` a query, the `accuracy` it came with, and `ratio` to the
+      head's spending with its interval; None where the rows that fit the policies do not reach it.
+
+    Raises:
+      ValueError: The data are not simulated ones.
+      resume.Stopped: SIGTERM came, with checkpoints; the next call goes on from there.
+    """
+    if data.p_NM is None or data.output_tokens_NM is None or data.prices_M2 is None:
+        raise ValueError("data: expected simulated rows, with true P(correct), lengths and prices")
+    config = TrunkConfig() if config is None else config
+    test, train = data.split(test_fraction, seed)
+    assert test.p_NM is not None
+    router = fit_router(stores, train, recipe, config, checkpoints=checkpoints)
+    x_NC = router.read(stores, test.ids)
+    p_NM = router.predict(x_NC)
+    contestants = {
+        "router": p_NM,
+        "dataset": BASELINES["dataset"].predict(stores, train, test, config),
+        "logistic": BASELINES["logistic"].predict(stores, train, test, config),
+        "best possible": test.p_NM,
+    }
+    weight_BN = group_weights(test.groups, draws, seed)
+    weight_BN = np.concatenate([np.ones((1, len(test)), np.float32), weight_BN])
+    store = router.stores_in_order(stores)[0]
+    tokens_N = store.query_tokens_N[store.rows_of(test.ids)]
+    paid_NM, _ = router.costs.paid(tokens_N, test, x_NC)
+    costs = {
+        "head": router.costs.expected(tokens_N, x_NC),
+        "median": CostModel.fit(train).expected(tokens_N),
+        "true": paid_NM,
+    }
+    return {
+        "n_train": len(train),
+        "n_test": len(test),
+        "length_sources": list(router.costs.sources),
+        "headroom": _headroom(contestants, test, router.best_single, weight_BN),
+        "spending": _spending(p_NM, test, costs, weight_BN),
+    }
+
+
+def _headroom(
+    contestants: Mapping[str, np.ndarray],
+    test: RoutingDataset,
+    single: int,
+    weight_BN: np.ndarray,
+) -> dict[str, Any]:
+    correct_NM = np.asarray(test.correct_NM, np.float64)
+    single_N, oracle_N = correct_NM[:, single], correct_NM.max(axis=1)
+    room_B = weight_BN @ (oracle_N - single_N)
+    # What is gained over the best single target, each answer replaced by its true P(correct): the
+    # luck of single answers would only blur the comparison.
+    p_true_NM = np.asarray(test.p_NM, np.float64)
+    gain_B = {
+        name: weight_BN @ (take(p_true_NM, p_NM.argmax(axis=1)) - p_true_NM[:, single])
+        for name, p_NM in contestants.items()
+    }
+    found = {}
+    for name, p_NM in contestants.items():
+        captured = weight_BN[0] @ (take(correct_NM, p_NM.argmax(axis=1)) - single_N) / room_B[0]
+        found[name] = {
+            "captured": float(captured),
+            "share": _figure(gain_B[name] / gain_B["best possible"]),
+        }
+    return found
+
+
+def _spending(
+    p_NM: np.ndarray,
+    test: RoutingDataset,
+    costs: Mapping[str, np.ndarray | None],
+    weight_BN: np.ndarray,
+) -> list[dict[str, Any]]:
+    paid_NM, correct_NM = costs["true"], np.asarray(test.correct_NM, np.float64)
+    assert paid_NM is not None
+    _, half_N = numbered(test.groups)
+    fit_N = half_N % 2 == 0
+    cheap = correct_NM[:, paid_NM.mean(axis=0).argmin()].mean()
+    top = take(correct_NM, p_NM.argmax(axis=1)).mean()
+    known = {name: cost_NM for name, cost_NM in costs.items() if cost_NM is not None}
+    keys = [query for query, fit in zip(test.queries, fit_N, strict=True) if not fit]
+    table = []
+    for place in PLACES:
+        wanted = float(cheap + place * (top - cheap))
+        row: dict[str, Any] = {"place": place, "wanted": wanted}
+        try:
+            fitted = {
+                name: Quality(wanted).fit(
+                    p_NM[fit_N], cost_NM[fit_N], correct_NM[fit_N], paid_NM[fit_N]
+                )
+                for name, cost_NM in known.items()
+            }
+        except Unreachable:  # All rows together reach it, half of them do not.
+            table.append(row | dict.fromkeys(known))
+            continue
+        spent_B, accuracy = {}, {}
+        for name, cost_NM in known.items():
+            choice_n = fitted[name].choose(p_NM[~fit_N], cost_NM[~fit_N], keys=keys)
+            weight_Bn = weight_BN[:, ~fit_N].astype(np.float64)
+            spent_B[name] = (weight_Bn @ take(paid_NM[~fit_N], choice_n)) / weight_Bn.sum(axis=1)
+            accuracy[name] = float(take(correct_NM[~fit_N], choice_n).mean())
+        table.append(
+            row
+            | {
+                name: {
+                    "spent": float(spent_B[name][0]),
+                    "accuracy": accuracy[name],
+                    "ratio": _figure(spent_B[name] / spent_B["head"]),
+                }
+                for name in known
+            }
+        )
+    return table
+
+
+def _figure(value_B: np.ndarray) -> dict[str, float]:
+    low, high = reverse_percentile(value_B[0], value_B[1:])
+    return {"value": float(value_B[0]), "low": float(low), "high": float(high)}
+
+
+def truth_lines(found: dict[str, Any]) -> list[str]:
+    """What `against_the_truth` found as text."""
+    lines = [
+        f"trained on {found['n_train']:,} rows, judged on {found['n_test']:,}; [95% interval]",
+        "headroom captured, and share of the best possible router's",
+    ]
+    for name, row in found["headroom"].items():
+        share = row["share"]
+        lines.append(
+            f"  {name:14} {row['captured']:7.1%}   {share['value']:6.1%} "
+            f"[{share['low']:.1%}, {share['high']:.1%}]"
+        )
+    lines.append("USD per 1,000 queries at equal accuracy, and relative to the cost head's")
+    for row in found["spending"]:
+        lines.append(f"  accuracy {row['wanted']:.4f}")
+        if row["head"] is None:
+            lines.append("    not reached on the rows that fit the policies")
+            continue
+        for name in ("head", "median", "true"):
+            part, ratio = row[name], row[name]["ratio"]
+            lines.append(
+                f"    {name:7} {1000 * part['spent']:.4f} at {part['accuracy']:.4f}   "
+                f"{ratio['value']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+            )
+    return lines

@@ -1,0 +1,24 @@
+"""prepare: what stops a job before it starts says why, and for which query."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from routerjax.encoder.encoder import Encoder
+from routerjax.encoder.extraction import plan
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [(" ", "the query 'odd' is ' ': expected a text"), ("\ud83d", "the query 'odd' .* surrogate")],
+)
+def test_a_query_that_cannot_be_read_is_named_by_its_id(
+    query, message, tiny_encoder_folder, tiny_data, monkeypatch
+):
+    """Prompts are measured in chunks, whose numbers say nothing."""
+    monkeypatch.setattr(plan, "_CHUNK", 4)
+    some = tiny_data.select(np.arange(7))
+    some = dataclasses.replace(some, ids=(*some.ids[:6], "odd"), queries=(*some.queries[:6], query))
+    with pytest.raises(ValueError, match=message):
+        plan.prepare(Encoder.from_pretrained(tiny_encoder_folder), some)

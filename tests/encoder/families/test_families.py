@@ -1,0 +1,485 @@
+"""What sets a family apart is read, and computed: each difference by itself changes the numbers."""
+
+import dataclasses
+import json
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from routerjax.encoder.capture import Graph, capture
+from routerjax.encoder.families.config import FULL_ATTENTION, NO_ROPE, EncoderConfig
+from routerjax.encoder.families.rope import DynamicRope, LinearRope, LongRope, Rope, YarnRope
+from tests.encoder import tiny_models as models
+
+
+def stretched(name, **changes):
+    """The first rope of a golden model with its stretch changed."""
+    (rope, *others) = models.golden_config(name).ropes
+    scaling = dataclasses.replace(rope.scaling, **changes)
+    return {"ropes": (dataclasses.replace(rope, scaling=scaling), *others)}
+
+
+def plain(name):
+    """The ropes of a golden model without any stretch."""
+    return {
+        "ropes": tuple(Rope(rope.theta, rope.width) for rope in models.golden_config(name).ropes)
+    }
+
+
+def refusal(name, **changes):
+    with pytest.raises(ValueError) as error:
+        models.golden_config(name, **changes)
+    assert str(error.value).startswith("some/config.json: ")
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("llama_linear", plain("llama_linear")),
+        ("llama_dynamic", plain("llama_dynamic")),
+        ("llama_dynamic", stretched("llama_dynamic", original_max_positions=13)),
+        ("llama_yarn", stretched("llama_yarn", attention_factor=1.0)),
+        ("llama_yarn", stretched("llama_yarn", beta_slow=1.0)),
+        ("qwen3_yarn", stretched("qwen3_yarn", truncate=True)),
+        ("ministral", {"windows": (5, 5, 5)}),
+        ("ministral", {"windows": (FULL_ATTENTION, 6, 6)}),
+        ("ministral3", stretched("ministral3", attention_factor=1.0)),
+        ("ministral3", {"query_growth": None}),
+        ("ministral3", {"query_growth": (0.5, 13)}),
+        ("gemma2", {"soft_cap": 0.0}),
+        ("gemma2", {"query_scale": None}),
+        ("gemma2", {"windows": (FULL_ATTENTION, 5, FULL_ATTENTION)}),
+        ("gemma2", {"embed_scale": 1.0}),
+        ("gemma2", {"norm_offset": 0.0}),
+        ("gemma3", {"query_scale": None}),
+        ("gemma3", {"rope_of_layer": (0, 1, 0)}),
+        ("gemma3", plain("gemma3")),
+        ("phi3", {"windows": (7, 7, 7)}),
+        ("phi3_long", stretched("phi3_long", attention_factor=1.0)),
+        ("phi3_long", stretched("phi3_long", original_max_positions=10)),
+        ("phi3_long", stretched("phi3_long", original_max_positions=16)),
+        ("olmo3", {"rope_of_layer": (1, 1, 1)}),
+        ("olmo3", {"rope_of_layer": (0, 0, 0)}),
+        ("olmo3", {"windows": (5, 6, FULL_ATTENTION)}),
+        ("smollm3", {"rope_of_layer": (0, 0, 0)}),
+        ("smollm3", {"rope_of_layer": (NO_ROPE, 0, NO_ROPE)}),
+        ("smollm3", {"windows": ()}),
+        ("granite", {"embed_scale": 1.0}),
+        ("granite", {"residual_scale": 1.0}),
+        ("granite", {"query_scale": None}),
+        ("qwen3_5", {"norm_offset": 0.0}),
+        ("qwen3_5", {"ropes": (Rope(50.0, 16),)}),
+        ("qwen3_5", {"ropes": (Rope(80.0, 4),)}),
+        ("qwen3_next", {"expert_softmax": "chosen"}),
+        ("qwen3_next", {"n_experts_per_token": 3}),
+        ("modernbert", {"windows": (FULL_ATTENTION, 5, 5)}),
+        ("modernbert", {"windows": (FULL_ATTENTION, 3, 3)}),
+        ("modernbert", {"bidirectional": False}),
+        ("modernbert_bias", {"rope_of_layer": (0, 1, 0)}),
+    ],
+)
+@pytest.mark.slow
+def test_parity_would_notice_a_wrong_setting(name, changes):
+    tokens_BT, lengths_B, expected = models.golden_states(name)
+    wrong = models.load(models.GOLDEN / name, **changes)
+    states = models.our_states(wrong, tokens_BT, lengths_B)
+    assert models.worst_error(states, expected, lengths_B) > 1e-3
+
+
+# --- what a config says -------------------------------------------------------------------------
+
+
+def test_ropes_of_the_variants():
+    def ropes(name):
+        config = models.golden_config(name)
+        return config.ropes, config.rope_of_layer
+
+    yarn = YarnRope(4.0, 12, 1.0, 0.15, 0.1 * np.log(4) + 1)
+    assert ropes("llama_linear") == ((Rope(10000.0, 8, LinearRope(3.0)),), (0, 0))
+    assert ropes("llama_dynamic") == ((Rope(100.0, 8, DynamicRope(4.0, 12)),), (0, 0))
+    assert ropes("llama_yarn") == ((Rope(100.0, 8, yarn),), (0, 0))
+    assert ropes("gemma3")[1] == ropes("modernbert_bias")[1] == (1, 0, 1)
+    assert ropes("gemma3")[0] == (Rope(1e5, 8, LinearRope(8.0)), Rope(50.0, 8))
+    assert ropes("modernbert") == ((Rope(160000.0, 8), Rope(10000.0, 8)), (0, 1, 1))
+    assert ropes("olmo3") == ((Rope(100.0, 8, yarn), Rope(500.0, 8)), (1, 1, 0))
+    assert ropes("smollm3") == ((Rope(2e6, 8),), (0, NO_ROPE, 0))
+    attention_factor = (1 + np.log(96 / 12) / np.log(12)) ** 0.5
+    long = LongRope((1.0, 1.1, 1.3), (1.5, 3.0, 6.0), 12, attention_factor)
+    assert ropes("phi3_long") == ((Rope(100.0, 6, long),), (0, 0))  # Three quarters of a head.
+
+
+@pytest.mark.parametrize("name", models.VARIANTS)
+def test_which_rotations_follow_the_length(name):
+    assert models.golden_config(name).follows_length == (name in ("llama_dynamic", "phi3_long"))
+
+
+@pytest.mark.parametrize(
+    "name, longest", [("roberta", 40), ("xlm_roberta", 40), ("llama_dynamic", 48), ("bert", 40)]
+)
+def test_the_longest_prompt(name, longest):
+    assert models.golden_config(name).max_positions == longest
+
+
+# As on the Hugging Face hub, before transformers 5 wrote them anew: the fields of each that matter.
+OLDER = {
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "rope_theta": 1000000,
+        "rope_local_base_freq": 10000,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+        "sliding_window_pattern": 6,
+        "hidden_activation": "gelu_pytorch_tanh",
+    },
+    "gemma2": {
+        "model_type": "gemma2",
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+    },
+    "phi3": {
+        "model_type": "phi3",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "rope_scaling": {
+            "type": "longrope",
+            "short_factor": [1.0 + i / 32 for i in range(32)],
+            "long_factor": [1.0 + i for i in range(32)],
+        },
+        "max_position_embeddings": 131072,
+        "original_max_position_embeddings": 4096,
+        "sliding_window": 262144,
+    },
+    "qwen3_5": {
+        "model_type": "qwen3_5_text",
+        "attn_output_gate": True,
+        "full_attention_interval": 4,
+        "head_dim": 256,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32,
+        "linear_value_head_dim": 128,
+        "mamba_ssm_dtype": "float32",
+        "mtp_num_hidden_layers": 1,
+        "rope_parameters": {
+            "mrope_interleaved": True,
+            "mrope_section": [11, 11, 10],
+            "rope_type": "default",
+            "rope_theta": 10000000,
+            "partial_rotary_factor": 0.25,
+        },
+    },
+    "qwen3_next": {
+        "model_type": "qwen3_next",
+        "decoder_sparse_step": 1,
+        "full_attention_interval": 4,
+        "head_dim": 256,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32,
+        "linear_value_head_dim": 128,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 512,
+        "norm_topk_prob": True,
+        "num_experts": 512,
+        "num_experts_per_tok": 10,
+        "partial_rotary_factor": 0.25,
+        "rope_scaling": None,
+        "rope_theta": 10000000,
+        "shared_expert_intermediate_size": 512,
+        "use_sliding_window": False,
+    },
+    "olmo3": {
+        "model_type": "olmo3",
+        "rope_theta": 500000,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "original_max_position_embeddings": 8192,
+            "attention_factor": 1.2079441541679836,
+            "beta_fast": 32,
+            "beta_slow": 1,
+        },
+        "max_position_embeddings": 65536,
+        "sliding_window": 4096,
+    },
+    "smollm3": {
+        "model_type": "smollm3",
+        "rope_theta": 5000000.0,
+        "no_rope_layer_interval": 4,
+        "use_sliding_window": False,
+    },
+    "granite": {
+        "model_type": "granite",
+        "rope_theta": 10000000.0,
+        "rope_scaling": None,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "attention_multiplier": 0.015625,
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 8.0,
+    },
+    "modernbert": {
+        "model_type": "modernbert",
+        "global_rope_theta": 160000.0,
+        "local_rope_theta": 10000.0,
+        "global_attn_every_n_layers": 3,
+        "local_attention": 128,
+        "norm_eps": 1e-5,
+        "position_embedding_type": "absolute",
+    },
+    "qwen3": {
+        "model_type": "qwen3",
+        "head_dim": 64,
+        "rope_theta": 1000000,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 32768,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("family", OLDER)
+def test_older_spellings_mean_what_transformers_takes_them_for(family):
+    from transformers import AutoConfig
+
+    raw = models.HUB_FIELDS | OLDER[family]
+    full = AutoConfig.for_model(**raw).to_dict()
+    assert EncoderConfig.from_hf(full) == EncoderConfig.from_hf(raw)
+
+
+@pytest.mark.parametrize("older", ["su", "yarn"])
+def test_what_longrope_was_called_first(older):
+    # transformers 5 renames these too, and then misses original_max_position_embeddings.
+    table = OLDER["phi3"]["rope_scaling"]
+    raw = OLDER["phi3"] | {"hidden_size": 512, "intermediate_size": 640, "num_hidden_layers": 2}
+    raw |= {"num_attention_heads": 8, "vocab_size": 100}
+    renamed = raw | {"rope_scaling": table | {"type": older}}
+    assert EncoderConfig.from_hf(renamed) == EncoderConfig.from_hf(raw)
+
+
+@pytest.mark.parametrize(
+    "name, changes, part",
+    [
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma3", {"attn_logit_softcapping": 30.0}, "attn_logit_softcapping"),
+        ("gemma3", {"rope_parameters": {"rope_type": "default"}}, "a table by layer type"),
+        ("gemma2", {"hidden_activation": "quick_gelu"}, "hidden_activation 'quick_gelu'"),
+        ("gemma2", {"head_dim": None}, "'head_dim' is missing"),
+        ("llama_yarn", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("phi3_long", {"hidden_size": 32}, "[3, 3] entries for 6 pairs"),
+        ("modernbert", {"layer_types": ["full_attention"] * 2}, "2 entries for 3 layers"),
+        ("roberta", {"is_decoder": True}, "is_decoder"),
+        ("roberta", {"position_embedding_type": "relative_key"}, "'relative_key'"),
+        ("qwen3_5", {"hidden_act": "gelu"}, "only 'silu'"),
+        ("qwen3_5", {"attn_output_gate": False}, "attn_output_gate"),
+        ("qwen3_5", {"layer_types": ["sliding_attention"] * 3}, "'sliding_attention'"),
+        ("qwen3_5", {"linear_key_head_dim": None}, "'linear_key_head_dim' is missing"),
+        ("olmo2", {"quantization_config": {"bits": 4}}, "quantised"),
+    ],
+)
+def test_variants_that_are_not_computed_are_refused(name, changes, part):
+    assert part in refusal(name, **changes)
+
+
+def test_stretches_by_layer_type_that_hugging_face_reads_otherwise_are_refused():
+    raw = json.loads((models.GOLDEN / "olmo3" / "config.json").read_text())
+    table = raw["rope_parameters"]
+    table["full_attention"]["truncate"] = False
+    assert "truncate" in refusal("olmo3", rope_parameters=table)
+    growth = {"rope_type": "default", "llama_4_scaling_beta": 0.1}
+    assert "llama_4_scaling_beta" in refusal("ministral3", rope_parameters=growth)
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+
+def test_fused_projections_are_split_in_any_dtype(tmp_path):
+    folder = models.GOLDEN / "phi3"
+    models.rewrite(folder, tmp_path, lambda key, x: [(key, x.astype(ml_dtypes.bfloat16))])
+    params = models.load(tmp_path).params
+    fused = load_file(tmp_path / "model.safetensors")
+    block = jax.tree.map(lambda x: np.asarray(x[1]), params["blocks"][0])
+    parts = [block["attention"][name]["kernel"][...].T for name in "qkv"]
+    whole = fused["layers.1.self_attn.qkv_proj.weight"].astype(np.float32)
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    parts = [block["ffn"][name]["kernel"][...].T for name in ("gate", "up")]
+    whole = fused["layers.1.mlp.gate_up_proj.weight"].astype(np.float32)
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_a_fused_projection_of_another_shape_is_named_once(tmp_path):
+    def cut(key, x):
+        return [(key, x[:-1] if key == "layers.0.self_attn.qkv_proj.weight" else x)]
+
+    models.rewrite(models.GOLDEN / "phi3", tmp_path, cut)
+    with pytest.raises(ValueError) as error:
+        models.load(tmp_path)
+    fault = "misshapen: layers.0.self_attn.qkv_proj.weight is (47, 16), expected (48, 16)"
+    assert str(error.value).count(fault) == 1
+
+
+def test_modernberts_first_norm_is_neither_missed_nor_accepted(tmp_path):
+    folder = models.GOLDEN / "modernbert"
+    extra = ("layers.0.attn_norm.weight", np.ones(16, np.float32))
+    models.rewrite(folder, tmp_path, lambda key, x: [(key, x), extra])
+    with pytest.raises(ValueError, match="unexpected: layers.0.attn_norm.weight"):
+        models.load(tmp_path)
+
+
+def test_gemma_norms_keep_their_digits_in_bfloat16():
+    # 1 + 2^-9 is not a bfloat16; the weight 2^-9 is one.
+    from flax import nnx
+
+    from routerjax.encoder.models.norms import RMSNorm
+
+    norm = RMSNorm(8, eps=0.0, offset=1.0, dtype=ml_dtypes.bfloat16)
+    assert isinstance(norm.scale, nnx.Param) and not norm.scale[...].any()
+    norm.scale[...] = norm.scale[...] + 2.0**-9
+    x = np.full((1, 8), 3.0, np.float32)
+    norm.dtype = np.float32
+    np.testing.assert_allclose(norm(x), 1 + 2.0**-9, rtol=1e-6)
+
+
+# --- rows of one batch --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama_dynamic", "phi3_long"])
+def test_a_rotation_that_follows_the_length_is_that_of_the_row_alone(name):
+    encoder = models.load(models.GOLDEN / name)
+    tokens_BT, lengths_B = models.random_batch((24, 9, 13), seed=4)
+    tokens_BT[1, :9] = tokens_BT[0, :9]
+
+    def run(tokens_BT, lengths_B):
+        spans_B2 = np.stack([0 * lengths_B, lengths_B], axis=1)
+        batch = (tokens_BT, lengths_B, spans_B2)
+        return capture(
+            Graph(encoder.graphdef),
+            encoder.params,
+            *batch,
+            layers=(0, 1, 2),
+            poolings=("last", "mean"),
+        )
+
+    together = run(tokens_BT, lengths_B)
+    for b, n in enumerate(lengths_B):
+        alone = run(tokens_BT[[b], :n], lengths_B[[b]])
+        np.testing.assert_allclose(together[:, :, [b]], alone, rtol=1e-4, atol=1e-5)
+    # A causal model's first tokens do not see the rest, but here they turn otherwise.
+    states = models.our_states(encoder, tokens_BT, lengths_B)
+    assert np.abs(states[-1, 0, :9] - states[-1, 1, :9]).max() > 1e-3
+
+
+def test_roberta_does_not_count_padding_tokens_inside_a_prompt():
+    pytest.importorskip("torch")
+    model = models.build("roberta", seed=3)
+    tokens_BT, lengths_B = models.random_batch((9, 5), seed=1)
+    padding = model.config.pad_token_id
+    tokens_BT[0, [2, 3, 7]] = padding
+    tokens_BT[1, 5:] = 9  # Any token may stand where nothing is read.
+    expected = models.hf_states(model, tokens_BT, lengths_B)
+    encoder = models.load(models.GOLDEN / "roberta")
+    assert encoder.config.padding_token == padding
+    states = models.our_states(_with_weights_of(model, "roberta"), tokens_BT, lengths_B)
+    assert models.worst_error(states, expected, lengths_B) < 1e-5
+
+
+def _with_weights_of(model, name):
+    import pathlib
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return models.load(pathlib.Path(folder))
+
+
+@pytest.mark.parametrize(
+    "name, fused, ours, widths",
+    [
+        # By head of attention: its query, its gate.
+        ("qwen3_5", "self_attn.q_proj", ["attention/q", "attention/gate"], [16, 16]),
+        # By key head: its query and key, then values and gates of its two value heads.
+        (
+            "qwen3_next",
+            "linear_attn.in_proj_qkvz",
+            [f"deltanet/{x}" for x in "qkvz"],
+            [8, 8, 12, 12],
+        ),
+        ("qwen3_next", "linear_attn.in_proj_ba", ["deltanet/beta", "deltanet/decay"], [2, 2]),
+    ],
+)
+def test_rows_that_alternate_by_head_are_told_apart(name, fused, ours, widths):
+    stack = int("attention/" in ours[0])  # The only block of the second stack, the first's first.
+    params = models.load(models.GOLDEN / name).params["blocks"][stack]
+    whole = load_file(models.GOLDEN / name / "model.safetensors")[f"layers.{stack}.{fused}.weight"]
+    parts = [
+        np.asarray(params[module][part]["kernel"][...][0]).T
+        for module, part in (each.split("/") for each in ours)
+    ]
+    heads = [
+        part[head * n : (head + 1) * n]
+        for head in range(2)
+        for part, n in zip(parts, widths, strict=True)
+    ]
+    np.testing.assert_array_equal(np.concatenate(heads), whole)
+
+
+# --- multimodal checkpoints ---------------------------------------------------------------------
+
+
+_PATCHES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+_PATCHES |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+_GRID = {"hidden_size": 16, "intermediate_size": 16, "depth": 1, "num_heads": 2}
+_GRID |= {"out_hidden_size": 16, "num_position_embeddings": 4}
+
+
+@pytest.mark.parametrize(
+    "text, outer, vision",
+    [
+        ("gemma3", "gemma3", {"model_type": "siglip_vision_model"} | _PATCHES),
+        ("ministral3", "mistral3", {"model_type": "pixtral"} | _PATCHES),
+        ("qwen3_5", "qwen3_5", {"model_type": "qwen3_5_vision"} | _GRID),
+        ("qwen3_5_moe", "qwen3_5_moe", {"model_type": "qwen3_5_moe_vision"} | _GRID),
+    ],
+)
+def test_the_text_tower_of_a_multimodal_checkpoint(text, outer, vision, tmp_path):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    family, settings = models.VARIANTS[text]
+    config = AutoConfig.for_model(
+        outer,
+        text_config={"model_type": family} | settings,
+        vision_config=vision,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
+    tower = models.build(text, seed=5)
+    model.model.language_model.load_state_dict(tower.base_model.state_dict())
+    model.save_pretrained(tmp_path)
+    assert "text_config" in json.loads((tmp_path / "config.json").read_text())
+    tokens_BT, lengths_B = models.random_batch((17, 2), seed=5)
+    expected = models.hf_states(tower, tokens_BT, lengths_B)
+    encoder = models.load(tmp_path)
+    states = models.our_states(encoder, tokens_BT, lengths_B)
+    assert models.worst_error(states, expected, lengths_B) < 1e-5
+    # What Encoder.from_pretrained reads: transformers fills in the text tower's defaults.
+    full = AutoConfig.from_pretrained(tmp_path).get_text_config().to_dict()
+    assert EncoderConfig.from_hf(full) == encoder.config

@@ -1,0 +1,191 @@
+"""Families with experts: what sets them apart is read and computed, and every layout loads."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from routerjax.encoder.families.config import FULL_ATTENTION, BlockKind, EncoderConfig
+from routerjax.encoder.families.rope import Rope, YarnRope
+from tests.encoder import tiny_models as models
+
+DENSE, EXPERTS = BlockKind(), BlockKind(ffn="experts")
+
+
+def truncated(name):
+    (rope,) = models.golden_config(name).ropes
+    scaling = dataclasses.replace(rope.scaling, truncate=True)
+    return {"ropes": (dataclasses.replace(rope, scaling=scaling),)}
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("qwen3_moe", {"expert_softmax": "chosen"}),
+        ("qwen3_moe_step", {"expert_softmax": "all"}),
+        ("mixtral", {"windows": (6, 6)}),
+        ("gpt_oss", {"expert_clamp": (1.702, 7.0)}),
+        ("gpt_oss", {"expert_clamp": (1.0, 0.8)}),
+        ("gpt_oss", {"windows": (5, 6, FULL_ATTENTION)}),
+        ("gpt_oss", truncated("gpt_oss")),
+    ],
+)
+@pytest.mark.slow
+def test_parity_would_notice_a_wrong_setting(name, changes):
+    tokens_BT, lengths_B, expected = models.golden_states(name)
+    wrong = models.load(models.GOLDEN / name, **changes)
+    states = models.our_states(wrong, tokens_BT, lengths_B)
+    assert models.worst_error(states, expected, lengths_B) > 1e-3
+
+
+def test_parity_would_notice_missing_sinks(tmp_path):
+    tokens_BT, lengths_B, expected = models.golden_states("gpt_oss")
+    models.rewrite(
+        models.GOLDEN / "gpt_oss", tmp_path, lambda k, x: [(k, x - 100 if "sinks" in k else x)]
+    )
+    states = models.our_states(models.load(tmp_path), tokens_BT, lengths_B)
+    assert models.worst_error(states, expected, lengths_B) > 1e-3
+
+
+def test_which_layers_have_experts():
+    assert models.golden_config("qwen3_moe").kinds == (DENSE, EXPERTS, EXPERTS)
+    assert models.golden_config("qwen3_moe_step").kinds == (DENSE, EXPERTS, DENSE)
+    assert models.golden_config("mixtral").kinds == (EXPERTS, EXPERTS)
+    assert models.golden_config("qwen3_moe", num_local_experts=0).kinds == (DENSE,) * 3
+    deep = models.golden_config("qwen3_moe", num_hidden_layers=48, mlp_only_layers=[])
+    assert (deep.kinds, deep.period) == ((EXPERTS,) * 48, 1)
+
+
+YARN = YarnRope(32.0, 4096, 32.0, 1.0, 0.1 * np.log(32) + 1, truncate=False)
+
+# As on the Hugging Face hub: the fields of each that matter.
+HUB = {
+    "qwen3_moe": (
+        {
+            "model_type": "qwen3_moe",
+            "head_dim": 64,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "moe_intermediate_size": 768,
+            "norm_topk_prob": True,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "rope_theta": 1000000.0,
+            "rope_scaling": None,
+            "sliding_window": None,
+            "use_sliding_window": False,
+            "max_window_layers": 48,
+        },
+        {"n_experts": 128, "n_experts_per_token": 8, "expert_width": 768},
+    ),
+    "mixtral": (
+        {
+            "model_type": "mixtral",
+            "num_experts_per_tok": 2,
+            "num_local_experts": 8,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1000000.0,
+            "sliding_window": None,
+        },
+        {"n_experts": 8, "n_experts_per_token": 2, "expert_width": 640},
+    ),
+    "gpt_oss": (
+        {
+            "model_type": "gpt_oss",
+            "attention_bias": True,
+            "experts_per_token": 4,
+            "head_dim": 64,
+            "initial_context_length": 4096,
+            "layer_types": ["sliding_attention", "full_attention"] * 4,
+            "num_experts_per_tok": 4,
+            "num_local_experts": 32,
+            "quantization_config": {
+                "modules_to_not_convert": ["model.layers.*.self_attn", "model.embed_tokens"],
+                "quant_method": "mxfp4",
+            },
+            "rms_norm_eps": 1e-5,
+            "rope_scaling": {
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "factor": 32.0,
+                "original_max_position_embeddings": 4096,
+                "rope_type": "yarn",
+                "truncate": False,
+            },
+            "rope_theta": 150000,
+            "sliding_window": 128,
+            "swiglu_limit": 7.0,
+        },
+        {
+            "n_experts": 32,
+            "n_experts_per_token": 4,
+            "expert_width": 640,
+            "expert_clamp": (1.702, 7.0),
+            "sinks": True,
+            "windows": (128, FULL_ATTENTION) * 4,
+            "ropes": (Rope(150000.0, 64, YARN),),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("family", HUB)
+def test_configs_of_the_hub(family):
+    from transformers import AutoConfig
+
+    raw, said = HUB[family]
+    raw = models.HUB_FIELDS | raw
+    config = EncoderConfig.from_hf(raw)
+    said = {"windows": (FULL_ATTENTION,) * 8, "expert_softmax": "chosen"} | said
+    assert {name: getattr(config, name) for name in said} == said
+    assert EncoderConfig.from_hf(AutoConfig.for_model(**raw).to_dict()) == config
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral"])
+def test_experts_apart_and_experts_in_one_tensor_load_alike(name, tmp_path):
+    pytest.importorskip("torch")
+    model = models.build(name, seed=3)
+    model.save_pretrained(tmp_path / "apart")
+    model.save_pretrained(tmp_path / "fused", save_original_format=False)
+    apart, fused = models.load(tmp_path / "apart"), models.load(tmp_path / "fused")
+    held = [load_file(tmp_path / each / "model.safetensors") for each in ("apart", "fused")]
+    assert [any(".experts.0." in key for key in tensors) for tensors in held] == [True, False]
+    assert apart.digest == fused.digest
+    jax.tree.map(np.testing.assert_array_equal, apart.params, fused.params)
+    # Block 1 of Mixtral's two is the second of one stack; of Qwen's three the first of the second.
+    params = fused.params["blocks"]
+    stack, row = (params[0], 1) if name == "mixtral" else (params[1], 0)
+    gate = stack["ffn"]["experts"]["gate"]["kernel"][row]
+    (theirs,) = (x for key, x in held[1].items() if "layers.1" in key and "gate_up" in key)
+    np.testing.assert_array_equal(gate, theirs[:, : gate.shape[-1]].swapaxes(1, 2))
+
+
+def test_a_missing_expert_is_named(tmp_path):
+    lost = "layers.1.mlp.experts.3.up_proj.weight"
+
+    def spoil(key, x):
+        if key == "layers.2.mlp.experts.0.down_proj.weight":
+            x = x.T.copy()
+        return [] if key == lost else [(key, x)]
+
+    models.rewrite(models.GOLDEN / "qwen3_moe", tmp_path, spoil)
+    with pytest.raises(ValueError) as error:
+        models.load(tmp_path)
+    assert str(error.value).splitlines()[1:] == [
+        f"  missing: {lost} (12, 16)",
+        "  misshapen: layers.2.mlp.experts.0.down_proj.weight is (12, 16), expected (16, 12)",
+    ]
+
+
+def test_the_digest_sees_every_expert(tmp_path):
+    reference = models.load(models.GOLDEN / "mixtral").digest
+    changed = "layers.1.block_sparse_moe.experts.3.w2.weight"
+    models.rewrite(
+        models.GOLDEN / "mixtral", tmp_path, lambda k, x: [(k, x + 1e-3 if k == changed else x)]
+    )
+    assert models.load(tmp_path).digest != reference

@@ -1,0 +1,156 @@
+"""Attention and rotary positions: against NumPy, against torch, and by their invariances."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.families.rope import rotary_frequencies
+from routerjax.encoder.models import attention
+from routerjax.encoder.models.attention import attend, rotate
+from tests.encoder import tiny_models as models
+
+
+def heads(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def naive(q, k, v, lengths_B, bidirectional, window, soft_cap, sinks_H):
+    """Attention of every real query, one after the other, in float64; padding's rows are NaN."""
+    B, T, H, E = q.shape
+    S, G = k.shape[1:3]
+    out = np.full((B, T, H, E), np.nan)
+    for b, h in np.ndindex(B, H):
+        for t in range(lengths_B[b]):
+            back = t + S - T - np.arange(S)
+            near = np.abs(back) if bidirectional else np.where(back >= 0, back, 2**30)
+            seen = (near < (2**30 if window is None else window)) & (back > t - lengths_B[b])
+            scores = k[b, seen, h // (H // G)].astype(float) @ q[b, t, h] / np.sqrt(E)
+            scores = soft_cap * np.tanh(scores / soft_cap) if soft_cap else scores
+            weights = np.exp(scores)
+            total = weights.sum() + (0 if sinks_H is None else np.exp(float(sinks_H[h])))
+            out[b, t, h] = weights / total @ v[b, seen, h // (H // G)]
+    return out
+
+
+SINKS_H = np.linspace(-1, 2, 6).astype(np.float32)
+
+
+@pytest.mark.parametrize("n_kv_heads", [1, 2, 6])
+@pytest.mark.parametrize(
+    "bidirectional, n_before, window, soft_cap, sinks_H",
+    [
+        (False, 0, None, 0.0, None),
+        (False, 0, 3, 0.0, SINKS_H),
+        (False, 4, None, 1.5, SINKS_H),
+        (False, 4, 3, 0.0, None),
+        (True, 0, None, 0.0, None),
+        (True, 0, 2, 0.0, None),
+    ],
+)
+def test_attention_equals_numpy(n_kv_heads, bidirectional, n_before, window, soft_cap, sinks_H):
+    B, T, H, E = 3, 7, 6, 4
+    q = heads(0, B, T, H, E)
+    k, v = (heads(i, B, n_before + T, n_kv_heads, E) for i in (1, 2))
+    lengths_B = np.array([7, 1, 5], np.int32)
+    options = {"bidirectional": bidirectional, "window": window, "soft_cap": soft_cap}
+    out = attend(
+        *map(jnp.asarray, (q, k, v, lengths_B)), models.HIGHEST, **options, sinks_H=sinks_H
+    )
+    expected = naive(q, k, v, lengths_B, **options, sinks_H=sinks_H)
+    assert np.isfinite(out).all()
+    np.testing.assert_allclose(np.where(np.isnan(expected), np.nan, out), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("n_turns", [2, 3, 6])
+def test_turns_written_out_and_in_a_loop_equal_one(monkeypatch, n_turns):
+    B, T, H, G, E = 3, 7, 6, 2, 4
+    q, k, v = (jnp.asarray(heads(i, B, T, n, E)) for i, n in enumerate((H, G, G)))
+    lengths_B = jnp.array([7, 1, 5])
+
+    def attended():
+        return attend(q, k, v, lengths_B, models.HIGHEST, sinks_H=jnp.asarray(SINKS_H))
+
+    once = attended()
+    monkeypatch.setattr(attention, "_SCORES", {jax.default_backend(): B * H * T * T // n_turns})
+    loops = n_turns > attention._WRITTEN_OUT.get(jax.default_backend(), 1)
+    assert ("scan[" in str(jax.make_jaxpr(attended)())) == loops
+    np.testing.assert_allclose(attended(), once, atol=1e-6)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_scores_are_hidden_without_a_select_which_would_part_the_products_on_a_cpu(bidirectional):
+    B, T, H, E = 2, 16, 3, 4
+    q, k, v = (jnp.asarray(heads(i, B, T, H, E)) for i in range(3))
+    program = jax.jit(
+        lambda: attend(q, k, v, jnp.array([16, 9]), models.HIGHEST, bidirectional=bidirectional)
+    )
+    lines = program.lower().as_text().splitlines()
+    of_scores = [line for line in lines if f"tensor<{B * H}x{T}x{T}xf32>" in line]
+    assert any("stablehlo.add" in line for line in of_scores)
+    assert not any("stablehlo.select" in line for line in of_scores)
+
+
+def test_scores_too_large_for_exp_stay_finite():
+    q, k, v = (jnp.asarray(1e4 * heads(i, 1, 3, 1, 4)) for i in range(3))
+    assert np.isfinite(attend(q, k, v, jnp.array([3]), models.HIGHEST)).all()
+
+
+def test_rotated_products_depend_on_the_distance_alone():
+    frequencies = np.array([1.0, 0.3, 0.02], np.float32)
+    q, k = (np.broadcast_to(heads(i, 1, 1, 1, 6), (1, 40, 1, 6)) for i in range(2))
+    angles_TE = np.arange(40, dtype=np.float32)[:, None] * frequencies
+    q, k = (
+        np.asarray(rotate(jnp.asarray(x), jnp.asarray(angles_TE)[None]))[0, :, 0] for x in (q, k)
+    )
+    products = q @ k.T
+    for distance in (-7, 0, 3, 20):
+        diagonal = np.diagonal(products, distance)
+        np.testing.assert_allclose(diagonal, diagonal[0], atol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(q, axis=1), np.linalg.norm(q[0]), rtol=1e-5)
+
+
+def test_rotation_keeps_the_dtype_and_works_in_float32():
+    x = jnp.asarray(heads(0, 1, 3, 2, 8), jnp.bfloat16)
+    angles_1TE = jnp.asarray(heads(1, 1, 3, 4))
+    turned = rotate(x, angles_1TE)
+    assert turned.dtype == jax.dtypes.bfloat16
+    exact = rotate(x.astype(jnp.float32), angles_1TE)
+    np.testing.assert_array_equal(turned, exact.astype(jnp.bfloat16))
+
+
+def test_llama3_scaling_keeps_fast_turns_slows_slow_ones_and_blends_between():
+    family, settings = models.VARIANTS["llama_rope"]
+    raw = {"model_type": family} | settings
+    (scaled,) = EncoderConfig.from_hf(raw).ropes
+    (plain,) = EncoderConfig.from_hf(raw | {"rope_parameters": None}).ropes
+    ratio = rotary_frequencies(plain) / rotary_frequencies(scaled)
+    # Wavelengths 6.3, 63, 628, 6283 tokens of the 12 first trained on: 1.9 turns lie between.
+    assert 1 < ratio[0] < 8
+    np.testing.assert_allclose(ratio[1:], 8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("theta", [1e4, 1e6])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_angles_equal_those_of_torch_at_the_far_end_of_a_long_context(theta, scaled):
+    torch = pytest.importorskip("torch")
+    from transformers.models.llama import configuration_llama, modeling_llama
+
+    rope = {"rope_type": "default", "rope_theta": theta}
+    if scaled:
+        rope |= models.VARIANTS["llama_rope"][1]["rope_parameters"] | {"rope_theta": theta}
+        rope |= {"original_max_position_embeddings": 8192}
+    config = configuration_llama.LlamaConfig(
+        hidden_size=256,
+        num_attention_heads=2,
+        max_position_embeddings=131072,
+        rope_parameters=rope,
+    )
+    far = np.arange(131000, 131072)
+    cos, _ = modeling_llama.LlamaRotaryEmbedding(config)(torch.zeros(1), torch.tensor(far)[None])
+    angles_TE = far.astype(np.float32)[:, None] * rotary_frequencies(
+        EncoderConfig.from_hf(config.to_dict()).ropes[0]
+    )
+    # One unit in the last place of a frequency, times 131000, is up to 0.008 radians.
+    np.testing.assert_allclose(jnp.cos(angles_TE), cos[0, :, :64].numpy(), atol=1e-2)

@@ -1,0 +1,121 @@
+"""Attention over long prompts: the numbers of whole attention, without its memory."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from routerjax.encoder.capture import Graph, capture
+from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.models import attention, blockwise
+from routerjax.encoder.models.attention import attend, attend_cudnn, cudnn_is_legal
+from routerjax.encoder.weights.loading import make_model
+from tests.encoder import tiny_models as models
+from tests.encoder.models.test_attention import SINKS_H, heads
+
+
+def whole_and_blockwise(q, k, v, lengths_B, block, monkeypatch, **options):
+    monkeypatch.setitem(blockwise.BLOCKS, "cpu", block)
+
+    @jax.jit
+    def both(*arrays):
+        out = []
+        for longest in (10**6, 1):
+            monkeypatch.setattr(attention, "longest_whole", lambda _, longest=longest: longest)
+            out.append(attend(*arrays, models.HIGHEST, **options))
+        return out
+
+    found = [np.asarray(x) for x in both(q, k, v, lengths_B)]
+    assert np.isfinite(found).all()
+    real_BT = np.arange(q.shape[1])[None] < lengths_B[:, None]
+    return [x[real_BT] for x in found]
+
+
+@pytest.mark.parametrize(
+    "bidirectional, n_before, window, soft_cap, sinks_H",
+    [
+        (False, 0, 5, 0.0, SINKS_H),
+        (False, 11, None, 2.0, None),
+        (False, 11, 5, 0.0, None),
+        (True, 0, None, 0.0, None),
+        (True, 0, 4, 0.0, None),
+    ],
+)
+def test_block_by_block_equals_whole(
+    bidirectional, n_before, window, soft_cap, sinks_H, monkeypatch
+):
+    B, T, H, G, E = 3, 29, 6, 2, 8  # Neither the tokens nor the keys fill their last block.
+    q = heads(0, B, T, H, E)
+    k, v = (heads(i, B, n_before + T, G, E) for i in (1, 2))
+    lengths_B = np.array([29, 3, 17], np.int32)  # The second row has blocks of padding alone.
+    whole, blocks = whole_and_blockwise(
+        q, k, v, lengths_B, 8, monkeypatch, bidirectional=bidirectional,
+        window=None if window is None else jnp.int32(window), soft_cap=soft_cap, sinks_H=sinks_H,
+    )  # fmt: skip
+    np.testing.assert_allclose(blocks, whole, atol=1e-5)
+
+
+def test_a_long_prompt_goes_block_by_block(monkeypatch):
+    T = attention.LONGEST_WHOLE + 200
+    q, k, v = (heads(i, 1, T, 1, 8) for i in range(3))
+    lengths_B = np.array([T - 5], np.int32)
+    whole, blocks = whole_and_blockwise(q, k, v, lengths_B, blockwise.BLOCKS["cpu"], monkeypatch)
+    np.testing.assert_allclose(blocks, whole, atol=1e-5)
+
+
+def temporary_bytes(name, T):
+    """Of a whole prefill of one prompt, compiled and not run."""
+    family, raw = models.VARIANTS[name]
+    config = EncoderConfig.from_hf({"model_type": family, **raw, "max_position_embeddings": 2**16})
+    graphdef, params = nnx.split(
+        nnx.eval_shape(lambda: make_model(config, jnp.float32, models.HIGHEST, nnx.Rngs(0)))
+    )
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, T), (1,), (1, 2))]
+    program = capture.trace(
+        Graph(graphdef), params, *shapes, layers=(0, 1, 2), poolings=("last", "mean")
+    )
+    return program.lower().compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma3", "gpt_oss", "qwen3_next", "qwen3_5", "bert", "modernbert"]
+)
+def test_memory_grows_as_the_prompt_does(name):
+    shorter, longer = (temporary_bytes(name, T) for T in (2**14, 2**15))
+    assert longer < 2.1 * shorter
+    assert longer < 2**15 * 2**15 * 4 / 30, "T x T scores of one head are 4 GiB"
+
+
+@pytest.mark.parametrize("n_before", [0, 4])
+def test_what_cudnn_is_asked_for_is_causal_attention(n_before):
+    q, (k, v) = heads(0, 3, 7, 6, 8), (heads(i, 3, n_before + 7, 2, 8) for i in (1, 2))
+    lengths_B = jnp.array([7, 1, 5])
+
+    @jax.jit
+    def both(*heads):
+        expected = attend(*heads, lengths_B, models.HIGHEST, scale=0.3)
+        return expected, attend_cudnn(*heads, lengths_B, 0.3, "xla")
+
+    with jax.default_matmul_precision("highest"):
+        expected, found = map(np.asarray, both(q, k, v))
+    real_BT = np.arange(7)[None] < lengths_B[:, None]
+    np.testing.assert_allclose(found[real_BT], expected[real_BT], atol=1e-5)
+    assert not found[~real_BT].any()
+
+
+def test_cudnn_is_taken_where_it_is_legal():
+    raw = {"model_type": "qwen3", **models.VARIANTS["qwen3"][1]}
+    config = dataclasses.replace(EncoderConfig.from_hf(raw), head_dim=128)
+    assert cudnn_is_legal(config, "gpu", "bfloat16", 2048)
+    for platform, dtype in (("cpu", "bfloat16"), ("tpu", "bfloat16"), ("gpu", "float32")):
+        assert not cudnn_is_legal(config, platform, dtype, 2048)
+    windows = (4096, 2**30, 2**30)
+    assert cudnn_is_legal(dataclasses.replace(config, windows=windows), "gpu", "float16", 4096)
+    for change in (
+        {"windows": windows}, {"head_dim": 256}, {"head_dim": 12}, {"soft_cap": 50.0},
+        {"sinks": True}, {"bidirectional": True},
+    ):  # fmt: skip
+        assert not cudnn_is_legal(dataclasses.replace(config, **change), "gpu", "float16", 4097)

@@ -1,0 +1,162 @@
+"""Pictures: everything that should be in them is, and nothing is cut off."""
+
+import numpy as np
+import pytest
+
+matplotlib = pytest.importorskip("matplotlib")
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+
+from routerjax.evaluation.metrics import evaluate_predictions  # noqa: E402
+from routerjax.report.cost_picture import accuracy_against_cost  # noqa: E402
+from routerjax.report.pictures import (  # noqa: E402
+    auc_bars,
+    reliability_curves,
+    routed_share,
+    training_curves,
+)
+from routerjax.routing.policies import Argmax, Tolerance  # noqa: E402
+
+LONG = "organisation/a-model-with-a-very-long-name-of-many-parts-instruct-v0.{}"
+
+
+def _metrics(make_pool, m=12, policy=None, cost=True, n=300):
+    data, p_NM, cost_NM = make_pool(n=n, m=m)
+    object.__setattr__(data, "targets", tuple(LONG.format(j) for j in range(m)))
+    return evaluate_predictions(
+        p_NM, data, cost_NM if cost else None, policy=policy or Tolerance(0.1),
+        best_single=m - 1, cost_basis="assumed")  # fmt: skip
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_reliability_shows_each_bin_of_each_target(make_pool, before):
+    data, p_NM, _ = make_pool(n=300, m=12)
+    object.__setattr__(data, "targets", tuple(LONG.format(j) for j in range(12)))
+    metrics = evaluate_predictions(
+        p_NM, data, None, policy=Argmax(), best_single=0, cost_basis=None,
+        before_NM=p_NM**2 if before else None)  # fmt: skip
+    figure = reliability_curves(metrics)
+    _assert_nothing_is_cut(figure)
+    assert len(figure.axes) == 1 + before
+    after = figure.axes[-1]
+    assert len(after.lines) == 13  # The diagonal is one.
+    bins_B3 = np.array(metrics["calibration"]["after"]["reliability"][data.targets[4]])
+    np.testing.assert_array_equal(after.lines[5].get_xydata(), bins_B3[:, :2])
+    assert f"{metrics['calibration']['after']['mean_ece']:.3f}" in after.get_title()
+
+
+def _history(epochs=12, members=4):
+    rng = np.random.default_rng(0)
+    loss_EK = np.linspace(0.7, 0.5, epochs)[:, None] + 0.01 * rng.random((epochs, members))
+    loss_EK[epochs - 2 :, 1] = np.nan
+    best_K = np.nanargmin(loss_EK, axis=0)
+    return {"train_loss_EK": loss_EK, "val_loss_EK": loss_EK + 0.02, "best_epoch_K": best_K,
+            "kept": [0, 1]}  # fmt: skip
+
+
+def _texts(figure):
+    """(text, its box in pixels) of everything written, after drawing."""
+    FigureCanvasAgg(figure).draw()
+    # Ticks beyond the limits have a place, but are not drawn.
+    undrawn = {
+        label
+        for axes in figure.axes
+        for labels, i, limits in ((axes.get_xticklabels(which="both"), 0, axes.get_xlim()),
+                                  (axes.get_yticklabels(which="both"), 1, axes.get_ylim()))
+        for label in labels
+        if not min(limits) <= label.get_position()[i] <= max(limits)
+    }  # fmt: skip
+    renderer = figure.canvas.get_renderer()
+    return [
+        (text.get_text(), text.get_window_extent(renderer))
+        for text in figure.findobj(matplotlib.text.Text)
+        if text.get_text() and text.get_visible() and text not in undrawn
+    ]
+
+
+def _assert_nothing_is_cut(figure):
+    width, height = figure.canvas.get_width_height()
+    for text, box in _texts(figure):
+        assert box.x0 >= -1 and box.y0 >= -1, text
+        assert box.x1 <= width + 1 and box.y1 <= height + 1, text
+
+
+@pytest.mark.parametrize("m", [1, 2, 12])
+@pytest.mark.parametrize("draw", [auc_bars, routed_share, accuracy_against_cost])
+def test_every_target_is_named_and_nothing_is_cut(make_pool, draw, m):
+    figure = draw(_metrics(make_pool, m))
+    _assert_nothing_is_cut(figure)
+    written = [text for text, _ in _texts(figure)]
+    assert sum(text.startswith("organisation/a-model") for text in written) == m
+    axes = figure.axes[0]
+    assert axes.get_xlabel()
+
+
+def test_names_beside_points_do_not_overlap(make_pool):
+    boxes = [
+        box
+        for text, box in _texts(accuracy_against_cost(_metrics(make_pool)))
+        if text.startswith("organisation/")
+    ]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_training_curves_end_where_members_stopped():
+    figure = training_curves(_history())
+    _assert_nothing_is_cut(figure)
+    lines = {line.get_label(): line for line in figure.axes[1].lines}
+    assert {"member 0", "member 1", "not kept"} <= set(lines)
+    assert np.isfinite(lines["member 1"].get_ydata()).sum() == 10
+    assert np.isfinite(lines["member 0"].get_ydata()).sum() == 12
+
+
+def test_history_may_come_from_json():
+    """Arrays are lists there, and NaN is None."""
+    history = _history()
+    lists = {
+        name: [[None if v != v else v for v in row] for row in history[name].tolist()]
+        for name in ("train_loss_EK", "val_loss_EK")
+    }
+    figure = training_curves(history | lists | {"best_epoch_K": history["best_epoch_K"].tolist()})
+    line = figure.axes[0].lines[0]
+    assert np.isfinite(line.get_ydata()).any()
+
+
+def test_missing_numbers_are_dashes(make_pool):
+    metrics = _metrics(make_pool, m=3)
+    metrics["auc"][LONG.format(0)] = None
+    metrics["within_dataset_auc"] = None
+    metrics["oracle_share"] = None
+    assert "–" in [text for text, _ in _texts(auc_bars(metrics))]
+    assert len(routed_share(metrics).axes[0].patches) == 3
+
+
+def test_free_targets_have_a_linear_cost_axis(make_pool):
+    data, p_NM, cost_NM = make_pool(m=3)
+    cost_NM[:, 0] = 0
+    metrics = evaluate_predictions(p_NM, data, cost_NM, policy=Argmax(), best_single=2,
+                                   cost_basis="assumed")  # fmt: skip
+    figure = accuracy_against_cost(metrics)
+    assert figure.axes[0].get_xscale() == "linear"
+    _assert_nothing_is_cut(figure)
+    all_free = evaluate_predictions(p_NM, data, 0 * cost_NM, policy=Argmax(), best_single=2,
+                                    cost_basis="assumed")  # fmt: skip
+    _assert_nothing_is_cut(accuracy_against_cost(all_free))
+
+
+def test_a_name_is_never_read_as_a_formula(make_pool):
+    data, p_NM, cost_NM = make_pool(m=2)
+    object.__setattr__(data, "targets", (r"$\frac{$", "costs $5, or $6"))
+    metrics = evaluate_predictions(p_NM, data, cost_NM, policy=Argmax(), best_single=1,
+                                   cost_basis="assumed")  # fmt: skip
+    for draw in (auc_bars, routed_share, accuracy_against_cost):
+        FigureCanvasAgg(draw(metrics)).draw()
+
+
+def test_a_name_with_an_underscore_before_it_is_in_the_legend(make_pool):
+    data, p_NM, cost_NM = make_pool(m=2)
+    object.__setattr__(data, "targets", ("_first", "second"))
+    metrics = evaluate_predictions(p_NM, data, cost_NM, policy=Argmax(), best_single=1,
+                                   cost_basis="assumed")  # fmt: skip
+    (legend,) = reliability_curves(metrics).legends
+    assert [text.get_text().strip("\u200b") for text in legend.get_texts()] == ["_first", "second"]

@@ -1,0 +1,252 @@
+"""What every job needs: a polite stop, its description on disk, errors in one line."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from routerjax.runtime import provenance, resume, script
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A config like those of the scripts."""
+
+    seed: int = 3
+    layers: tuple[int, ...] = (1, 2)
+    rate: float = float("nan")
+
+
+# ---- SIGTERM
+
+
+def test_sigterm_asks_to_stop_within_and_kills_again_after():
+    before = signal.getsignal(signal.SIGTERM)
+    with resume.stoppable():
+        assert not resume.stop_requested()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert resume.stop_requested()
+        os.kill(os.getpid(), signal.SIGTERM)  # Schedulers repeat themselves.
+        assert resume.stop_requested()
+    assert not resume.stop_requested()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_stop_does_not_outlive_a_job_that_failed():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError, match="broke"), resume.stoppable():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("broke")
+    assert signal.getsignal(signal.SIGTERM) is before
+    with resume.stoppable():
+        assert not resume.stop_requested()
+
+
+# ---- a script's main, in a process of its own
+
+SCRIPT = """
+import os, signal, sys
+from routerjax.runtime import resume, script
+
+def main():
+    kind = sys.argv[0]
+    if kind == "stopped":
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert resume.stop_requested()
+        raise resume.Stopped("Stopped with 2 of 9 blocks to go.")
+    if kind == "stopped early":
+        raise resume.Stopped("Stopped.", goes_on=False)
+    if kind == "read no more":
+        reading, writing = os.pipe()
+        os.dup2(writing, 1)
+        os.close(reading)
+        print("a line", flush=True)
+    if kind == "interrupted":
+        os.kill(os.getpid(), signal.SIGINT)
+    if kind == "wrong":
+        raise ValueError("labels.jsonl:3: not valid JSON")
+    if kind == "broken":
+        raise KeyError("a fault of ours")
+
+sys.argv = sys.argv[1:]
+script.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text", "traceback"),
+    [
+        (["fine"], 0, "", False),
+        (["stopped"], 0, "blocks to go. Run the same command again: it goes on from there.", False),
+        (["stopped early"], 0, "Run the same command again: this part starts anew.", False),
+        (["read no more"], 141, "", False),
+        (["interrupted"], 130, "interrupted: what was finished is kept", False),
+        (["wrong"], 1, "error: labels.jsonl:3: not valid JSON\n", False),
+        (["wrong", "--v=1"], 1, "ValueError: labels.jsonl:3", True),
+        (["broken"], 1, "KeyError: 'a fault of ours'", True),
+        (["fine", "data.jsonl"], 1, "unexpected arguments ['data.jsonl']", False),
+    ],
+    ids=[
+        "fine",
+        "stopped",
+        "stopped early",
+        "read no more",
+        "interrupted",
+        "user's error",
+        "verbose",
+        "our fault",
+        "no flag",
+    ],
+)
+def test_how_a_script_ends(tmp_path, arguments, code, text, traceback):
+    ended = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"},
+    )
+    said = ended.stderr + ended.stdout
+    assert ended.returncode == code, said
+    assert text in said and ("Traceback" in said) == traceback, said
+
+
+USES_TRANSFORMERS = """
+from routerjax.runtime import resume, script
+
+def main():
+    from transformers import AutoConfig, AutoTokenizer
+
+script.run(main, torch={torch})
+"""
+
+
+@pytest.mark.parametrize("torch", [False, True])
+def test_a_script_imports_torch_only_where_it_uses_it(tmp_path, torch):
+    # An installed torch of which one sees that it is imported.
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text("raise SystemExit('torch was imported')")
+    (tmp_path / "torch-2.99.dist-info").mkdir()
+    (tmp_path / "torch-2.99.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.1\nName: torch\nVersion: 2.99\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    ended = subprocess.run(
+        [sys.executable, "-c", USES_TRANSFORMERS.format(torch=torch)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": path},
+    )
+    assert ("torch was imported" in ended.stderr) == torch, ended.stderr
+    assert ended.returncode == int(torch), ended.stderr
+    assert torch or not ended.stderr
+
+
+# ---- config.json
+
+
+def test_config_json_has_all_that_decides_the_numbers(tmp_path):
+    provenance.write_config(tmp_path, Config())
+    found = json.loads((tmp_path / "config.json").read_text())
+    assert set(found) == {"config", "versions", "git_revision", "devices", "processes"}
+    assert found["config"] == {"seed": 3, "layers": [1, 2], "rate": None}
+    assert found["versions"]["jax"] == jax.__version__
+    assert found["versions"]["python"] == sys.version.split()[0]
+    assert {"routerjax", "numpy", "tensorstore"} <= set(found["versions"])
+    assert found["devices"] == ["8 x cpu"] and found["processes"] == 1
+
+
+def test_a_package_that_is_not_installed_is_left_out(monkeypatch):
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert set(provenance.describe_run(Config())["versions"]) == {"python"}
+
+
+def test_the_git_revision_marks_changed_files_and_may_be_missing(monkeypatch):
+    def answers(head, status, code=0, of_listing=0):
+        def run(command, **_):
+            text = head if "rev-parse" in command else status
+            given = of_listing if "ls-files" in command else code
+            return subprocess.CompletedProcess(command, given, text, "")
+
+        monkeypatch.setattr(subprocess, "run", run)
+        return provenance.describe_run(Config())["git_revision"]
+
+    assert answers("abc123\n", "") == "abc123"
+    assert answers("abc123\n", " M file.py\n") == "abc123+"
+    assert answers("", "", code=128) is None
+    # Installed into a folder of another repository, whose commit says nothing.
+    assert answers("abc123\n", "", of_listing=1) is None
+
+    def no_git(*_, **__):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", no_git)
+    assert provenance.describe_run(Config())["git_revision"] is None
+
+
+# ---- compilation cache and progress
+
+
+@pytest.fixture
+def cache_options():
+    """Puts JAX's cache options back as they were."""
+    names = [
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    ]
+    before = {name: getattr(jax.config, name) for name in names}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.mark.parametrize(
+    ("given", "cuda", "left"),
+    [
+        ("", True, "--xla_gpu_enable_triton_gemm=false"),
+        ("--xla_a=1", True, "--xla_a=1 --xla_gpu_enable_triton_gemm=false"),
+        ("--xla_gpu_enable_triton_gemm=true", True, "--xla_gpu_enable_triton_gemm=true"),
+        ("--xla_a=1", False, "--xla_a=1"),
+        ("/etc/xla_flags", True, "/etc/xla_flags"),
+    ],
+)
+def test_products_are_cublas_on_a_gpu_unless_the_user_says_otherwise(
+    given, cuda, left, monkeypatch, tmp_path
+):
+    (tmp_path / "jax_plugins" / ("xla_cuda99" if cuda else "xla_other")).mkdir(parents=True)
+    (tmp_path / "jax_plugins" / ("xla_cuda99" if cuda else "xla_other") / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "jax_plugins", raising=False)
+    monkeypatch.setenv("XLA_FLAGS", given)
+    script.use_cublas()
+    assert os.environ["XLA_FLAGS"] == left
+
+
+@pytest.mark.parametrize("chosen", [None, "mine"])
+def test_the_compilation_cache_holds_small_programs_too(
+    cache_options, monkeypatch, tmp_path, chosen
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    own = None if chosen is None else str(tmp_path / chosen)
+    jax.config.update("jax_compilation_cache_dir", own)
+    script.use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == (own or str(tmp_path / "routerjax/xla"))
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
+    assert jax.config.jax_persistent_cache_min_entry_size_bytes == -1
+
+
+def test_the_progress_bar_counts_from_what_is_done(capsys):
+    with resume.progress_bar(total=10, done=4, unit="queries", what="extract") as bar:
+        bar.update(6)
+        assert (bar.n, bar.total) == (10, 10)
+    said = capsys.readouterr().err
+    assert "extract" in said and "queries" in said and "10/10" in said

@@ -1,0 +1,139 @@
+"""J in its variants: closed forms, what leaves it unchanged, scikit-learn's LDA."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from routerjax.stats.fisher import fisher_lda, fisher_mean, fisher_trace
+
+
+def _statistics(x_ND, y_N):
+    """weight_K, mean_KD, variance_KD and the pooled within-class covariance, as float32."""
+    classes = [x_ND[y_N == k] for k in (0, 1)]
+    weight_K = np.array([len(x) for x in classes])
+    mean_KD = np.array([x.mean(axis=0) for x in classes])
+    variance_KD = np.array([x.var(axis=0) for x in classes])
+    within_DD = sum(len(x) * np.cov(x.T, ddof=0) for x in classes) / weight_K.sum()
+    return tuple(np.float32(value) for value in (weight_K, mean_KD, variance_KD, within_DD))
+
+
+def _all(x_ND, y_N, shrinkage=0.2):
+    weight_K, mean_KD, variance_KD, within_DD = _statistics(x_ND, y_N)
+    return {
+        "trace": float(fisher_trace(weight_K, mean_KD, variance_KD)),
+        "mean": float(fisher_mean(weight_K, mean_KD, variance_KD)),
+        "lda": float(fisher_lda(weight_K, mean_KD, within_DD, shrinkage)),
+        "lda unshrunk": float(fisher_lda(weight_K, mean_KD, within_DD, 0.0)),
+    }
+
+
+@pytest.fixture(scope="module")
+def classes():
+    rng = np.random.default_rng(0)
+    y_N = (rng.random(400) < 0.35).astype(int)
+    x_ND = rng.normal(size=(400, 6)) @ rng.normal(size=(6, 6))
+    return x_ND + np.outer(y_N, rng.normal(size=6)), y_N
+
+
+def test_two_classes_of_two_points_by_hand():
+    """Wrong at (0, 0), (2, 0), correct at (4, 1), (4, 3): means (3, 2) apart, variances 1, 1."""
+    x_ND = np.array([[0.0, 0], [2, 0], [4, 1], [4, 3]])
+    found = _all(x_ND, np.array([0, 0, 1, 1]), shrinkage=1.0)
+    assert found["trace"] == pytest.approx((3**2 + 2**2) / 2)
+    assert found["mean"] == pytest.approx((9 / 1 + 4 / 1) / 2)
+    assert found["lda"] == pytest.approx(13 / 0.5)  # Sw = I / 2
+    assert found["lda unshrunk"] == pytest.approx(13 / 0.5)
+
+
+def test_isotropic_gaussians_have_known_j():
+    """Unit variances in D = 20 dimensions, means delta apart: J = delta^2 / 2D, and delta^2."""
+    delta, width, n_rows = 1.5, 20, 40_000
+    rng = np.random.default_rng(0)
+    y_N = np.arange(n_rows) % 2
+    x_ND = rng.normal(size=(n_rows, width))
+    x_ND[:, 0] += delta * y_N
+    found = _all(x_ND, y_N)
+    assert found["trace"] == pytest.approx(delta**2 / (2 * width), rel=0.03)
+    assert found["mean"] == pytest.approx(delta**2 / (2 * width), rel=0.03)
+    assert found["lda unshrunk"] == pytest.approx(delta**2, rel=0.03)
+    assert found["lda"] == pytest.approx(delta**2, rel=0.03)
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 0.01, 0.3, 1.0])
+def test_lda_is_scikit_learns(classes, shrinkage):
+    x_ND, y_N = classes
+    weight_K, mean_KD, _, within_DD = _statistics(x_ND, y_N)
+    lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage or None).fit(x_ND, y_N)
+    expected = lda.coef_[0] @ (lda.means_[1] - lda.means_[0])
+    found = fisher_lda(weight_K, mean_KD, within_DD, shrinkage)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def _rotation(width):
+    return np.linalg.qr(np.random.default_rng(4).normal(size=(width, width)))[0]
+
+
+@pytest.mark.parametrize(
+    "change, unchanged",
+    [
+        (lambda x_ND: x_ND + 7.0, {"trace", "mean", "lda", "lda unshrunk"}),
+        (lambda x_ND: 13.0 * x_ND, {"trace", "mean", "lda", "lda unshrunk"}),
+        (lambda x_ND: x_ND @ _rotation(6), {"trace", "lda", "lda unshrunk"}),
+        (lambda x_ND: x_ND * np.arange(1, 7), {"mean", "lda unshrunk"}),
+        (lambda x_ND: x_ND @ np.tri(6), {"lda unshrunk"}),
+    ],
+    ids=["shift", "scale", "rotation", "scales", "linear"],
+)
+def test_invariances_and_no_others(classes, change, unchanged):
+    x_ND, y_N = classes
+    before, after = _all(x_ND, y_N), _all(change(x_ND), y_N)
+    for name in before:
+        same = after[name] == pytest.approx(before[name], rel=2e-4)
+        assert same == (name in unchanged), name
+
+
+def test_swapping_the_classes_changes_nothing(classes):
+    x_ND, y_N = classes
+    assert _all(x_ND, 1 - y_N) == pytest.approx(_all(x_ND, y_N), rel=1e-5)
+
+
+def test_columns_without_variance_are_left_out(classes):
+    """As PCA beyond the rank, or columns that standardising has put to 0."""
+    x_ND, y_N = classes
+    padded_ND = np.concatenate([x_ND, np.zeros((len(x_ND), 3))], axis=1)
+    assert _all(padded_ND, y_N) == pytest.approx(_all(x_ND, y_N), rel=1e-5)
+
+
+def test_fewer_than_two_rows_in_a_class_is_nan(classes):
+    x_ND, y_N = classes
+    _, mean_KD, variance_KD, within_DD = _statistics(x_ND, y_N)
+    for weight_K in (np.float32([1, 50]), np.float32([50, 1]), np.float32([0, 50])):
+        assert np.isnan(fisher_trace(weight_K, mean_KD, variance_KD))
+        assert np.isnan(fisher_mean(weight_K, mean_KD, variance_KD))
+        assert np.isnan(fisher_lda(weight_K, mean_KD, within_DD))
+
+
+def test_states_that_do_not_vary_have_no_j():
+    weight_K, zeros_KD, zeros_DD = jnp.array([5.0, 5.0]), jnp.zeros((2, 3)), jnp.zeros((3, 3))
+    assert np.isnan(fisher_trace(weight_K, zeros_KD, zeros_KD))
+    assert np.isnan(fisher_mean(weight_K, zeros_KD, zeros_KD))
+    assert np.isnan(fisher_lda(weight_K, zeros_KD, zeros_DD))
+
+
+def test_classes_without_spread_of_their_own_have_no_bound():
+    weight_K, mean_KD = jnp.array([5.0, 5.0]), jnp.array([[0.0, 0.0], [1.0, 0.0]])
+    assert np.isinf(fisher_trace(weight_K, mean_KD, jnp.zeros((2, 2))))
+    assert np.isinf(fisher_mean(weight_K, mean_KD, jnp.array([[0.0, 1.0], [0.0, 1.0]])))
+    assert np.isinf(fisher_lda(weight_K, mean_KD, jnp.diag(jnp.array([0.0, 1.0]))))
+
+
+def test_vmaps_over_targets_as_a_loop(classes):
+    x_ND, _ = classes
+    y_NM = np.random.default_rng(1).random((400, 5)) < np.array([0.1, 0.3, 0.5, 0.7, 0.9])
+    each = [_statistics(x_ND, y_NM[:, m].astype(int)) for m in range(5)]
+    weight_MK, mean_MKD, _, within_MDD = (np.stack(field) for field in zip(*each, strict=True))
+    found_M = jax.vmap(fisher_lda)(weight_MK, mean_MKD, within_MDD)
+    expected_M = [fisher_lda(weight_K, mean_KD, w_DD) for weight_K, mean_KD, _, w_DD in each]
+    np.testing.assert_allclose(found_M, expected_M, rtol=1e-5)
