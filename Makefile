@@ -29,6 +29,7 @@ lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Minutes each; encoders and trunks say little at sizes that are done in as many.
 SUITES := capture,probes,sweep,trunk,router,compile

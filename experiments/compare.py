@@ -61,8 +61,8 @@ class Config:
 def main() -> None:
     """Fits what is missing and prints the comparison."""
     config = options.read(Config)
-    contestants: dict[str, rj.Plan | rj.Baseline] = {}
-    contestants |= rj.parse_plans(config.recipes, config.pooling, config.pca_dim)
+    contestants: dict[str, rj.RouterSpec | rj.Baseline] = {}
+    contestants |= rj.parse_router_specs(config.recipes, config.pooling, config.pca_dim)
     unknown = [name for name in config.baselines if name not in (*rj.BASELINES, "all")]
     if unknown or ("all" in config.baselines and len(config.baselines) > 1):
         raise ValueError(

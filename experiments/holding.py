@@ -31,7 +31,7 @@ def main() -> None:
     data, _ = options.read_data(config)
     folder = rj.Folder(config.workdir)
     rj.write_config(folder, config)
-    found = rj.holding_report(
+    found = rj.constraint_check(
         options.open_stores(config.store),
         data,
         options.recipe(config),
@@ -41,7 +41,7 @@ def main() -> None:
         workdir=folder,
     )
     folder.write_json("holding.json", found)
-    print("\n".join(rj.holding_lines(found)))
+    print("\n".join(rj.constraint_check_lines(found)))
 
 
 if __name__ == "__main__":

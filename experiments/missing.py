@@ -30,7 +30,7 @@ def main() -> None:
     data, _ = options.read_data(config)
     folder = rj.Folder(config.workdir)
     rj.write_config(folder, config)
-    found = rj.missing_outcomes(
+    found = rj.sparse_outcomes(
         options.open_stores(config.store),
         data,
         options.recipe(config),
@@ -40,7 +40,7 @@ def main() -> None:
         workdir=folder,
     )
     folder.write_json("missing.json", found)
-    print("\n".join(rj.missing_lines(found)))
+    print("\n".join(rj.sparse_outcomes_lines(found)))
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def main() -> None:
         table = _stream(config, data)
     else:
         table = rj.probe(rj.ActivationStore.open(config.store), data, pca_dim=config.pca_dim)
-        table.save(config.workdir)
+    rj.save_probes(table, config.workdir)
     print("J (trace, standardised), mean over targets:")
     ranked = table.rank()[:5]
     for layer, pooling, value in ranked:
@@ -89,9 +89,7 @@ def _stream(config: Config, data: rj.RoutingDataset) -> rj.ProbeTable:
         **{name: getattr(config, name) for name in ("pca", "pca_dim", "sketch", "n_probe", "seed")},
     }
     if config.then_extract is None:
-        table = rj.probe_stream(encoder, data, **choices)
-        table.save(config.workdir)
-        return table
+        return rj.probe_stream(encoder, data, **choices)
     path = config.store or rj.Folder(config.workdir) / "store"
     table, store = rj.probe_then_extract(
         encoder, data, path, config.workdir, keep=config.then_extract,

@@ -57,10 +57,10 @@ def main() -> None:
     encoder = options.load_encoder(config)
     store = rj.extract(encoder, data, folder / "store")
     table = rj.probe(store, train)
-    table.save(folder)
+    rj.save_probes(table, folder)
     sweep = rj.sweep(store, train, seed=config.seed, workdir=folder)
     assert sweep is not None  # There is one shard.
-    sweep.save(folder)
+    rj.save_sweep(sweep, folder)
     router = rj.fit_router(store, train, checkpoints=folder / "checkpoints")
     router.save(folder / "router")
     folder.write_json("train.json", router.training)

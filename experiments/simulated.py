@@ -43,7 +43,7 @@ def main() -> None:
     # The baselines read the mean.
     poolings = tuple(dict.fromkeys([*recipe.poolings, "mean"]))
     store = rj.extract(encoder, data, folder / "store", poolings=poolings)
-    found = rj.against_the_truth(
+    found = rj.oracle_gap(
         store,
         data,
         recipe,
@@ -52,7 +52,7 @@ def main() -> None:
         checkpoints=folder / "checkpoints",
     )
     folder.write_json("simulated.json", found)
-    print("\n".join(rj.truth_lines(found)))
+    print("\n".join(rj.oracle_gap_lines(found)))
 
 
 if __name__ == "__main__":

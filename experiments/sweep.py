@@ -92,7 +92,7 @@ def main() -> None:
     )
     if table is None:
         return
-    table.save(config.workdir)
+    rj.save_sweep(table, config.workdir)
     print("\n".join(rj.sweep_lines(table)))
     if grid is not None:
         found = rj.sweep_trunks(

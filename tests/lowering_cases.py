@@ -15,10 +15,11 @@ import numpy as np
 from flax import nnx
 
 from routerjax.encoder.capture import Graph, capture, read_prefix
-from routerjax.encoder.extraction import block_buffer
-from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.extraction import block_buffer as block_buffer
+from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.pooling import POOLINGS
-from routerjax.encoder.weights import loading, mxfp4
+from routerjax.encoder.weights import loading as loading
+from routerjax.encoder.weights import mxfp4
 from routerjax.evaluation import calibration
 from routerjax.features import fit, moments, part, pca, projected, sketch
 from routerjax.features.pca import Axes
@@ -110,7 +111,7 @@ def _projected(*lead: int) -> Any:
 
 
 @functools.cache
-def _slab_cases() -> dict[str, list[Case]]:
+def _site_cases() -> dict[str, list[Case]]:
     """Of totals: with each sum and each number that the streaming probe takes."""
     mesh = make_mesh("data:2")
     x_SRD, (_, weight_R, y_RM) = array(4, R, D), _BLOCK
@@ -138,7 +139,7 @@ def _slab_cases() -> dict[str, list[Case]]:
 
 def _epochs() -> Iterator[Case]:
     """A mapped epoch: batches split by rows over devices, members side by side and one by one, and
-    members dealt out, in turns of any and of kin."""
+    members dealt out, in turns of any and of siblings."""
     program = step.Program(C, (6, 5), M, (True, False), 4, 3, 0.0)
     for rows_split, one_by_one, size in ((2, False, None), (2, True, None), (1, False, 2),
                                          (1, True, 2)):  # fmt: skip
@@ -156,7 +157,7 @@ def _epochs() -> Iterator[Case]:
 def encoder_case(name: str, dtype: Any, n_tokens: int = 16) -> Case:
     """The prefill of a golden model."""
     path = GOLDEN / name / "config.json"
-    config = EncoderConfig.from_hf(json.loads(path.read_text()), str(path))
+    config = read_config(json.loads(path.read_text()), str(path))
     exact = dtype == jnp.float32
     precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
     make = functools.partial(loading.make_model, config, dtype, precision)
@@ -191,26 +192,26 @@ def _probe_cases() -> Table:
     score_NQ, fold_N = array(N, Q), whole(N)
     classes = (jax.eval_shape(projected._finish, _projected(L, P)), whole(M), array())
     pmapped = cross_validation._compiled((2, C), tuple(jax.devices()[:2]))
-    slabs = (array(2, 1, F, R, D), array(2, F, R, M), array(2, F, R))
+    sites = (array(2, 1, F, R, D), array(2, F, R, M), array(2, F, R))
     return {
-        "stats/auc_replicates.py:_auc_draws": lambda: [
-            _of(auc_replicates._auc_draws, score_NQ, score_NQ, fold_N, whole(F, R), array(F, R),
-                weight_BN)
+        "stats/auc_replicates.py:_auc_replicates": lambda: [
+            _of(auc_replicates._auc_replicates, score_NQ, score_NQ, fold_N, whole(F, R),
+                array(F, R), weight_BN)
         ],
-        "stats/auc_replicates.py:_within_auc_draws": lambda: [
-            _of(auc_replicates._within_auc_draws, score_NQ, score_NQ, fold_N, fold_N, weight_BN,
-                n_folds=F, n_datasets=2)
+        "stats/auc_replicates.py:_within_auc_replicates": lambda: [
+            _of(auc_replicates._within_auc_replicates, score_NQ, score_NQ, fold_N, fold_N,
+                weight_BN, n_folds=F, n_datasets=2)
         ],
         "stats/bootstrap.py:_poisson": lambda: [
             _of(bootstrap._poisson, array(N, 2, dtype=jnp.uint32), _SEED, draws=5)
         ],
-        "sweeps/cross_validation.py:_compiled": lambda: [_of(jax.jit(pmapped), *slabs)],
+        "sweeps/cross_validation.py:_compiled": lambda: [_of(jax.jit(pmapped), *sites)],
         "sweeps/controls.py:_train_on": lambda: [
             _of(controls._train_on, x_ND, y_NM, array(N), width=C)
         ],
         "sweeps/evaluator.py:_standardise": lambda: [_of(evaluator._standardise, x_ND)],
-        "stats/fisher_replicates.py:_fisher_draws": lambda: [
-            _of(fisher_replicates._fisher_draws, x_ND, y_NM, whole(1), whole(M), weight_BN)
+        "stats/fisher_replicates.py:_fisher_replicates": lambda: [
+            _of(fisher_replicates._fisher_replicates, x_ND, y_NM, whole(1), whole(M), weight_BN)
         ],
         "stats/fisher_replicates.py:_fisher_shuffled": lambda: [
             _of(
@@ -233,9 +234,9 @@ def _probe_cases() -> Table:
 def _feature_cases() -> Table:
     _, weight_R, y_RM = _BLOCK
     mesh = make_mesh("data:2")
-    slab_DC = (array(2, D), array(2, D), array(2, D, K))
+    site_DC = (array(2, D), array(2, D), array(2, D, K))
     basis_EK = array(2 * D, K)
-    carry = ((array(), slab_DC[2]),) * 2
+    carry = ((array(), site_DC[2]),) * 2
     sums, axes = _projected(L, P), _axes(L, P)
     wide = _moments(1, 1, width=2 * D)[1]
     return {
@@ -255,7 +256,7 @@ def _feature_cases() -> Table:
             )
             for n in (R, 4 * R)
         ],
-        "features/fit.py:_fisher_of_slabs": lambda: [_of(fit._fisher_of_slabs, _moments(L, P)[1])],
+        "features/fit.py:_fisher_of_sites": lambda: [_of(fit._fisher_of_sites, _moments(L, P)[1])],
         "features/moments.py:begin": lambda: [
             _of(moments.begin, *_BLOCK, gram=gram) for gram in (0, 1)
         ],
@@ -263,18 +264,18 @@ def _feature_cases() -> Table:
             _of(moments.update, _moments(L, P, gram=gram)[0], *_BLOCK) for gram in (False, True)
         ],
         "features/moments.py:finish": lambda: [_of(moments.finish, _moments(L, P)[0])],
-        "features/pca.py:_solve": lambda: [_of(pca._solve, wide, n_slabs=2, width=C)],
+        "features/pca.py:_solve": lambda: [_of(pca._solve, wide, n_sites=2, width=C)],
         "features/pca.py:_clean": lambda: [
-            _of(pca._clean, slab_DC[0], basis_EK, array(K), array(K))
+            _of(pca._clean, site_DC[0], basis_EK, array(K), array(K))
         ],
-        "features/pca.py:_by_slab": lambda: [_of(pca._by_slab, wide, n_slabs=2)],
+        "features/pca.py:_by_site": lambda: [_of(pca._by_site, wide, n_sites=2)],
         "features/projected.py:_update": lambda: [
             _of(projected._update, (sums, sums), *_BLOCK, axes, whole(1))
         ],
         "features/projected.py:_finish": lambda: [_of(projected._finish, sums)],
-        "features/sketch.py:_draw": lambda: [_of(sketch._draw, slab_DC[0], n_sketch=K)],
+        "features/sketch.py:_draw": lambda: [_of(sketch._draw, site_DC[0], n_sketch=K)],
         "features/sketch.py:_add_product": lambda: [
-            _of(sketch._add_product, carry, array(1, 2, R, D), weight_R, *slab_DC)
+            _of(sketch._add_product, carry, array(1, 2, R, D), weight_R, *site_DC)
         ],
         "features/sketch.py:_filter": lambda: [_of(sketch._filter, *[basis_EK] * 3, whole())],
         "features/sketch.py:_rayleigh_ritz": lambda: [_of(sketch._rayleigh_ritz, *[basis_EK] * 2)],
@@ -362,7 +363,7 @@ def cases() -> Table:
         ],
         **_feature_cases(),
         **{
-            f"probes/streaming/totals.py:{name}": lambda name=name: _slab_cases()[name]
+            f"probes/streaming/totals.py:{name}": lambda name=name: _site_cases()[name]
             for name in ("_make", "_zeros", "_add", "_map")
         },
         **_probe_cases(),

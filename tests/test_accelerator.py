@@ -18,9 +18,9 @@ from routerjax.encoder.models.attention import attend, attend_cudnn
 from routerjax.store.shards import encode
 from routerjax.sweeps import cross_validation
 from routerjax.trunk.config import TrunkConfig
-from routerjax.trunk.many import train_many
-from routerjax.trunk.member import Member
-from routerjax.trunk.train import train
+from routerjax.trunk.many import train_trunks
+from routerjax.trunk.member import TrunkMember
+from routerjax.trunk.train import train_trunk
 
 pytestmark = pytest.mark.skipif(
     jax.default_backend() == "cpu", reason="there is no accelerator here"
@@ -113,7 +113,7 @@ def test_a_block_that_is_not_finite_is_told_of(bad):
 
 @pytest.fixture(scope="module")
 def rows() -> tuple[np.ndarray, np.ndarray]:
-    """1,200 rows of two slabs, 96 wide, and outcomes of three targets, some not observed."""
+    """1,200 rows of two sites, 96 wide, and outcomes of three targets, some not observed."""
     rng = np.random.default_rng(0)
     x_SND = rng.normal(size=(2, 1200, 96)).astype(np.float32) * rng.lognormal(size=96)
     signal = x_SND[0, :, :3] / x_SND[0, :, :3].std(axis=0)
@@ -140,15 +140,15 @@ def test_trunks_are_the_cpus_alone_and_many_at_once(rows):
     arrays = [part for at in parts for part in (x_SND[0, at], y_NM[at])]
     config = TrunkConfig(hidden=(32, 16), epochs=6, batch_size=128, seeds=(1, 2, 3), keep=1)
     losses = [
-        train(*arrays, config, devices=devices)[1].val_loss_EK
+        train_trunk(*arrays, config, devices=devices)[1].val_loss_EK
         for devices in (jax.local_devices()[:1], [on_cpu()])
     ]
     np.testing.assert_allclose(*losses, rtol=2e-3)
     members = [
-        Member("a", (32, 16), config.dropout, rate, config.l2, seed)
+        TrunkMember("a", (32, 16), config.dropout, rate, config.l2, seed)
         for rate in (config.learning_rate, 1e-2)
         for seed in config.seeds
     ]
     x, y, x_val, y_val = arrays
-    many = train_many({"a": x}, y, {"a": x_val}, y_val, members, config)
+    many = train_trunks({"a": x}, y, {"a": x_val}, y_val, members, config)
     np.testing.assert_allclose(many.best_val_loss_K[:3], losses[0].min(axis=0), rtol=2e-3)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import pytest
 
 import routerjax
-from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.models.attention import LONGEST_WHOLE
 from tests.encoder.tiny_models import GOLDEN
 from tests.encoder.variants import VARIANTS
@@ -107,7 +107,7 @@ def test_it_lowers_for_every_platform_in_full_precision(name):
 def _modules(name: str) -> tuple[object, ...]:
     """What decides which of the encoder's code a golden model runs."""
     path = GOLDEN / name / "config.json"
-    config = EncoderConfig.from_hf(json.loads(path.read_text()), str(path))
+    config = read_config(json.loads(path.read_text()), str(path))
     rotary = config.follows_length, bool(config.soft_cap)
     return (
         config.family in ("bert", "roberta", "xlm-roberta"),

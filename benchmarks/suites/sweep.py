@@ -82,10 +82,10 @@ def sweep(s: session.Session) -> dict[str, Any]:
             found[f"AUC, {name}"] = turns.require(f"AUC, {name}", error, _AUC)
         return found
 
-    n_slabs, n, d = shape[0] * shape[1], len(data), s.encoder.width
+    n_sites, n, d = shape[0] * shape[1], len(data), s.encoder.width
     # Of the solver's steps nothing is counted: how many there are depends on the data.
-    flops = n_slabs * (2.0 * n * d * d + _FOLDS * 2.0 * n * d * max(dims))
-    found = turns.in_turn(contestants, s.rounds, Work(flops, n_slabs * n * d * 2.0), agree)
+    flops = n_sites * (2.0 * n * d * d + _FOLDS * 2.0 * n * d * max(dims))
+    found = turns.in_turn(contestants, s.rounds, Work(flops, n_sites * n * d * 2.0), agree)
     figures: dict[str, Any] = {"cells": n_cells, "regressions": n_cells * _FOLDS}
     if regression:
         seconds = {row["contestant"]: row["seconds"] for row in found["rows"]}

@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.families.registry import check_family, read_config
 
 # What a hub download takes: no other framework's weights, no code, no folder with another copy.
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -40,7 +41,7 @@ def locate(source: str, revision: str | None) -> tuple[pathlib.Path, str | None]
     return path, path.name  # A snapshot's folder is named by its commit.
 
 
-def read_config(folder: pathlib.Path) -> EncoderConfig:
+def read_config_file(folder: pathlib.Path) -> EncoderConfig:
     """Reads config.json.
 
     Raises:
@@ -55,7 +56,7 @@ def read_config(folder: pathlib.Path) -> EncoderConfig:
         ) from error
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: expected a JSON object, the config of a model, got {raw!r:.80}")
-    EncoderConfig.check_family(raw, str(path))
+    check_family(raw, str(path))
     # transformers fills in what the file leaves to its class's defaults.
     from transformers import AutoConfig
 
@@ -63,7 +64,7 @@ def read_config(folder: pathlib.Path) -> EncoderConfig:
         full = AutoConfig.from_pretrained(folder).get_text_config().to_dict()
     except Exception as error:
         raise ValueError(f"{path}: transformers cannot read this config: {error}") from error
-    return EncoderConfig.from_hf(full, str(path))
+    return read_config(full, str(path))
 
 
 def read_tokenizer(folder: pathlib.Path) -> Any:

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from routerjax.encoder.families.config import EncoderConfig
-from routerjax.encoder.hub import locate, read_config, read_tokenizer
+from routerjax.encoder.hub import locate, read_config_file, read_tokenizer
 from routerjax.encoder.prompts import Prompter
 from routerjax.encoder.weights.loading import abstract_model, load_weights, param_shapes
 from routerjax.encoder.weights.meshes import choose_mesh
@@ -57,7 +57,7 @@ def load(
         devices = mesh.devices.flat if isinstance(mesh, Mesh) else jax.local_devices()
         compute_dtype = "float32" if devices[0].platform == "cpu" else "bfloat16"
     folder, resolved = locate(str(source), revision)
-    config = read_config(folder)
+    config = read_config_file(folder)
     max_tokens = min(max_tokens, config.max_positions)
     tokenizer = read_tokenizer(folder)
     try:

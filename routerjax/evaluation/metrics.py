@@ -33,7 +33,7 @@ from routerjax.evaluation.headline import (
 )
 from routerjax.evaluation.published_report import field_report
 from routerjax.evaluation.savings import KEYS as COST_KEYS
-from routerjax.evaluation.savings import Rows, cost_metrics
+from routerjax.evaluation.savings import CompleteRows, cost_metrics
 from routerjax.routing.policy import Policy
 from routerjax.routing.policy_rows import check_probabilities
 from routerjax.stats.roc_auc import auc_per_target
@@ -148,8 +148,10 @@ def evaluate_predictions(
         reasons |= dict.fromkeys(COST_KEYS, NO_COMPLETE_ROW)
     else:
         cost_nM = cost_NM[complete_N]
-        rows = Rows(targets, p_nM, correct_nM, cost_nM, expected_cost_NM[complete_N], choice_n,
-                    best_single, str(policy))  # fmt: skip
+        rows = CompleteRows(
+            targets, p_nM, correct_nM, cost_nM, expected_cost_NM[complete_N], choice_n,
+            best_single, str(policy),
+        )  # fmt: skip
         found, why = cost_metrics(rows, tolerances)
         metrics |= found
         reasons |= why

@@ -14,7 +14,7 @@ from routerjax.data.groups import numbered
 from routerjax.evaluation import published as field
 from routerjax.evaluation.frontier import take
 from routerjax.routing.policies import choose_by_utility
-from routerjax.routing.policy_rows import PolicyRows
+from routerjax.routing.policy_rows import PolicyInputs
 from routerjax.stats.bootstrap import group_weights, reverse_percentile
 
 DRAWS = 1000
@@ -139,7 +139,7 @@ def _with_costs(
     saving_choice_N: np.ndarray | None,
 ) -> dict[str, Any]:
     """The metrics that need costs, [B] each."""
-    rows = PolicyRows.checked(p_NM, expected_cost_NM)
+    rows = PolicyInputs.checked(p_NM, expected_cost_NM)
     ends = float(rows.cost_NM.min()), float(rows.cost_NM.max())
     choices = [choose_by_utility(rows, lam, ends) for lam in LAMS]
     choices.append(choice_N if saving_choice_N is None else saving_choice_N)

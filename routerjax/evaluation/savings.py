@@ -40,7 +40,7 @@ KEYS = (
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Rows:
+class CompleteRows:
     """Rows on which every outcome is observed, and what the router chose there.
 
     Attributes:
@@ -64,7 +64,9 @@ class Rows:
     policy: str
 
 
-def cost_metrics(rows: Rows, tolerances: Sequence[float]) -> tuple[dict[str, Any], dict[str, str]]:
+def cost_metrics(
+    rows: CompleteRows, tolerances: Sequence[float]
+) -> tuple[dict[str, Any], dict[str, str]]:
     """All keys that need a cost.
 
     Args:
@@ -170,5 +172,5 @@ def _point(point: Any) -> dict[str, float]:
     return {"accuracy": float(point[1]), "cost_per_query": float(point[0])}
 
 
-def _by_target(rows: Rows, value_M: np.ndarray) -> dict[str, float]:
+def _by_target(rows: CompleteRows, value_M: np.ndarray) -> dict[str, float]:
     return dict(zip(rows.targets, map(float, value_M), strict=True))

@@ -115,7 +115,7 @@ class FeatureMap:
         on_device = self._by_encoder[0]
         if h_LPBD.devices() != on_device.devices:
             h_LPBD = jax.device_put(h_LPBD, *on_device.devices)
-        return apply_parts(h_LPBD, on_device.slabs, on_device.axes)
+        return apply_parts(h_LPBD, on_device.sites, on_device.axes)
 
     def apply_store(self, stores: Stores, ids: Sequence[str]) -> np.ndarray:
         """Features of stored queries; the blocks that hold them are read once, block by block.
@@ -208,14 +208,14 @@ def _apply_chunks(
             f"h_NLPD: expected [N, {len(layers)} layers, {len(poolings)} poolings, "
             f"{expected[2]} wide], got shape {h_NLPD.shape}"
         )
-    slabs = on_device.positions(layers, poolings)
+    sites = on_device.positions(layers, poolings)
     chunks = [np.zeros((0, on_device.width), np.float32)]
     for start in range(0, h_NLPD.shape[0], _CHUNK_ROWS):
         h_RLPD = h_NLPD[start : start + _CHUNK_ROWS]
         n_rows = h_RLPD.shape[0]
         h_LPRD = np.asarray(h_RLPD, np.float32).transpose(1, 2, 0, 3)
         h_LPRD = pad_rows(h_LPRD, 1 << (n_rows - 1).bit_length())
-        chunks.append(np.asarray(apply_parts(h_LPRD, slabs, on_device.axes))[:n_rows])
+        chunks.append(np.asarray(apply_parts(h_LPRD, sites, on_device.axes))[:n_rows])
     return np.concatenate(chunks)
 
 
@@ -235,12 +235,12 @@ def _apply_store(
     positions_n = store.rows_of(ids)
     wanted_N = np.zeros(len(store.ids), bool)
     wanted_N[positions_n] = True
-    slabs = on_device.positions(layers, poolings)
+    sites = on_device.positions(layers, poolings)
     n_rows = store.block_slice(0).stop
     x_NC = np.zeros((len(store.ids), on_device.width), np.float32)
     blocks = store.blocks(layers, poolings, used_blocks(store, wanted_N))
     dispatched = (
-        (at, apply_parts(pad_rows(h_LPRD, n_rows), slabs, on_device.axes)) for at, h_LPRD in blocks
+        (at, apply_parts(pad_rows(h_LPRD, n_rows), sites, on_device.axes)) for at, h_LPRD in blocks
     )
     for at, x_RC in in_flight(dispatched):
         x_NC[at] = np.asarray(x_RC)[: at.stop - at.start]

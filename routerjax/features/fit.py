@@ -14,7 +14,7 @@ from routerjax.features.moments import Moments, collect
 from routerjax.features.part import Part
 from routerjax.features.pca import fit_pca
 from routerjax.features.recipe import Recipe
-from routerjax.features.row_blocks import Rows, align
+from routerjax.features.row_blocks import AlignedOutcomes, align
 from routerjax.stats.fisher import fisher_trace
 from routerjax.stats.numerics import inverse_scale
 from routerjax.store.store import ActivationStore
@@ -81,18 +81,18 @@ def check_held(store: ActivationStore, layers: Sequence[int], poolings: Sequence
                 raise ValueError(f"{name}: the store holds {list(held)}, got {item!r}")
 
 
-def fisher_of_slabs(
-    store: ActivationStore, rows: Rows, layers: Sequence[int], poolings: Sequence[str]
+def fisher_of_sites(
+    store: ActivationStore, rows: AlignedOutcomes, layers: Sequence[int], poolings: Sequence[str]
 ) -> np.ndarray:
     """J ("trace/standardised") of layers x poolings on the used rows, [L, P, M] float32.
 
     NaN where a target has fewer than two rows of a class, or a state is constant.
     """
-    return np.asarray(_fisher_of_slabs(collect(store, rows, layers, poolings)))
+    return np.asarray(_fisher_of_sites(collect(store, rows, layers, poolings)))
 
 
 def _wanted(
-    recipe: Recipe, stores: Sequence[ActivationStore], rows: Sequence[Rows]
+    recipe: Recipe, stores: Sequence[ActivationStore], rows: Sequence[AlignedOutcomes]
 ) -> list[tuple[int, tuple[int, ...], tuple[str, ...], int]]:
     """(encoder, layers, poolings, width) of each part."""
     if recipe.blocks:
@@ -116,9 +116,9 @@ def _wanted(
     ]
 
 
-def _top_layers(store: ActivationStore, rows: Rows, recipe: Recipe) -> tuple[int, ...]:
+def _top_layers(store: ActivationStore, rows: AlignedOutcomes, recipe: Recipe) -> tuple[int, ...]:
     """The k layers of the largest J, ascending."""
-    j_LPM = fisher_of_slabs(store, rows, store.layers, recipe.poolings)
+    j_LPM = fisher_of_sites(store, rows, store.layers, recipe.poolings)
     ranked_M = np.isfinite(j_LPM).any(axis=(0, 1))
     if not ranked_M.any():
         raise ValueError(
@@ -139,7 +139,7 @@ def _top_layers(store: ActivationStore, rows: Rows, recipe: Recipe) -> tuple[int
 
 
 @jax.jit
-def _fisher_of_slabs(moments: Moments) -> jax.Array:
+def _fisher_of_sites(moments: Moments) -> jax.Array:
     """J ("trace/standardised"), [L, P, M]."""
 
     def of_one(one: Moments) -> jax.Array:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from routerjax.features.row_blocks import Rows, fold, stream
+from routerjax.features.row_blocks import AlignedOutcomes, fold, stream
 from routerjax.stats.numerics import HIGHEST, add_compensated, variance
 from routerjax.store.store import ActivationStore
 
@@ -148,7 +148,7 @@ def finish(state: Running) -> Moments:
 
 def collect(
     store: ActivationStore,
-    rows: Rows,
+    rows: AlignedOutcomes,
     layers: Sequence[int],
     poolings: Sequence[str],
     gram: bool = False,
@@ -269,8 +269,8 @@ def _gram(x_RD: jax.Array, w_R: jax.Array) -> jax.Array:
 def _sums_of_all(
     h_LPRD: jax.Array, shift_LPD: jax.Array, weight_R: jax.Array, y_RM: jax.Array, gram: bool
 ) -> Sums:
-    """`sums_of` over layers and poolings, one after the other: a slab's rows fit a cache."""
+    """`sums_of` over layers and poolings, one after the other: a site's rows fit a cache."""
     shape = h_LPRD.shape[:2]
-    slabs = (h_LPRD.reshape(-1, *h_LPRD.shape[2:]), shift_LPD.reshape(-1, shift_LPD.shape[2]))
-    sums = jax.lax.map(lambda slab: sums_of(slab[0], slab[1], weight_R, y_RM, gram), slabs)
+    sites = (h_LPRD.reshape(-1, *h_LPRD.shape[2:]), shift_LPD.reshape(-1, shift_LPD.shape[2]))
+    sums = jax.lax.map(lambda site: sums_of(site[0], site[1], weight_R, y_RM, gram), sites)
     return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), sums)

@@ -1,4 +1,4 @@
-"""Part: standardise + PCA of chosen slabs of one encoder, a block of a fitted recipe."""
+"""Part: standardise + PCA of chosen sites of one encoder, a block of a fitted recipe."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from routerjax.features.pca import Axes, Pca, project
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part(Pca):
-    """Standardise + PCA of chosen slabs of one encoder, a slab being one (layer, pooling).
+    """Standardise + PCA of chosen sites of one encoder, a site being one (layer, pooling).
 
-    x = sum over slabs s of ((h_s - mean_s) / scale_s) @ components_s.
+    x = sum over sites s of ((h_s - mean_s) / scale_s) @ components_s.
 
     Attributes (after those of `Pca`):
       encoder: Its place among the encoders, from 0.
-      blocks: [S] (hidden-state index, pooling) of each slab.
+      blocks: [S] (hidden-state index, pooling) of each site.
     """
 
     encoder: int
@@ -88,7 +88,7 @@ def explained_variance_ratio(parts: Sequence[Part]) -> float:
     return float(kept / sum(part.total_variance for part in parts))
 
 
-# Up to so many rows all slabs are projected at once: a scan would copy the components.
+# Up to so many rows all sites are projected at once: a scan would copy the components.
 _FEW_ROWS = 8
 
 
@@ -105,10 +105,10 @@ class OnDevice:
         )
         self.devices = self.axes[0].mean_D.devices()
         # There, as each call would send them anew.
-        self.slabs = tuple(map(jnp.asarray, self.positions(layers, poolings)))
+        self.sites = tuple(map(jnp.asarray, self.positions(layers, poolings)))
 
     def positions(self, layers: Sequence[int], poolings: Sequence[str]) -> tuple[np.ndarray, ...]:
-        """[S, 2] int32 of each part: where its slabs lie in an array of these layers, poolings."""
+        """[S, 2] int32 of each part: where its sites lie in an array of these layers, poolings."""
         blocks = [block for part in self.parts for block in part.blocks]
         missing = [block for block in blocks if block[0] not in layers or block[1] not in poolings]
         if missing:
@@ -127,31 +127,31 @@ class OnDevice:
 
 @jax.jit
 def apply_parts(
-    h_LPRD: jax.Array, slabs: tuple[jax.Array, ...], axes: tuple[Axes, ...]
+    h_LPRD: jax.Array, sites: tuple[jax.Array, ...], axes: tuple[Axes, ...]
 ) -> jax.Array:
     """Features of rows, part by part.
 
-    Of many rows slab by slab: the concatenation [R, S * D] is never made.
+    Of many rows site by site: the concatenation [R, S * D] is never made.
 
     Args:
       h_LPRD: [L, P, R, D] pooled states.
-      slabs: [S, 2] int32 of each part, of `OnDevice.positions`.
-      axes: Of each part, with S leading: what its slabs are projected to.
+      sites: [S, 2] int32 of each part, of `OnDevice.positions`.
+      axes: Of each part, with S leading: what its sites are projected to.
 
     Returns:
       x_RC [R, C].
     """
 
-    def of_part(slabs_S2: jax.Array, axes_of_part: Axes) -> jax.Array:
+    def of_part(sites_S2: jax.Array, axes_of_part: Axes) -> jax.Array:
         if h_LPRD.shape[2] <= _FEW_ROWS:
-            x_SRC = jax.vmap(project)(h_LPRD[slabs_S2[:, 0], slabs_S2[:, 1]], axes_of_part)
+            x_SRC = jax.vmap(project)(h_LPRD[sites_S2[:, 0], sites_S2[:, 1]], axes_of_part)
             return x_SRC.sum(axis=0)
 
-        def add(x_RC: jax.Array, slab: tuple[jax.Array, Axes]) -> tuple[jax.Array, None]:
-            (layer, pooling), axes_of_slab = slab
-            return x_RC + project(h_LPRD[layer, pooling], axes_of_slab), None
+        def add(x_RC: jax.Array, site: tuple[jax.Array, Axes]) -> tuple[jax.Array, None]:
+            (layer, pooling), axes_of_site = site
+            return x_RC + project(h_LPRD[layer, pooling], axes_of_site), None
 
         zeros_RC = jnp.zeros((h_LPRD.shape[2], axes_of_part.components_DC.shape[2]), jnp.float32)
-        return jax.lax.scan(add, zeros_RC, (slabs_S2, axes_of_part))[0]
+        return jax.lax.scan(add, zeros_RC, (sites_S2, axes_of_part))[0]
 
-    return jnp.concatenate([of_part(*part) for part in zip(slabs, axes, strict=True)], axis=1)
+    return jnp.concatenate([of_part(*part) for part in zip(sites, axes, strict=True)], axis=1)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from routerjax.features import moments as moments_lib
-from routerjax.features.row_blocks import Block, Rows, fold, stream
+from routerjax.features.row_blocks import AlignedOutcomes, RowBlock, fold, stream
 from routerjax.features.sketch import leading_components
 from routerjax.stats.numerics import EPS, HIGHEST, inverse_scale
 from routerjax.store.store import ActivationStore
@@ -48,7 +48,7 @@ class Axes(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pca:
-    """Standardise + PCA of S concatenated slabs, a slab being one (layer, pooling).
+    """Standardise + PCA of S concatenated sites, a site being one (layer, pooling).
 
     Attributes:
       mean_SD: [S, D] float32 column means.
@@ -133,7 +133,7 @@ def fix_signs(components_EC: jax.Array) -> jax.Array:
 
 def fit_pca(
     store: ActivationStore,
-    rows: Rows,
+    rows: AlignedOutcomes,
     layers: Sequence[int],
     poolings: Sequence[str],
     width: int,
@@ -141,7 +141,7 @@ def fit_pca(
 ) -> Pca:
     """Fits standardise + PCA on the used rows of a store.
 
-    The slabs are layers x poolings, layer by layer. They are concatenated one row block at a time
+    The sites are layers x poolings, layer by layer. They are concatenated one row block at a time
     at most. A narrower fit has the leading components of a wider one.
 
     Args:
@@ -188,32 +188,40 @@ def _noise(largest: jax.Array, n_columns: int) -> jax.Array:
 
 
 def _fit_exact(
-    store: ActivationStore, rows: Rows, layers: Sequence[int], poolings: Sequence[str], width: int
+    store: ActivationStore,
+    rows: AlignedOutcomes,
+    layers: Sequence[int],
+    poolings: Sequence[str],
+    width: int,
 ) -> Pca:
-    """By the covariance of the concatenated columns, which makes them one wide slab."""
+    """By the covariance of the concatenated columns, which makes them one wide site."""
     blocks = (_concatenated(block) for block in stream(store, rows, layers, poolings))
     start = functools.partial(moments_lib.begin, gram=True)
     moments = moments_lib.finish(fold(blocks, start, moments_lib.update))
-    n_slabs = len(layers) * len(poolings)
-    return _pca(rows.n_used, *_solve(moments, n_slabs, min(width, n_slabs * store.width)))
+    n_sites = len(layers) * len(poolings)
+    return _pca(rows.n_used, *_solve(moments, n_sites, min(width, n_sites * store.width)))
 
 
 def _fit_sketched(
-    store: ActivationStore, rows: Rows, layers: Sequence[int], poolings: Sequence[str], width: int
+    store: ActivationStore,
+    rows: AlignedOutcomes,
+    layers: Sequence[int],
+    poolings: Sequence[str],
+    width: int,
 ) -> Pca:
     """By a sketch, after one pass for means and scales."""
     moments = moments_lib.collect(store, rows, layers, poolings)
-    mean_SD, inverse_scale_SD = _by_slab(moments, len(layers) * len(poolings))
+    mean_SD, inverse_scale_SD = _by_site(moments, len(layers) * len(poolings))
     found = leading_components(
         lambda: stream(store, rows, layers, poolings), mean_SD, inverse_scale_SD, width
     )
     return _pca(rows.n_used, mean_SD, inverse_scale_SD, *_clean(inverse_scale_SD, *found))
 
 
-@functools.partial(jax.jit, static_argnames=("n_slabs", "width"))
-def _solve(moments: moments_lib.Moments, n_slabs: int, width: int) -> tuple[jax.Array, ...]:
-    """mean_SD, inverse_scale_SD, components_EC, eigenvalues_C and residual of one wide slab."""
-    mean_SD, inverse_scale_SD = _by_slab(moments, n_slabs)
+@functools.partial(jax.jit, static_argnames=("n_sites", "width"))
+def _solve(moments: moments_lib.Moments, n_sites: int, width: int) -> tuple[jax.Array, ...]:
+    """mean_SD, inverse_scale_SD, components_EC, eigenvalues_C and residual of one wide site."""
+    mean_SD, inverse_scale_SD = _by_site(moments, n_sites)
     assert moments.covariance_DD is not None
     components_EC, eigenvalues_E = principal_components(
         moments.covariance_DD[0, 0], inverse_scale_SD.reshape(-1), width
@@ -237,11 +245,11 @@ def _clean(
     return components_EC, jnp.where(kept_C, eigenvalues_C, 0.0), residual
 
 
-@functools.partial(jax.jit, static_argnames="n_slabs")
-def _by_slab(moments: moments_lib.Moments, n_slabs: int) -> tuple[jax.Array, jax.Array]:
-    """mean_SD and inverse_scale_SD; each slab on its own, as one may be constant beside others."""
-    mean_SD = moments.mean_D.reshape(n_slabs, -1)
-    return mean_SD, jax.vmap(inverse_scale)(mean_SD, moments.variance_D.reshape(n_slabs, -1))
+@functools.partial(jax.jit, static_argnames="n_sites")
+def _by_site(moments: moments_lib.Moments, n_sites: int) -> tuple[jax.Array, jax.Array]:
+    """mean_SD and inverse_scale_SD; each site on its own, as one may be constant beside others."""
+    mean_SD = moments.mean_D.reshape(n_sites, -1)
+    return mean_SD, jax.vmap(inverse_scale)(mean_SD, moments.variance_D.reshape(n_sites, -1))
 
 
 def _pca(
@@ -269,8 +277,8 @@ def _pca(
     )
 
 
-def _concatenated(block: Block) -> Block:
-    """A block as one slab [1, 1, R, S * D], columns in the order (layer, pooling, dimension)."""
+def _concatenated(block: RowBlock) -> RowBlock:
+    """A block as one site [1, 1, R, S * D], columns in the order (layer, pooling, dimension)."""
     h_LPRD, weight_R, y_RM = block
     n_rows = h_LPRD.shape[2]
     x_RE = h_LPRD.transpose(2, 0, 1, 3).reshape(n_rows, -1)

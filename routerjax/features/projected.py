@@ -15,7 +15,7 @@ import numpy as np
 
 from routerjax.features.moments import class_weights
 from routerjax.features.pca import Axes, project
-from routerjax.features.row_blocks import Rows, fold, stream
+from routerjax.features.row_blocks import AlignedOutcomes, fold, stream
 from routerjax.stats.numerics import EPS, HIGHEST, add_compensated, variance
 from routerjax.store.store import ActivationStore
 
@@ -52,7 +52,7 @@ class Projected(NamedTuple):
     gram_UCC: jax.Array
 
 
-def observed_patterns(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+def observed_patterns(rows: AlignedOutcomes) -> tuple[np.ndarray, np.ndarray]:
     """Which targets are observed on exactly the same used rows.
 
     Args:
@@ -97,7 +97,7 @@ def pooled_within(weight_K: jax.Array, mean_KC: jax.Array, gram_CC: jax.Array) -
 
 def collect_projected(
     store: ActivationStore,
-    rows: Rows,
+    rows: AlignedOutcomes,
     layers: Sequence[int],
     poolings: Sequence[str],
     axes: Axes,

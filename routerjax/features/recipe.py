@@ -20,7 +20,7 @@ SELECTS = ("cv_auc", "fisher")
 WIDTHS = (50, 100, 150, 200)
 
 
-class Block(NamedTuple):
+class RecipeSite(NamedTuple):
     """One (encoder, layer, pooling) with a PCA of its own.
 
     Attributes:
@@ -67,7 +67,7 @@ class Recipe:
     k: int = 0
     select: str = ""
     pca_dims: tuple[int, ...] = ()
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[RecipeSite, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -215,7 +215,7 @@ class Recipe:
         for encoder, layer, pooling, pca_dim in blocks:
             key = (_integer("blocks", encoder), _integer("blocks", layer), pooling)
             widest[key] = max(widest.get(key, 0), _integer("pca_dim", pca_dim))
-        chosen = tuple(sorted(Block(*key, dim) for key, dim in widest.items()))
+        chosen = tuple(sorted(RecipeSite(*key, dim) for key, dim in widest.items()))
         if not chosen:
             raise ValueError("blocks: recipe 'blocks' needs at least one, got none")
         return cls("blocks", *_of_blocks(chosen), blocks=chosen)
@@ -255,7 +255,7 @@ class Recipe:
                 f"{value!r}"
             )
         if value["kind"] == "blocks":
-            return cls.of_blocks(Block(**block) for block in value["blocks"])
+            return cls.of_blocks(RecipeSite(**block) for block in value["blocks"])
         poolings = _names(value.get("poolings", ("mean",)))
         if value["kind"] == "per_target":
             return cls.per_target(value["select"], poolings, value["pca_dims"])
@@ -268,7 +268,7 @@ class Recipe:
         )
 
 
-def _of_blocks(blocks: tuple[Block, ...]) -> tuple[tuple[str, ...], int]:
+def _of_blocks(blocks: tuple[RecipeSite, ...]) -> tuple[tuple[str, ...], int]:
     """The poolings that blocks read, and the sum of their widths."""
     poolings = tuple(dict.fromkeys(block.pooling for block in blocks))
     return poolings, sum(block.pca_dim for block in blocks)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Carry = TypeVar("Carry")
 
 # One row block on the host: h_LPRD, weight_R, y_RM.
-Block = tuple[np.ndarray, np.ndarray, np.ndarray]
+RowBlock = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 # What the D x D (or E x E) accumulators of one pass may take on the device. A pass over more
 # layers than fit runs in groups of layers; every chunk of the store is still read once.
@@ -23,7 +23,7 @@ BUDGET_BYTES = 2**30
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Rows:
+class AlignedOutcomes:
     """The rows of a data set, laid out in the order of a store.
 
     Attributes:
@@ -48,7 +48,7 @@ class Rows:
         return np.stack([((self.y_NM == k) & used_N1).sum(axis=0) for k in (0, 1)], axis=1)
 
 
-def align(store: ActivationStore, data: "RoutingDataset") -> Rows:
+def align(store: ActivationStore, data: "RoutingDataset") -> AlignedOutcomes:
     """Joins a data set to a store by query id.
 
     Rows of the store that are not in `data` get weight 0. They are carried along and count for
@@ -71,12 +71,12 @@ def align(store: ActivationStore, data: "RoutingDataset") -> Rows:
     weight_N[positions_n] = 1.0
     y_NM = np.full((len(store.ids), len(data.targets)), np.nan, np.float32)
     y_NM[positions_n] = data.correct_NM
-    return Rows(weight_N, y_NM, tuple(data.targets))
+    return AlignedOutcomes(weight_N, y_NM, tuple(data.targets))
 
 
 def stream(
-    store: ActivationStore, rows: Rows, layers: Sequence[int], poolings: Sequence[str]
-) -> Iterator[Block]:
+    store: ActivationStore, rows: AlignedOutcomes, layers: Sequence[int], poolings: Sequence[str]
+) -> Iterator[RowBlock]:
     """Reads the blocks that hold used rows, all of one shape.
 
     The store's last block is filled up with rows of weight 0, so that one compiled step serves
@@ -142,7 +142,7 @@ def pad_rows(h_LPRD: np.ndarray, n_rows: int) -> np.ndarray:
 
 
 def fold(
-    blocks: Iterable[Block],
+    blocks: Iterable[RowBlock],
     start: Callable[..., Carry],
     step: Callable[..., Carry],
 ) -> Carry:
@@ -175,7 +175,7 @@ def fold(
 
 
 def groups(
-    layers: Sequence[int], poolings: Sequence[str], slab_bytes: int, budget_bytes: int
+    layers: Sequence[int], poolings: Sequence[str], site_bytes: int, budget_bytes: int
 ) -> Iterator[tuple[tuple[int, ...], tuple[str, ...]]]:
     """Cuts layers x poolings into parts whose accumulators fit a budget.
 
@@ -186,13 +186,13 @@ def groups(
     Args:
       layers: Hidden-state indices.
       poolings: Names of poolings.
-      slab_bytes: Bytes one (layer, pooling) needs.
+      site_bytes: Bytes one (layer, pooling) needs.
       budget_bytes: Bytes a group may need.
 
     Yields:
       (layers, poolings) of each group; together they cover each pair once.
     """
-    fit = max(1, budget_bytes // slab_bytes)
+    fit = max(1, budget_bytes // site_bytes)
     for pooling_group in _deal(poolings, fit):
         for layer_group in _deal(layers, max(1, fit // len(pooling_group))):
             yield layer_group, pooling_group

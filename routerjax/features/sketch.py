@@ -1,6 +1,6 @@
 """Leading principal components of columns too many for a covariance: a streamed sketch.
 
-Subspace iteration on A = Z'Z / n, where Z are the standardised rows of all slabs side by side: each
+Subspace iteration on A = Z'Z / n, where Z are the standardised rows of all sites side by side: each
 pass over the store multiplies A by an [E, K] basis. The plain iteration separates eigenvalue
 lambda from the unwanted ones below `cut` by lambda / cut a pass, which is slow on the flat tails of
 activations. The three-term recurrence of the Chebyshev polynomials on [0, cut] costs the same pass
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 
-from routerjax.features.row_blocks import Block, fold
+from routerjax.features.row_blocks import RowBlock, fold
 from routerjax.stats.numerics import HIGHEST, add_compensated
 
 # The sketch is drawn at multiples of this width, whatever the width asked for, so that any two
@@ -34,17 +34,17 @@ _PLAIN_PASSES = 2
 
 
 def leading_components(
-    blocks: Callable[[], Iterable[Block]],
+    blocks: Callable[[], Iterable[RowBlock]],
     mean_SD: jax.Array,
     inverse_scale_SD: jax.Array,
     width: int,
     passes: int = PASSES,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Leading eigenvectors of the correlation matrix of concatenated slabs.
+    """Leading eigenvectors of the correlation matrix of concatenated sites.
 
     Args:
       blocks: Starts a pass over the row blocks; called once a pass.
-      mean_SD: [S, D] column means of the S = L * P slabs.
+      mean_SD: [S, D] column means of the S = L * P sites.
       inverse_scale_SD: [S, D] 1 / standard deviation, 0 for columns to leave out.
       width: C, components wanted.
       passes: Passes over the blocks, at least 1.
@@ -76,7 +76,7 @@ def _draw(inverse_scale_SD: jax.Array, n_sketch: int) -> jax.Array:
 
 
 def _multiply(
-    blocks: Iterable[Block], mean_SD: jax.Array, inverse_scale_SD: jax.Array, basis_EK: jax.Array
+    blocks: Iterable[RowBlock], mean_SD: jax.Array, inverse_scale_SD: jax.Array, basis_EK: jax.Array
 ) -> jax.Array:
     """A @ basis, [E, K], in one pass."""
     basis_SDK = basis_EK.reshape(*mean_SD.shape, -1)
@@ -96,25 +96,25 @@ def _multiply(
 
 @jax.jit
 def _add_product(carry, h_LPRD, weight_R, mean_SD, inverse_scale_SD, basis_SDK):
-    """Adds Z'W(Z basis) of one block; slab by slab, so that Z is never formed whole."""
+    """Adds Z'W(Z basis) of one block; site by site, so that Z is never formed whole."""
     h_SRD = h_LPRD.reshape(-1, *h_LPRD.shape[2:])
 
     def standardised(h_RD, mean_D, inverse_scale_D):
         return (h_RD - mean_D[None]) * inverse_scale_D[None]
 
-    def forward(t_RK, slab):
-        *x, basis_DK = slab
+    def forward(t_RK, site):
+        *x, basis_DK = site
         return t_RK + jnp.matmul(standardised(*x), basis_DK, precision=HIGHEST), None
 
-    def backward(_, slab):
-        z_RD = standardised(*slab)
+    def backward(_, site):
+        z_RD = standardised(*site)
         return None, jnp.einsum("rd,rk->dk", z_RD, weighted_RK, precision=HIGHEST)
 
     zeros_RK = jnp.zeros((h_SRD.shape[1], basis_SDK.shape[2]), jnp.float32)
-    slabs = (h_SRD, mean_SD, inverse_scale_SD)
-    t_RK, _ = jax.lax.scan(forward, zeros_RK, (*slabs, basis_SDK))
+    sites = (h_SRD, mean_SD, inverse_scale_SD)
+    t_RK, _ = jax.lax.scan(forward, zeros_RK, (*sites, basis_SDK))
     weighted_RK = weight_R[:, None] * t_RK
-    _, product_SDK = jax.lax.scan(backward, None, slabs)
+    _, product_SDK = jax.lax.scan(backward, None, sites)
     high, low = carry
     return add_compensated(high, low, (weight_R.sum(), product_SDK))
 

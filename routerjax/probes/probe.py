@@ -18,7 +18,7 @@ import numpy as np
 from routerjax.features.moments import Moments, collect
 from routerjax.features.pca import Axes
 from routerjax.features.projected import Projected, collect_projected, observed_patterns
-from routerjax.features.row_blocks import BUDGET_BYTES, Rows, align, groups
+from routerjax.features.row_blocks import BUDGET_BYTES, AlignedOutcomes, align, groups
 from routerjax.probes.measures import (
     moment_numbers,
     projected_numbers,
@@ -77,10 +77,10 @@ def probe(
         width = 0
 
     # Accumulator, its compensation and one block's product; the C x C of the second pass likewise.
-    slab_bytes = 12 * max(store.width**2, len(columns_U) * width**2)
+    site_bytes = 12 * max(store.width**2, len(columns_U) * width**2)
     tables: dict[str, np.ndarray] = {}
     constant_LP = np.zeros((len(store.layers), len(store.poolings)), bool)
-    for layers, poolings in groups(store.layers, store.poolings, slab_bytes, budget_bytes):
+    for layers, poolings in groups(store.layers, store.poolings, site_bytes, budget_bytes):
         at = np.ix_(
             [store.layers.index(layer) for layer in layers],
             [store.poolings.index(name) for name in poolings],
@@ -114,7 +114,7 @@ def without_spectra(table: ProbeTable, reason: str) -> ProbeTable:
     )
 
 
-def components(pca_dim: int, shrinkage: float, rows: Rows, n_dimensions: int) -> int:
+def components(pca_dim: int, shrinkage: float, rows: AlignedOutcomes, n_dimensions: int) -> int:
     """C, the components that the rows can have; checks what a user asked for.
 
     Raises:
@@ -138,7 +138,7 @@ def components(pca_dim: int, shrinkage: float, rows: Rows, n_dimensions: int) ->
 def make_table(
     layers: Sequence[int],
     poolings: Sequence[str],
-    rows: Rows,
+    rows: AlignedOutcomes,
     tables: dict[str, np.ndarray],
     constant_LP: np.ndarray,
 ) -> ProbeTable:
@@ -191,7 +191,7 @@ def make_table(
 
 def _probe_group(
     store: ActivationStore,
-    rows: Rows,
+    rows: AlignedOutcomes,
     layers: tuple[int, ...],
     poolings: tuple[str, ...],
     width: int,
@@ -228,8 +228,8 @@ def _first_pass(moments: Moments, width: int) -> tuple[dict[str, jax.Array], Axe
     # One after the other: an eigendecomposition needs several D x D of its own, and devices run a
     # batch of large ones in turn anyway.
     shape = moments.mean_D.shape[:2]
-    slabs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), moments)
-    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), jax.lax.map(of_one, slabs))
+    sites = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), moments)
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), jax.lax.map(of_one, sites))
 
 
 @functools.partial(jax.jit, static_argnames="space")
@@ -241,10 +241,10 @@ def _second_pass(
     def of_one(one: Projected) -> dict[str, jax.Array]:
         return projected_numbers(one, pattern_M, shrinkage, space)
 
-    # Slab by slab, so that the M matrices C x C are there for one (layer, pooling) at a time.
+    # Site by site, so that the M matrices C x C are there for one (layer, pooling) at a time.
     shape = projected.class_weight_MK.shape[:2]
-    slabs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), projected)
-    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), jax.lax.map(of_one, slabs))
+    sites = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), projected)
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), jax.lax.map(of_one, sites))
 
 
 def _why(name: str, value: float) -> str:

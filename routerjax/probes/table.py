@@ -1,18 +1,11 @@
-"""ProbeTable: the numbers of every hidden state, pooling and target; rank, save, load, plot."""
+"""ProbeTable: the numbers of every hidden state, pooling and target; rank, save, load."""
 
 import dataclasses
-import io
-import logging
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from routerjax.runtime.files import Folder
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 
@@ -131,7 +124,7 @@ class ProbeTable:
         return {"schema_version": SCHEMA_VERSION} | value
 
     def save(self, folder: str | Folder) -> None:
-        """Writes `probes.json`, and `probes.png` where matplotlib is installed.
+        """Writes `probes.json`; `routerjax.report.save` draws the table too.
 
         Args:
           folder: Where to; a local path, a URL or a `Folder`.
@@ -139,16 +132,7 @@ class ProbeTable:
         Raises:
           OSError: The folder cannot be written.
         """
-        folder = Folder(folder)
-        folder.write_json("probes.json", self.to_json(), indent=None)
-        try:
-            figure = self.plot()
-        except ModuleNotFoundError:
-            logger.warning("no probes.png: pip install routerjax[report] brings matplotlib")
-            return
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=120)
-        folder.write_bytes("probes.png", picture.getvalue())
+        Folder(folder).write_json("probes.json", self.to_json(), indent=None)
 
     @classmethod
     def load(cls, folder: str | Folder) -> "ProbeTable":
@@ -176,22 +160,6 @@ class ProbeTable:
             reasons=value["reasons"],
             n_queries=value["n_queries"],
         )
-
-    def plot(self, name: str = DEFAULT) -> "Figure":
-        """J over the hidden states for each target, effective dimensions, anisotropy.
-
-        Args:
-          name: The J to draw.
-
-        Returns:
-          A matplotlib Figure that belongs to no window: `savefig` it.
-
-        Raises:
-          ModuleNotFoundError: matplotlib is not installed (`pip install routerjax[report]`).
-        """
-        from routerjax.report import probe_picture
-
-        return probe_picture.draw(self, name)
 
 
 def index_of(held: tuple[Any, ...], wanted: Any, argument: str) -> int:

@@ -1,13 +1,12 @@
 """The picture of a ProbeTable. matplotlib's object interface only: no window, no global state."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-if TYPE_CHECKING:
-    from routerjax.probes.table import ProbeTable
+from routerjax.probes.table import DEFAULT, ProbeTable
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; then again, dashed and dotted.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A", "#7A7A7A")
@@ -25,7 +24,7 @@ _DIMENSIONS = (
 _PANEL, _LEGEND, _LINE = 3.4, 2.7, 0.185
 
 
-def draw(table: "ProbeTable", name: str) -> Figure:
+def draw_probes(table: ProbeTable, name: str = DEFAULT) -> Figure:
     """Three bands: J per pooling, dimensions per pooling, anisotropy. Legends stand beside them.
 
     Args:
@@ -33,7 +32,7 @@ def draw(table: "ProbeTable", name: str) -> Figure:
       name: The J to draw, such as "trace/standardised".
 
     Returns:
-      The figure.
+      A figure that belongs to no window: `savefig` it.
     """
     value_LPM = table.get(name)
     n_columns = min(len(table.poolings), _COLUMNS)
@@ -80,7 +79,7 @@ def draw(table: "ProbeTable", name: str) -> Figure:
 
 
 def panels(
-    figure: Figure, grid: Any, table: "ProbeTable", n_columns: int, first_row: int
+    figure: Figure, grid: Any, table: ProbeTable, n_columns: int, first_row: int
 ) -> list[Any]:
     """One panel a pooling, filled row by row, with one y axis for all."""
     axes_P: list[Any] = []
@@ -94,7 +93,7 @@ def panels(
     return axes_P
 
 
-def format_layers(axes: Any, table: "ProbeTable") -> None:
+def format_layers(axes: Any, table: ProbeTable) -> None:
     """An x axis of hidden states, all of them in view, on plain grounds."""
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
     # All hidden states show on the axis, those without a number too.

@@ -128,14 +128,18 @@ def _draw(
             pictures.training_curves(history), "Losses of the ensemble's members over the epochs"
         )
     if probes is not None:
+        from routerjax.report import probe_picture
+
         drawn["probes"] = picture(
-            probes.plot(), "Fisher separability and effective dimensions over the hidden states"
+            probe_picture.draw_probes(probes),
+            "Fisher separability and effective dimensions over the hidden states",
         )
     if sweep is not None:
         from routerjax.report import sweep_picture
 
         drawn["sweep"] = picture(
-            sweep.plot(), "Cross-validated AUC over hidden states, targets and PCA widths"
+            sweep_picture.draw_sweep(sweep),
+            "Cross-validated AUC over hidden states, targets and PCA widths",
         )
         drawn["evidence"] = picture(
             sweep_picture.draw_evidence(sweep.evidence), "Rank correlation of J and d_eff with AUC"

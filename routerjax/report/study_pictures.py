@@ -1,6 +1,5 @@
-"""The picture of a comparison: accuracy against cost of every contestant, with bands."""
+"""Pictures of the studies: accuracy against cost of every contestant, and label curves."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,28 +10,8 @@ from matplotlib.figure import Figure
 from routerjax.evaluation.frontier import hull
 from routerjax.report.probe_picture import STYLES
 from routerjax.report.style import GREY, PERCENT, clean
-from routerjax.runtime.files import Folder
 
 _MOST_BANDS = 4
-
-
-def save_comparison(found: dict[str, Any], folder: Any) -> None:
-    """Writes compare.json and, where prices are known, compare.png.
-
-    Args:
-      found: What `compare` returned.
-      folder: Local or a URL.
-
-    Raises:
-      OSError: It cannot be written.
-    """
-    folder = Folder(folder)
-    figure = draw_comparison(found)
-    if figure is not None:
-        png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=120)
-        folder.write_bytes("compare.png", png.getvalue())
-    folder.write_json("compare.json", found)
 
 
 def draw_comparison(found: dict[str, Any]) -> Figure | None:
@@ -76,23 +55,6 @@ def draw_comparison(found: dict[str, Any]) -> Figure | None:
     clean(axes)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure
-
-
-def save_few_labels(found: dict[str, Any], folder: Any) -> None:
-    """Writes few_labels.png and few_labels.json.
-
-    Args:
-      found: What `few_labels` returned.
-      folder: Local or a URL.
-
-    Raises:
-      OSError: It cannot be written.
-    """
-    folder = Folder(folder)
-    png = io.BytesIO()
-    draw_few_labels(found).savefig(png, format="png", dpi=120)
-    folder.write_bytes("few_labels.png", png.getvalue())
-    folder.write_json("few_labels.json", found)
 
 
 def draw_few_labels(found: dict[str, Any]) -> Figure:

@@ -1,17 +1,14 @@
 """The picture of a SweepTable: heat maps layer x target, and curves over layers and widths."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from routerjax.report.probe_picture import STYLES, curve, finish, panels, short
-
-if TYPE_CHECKING:
-    from routerjax.sweeps.table import SweepTable
-
 from routerjax.sweeps.evidence import AUCS, PROBES
+from routerjax.sweeps.table import SweepTable
 
 # Inches: a column of panels, the column of legends, a line of a legend, a target of a heat map.
 _PANEL, _LEGEND, _LINE, _TARGET = 4.6, 3.0, 0.185, 0.25
@@ -21,7 +18,7 @@ _LAYER_CONTROLS = {"shuffled_within": ("#8C510A", "shuffled within datasets"),
                    "random_encoder": ("#CC79A7", "random-weight encoder")}  # fmt: skip
 
 
-def draw_sweep(table: "SweepTable", name: str = "cv_auc") -> Figure:
+def draw_sweep(table: SweepTable, name: str = "cv_auc") -> Figure:
     """Four bands, a column a pooling: heat map, AUC over layers, J over layers, AUC over widths.
 
     Args:
@@ -52,7 +49,7 @@ def draw_sweep(table: "SweepTable", name: str = "cv_auc") -> Figure:
     return figure
 
 
-def _heat_maps(figure: Figure, grid: Any, table: "SweepTable", value_LPWM: np.ndarray) -> None:
+def _heat_maps(figure: Figure, grid: Any, table: SweepTable, value_LPWM: np.ndarray) -> None:
     """One map a pooling, each cell at its best width, one scale of colours."""
     best_LPM = np.nanmax(np.where(np.isnan(value_LPWM), -np.inf, value_LPWM), axis=2)
     best_LPM = np.where(np.isfinite(best_LPM), best_LPM, np.nan)
@@ -99,7 +96,7 @@ def _heat_maps(figure: Figure, grid: Any, table: "SweepTable", value_LPWM: np.nd
     figure.colorbar(image, ax=beside, location="bottom", label="ROC-AUC", fraction=0.12, pad=0.0)
 
 
-def _over_layers(figure: Figure, grid: Any, table: "SweepTable", name: str, width: int) -> None:
+def _over_layers(figure: Figure, grid: Any, table: SweepTable, name: str, width: int) -> None:
     """AUC over layers at one width: each target, their mean with its band, and the controls."""
     value_LPM = table.cells[name][:, :, width]
     axes_P = panels(figure, grid, table, len(table.poolings), first_row=1)
@@ -131,7 +128,7 @@ def _over_layers(figure: Figure, grid: Any, table: "SweepTable", name: str, widt
     finish(figure, grid[1, -1], axes_P, len(table.poolings), "ROC-AUC", "target (dot: the peak)")
 
 
-def _band(axes: Any, table: "SweepTable", name: str, j: int, width: int) -> None:
+def _band(axes: Any, table: SweepTable, name: str, j: int, width: int) -> None:
     from routerjax.stats.bootstrap import reverse_percentile
 
     known_M = np.isfinite(table.cells[name]).any(axis=(0, 1, 2))
@@ -142,7 +139,7 @@ def _band(axes: Any, table: "SweepTable", name: str, j: int, width: int) -> None
                       label="its 95% interval")  # fmt: skip
 
 
-def _fishers(figure: Figure, grid: Any, table: "SweepTable") -> None:
+def _fishers(figure: Figure, grid: Any, table: SweepTable) -> None:
     """J of each target with its interval; dotted what shuffled outcomes give."""
     j_LPM = table.fisher["trace/standardised"]
     axes_P = panels(figure, grid, table, len(table.poolings), first_row=2)
@@ -160,7 +157,7 @@ def _fishers(figure: Figure, grid: Any, table: "SweepTable") -> None:
            "target, band: 95%")  # fmt: skip
 
 
-def _over_widths(figure: Figure, grid: Any, table: "SweepTable", mean_LPW: np.ndarray) -> None:
+def _over_widths(figure: Figure, grid: Any, table: SweepTable, mean_LPW: np.ndarray) -> None:
     """Mean AUC over PCA widths, for the layers that are best at some width."""
     axes_P: list[Any] = []
     for j, pooling in enumerate(table.poolings):
@@ -194,7 +191,7 @@ def _over_targets(value_LPWM: np.ndarray) -> np.ndarray:
 
 
 def _control(
-    table: "SweepTable", name: str, layer: int | None = None, pooling: str | None = None
+    table: SweepTable, name: str, layer: int | None = None, pooling: str | None = None
 ) -> float:
     """A control's AUC, mean over the targets that have one."""
     values = [

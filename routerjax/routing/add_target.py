@@ -2,29 +2,51 @@
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from routerjax.data.groups import group_rows
 from routerjax.features.feature_map import Stores
+from routerjax.routing.router import Router
 from routerjax.trunk.calibrate import Calibration, Curve
 from routerjax.trunk.head import Head, fit_head, with_head
-
-if TYPE_CHECKING:
-    from routerjax.routing.router import Router
 
 logger = logging.getLogger(__name__)
 
 
 def add_target(
-    router: "Router",
+    router: Router,
     name: str,
     outcomes: Mapping[str, float],
-    price: tuple[float, float] | None,
-    stores: Stores | None,
+    price: tuple[float, float] | None = None,
+    stores: Stores | None = None,
 ) -> Head:
-    """Learns a head and puts the target behind the router's others; see `Router.add_target`."""
+    """Learns a new target from few outcomes; the trunk and the other targets stay as they are.
+
+    Its head starts from the mixture of the others' that explains the outcomes best and leaves
+    it as far as held-out log loss allows (`trunk.head`). Its probabilities are not calibrated,
+    answers are taken to have 256 tokens, and `best_single` stays. Policies that were fitted
+    keep their numbers: fit them again with `fit_policy` where the new target matters to them.
+
+    Args:
+      router: It is changed in place, once all that is new has been made.
+      name: Of the target.
+      outcomes: Scores in [0, 1] by query text, or by query id with `stores`; ids are taken for
+        queries that have nothing in common.
+      price: USD per 1M (input, output) tokens; None where unknown.
+      stores: Hidden states of the queries; without them the router's encoders read the texts.
+
+    Returns:
+      The head, with what it is made of and its held-out log loss.
+
+    Raises:
+      ValueError: The name is taken, an outcome or price is out of range, all outcomes are
+        equal, or a query is not in a store.
+
+    Example:
+      >>> rj.add_target(router, "new-model", {"What is 2+2?": 1, ...}, price=(0.5, 1.5))
+    """
     if name in router.targets:
         raise ValueError(f"name: the router has a target {name!r} already")
     priced = router.costs.prices_M2 is not None

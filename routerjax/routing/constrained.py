@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from routerjax.routing.policies import choose_by_utility, cost_range, is_number
-from routerjax.routing.policy_rows import PolicyRows, coins
+from routerjax.routing.policy_rows import PolicyInputs, coins
 
 # Where the bracket is looked for: rates of exchange over sixteen decades, and both extremes.
 _ODDS = np.geomspace(1e-8, 1e8, 33)
@@ -59,7 +59,7 @@ class Mixture:
                 f"{self.low!r} and {self.high!r}"
             )
 
-    def choose(self, rows: PolicyRows, keys: Sequence[str] | None) -> np.ndarray:
+    def choose(self, rows: PolicyInputs, keys: Sequence[str] | None) -> np.ndarray:
         """[N] choices; `keys` as in `coins`."""
         high_N = coins(keys, len(rows.p_NM)) < self.share_high
         lam_N1 = np.where(high_N, self.lam_high, self.lam_low)[:, None]
@@ -117,7 +117,7 @@ class Budget:
           Unreachable: Even the cheapest targets cost more; names the reachable range.
         """
         bounds = cost_range(p_NM, cost_NM, self.name)
-        rows = PolicyRows.checked(p_NM, cost_NM)
+        rows = PolicyInputs.checked(p_NM, cost_NM)
         spent_NM = rows.cost_NM if paid_NM is None else np.asarray(paid_NM, np.float64)
 
         def mean_spending(lam: float) -> float:
@@ -197,7 +197,7 @@ class Quality:
           Unreachable: No setting is as accurate; names the reachable range.
         """
         bounds = cost_range(p_NM, cost_NM, self.name)
-        rows = PolicyRows.checked(p_NM, cost_NM)
+        rows = PolicyInputs.checked(p_NM, cost_NM)
         error_NM = None if correct_NM is None else np.asarray(correct_NM, np.float64) - rows.p_NM
 
         def accuracy(lam: float) -> float:
@@ -257,7 +257,7 @@ def _choose(
     allowed_NM: np.ndarray | None,
     keys: Sequence[str] | None,
 ) -> np.ndarray:
-    rows = PolicyRows.checked(p_NM, cost_NM, allowed_NM)
+    rows = PolicyInputs.checked(p_NM, cost_NM, allowed_NM)
     if policy.fitted is None:
         raise ValueError(
             f"{policy} has not been fitted, so it cannot know which spending buys which accuracy: "

@@ -23,12 +23,12 @@ from routerjax.routing.router import Router
 from routerjax.runtime.files import Folder
 from routerjax.stats.roc_auc import auc_per_target, within_dataset_auc
 from routerjax.store.store import ActivationStore
-from routerjax.sweeps.select import Selection, select
+from routerjax.sweeps.select import Chosen, select
 from routerjax.trunk.calibrate import fit_calibration
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.kernel import Kernel, fit_kernel
 from routerjax.trunk.net import Trunk
-from routerjax.trunk.train import History, train
+from routerjax.trunk.train import History, train_trunk
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def out_of_fold(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Network:
+class FittedNetwork:
     """From hidden states to P(correct), before calibration.
 
     Attributes:
@@ -219,7 +219,7 @@ class Network:
     trunk: Trunk
     kernel: Kernel | None
     stores: tuple[ActivationStore, ...]
-    selection: Selection
+    selection: Chosen
     history: History
     held: RoutingDataset
     held_p_NM: np.ndarray
@@ -243,7 +243,7 @@ def fit_network(
     recipe: Recipe,
     config: TrunkConfig,
     checkpoints: Any = None,
-) -> Network:
+) -> FittedNetwork:
     """Chooses and fits features and trains the ensemble.
 
     Args: As of `fit_router`, which says what is raised.
@@ -269,12 +269,12 @@ def fit_network(
     x_NC = features.apply_store(stores, fit_rows.ids + val_rows.ids)
     x_fit_NC, x_val_NC = np.split(x_NC, [len(fit_rows.ids)])
     y_fit_NM, y_val_NM = (outcomes(rows, config) for rows in (fit_rows, val_rows))
-    trunk, history = train(x_fit_NC, y_fit_NM, x_val_NC, y_val_NM, config, checkpoints)
+    trunk, history = train_trunk(x_fit_NC, y_fit_NM, x_val_NC, y_val_NM, config, checkpoints)
     val_p_NM, kernel = trunk.predict(x_val_NC), None
     if config.kernel:
         kernel = fit_kernel(x_fit_NC, y_fit_NM, x_val_NC, y_val_NM, val_p_NM, config.split_seed)
         logger.info("kernel: %d rows, share %.1f", len(kernel.x_NC), kernel.share_M.max())
-    return Network(
+    return FittedNetwork(
         features,
         trunk,
         kernel,
@@ -289,8 +289,8 @@ def fit_network(
 
 
 def _without_unread(
-    stores: tuple[ActivationStore, ...], selection: Selection
-) -> tuple[tuple[ActivationStore, ...], Selection]:
+    stores: tuple[ActivationStore, ...], selection: Chosen
+) -> tuple[tuple[ActivationStore, ...], Chosen]:
     """Leaves out the stores of which a recipe of blocks reads nothing, and numbers the rest anew.
 
     A router would otherwise load, and run on every query, an encoder for nothing.
@@ -305,4 +305,4 @@ def _without_unread(
         block._replace(encoder=number[block.encoder]) for block in selection.recipe.blocks
     )
     choices = tuple(choice | {"encoder": number[choice["encoder"]]} for choice in selection.choices)
-    return tuple(stores[i] for i in read), Selection(recipe, choices)
+    return tuple(stores[i] for i in read), Chosen(recipe, choices)

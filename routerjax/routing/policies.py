@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from routerjax.routing.policy_rows import PolicyRows, cheapest
+from routerjax.routing.policy_rows import PolicyInputs, cheapest
 
 
 def is_number(value: Any, low: float, high: float = np.inf) -> bool:
@@ -48,7 +48,7 @@ class Value:
         keys: Sequence[str] | None = None,
     ) -> np.ndarray:
         """Picks the target worth most; see `Policy.choose`."""
-        rows = PolicyRows.checked(p_NM, cost_NM, allowed_NM)
+        rows = PolicyInputs.checked(p_NM, cost_NM, allowed_NM)
         rows.refuse_unknown_costs(self.name)
         # Costs of targets that may not answer can be infinite; they are masked.
         return rows.best(self.usd * rows.p_NM - rows.cost_NM)
@@ -110,7 +110,7 @@ class Utility:
         keys: Sequence[str] | None = None,
     ) -> np.ndarray:
         """Picks the target of the largest utility; see `Policy.choose`."""
-        rows = PolicyRows.checked(p_NM, cost_NM, allowed_NM)
+        rows = PolicyInputs.checked(p_NM, cost_NM, allowed_NM)
         if self.lam == 1:
             return rows.best(rows.p_NM)
         if self.cost_range is None:
@@ -153,7 +153,7 @@ def cost_range(p_NM: np.ndarray, cost_NM: np.ndarray | None, name: str) -> tuple
     Raises:
       ValueError: A cost is unknown, or there is no row.
     """
-    rows = PolicyRows.checked(p_NM, cost_NM)
+    rows = PolicyInputs.checked(p_NM, cost_NM)
     rows.refuse_unknown_costs(name)
     if not len(rows.p_NM):
         raise ValueError(f"the {name} policy cannot be fitted on no rows")
@@ -161,7 +161,7 @@ def cost_range(p_NM: np.ndarray, cost_NM: np.ndarray | None, name: str) -> tuple
 
 
 def choose_by_utility(
-    rows: PolicyRows, lam: float | np.ndarray, ends: tuple[float, float]
+    rows: PolicyInputs, lam: float | np.ndarray, ends: tuple[float, float]
 ) -> np.ndarray:
     """[N] the target of the largest lam p - (1 - lam) c.
 
@@ -193,7 +193,7 @@ class Argmax:
         keys: Sequence[str] | None = None,
     ) -> np.ndarray:
         """Picks the target of the largest p in each row; see `Policy.choose`."""
-        rows = PolicyRows.checked(p_NM, cost_NM, allowed_NM)
+        rows = PolicyInputs.checked(p_NM, cost_NM, allowed_NM)
         return rows.best(rows.p_NM)
 
     def fit(self, *rows: Any, **more: Any) -> "Argmax":
@@ -244,7 +244,7 @@ class Tolerance:
         keys: Sequence[str] | None = None,
     ) -> np.ndarray:
         """Picks the cheapest target within tau of the best; see `Policy.choose`."""
-        rows = PolicyRows.checked(p_NM, cost_NM, allowed_NM)
+        rows = PolicyInputs.checked(p_NM, cost_NM, allowed_NM)
         rows.refuse_unknown_costs(self.name)
         # A relative millionth of slack: 0.9 - 0.7 <= 0.2 holds in floating point too, and tau = 0
         # stays exact.

@@ -8,7 +8,7 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PolicyRows:
+class PolicyInputs:
     """Checked rows.
 
     Attributes:
@@ -27,7 +27,7 @@ class PolicyRows:
         p_NM: np.ndarray,
         cost_NM: np.ndarray | None,
         allowed_NM: np.ndarray | None = None,
-    ) -> "PolicyRows":
+    ) -> "PolicyInputs":
         """The arguments of `Policy.choose`, looked through.
 
         Raises:

@@ -1,13 +1,12 @@
 """Router: the trained pipeline from a query to a decision; save, load, route."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, overload
 
 import numpy as np
 
 from routerjax.encoder.encoder import Encoder
 from routerjax.features.feature_map import FeatureMap, Stores
-from routerjax.routing import add_target as new_target
 from routerjax.routing import predictor, router_files
 from routerjax.routing.costs import CostModel
 from routerjax.routing.decision import Allowed, Decision, allowed_mask, decided
@@ -17,7 +16,6 @@ from routerjax.routing.predictor import mixed
 from routerjax.store.store import ActivationStore
 from routerjax.trunk.calibrate import Calibration
 from routerjax.trunk.config import TrunkConfig
-from routerjax.trunk.head import Head
 from routerjax.trunk.kernel import Kernel
 from routerjax.trunk.net import Trunk
 
@@ -137,39 +135,6 @@ class Router:
         queries, encoders = list(queries), self.encoders
         prompts = [encoder.prompter(queries) for encoder in encoders]
         return predictor.read(encoders, self.features, prompts)
-
-    def add_target(
-        self,
-        name: str,
-        outcomes: Mapping[str, float],
-        price: tuple[float, float] | None = None,
-        stores: Stores | None = None,
-    ) -> Head:
-        """Learns a new target from few outcomes; the trunk and the other targets stay as they are.
-
-        Its head starts from the mixture of the others' that explains the outcomes best and leaves
-        it as far as held-out log loss allows (`trunk.head`). Its probabilities are not calibrated,
-        answers are taken to have 256 tokens, and `best_single` stays. Policies that were fitted
-        keep their numbers: fit them again with `fit_policy` where the new target matters to them.
-
-        Args:
-          name: Of the target.
-          outcomes: Scores in [0, 1] by query text, or by query id with `stores`; ids are taken for
-            queries that have nothing in common.
-          price: USD per 1M (input, output) tokens; None where unknown.
-          stores: Hidden states of the queries; without them the router's encoders read the texts.
-
-        Returns:
-          The head, with what it is made of and its held-out log loss.
-
-        Raises:
-          ValueError: The name is taken, an outcome or price is out of range, all outcomes are
-            equal, or a query is not in a store.
-
-        Example:
-          >>> router.add_target("new-model", {"What is 2+2?": 1, ...}, price=(0.5, 1.5))
-        """
-        return new_target.add_target(self, name, outcomes, price, stores)
 
     def predict(self, x_NC: np.ndarray, calibrated: bool = True) -> np.ndarray:
         """P(correct) [n, M] of queries with these features; see `predict_store`."""

@@ -52,7 +52,7 @@ def leave_out_torch() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
-def run(main: Callable[[], None], *, torch: bool = False) -> None:
+def run_script(main: Callable[[], None], *, torch: bool = False) -> None:
     """Runs a script's `main` with absl flags: cache on, SIGTERM polite, user errors in one line.
 
     A `Stopped` job ends with exit code 0 after saying how to go on; a ValueError, OSError,

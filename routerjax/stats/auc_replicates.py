@@ -21,7 +21,7 @@ from routerjax.stats.roc_auc import MIN_CLASS
 _CHUNK = 2**24
 
 
-class AucDraws(NamedTuple):
+class AucReplicates(NamedTuple):
     """An AUC of Q cells and its bootstrap replicates, on the host.
 
     Attributes:
@@ -35,13 +35,13 @@ class AucDraws(NamedTuple):
     draws_BQ: np.ndarray
 
 
-def auc_draws(
+def auc_replicates(
     score_NQ: npt.ArrayLike,
     y_NQ: npt.ArrayLike,
     fold_N: np.ndarray,
     n_folds: int,
     weight_BN: npt.ArrayLike,
-) -> AucDraws:
+) -> AucReplicates:
     """Bootstraps the mean over folds of the ROC-AUC of the fold's own rows.
 
     With a_i the share of the fold's wrong rows scored below correct row i, b_j the share of correct
@@ -70,11 +70,11 @@ def auc_draws(
     """
     score_NQ, y_NQ, weight_BN = _checked(score_NQ, y_NQ, fold_N, n_folds, weight_BN)
     layout = FoldLayout.of(np.asarray(fold_N), n_folds)
-    found = _auc_draws(score_NQ, y_NQ, jnp.asarray(fold_N), *layout, weight_BN)
-    return AucDraws(*(np.asarray(leaf) for leaf in found))
+    found = _auc_replicates(score_NQ, y_NQ, jnp.asarray(fold_N), *layout, weight_BN)
+    return AucReplicates(*(np.asarray(leaf) for leaf in found))
 
 
-def within_auc_draws(
+def within_auc_replicates(
     score_NQ: npt.ArrayLike,
     y_NQ: npt.ArrayLike,
     fold_N: np.ndarray,
@@ -82,7 +82,7 @@ def within_auc_draws(
     dataset_N: np.ndarray,
     n_datasets: int,
     weight_BN: npt.ArrayLike,
-) -> AucDraws:
+) -> AucReplicates:
     """Bootstraps the AUC over pairs of equal dataset and equal fold, every pair of equal weight.
 
     Datasets with under 5 rows of either class, over all folds, are left out of a cell; so are folds
@@ -91,10 +91,10 @@ def within_auc_draws(
 
         v + sum_n w_n h_n,  h_n = n_other (place_n - v) / sum_g n1_g n0_g,
 
-    place_n as in `auc_draws`, n_other the rows of the other class in n's stratum; the h_n add up to
-    0. In strata of a few rows the full bootstrap, which weights a pair by w_i w_j, counts the noise
-    of single pairs three times, this one twice (and the truth once): its intervals are up to an
-    eighth shorter there and cover as stated.
+    place_n as in `auc_replicates`, n_other the rows of the other class in n's stratum; the h_n add
+    up to 0. In strata of a few rows the full bootstrap, which weights a pair by w_i w_j, counts the
+    noise of single pairs three times, this one twice (and the truth once): its intervals are up to
+    an eighth shorter there and cover as stated.
 
     Args:
       score_NQ: [N, Q] out-of-fold scores of Q cells; NaN rows do not count.
@@ -113,10 +113,10 @@ def within_auc_draws(
     """
     score_NQ, y_NQ, weight_BN = _checked(score_NQ, y_NQ, fold_N, n_folds, weight_BN)
     _check_labels("dataset_N", dataset_N, n_datasets, len(y_NQ))
-    found = _within_auc_draws(
+    found = _within_auc_replicates(
         score_NQ, y_NQ, jnp.asarray(fold_N), jnp.asarray(dataset_N), weight_BN, n_folds, n_datasets
     )
-    return AucDraws(*(np.asarray(leaf) for leaf in found))
+    return AucReplicates(*(np.asarray(leaf) for leaf in found))
 
 
 def _without_equal(score_N: jax.Array, fold_N: jax.Array, n_folds: int) -> jax.Array:
@@ -128,7 +128,7 @@ def _without_equal(score_N: jax.Array, fold_N: jax.Array, n_folds: int) -> jax.A
 
 
 @jax.jit
-def _auc_draws(score_NQ, y_NQ, fold_N, row_FR, real_FR, weight_BN):
+def _auc_replicates(score_NQ, y_NQ, fold_N, row_FR, real_FR, weight_BN):
     n_folds = len(row_FR)
 
     def of_cell(score_N: jax.Array, y_N: jax.Array) -> tuple[jax.Array, ...]:
@@ -156,7 +156,7 @@ def _auc_draws(score_NQ, y_NQ, fold_N, row_FR, real_FR, weight_BN):
 
 
 @functools.partial(jax.jit, static_argnames=("n_folds", "n_datasets"))
-def _within_auc_draws(score_NQ, y_NQ, fold_N, dataset_N, weight_BN, n_folds, n_datasets):
+def _within_auc_replicates(score_NQ, y_NQ, fold_N, dataset_N, weight_BN, n_folds, n_datasets):
     stratum_N = dataset_N * n_folds + fold_N
 
     def of_cell(score_N: jax.Array, y_N: jax.Array) -> tuple[jax.Array, ...]:

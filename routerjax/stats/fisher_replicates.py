@@ -15,7 +15,7 @@ from routerjax.stats.numerics import EPS, HIGHEST
 _CHUNK = 2**24
 
 
-class FisherDraws(NamedTuple):
+class FisherReplicates(NamedTuple):
     """J of M targets and its bootstrap replicates, on the host.
 
     Attributes:
@@ -27,7 +27,9 @@ class FisherDraws(NamedTuple):
     draws_BM: np.ndarray
 
 
-def fisher_draws(x_ND: npt.ArrayLike, y_NM: npt.ArrayLike, weight_BN: npt.ArrayLike) -> FisherDraws:
+def fisher_replicates(
+    x_ND: npt.ArrayLike, y_NM: npt.ArrayLike, weight_BN: npt.ArrayLike
+) -> FisherReplicates:
     """Bootstraps J by traces (`fisher_trace`), exactly, on states standardised beforehand.
 
     Args:
@@ -50,9 +52,9 @@ def fisher_draws(x_ND: npt.ArrayLike, y_NM: npt.ArrayLike, weight_BN: npt.ArrayL
             f"{x_ND.shape}, {y_NM.shape} and {weight_BN.shape}"
         )
     column_U, pattern_M = _patterns(np.isfinite(y_NM))
-    draws_BM = _fisher_draws(x_ND, y_NM, column_U, pattern_M, weight_BN)
-    value_1M = _fisher_draws(x_ND, y_NM, column_U, pattern_M, jnp.ones((1, len(y_NM))))
-    return FisherDraws(np.asarray(value_1M)[0], np.asarray(draws_BM))
+    draws_BM = _fisher_replicates(x_ND, y_NM, column_U, pattern_M, weight_BN)
+    value_1M = _fisher_replicates(x_ND, y_NM, column_U, pattern_M, jnp.ones((1, len(y_NM))))
+    return FisherReplicates(np.asarray(value_1M)[0], np.asarray(draws_BM))
 
 
 def fisher_shuffled(
@@ -61,7 +63,7 @@ def fisher_shuffled(
     """Mean J under outcomes shuffled over the rows where they are observed: what J is by chance.
 
     Args:
-      x_ND: [N, D] float32 states, as for `fisher_draws`.
+      x_ND: [N, D] float32 states, as for `fisher_replicates`.
       y_NM: [N, M] 1 = correct, 0 = wrong, NaN = not observed.
       n_shuffles: How many to take the mean of.
       seed: Of the shuffles. Targets observed on the same rows are shuffled alike.
@@ -75,7 +77,7 @@ def fisher_shuffled(
 
 
 @jax.jit
-def _fisher_draws(x_ND, y_NM, column_U, pattern_M, weight_BN):
+def _fisher_replicates(x_ND, y_NM, column_U, pattern_M, weight_BN):
     square_N = jnp.square(x_ND).sum(axis=1)
     rows_held = (y_NM.shape[1] + len(column_U)) * sum(x_ND.shape)
     return jax.lax.map(

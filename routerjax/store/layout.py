@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import tensorstore as ts
 
 from routerjax.runtime.files import Folder, unsealed
-from routerjax.store.rows import Rows
+from routerjax.store.rows import StoreRows
 from routerjax.store.shards import open_array, rows_per_block
 
 logger = logging.getLogger(__name__)
@@ -39,11 +39,11 @@ class Files(NamedTuple):
 
     folder: Folder
     meta: dict[str, Any]
-    rows: Rows
+    rows: StoreRows
     array: ts.TensorStore
 
 
-def create(path: Any, identity: dict[str, Any], rows: Rows, width: int, plan: Any) -> Files:
+def create(path: Any, identity: dict[str, Any], rows: StoreRows, width: int, plan: Any) -> Files:
     """Makes the files of an empty store. `store.json` is written last: without it there is none.
 
     Args:
@@ -97,7 +97,7 @@ def load(path: Any) -> Files:
         raise ValueError(
             f"{error}: copy it from where the store was made, or delete it and extract again"
         ) from error
-    rows = Rows.load(folder, meta["rows_digest"])
+    rows = StoreRows.load(folder, meta["rows_digest"])
     identity = meta["identity"]
     shape = (len(identity["layers"]), len(identity["poolings"]), len(rows.ids), meta["width"])
     array = open_array(folder, shape, meta["block_rows"], identity["store_dtype"], create=False)

@@ -10,7 +10,7 @@ _NAME = "rows.json"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Rows:
+class StoreRows:
     """The rows of a store, in store order.
 
     Attributes:
@@ -43,7 +43,7 @@ class Rows:
         return digest
 
     @classmethod
-    def load(cls, folder: Folder, digest: str) -> "Rows":
+    def load(cls, folder: Folder, digest: str) -> "StoreRows":
         """Reads rows.json.
 
         Args:

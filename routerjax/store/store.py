@@ -11,7 +11,7 @@ import tensorstore as ts
 
 from routerjax.store import layout
 from routerjax.store.identity import identity_differences
-from routerjax.store.rows import Rows
+from routerjax.store.rows import StoreRows
 from routerjax.store.shards import Narrowed, all_finite, decode, digest, encode, has_nan
 
 
@@ -245,7 +245,7 @@ class ActivationStore:
 
     @classmethod
     def create(
-        cls, path: Any, identity: dict[str, Any], rows: Rows, width: int, plan: dict[str, Any]
+        cls, path: Any, identity: dict[str, Any], rows: StoreRows, width: int, plan: dict[str, Any]
     ) -> "ActivationStore":
         """Makes an empty store. `store.json` is written last: without it there is no store."""
         return cls(layout.create(path, identity, rows, width, plan))

@@ -27,7 +27,7 @@ from routerjax.trunk.config import TrunkConfig
 PLACES = (0.25, 0.5, 0.75)
 
 
-def holding_report(
+def constraint_check(
     stores: Stores,
     data: RoutingDataset,
     recipe: Recipe | None = None,
@@ -66,13 +66,13 @@ def holding_report(
         raise ValueError("data: every target needs a price: give its pool.json")
     folder = None if workdir is None else Folder(workdir) / "holding"
     p_NM = out_of_fold(stores, data, recipe, config or TrunkConfig(), n_folds, folder)
-    return {"cost_basis": basis} | holding(
+    return {"cost_basis": basis} | constraint_rows(
         p_NM, expected_NM, paid_NM, data.correct_NM, data.groups, data.queries,
         n_splits=n_splits, n_folds=n_folds, places=places, seed=seed,
     )  # fmt: skip
 
 
-def holding(
+def constraint_rows(
     p_NM: np.ndarray,
     expected_NM: np.ndarray,
     paid_NM: np.ndarray,
@@ -182,7 +182,7 @@ def _held(
     return choice_N
 
 
-def holding_lines(found: dict[str, Any]) -> list[str]:
+def constraint_check_lines(found: dict[str, Any]) -> list[str]:
     """What `holding` found as a table of text."""
     lines = [
         f"{found['n']:,} rows, {found['n_folds']} folds, pooled: largest deviation from the mean "

@@ -181,7 +181,7 @@ TRUNKS = ("published", "kernel", "mixed")
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class RouterSpec:
     """What a comparison fits as one contestant.
 
     Attributes:
@@ -202,14 +202,14 @@ class Plan:
 
     def config(self, like: TrunkConfig) -> TrunkConfig:
         """The trunk's configuration; seeds, epochs and the split are those of `like`."""
-        return trunk_config(self.trunk, like)
+        return named_trunk(self.trunk, like)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         return self.recipe.to_json() | ({} if self.trunk == "published" else {"trunk": self.trunk})
 
 
-def trunk_config(name: str, like: TrunkConfig) -> TrunkConfig:
+def named_trunk(name: str, like: TrunkConfig) -> TrunkConfig:
     """One of TRUNKS.
 
     Args:
@@ -230,7 +230,9 @@ def trunk_config(name: str, like: TrunkConfig) -> TrunkConfig:
     return dataclasses.replace(like, **own)
 
 
-def parse_plans(text: str, pooling: str = "mean", pca_dim: int = 200) -> dict[str, Plan]:
+def parse_router_specs(
+    text: str, pooling: str = "mean", pca_dim: int = 200
+) -> dict[str, RouterSpec]:
     """Plans from a flag: recipes as `parse_recipes` reads them, "+kernel" or "+mixed" behind some.
 
     Args:
@@ -241,11 +243,11 @@ def parse_plans(text: str, pooling: str = "mean", pca_dim: int = 200) -> dict[st
     Raises:
       ValueError: As `parse_recipes`.
     """
-    plans: dict[str, Plan] = {}
+    plans: dict[str, RouterSpec] = {}
     for part in (part.strip() for part in text.split(",")):
         if part in plans:
             raise ValueError(f"--recipes: each counts once, got {part!r} again")
         trunk = next((name for name in TRUNKS[1:] if part.endswith(f"+{name}")), TRUNKS[0])
         recipe = part.removesuffix(f"+{trunk}").rstrip()
-        plans[part] = Plan(parse_recipes(recipe, pooling, pca_dim)[recipe], trunk)
+        plans[part] = RouterSpec(parse_recipes(recipe, pooling, pca_dim)[recipe], trunk)
     return plans

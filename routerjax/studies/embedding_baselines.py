@@ -17,7 +17,7 @@ from routerjax.stats.logistic import fit as fit_logistic
 from routerjax.stats.numerics import HIGHEST
 from routerjax.trunk.calibrate import mean_log_loss
 from routerjax.trunk.config import TrunkConfig
-from routerjax.trunk.train import train as train_trunk
+from routerjax.trunk.train import train_trunk as train_trunk
 
 NEIGHBOURS = (5, 10, 20, 40, 80, 160, 320)
 # L2 relative to scikit-learn's C = 1: features are divided by the root of it.

@@ -12,11 +12,11 @@ from routerjax.evaluation.breakdown import mean
 from routerjax.evaluation.calibration import bin_shares, calibrated_floor
 from routerjax.evaluation.frontier import take
 from routerjax.routing.policies import Argmax
-from routerjax.stats.auc_replicates import AucDraws, auc_draws, within_auc_draws
+from routerjax.stats.auc_replicates import AucReplicates, auc_replicates, within_auc_replicates
 from routerjax.stats.bootstrap import reverse_percentile
 from routerjax.stats.intervals import LEVEL
 from routerjax.stats.roc_auc import auc_by_group
-from routerjax.studies.predictions import Found, Settings
+from routerjax.studies.predictions import Predictions, ToleranceSweep
 from routerjax.studies.published import FIELD, field_figures
 
 METRICS = (
@@ -59,7 +59,7 @@ class Figures(NamedTuple):
 
 
 def figures_of(
-    found: Found,
+    found: Predictions,
     probabilistic_R: Sequence[bool],
     data: RoutingDataset,
     weight_BN: np.ndarray,
@@ -94,7 +94,7 @@ def figures_of(
     of["aiq"] = _no_figure(shape)
     if priced and complete_N.any():
         at = np.flatnonzero(complete_N)
-        judge = Settings(found, correct_NM, at, weight_BN)
+        judge = ToleranceSweep(found, correct_NM, at, weight_BN)
         for r, k in np.ndindex(n_contestants, n_seeds):
             of["aiq"][0][r, k], of["aiq"][1][:, r, k] = judge.aiq(r, k)
         frontier = [judge.frontier(r) for r in range(n_contestants)]
@@ -131,13 +131,15 @@ def auc_figures(
     score_NQ = np.moveaxis(score_RKNM, 2, 0).reshape(n, -1)
     y_NQ = np.tile(np.asarray(data.correct_NM, np.float64), (1, n_contestants * n_seeds))
     together_N = np.zeros(n, np.int64)  # Rows of all folds are judged as one.
-    aucs = auc_draws(score_NQ, y_NQ, together_N, 1, weight_BN)
+    aucs = auc_replicates(score_NQ, y_NQ, together_N, 1, weight_BN)
     of: dict[str, Figure] = {"mean_auc": _over_targets(aucs, shape_RKM)}
     if data.datasets is None:
         of["mean_within_dataset_auc"] = _no_figure((len(weight_BN), n_contestants, n_seeds))
     else:
         names, dataset_N = numbered(data.datasets)
-        within = within_auc_draws(score_NQ, y_NQ, together_N, 1, dataset_N, len(names), weight_BN)
+        within = within_auc_replicates(
+            score_NQ, y_NQ, together_N, 1, dataset_N, len(names), weight_BN
+        )
         of["mean_within_dataset_auc"] = _over_targets(within, shape_RKM)
     for value_RK, draws_BRK in of.values():
         # A number that only ranks targets has no AUC over queries.
@@ -146,7 +148,9 @@ def auc_figures(
     return of, aucs.value_Q.reshape(shape_RKM)
 
 
-def choice_figures(found: Found, data: RoutingDataset, weight_BN: np.ndarray) -> dict[str, Figure]:
+def choice_figures(
+    found: Predictions, data: RoutingDataset, weight_BN: np.ndarray
+) -> dict[str, Figure]:
     """Headroom captured, accuracy and cost of argmax on the rows with all outcomes.
 
     Args: As of `figures_of`.
@@ -230,7 +234,7 @@ def _no_figure(shape_BRK: tuple[int, int, int]) -> Figure:
     return np.full(shape_BRK[1:], np.nan), np.full(shape_BRK, np.nan)
 
 
-def _over_targets(found: AucDraws, shape_RKM: tuple[int, ...]) -> Figure:
+def _over_targets(found: AucReplicates, shape_RKM: tuple[int, ...]) -> Figure:
     """Means over the targets that have an AUC in every contestant and seed that has any."""
     value_RKM = found.value_Q.reshape(shape_RKM).astype(np.float64)
     draws_BRKM = found.draws_BQ.reshape(-1, *shape_RKM)
@@ -246,7 +250,7 @@ def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def per_dataset(
-    found: Found, r: int, data: RoutingDataset, probabilistic: bool
+    found: Predictions, r: int, data: RoutingDataset, probabilistic: bool
 ) -> list[dict[str, Any]]:
     """A contestant's figures on each dataset alone, means over seeds.
 

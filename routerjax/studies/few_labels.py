@@ -27,7 +27,7 @@ from routerjax.trunk.calibrate import log_loss
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.head import fit_head, logistic_regression, with_head
 from routerjax.trunk.net import Trunk
-from routerjax.trunk.train import train as train_trunk
+from routerjax.trunk.train import train_trunk as train_trunk
 
 SIZES = (25, 50, 100, 250, 500, 1000)
 METHODS = ("frozen trunk", "frozen trunk, no family", "from scratch", "nearest neighbours")

@@ -18,12 +18,12 @@ from routerjax.routing.costs import CostModel
 from routerjax.routing.fit import fit_router
 from routerjax.runtime import resume
 from routerjax.runtime.files import Folder
-from routerjax.studies.contestants import Baseline, Plan
-from routerjax.studies.predictions import Found
+from routerjax.studies.contestants import Baseline, RouterSpec
+from routerjax.studies.predictions import Predictions
 from routerjax.sweeps.controls import shuffled
 from routerjax.trunk.config import TrunkConfig
 
-Contestant = Recipe | Plan | Baseline
+Contestant = Recipe | RouterSpec | Baseline
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ def predict_folds(
     seed: int,
     folder: Folder | None,
     bar: Any,
-) -> tuple[Found, list[list[dict[str, Any]]]]:
+) -> tuple[Predictions, list[list[dict[str, Any]]]]:
     """Out-of-fold predictions and costs, and what each fit chose, by contestant.
 
     Args:
@@ -64,7 +64,7 @@ def predict_folds(
     Raises:
       resume.Stopped: SIGTERM came; what is finished is kept.
     """
-    found = Found.empty(len(run.contestants), n_seeds, data)
+    found = Predictions.empty(len(run.contestants), n_seeds, data)
     choices: list[list[dict[str, Any]]] = [[] for _ in run.contestants]
     for r, k, f in np.ndindex(len(run.contestants), n_seeds, int(run.fold_N.max()) + 1):
         contestant, test_N = run.contestants[r], run.fold_N == f
@@ -113,7 +113,7 @@ def _fit(
     if isinstance(contestant, Baseline):
         p_NM = contestant.predict(stores, train, test, config)
         return {"p_NM": p_NM, "before_NM": p_NM}, about
-    plan = Plan(contestant) if isinstance(contestant, Recipe) else contestant
+    plan = RouterSpec(contestant) if isinstance(contestant, Recipe) else contestant
     router = fit_router(stores, train, plan.recipe, plan.config(config))
     before_NM = router.predict_store(stores, test.ids, calibrated=False)
     about |= {
@@ -126,7 +126,9 @@ def _fit(
     return {"p_NM": router.calibration.apply(before_NM), "before_NM": before_NM}, about
 
 
-def _cost(found: Found, stores: Stores, data: RoutingDataset, fold_N: np.ndarray) -> str | None:
+def _cost(
+    found: Predictions, stores: Stores, data: RoutingDataset, fold_N: np.ndarray
+) -> str | None:
     """Fills in expected and paid costs, with the median lengths of each fold's training rows.
 
     Returns:

@@ -26,7 +26,7 @@ from routerjax.trunk.config import TrunkConfig
 PLACES = (0.5, 0.8, 0.95)
 
 
-def against_the_truth(
+def oracle_gap(
     stores: Stores,
     data: RoutingDataset,
     recipe: Recipe | None = None,
@@ -174,8 +174,8 @@ def _figure(value_B: np.ndarray) -> dict[str, float]:
     return {"value": float(value_B[0]), "low": float(low), "high": float(high)}
 
 
-def truth_lines(found: dict[str, Any]) -> list[str]:
-    """What `against_the_truth` found as text."""
+def oracle_gap_lines(found: dict[str, Any]) -> list[str]:
+    """What `oracle_gap` found as text."""
     lines = [
         f"trained on {found['n_train']:,} rows, judged on {found['n_test']:,}; [95% interval]",
         "headroom captured, and share of the best possible router's",

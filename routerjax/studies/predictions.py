@@ -14,7 +14,7 @@ from routerjax.stats.intervals import LEVEL
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Found:
+class Predictions:
     """Out-of-fold predictions of R contestants with K seeds; filled in fold by fold.
 
     Attributes:
@@ -35,7 +35,7 @@ class Found:
     cost_basis: str | None = None
 
     @classmethod
-    def empty(cls, n_contestants: int, n_seeds: int, data: RoutingDataset) -> "Found":
+    def empty(cls, n_contestants: int, n_seeds: int, data: RoutingDataset) -> "Predictions":
         """Nothing found yet."""
         shape = (n_contestants, n_seeds, *data.y_NM.shape)
         p_RKNM, before_RKNM = (np.full(shape, np.nan, np.float32) for _ in range(2))
@@ -43,7 +43,7 @@ class Found:
         return cls(p_RKNM, before_RKNM, np.zeros(shape[:3], np.int64), expected_NM, paid_NM)
 
 
-class Settings:
+class ToleranceSweep:
     """Where the tolerance policy lands at each of its settings, on the complete rows and in draws.
 
     Args:
@@ -53,7 +53,9 @@ class Settings:
       weight_BN: [B, N] of the draws.
     """
 
-    def __init__(self, found: Found, correct_NM: np.ndarray, at: np.ndarray, weight_BN: np.ndarray):
+    def __init__(
+        self, found: Predictions, correct_NM: np.ndarray, at: np.ndarray, weight_BN: np.ndarray
+    ):
         self._found, self._at = found, at
         self._correct_nM, self._paid_nM = correct_NM[at], found.paid_NM[at]
         # The rows as they are, then as they are drawn.

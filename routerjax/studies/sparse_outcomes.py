@@ -24,12 +24,12 @@ from routerjax.runtime.files import Folder
 from routerjax.stats.bootstrap import group_weights
 from routerjax.studies.estimates import auc_figures, summary
 from routerjax.trunk.config import TrunkConfig
-from routerjax.trunk.train import train as train_trunk
+from routerjax.trunk.train import train_trunk as train_trunk
 
 PATTERNS = ("random", "block", "by accuracy")
 
 
-def missing_outcomes(
+def sparse_outcomes(
     stores: Stores,
     data: RoutingDataset,
     recipe: Recipe | None = None,
@@ -129,7 +129,7 @@ def seen_outcomes(pattern: str, data: RoutingDataset, kept: float, seed: int) ->
       seed: Of what is hidden.
 
     Raises:
-      ValueError: As `missing_outcomes`.
+      ValueError: As `sparse_outcomes`.
     """
     _check(pattern, data, kept)
     rng = np.random.default_rng([seed, PATTERNS.index(pattern)])
@@ -190,8 +190,8 @@ def _n_tried(kept: float, n_targets: int) -> int:
     return max(1, round(kept * n_targets))
 
 
-def missing_lines(found: dict[str, Any]) -> list[str]:
-    """What `missing_outcomes` found as a table of text."""
+def sparse_outcomes_lines(found: dict[str, Any]) -> list[str]:
+    """What `sparse_outcomes` found as a table of text."""
     lines = [
         f"trained on {found['n_train']:,} rows, judged on {found['n_test']:,}; [95% interval over "
         f"groups]",

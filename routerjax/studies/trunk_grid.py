@@ -91,7 +91,7 @@ class TrunkGrid:
         return value | {"recipes": {name: r.to_json() for name, r in self.recipes.items()}}
 
 
-def parse_grid(text: str, pooling: str = "mean", pca_dim: int = 200) -> TrunkGrid:
+def parse_trunk_grid(text: str, pooling: str = "mean", pca_dim: int = 200) -> TrunkGrid:
     """A grid from a flag: NAME=VALUE|VALUE, several with a semicolon between.
 
     Args:

@@ -24,8 +24,8 @@ from routerjax.store.identity import compared
 from routerjax.studies.trunk_grid import TrunkGrid, TrunkSetting
 from routerjax.sweeps.select import select
 from routerjax.trunk.config import TrunkConfig
-from routerjax.trunk.many import Trained, train_many
-from routerjax.trunk.member import Member
+from routerjax.trunk.many import Trained, train_trunks
+from routerjax.trunk.member import TrunkMember
 
 logger = logging.getLogger(__name__)
 
@@ -93,11 +93,11 @@ def sweep_trunks(
     )
     settings = list(grid.settings())
     members = [
-        Member(s.recipe, s.hidden, s.dropout, s.learning_rate, s.l2, seed)
+        TrunkMember(s.recipe, s.hidden, s.dropout, s.learning_rate, s.l2, seed)
         for s in settings
         for seed in grid.seeds
     ]
-    found = train_many(
+    found = train_trunks(
         x_train, y_train_NM, x_val, y_val_NM, members, config,
         None if folder is None else folder / "members", devices,
     )  # fmt: skip

@@ -1,6 +1,6 @@
-"""Cross-validated AUC of cells: all folds, widths and targets of a slab, slabs over the devices.
+"""Cross-validated AUC of cells: all folds, widths and targets of a site, sites over the devices.
 
-A slab is the states of one (layer, pooling). Its rows lie fold by fold, each fold padded to the
+A site is the states of one (layer, pooling). Its rows lie fold by fold, each fold padded to the
 longest, so that every fold is the same program: Gram matrices of the folds are summed and a fold's
 own is taken away, which gives every training set's correlation matrix for the price of one; its
 eigenvectors at the largest width serve all widths.
@@ -58,13 +58,13 @@ def cross_validate(
     """Standardise, PCA and L2 logistic regression, fitted on all folds but one and scored there.
 
     Args:
-      x_SND: [S, N, D] float32 states or other features of S slabs.
+      x_SND: [S, N, D] float32 states or other features of S sites.
       y_NM: [N, M] 1 = correct, 0 = wrong, NaN = not observed.
       fold_N: [N] the fold of each row, in [0, n_folds).
       pca_dims: [W] numbers of components, ascending. A number that the training rows of one fold do
         not have gives NaN throughout.
       n_folds: F, at least 2.
-      devices: To deal the slabs to; by default all of this process.
+      devices: To deal the sites to; by default all of this process.
 
     Returns:
       The scores and what is said of them.
@@ -72,18 +72,18 @@ def cross_validate(
     devices = tuple(jax.local_devices() if devices is None else devices)[: len(x_SND)]
     layout = FoldLayout.of(fold_N, n_folds)
     y_FRM = np.where(layout.weight_FR[:, :, None] > 0, y_NM[layout.row_FR], np.nan)
-    # Slabs beyond the last fill the devices up and are dropped.
-    n_slabs, n_slots = len(x_SND), -(-len(x_SND) // len(devices)) * len(devices)
-    slab_of_slot = np.minimum(np.arange(n_slots), n_slabs - 1)
-    x_SFRD = x_SND[slab_of_slot[:, None, None], layout.row_FR[None]]
+    # Sites beyond the last fill the devices up and are dropped.
+    n_sites, n_slots = len(x_SND), -(-len(x_SND) // len(devices)) * len(devices)
+    site_of_slot = np.minimum(np.arange(n_slots), n_sites - 1)
+    x_SFRD = x_SND[site_of_slot[:, None, None], layout.row_FR[None]]
     x_SFRD *= layout.weight_FR[None, :, :, None]
     shared = (y_FRM.astype(np.float32), layout.weight_FR)
     found = _compiled(tuple(pca_dims), devices)(
         x_SFRD.reshape(len(devices), -1, *x_SFRD.shape[1:]),
         *(np.broadcast_to(a, (len(devices), *a.shape)) for a in shared),
     )
-    score_SFWMR, *rest = (_by_slab(leaf, n_slabs) for leaf in found)
-    score_SNWM = np.full((n_slabs, len(y_NM), *score_SFWMR.shape[2:4]), np.nan, np.float32)
+    score_SFWMR, *rest = (_by_site(leaf, n_sites) for leaf in found)
+    score_SNWM = np.full((n_sites, len(y_NM), *score_SFWMR.shape[2:4]), np.nan, np.float32)
     real_FR = layout.weight_FR > 0
     score_SNWM[:, layout.row_FR[real_FR]] = score_SFWMR.transpose(0, 1, 4, 2, 3)[:, real_FR]
     auc_SFWM, *others = rest
@@ -94,9 +94,9 @@ def cross_validate(
     return Scores(score_SNWM, *(np.moveaxis(leaf, 0, 1) for leaf in (auc_SFWM, *others)))
 
 
-def _by_slab(leaf: jax.Array, n_slabs: int) -> np.ndarray:
+def _by_site(leaf: jax.Array, n_sites: int) -> np.ndarray:
     whole = np.asarray(leaf)
-    return whole.reshape(-1, *whole.shape[2:])[:n_slabs]
+    return whole.reshape(-1, *whole.shape[2:])[:n_sites]
 
 
 @functools.lru_cache(maxsize=8)
@@ -104,15 +104,15 @@ def _compiled(pca_dims: tuple[int, ...], devices: tuple[jax.Device, ...]) -> Any
     """The pmapped program; kept, so that the next layer compiles nothing."""
 
     def body(x_SFRD: jax.Array, y_FRM: jax.Array, weight_FR: jax.Array) -> Any:
-        return jax.lax.map(lambda x_FRD: _slab(pca_dims, x_FRD, y_FRM, weight_FR), x_SFRD)
+        return jax.lax.map(lambda x_FRD: _site(pca_dims, x_FRD, y_FRM, weight_FR), x_SFRD)
 
     return jax.pmap(body, axis_name=DEVICES, devices=devices)
 
 
-def _slab(
+def _site(
     pca_dims: tuple[int, ...], x_FRD: jax.Array, y_FRM: jax.Array, weight_FR: jax.Array
 ) -> tuple[jax.Array, ...]:
-    """Scores of all folds of one slab; leaves as in `Scores`, folds leading."""
+    """Scores of all folds of one site; leaves as in `Scores`, folds leading."""
     n_folds, n_rows, n_columns = x_FRD.shape
     shift_D = x_FRD.sum(axis=(0, 1)) / weight_FR.sum()
     x_FRD = (x_FRD - shift_D[None, None]) * weight_FR[:, :, None]

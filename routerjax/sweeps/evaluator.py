@@ -1,4 +1,4 @@
-"""Examiner: everything a sweep says of a few slabs, with intervals; the same for its controls."""
+"""SiteEvaluator: all numbers and intervals that a sweep has of a few sites, and of its controls."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ import numpy as np
 from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
 from routerjax.stats import bootstrap, spectrum
-from routerjax.stats.auc_replicates import AucDraws, auc_draws, within_auc_draws
-from routerjax.stats.fisher_replicates import fisher_draws, fisher_shuffled
+from routerjax.stats.auc_replicates import AucReplicates, auc_replicates, within_auc_replicates
+from routerjax.stats.fisher_replicates import fisher_replicates, fisher_shuffled
 from routerjax.stats.numerics import inverse_scale
 from routerjax.sweeps.cross_validation import Scores, cross_validate
 
@@ -20,7 +20,7 @@ _SHUFFLES = 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Examiner:
+class SiteEvaluator:
     """The rows of a sweep, dealt to folds, with the weights of its bootstrap.
 
     Attributes:
@@ -44,7 +44,7 @@ class Examiner:
     @classmethod
     def of(
         cls, data: RoutingDataset, n_folds: int, seed: int, draws: int, repeats: int = 1
-    ) -> "Examiner":
+    ) -> "SiteEvaluator":
         """Deals the rows of a data set.
 
         Args:
@@ -74,23 +74,23 @@ class Examiner:
             seed,
         )
 
-    def examine(
+    def evaluate(
         self,
         x_SND: np.ndarray,
         y_NM: np.ndarray,
         pca_dims: Sequence[int],
         devices: Sequence[jax.Device] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Cross-validated AUC and J of some slabs.
+        """Cross-validated AUC and J of some sites.
 
         Args:
           x_SND: [S, N, D] float32 states.
           y_NM: [N, M] 1 = correct, 0 = wrong, NaN = not observed.
           pca_dims: [W] numbers of components, ascending.
-          devices: To deal the slabs to; by default all of this process.
+          devices: To deal the sites to; by default all of this process.
 
         Returns:
-          Float32 arrays by name, slabs leading: "cv_auc", "within_auc", "seed_sd" and "n_folds"
+          Float32 arrays by name, sites leading: "cv_auc", "within_auc", "seed_sd" and "n_folds"
           (folds in which AUC is defined) and "n_unsolved" [S, W, M]; "fisher" and
           "fisher_shuffled" [S, M]; "d_eff" [S]; of folds "fold_auc" and "fold_within_auc"
           [S, F, W, M], "fold_fisher" [S, F, M], "fold_d_eff" and "fold_n_components" [S, F]; with
@@ -126,14 +126,14 @@ class Examiner:
         score_NQ = found.score_SNWM.transpose(1, 0, 2, 3).reshape(n, -1)
         y_NQ = np.broadcast_to(y_NM[:, None, None], (n, s, w, m)).reshape(n, -1)
         fold = (self.fold_N, self.n_folds)
-        self._add(result, "cv_auc", auc_draws(score_NQ, y_NQ, *fold, self.weight_BN),
+        self._add(result, "cv_auc", auc_replicates(score_NQ, y_NQ, *fold, self.weight_BN),
                   shape_SWM)  # fmt: skip
         if self.dataset_N is None:
             result["within_auc"] = np.full(shape_SWM, np.nan)
             result["fold_within_auc"] = np.full_like(result["fold_auc"], np.nan)
         else:
             names = (self.dataset_N, len(self.datasets))
-            found_within = within_auc_draws(score_NQ, y_NQ, *fold, *names, self.weight_BN)
+            found_within = within_auc_replicates(score_NQ, y_NQ, *fold, *names, self.weight_BN)
             result["within_auc"] = found_within.value_Q.reshape(shape_SWM)
             of_folds = found_within.fold_FQ.reshape(-1, *shape_SWM)
             result["fold_within_auc"] = np.moveaxis(of_folds, 0, 1)
@@ -144,7 +144,7 @@ class Examiner:
         self,
         result: dict[str, np.ndarray],
         name: str,
-        found: AucDraws,
+        found: AucReplicates,
         shape: tuple[int, ...],
     ) -> None:
         """Adds the draws of an AUC and its interval, where there are draws."""
@@ -161,7 +161,7 @@ class Examiner:
         draws_SBM: list[np.ndarray] = []
         for x_ND in x_SND:
             standard_ND, d_eff = _standardise(jnp.asarray(x_ND))
-            found = fisher_draws(standard_ND, y_NM, self.weight_BN)
+            found = fisher_replicates(standard_ND, y_NM, self.weight_BN)
             result["fisher"].append(found.value_M)
             draws_SBM.append(found.draws_BM)
             result["d_eff"].append(np.asarray(d_eff))

@@ -7,7 +7,7 @@ import numpy as np
 
 from routerjax.data.dataset import RoutingDataset
 from routerjax.sweeps import controls as control
-from routerjax.sweeps.evaluator import Examiner
+from routerjax.sweeps.evaluator import SiteEvaluator
 from routerjax.sweeps.evidence import find_evidence
 from routerjax.sweeps.table import SweepTable
 
@@ -25,7 +25,7 @@ _PLAIN = ("dataset", "length", "random")
 def merge(
     parts: dict[int, dict[str, np.ndarray]],
     data: RoutingDataset,
-    examiner: Examiner,
+    evaluator: SiteEvaluator,
     settings: dict[str, Any],
     states: Callable[[int, str], np.ndarray],
     n_tokens_N: np.ndarray,
@@ -33,9 +33,9 @@ def merge(
     """The table of all layers.
 
     Args:
-      parts: By layer, what `Examiner.examine` says with the poolings leading.
+      parts: By layer, what `SiteEvaluator.evaluate` says with the poolings leading.
       data: The rows.
-      examiner: Of these rows.
+      evaluator: Of these rows.
       settings: Of the sweep, as JSON values.
       states: x_ND of a (layer, pooling), rows as in the data.
       n_tokens_N: [N] tokens of the queries.
@@ -54,7 +54,7 @@ def merge(
         targets=tuple(data.targets),
         fisher={J: stacked["fisher"], EXCESS: stacked["fisher"] - stacked["fisher_shuffled"]},
         spectrum={"d_eff/standardised": stacked["d_eff"]},
-        reasons=_reasons(stacked, layers, settings, data, examiner.fold_N),
+        reasons=_reasons(stacked, layers, settings, data, evaluator.fold_N),
         n_queries=len(data),
         pca_dims=tuple(settings["pca_dims"]),
         cells={name: stacked.get(name, nothing) for name in _CELLS},
@@ -76,9 +76,9 @@ def merge(
     table.controls.extend(_layer_controls(stacked, table))
     for name in _PLAIN:
         if name in settings["controls"]:
-            table.controls.extend(_plain_control(name, table, data, examiner, states, n_tokens_N))
+            table.controls.extend(_plain_control(name, table, data, evaluator, states, n_tokens_N))
     if "transfer" in settings["controls"] and np.isfinite(table.cells["cv_auc"]).any():
-        table.transfer.update(_transfer(table, data, examiner, states))
+        table.transfer.update(_transfer(table, data, evaluator, states))
     table.evidence.update(
         find_evidence(
             table.layers, table.poolings, table.targets, table.pca_dims, table.cells,
@@ -165,17 +165,19 @@ def _plain_control(
     name: str,
     table: SweepTable,
     data: RoutingDataset,
-    examiner: Examiner,
+    evaluator: SiteEvaluator,
     states: Callable[[int, str], np.ndarray],
     n_tokens_N: np.ndarray,
 ) -> list[dict[str, Any]]:
     """Rows of features that no encoder made, all their components kept."""
-    dataset_N = np.zeros(len(data), np.int64) if examiner.dataset_N is None else examiner.dataset_N
+    dataset_N = (
+        np.zeros(len(data), np.int64) if evaluator.dataset_N is None else evaluator.dataset_N
+    )
     width = states(table.layers[0], table.poolings[0]).shape[1] if name == "random" else 0
-    x_SND = control.plain_features(name, dataset_N, n_tokens_N, width, examiner.seed)
+    x_SND = control.plain_features(name, dataset_N, n_tokens_N, width, evaluator.seed)
     # As many components as every fold's training rows have: a dataset's indicator may be constant.
     dims = (table.pca_dims[-1],) if name == "random" else tuple(range(1, x_SND.shape[2] + 1))
-    found = examiner.examine(x_SND, data.correct_NM, dims)
+    found = evaluator.evaluate(x_SND, data.correct_NM, dims)
     has_W = np.isfinite(found["cv_auc"][0]).any(axis=1)
     if not has_W.any():
         return []
@@ -212,16 +214,16 @@ def _rows(
 def _transfer(
     table: SweepTable,
     data: RoutingDataset,
-    examiner: Examiner,
+    evaluator: SiteEvaluator,
     states: Callable[[int, str], np.ndarray],
 ) -> dict[str, Any]:
     """From dataset to dataset, at the cell that is best in the mean over targets."""
     cell = table.best()
-    assert examiner.dataset_N is not None
+    assert evaluator.dataset_N is not None
     auc_AAM = control.transfer(
-        states(cell.layer, cell.pooling), data.correct_NM, examiner.dataset_N,
-        examiner.datasets, cell.pca_dim,
+        states(cell.layer, cell.pooling), data.correct_NM, evaluator.dataset_N,
+        evaluator.datasets, cell.pca_dim,
     )  # fmt: skip
     where = cell._asdict()
     del where["value"]
-    return where | {"datasets": list(examiner.datasets), "auc": auc_AAM.tolist()}
+    return where | {"datasets": list(evaluator.datasets), "auc": auc_AAM.tolist()}

@@ -14,9 +14,9 @@ import numpy as np
 from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
 from routerjax.features.feature_map import Stores, as_tuple
-from routerjax.features.fit import check_held, fisher_of_slabs
+from routerjax.features.fit import check_held, fisher_of_sites
 from routerjax.features.pca import EXACT_WIDTH
-from routerjax.features.recipe import Block, Recipe
+from routerjax.features.recipe import Recipe, RecipeSite
 from routerjax.features.row_blocks import align, read_rows
 from routerjax.runtime import resume
 from routerjax.store.store import ActivationStore
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 N_FOLDS = 5
 
 
-class Selection(NamedTuple):
+class Chosen(NamedTuple):
     """What was chosen, and why.
 
     Attributes:
@@ -41,7 +41,7 @@ class Selection(NamedTuple):
     choices: tuple[dict[str, Any], ...] = ()
 
 
-def resolve(
+def resolve_recipe(
     recipe: Recipe, stores: Stores, data: RoutingDataset, n_folds: int = N_FOLDS, seed: int = 0
 ) -> Recipe:
     """A recipe in which nothing is left to choose by outcomes; see `select`."""
@@ -50,7 +50,7 @@ def resolve(
 
 def select(
     recipe: Recipe, stores: Stores, data: RoutingDataset, n_folds: int = N_FOLDS, seed: int = 0
-) -> Selection:
+) -> Chosen:
     """Chooses what `per_target` and `greedy` leave open; other recipes come back as they are.
 
     Cross-validation is that of the sweep: scaler, PCA and L2 logistic regression (C = 1) inside
@@ -79,7 +79,7 @@ def select(
     """
     stores = as_tuple(stores)
     if recipe.kind not in ("per_target", "greedy"):
-        return Selection(recipe)
+        return Chosen(recipe)
     for store in stores:
         check_held(store, (), recipe.poolings)
         store.rows_of(data.ids)  # A missing id is found before work is done.
@@ -97,9 +97,9 @@ def _per_target(
     recipe: Recipe,
     stores: Sequence[ActivationStore],
     data: RoutingDataset,
-    cells: Sequence[Block],
+    cells: Sequence[RecipeSite],
     value_QM: np.ndarray,
-) -> Selection:
+) -> Chosen:
     """Each target's cell of the largest value; Q cells."""
     blocks, choices = [], []
     for m, target in enumerate(data.targets):
@@ -120,16 +120,16 @@ def _per_target(
             "per_target: no target has outcomes of both classes enough to judge a layer on the "
             "training rows; use Recipe.all_layers or Recipe.layers"
         )
-    return Selection(Recipe.of_blocks(blocks), tuple(choices))
+    return Chosen(Recipe.of_blocks(blocks), tuple(choices))
 
 
 def _fishers(
     recipe: Recipe, stores: Sequence[ActivationStore], data: RoutingDataset
-) -> tuple[list[Block], np.ndarray]:
+) -> tuple[list[RecipeSite], np.ndarray]:
     """Cells at the largest width, and J [Q, M] of each."""
     cells, values = [], []
     for encoder, store in enumerate(stores):
-        j_LPM = fisher_of_slabs(store, align(store, data), store.layers, recipe.poolings)
+        j_LPM = fisher_of_sites(store, align(store, data), store.layers, recipe.poolings)
         cells += _cells(encoder, store.layers, recipe.poolings, (recipe.pca_dim,))
         values.append(j_LPM.reshape(-1, j_LPM.shape[2]))
     return cells, np.concatenate(values)
@@ -137,7 +137,7 @@ def _fishers(
 
 def _aucs(
     recipe: Recipe, stores: Sequence[ActivationStore], data: RoutingDataset, fold_N: np.ndarray
-) -> tuple[list[Block], np.ndarray]:
+) -> tuple[list[RecipeSite], np.ndarray]:
     """Cells and the cross-validated AUC [Q, M] of each."""
     cells, values = [], []
     n_layers = sum(len(store.layers) for store in stores)
@@ -147,7 +147,7 @@ def _aucs(
             for at in range(0, len(store.layers), step):
                 layers = store.layers[at : at + step]
                 x_SND = read_rows(store, data.ids, layers, recipe.poolings)
-                auc_FSWM = _auc_of_slabs(x_SND, data.correct_NM, fold_N, recipe.pca_dims)
+                auc_FSWM = _auc_of_sites(x_SND, data.correct_NM, fold_N, recipe.pca_dims)
                 cells += _cells(encoder, layers, recipe.poolings, recipe.pca_dims)
                 values.append(auc_FSWM.reshape(len(auc_FSWM), -1, auc_FSWM.shape[3]))
                 bar.update(len(layers))
@@ -156,16 +156,16 @@ def _aucs(
 
 def _cells(
     encoder: int, layers: Sequence[int], poolings: Sequence[str], pca_dims: Sequence[int]
-) -> list[Block]:
+) -> list[RecipeSite]:
     return [
-        Block(encoder, layer, pooling, width)
+        RecipeSite(encoder, layer, pooling, width)
         for layer in layers for pooling in poolings for width in pca_dims
     ]  # fmt: skip
 
 
 def _greedy(
     recipe: Recipe, stores: Sequence[ActivationStore], data: RoutingDataset, fold_N: np.ndarray
-) -> Selection:
+) -> Chosen:
     """Forward selection; E columns a layer."""
     store = _one_store(recipe, stores)
     x_SND = read_rows(store, data.ids, store.layers, recipe.poolings)
@@ -183,7 +183,7 @@ def _greedy(
                 tried = candidates[at : at + step_size]
                 x_SNE = np.stack([np.concatenate(x_LNE[[*chosen, i]], axis=1) for i in tried])
                 dims = (recipe.pca_dim,)
-                aucs.append(_auc_of_slabs(x_SNE, data.correct_NM, fold_N, dims)[:, :, 0])
+                aucs.append(_auc_of_sites(x_SNE, data.correct_NM, fold_N, dims)[:, :, 0])
                 bar.update(len(tried))
             auc_QM = _mean_over_folds(np.concatenate(aucs, axis=1))
             judged_M = np.isfinite(auc_QM).any(axis=0)
@@ -201,7 +201,7 @@ def _greedy(
             logger.info("greedy: step %d adds hidden state %d, mean cross-validated AUC %.4f",
                         len(chosen), layer, auc)  # fmt: skip
     layers = [store.layers[i] for i in chosen]
-    return Selection(Recipe.layers(layers, recipe.poolings, recipe.pca_dim), tuple(choices))
+    return Chosen(Recipe.layers(layers, recipe.poolings, recipe.pca_dim), tuple(choices))
 
 
 def _one_store(recipe: Recipe, stores: Sequence[ActivationStore]) -> ActivationStore:
@@ -228,10 +228,10 @@ def _one_store(recipe: Recipe, stores: Sequence[ActivationStore]) -> ActivationS
     return store
 
 
-def _auc_of_slabs(
+def _auc_of_sites(
     x_SND: np.ndarray, y_NM: np.ndarray, fold_N: np.ndarray, pca_dims: Sequence[int]
 ) -> np.ndarray:
-    """auc_FSWM; a width beyond the components of a slab's training rows counts as all of them."""
+    """auc_FSWM; a width beyond the components of a site's training rows counts as all of them."""
     if resume.stop_requested():
         raise resume.Stopped("Stopped while layers were being chosen.", goes_on=False)
     n_folds = int(fold_N.max()) + 1

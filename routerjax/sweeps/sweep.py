@@ -22,7 +22,7 @@ from routerjax.stats.bootstrap import LARGEST_SEED
 from routerjax.store.identity import compared
 from routerjax.store.store import ActivationStore
 from routerjax.sweeps import controls as control
-from routerjax.sweeps.evaluator import Examiner
+from routerjax.sweeps.evaluator import SiteEvaluator
 from routerjax.sweeps.merge import merge
 from routerjax.sweeps.table import SweepTable
 
@@ -100,7 +100,7 @@ def sweep(
 
     In each of F folds of whole groups: standardise, PCA and L2 logistic regression (C = 1) on the
     other folds' rows, ROC-AUC on the fold's own. Host memory: the states of one layer for each
-    device; device memory: about four times the states of one slab.
+    device; device memory: about four times the states of one site.
 
     Args:
       store: The hidden states; rows that are not in `data` count for nothing.
@@ -157,7 +157,7 @@ def sweep(
             if resume.stop_requested() and folder is not None:
                 raise resume.Stopped(f"Stopped with {len(todo) - at} of {len(mine)} layers to go.")
             batch = todo[at : at + step]
-            for layer, part in job.examine(batch):
+            for layer, part in job.evaluate(batch):
                 if folder is None:
                     parts[layer] = part
                 else:
@@ -171,7 +171,7 @@ def sweep(
         logger.info("sweep: layers %s are still to come from other shards", missing)
         return None
     settings = config.to_json() | {"tolerance": logistic.TOLERANCE}
-    return merge(parts, data, job.examiner, settings, job.rows_of_layer, job.n_tokens_N)
+    return merge(parts, data, job.evaluator, settings, job.rows_of_layer, job.n_tokens_N)
 
 
 class _Job:
@@ -199,7 +199,9 @@ class _Job:
         self.store, self.random_store, self.data, self.config = store, random_store, data, config
         self.devices = tuple(jax.local_devices() if devices is None else devices)
         self.devices = self.devices[: len(config.layers)]
-        self.examiner = Examiner.of(data, config.n_folds, config.seed, config.draws, config.repeats)
+        self.evaluator = SiteEvaluator.of(
+            data, config.n_folds, config.seed, config.draws, config.repeats
+        )
         self.n_tokens_N = store.query_tokens_N[store.rows_of(data.ids)]
 
     def claim(self, folder: Folder) -> None:
@@ -215,29 +217,29 @@ class _Job:
         })  # fmt: skip
 
     def rows_of_layer(self, layer: int, pooling: str) -> np.ndarray:
-        """States [N, D] of one slab, rows as in the data."""
+        """States [N, D] of one site, rows as in the data."""
         return read_rows(self.store, self.data.ids, (layer,), (pooling,))[0]
 
-    def examine(self, layers: Sequence[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    def evaluate(self, layers: Sequence[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """All arrays of some layers, poolings leading; those of a control as "control/NAME/..."."""
         config, y_NM = self.config, self.data.correct_NM
         x_SND = read_rows(self.store, self.data.ids, layers, config.poolings)
-        found = self.examiner.examine(x_SND, y_NM, config.pca_dims, self.devices)
+        found = self.evaluator.evaluate(x_SND, y_NM, config.pca_dims, self.devices)
         widest = config.pca_dims[-1:]
         for name in config.controls:
             x, y = x_SND, y_NM
             if name in ("shuffled", "shuffled_within"):
-                within_N = self.examiner.dataset_N
+                within_N = self.evaluator.dataset_N
                 if name == "shuffled" or within_N is None:
                     within_N = np.zeros(len(y_NM), np.int64)
                 y = control.shuffled(y_NM, within_N, config.seed)
-            elif name == "centred" and self.examiner.dataset_N is not None:
-                x = control.centred(x_SND, self.examiner.dataset_N, self.examiner.fold_N)
+            elif name == "centred" and self.evaluator.dataset_N is not None:
+                x = control.centred(x_SND, self.evaluator.dataset_N, self.evaluator.fold_N)
             elif name == "random_encoder" and self.random_store is not None:
                 x = read_rows(self.random_store, self.data.ids, layers, config.poolings)
             else:
                 continue
-            for key, value in self.examiner.examine(x, y, widest, self.devices).items():
+            for key, value in self.evaluator.evaluate(x, y, widest, self.devices).items():
                 if key in control.KEPT:
                     found[f"control/{name}/{key}"] = value
         n = len(config.poolings)

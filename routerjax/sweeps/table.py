@@ -1,9 +1,7 @@
 """SweepTable: cross-validated AUC of every cell, with intervals, controls and evidence."""
 
 import dataclasses
-import io
-import logging
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -11,11 +9,6 @@ import safetensors.numpy
 from routerjax.probes.table import ProbeTable, index_of
 from routerjax.runtime.files import Folder
 from routerjax.stats.bootstrap import reverse_percentile
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 CONTROL_NUMBERS = ("auc", "low", "high", "within_auc", "fisher")  # Of a row of `controls`.
@@ -140,7 +133,7 @@ class SweepTable(ProbeTable):
         return {"schema_version": SCHEMA_VERSION} | value | {"best": self._best_cells()}
 
     def save(self, folder: str | Folder) -> None:
-        """Writes `sweep.json` and its draws, and with matplotlib `sweep.png` and `evidence.png`.
+        """Writes `sweep.json` and its replicates; `routerjax.report.save` draws the table too.
 
         Args:
           folder: Where to; a local path, a URL or a `Folder`.
@@ -152,20 +145,6 @@ class SweepTable(ProbeTable):
         if self.draws:
             folder.write_bytes(_DRAWS, safetensors.numpy.save(self.draws))
         folder.write_json("sweep.json", self.to_json(), indent=None)
-        try:
-            from routerjax.report import sweep_picture
-
-            figures = {
-                "sweep.png": self.plot(),
-                "evidence.png": sweep_picture.draw_evidence(self.evidence),
-            }
-        except ModuleNotFoundError:
-            logger.warning("no sweep.png: pip install routerjax[report] brings matplotlib")
-            return
-        for name, figure in figures.items():
-            picture = io.BytesIO()
-            figure.savefig(picture, format="png", dpi=120)
-            folder.write_bytes(name, picture.getvalue())
 
     @classmethod
     def load(cls, folder: str | Folder) -> "SweepTable":
@@ -196,19 +175,6 @@ class SweepTable(ProbeTable):
             value["transfer"]["auc"] = auc_AAM.tolist()
         draws = folder.read_bytes(_DRAWS) if value["settings"]["draws"] else None
         return cls(**value, draws=safetensors.numpy.load(draws) if draws else {})
-
-    def plot(self, name: str = "cv_auc") -> "Figure":
-        """Heat maps layer x target, and curves over the layers with their intervals.
-
-        Args:
-          name: Of `cells`.
-
-        Raises:
-          ModuleNotFoundError: matplotlib is not installed (`pip install routerjax[report]`).
-        """
-        from routerjax.report import sweep_picture
-
-        return sweep_picture.draw_sweep(self, name)
 
     def _best_cells(self) -> dict[str, Any]:
         """The best cell of each target and of their mean, and which layers equal it."""

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from routerjax.runtime import resume
+from routerjax.runtime import resume as resume
 from routerjax.trunk.checkpoint import Checkpoints
 from routerjax.trunk.net import init_members
 from routerjax.trunk.state import Data, Losses, Program, Setting, State, Turns, turn_sizes
@@ -25,7 +25,7 @@ _ONE_BY_ONE = ("cpu",)
 
 
 def goes_one_by_one(platform: str) -> bool:
-    """Whether devices of this platform train members one after the other, or kin together."""
+    """Whether devices of this platform train members one after the other, or siblings together."""
     return platform in _ONE_BY_ONE
 
 
@@ -131,15 +131,15 @@ class Loop:
         slot_DKJ = np.full((n, per_device, size), per_device, np.int32)
         size_DK = np.zeros((n, per_device), np.int32)
         n_turns_D = np.zeros(n, np.int32)
-        kin_K = np.stack([self._seed_K, self._source_K], axis=1)
+        siblings_K = np.stack([self._seed_K, self._source_K], axis=1)
         if not self._one_by_one:
-            kin_K = np.zeros_like(kin_K)
+            siblings_K = np.zeros_like(siblings_K)
         for device in range(n):
             first = device * per_device
             slots = np.flatnonzero(running_K[first : first + per_device])
-            _, kin = np.unique(kin_K[first + slots], axis=0, return_inverse=True)
-            for kind in range(kin.max(initial=-1) + 1):
-                alike = slots[kin.reshape(-1) == kind]
+            _, siblings = np.unique(siblings_K[first + slots], axis=0, return_inverse=True)
+            for kind in range(siblings.max(initial=-1) + 1):
+                alike = slots[siblings.reshape(-1) == kind]
                 while len(alike):
                     fitting = (i for i, most in enumerate(sizes) if most <= len(alike))
                     which = next(fitting, len(sizes) - 1)

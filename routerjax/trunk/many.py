@@ -1,8 +1,8 @@
-"""train_many: hundreds of members of different recipes and hyperparameters, trained at once.
+"""train_trunks: hundreds of members of different recipes and hyperparameters, trained at once.
 
 Members of one shape (width of the features, hidden layers) are one compiled program; what else they
 differ in are arrays over them. They train in turns, and one that has stopped gets no further turn.
-On a CPU a turn is of a few kin, of one seed and one recipe: they see the same rows in the same
+On a CPU a turn is of a few siblings, of one seed and one recipe: they see the same rows in the same
 order and drop units by the same random numbers, so that their products are one wide product and
 their state fits a cache. On an accelerator it is of a few hundred of any kind, side by side. Each
 member is the one that `train` makes of its seed and hyperparameters, however many train beside it.
@@ -22,7 +22,7 @@ from routerjax.runtime.files import Folder
 from routerjax.trunk.checkpoint import Checkpoints, digest_of
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.loop import Layout, Loop, restore, run
-from routerjax.trunk.member import Member, bytes_read, groups, turn_of
+from routerjax.trunk.member import TrunkMember, bytes_read, groups, turn_of
 from routerjax.trunk.net import Trunk
 from routerjax.trunk.state import Data, Program, Setting
 from routerjax.trunk.train import check_rows
@@ -51,12 +51,12 @@ class Trained(NamedTuple):
     p_KVM: np.ndarray
 
 
-def train_many(
+def train_trunks(
     x_train: Mapping[str, np.ndarray],
     y_train_NM: np.ndarray,
     x_val: Mapping[str, np.ndarray],
     y_val_NM: np.ndarray,
-    members: Sequence[Member],
+    members: Sequence[TrunkMember],
     config: TrunkConfig | None = None,
     workdir: Any = None,
     devices: Sequence[jax.Device] | None = None,
@@ -158,7 +158,7 @@ class _Group:
         self,
         data: Data,
         names: list[str],
-        members: Sequence[Member],
+        members: Sequence[TrunkMember],
         config: TrunkConfig,
         devices: Sequence[jax.Device],
     ):
@@ -220,7 +220,7 @@ class _Group:
 
 
 def _job(
-    members: Sequence[Member], arrays: Mapping[str, np.ndarray], config: TrunkConfig
+    members: Sequence[TrunkMember], arrays: Mapping[str, np.ndarray], config: TrunkConfig
 ) -> dict[str, Any]:
     """What decides the numbers, for telling this job's folder from others'."""
     shared = ("batch_size", "epochs", "patience", "min_delta")

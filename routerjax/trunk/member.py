@@ -1,4 +1,4 @@
-"""Member: one of many trunks, and which of them train together."""
+"""TrunkMember: one of many trunks, and which of them train together."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +11,8 @@ from routerjax.trunk.loop import goes_one_by_one
 from routerjax.trunk.state import Data, Program
 from routerjax.trunk.step import VAL_ROWS
 
-# Members of a turn. On two CPU cores 4 to 10 kin train 1.3 times as fast as members side by side
-# under vmap, and 20 no faster; an accelerator wants as many as hide the starts of its kernels.
+# Members of a turn. On two CPU cores 4 to 10 siblings train 1.3 times as fast as members side by
+# side under vmap, and 20 no faster; an accelerator wants as many as hide the starts of its kernels.
 _TURN = {"cpu": 8}
 _TURN_ELSEWHERE = 256
 # Side by side each has its own copy of the rows it reads; of all of them no more bytes than this.
@@ -24,7 +24,7 @@ _STATE_BYTES_ELSEWHERE = 2**33
 _COPIES = 5
 
 
-class Member(NamedTuple):
+class TrunkMember(NamedTuple):
     """One network to be trained.
 
     Attributes:
@@ -45,13 +45,13 @@ class Member(NamedTuple):
 
 
 def groups(
-    members: Sequence[Member],
+    members: Sequence[TrunkMember],
     left: Sequence[int],
     x_of: Mapping[str, np.ndarray],
     n_targets: int,
     devices: Sequence[jax.Device],
 ) -> Iterator[list[int]]:
-    """Who trains together: members of one shape, kin side by side, bounded in bytes.
+    """Who trains together: members of one shape, siblings side by side, bounded in bytes.
 
     Args:
       members: All of them.
@@ -82,7 +82,7 @@ def groups(
             yield places[start : start + at_once]
 
 
-def turn_of(members: Sequence[Member], per_device: int, platform: str, read_bytes: int) -> int:
+def turn_of(members: Sequence[TrunkMember], per_device: int, platform: str, read_bytes: int) -> int:
     """Members of a turn: the most that suit the device, in equal turns of those that may share.
 
     Args:
@@ -92,8 +92,8 @@ def turn_of(members: Sequence[Member], per_device: int, platform: str, read_byte
       read_bytes: Of `bytes_read`.
     """
     if goes_one_by_one(platform):
-        kin = itertools.groupby(members, lambda m: (m.features, m.seed))
-        largest = min(max(len(list(same)) for _, same in kin), per_device)
+        siblings = itertools.groupby(members, lambda m: (m.features, m.seed))
+        largest = min(max(len(list(same)) for _, same in siblings), per_device)
         most = _TURN.get(platform, _TURN_ELSEWHERE)
     else:
         largest = per_device

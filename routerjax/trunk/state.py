@@ -73,9 +73,9 @@ class Turns(NamedTuple):
 def turn_sizes(most: int, kin_only: bool) -> tuple[int, ...]:
     """The sizes that turns of at most J members come in, largest first.
 
-    Each is compiled. Where a turn is of kin alone (one seed, one source), many are small, and one
-    that is half empty would waste half: J, then powers of two. Where anyone fills it up, only the
-    last one can be.
+    Each is compiled. Where a turn is of siblings alone (one seed, one source), many are small, and
+    one that is half empty would waste half: J, then powers of two. Where anyone fills it up, only
+    the last one can be.
     """
     if not kin_only:
         return (most,)

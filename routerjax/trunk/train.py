@@ -43,7 +43,7 @@ class History:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
-def train(
+def train_trunk(
     x_train_NC: np.ndarray,
     y_train_NM: np.ndarray,
     x_val_NC: np.ndarray,

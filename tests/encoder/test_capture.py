@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routerjax.encoder.capture import Graph, capture, unstacked
-from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.models.bert import Bert
 from routerjax.encoder.pooling import POOLINGS, pool
 from routerjax.encoder.weights.loading import make_model
@@ -261,7 +261,7 @@ def lower(family, layers, B=2, T=16, width=128, n_heads=4):
     """The program, without any weights: 6 blocks of 8 x width x width and more."""
     raw = {"model_type": family, "vocab_size": 64, "hidden_size": width, "num_hidden_layers": 6}
     raw |= {"intermediate_size": 4 * width, "num_attention_heads": n_heads}
-    config = EncoderConfig.from_hf(raw | {"max_position_embeddings": 64})
+    config = read_config(raw | {"max_position_embeddings": 64})
     graphdef, params = nnx.split(
         nnx.eval_shape(lambda: make_model(config, jnp.float32, models.HIGHEST, nnx.Rngs(0)))
     )

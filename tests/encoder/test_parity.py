@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from routerjax.encoder.capture import Graph, capture
-from routerjax.encoder.families.config import FULL_ATTENTION, EncoderConfig
+from routerjax.encoder.families.config import FULL_ATTENTION
+from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.families.rope import Rope
 from routerjax.encoder.models.feed_forward import ACTIVATIONS
 from routerjax.encoder.pooling import POOLINGS
@@ -109,7 +110,7 @@ def test_activations_equal_those_of_torch(activation):
 
     x = np.linspace(-6, 6, 401, dtype=np.float32)
     raw = {"model_type": "bert", "hidden_act": activation} | models.VARIANTS["bert"][1]
-    ours = ACTIVATIONS[EncoderConfig.from_hf(raw).activation](jnp.asarray(x))
+    ours = ACTIVATIONS[read_config(raw).activation](jnp.asarray(x))
     theirs = ACT2FN[activation](torch.tensor(x)).numpy()
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 

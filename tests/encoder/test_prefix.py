@@ -11,7 +11,8 @@ from routerjax.encoder.capture import Graph, capture, read_prefix
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extraction.estimate import estimate
 from routerjax.encoder.extraction.extract import extract
-from routerjax.encoder.families.config import BlockKind, EncoderConfig
+from routerjax.encoder.families.config import BlockKind
+from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.models import decoder
 from routerjax.encoder.pooling import POOLINGS
 from routerjax.encoder.prefix import choose_prefix, shared_head, template_head
@@ -80,7 +81,7 @@ def test_a_head_is_what_all_share_before_their_query():
 
 def test_a_prefix_is_taken_where_it_pays_and_where_it_may():
     raw = {"model_type": "qwen3", **models.VARIANTS["qwen3"][1]}
-    config = EncoderConfig.from_hf(raw)
+    config = read_config(raw)
     head, lengths_N = (5, 6), np.full(100, 18)  # 2 of 18 tokens: 11%.
     assert choose_prefix("auto", config, head, lengths_N) == head
     assert choose_prefix("auto", config, head, lengths_N + 2) == ()
@@ -88,7 +89,7 @@ def test_a_prefix_is_taken_where_it_pays_and_where_it_may():
     assert choose_prefix("on", config, (), lengths_N) == ()
     assert choose_prefix("off", config, head, lengths_N) == ()
     family, settings = models.VARIANTS["llama_dynamic"]
-    turns = EncoderConfig.from_hf({"model_type": family, **settings})
+    turns = read_config({"model_type": family, **settings})
     both_ways = dataclasses.replace(config, bidirectional=True)
     for other, why in ((turns, "prompt's length"), (both_ways, "sees later tokens")):
         assert choose_prefix("auto", other, head, lengths_N) == ()

@@ -16,6 +16,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.weights.loading import load_weights
 from tests.encoder.variants import VARIANTS
 
@@ -41,7 +42,7 @@ HUB_FIELDS = {
 def golden_config(name: str, **changes) -> EncoderConfig:
     """The configuration of a golden model, some fields of its config.json changed."""
     raw = json.loads((GOLDEN / name / "config.json").read_text())
-    return EncoderConfig.from_hf(raw | changes, "some/config.json")
+    return read_config(raw | changes, "some/config.json")
 
 
 def random_batch(
@@ -102,7 +103,7 @@ def hf_states(model, tokens_BT: np.ndarray, lengths_B: np.ndarray) -> np.ndarray
             )
         return np.stack([state.numpy() for state in out.hidden_states])
 
-    if not EncoderConfig.from_hf(model.config.to_dict()).follows_length:
+    if not read_config(model.config.to_dict()).follows_length:
         return run(tokens_BT, np.arange(tokens_BT.shape[1])[None] < lengths_B[:, None])
     rows = {
         b: run(tokens_BT[[b], : lengths_B[b]], np.ones((1, lengths_B[b])))[:, 0]
@@ -128,7 +129,7 @@ class Loaded:
 def load(folder: pathlib.Path, dtype=jnp.float32, **changes) -> Loaded:
     """Our encoder from a Hugging Face folder; `changes` replace fields of its config."""
     raw = json.loads((folder / "config.json").read_text())
-    config = dataclasses.replace(EncoderConfig.from_hf(raw, str(folder / "config.json")), **changes)
+    config = dataclasses.replace(read_config(raw, str(folder / "config.json")), **changes)
     return Loaded(config, *load_weights(folder, config, dtype, HIGHEST))
 
 

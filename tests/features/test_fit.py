@@ -117,7 +117,7 @@ def test_a_large_offset_leaves_the_features_alone(toy, fake_store, train):
     np.testing.assert_allclose(found, expected, atol=5e-3)  # Float32 itself keeps 6e-5 of 1024.
 
 
-def test_a_slab_that_does_not_vary_contributes_nothing(toy, fitted, store, caplog, train):
+def test_a_site_that_does_not_vary_contributes_nothing(toy, fitted, store, caplog, train):
     (part,) = fitted.parts
     assert not part.components_SDC[part.blocks.index((0, "last"))].any()
     h_NLPD = toy.h_NLPD[:, :, ::-1].copy()
@@ -292,7 +292,7 @@ def test_states_of_several_encoders(toy, store, second, blocks):
     np.testing.assert_array_equal(again.apply_store([store, second], toy.ids), expected)
 
 
-def test_each_stored_slab_is_read_once_for_all_blocks(toy, fake_store, second, blocks):
+def test_each_stored_site_is_read_once_for_all_blocks(toy, fake_store, second, blocks):
     store = fake_store(toy.h_NLPD, toy.ids)
     blocks.apply_store([store, second], toy.ids)
     assert len(store.reads) == len(set(store.reads)) == store.n_blocks * 4

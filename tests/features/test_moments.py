@@ -137,9 +137,9 @@ def test_no_array_is_as_large_as_targets_times_width_squared(toy):
     state = jax.eval_shape(
         lambda h, w, y: begin(h, w, y, gram=True), h_LPRD, np.ones(200, np.float32), toy.y_NM
     )
-    n_slabs, width = 10, 16
+    n_sites, width = 10, 16
     largest = max(leaf.size for leaf in jax.tree.leaves(state))
-    assert largest == n_slabs * width**2  # One Gram matrix a slab, three targets or not.
+    assert largest == n_sites * width**2  # One Gram matrix a site, three targets or not.
 
 
 def test_compensated_sums_keep_what_float32_drops():

@@ -114,15 +114,15 @@ def test_only_training_rows_are_seen(toy, fake_store, fake_data, exact_width):
 
 @pytest.mark.parametrize("exact_width", [EXACT, SKETCHED])
 def test_columns_that_do_not_vary_contribute_nothing(toy, fake_store, exact_width):
-    """One column in one slab; and all of state 0 of `last`, which varies by float noise only."""
+    """One column in one site; and all of state 0 of `last`, which varies by float noise only."""
     h_NLPD = toy.h_NLPD.copy()
     h_NLPD[:, 2, 1, 5] = 3.7
     pca = _fit(fake_store(h_NLPD, toy.ids), toy.data, 15, exact_width)
-    slab = 2 * 2 + 1
-    assert pca.scale_SD[slab, 5] == 1 and not pca.components_SDC[slab, 5].any()
+    site = 2 * 2 + 1
+    assert pca.scale_SD[site, 5] == 1 and not pca.components_SDC[site, 5].any()
     assert (pca.scale_SD[0] == 1).all() and not pca.components_SDC[0].any()
-    assert pca.components_SDC[slab, 4].any() and pca.components_SDC[1].any()
-    varying = np.delete(h_NLPD.reshape(200, -1), [*range(16), slab * 16 + 5], axis=1)
+    assert pca.components_SDC[site, 4].any() and pca.components_SDC[1].any()
+    varying = np.delete(h_NLPD.reshape(200, -1), [*range(16), site * 16 + 5], axis=1)
     _, reference = _sklearn(varying[:, :, None, None], 15)
     np.testing.assert_allclose(pca.eigenvalues_C, reference.explained_variance_, rtol=2e-5)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routerjax.features.recipe import WIDTHS, Block, Recipe
+from routerjax.features.recipe import WIDTHS, Recipe, RecipeSite
 from routerjax.features.recipe_flags import parse_recipe
 
 _poolings = st.lists(
@@ -119,8 +119,11 @@ def test_is_frozen_and_hashable():
         (lambda: Recipe.of_blocks([]), "blocks: .*needs at least one, got none"),
         (lambda: Recipe.of_blocks([(0, -1, "last", 3)]), "count up from 0"),
         (lambda: Recipe.of_blocks([(0, 1, "last", 0)]), "at least 1 component, got 0"),
-        (lambda: Recipe("layers", indices=(1,), blocks=(Block(0, 1, "last", 3),)), "takes none"),
-        (lambda: Recipe("blocks", blocks=(Block(0, 1, "last", 3),)), "use Recipe.of_blocks"),
+        (
+            lambda: Recipe("layers", indices=(1,), blocks=(RecipeSite(0, 1, "last", 3),)),
+            "takes none",
+        ),
+        (lambda: Recipe("blocks", blocks=(RecipeSite(0, 1, "last", 3),)), "use Recipe.of_blocks"),
         (lambda: Recipe("all_layers", select="fisher"), "nothing for others, got 'fisher'"),
         (lambda: parse_recipe("greedy:x"), "greedy:K, per_target:cv_auc .* got 'greedy:x'"),
         (lambda: parse_recipe("per_target:best"), "got 'per_target:best'"),

@@ -73,18 +73,18 @@ def test_fold_carries_over_all_blocks_and_starts_from_the_first():
 @given(
     n_layers=st.integers(1, 60),
     n_poolings=st.integers(1, 8),
-    slab_bytes=st.integers(1, 1000),
+    site_bytes=st.integers(1, 1000),
     budget_bytes=st.integers(1, 20000),
 )
 def test_groups_cover_each_pair_once_within_the_budget(
-    n_layers, n_poolings, slab_bytes, budget_bytes
+    n_layers, n_poolings, site_bytes, budget_bytes
 ):
     layers, poolings = tuple(range(n_layers)), tuple(f"p{j}" for j in range(n_poolings))
-    found = list(groups(layers, poolings, slab_bytes, budget_bytes))
+    found = list(groups(layers, poolings, site_bytes, budget_bytes))
     pairs = [(layer, name) for group in found for layer in group[0] for name in group[1]]
     assert sorted(pairs) == [(layer, name) for layer in layers for name in poolings]
     for group in found:
         size = len(group[0]) * len(group[1])
-        assert size == 1 or size * slab_bytes <= budget_bytes
+        assert size == 1 or size * site_bytes <= budget_bytes
     # No more than needed: each compiled shape costs seconds.
     assert len({len(group[0]) for group in found}) <= 4

@@ -5,7 +5,8 @@ import pytest
 
 from routerjax.probes import probe as probe_module
 from routerjax.probes.probe import probe
-from routerjax.store.rows import Rows
+from routerjax.report.probe_picture import draw_probes
+from routerjax.store.rows import StoreRows
 from routerjax.store.store import ActivationStore
 
 
@@ -200,7 +201,7 @@ def test_a_store_on_disk_gives_the_same_table(toy, tmp_path, table):
     order = np.random.default_rng(2).permutation(200)
     identity = {"layers": list(range(5)), "poolings": ["last", "mean"], "store_dtype": "float32"}
     n_N = np.full(200, 9)
-    rows = Rows(tuple(toy.ids[n] for n in order), n_N, n_N, np.zeros(200, bool))
+    rows = StoreRows(tuple(toy.ids[n] for n in order), n_N, n_N, np.zeros(200, bool))
     made = ActivationStore.create(tmp_path, identity, rows, width=16, plan={})
     made.write_block(0, toy.h_NLPD[order].transpose(1, 2, 0, 3), {})
     found = probe(ActivationStore.open(tmp_path), toy.data, pca_dim=6)
@@ -242,4 +243,4 @@ def test_a_quick_probe_has_the_same_numbers_and_no_spectra(fake_store, toy):
         )
         assert np.isnan(quick.get(f"n95/{space}")).all()
     assert any("quick" in reason for reason in quick.reason())
-    quick.plot()
+    draw_probes(quick)

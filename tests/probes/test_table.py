@@ -7,6 +7,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from routerjax.probes.table import ProbeTable
+from routerjax.report.probe_picture import draw_probes
+from routerjax.report.save import save_probes
 from routerjax.runtime.files import Folder
 
 
@@ -89,7 +91,7 @@ def test_reason_matches_wildcards():
 
 def test_saved_is_loaded_with_nan_as_null(tmp_path):
     table = _table()
-    table.save(str(tmp_path))
+    save_probes(table, str(tmp_path))
     value = json.loads((tmp_path / "probes.json").read_text(), parse_constant=pytest.fail)
     assert value["fisher"]["trace/standardised"][0][0] == [None, None]
     assert (tmp_path / "probes.png").read_bytes().startswith(b"\x89PNG")
@@ -118,7 +120,7 @@ def test_load_refuses_nothing_and_other_versions(tmp_path):
 )
 def test_plot_draws_every_curve_and_keeps_legends_off_them(n_layers, poolings, n_targets):
     table = _table(n_layers, poolings, n_targets, gaps=n_layers > 1)
-    figure = table.plot()
+    figure = draw_probes(table)
     assert type(figure) is Figure
     figure.draw_without_rendering()
     panels = [axes for axes in figure.axes if axes.lines]
@@ -158,6 +160,6 @@ def test_without_matplotlib_the_numbers_are_saved_all_the_same(tmp_path, monkeyp
 
     monkeypatch.setattr(ProbeTable, "plot", missing)
     with caplog.at_level("WARNING"):
-        _table().save(str(tmp_path))
+        save_probes(_table(), str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["probes.json"]
     assert "routerjax[report]" in caplog.text

@@ -16,6 +16,7 @@ from routerjax.evaluation.calibration import expected_calibration_error
 from routerjax.evaluation.evaluate import evaluate
 from routerjax.features.recipe import Recipe
 from routerjax.features.row_blocks import read_rows
+from routerjax.routing.add_target import add_target
 from routerjax.routing.constrained import Budget, Quality
 from routerjax.routing.fit import fit_policy, fit_router
 from routerjax.routing.policies import Argmax, Tolerance
@@ -232,7 +233,7 @@ def test_a_kernel_answers_with_the_ensemble_and_goes_to_disk_with_it(parts, enco
     np.testing.assert_allclose(list(routed.values()), stored_M, atol=0.01)
     known = [i for i in range(60) if np.isfinite(test.correct_NM[i, 0])]
     outcomes = {test.ids[i]: float(test.correct_NM[i, 0]) for i in known}
-    again.add_target("new", outcomes, stores=store)
+    add_target(again, "new", outcomes, stores=store)
     np.testing.assert_array_equal(again.predict(x_NC)[:, :-1], router.predict(x_NC))
     assert again.kernel.share_M[-1] == 0
 
@@ -443,7 +444,7 @@ def test_texts_that_are_alike_stay_together_when_a_target_is_added(parts, encode
     for query in train.queries[:40]:
         y = float(rng.random() < 0.5)
         outcomes |= {query + " " * i: y for i in range(4)}
-    head = router.add_target("coin", outcomes)
+    head = add_target(router, "coin", outcomes)
     assert head.log_loss > 0.66
 
 
@@ -583,7 +584,7 @@ def test_a_target_is_added_from_few_outcomes(parts, encoder, tmp_path):
     twin = train.correct_NM[:, 0]
     rows = np.flatnonzero(np.isfinite(twin))[:150]
     outcomes = {train.ids[n]: float(twin[n]) for n in rows}
-    head = router.add_target("new", outcomes, price=(1.0, 2.0), stores=store)
+    head = add_target(router, "new", outcomes, price=(1.0, 2.0), stores=store)
     assert router.targets[-1] == "new" and np.isfinite(head.log_loss)
     after_NM = router.predict_store(store, test.ids)
     np.testing.assert_allclose(after_NM[:, :-1], before_NM, atol=1e-6)
@@ -597,7 +598,7 @@ def test_a_target_is_added_from_few_outcomes(parts, encoder, tmp_path):
     assert again.training["added_targets"][0]["n_outcomes"] == 150
     # By text instead of by id, nearly the same head: the store's states are float16.
     texts = {train.queries[n]: float(twin[n]) for n in rows}
-    router.add_target("by_text", texts)
+    add_target(router, "by_text", texts)
     both = router.predict_store(store, test.ids)[:, -2:]
     assert np.corrcoef(both.T)[0, 1] > 0.95
     for bad, message in (
@@ -608,5 +609,5 @@ def test_a_target_is_added_from_few_outcomes(parts, encoder, tmp_path):
         (("x", outcomes, (1.0, -2.0)), "two numbers from 0 up"),
     ):
         with pytest.raises(ValueError, match=message):
-            router.add_target(*bad)
+            add_target(router, *bad)
     assert len(router.targets) == again.trunk.n_targets + 1

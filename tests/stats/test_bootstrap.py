@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from routerjax.data.dataset import RoutingDataset
-from routerjax.stats.auc_replicates import auc_draws, within_auc_draws
+from routerjax.stats.auc_replicates import auc_replicates, within_auc_replicates
 from routerjax.stats.bootstrap import group_weights, reverse_percentile
-from routerjax.stats.fisher_replicates import fisher_draws, fisher_shuffled
+from routerjax.stats.fisher_replicates import fisher_replicates, fisher_shuffled
 from routerjax.stats.roc_auc import roc_auc, within_dataset_auc
-from routerjax.sweeps.evaluator import Examiner
+from routerjax.sweeps.evaluator import SiteEvaluator
 
 
 def groups_of(n, size):
@@ -47,7 +47,7 @@ def test_a_seed_that_no_program_takes_is_refused(seed):
         group_weights(["g"], 1, seed)
 
 
-@pytest.mark.parametrize("who", ["group_weights", "within_dataset_auc", "Examiner.of"])
+@pytest.mark.parametrize("who", ["group_weights", "within_dataset_auc", "SiteEvaluator.of"])
 def test_one_long_name_costs_no_memory_in_the_other_rows(who):
     names = (*(f"g{i}" for i in range(999)), "passage " * 8000)
     y_NM, p_NM = np.arange(1000)[:, None] % 2.0, np.zeros((1000, 1))
@@ -58,7 +58,7 @@ def test_one_long_name_costs_no_memory_in_the_other_rows(who):
     elif who == "within_dataset_auc":
         within_dataset_auc(p_NM, y_NM, names)
     else:
-        Examiner.of(RoutingDataset(names, names, ("a",), y_NM, names, names), 2, 0, draws=3)
+        SiteEvaluator.of(RoutingDataset(names, names, ("a",), y_NM, names, names), 2, 0, draws=3)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10e6  # Padded to the longest it was 256 MB.
@@ -86,7 +86,7 @@ def scored():
 def test_replicates_stand_for_resampling_itself(scored):
     score_NQ, y_NQ, fold_N, _ = scored
     weight_BN = group_weights(groups_of(1200, 2), 500, seed=0)
-    found = auc_draws(score_NQ, y_NQ, fold_N, 4, weight_BN)
+    found = auc_replicates(score_NQ, y_NQ, fold_N, 4, weight_BN)
     for q in range(3):
         folds = [(fold_N == f) & np.isfinite(y_NQ[:, q]) for f in range(4)]
         each = [roc_auc(score_NQ[at, q], y_NQ[at, q]) for at in folds]
@@ -108,7 +108,7 @@ def test_within_datasets_counts_pairs_of_equal_dataset_and_fold(scored):
     y_NQ = y_NQ.copy()
     y_NQ[dataset_N == 2, 0] = 1.0  # One class: the dataset is left out of column 0.
     weight_BN = group_weights(groups_of(1200, 1), 300, seed=3)
-    found = within_auc_draws(score_NQ, y_NQ, fold_N, 4, dataset_N, 3, weight_BN)
+    found = within_auc_replicates(score_NQ, y_NQ, fold_N, 4, dataset_N, 3, weight_BN)
     for q in range(3):
         wins, pairs = 0.0, 0
         for f in range(4):
@@ -124,7 +124,7 @@ def test_replicates_within_datasets_are_near_resampling_itself(scored):
     """The linear part of it: the same draws, a little less spread in strata of few rows."""
     score_NQ, y_NQ, fold_N, dataset_N = scored
     weight_BN = group_weights(groups_of(1200, 2), 400, seed=0)
-    found = within_auc_draws(score_NQ, y_NQ, fold_N, 4, dataset_N, 3, weight_BN)
+    found = within_auc_replicates(score_NQ, y_NQ, fold_N, 4, dataset_N, 3, weight_BN)
     for q in range(3):
         wins_B, pairs_B = np.zeros((2, len(weight_BN)))
         for f, d in np.ndindex(4, 3):
@@ -150,7 +150,9 @@ def test_intervals_within_datasets_cover():
     score_NR = (rng.normal(size=y_NR.shape) + y_NR + 2 * ease_N1).astype(np.float32)
     truth = 0.7602499389065233  # Phi(1 / sqrt(2)), in each dataset.
     weight_BN = group_weights(groups_of(n, 1), 400, seed=6)
-    found = within_auc_draws(score_NR, y_NR, np.zeros(n, int), 1, dataset_N, n_datasets, weight_BN)
+    found = within_auc_replicates(
+        score_NR, y_NR, np.zeros(n, int), 1, dataset_N, n_datasets, weight_BN
+    )
     low, high = reverse_percentile(found.value_Q, found.draws_BQ, smallest=0, largest=1)
     assert 0.91 <= ((low <= truth) & (truth <= high)).mean() <= 0.98
 
@@ -161,7 +163,7 @@ def test_j_is_resampled_whole():
     y_NM = (rng.random((200, 2)) < 0.4).astype(np.float32)
     y_NM[:20, 1] = np.nan
     weight_BN = group_weights(groups_of(200, 2), 30, seed=0)
-    found = fisher_draws(x_ND, y_NM, weight_BN)
+    found = fisher_replicates(x_ND, y_NM, weight_BN)
     for b in (0, 7, 29):
         times = weight_BN[b].astype(int)
         x, y = np.repeat(x_ND, times, axis=0).astype(np.float64), np.repeat(y_NM, times, axis=0)
@@ -186,7 +188,7 @@ def covered(size, by_groups, repetitions=250, n_groups=60):
     score_GR = rng.normal(size=y_GR.shape) + delta * y_GR
     y_NR, score_NR = (np.repeat(a, size, axis=0) for a in (y_GR, score_GR))
     weight_BN = group_weights(groups_of(n, size if by_groups else 1), 400, seed=5)
-    found = auc_draws(score_NR, y_NR, np.zeros(n, int), 1, weight_BN)
+    found = auc_replicates(score_NR, y_NR, np.zeros(n, int), 1, weight_BN)
     low, high = reverse_percentile(found.value_Q, found.draws_BQ, smallest=0, largest=1)
     return ((low <= truth) & (truth <= high)).mean()
 
@@ -207,7 +209,7 @@ def test_intervals_of_j_cover():
     for _ in range(600):
         y_N1 = (rng.random((n, 1)) < 0.5).astype(np.float32)
         x_ND = rng.normal(size=(n, width)) + y_N1 * shift_D
-        found = fisher_draws(x_ND - x_ND.mean(axis=0), y_N1, weight_BN)
+        found = fisher_replicates(x_ND - x_ND.mean(axis=0), y_N1, weight_BN)
         low, high = reverse_percentile(found.value_M, found.draws_BM, smallest=0)
         hits += bool(low[0] <= truth <= high[0])
     assert 0.91 <= hits / 600 <= 0.985

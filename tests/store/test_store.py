@@ -9,7 +9,7 @@ import pytest
 
 from routerjax.runtime.files import Folder
 from routerjax.store import layout
-from routerjax.store.rows import Rows
+from routerjax.store.rows import StoreRows
 from routerjax.store.shards import Narrowed, encode
 from routerjax.store.store import ActivationStore
 
@@ -18,7 +18,7 @@ IDENTITY = {
     "encoder_id": "tiny", "revision": None, "weights_digest": "w1", "max_tokens": 512,
     "layers": list(LAYERS), "poolings": list(POOLINGS), "store_dtype": "float32",
 }  # fmt: skip
-ROWS = Rows(
+ROWS = StoreRows(
     ids=tuple(f"q{n}" for n in range(N)),
     n_tokens_N=np.arange(5, 5 + N),
     query_tokens_N=np.arange(N) + 2,

@@ -16,7 +16,11 @@ from routerjax.data.simulated.simulate import simulate
 from routerjax.features.recipe import Recipe
 from routerjax.runtime import resume
 from routerjax.studies import embedding_baselines
-from routerjax.studies.constraint_check import holding, holding_lines, holding_report
+from routerjax.studies.constraint_check import (
+    constraint_check,
+    constraint_check_lines,
+    constraint_rows,
+)
 from routerjax.trunk.config import TrunkConfig
 
 
@@ -43,7 +47,7 @@ def test_twenty_splits_of_real_outcomes_hold(shared_data):
         )
     tokens_N = np.array([len(query) / 4 for query in data.queries])
     usd_NM = (tokens_N[:, None] + 256) * data.prices_M2[None, :, 0] / 1e6
-    found = holding(p_NM, usd_NM, usd_NM, data.correct_NM, data.groups, data.queries,
+    found = constraint_rows(p_NM, usd_NM, usd_NM, data.correct_NM, data.groups, data.queries,
                     places=(0.5,))  # fmt: skip
     budget, quality = found["policies"]
     assert found["n"] == 4608 and len(budget["deviation"]) == 20
@@ -59,7 +63,7 @@ def test_a_single_split_of_many_rows_holds():
     median_M = np.median(tokens_NM, axis=0)
     expected_M = (50 * prices_M2[:, 0] + median_M * prices_M2[:, 1]) / 1e6
     expected_NM = np.tile(expected_M, (len(data), 1))
-    found = holding(data.p_NM, expected_NM, paid_NM, data.correct_NM, data.ids, n_splits=1,
+    found = constraint_rows(data.p_NM, expected_NM, paid_NM, data.correct_NM, data.ids, n_splits=1,
                     places=(0.5,))  # fmt: skip
     budget, quality = found["policies"]
     assert budget["largest_deviation"] < 0.01
@@ -68,8 +72,9 @@ def test_a_single_split_of_many_rows_holds():
 
 def test_what_is_reported_is_what_came_out(make_pool):
     data, p_NM, cost_NM = make_pool(n=400, m=3, missing=0.05)
-    found = holding(p_NM, cost_NM, cost_NM, data.correct_NM, data.groups, n_splits=3, n_folds=4,
-                    places=(0.4,))  # fmt: skip
+    found = constraint_rows(
+        p_NM, cost_NM, cost_NM, data.correct_NM, data.groups, n_splits=3, n_folds=4, places=(0.4,)
+    )
     at = ~np.isnan(data.correct_NM).any(axis=1)
     assert found["n"] == at.sum()
     budget, quality = found["policies"]
@@ -79,14 +84,16 @@ def test_what_is_reported_is_what_came_out(make_pool):
     assert budget["wanted"] == pytest.approx(low + 0.4 * (high - low))
     assert budget["largest_deviation"] == max(abs(d) for d in budget["deviation"])
     assert 0 < budget["largest_deviation"] < 0.1 and quality["largest_deviation"] < 0.03
-    text = "\n".join(holding_lines(found))
+    text = "\n".join(constraint_check_lines(found))
     assert "budget:" in text and "points" in text and "of 3" in text
     # A policy that believes in other costs than are paid does not hold, and it shows.
-    wrong = holding(p_NM, cost_NM, cost_NM, data.correct_NM, data.groups, n_splits=1, places=(0.4,))
+    wrong = constraint_rows(
+        p_NM, cost_NM, cost_NM, data.correct_NM, data.groups, n_splits=1, places=(0.4,)
+    )
     off = dataclasses.replace(data, y_NM=np.full_like(data.y_NM, np.nan))
     assert wrong["policies"][0]["covered"] == 1
     with pytest.raises(ValueError, match="no row has an outcome of every target"):
-        holding(p_NM, cost_NM, cost_NM, off.correct_NM, off.groups)
+        constraint_rows(p_NM, cost_NM, cost_NM, off.correct_NM, off.groups)
 
 
 def test_trainings_that_were_stopped_go_on(make_pool, monkeypatch, tmp_path):
@@ -102,19 +109,19 @@ def test_trainings_that_were_stopped_go_on(make_pool, monkeypatch, tmp_path):
     )  # fmt: skip
     config = TrunkConfig(hidden=(8,), dropout=(0.1,), epochs=12, patience=12, seeds=(1,), keep=1)
     given = store, data, Recipe.all_layers(pca_dim=3), config
-    whole = holding_report(*given, n_splits=1)
+    whole = constraint_check(*given, n_splits=1)
     calls = itertools.count()
     monkeypatch.setattr(resume, "stop_requested", lambda: next(calls) == 15)
     with pytest.raises(resume.Stopped, match="Stopped after epoch 4 of"):  # Of the second fold.
-        holding_report(*given, n_splits=1, workdir=tmp_path)
-    assert holding_report(*given, n_splits=1, workdir=tmp_path) == whole
+        constraint_check(*given, n_splits=1, workdir=tmp_path)
+    assert constraint_check(*given, n_splits=1, workdir=tmp_path) == whole
 
 
 def test_what_some_folds_cannot_reach_is_told_and_the_rest_is_kept(make_pool):
     """The router is no better than chance: what all rows reach, four fifths of them may not."""
     data, p_NM, cost_NM = make_pool(n=300, m=3, missing=0.0)
     even_NM = np.random.default_rng(0).random(p_NM.shape)
-    found = holding(even_NM, cost_NM, cost_NM, data.correct_NM, data.groups, n_splits=4,
+    found = constraint_rows(even_NM, cost_NM, cost_NM, data.correct_NM, data.groups, n_splits=4,
                     places=(0.0, 0.5, 1.0))  # fmt: skip
     budgets, qualities = found["policies"][:3], found["policies"][3:]
     assert [row["n_reached"] for row in budgets[1:]] == [4, 4]
@@ -124,18 +131,18 @@ def test_what_some_folds_cannot_reach_is_told_and_the_rest_is_kept(make_pool):
         known = [abs(off) for off in row["deviation"] if off is not None]
         assert len(row["deviation"]) == 4 and len(known) == row["n_reached"]
         assert row["largest_deviation"] == max(known, default=None)
-    assert "splits a fold cannot reach it" in "\n".join(holding_lines(found))
+    assert "splits a fold cannot reach it" in "\n".join(constraint_check_lines(found))
     json.dumps(found, allow_nan=False)
     unknown_NM = np.where(np.arange(3) == 1, np.nan, cost_NM)
     with pytest.raises(ValueError, match="compares costs, but those of targets"):
-        holding(p_NM, unknown_NM, cost_NM, data.correct_NM, data.groups)
+        constraint_rows(p_NM, unknown_NM, cost_NM, data.correct_NM, data.groups)
 
 
 def test_one_long_query_costs_its_own_length(make_pool):
     data, p_NM, cost_NM = make_pool(n=300, m=3, missing=0.0)
     queries = [*data.queries[:-1], "x" * 1_000_000]
     tracemalloc.start()
-    holding(
+    constraint_rows(
         p_NM, cost_NM, cost_NM, data.correct_NM, data.groups, queries, n_splits=1, places=(0.5,)
     )
     _, peak = tracemalloc.get_traced_memory()

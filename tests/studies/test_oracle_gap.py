@@ -9,8 +9,8 @@ import pytest
 from routerjax.data.simulated.simulate import simulate
 from routerjax.features.recipe import Recipe
 from routerjax.runtime import resume
-from routerjax.studies import oracle_gap
-from routerjax.studies.oracle_gap import against_the_truth, truth_lines
+from routerjax.studies import oracle_gap as lib
+from routerjax.studies.oracle_gap import oracle_gap, oracle_gap_lines
 from routerjax.trunk.config import TrunkConfig
 
 CONFIG = TrunkConfig(hidden=(16,), dropout=(0.0,), epochs=60, seeds=(1, 2), keep=2,
@@ -43,7 +43,7 @@ class Store:
 
 def test_what_is_left_to_gain():
     data = simulate(1500, seed=2)
-    found = against_the_truth(Store(data), data, Recipe.all_layers(pca_dim=8), CONFIG, draws=200)
+    found = oracle_gap(Store(data), data, Recipe.all_layers(pca_dim=8), CONFIG, draws=200)
     shares = {name: row["share"]["value"] for name, row in found["headroom"].items()}
     assert shares["best possible"] == pytest.approx(1)
     assert 0.7 < shares["router"] < 1
@@ -55,35 +55,35 @@ def test_what_is_left_to_gain():
         assert row["true"]["ratio"]["value"] < 1.02
         for name in ("head", "median", "true"):
             assert row[name]["accuracy"] == pytest.approx(row["wanted"], abs=0.08)
-    text = "\n".join(truth_lines(found))
+    text = "\n".join(oracle_gap_lines(found))
     assert "best possible" in text and "median" in text
     json.dumps(found, allow_nan=False)
 
 
 def test_a_place_that_is_not_reached_is_told(monkeypatch):
-    monkeypatch.setattr(oracle_gap, "PLACES", (0.5, 1.3))
+    monkeypatch.setattr(lib, "PLACES", (0.5, 1.3))
     data = simulate(600, seed=2)
-    found = against_the_truth(Store(data), data, Recipe.all_layers(pca_dim=8), CONFIG, draws=50)
+    found = oracle_gap(Store(data), data, Recipe.all_layers(pca_dim=8), CONFIG, draws=50)
     reached, missed = found["spending"]
     assert reached["head"]["spent"] > 0
     assert missed["wanted"] > reached["wanted"]
     assert missed["head"] is missed["median"] is missed["true"] is None
-    assert "not reached on the rows" in truth_lines(found)[-1]
+    assert "not reached on the rows" in oracle_gap_lines(found)[-1]
     json.dumps(found, allow_nan=False)
 
 
 def test_real_data_have_no_truth(make_pool):
     data, _, _ = make_pool(n=40)
     with pytest.raises(ValueError, match="expected simulated rows"):
-        against_the_truth(None, data)
+        oracle_gap(None, data)
 
 
 def test_a_training_that_was_stopped_goes_on(monkeypatch, tmp_path):
     data = simulate(600, seed=2)
     given = Store(data), data, Recipe.all_layers(pca_dim=8), CONFIG
-    whole = against_the_truth(*given, draws=20)
+    whole = oracle_gap(*given, draws=20)
     calls = itertools.count()
     monkeypatch.setattr(resume, "stop_requested", lambda: next(calls) == 5)
     with pytest.raises(resume.Stopped, match="Stopped after epoch 6 of"):
-        against_the_truth(*given, draws=20, checkpoints=tmp_path)
-    assert against_the_truth(*given, draws=20, checkpoints=tmp_path) == whole
+        oracle_gap(*given, draws=20, checkpoints=tmp_path)
+    assert oracle_gap(*given, draws=20, checkpoints=tmp_path) == whole

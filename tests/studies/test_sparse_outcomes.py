@@ -17,9 +17,9 @@ from routerjax.runtime import resume
 from routerjax.studies import sparse_outcomes as lib
 from routerjax.studies.sparse_outcomes import (
     PATTERNS,
-    missing_lines,
-    missing_outcomes,
     seen_outcomes,
+    sparse_outcomes,
+    sparse_outcomes_lines,
 )
 from routerjax.trunk.config import TrunkConfig
 
@@ -65,9 +65,9 @@ def test_patterns_hide_what_they_say(pool):
     assert seen_outcomes("block", two, 0.67, 0).any(axis=0).all()
     # Before anything is fitted: there is no store here.
     with pytest.raises(ValueError, match="do not name their datasets"):
-        missing_outcomes(None, unnamed)
+        sparse_outcomes(None, unnamed)
     with pytest.raises(ValueError, match="'top_fisher' chooses by outcomes, those to be hidden"):
-        missing_outcomes(None, data, Recipe.top_fisher(2))
+        sparse_outcomes(None, data, Recipe.top_fisher(2))
 
 
 class Features:
@@ -85,7 +85,7 @@ def test_hidden_outcomes_do_not_pull_predictions_down(pool, monkeypatch):
     monkeypatch.setattr(lib, "fit_features", lambda *_: Features(x_NC))
     config = TrunkConfig(hidden=(16,), dropout=(0.1,), epochs=40, seeds=(1, 2), keep=2,
                          batch_size=64, learning_rate=3e-3)  # fmt: skip
-    found = missing_outcomes(None, data, config=config, patterns=("random",), kept=0.4, draws=200)
+    found = sparse_outcomes(None, data, config=config, patterns=("random",), kept=0.4, draws=200)
     complete, random = found["patterns"].values()
     assert complete["kept"] == 1 and complete["difference"]["value"] == 0
     assert 0.35 < random["kept"] < 0.55
@@ -93,7 +93,7 @@ def test_hidden_outcomes_do_not_pull_predictions_down(pool, monkeypatch):
     assert -0.06 < random["difference"]["value"] < 0.02
     # Were what is hidden taken for wrong, predictions would lie 0.2 to 0.4 too low.
     assert max(map(abs, random["bias"].values())) < 0.08
-    assert "random" in "\n".join(missing_lines(found))
+    assert "random" in "\n".join(sparse_outcomes_lines(found))
     json.dumps(found, allow_nan=False)
 
 
@@ -101,19 +101,19 @@ def test_trainings_that_were_stopped_go_on(pool, monkeypatch, tmp_path):
     data, x_NC = pool
     monkeypatch.setattr(lib, "fit_features", lambda *_: Features(x_NC))
     config = TrunkConfig(hidden=(8,), dropout=(0.1,), epochs=12, seeds=(1,), keep=1)
-    whole = missing_outcomes(None, data, config=config, draws=20)
+    whole = sparse_outcomes(None, data, config=config, draws=20)
     calls = itertools.count()
     monkeypatch.setattr(resume, "stop_requested", lambda: next(calls) == 39)
     # In the fourth training: of the three before it nothing is left to train.
     with pytest.raises(resume.Stopped, match="Stopped after epoch 4 of"):
-        missing_outcomes(None, data, config=config, draws=20, workdir=tmp_path)
-    assert missing_outcomes(None, data, config=config, draws=20, workdir=tmp_path) == whole
+        sparse_outcomes(None, data, config=config, draws=20, workdir=tmp_path)
+    assert sparse_outcomes(None, data, config=config, draws=20, workdir=tmp_path) == whole
 
 
 def test_where_there_is_no_auc_the_lines_say_so():
     row = {"kept": 1.0, "mean_auc": None, "mean_within_dataset_auc": None, "difference": None,
            "bias": {"a": 0.1, "b": -0.3}}  # fmt: skip
-    *_, line = missing_lines({"n_train": 9, "n_test": 3, "patterns": {"complete": row}})
+    *_, line = sparse_outcomes_lines({"n_train": 9, "n_test": 3, "patterns": {"complete": row}})
     assert line.split() == ["complete", "100.0%", "none", "none", "none", "0.2000"]
 
 
@@ -123,7 +123,7 @@ def test_real_outcomes_70_percent_hidden(shared_data, tmp_path):
     encoder = Encoder.from_pretrained(minilm())
     store = extract(encoder, data, tmp_path / "store", layers="all", poolings=("mean",))
     config = TrunkConfig(seeds=tuple(range(42, 48)), keep=4)
-    found = missing_outcomes(store, data, config=config, patterns=("random",), draws=200)
+    found = sparse_outcomes(store, data, config=config, patterns=("random",), draws=200)
     hidden = found["patterns"]["random"]
     assert 0.29 < hidden["kept"] < 0.33
     assert hidden["difference"]["value"] > -0.015

@@ -3,12 +3,12 @@
 import pytest
 
 from routerjax.features.recipe import Recipe
-from routerjax.studies.trunk_grid import TrunkGrid, TrunkSetting, parse_grid
+from routerjax.studies.trunk_grid import TrunkGrid, TrunkSetting, parse_trunk_grid
 from routerjax.trunk.config import TrunkConfig
 
 
 def test_a_grid_of_a_flag():
-    grid = parse_grid(
+    grid = parse_trunk_grid(
         "recipe=all_layers|layers:3+4-6@last/100; hidden=64x32|128; dropout=0.3; lr=1e-3|3e-4;"
         "l2=0;seeds=3"
     )
@@ -28,8 +28,10 @@ def test_a_grid_of_a_flag():
 
 
 def test_what_is_not_named_is_the_default():
-    assert parse_grid("default") == TrunkGrid({"all_layers": Recipe.all_layers()})
-    assert parse_grid("seeds=2", "last", 9).recipes["all_layers"] == Recipe.all_layers("last", 9)
+    assert parse_trunk_grid("default") == TrunkGrid({"all_layers": Recipe.all_layers()})
+    assert parse_trunk_grid("seeds=2", "last", 9).recipes["all_layers"] == Recipe.all_layers(
+        "last", 9
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,4 +51,4 @@ def test_what_is_not_named_is_the_default():
 )
 def test_a_text_that_is_no_grid_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
-        parse_grid(text)
+        parse_trunk_grid(text)

@@ -55,7 +55,7 @@ def test_each_cell_equals_scikit_learn(rows, found):
 
 
 def test_many_devices_give_the_same(rows, found):
-    again = cross_validate(*rows, DIMS, FOLDS, jax.devices()[:2])  # Three slabs: one slot idles.
+    again = cross_validate(*rows, DIMS, FOLDS, jax.devices()[:2])  # Three sites: one slot idles.
     np.testing.assert_allclose(again.score_SNWM, found.score_SNWM, atol=1e-4)
     np.testing.assert_allclose(again.auc_FSWM, found.auc_FSWM, atol=1e-4)
 

@@ -12,7 +12,7 @@ from routerjax.data.dataset import RoutingDataset
 from routerjax.features.recipe import Recipe
 from routerjax.features.row_blocks import read_rows
 from routerjax.sweeps import select as select_lib
-from routerjax.sweeps.select import resolve, select
+from routerjax.sweeps.select import resolve_recipe, select
 
 N, LAYERS, POOLINGS, WIDTH = 420, (0, 2, 5, 6), ("last", "mean"), 12
 # Where each target's signal lies: (layer, pooling).
@@ -26,7 +26,7 @@ def _data(ids, y_NM, targets):
 
 @pytest.fixture(scope="module")
 def planted():
-    """States and outcomes. Two strong factors run through the columns of every slab, so that the
+    """States and outcomes. Two strong factors run through the columns of every site, so that the
     signal lies in components beyond the second."""
     rng = np.random.default_rng(11)
     h_NLPD = rng.normal(size=(N, len(LAYERS), len(POOLINGS), WIDTH))
@@ -65,7 +65,7 @@ def test_each_target_finds_the_cell_its_signal_was_planted_in(planted, store, ho
     assert {c["target"]: (c["layer"], c["pooling"]) for c in found.choices} == PLANTED
     # The two strongest components hold none of it, and b and c share their block.
     assert found.recipe == Recipe.of_blocks([(0, 5, "mean", 9), (0, 2, "last", 9)])
-    assert resolve(Recipe.per_target(how, POOLINGS, (2, 9)), store, data) == found.recipe
+    assert resolve_recipe(Recipe.per_target(how, POOLINGS, (2, 9)), store, data) == found.recipe
     for choice in found.choices:
         assert choice["encoder"] == 0 and choice["pca_dim"] == 9
         assert choice[how] > (0.7 if how == "cv_auc" else 0.01)
@@ -119,7 +119,7 @@ def test_ties_go_to_the_first(planted, fake_store):
     h_NLPD, data = planted
     twice = np.concatenate([h_NLPD, h_NLPD], axis=1)
     store = fake_store(twice, data.ids, layers=range(8), poolings=POOLINGS)
-    assert resolve(Recipe.greedy(2, "mean", 9), store, data).indices[0] < 4
+    assert resolve_recipe(Recipe.greedy(2, "mean", 9), store, data).indices[0] < 4
     found = select(Recipe.per_target("cv_auc", POOLINGS, 9), [store, store], data)
     assert all(c["encoder"] == 0 and c["layer"] < 4 for c in found.choices)
 
@@ -170,7 +170,7 @@ def test_widths_beyond_the_columns_and_constant_layers(planted, fake_store):
     found = select(Recipe.per_target("cv_auc", POOLINGS, (150, 200)), store, data)
     assert {c["target"]: (c["layer"], c["pooling"]) for c in found.choices} == PLANTED
     assert {c["pca_dim"] for c in found.choices} == {150}
-    assert 0 not in resolve(Recipe.greedy(2, "mean", 200), store, data).indices
+    assert 0 not in resolve_recipe(Recipe.greedy(2, "mean", 200), store, data).indices
 
 
 def test_targets_that_cannot_be_judged(planted, store, caplog):

@@ -14,6 +14,8 @@ from sklearn.preprocessing import StandardScaler
 
 from routerjax.data.dataset import RoutingDataset
 from routerjax.report import sweep_picture
+from routerjax.report.save import save_sweep
+from routerjax.report.sweep_picture import draw_sweep
 from routerjax.report.text import sweep_lines
 from routerjax.runtime import resume
 from routerjax.sweeps import sweep as sweep_module
@@ -138,7 +140,7 @@ def test_controls(table):
 
 
 def test_round_trip(table, tmp_path):
-    table.save(tmp_path)
+    save_sweep(table, tmp_path)
     again = SweepTable.load(tmp_path)
     for field in dataclasses.fields(table):
         before, after = getattr(table, field.name), getattr(again, field.name)
@@ -159,7 +161,7 @@ def test_a_control_without_a_number_comes_back(table, tmp_path):
     gone = dict.fromkeys(("auc", "low", "high", "within_auc", "fisher"), np.nan)
     controls = [*table.controls[:-1], table.controls[-1] | gone]
     poor = dataclasses.replace(table, controls=controls, transfer={**table.transfer, "auc": auc})
-    poor.save(tmp_path)
+    save_sweep(poor, tmp_path)
     again = SweepTable.load(tmp_path)
     assert sweep_lines(again) == sweep_lines(poor)
     assert again.controls[-1]["layer"] is None
@@ -307,7 +309,7 @@ def test_lines_name_the_best_cells_and_the_limits(table):
 
 
 def test_a_picture_of_many_layers_and_of_gaps(table):
-    assert len(table.plot().axes) > 8
+    assert len(draw_sweep(table).axes) > 8
     hole = {name: value.copy() for name, value in table.cells.items()}
     hole["cv_auc"][:, 0, :, 1] = np.nan
     hole["cv_auc"][1] = np.nan
@@ -320,8 +322,8 @@ def test_dollars_in_names_are_no_formula(table, tmp_path):
         for kind in ("spearman", "lost")
     }
     named = dataclasses.replace(table, targets=("a$b_{$", "b", "c"), evidence=evidence)
-    named.save(tmp_path)  # Both pictures; half a formula would be an error.
-    assert named.plot().axes[0].get_yticklabels()[0].get_text() == r"a\$b_{\$"
+    save_sweep(named, tmp_path)  # Both pictures; half a formula would be an error.
+    assert draw_sweep(named).axes[0].get_yticklabels()[0].get_text() == r"a\$b_{\$"
 
 
 def test_a_target_may_have_any_name(table, tmp_path):
@@ -332,12 +334,12 @@ def test_a_target_may_have_any_name(table, tmp_path):
         for kind in ("spearman", "lost")
     }
     named = dataclasses.replace(table, targets=names, evidence=evidence)
-    named.save(tmp_path)
+    save_sweep(named, tmp_path)
     best = json.loads((tmp_path / "sweep.json").read_text())["best"]
     assert best["mean_over_targets"]["value"] == pytest.approx(table.best().value)
     for name, target in zip(names, table.targets, strict=True):
         assert best["by_target"][name]["value"] == pytest.approx(table.best(target).value)
-    legends = [axes.get_legend() for axes in named.plot().axes]
+    legends = [axes.get_legend() for axes in draw_sweep(named).axes]
     shown = [text.get_text() for legend in legends if legend for text in legend.get_texts()]
     assert any(text.endswith("_low") for text in shown)
     labels = sweep_picture.draw_evidence(evidence).axes[0].get_yticklabels()

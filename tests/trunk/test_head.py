@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from routerjax.trunk import head as head_lib
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.head import fit_head, with_head
-from routerjax.trunk.train import train
+from routerjax.trunk.train import train_trunk
 
 CONFIG = TrunkConfig(hidden=(24, 12), dropout=(0.1, 0.1), epochs=40, seeds=(1, 2, 3), keep=3,
                      batch_size=128)  # fmt: skip
@@ -26,7 +26,9 @@ def world():
     hard_N2 = np.stack([x_NC[:, :5].sum(axis=1), np.abs(x_NC[:, 5:8]).sum(axis=1) - 2.4], axis=1)
     p_NM = 1 / (1 + np.exp(-hard_N2 @ mix_2M / 1.5))
     y_NM = (rng.random(p_NM.shape) < p_NM).astype(np.float32)
-    trunk, _ = train(x_NC[:2500, :], y_NM[:2500, :4], x_NC[2500:3000], y_NM[2500:3000, :4], CONFIG)
+    trunk, _ = train_trunk(
+        x_NC[:2500, :], y_NM[:2500, :4], x_NC[2500:3000], y_NM[2500:3000, :4], CONFIG
+    )
     return trunk, x_NC, y_NM[:, 4]
 
 

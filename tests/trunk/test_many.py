@@ -1,4 +1,4 @@
-"""train_many: each member is the one that `train` makes, however many train beside it."""
+"""train_trunks: each member is the one that `train` makes, however many train beside it."""
 
 import dataclasses
 import os
@@ -14,9 +14,9 @@ from routerjax.runtime import resume
 from routerjax.trunk import loop, many, member
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.loop import Loop
-from routerjax.trunk.many import train_many
-from routerjax.trunk.member import Member
-from routerjax.trunk.train import train
+from routerjax.trunk.many import train_trunks
+from routerjax.trunk.member import TrunkMember
+from routerjax.trunk.train import train_trunk
 
 CONFIG = TrunkConfig(batch_size=64, epochs=24, patience=2, min_delta=3e-3, checkpoint_every=3)
 
@@ -28,7 +28,7 @@ def features(rows):
     return tuple({"a": v, "b": v[:, order] * 2, "narrow": v[:, :5]} for v in (x, x_val))
 
 
-def members(seeds=(1, 2)) -> list[Member]:
+def members(seeds=(1, 2)) -> list[TrunkMember]:
     kinds = [
         ("a", (16, 8), (0.3, 0.2), 1e-3, 1e-4),
         ("b", (16, 8), (0.5, 0.1), 3e-3, 0.0),
@@ -37,12 +37,12 @@ def members(seeds=(1, 2)) -> list[Member]:
         ("narrow", (16, 8), (0.3, 0.2), 2e-3, 1e-4),
         ("b", (24,), (0.25,), 2e-3, 1e-3),
     ]
-    return [Member(*kind, seed) for seed in seeds for kind in kinds]
+    return [TrunkMember(*kind, seed) for seed in seeds for kind in kinds]
 
 
 def run(rows, chosen, **more):
     x_train, x_val = features(rows)
-    return train_many(x_train, rows[1], x_val, rows[3], chosen, CONFIG, **more)
+    return train_trunks(x_train, rows[1], x_val, rows[3], chosen, CONFIG, **more)
 
 
 def same(a, b) -> None:
@@ -71,7 +71,7 @@ def test_each_member_is_the_one_that_train_makes(rows, n_devices):
             learning_rate=one.learning_rate, seeds=(one.seed,), keep=1,
         )  # fmt: skip
         x, x_v = x_train[one.features], x_val[one.features]
-        trunk, history = train(x, rows[1], x_v, rows[3], config, devices=jax.devices()[:1])
+        trunk, history = train_trunk(x, rows[1], x_v, rows[3], config, devices=jax.devices()[:1])
         assert found.best_epoch_K[k] == history.best_epoch_K[0]
         assert found.best_val_loss_K[k] == pytest.approx(history.best_val_loss_K[0], rel=2e-4)
         np.testing.assert_allclose(found.p_KVM[k], trunk.predict(x_v), atol=2e-3)

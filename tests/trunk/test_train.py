@@ -15,7 +15,7 @@ from routerjax.trunk import loop, step
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.loop import Layout
 from routerjax.trunk.net import init_members
-from routerjax.trunk.train import train
+from routerjax.trunk.train import train_trunk
 
 SMALL = TrunkConfig(
     hidden=(16, 8),
@@ -88,7 +88,7 @@ def reference(rows, config, seed):
 def test_losses_are_those_of_a_plain_loop(rows):
     """Masks, the partial last batch, Adam with coupled L2, member by member."""
     config = dataclasses.replace(NO_DROPOUT, epochs=3)
-    _, history = train(*rows, config, devices=jax.devices()[:1])
+    _, history = train_trunk(*rows, config, devices=jax.devices()[:1])
     for k, seed in enumerate(config.seeds):
         expected = reference(rows, config, seed)
         np.testing.assert_allclose(history.train_loss_EK[:, k], expected[:, 0], rtol=2e-5)
@@ -99,8 +99,8 @@ def test_losses_are_those_of_a_plain_loop(rows):
 def test_eight_devices_train_what_one_does(rows, n_members):
     """Fewer members than devices: batches are split. As many or more: members are dealt out."""
     config = dataclasses.replace(NO_DROPOUT, seeds=tuple(range(n_members)), keep=2)
-    one, history_1 = train(*rows, config, devices=jax.devices()[:1])
-    eight, history_8 = train(*rows, config, devices=jax.devices())
+    one, history_1 = train_trunk(*rows, config, devices=jax.devices()[:1])
+    eight, history_8 = train_trunk(*rows, config, devices=jax.devices())
     first = slice(0, 1)
     np.testing.assert_allclose(
         history_8.train_loss_EK[first], history_1.train_loss_EK[first], atol=1e-6
@@ -113,17 +113,19 @@ def test_eight_devices_train_what_one_does(rows, n_members):
 
 def test_dropout_does_not_depend_on_the_devices(rows):
     config = dataclasses.replace(SMALL, epochs=1)
-    _, one = train(*rows, config, devices=jax.devices()[:1])
-    _, eight = train(*rows, config, devices=jax.devices())
-    _, without = train(*rows, dataclasses.replace(NO_DROPOUT, epochs=1), devices=jax.devices())
+    _, one = train_trunk(*rows, config, devices=jax.devices()[:1])
+    _, eight = train_trunk(*rows, config, devices=jax.devices())
+    _, without = train_trunk(
+        *rows, dataclasses.replace(NO_DROPOUT, epochs=1), devices=jax.devices()
+    )
     np.testing.assert_allclose(one.train_loss_EK, eight.train_loss_EK, atol=1e-6)
     assert np.abs(one.train_loss_EK - without.train_loss_EK).max() > 1e-3
 
 
 def test_a_member_does_not_depend_on_the_others(rows):
-    _, together = train(*rows, SMALL, devices=jax.devices()[:1])
+    _, together = train_trunk(*rows, SMALL, devices=jax.devices()[:1])
     alone = dataclasses.replace(SMALL, seeds=(2,), keep=1)
-    _, single = train(*rows, alone, devices=jax.devices()[:1])
+    _, single = train_trunk(*rows, alone, devices=jax.devices()[:1])
     n = min(len(single.val_loss_EK), len(together.val_loss_EK))
     np.testing.assert_allclose(single.val_loss_EK[:n, 0], together.val_loss_EK[:n, 1], rtol=1e-4)
 
@@ -134,9 +136,9 @@ def test_a_member_does_not_depend_on_the_others(rows):
 def test_members_side_by_side_train_as_one_after_the_other(rows, n_devices, monkeypatch):
     some = jax.devices()[:n_devices]
     config = dataclasses.replace(SMALL, epochs=40, patience=2, learning_rate=0.02)
-    trunk, history = train(*rows, config, devices=some)
+    trunk, history = train_trunk(*rows, config, devices=some)
     monkeypatch.setattr(loop, "_ONE_BY_ONE", ())
-    beside, other = train(*rows, config, devices=some)
+    beside, other = train_trunk(*rows, config, devices=some)
     assert np.isnan(history.val_loss_EK).any()  # A member has stopped before another.
     np.testing.assert_allclose(history.val_loss_EK, other.val_loss_EK, rtol=1e-3)
     np.testing.assert_allclose(history.train_loss_EK, other.train_loss_EK, rtol=1e-3)
@@ -169,7 +171,7 @@ def test_each_member_stops_early_and_keeps_its_best(rows):
     rng = np.random.default_rng(1)
     y = [rng.integers(0, 2, a.shape).astype(np.float32) for a in (rows[1], rows[3])]
     config = dataclasses.replace(NO_DROPOUT, epochs=60, learning_rate=0.02)
-    trunk, history = train(rows[0], y[0], rows[2], y[1], config)
+    trunk, history = train_trunk(rows[0], y[0], rows[2], y[1], config)
     assert len(history.val_loss_EK) < 60
     for k in range(3):
         losses = history.val_loss_EK[:, k]
@@ -188,7 +190,7 @@ def test_each_member_stops_early_and_keeps_its_best(rows):
 
 
 def test_the_best_members_are_kept(rows):
-    _, history = train(*rows, SMALL)
+    _, history = train_trunk(*rows, SMALL)
     order = np.argsort(history.best_val_loss_K)
     assert history.kept == tuple(order[: SMALL.keep])
 
@@ -196,8 +198,8 @@ def test_the_best_members_are_kept(rows):
 @pytest.mark.parametrize("n_devices", [1, 8])
 def test_a_stopped_training_continues_to_the_same_bits(rows, tmp_path, n_devices, monkeypatch):
     devices = jax.devices()[:n_devices]
-    whole, history = train(*rows, SMALL, tmp_path / "whole", devices)
-    refuse = train.__globals__["_refuse_non_finite"]
+    whole, history = train_trunk(*rows, SMALL, tmp_path / "whole", devices)
+    refuse = train_trunk.__globals__["_refuse_non_finite"]
 
     def stop(losses, running, epoch, config):
         refuse(losses, running, epoch, config)
@@ -206,8 +208,8 @@ def test_a_stopped_training_continues_to_the_same_bits(rows, tmp_path, n_devices
 
     monkeypatch.setattr("routerjax.trunk.train._refuse_non_finite", stop)
     with resume.stoppable(), pytest.raises(resume.Stopped, match="after epoch 7"):
-        train(*rows, SMALL, tmp_path / "resumed", devices)
-    resumed, history_resumed = train(*rows, SMALL, tmp_path / "resumed", devices)
+        train_trunk(*rows, SMALL, tmp_path / "resumed", devices)
+    resumed, history_resumed = train_trunk(*rows, SMALL, tmp_path / "resumed", devices)
     for name, value in whole.params.items():
         np.testing.assert_array_equal(resumed.params[name], value)
     np.testing.assert_array_equal(history_resumed.val_loss_EK, history.val_loss_EK)
@@ -216,7 +218,7 @@ def test_a_stopped_training_continues_to_the_same_bits(rows, tmp_path, n_devices
 
 def test_a_killed_training_continues_to_the_same_bits(rows, tmp_path, monkeypatch):
     """Killed between two checkpoints: what came after the last one is trained again."""
-    whole, _ = train(*rows, SMALL)
+    whole, _ = train_trunk(*rows, SMALL)
 
     class Killed(BaseException):
         pass
@@ -227,24 +229,24 @@ def test_a_killed_training_continues_to_the_same_bits(rows, tmp_path, monkeypatc
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr("routerjax.trunk.train._refuse_non_finite", kill)
-        train(*rows, SMALL, tmp_path)
-    resumed, _ = train(*rows, SMALL, tmp_path)
+        train_trunk(*rows, SMALL, tmp_path)
+    resumed, _ = train_trunk(*rows, SMALL, tmp_path)
     for name, value in whole.params.items():
         np.testing.assert_array_equal(resumed.params[name], value)
 
 
 def test_checkpoints_of_another_job_are_refused(rows, tmp_path):
-    train(*rows, SMALL, tmp_path)
+    train_trunk(*rows, SMALL, tmp_path)
     other = dataclasses.replace(SMALL, learning_rate=0.5)
     with pytest.raises(ValueError, match=r"learning_rate: there 0.001, here 0.5"):
-        train(*rows, other, tmp_path)
+        train_trunk(*rows, other, tmp_path)
     with pytest.raises(ValueError, match="data_digest"):
-        train(rows[0] + 1, *rows[1:], SMALL, tmp_path)
+        train_trunk(rows[0] + 1, *rows[1:], SMALL, tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "bit"])
 def test_a_damaged_checkpoint_is_named(rows, tmp_path, damage):
-    train(*rows, SMALL, tmp_path)
+    train_trunk(*rows, SMALL, tmp_path)
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name == "d"]
     path = max(files, key=lambda path: path.stat().st_size)
     held = bytearray(path.read_bytes())
@@ -253,25 +255,25 @@ def test_a_damaged_checkpoint_is_named(rows, tmp_path, damage):
     path.write_bytes(held if damage == "bit" else held[: len(held) // 2 if damage == "cut" else 0])
     said = "is damaged, its numbers" if damage == "bit" else "cannot be read; if it is damaged"
     with pytest.raises(ValueError, match=rf"checkpoint \d+ {said}.* delete the folder"):
-        train(*rows, SMALL, tmp_path)
+        train_trunk(*rows, SMALL, tmp_path)
 
 
 def test_a_loss_that_is_not_finite_names_member_and_epoch(rows):
     config = dataclasses.replace(NO_DROPOUT, learning_rate=1e30)
     with pytest.raises(FloatingPointError, match=r"member \d \(seed \d\) is (nan|inf) in epoch \d"):
-        train(*rows, config)
+        train_trunk(*rows, config)
 
 
 def test_bad_rows_are_refused(rows):
     x, y, x_val, y_val = rows
     with pytest.raises(ValueError, match="training rows: a feature is not finite"):
-        train(np.where(x == x.max(), np.nan, x), y, x_val, y_val, SMALL)
+        train_trunk(np.where(x == x.max(), np.nan, x), y, x_val, y_val, SMALL)
     with pytest.raises(ValueError, match="validation rows: there is no observed outcome"):
-        train(x, y, x_val, np.full_like(y_val, np.nan), SMALL)
+        train_trunk(x, y, x_val, np.full_like(y_val, np.nan), SMALL)
     with pytest.raises(ValueError, match="with the same N"):
-        train(x, y[:-1], x_val, y_val, SMALL)
+        train_trunk(x, y[:-1], x_val, y_val, SMALL)
     with pytest.raises(ValueError, match="12 features and 3 targets wide"):
-        train(x, y, x_val[:, :5], y_val, SMALL)
+        train_trunk(x, y, x_val[:, :5], y_val, SMALL)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.prefix import choose_prefix, shared_head, template_head
 from routerjax.encoder.selection import ALL, check_poolings, resolve_layers
 from routerjax.runtime.devices import in_flight
-from routerjax.store.rows import Rows
+from routerjax.store.rows import StoreRows
 from routerjax.store.shards import STORE_DTYPES, rows_per_block
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _CHUNK = 4096
 
 
-class Job(NamedTuple):
+class ExtractionPlan(NamedTuple):
     """An extraction before it starts: what `dry_run` weighs and `extract` carries out.
 
     Attributes:
@@ -35,7 +35,7 @@ class Job(NamedTuple):
     """
 
     identity: dict[str, Any]
-    rows: Rows
+    rows: StoreRows
     plan: BatchPlan
     queries: dict[str, str]
 
@@ -48,7 +48,7 @@ def prepare(
     store_dtype: str = "float16",
     batch_tokens: int | None = None,
     prefix_cache: str = "auto",
-) -> Job:
+) -> ExtractionPlan:
     """Measures every prompt and chooses the shapes; nothing is captured or written.
 
     Args: As of `extract`.
@@ -77,7 +77,7 @@ def prepare(
             head = shared_head(head, prompts)
     order = np.lexsort((numbered(data.ids)[1], lengths_N))
     ids = tuple(data.ids[i] for i in order)
-    rows = Rows(ids, lengths_N[order], query_tokens_N[order], truncated_N[order])
+    rows = StoreRows(ids, lengths_N[order], query_tokens_N[order], truncated_N[order])
     prefix = choose_prefix(prefix_cache, encoder.config, head, lengths_N)
     if prefix:
         logger.info("the first %d tokens, which all prompts share, are read once", len(prefix))
@@ -85,7 +85,7 @@ def prepare(
     shape = len(identity["layers"]), len(identity["poolings"]), encoder.width
     block_rows = min(rows_per_block(*shape, store_dtype), n_queries)
     plan = BatchPlan(buckets, batch_tokens, block_rows, encoder.n_devices, prefix)
-    return Job(identity, rows, plan, dict(zip(data.ids, data.queries, strict=True)))
+    return ExtractionPlan(identity, rows, plan, dict(zip(data.ids, data.queries, strict=True)))
 
 
 def identity_of(

@@ -1,7 +1,6 @@
 """EncoderConfig: what an encoder is. Families (registry.py) are readers that fill it in."""
 
 import dataclasses
-from typing import Any
 
 from routerjax.encoder.families.rope import Rope
 
@@ -209,18 +208,3 @@ class EncoderConfig:
         assert kind.ffn == "experts", kind
         active = 3 * (self.n_experts_per_token * self.expert_width + self.shared_expert_width)
         return self.width * (self.n_experts + active + (self.shared_expert_width > 0))
-
-    @classmethod
-    def check_family(cls, raw: dict[str, Any], source: str = "config.json") -> str:
-        """The family of a Hugging Face config; see families.check_family."""
-        # The readers import this file.
-        from routerjax.encoder.families import registry
-
-        return registry.check_family(raw, source)
-
-    @classmethod
-    def from_hf(cls, raw: dict[str, Any], source: str = "config.json") -> "EncoderConfig":
-        """Reads a Hugging Face config; see families.read_config."""
-        from routerjax.encoder.families import registry
-
-        return registry.read_config(raw, source)

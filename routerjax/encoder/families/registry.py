@@ -20,10 +20,7 @@ from routerjax.encoder.families.dense import (
     qwen3,
     smollm3,
 )
-from routerjax.encoder.families.fields import (
-    Fields,
-    text_config,
-)
+from routerjax.encoder.families.fields import Fields, text_config
 
 
 def check_family(raw: dict[str, Any], source: str = "config.json") -> str:

@@ -28,7 +28,7 @@ def check_budget(
 
     Args:
       captured: What is to be probed.
-      bytes_of: (sketch, width) to the bytes of one slab's totals, and of what one slab at a time
+      bytes_of: (sketch, width) to the bytes of one site's totals, and of what one site at a time
         takes beside all of them.
       sketch: K, or None for exact totals.
       width: C, components of the PCA, or 0.
@@ -41,9 +41,9 @@ def check_budget(
     told = "as given"
     if budget_bytes is None:
         budget_bytes, told = _suitable(captured.encoder)
-    slab, beside = bytes_of(sketch, width)
+    site, beside = bytes_of(sketch, width)
     n_devices = captured.encoder.mesh.devices.size
-    needed = captured.slabs_per_device * slab + beside
+    needed = captured.sites_per_device * site + beside
     logger.info(
         "probe: totals of %s on each of %d device(s); the budget is %s (%s)",
         _readable(needed), n_devices, _readable(budget_bytes), told,
@@ -52,15 +52,15 @@ def check_budget(
         return
 
     n_layers, n_poolings = len(captured.layers), len(captured.poolings)
-    fitting_slabs = max(0, budget_bytes - beside) // slab
+    fitting_sites = max(0, budget_bytes - beside) // site
     ways = []
-    if fitting := min(n_layers - 1, fitting_slabs * n_devices // n_poolings):
+    if fitting := min(n_layers - 1, fitting_sites * n_devices // n_poolings):
         ways.append(f"{fitting} hidden states instead of {n_layers} (layers, --layers)")
-    if fitting_slabs:
-        ways.append(f"{-(-captured.n_slabs // fitting_slabs)} devices (mesh, --mesh)")
+    if fitting_sites:
+        ways.append(f"{-(-captured.n_sites // fitting_sites)} devices (mesh, --mesh)")
     for k in _SKETCHES:
         smaller, beside_it = bytes_of(k, 0)
-        total = captured.slabs_per_device * smaller + beside_it
+        total = captured.sites_per_device * smaller + beside_it
         if k < (sketch or captured.encoder.width / 2) and total <= budget_bytes:
             ways.append(
                 f"a sketch of {k} projections, {_readable(total)} (sketch, --sketch={k}), which "

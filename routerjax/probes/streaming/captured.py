@@ -1,7 +1,7 @@
 """Hidden states that are never kept: an encoder's row blocks, captured anew for every pass.
 
-A block is laid out by slabs, one for each (layer, pooling), and the slabs are dealt out over the
-encoder's devices: whoever reads a slab has all its rows, so that what follows a capture needs no
+A block is laid out by sites, one for each (layer, pooling), and the sites are dealt out over the
+encoder's devices: whoever reads a site has all its rows, so that what follows a capture needs no
 talk between devices. Batches go from the prefill into the block without leaving the devices.
 """
 
@@ -19,7 +19,7 @@ from routerjax.encoder.batches import BatchPlan
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extraction.pipeline import captured
 from routerjax.encoder.extraction.plan import prepare
-from routerjax.features.row_blocks import Rows
+from routerjax.features.row_blocks import AlignedOutcomes
 from routerjax.runtime import resume
 from routerjax.runtime.devices import over_all, replicated
 from routerjax.store.shards import rows_per_block
@@ -47,7 +47,7 @@ class Captured:
     encoder: Encoder
     layers: tuple[int, ...]
     poolings: tuple[str, ...]
-    rows: Rows
+    rows: AlignedOutcomes
     ids: tuple[str, ...]
     queries: tuple[str, ...]
     plan: BatchPlan
@@ -92,7 +92,9 @@ class Captured:
             encoder,
             layers,
             poolings,
-            Rows(np.ones(n_rows, np.float32), data.correct_NM[chosen_N], tuple(data.targets)),
+            AlignedOutcomes(
+                np.ones(n_rows, np.float32), data.correct_NM[chosen_N], tuple(data.targets)
+            ),
             tuple(data.ids[n] for n in chosen_N),
             tuple(data.queries[n] for n in chosen_N),
             dataclasses.replace(job.plan, block_rows=block_rows),
@@ -104,14 +106,14 @@ class Captured:
         return self.plan.block_rows
 
     @property
-    def n_slabs(self) -> int:
+    def n_sites(self) -> int:
         """L x P."""
         return len(self.layers) * len(self.poolings)
 
     @property
-    def slabs_per_device(self) -> int:
-        """Slabs on each device; the last device may hold some that are always 0."""
-        return -(-self.n_slabs // self.encoder.mesh.size)
+    def sites_per_device(self) -> int:
+        """Sites on each device; the last device may hold some that are always 0."""
+        return -(-self.n_sites // self.encoder.mesh.size)
 
     def blocks(self, what: str) -> Iterator[tuple[jax.Array, np.ndarray, np.ndarray]]:
         """One pass: prefills every query.
@@ -130,7 +132,7 @@ class Captured:
         """
         mesh = self.encoder.mesh
         n_rows, R = len(self.queries), self.block_rows
-        x_SRD = _empty((self.slabs_per_device * mesh.size, R, self.encoder.width), mesh)
+        x_SRD = _empty((self.sites_per_device * mesh.size, R, self.encoder.width), mesh)
         to_check: tuple[int, jax.Array] | None = None
         batches = captured(
             self.encoder,
@@ -173,7 +175,7 @@ class Captured:
     def by_cell(self, value_S: jax.Array | np.ndarray) -> np.ndarray:
         """[L, P, ...] on the host from [S, ...]."""
         shape = (len(self.layers), len(self.poolings))
-        return np.array(value_S[: self.n_slabs]).reshape(*shape, *value_S.shape[1:])
+        return np.array(value_S[: self.n_sites]).reshape(*shape, *value_S.shape[1:])
 
     def _refuse_infinite(self, checked: tuple[int, jax.Array] | None) -> None:
         if checked is None:
@@ -199,12 +201,12 @@ def _place(x_SRD: jax.Array, h_LPBD: jax.Array, at_B: jax.Array, mesh: Mesh) -> 
     """The block with a batch's rows at `at_B`; those at R only filled the batch and are dropped."""
     h_SBD = h_LPBD.reshape(-1, *h_LPBD.shape[2:])
     h_SBD = jnp.pad(h_SBD, ((0, x_SRD.shape[0] - h_SBD.shape[0]), (0, 0), (0, 0)))
-    slabs, whole = over_all(mesh).spec, replicated(mesh).spec
+    sites, whole = over_all(mesh).spec, replicated(mesh).spec
     return jax.shard_map(
         lambda x_SRD, h_SBD, at_B: x_SRD.at[:, at_B].set(h_SBD, mode="drop"),
         mesh=mesh,
-        in_specs=(slabs, slabs, whole),
-        out_specs=slabs,
+        in_specs=(sites, sites, whole),
+        out_specs=sites,
     )(x_SRD, h_SBD, at_B)
 
 

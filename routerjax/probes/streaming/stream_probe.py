@@ -25,7 +25,7 @@ from routerjax.probes.probe import components, make_table, without_spectra
 from routerjax.probes.streaming import sketched
 from routerjax.probes.streaming.budget import check_budget
 from routerjax.probes.streaming.captured import Captured
-from routerjax.probes.streaming.totals import by_slab, bytes_of, map_slots, total
+from routerjax.probes.streaming.totals import by_site, bytes_of, map_slots, total
 from routerjax.probes.table import ProbeTable
 from routerjax.stats import fisher
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# D x D arrays that an eigendecomposition and what leads to it take, for one slab at a time.
+# D x D arrays that an eigendecomposition and what leads to it take, for one site at a time.
 _SCRATCH = 8
 
 
@@ -160,10 +160,10 @@ def _second_pass(
 
 
 def _to_host(slots: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
-    return {name: by_slab([slot[name] for slot in slots]) for name in slots[0]}
+    return {name: by_site([slot[name] for slot in slots]) for name in slots[0]}
 
 
-# One slab's share of the two passes. Functions of the module, and kept where they are made, because
+# One site's share of the two passes. Functions of the module, and kept where they are made, because
 # what is compiled is found by the function.
 
 
@@ -185,8 +185,8 @@ def _projected_sums(x_RD, axes, weight_R, y_RM, columns_U):
 
 @functools.cache
 def _exact_numbers(width: int) -> Callable[[Any], tuple[dict[str, jax.Array], Axes | None]]:
-    def of_one(slab):
-        sums, pilot = slab
+    def of_one(site):
+        sums, pilot = site
         moments = moments_of(sums, pilot.shift_D)
         numbers, axes = spectrum_numbers(moments, width)
         return moment_numbers(moments) | numbers, axes
@@ -194,8 +194,8 @@ def _exact_numbers(width: int) -> Callable[[Any], tuple[dict[str, jax.Array], Ax
     return of_one
 
 
-def _sketched_numbers(slab, signs_DK):
-    (sums, sketch), pilot = slab
+def _sketched_numbers(site, signs_DK):
+    (sums, sketch), pilot = site
     numbers = sketched.sketched_numbers(sums, sketch, pilot, signs_DK)
     return moment_numbers(moments_of(sums, pilot.shift_D)) | numbers
 
@@ -223,7 +223,7 @@ def _sketched_table(table: ProbeTable, sketch: int) -> ProbeTable:
 
 
 def _bytes(captured: Captured, sketch: int | None, width: int) -> tuple[int, int]:
-    """Bytes of one slab's totals, and of what one slab at a time takes beside all of them."""
+    """Bytes of one site's totals, and of what one site at a time takes beside all of them."""
 
     def array(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -234,11 +234,11 @@ def _bytes(captured: Captured, sketch: int | None, width: int) -> tuple[int, int
     if sketch is not None:
         sums = jax.eval_shape(_sketched_sums, array(R, D), pilot, *block, array(D, sketch))
         return bytes_of(sums), 4 * _SCRATCH * D * sketch
-    slab = bytes_of(jax.eval_shape(_exact_sums, array(R, D), pilot, *block, None))
+    site = bytes_of(jax.eval_shape(_exact_sums, array(R, D), pilot, *block, None))
     if width:
         axes = Axes(array(D), array(D), array(D, width))
         columns_U = jax.ShapeDtypeStruct(observed_patterns(captured.rows)[0].shape, jnp.int32)
         sums = jax.eval_shape(_projected_sums, array(R, D), axes, *block, columns_U)
         # The axes come while the first totals are there, and stay beside the second ones.
-        slab = max(slab, bytes_of(sums)) + 4 * D * width
-    return slab, 4 * _SCRATCH * D * D
+        site = max(site, bytes_of(sums)) + 4 * D * width
+    return site, 4 * _SCRATCH * D * D

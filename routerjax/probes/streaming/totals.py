@@ -1,9 +1,9 @@
-"""Sums over row blocks that lie by slabs on several devices, each device summing its own slabs.
+"""Sums over row blocks that lie by sites on several devices, each device summing its own sites.
 
-A slab is one (layer, pooling). A slot is one slab of every device. Slots are taken one after
+A site is one (layer, pooling). A slot is one site of every device. Slots are taken one after
 another, each in a call of its own that changes its sums in place: beside the sums, kept in
-double-float (8 bytes a number), there is one slab's block product on each device. In one loop over
-all slabs XLA copies all sums at every turn.
+double-float (8 bytes a number), there is one site's block product on each device. In one loop over
+all sites XLA copies all sums at every turn.
 """
 
 import functools
@@ -19,16 +19,16 @@ from routerjax.probes.streaming.captured import Captured
 from routerjax.runtime.devices import over_all, replicated
 from routerjax.stats.numerics import add_compensated
 
-# sums = one(x_RD, fixed, weight_R, y_RM, shared): those of one block of one slab, in any tree.
-# `fixed` is what belongs to the slab, `shared` what is the same for all.
+# sums = one(x_RD, fixed, weight_R, y_RM, shared): those of one block of one site, in any tree.
+# `fixed` is what belongs to the site, `shared` what is the same for all.
 OneSlab = Callable[[jax.Array, Any, jax.Array, jax.Array, Any], Any]
 
 
 class Slot(NamedTuple):
-    """Sums of one slab of every device; leaves [n_devices, ...], split over the devices.
+    """Sums of one site of every device; leaves [n_devices, ...], split over the devices.
 
     Attributes:
-      fixed: What belongs to each slab.
+      fixed: What belongs to each site.
       high: The sums.
       low: What rounding took from them.
     """
@@ -50,11 +50,11 @@ def total(
     Args:
       captured: The rows.
       what: What the pass is for, beside the progress bar.
-      one: The sums of one block of one slab. Compiled once for each function object, so not a
+      one: The sums of one block of one site. Compiled once for each function object, so not a
         lambda.
-      fixed: What belongs to the slabs, slot by slot; or a function of one slab's x_RD and weight_R
+      fixed: What belongs to the sites, slot by slot; or a function of one site's x_RD and weight_R
         in the first block that makes it.
-      shared: Arrays that `one` takes, the same for all slabs.
+      shared: Arrays that `one` takes, the same for all sites.
 
     Returns:
       The slots.
@@ -66,7 +66,7 @@ def total(
     slots: list[Slot] = []
     for x_SRD, weight_R, y_RM in captured.blocks(what):
         block = (x_SRD, weight_R, y_RM, shared)
-        for j in range(captured.slabs_per_device):
+        for j in range(captured.sites_per_device):
             if len(slots) == j:
                 own = fixed[j] if isinstance(fixed, list) else _make(fixed, mesh, j, *block[:2])
                 slots.append(Slot(own, *_zeros(one, mesh, j, own, *block)))
@@ -78,32 +78,32 @@ def total(
 def map_slots(
     function: Callable[..., Any], mesh: Mesh, slots: list[Any], *shared: Any
 ) -> list[Any]:
-    """`function(slab, *shared)` of each slab on the device that holds it, slot by slot.
+    """`function(site, *shared)` of each site on the device that holds it, slot by slot.
 
     Args:
-      function: A function of one slab; compiled once for each function object.
-      mesh: Over which slabs are split.
+      function: A function of one site; compiled once for each function object.
+      mesh: Over which sites are split.
       slots: Trees, leaves [n_devices, ...].
-      *shared: Arrays that are the same for all slabs.
+      *shared: Arrays that are the same for all sites.
 
     Returns:
       What the function returns, slot by slot, leaves [n_devices, ...].
     """
-    # Waiting keeps what an eigendecomposition takes to that of one slab.
+    # Waiting keeps what an eigendecomposition takes to that of one site.
     return [jax.block_until_ready(_map(function, mesh, slot, shared)) for slot in slots]
 
 
-def by_slab(slots: list[jax.Array]) -> np.ndarray:
+def by_site(slots: list[jax.Array]) -> np.ndarray:
     """[S, ...] on the host, in the order of `Captured`, from [n_devices, ...] of each slot."""
     value_DJ = np.stack([np.asarray(slot) for slot in slots], axis=1)
     return value_DJ.reshape(-1, *value_DJ.shape[2:])
 
 
 def bytes_of(sums: Any) -> int:
-    """Bytes of one slab's sums in double-float.
+    """Bytes of one site's sums in double-float.
 
     Args:
-      sums: Of one slab, as `jax.eval_shape` gives them.
+      sums: Of one site, as `jax.eval_shape` gives them.
     """
     return sum(8 * leaf.size for leaf in jax.tree.leaves(sums))
 
@@ -143,7 +143,7 @@ def _map(function, mesh, slot, shared):
 def _on_slot(
     local: Callable[..., Any], mesh: Mesh, j: Any, slots: tuple[Any, ...], x_SRD: Any, rest: Any
 ) -> Any:
-    """`local(*slots, x_RD, rest)` on each device, of its slab in slot j."""
+    """`local(*slots, x_RD, rest)` on each device, of its site in slot j."""
 
     def of_device(slots: Any, x_JRD: jax.Array, whole: Any) -> Any:
         j, rest = whole

@@ -62,7 +62,7 @@ def test_a_state_of_zeros_comes_back_as_zeros():
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize("exponent", [-120, 0])
 def test_what_is_not_finite_stays_so_and_is_told_of(dtype, bad, exponent):
-    """Also where the host encodes, as the other slab is too small for the devices."""
+    """Also where the host encodes, as the other site is too small for the devices."""
     h_LPRD = np.random.default_rng(0).normal(size=(2, 1, 4, 8)).astype(np.float32)
     h_LPRD[0] = np.ldexp(h_LPRD[0], exponent)
     h_LPRD[1, 0, 2, 3] = bad

@@ -7,6 +7,7 @@ import pytest
 
 from routerjax.encoder.families.config import FULL_ATTENTION, EncoderConfig
 from routerjax.encoder.families.key_tables import KEY_TABLES
+from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.families.rope import Llama3Rope, Rope
 from tests.encoder import tiny_models as models
 
@@ -53,18 +54,18 @@ QWEN2 = {
 
 def refusal(raw, **changes):
     with pytest.raises(ValueError) as error:
-        EncoderConfig.from_hf(raw | changes, "some/config.json")
+        read_config(raw | changes, "some/config.json")
     assert str(error.value).startswith("some/config.json: ")
     return str(error.value)
 
 
 def golden(name, **changes):
     raw = json.loads((models.GOLDEN / name / "config.json").read_text())
-    return EncoderConfig.from_hf(raw | changes)
+    return read_config(raw | changes)
 
 
 def test_llama_of_the_hub():
-    assert EncoderConfig.from_hf(LLAMA_3_2) == EncoderConfig(
+    assert read_config(LLAMA_3_2) == EncoderConfig(
         family="llama",
         n_layers=16,
         width=2048,
@@ -81,7 +82,7 @@ def test_llama_of_the_hub():
 
 
 def test_qwen2_of_the_hub():
-    config = EncoderConfig.from_hf(QWEN2)
+    config = read_config(QWEN2)
     assert (config.head_dim, config.n_kv_heads, config.ropes) == (64, 2, (Rope(1e6, 64),))
     assert (config.qkv_bias, config.out_bias, config.ffn_bias) == (True, False, False)
     assert config.windows == (FULL_ATTENTION,) * 4
@@ -161,7 +162,7 @@ def test_windows_per_layer(name, windows):
 
 
 def test_windows_without_layer_types_follow_max_window_layers():
-    windows = EncoderConfig.from_hf(QWEN2 | {"use_sliding_window": True}).windows
+    windows = read_config(QWEN2 | {"use_sliding_window": True}).windows
     assert windows == (FULL_ATTENTION, FULL_ATTENTION, 32768, 32768)
     assert golden("mistral", sliding_window=None).windows == (FULL_ATTENTION,) * 3
 
@@ -178,18 +179,18 @@ def test_both_spellings_of_rotary_settings_mean_the_same():
     new = old | {"rope_parameters": LLAMA_3_2["rope_scaling"] | {"rope_theta": 500000.0}}
     oldest = LLAMA_3_2["rope_scaling"] | {"type": "llama3"}
     del oldest["rope_type"]
-    reference = EncoderConfig.from_hf(LLAMA_3_2)
-    assert EncoderConfig.from_hf(new) == reference
-    assert EncoderConfig.from_hf(LLAMA_3_2 | {"rope_scaling": oldest}) == reference
-    assert EncoderConfig.from_hf(old).ropes[0].theta == 10000.0
+    reference = read_config(LLAMA_3_2)
+    assert read_config(new) == reference
+    assert read_config(LLAMA_3_2 | {"rope_scaling": oldest}) == reference
+    assert read_config(old).ropes[0].theta == 10000.0
 
 
 def test_llama3_scaling_finds_its_first_context_length_where_hugging_face_does():
     scaling = dict(LLAMA_3_2["rope_scaling"])
     outside = LLAMA_3_2 | {"original_max_position_embeddings": 4096}
-    assert EncoderConfig.from_hf(outside).ropes[0].scaling.original_max_positions == 4096
+    assert read_config(outside).ropes[0].scaling.original_max_positions == 4096
     del scaling["original_max_position_embeddings"]
-    nowhere = EncoderConfig.from_hf(LLAMA_3_2 | {"rope_scaling": scaling})
+    nowhere = read_config(LLAMA_3_2 | {"rope_scaling": scaling})
     assert nowhere.ropes[0].scaling.original_max_positions == 131072
 
 
@@ -206,7 +207,7 @@ def test_odd_rotary_settings_are_refused():
     assert "differ between layers" in refusal(QWEN2, rope_parameters=by_layer)
     assert "lacks 'factor'" in refusal(QWEN2, rope_scaling={"rope_type": "llama3"})
     whole = {"rope_type": "default", "rope_theta": 5.0, "partial_rotary_factor": None}
-    assert EncoderConfig.from_hf(QWEN2 | {"rope_parameters": whole}).ropes[0].theta == 5.0
+    assert read_config(QWEN2 | {"rope_parameters": whole}).ropes[0].theta == 5.0
 
 
 @pytest.mark.parametrize("family", ["gpt2", "t5", "", None])
@@ -220,7 +221,7 @@ def test_an_unknown_family_is_named_beside_the_supported_ones(family):
 
 def test_a_nested_text_config_is_read_alone():
     outer = {"model_type": "some_vl", "hidden_size": 1, "rope_theta": 3.0, "text_config": QWEN2}
-    assert EncoderConfig.from_hf(outer) == EncoderConfig.from_hf(QWEN2)
+    assert read_config(outer) == read_config(QWEN2)
     assert "'gpt2'" in refusal(outer, text_config=QWEN2 | {"model_type": "gpt2"})
     nameless = {key: value for key, value in QWEN2.items() if key != "model_type"}
     assert "'some_vl'" in refusal(outer, text_config=nameless)
@@ -262,7 +263,7 @@ def test_quantisation_is_found_outside_the_text_config_too():
 
 
 def test_flops_of_a_block_count_its_products():
-    config = dataclasses.replace(EncoderConfig.from_hf(QWEN2), n_kv_heads=14)
+    config = dataclasses.replace(read_config(QWEN2), n_kv_heads=14)
     D, F, T = 896, 4864, 10
     products = 4 * D * D + 3 * D * F  # q, k, v, o; gate, up, down
     assert config.flops(T, 1) == T * 2 * products + 4 * D * T * T
@@ -291,4 +292,4 @@ def test_what_transformers_fills_in_means_the_same(name):
     from transformers import AutoConfig
 
     full = AutoConfig.from_pretrained(models.GOLDEN / name).to_dict()
-    assert EncoderConfig.from_hf(full) == golden(name)
+    assert read_config(full) == golden(name)

@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from routerjax.encoder.capture import Graph, capture
-from routerjax.encoder.families.config import FULL_ATTENTION, NO_ROPE, EncoderConfig
+from routerjax.encoder.families.config import FULL_ATTENTION, NO_ROPE
+from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.families.rope import DynamicRope, LinearRope, LongRope, Rope, YarnRope
 from tests.encoder import tiny_models as models
 
@@ -261,7 +262,7 @@ def test_older_spellings_mean_what_transformers_takes_them_for(family):
 
     raw = models.HUB_FIELDS | OLDER[family]
     full = AutoConfig.for_model(**raw).to_dict()
-    assert EncoderConfig.from_hf(full) == EncoderConfig.from_hf(raw)
+    assert read_config(full) == read_config(raw)
 
 
 @pytest.mark.parametrize("older", ["su", "yarn"])
@@ -271,7 +272,7 @@ def test_what_longrope_was_called_first(older):
     raw = OLDER["phi3"] | {"hidden_size": 512, "intermediate_size": 640, "num_hidden_layers": 2}
     raw |= {"num_attention_heads": 8, "vocab_size": 100}
     renamed = raw | {"rope_scaling": table | {"type": older}}
-    assert EncoderConfig.from_hf(renamed) == EncoderConfig.from_hf(raw)
+    assert read_config(renamed) == read_config(raw)
 
 
 @pytest.mark.parametrize(
@@ -482,4 +483,4 @@ def test_the_text_tower_of_a_multimodal_checkpoint(text, outer, vision, tmp_path
     assert models.worst_error(states, expected, lengths_B) < 1e-5
     # What Encoder.from_pretrained reads: transformers fills in the text tower's defaults.
     full = AutoConfig.from_pretrained(tmp_path).get_text_config().to_dict()
-    assert EncoderConfig.from_hf(full) == encoder.config
+    assert read_config(full) == encoder.config

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from routerjax.encoder.families.config import FULL_ATTENTION, BlockKind, EncoderConfig
+from routerjax.encoder.families.config import FULL_ATTENTION, BlockKind
+from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.families.rope import Rope, YarnRope
 from tests.encoder import tiny_models as models
 
@@ -137,10 +138,10 @@ def test_configs_of_the_hub(family):
 
     raw, said = HUB[family]
     raw = models.HUB_FIELDS | raw
-    config = EncoderConfig.from_hf(raw)
+    config = read_config(raw)
     said = {"windows": (FULL_ATTENTION,) * 8, "expert_softmax": "chosen"} | said
     assert {name: getattr(config, name) for name in said} == said
-    assert EncoderConfig.from_hf(AutoConfig.for_model(**raw).to_dict()) == config
+    assert read_config(AutoConfig.for_model(**raw).to_dict()) == config
 
 
 # --- weights ------------------------------------------------------------------------------------

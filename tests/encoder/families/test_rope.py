@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.families.rope import (
     DynamicRope,
     LinearRope,
@@ -72,7 +72,7 @@ def test_frequencies_and_attention_factor_equal_those_of_transformers(name):
         max_position_embeddings=131072 if kind == "longrope" else 4096,
         rope_parameters={"rope_type": kind, **REAL[name]},
     )
-    (rope,) = EncoderConfig.from_hf(config.to_dict()).ropes
+    (rope,) = read_config(config.to_dict()).ropes
     assert rope.width == 128
     lengths = np.array([1, 4095, 4096, 4097, 20000], np.int32)
     ours = np.asarray(row_frequencies(rope, jnp.asarray(lengths)))

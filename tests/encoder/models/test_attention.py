@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.families.rope import rotary_frequencies
 from routerjax.encoder.models import attention
 from routerjax.encoder.models.attention import attend, rotate
@@ -123,8 +123,8 @@ def test_rotation_keeps_the_dtype_and_works_in_float32():
 def test_llama3_scaling_keeps_fast_turns_slows_slow_ones_and_blends_between():
     family, settings = models.VARIANTS["llama_rope"]
     raw = {"model_type": family} | settings
-    (scaled,) = EncoderConfig.from_hf(raw).ropes
-    (plain,) = EncoderConfig.from_hf(raw | {"rope_parameters": None}).ropes
+    (scaled,) = read_config(raw).ropes
+    (plain,) = read_config(raw | {"rope_parameters": None}).ropes
     ratio = rotary_frequencies(plain) / rotary_frequencies(scaled)
     # Wavelengths 6.3, 63, 628, 6283 tokens of the 12 first trained on: 1.9 turns lie between.
     assert 1 < ratio[0] < 8
@@ -150,7 +150,7 @@ def test_angles_equal_those_of_torch_at_the_far_end_of_a_long_context(theta, sca
     far = np.arange(131000, 131072)
     cos, _ = modeling_llama.LlamaRotaryEmbedding(config)(torch.zeros(1), torch.tensor(far)[None])
     angles_TE = far.astype(np.float32)[:, None] * rotary_frequencies(
-        EncoderConfig.from_hf(config.to_dict()).ropes[0]
+        read_config(config.to_dict()).ropes[0]
     )
     # One unit in the last place of a frequency, times 131000, is up to 0.008 radians.
     np.testing.assert_allclose(jnp.cos(angles_TE), cos[0, :, :64].numpy(), atol=1e-2)

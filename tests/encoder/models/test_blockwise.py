@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from routerjax.encoder.capture import Graph, capture
-from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.models import attention, blockwise
 from routerjax.encoder.models.attention import attend, attend_cudnn, cudnn_is_legal
 from routerjax.encoder.weights.loading import make_model
@@ -69,7 +69,7 @@ def test_a_long_prompt_goes_block_by_block(monkeypatch):
 def temporary_bytes(name, T):
     """Of a whole prefill of one prompt, compiled and not run."""
     family, raw = models.VARIANTS[name]
-    config = EncoderConfig.from_hf({"model_type": family, **raw, "max_position_embeddings": 2**16})
+    config = read_config({"model_type": family, **raw, "max_position_embeddings": 2**16})
     graphdef, params = nnx.split(
         nnx.eval_shape(lambda: make_model(config, jnp.float32, models.HIGHEST, nnx.Rngs(0)))
     )
@@ -108,7 +108,7 @@ def test_what_cudnn_is_asked_for_is_causal_attention(n_before):
 
 def test_cudnn_is_taken_where_it_is_legal():
     raw = {"model_type": "qwen3", **models.VARIANTS["qwen3"][1]}
-    config = dataclasses.replace(EncoderConfig.from_hf(raw), head_dim=128)
+    config = dataclasses.replace(read_config(raw), head_dim=128)
     assert cudnn_is_legal(config, "gpu", "bfloat16", 2048)
     for platform, dtype in (("cpu", "bfloat16"), ("tpu", "bfloat16"), ("gpu", "float32")):
         assert not cudnn_is_legal(config, platform, dtype, 2048)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from routerjax.encoder.families.config import BlockKind, EncoderConfig
+from routerjax.encoder.families.config import BlockKind
+from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.models import moe
 from tests.encoder import tiny_models as models
 
@@ -184,7 +185,7 @@ def test_other_platforms_lower_ragged_products_and_no_loop_over_blocks(platform)
 def test_flops_count_the_experts_of_a_token_alone():
     raw = {"model_type": "qwen3_moe", **models.VARIANTS["qwen3_moe"][1]}
     raw |= {"num_experts": 128, "num_experts_per_tok": 8}
-    config = EncoderConfig.from_hf(raw)
+    config = read_config(raw)
     assert config.kinds == (BlockKind(), moe_kind := BlockKind(ffn="experts"), moe_kind)
     T, width = 10, 16
     attention = 2 * width * (2 * 2 + 2) * 8 + 4 * 2 * 8 * T

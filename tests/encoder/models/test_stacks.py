@@ -14,7 +14,8 @@ import pytest
 from flax import nnx
 
 from routerjax.encoder.capture import Graph, capture
-from routerjax.encoder.families.config import BlockKind, EncoderConfig
+from routerjax.encoder.families.config import BlockKind
+from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.models import decoder
 from routerjax.encoder.models.feed_forward import GatedFeedForward
 from routerjax.encoder.weights.loading import make_model
@@ -73,7 +74,7 @@ def test_the_arrangement_in_stacks_changes_neither_numbers_nor_digest(kinds, per
 
 def random_encoder(n_layers, kinds):
     raw = {"model_type": "qwen3", **models.VARIANTS["qwen3"][1], "num_hidden_layers": n_layers}
-    config = dataclasses.replace(EncoderConfig.from_hf(raw), kinds=kinds)
+    config = dataclasses.replace(read_config(raw), kinds=kinds)
     graphdef, params = nnx.split(make_model(config, jnp.float32, models.HIGHEST, nnx.Rngs(3)))
     return models.Loaded(config, graphdef, params, "")
 
@@ -94,7 +95,7 @@ def test_kinds_with_other_parameters_give_the_numbers_of_a_plain_loop():
 
 def trace(n_layers, kinds, depth):
     raw = {"model_type": "qwen3", **models.VARIANTS["qwen3"][1], "num_hidden_layers": n_layers}
-    config = dataclasses.replace(EncoderConfig.from_hf(raw), kinds=kinds)
+    config = dataclasses.replace(read_config(raw), kinds=kinds)
     graphdef, params = nnx.split(
         nnx.eval_shape(lambda: make_model(config, jnp.float32, models.HIGHEST, nnx.Rngs(0)))
     )
@@ -127,7 +128,7 @@ def test_period_of_kinds():
     def period(*kinds):
         raw = {"model_type": "qwen3", **models.VARIANTS["qwen3"][1]}
         raw |= {"num_hidden_layers": len(kinds)}
-        return dataclasses.replace(EncoderConfig.from_hf(raw), kinds=kinds).period
+        return dataclasses.replace(read_config(raw), kinds=kinds).period
 
     assert period(PLAIN) == 1
     assert period(PLAIN, TWIN, PLAIN, TWIN, PLAIN) == 2

@@ -137,6 +137,7 @@ def test_loading_holds_no_second_copy_of_the_weights(tmp_path, dtype):
         import json, pathlib
         import jax
         from routerjax.encoder.families.config import EncoderConfig
+        from routerjax.encoder.families.registry import read_config
         from routerjax.encoder.weights.loading import load_weights
 
         def resident(name):
@@ -144,7 +145,7 @@ def test_loading_holds_no_second_copy_of_the_weights(tmp_path, dtype):
             return int(status.split(name + ":")[1].split()[0]) * 1024
 
         folder = pathlib.Path({str(tmp_path)!r})
-        config = EncoderConfig.from_hf(json.loads((folder / "config.json").read_text()))
+        config = read_config(json.loads((folder / "config.json").read_text()))
         jax.numpy.zeros(1).block_until_ready()
         before = resident("VmRSS")
         dtype, precision = jax.numpy.dtype({dtype!r}), jax.lax.Precision.HIGHEST

@@ -84,10 +84,10 @@ def test_the_same_numbers_as_through_a_store(encoder, data, exact, tmp_path):
     "mesh, layers",
     [("data:4,model:2", [0, 1, 3]), pytest.param("data:3", "all", marks=pytest.mark.slow)],
 )
-def test_slabs_dealt_out_over_devices_give_the_same(
+def test_sites_dealt_out_over_devices_give_the_same(
     mesh, layers, tiny_encoder_folder, data, exact, monkeypatch
 ):
-    """6 slabs on 8 devices and 8 on 3: each holds one, or three, and no device more."""
+    """6 sites on 8 devices and 8 on 3: each holds one, or three, and no device more."""
     held = []
     map_slots = stream_probe.map_slots
 
@@ -119,7 +119,7 @@ def test_memory_does_not_grow_with_the_queries(encoder, tiny_data, monkeypatch):
     Buckets are given, as more queries would choose more of them and so other batches; texts are
     tokenised in small parts. The host's peak has the ids, lengths and outcomes of all queries.
     """
-    monkeypatch.setattr("routerjax.encoder.extraction.plan.choose_buckets", lambda *_: (24, 48, 64))
+    monkeypatch.setattr("routerjax.encoder.batches.choose_buckets", lambda *_: (24, 48, 64))
     monkeypatch.setattr("routerjax.encoder.extraction.plan._CHUNK", 128)
     peak = 0
 
@@ -147,8 +147,8 @@ def test_memory_does_not_grow_with_the_queries(encoder, tiny_data, monkeypatch):
 
 
 def test_batches_are_full_where_blocks_of_a_store_would_be_small(encoder, data, monkeypatch):
-    monkeypatch.setattr("routerjax.encoder.extraction.plan.rows_per_block", lambda *_: 5)
-    monkeypatch.setattr("routerjax.probes.streaming.captured.rows_per_block", lambda *_: 5)
+    monkeypatch.setattr("routerjax.store.shards.rows_per_block", lambda *_: 5)
+    monkeypatch.setattr("routerjax.store.shards.rows_per_block", lambda *_: 5)
     found = Captured.prepare(encoder, data, "all", ("last",), batch_tokens=640)
     taken = [found.plan.batch_rows(bucket) * bucket for bucket in found.plan.buckets]
     assert found.block_rows > 5 and max(taken) > 640 / 2
@@ -161,9 +161,9 @@ def test_nothing_is_written_and_no_activation_comes_to_the_host(encoder, data, m
     monkeypatch.setattr(ActivationStore, "create", refuse)
     monkeypatch.setattr(ActivationStore, "write_block", refuse)
     fetched = []
-    by_slab = totals.by_slab
+    by_site = totals.by_site
     monkeypatch.setattr(
-        stream_probe, "by_slab", lambda slots: fetched.append(slots) or by_slab(slots)
+        stream_probe, "by_site", lambda slots: fetched.append(slots) or by_site(slots)
     )
     probe_stream(encoder, data)
     assert max(leaf.size for leaf in jax.tree.leaves(fetched)) <= len(data.targets)
@@ -308,8 +308,8 @@ def test_the_budget_is_half_of_what_the_fullest_device_has_left():
         encoder=types.SimpleNamespace(
             mesh=types.SimpleNamespace(devices=np.array(devices)), n_devices=2, width=64
         ),
-        slabs_per_device=3,
-        n_slabs=6,
+        sites_per_device=3,
+        n_sites=6,
         layers=(0, 1, 2),
         poolings=("last", "mean"),
     )
