@@ -173,7 +173,7 @@ def test_the_error_of_each_hidden_state_is_told(
 def test_a_few_tokens_are_read_block_by_block_and_many_from_the_stack(encoder, monkeypatch):
     given = []
     monkeypatch.setattr(
-        "routerjax.encoder.capture.capture",
+        "routerjax.encoder.prefill.capture",
         lambda *args, **options: given.append(options["blocks"]) or capture(*args, **options),
     )
     layers = tuple(range(encoder.n_states))

@@ -1,6 +1,7 @@
-"""ProbeTable: rank, save, load, plot."""
+"""ProbeTable: rank, save, load, draw."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -150,15 +151,13 @@ def test_plot_leaves_no_window_open():
     from matplotlib import pyplot
 
     before = pyplot.get_fignums()
-    _table().plot("lda/pca8")
+    draw_probes(_table(), "lda/pca8")
     assert pyplot.get_fignums() == before
 
 
 def test_without_matplotlib_the_numbers_are_saved_all_the_same(tmp_path, monkeypatch, caplog):
-    def missing(self, name=""):
-        raise ModuleNotFoundError("No module named 'matplotlib'")
-
-    monkeypatch.setattr(ProbeTable, "plot", missing)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "routerjax.report.probe_picture")
     with caplog.at_level("WARNING"):
         save_probes(_table(), str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["probes.json"]

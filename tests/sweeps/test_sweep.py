@@ -313,7 +313,7 @@ def test_a_picture_of_many_layers_and_of_gaps(table):
     hole = {name: value.copy() for name, value in table.cells.items()}
     hole["cv_auc"][:, 0, :, 1] = np.nan
     hole["cv_auc"][1] = np.nan
-    dataclasses.replace(table, cells=hole, draws={}).plot("cv_auc").savefig(io.BytesIO())
+    draw_sweep(dataclasses.replace(table, cells=hole, draws={}), "cv_auc").savefig(io.BytesIO())
 
 
 def test_dollars_in_names_are_no_formula(table, tmp_path):

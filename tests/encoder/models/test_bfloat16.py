@@ -39,7 +39,7 @@ def lowered(model, weights):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_no_batch_makes_a_second_form_of_all_weights(name, dtype, monkeypatch):
     # Of a few tokens a form of the weights is kept, which is not made at every batch.
-    monkeypatch.setattr("routerjax.encoder.capture.FEW_TOKENS", 0)
+    monkeypatch.setattr("routerjax.encoder.prefill.FEW_TOKENS", 0)
     model = wide(name, dtype)
     stacks = sum(x.nbytes for x in jax.tree.leaves(model[1]["blocks"]))
     assert stacks > 2**21

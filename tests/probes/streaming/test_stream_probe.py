@@ -27,6 +27,7 @@ from routerjax.probes.streaming.captured import Captured
 from routerjax.probes.streaming.stream_probe import draw_sample, probe_stream
 from routerjax.probes.streaming.then_extract import best_layers, probe_then_extract
 from routerjax.probes.table import ProbeTable
+from routerjax.report.save import save_probes
 from routerjax.runtime import resume
 from routerjax.runtime.devices import make_mesh
 from routerjax.store.store import ActivationStore
@@ -119,7 +120,7 @@ def test_memory_does_not_grow_with_the_queries(encoder, tiny_data, monkeypatch):
     Buckets are given, as more queries would choose more of them and so other batches; texts are
     tokenised in small parts. The host's peak has the ids, lengths and outcomes of all queries.
     """
-    monkeypatch.setattr("routerjax.encoder.batches.choose_buckets", lambda *_: (24, 48, 64))
+    monkeypatch.setattr("routerjax.encoder.extraction.plan.choose_buckets", lambda *_: (24, 48, 64))
     monkeypatch.setattr("routerjax.encoder.extraction.plan._CHUNK", 128)
     peak = 0
 
@@ -147,8 +148,8 @@ def test_memory_does_not_grow_with_the_queries(encoder, tiny_data, monkeypatch):
 
 
 def test_batches_are_full_where_blocks_of_a_store_would_be_small(encoder, data, monkeypatch):
-    monkeypatch.setattr("routerjax.store.shards.rows_per_block", lambda *_: 5)
-    monkeypatch.setattr("routerjax.store.shards.rows_per_block", lambda *_: 5)
+    monkeypatch.setattr("routerjax.encoder.extraction.plan.rows_per_block", lambda *_: 5)
+    monkeypatch.setattr("routerjax.probes.streaming.captured.rows_per_block", lambda *_: 5)
     found = Captured.prepare(encoder, data, "all", ("last",), batch_tokens=640)
     taken = [found.plan.batch_rows(bucket) * bucket for bucket in found.plan.buckets]
     assert found.block_rows > 5 and max(taken) > 640 / 2
@@ -178,7 +179,7 @@ def test_without_pca_the_table_says_so_saves_loads_and_plots(
     assert not any("/pca" in name for name in table.fisher)
     for name in table.fisher:
         np.testing.assert_allclose(table.get(name), exact.get(name), rtol=1e-5, atol=1e-7)
-    table.save(tmp_path)
+    save_probes(table, tmp_path)
     assert (tmp_path / "probes.png").stat().st_size > 0
     assert set(ProbeTable.load(tmp_path).fisher) == set(table.fisher)
 
