@@ -11,7 +11,7 @@ import math
 import os
 import pathlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 import numpy as np
@@ -52,13 +52,10 @@ def read_dataset(
     targets, prices_M2 = read_pool(pool) if pool is not None else (None, None)
     columns = Columns(targets)
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
-    if kind not in ("jsonl", "csv"):
-        raise ValueError(f"{path}: expected a file named .jsonl or .csv (or with .gz behind)")
-    lines = _lines(path)
-    rows = (
-        read_csv_rows(lines, str(path), targets) if kind == "csv" else _json_rows(lines, str(path))
-    )
-    for number, row in rows:
+    if kind not in FORMATS:
+        endings = " or ".join(f".{ending}" for ending in FORMATS)
+        raise ValueError(f"{path}: expected a file named {endings} (or with .gz behind)")
+    for number, row in FORMATS[kind](_lines(path), str(path), targets):
         with _at(f"{path}:{number}"):
             columns.add(number, row)
     if not len(columns):
@@ -151,8 +148,14 @@ def _lines(path: pathlib.Path) -> Iterator[str]:
             raise ValueError(f"{path}:{number + 1}: not a whole gzip file: {error}") from error
 
 
-def _json_rows(lines: Iterator[str], path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSONL file, each with the number of its line, counted from 1."""
+def read_json_rows(
+    lines: Iterable[str], path: str, targets: tuple[str, ...] | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSONL file, each with the number of its line, counted from 1.
+
+    Arguments and errors as of `read_csv_rows`; the targets are not needed.
+    """
+    del targets
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
@@ -162,6 +165,14 @@ def _json_rows(lines: Iterator[str], path: str) -> Iterator[tuple[int, dict[str,
             if not isinstance(row, dict):
                 raise ValueError(f"{path}:{number}: expected a JSON object, got {line[:40]!r}")
             yield number, row
+
+
+# A reader of each format, by the ending of the file's name: from lines to rows of the JSONL format,
+# each with its line number.
+Reader = Callable[
+    [Iterable[str], str, tuple[str, ...] | None], Iterator[tuple[int, dict[str, Any]]]
+]
+FORMATS: dict[str, Reader] = {"jsonl": read_json_rows, "csv": read_csv_rows}
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class TrunkConfig:
         """A wider network with more L2, and a kernel regression beside it.
 
         It trains about three times as long as the published one, and is meant for wider features:
-        all layers, poolings last and mean, PCA 400 (BUILD_NOTES.md has what was measured).
+        all layers, poolings last and mean, PCA 400 (docs/decisions.md, "Kernel").
 
         Args:
           **fields: In place of its own.
