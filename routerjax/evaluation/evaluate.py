@@ -8,7 +8,7 @@ import numpy as np
 from routerjax.data.dataset import RoutingDataset
 from routerjax.evaluation.metrics import evaluate_predictions
 from routerjax.features.feature_map import Stores
-from routerjax.routing.judged import as_router_has_them, costs_of
+from routerjax.routing.judged import judge
 from routerjax.routing.policy import Policy
 from routerjax.routing.router import Router
 
@@ -38,23 +38,21 @@ def evaluate(
     Raises:
       ValueError: A store is from another encoder or lacks queries; the targets differ.
     """
-    data = as_router_has_them(router, data)
-    _compare_prices(router, data)
-    x_NC = router.read(stores, data.ids)
+    judged, x_NC = judge(router, stores, data)
+    _compare_prices(router, judged.data)
     before_NM = router.predict(x_NC, calibrated=False)
-    costs = costs_of(router, stores, data, x_NC)
     return evaluate_predictions(
         router.calibration.apply(before_NM),
-        data,
-        costs.paid_NM,
+        judged.data,
+        judged.paid_NM,
         policy=router.policy if policy is None else policy,
         best_single=router.best_single,
-        cost_basis=costs.basis,
-        expected_cost_NM=costs.expected_NM,
+        cost_basis=judged.basis,
+        expected_cost_NM=judged.expected_NM,
         before_NM=before_NM,
         saving_policy=router.saving_policy,
         length_sources=router.costs.sources,
-        dataset_NM=_by_dataset(router, data),
+        dataset_NM=_by_dataset(router, judged.data),
     )
 
 

@@ -15,7 +15,7 @@ from routerjax.features.fit import fit_features
 from routerjax.features.recipe import Recipe
 from routerjax.routing.constrained import Quality, Unreachable
 from routerjax.routing.costs import CostModel
-from routerjax.routing.judged import Costs, as_router_has_them, costs_of
+from routerjax.routing.judged import Judged, judge
 from routerjax.routing.policies import Argmax
 from routerjax.routing.policy import Policy
 from routerjax.routing.predictor import mixed
@@ -123,10 +123,10 @@ def fit_router(
     )
     p_NM = calibration.apply(before_NM)
     x_NC = network.features.apply_store(network.stores, held.ids)
-    costs = costs_of(router, network.stores, held, x_NC)
+    judged = Judged.of(held, network.stores, router.costs, x_NC)
     if policy is not None:
-        router.policy = policy.fit(p_NM, costs.expected_NM, held.correct_NM, costs.paid_NM)
-    router.saving_policy = _saving_policy(router, held, p_NM, costs)
+        router.policy = _fitted(policy, p_NM, judged)
+    router.saving_policy = _saving_policy(best_single, p_NM, judged)
     return router
 
 
@@ -149,23 +149,22 @@ def fit_policy(policy: Policy, router: Router, stores: Stores, data: RoutingData
     Example:
       >>> router.policy = fit_policy(Budget(0.002), router, store, held_out)
     """
-    data = as_router_has_them(router, data)
-    x_NC = router.read(stores, data.ids)
-    costs = costs_of(router, stores, data, x_NC)
-    return policy.fit(router.predict(x_NC), costs.expected_NM, data.correct_NM, costs.paid_NM)
+    judged, x_NC = judge(router, stores, data)
+    return _fitted(policy, router.predict(x_NC), judged)
 
 
-def _saving_policy(
-    router: Router, data: RoutingDataset, p_NM: np.ndarray, costs: Costs
-) -> Policy | None:
+def _fitted(policy: Policy, p_NM: np.ndarray, judged: Judged) -> Policy:
+    return policy.fit(p_NM, judged.expected_NM, judged.correct_NM, judged.paid_NM)
+
+
+def _saving_policy(best_single: int, p_NM: np.ndarray, judged: Judged) -> Policy | None:
     """The cheapest setting as accurate as the best single target on these rows."""
-    correct_N = data.correct_NM[:, router.best_single]
-    cost_NM = costs.expected_NM
+    correct_N, cost_NM = judged.correct_NM[:, best_single], judged.expected_NM
     if np.isnan(correct_N).all() or cost_NM is None or np.isnan(cost_NM).any():
         return None
-    policy = Quality(float(np.nanmean(correct_N, dtype=np.float64)))
+    policy = Quality(float(np.nanmean(correct_N)))
     try:
-        return policy.fit(p_NM, cost_NM, data.correct_NM, costs.paid_NM)
+        return _fitted(policy, p_NM, judged)
     except Unreachable as error:  # The router is nowhere as good.
         logger.info("no setting saves at the best single target's accuracy: %s", error)
         return None

@@ -1,35 +1,92 @@
-"""What predictions are judged by: outcomes in the router's order, and costs."""
+"""Judged: rows on which predictions are judged, and what many measures ask of them."""
 
-from typing import NamedTuple
+import dataclasses
+import functools
 
 import numpy as np
 
 from routerjax.data.dataset import RoutingDataset
-from routerjax.features.feature_map import Stores
+from routerjax.data.groups import numbered
+from routerjax.features.feature_map import Stores, as_tuple
+from routerjax.routing.costs import CostModel
 from routerjax.routing.router import Router
 
 
-class Costs(NamedTuple):
-    """USD per query: expected before the answer, paid for it, and what the latter is based on."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Judged:
+    """Rows with outcomes and costs; what follows from them is computed once.
 
-    expected_NM: np.ndarray | None
-    paid_NM: np.ndarray | None
-    basis: str | None
+    Attributes:
+      data: [N] rows and their outcomes.
+      query_tokens_N: [N] tokens of each query itself; None where nobody counted them.
+      expected_NM: [N, M] USD per query as known before the answer, NaN without a price; None
+        without any prices.
+      paid_NM: [N, M] USD per query as paid; None without prices.
+      basis: What `paid_NM` is based on, "recorded" or "assumed" output tokens; None without prices.
+    """
+
+    data: RoutingDataset
+    query_tokens_N: np.ndarray | None = None
+    expected_NM: np.ndarray | None = None
+    paid_NM: np.ndarray | None = None
+    basis: str | None = None
+
+    @classmethod
+    def of(
+        cls, data: RoutingDataset, stores: Stores, costs: CostModel, x_NC: np.ndarray | None = None
+    ) -> "Judged":
+        """Rows with the costs of a model.
+
+        Args:
+          data: N rows and their outcomes.
+          stores: The tokens of a query are those of the first one's tokenizer, as `Router.route`
+            counts them.
+          costs: Prices and expected lengths of the same targets.
+          x_NC: [N, C] features; None where no length is predicted from them.
+
+        Raises:
+          ValueError: A query is not in the store, or features are needed and missing.
+        """
+        store = as_tuple(stores)[0]
+        tokens_N = store.query_tokens_N[store.rows_of(data.ids)]
+        paid_NM, basis = costs.paid(tokens_N, data, x_NC)
+        return cls(data, tokens_N, costs.expected(tokens_N, x_NC), paid_NM, basis)
+
+    @functools.cached_property
+    def correct_NM(self) -> np.ndarray:
+        """[N, M] float64 1, 0 or NaN: a mean of float32 over a million rows loses digits."""
+        return np.asarray(self.data.correct_NM, np.float64)
+
+    @functools.cached_property
+    def complete_N(self) -> np.ndarray:
+        """[N] bool, the rows with an outcome of every target, on which all can be compared."""
+        return ~np.isnan(self.correct_NM).any(axis=1)
+
+    @functools.cached_property
+    def by_dataset(self) -> tuple[tuple[str, ...], np.ndarray] | None:
+        """[D] names, ascending, and [N] the number of each row's; None where no names are given."""
+        return None if self.data.datasets is None else numbered(self.data.datasets)
 
 
-def costs_of(router: Router, stores: Stores, data: RoutingDataset, x_NC: np.ndarray) -> Costs:
-    # Tokens are counted by the first encoder's tokenizer, as `route` does.
-    store = router.stores_in_order(stores)[0]
-    input_tokens_N = store.query_tokens_N[store.rows_of(data.ids)]
-    paid_NM, basis = router.costs.paid(input_tokens_N, data, x_NC)
-    return Costs(router.costs.expected(input_tokens_N, x_NC), paid_NM, basis)
+def judge(router: Router, stores: Stores, data: RoutingDataset) -> tuple[Judged, np.ndarray]:
+    """Rows as a router has them, with its costs, and their features.
 
+    Args:
+      router: Whose prices and lengths count.
+      stores: Hidden states of the rows, by the router's encoders, in any order.
+      data: N rows; the router's targets, in any order.
 
-def as_router_has_them(router: Router, data: RoutingDataset) -> RoutingDataset:
-    """The data with targets in the router's order."""
+    Returns:
+      The rows, with targets in the router's order; x_NC [N, C] their features.
+
+    Raises:
+      ValueError: The targets differ, or a store is from another encoder or lacks queries.
+    """
     if set(data.targets) != set(router.targets):
         raise ValueError(
             f"data: the router knows the targets {', '.join(router.targets)}; the outcomes are of "
             f"{', '.join(data.targets)}"
         )
-    return data.select_targets(router.targets)
+    data, stores = data.select_targets(router.targets), router.stores_in_order(stores)
+    x_NC = router.features.apply_store(stores, data.ids)
+    return Judged.of(data, stores, router.costs, x_NC), x_NC
