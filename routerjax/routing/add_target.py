@@ -1,5 +1,6 @@
 """add_target: a new target for a trained router, from few outcomes."""
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -75,10 +76,13 @@ def add_target(
     groups = group_rows(keys) if stores is None else keys
     head = fit_head(router.trunk, x_NC, y_N, groups)
     # All that is new is made before anything is put in place.
-    trunk = with_head(router.trunk, head)
-    calibration = Calibration((*router.calibration.curves, Curve("none")))
+    predictor = dataclasses.replace(
+        router.predictor,
+        trunk=with_head(router.trunk, head),
+        kernel=router.kernel and router.kernel.with_silent_target(),
+        calibration=Calibration((*router.calibration.curves, Curve("none"))),
+    )
     costs = router.costs.with_target(price)
-    kernel = None if router.kernel is None else router.kernel.with_silent_target()
     added: dict[str, Any] = {
         "name": name,
         "n_outcomes": len(keys),
@@ -87,12 +91,10 @@ def add_target(
         "held_out_log_loss": head.log_loss,
         "like": dict(zip(router.targets, head.mixture_KM.mean(axis=0).tolist(), strict=True)),
     }
-    router.training = router.training | {
-        "added_targets": [*router.training.get("added_targets", []), added]
-    }
-    router.targets = (*router.targets, name)
-    router.trunk, router.calibration, router.costs = trunk, calibration, costs
-    router.kernel = kernel
+    added_targets = [*router.training.get("added_targets", []), added]
+    notes = router.training | {"added_targets": added_targets}
+    router.predictor, router.targets, router.costs = predictor, (*router.targets, name), costs
+    router.trained = dataclasses.replace(router.trained, notes=notes)
     logger.info(
         "%s: a head from %d outcomes, held-out log loss %.4f", name, len(keys), head.log_loss
     )

@@ -10,7 +10,7 @@ import numpy as np
 from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.outcomes import dataset_accuracies
-from routerjax.features.feature_map import FeatureMap, Stores, as_tuple
+from routerjax.features.feature_map import Stores, as_tuple
 from routerjax.features.fit import fit_features
 from routerjax.features.recipe import Recipe
 from routerjax.routing.constrained import Quality, Unreachable
@@ -18,16 +18,15 @@ from routerjax.routing.costs import CostModel
 from routerjax.routing.judged import Judged, judge
 from routerjax.routing.policies import Argmax
 from routerjax.routing.policy import Policy
-from routerjax.routing.predictor import mixed
-from routerjax.routing.router import Router
+from routerjax.routing.predictor import Predictor
+from routerjax.routing.router import Router, Training
 from routerjax.runtime.files import Folder
 from routerjax.stats.roc_auc import auc_per_target, within_dataset_auc
 from routerjax.store.store import ActivationStore
 from routerjax.sweeps.select import Chosen, select
-from routerjax.trunk.calibrate import fit_calibration
+from routerjax.trunk.calibrate import Calibration, fit_calibration
 from routerjax.trunk.config import TrunkConfig
-from routerjax.trunk.kernel import Kernel, fit_kernel
-from routerjax.trunk.net import Trunk
+from routerjax.trunk.kernel import fit_kernel
 from routerjax.trunk.train import History, train_trunk
 
 logger = logging.getLogger(__name__)
@@ -81,7 +80,8 @@ def fit_router(
     if unseen:
         raise ValueError(f"data: {unseen[0]!r} has no outcome in the training rows: leave it out")
     network = fit_network(stores, data, recipe, config, checkpoints)
-    held, before_NM = network.held, network.held_p_NM
+    held = network.held
+    before_NM = network.predictor.predict(network.features_of(held))
     auc_M = auc_per_target(before_NM, held.correct_NM)
     within = within_dataset_auc(before_NM, held.correct_NM, held.datasets)
     if calibration_folds:
@@ -90,7 +90,7 @@ def fit_router(
     logger.info("calibration on %d rows: %s", len(held), ", ".join(
         f"{target} {method}" for target, method in zip(data.targets, calibration.methods,
                                                        strict=True)))  # fmt: skip
-    training = {
+    notes = {
         "n_queries": len(data.ids),
         "n_validation": len(network.held.ids),
         "validation_auc": dict(zip(data.targets, auc_M, strict=True)),
@@ -108,26 +108,18 @@ def fit_router(
         },
     }
     best_single = int(np.argmax(np.nanmean(data.correct_NM, axis=0, dtype=np.float64)))
-    router = Router(
-        network.features,
-        network.trunk,
-        data.targets,
-        CostModel.fit(data, network.fit_rows, network.fit_x_NC),
-        Argmax(),
-        best_single,
-        [store.identity for store in network.stores],
-        config,
-        training,
-        calibration=calibration,
-        kernel=network.kernel,
-    )
+    costs = CostModel.fit(data, network.fit_rows, network.features_of(network.fit_rows))
+    judged = Judged.of(held, network.stores, costs, network.features_of(held))
     p_NM = calibration.apply(before_NM)
-    x_NC = network.features.apply_store(network.stores, held.ids)
-    judged = Judged.of(held, network.stores, router.costs, x_NC)
-    if policy is not None:
-        router.policy = _fitted(policy, p_NM, judged)
-    router.saving_policy = _saving_policy(best_single, p_NM, judged)
-    return router
+    return Router(
+        dataclasses.replace(network.predictor, calibration=calibration),
+        data.targets,
+        costs,
+        Argmax() if policy is None else _fitted(policy, p_NM, judged),
+        Training(config, best_single, notes),
+        [store.identity for store in network.stores],
+        saving_policy=_saving_policy(best_single, p_NM, judged),
+    )
 
 
 def fit_policy(policy: Policy, router: Router, stores: Stores, data: RoutingDataset) -> Policy:
@@ -199,36 +191,34 @@ def out_of_fold(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FittedNetwork:
-    """From hidden states to P(correct), before calibration.
+    """A predictor before calibration, and the rows that it was fitted to.
 
     Attributes:
-      features: From hidden states to features.
-      trunk: From features to P(correct).
-      kernel: Answers together with it; None where the ensemble answers alone.
+      predictor: From hidden states to P(correct); its calibration changes nothing.
       stores: Those the features read, in the order of their encoders.
       selection: What the recipe chose.
       history: Of the training.
-      held: The rows that stopped it; neither features nor weights are fitted to them.
-      held_p_NM: [n, M] predictions for them.
-      fit_rows: The rows fitted to.
-      fit_x_NC: [N, C] their features.
+      fit_rows: The N rows fitted to.
+      held: The n rows that stopped the training; neither features nor weights are fitted to them.
+      x_NC: [N + n, C] features of the rows fitted to, then of those held out.
     """
 
-    features: FeatureMap
-    trunk: Trunk
-    kernel: Kernel | None
+    predictor: Predictor
     stores: tuple[ActivationStore, ...]
     selection: Chosen
     history: History
-    held: RoutingDataset
-    held_p_NM: np.ndarray
     fit_rows: RoutingDataset
-    fit_x_NC: np.ndarray
+    held: RoutingDataset
+    x_NC: np.ndarray
 
     def predict(self, ids: Sequence[str]) -> np.ndarray:
         """[n, M] float32 predictions for stored queries."""
-        x_NC = self.features.apply_store(self.stores, ids)
-        return mixed(self.trunk.predict(x_NC), self.kernel, x_NC)
+        return self.predictor.predict(self.predictor.features.apply_store(self.stores, ids))
+
+    def features_of(self, rows: RoutingDataset) -> np.ndarray:
+        """[n, C] features of some of the rows fitted to or held out, in the order of `rows`."""
+        place = {name: n for n, name in enumerate(self.fit_rows.ids + self.held.ids)}
+        return self.x_NC[[place[name] for name in rows.ids]]
 
 
 def outcomes(rows: RoutingDataset, config: TrunkConfig) -> np.ndarray:
@@ -269,22 +259,13 @@ def fit_network(
     x_fit_NC, x_val_NC = np.split(x_NC, [len(fit_rows.ids)])
     y_fit_NM, y_val_NM = (outcomes(rows, config) for rows in (fit_rows, val_rows))
     trunk, history = train_trunk(x_fit_NC, y_fit_NM, x_val_NC, y_val_NM, config, checkpoints)
-    val_p_NM, kernel = trunk.predict(x_val_NC), None
+    kernel = None
     if config.kernel:
-        kernel = fit_kernel(x_fit_NC, y_fit_NM, x_val_NC, y_val_NM, val_p_NM, config.split_seed)
+        p_val_NM = trunk.predict(x_val_NC)
+        kernel = fit_kernel(x_fit_NC, y_fit_NM, x_val_NC, y_val_NM, p_val_NM, config.split_seed)
         logger.info("kernel: %d rows, share %.1f", len(kernel.x_NC), kernel.share_M.max())
-    return FittedNetwork(
-        features,
-        trunk,
-        kernel,
-        stores,
-        selection,
-        history,
-        val_rows,
-        mixed(val_p_NM, kernel, x_val_NC),
-        fit_rows,
-        x_fit_NC,
-    )
+    predictor = Predictor(features, trunk, kernel, Calibration.none(len(data.targets)))
+    return FittedNetwork(predictor, stores, selection, history, fit_rows, val_rows, x_NC)
 
 
 def _without_unread(

@@ -1,7 +1,8 @@
-"""Features and trunk of a router, fitted together with one set of rows held out of both."""
+"""Predictor: from the hidden states of a query to P(correct) of every target."""
 
-import logging
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,56 +10,127 @@ import numpy as np
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.prompts import Prompts
 from routerjax.features.feature_map import FeatureMap
+from routerjax.trunk.calibrate import Calibration
 from routerjax.trunk.kernel import Kernel
 from routerjax.trunk.net import Trunk
 
-logger = logging.getLogger(__name__)
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictor:
+    """Features, ensemble and calibration, fitted together.
 
-def mixed(p_NM: np.ndarray, kernel: Kernel | None, x_NC: np.ndarray) -> np.ndarray:
-    """Predictions of an ensemble, or of its members [K, N, M], mixed with the kernel's."""
-    return p_NM if kernel is None else kernel.mix(p_NM, kernel.predict(x_NC))
-
-
-def read(
-    encoders: Sequence[Encoder], features: FeatureMap, prompts: Sequence[Prompts]
-) -> np.ndarray:
-    """Features of prompts.
-
-    Args:
-      encoders: Those the features read, in their order.
-      features: From hidden states to features.
-      prompts: The same N texts as each encoder's prompter tokenised them.
-
-    Returns:
-      x_NC [N, C] float32.
+    Attributes:
+      features: From hidden states to features [C].
+      trunk: From features to P(correct) of M targets, by K members.
+      kernel: A regression that answers together with the ensemble; None without.
+      calibration: From the ensemble's mean to the P(correct) that policies see.
     """
-    states = [
-        encoder.capture_prompts(prompts[i], features.layers(i), features.poolings(i))
-        for i, encoder in enumerate(encoders)
-    ]
-    return features.apply(states)
 
+    features: FeatureMap
+    trunk: Trunk
+    kernel: Kernel | None
+    calibration: Calibration
 
-def read_and_predict(
-    encoders: Sequence[Encoder], features: FeatureMap, trunk: Trunk, prompts: Sequence[Prompts]
-) -> tuple[np.ndarray | jax.Array, np.ndarray | jax.Array]:
-    """Features of prompts, and what each member of the ensemble makes of them.
+    def read(self, encoders: Sequence[Encoder], prompts: Sequence[Prompts]) -> np.ndarray:
+        """Features of prompts.
 
-    A single query goes through encoder, features and trunk without being waited for in between:
-    the host prepares each step while the device is busy with the one before.
+        Args:
+          encoders: Those the features read, in their order.
+          prompts: The same N texts as each encoder's prompter tokenised them.
 
-    Args:
-      encoders: As of `read`, and so are features and prompts.
-      trunk: From features to P(correct).
+        Returns:
+          x_NC [N, C] float32.
+        """
+        states = [
+            encoder.capture_prompts(prompts[i], self.features.layers(i), self.features.poolings(i))
+            for i, encoder in enumerate(encoders)
+        ]
+        return self.features.apply(states)
 
-    Returns:
-      x_NC [N, C] and p_KNM [K, N, M] float32, which may still be on their way.
-    """
-    if len(encoders) > 1 or len(prompts[0].tokens) > 1:
-        x_NC = read(encoders, features, prompts)
-        return x_NC, trunk.predict_members(x_NC)
-    ((_, h_LPBD),) = encoders[0].dispatch(prompts[0], features.layers(), features.poolings())
-    # On a mesh further rows fill the batch.
-    x_1C = features.dispatch(h_LPBD if h_LPBD.shape[2] == 1 else h_LPBD[:, :, :1])
-    return x_1C, trunk.dispatch(x_1C)
+    def predict(self, x_NC: np.ndarray, calibrated: bool = True) -> np.ndarray:
+        """P(correct) by the whole ensemble.
+
+        Args:
+          x_NC: [N, C] features.
+          calibrated: False for the ensemble's mean as it is.
+
+        Returns:
+          p_NM [N, M] float32.
+
+        Raises:
+          ValueError: The features have another width.
+        """
+        p_NM = self._mixed(self.trunk.predict(x_NC), x_NC)
+        return self.calibration.apply(p_NM) if calibrated else p_NM
+
+    def dispatch(
+        self, encoders: Sequence[Encoder], prompts: Sequence[Prompts]
+    ) -> tuple[np.ndarray | jax.Array, np.ndarray | jax.Array]:
+        """Features of prompts, and what each member of the ensemble makes of them.
+
+        A single query passes encoder, features and trunk without a wait in between: the host
+        prepares each step while the device computes the step before.
+
+        Args: As of `read`.
+
+        Returns:
+          x_NC [N, C] and p_KNM [K, N, M] float32, which may still be computed; for `collect`.
+        """
+        if len(encoders) > 1 or len(prompts[0].tokens) > 1:
+            x_NC = self.read(encoders, prompts)
+            return x_NC, self.trunk.predict_members(x_NC)
+        layers, poolings = self.features.layers(), self.features.poolings()
+        ((_, h_LPBD),) = encoders[0].dispatch(prompts[0], layers, poolings)
+        # On a mesh further rows fill the batch.
+        x_1C = self.features.dispatch(h_LPBD if h_LPBD.shape[2] == 1 else h_LPBD[:, :, :1])
+        return x_1C, self.trunk.dispatch(x_1C)
+
+    def collect(
+        self, x_NC: np.ndarray | jax.Array, p_KNM: np.ndarray | jax.Array
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Calibrated P(correct) and its spread, of what `dispatch` returned.
+
+        Returns:
+          p_NM and spread_NM, both [N, M] float32: P(correct) by the ensemble's mean, and the
+          standard deviation over the members, each calibrated as the mean is.
+        """
+        p_KNM = self._mixed(np.asarray(p_KNM), np.asarray(x_NC))
+        p_XNM = np.concatenate([p_KNM.mean(axis=0, keepdims=True), p_KNM])
+        p_XNM = self.calibration.apply(p_XNM)
+        return p_XNM[0], p_XNM[1:].std(axis=0)
+
+    def arrays(self) -> dict[str, Mapping[str, np.ndarray]]:
+        """The fitted arrays by part and name."""
+        return {
+            "features": self.features.arrays(),
+            "trunk": self.trunk.params,
+            "kernel": {} if self.kernel is None else self.kernel.arrays(),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the arrays, as JSON values."""
+        return {
+            "features": self.features.to_json(),
+            "calibration": self.calibration.to_json(),
+            "kernel": self.kernel and self.kernel.to_json(),
+        }
+
+    @classmethod
+    def from_arrays(
+        cls, value: Mapping[str, Any], arrays: Mapping[str, dict[str, np.ndarray]]
+    ) -> "Predictor":
+        """The predictor whose `to_json` and `arrays` these hold, beside others.
+
+        Raises:
+          ValueError: An array is missing or its shape does not fit the description.
+        """
+        return cls(
+            FeatureMap.from_arrays(value["features"], arrays["features"]),
+            Trunk.from_params(arrays["trunk"]),
+            value["kernel"] and Kernel.from_arrays(value["kernel"], arrays["kernel"]),
+            Calibration.from_json(value["calibration"]),
+        )
+
+    def _mixed(self, p_NM: np.ndarray, x_NC: np.ndarray) -> np.ndarray:
+        """Predictions of the ensemble, or of its members [K, N, M], mixed with the kernel's."""
+        return p_NM if self.kernel is None else self.kernel.mix(p_NM, self.kernel.predict(x_NC))

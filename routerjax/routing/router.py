@@ -1,18 +1,20 @@
 """Router: the trained pipeline from a query to a decision; save, load, route."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, overload
 
 import numpy as np
 
 from routerjax.encoder.encoder import Encoder
+from routerjax.encoder.prompts import Prompts
 from routerjax.features.feature_map import FeatureMap, Stores
-from routerjax.routing import predictor, router_files
+from routerjax.routing import router_files
 from routerjax.routing.costs import CostModel
 from routerjax.routing.decision import Allowed, Decision, allowed_mask, decided
 from routerjax.routing.encoders import BoundEncoders
 from routerjax.routing.policy import Policy, policy_from_json
-from routerjax.routing.predictor import mixed
+from routerjax.routing.predictor import Predictor
 from routerjax.store.store import ActivationStore
 from routerjax.trunk.calibrate import Calibration
 from routerjax.trunk.config import TrunkConfig
@@ -20,49 +22,89 @@ from routerjax.trunk.kernel import Kernel
 from routerjax.trunk.net import Trunk
 
 
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How a router was trained.
+
+    Attributes:
+      config: Of the ensemble.
+      best_single: Index of the most accurate target on the training rows.
+      notes: JSON values: counts, validation losses, history of each member.
+    """
+
+    config: TrunkConfig
+    best_single: int
+    notes: dict[str, Any]
+
+
 class Router:
-    """Features, ensemble and policy, bound to the encoders they were trained on.
+    """Predictor, costs and policy, bound to the encoders that the predictor was trained on.
 
     Made by `fit_router`, or read by `Router.load`.
 
     Attributes:
-      features: From hidden states to features.
-      trunk: From features to P(correct).
+      predictor: From hidden states to P(correct); its parts are `features`, `trunk`, `kernel` and
+        `calibration`.
       targets: [M] names.
       costs: Prices and expected lengths of answers.
       policy: Chooses where `route` is given no other.
-      best_single: Index of the most accurate target on the training rows.
-      trunk_config: How the ensemble was trained.
-      training: JSON values: counts, validation losses, history of each member.
-      calibration: From the ensemble's mean to the P(correct) that policies see.
       saving_policy: The cheapest setting that was as accurate as the best single target on the
         calibration rows; None where there is none.
-      kernel: A regression that answers together with the ensemble; None without.
+      trained: How; its parts are `trunk_config`, `best_single` and `training`.
     """
 
     def __init__(
         self,
-        features: FeatureMap,
-        trunk: Trunk,
+        predictor: Predictor,
         targets: Sequence[str],
         costs: CostModel,
         policy: Policy,
-        best_single: int,
+        trained: Training,
         encoder_identities: Sequence[dict[str, Any]],
-        trunk_config: TrunkConfig,
-        training: dict[str, Any],
         encoders: Encoder | Sequence[Encoder] = (),
-        calibration: Calibration | None = None,
         saving_policy: Policy | None = None,
-        kernel: Kernel | None = None,
     ):
-        self.features, self.trunk, self.targets = features, trunk, tuple(targets)
-        self.costs, self.policy, self.best_single = costs, policy, best_single
-        self.trunk_config, self.training = trunk_config, training
-        self.calibration = calibration or Calibration.none(len(self.targets))
-        self.saving_policy, self.kernel = saving_policy, kernel
-        self._bound = BoundEncoders(encoder_identities)
+        self.predictor, self.targets, self.costs = predictor, tuple(targets), costs
+        self.policy, self.saving_policy = policy, saving_policy
+        self.trained, self._bound = trained, BoundEncoders(encoder_identities)
         self.use_encoder(encoders)
+
+    # ---- its parts
+
+    @property
+    def features(self) -> FeatureMap:
+        """From hidden states to features."""
+        return self.predictor.features
+
+    @property
+    def trunk(self) -> Trunk:
+        """From features to P(correct)."""
+        return self.predictor.trunk
+
+    @property
+    def kernel(self) -> Kernel | None:
+        """A regression that answers together with the ensemble; None without."""
+        return self.predictor.kernel
+
+    @property
+    def calibration(self) -> Calibration:
+        """From the ensemble's mean to the P(correct) that policies see."""
+        return self.predictor.calibration
+
+    @property
+    def best_single(self) -> int:
+        """Index of the most accurate target on the training rows."""
+        return self.trained.best_single
+
+    @property
+    def trunk_config(self) -> TrunkConfig:
+        """How the ensemble was trained."""
+        return self.trained.config
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """JSON values: counts, validation losses, history of each member."""
+        return self.trained.notes
 
     # ---- the encoders
 
@@ -132,14 +174,11 @@ class Router:
 
     def read_texts(self, queries: Sequence[str]) -> np.ndarray:
         """Features [n, C] of texts, by the router's encoders."""
-        queries, encoders = list(queries), self.encoders
-        prompts = [encoder.prompter(queries) for encoder in encoders]
-        return predictor.read(encoders, self.features, prompts)
+        return self.predictor.read(self.encoders, self._prompts(list(queries)))
 
     def predict(self, x_NC: np.ndarray, calibrated: bool = True) -> np.ndarray:
         """P(correct) [n, M] of queries with these features; see `predict_store`."""
-        p_NM = mixed(self.trunk.predict(x_NC), self.kernel, x_NC)
-        return self.calibration.apply(p_NM) if calibrated else p_NM
+        return self.predictor.predict(x_NC, calibrated)
 
     @overload
     def route(
@@ -190,18 +229,17 @@ class Router:
     ) -> list[Decision]:
         if not queries:
             return []
-        encoders = self.encoders
-        prompts = [encoder.prompter(queries) for encoder in encoders]
-        x_NC, p_KNM = predictor.read_and_predict(encoders, self.features, self.trunk, prompts)
+        prompts = self._prompts(queries)
+        x_NC, p_KNM = self.predictor.dispatch(self.encoders, prompts)
         # Counted while the devices compute, where no length is predicted from the features.
         cost_NM = self.costs.expected(prompts[0].query_tokens_N, x_NC)
-        p_KNM = mixed(np.asarray(p_KNM), self.kernel, np.asarray(x_NC))
-        # The mean of the members goes through the curves with them.
-        p_XNM = np.concatenate([p_KNM.mean(axis=0, keepdims=True), p_KNM])
-        p_XNM = self.calibration.apply(p_XNM)
-        p_NM, spread_NM = p_XNM[0], p_XNM[1:].std(axis=0)
+        p_NM, spread_NM = self.predictor.collect(x_NC, p_KNM)
         choice_N = policy.choose(p_NM, cost_NM, allowed_NM, queries)
         return decided(self.targets, choice_N, p_NM, spread_NM, cost_NM, policy)
+
+    def _prompts(self, queries: list[str]) -> list[Prompts]:
+        """The queries as each encoder's prompter tokenises them."""
+        return [encoder.prompter(queries) for encoder in self.encoders]
 
     # ---- on disk
 
@@ -214,26 +252,23 @@ class Router:
         Raises:
           OSError: The folder cannot be written.
         """
-        parts = {"features": self.features.arrays(), "trunk": self.trunk.params,
-                 "costs": self.costs.arrays(),
-                 "kernel": {} if self.kernel is None else self.kernel.arrays()}  # fmt: skip
-        router_files.write(
-            path,
-            parts,
-            {
-                "targets": self.targets,
-                "encoders": self.encoder_identities,
-                "features": self.features.to_json(),
-                "policy": self.policy.to_json(),
-                "saving_policy": self.saving_policy and self.saving_policy.to_json(),
-                "costs": self.costs.to_json(),
-                "best_single": self.targets[self.best_single],
-                "trunk": self.trunk_config.to_json(),
-                "calibration": self.calibration.to_json(),
-                "kernel": self.kernel and self.kernel.to_json(),
-                "training": self.training,
-            },
-        )
+        own, parts = self.predictor.to_json(), self.predictor.arrays()
+        parts["costs"] = self.costs.arrays()
+        value = {
+            "targets": self.targets,
+            "encoders": self.encoder_identities,
+            "features": own["features"],
+            "policy": self.policy.to_json(),
+            "saving_policy": self.saving_policy and self.saving_policy.to_json(),
+            "costs": self.costs.to_json(),
+            "best_single": self.targets[self.best_single],
+            "trunk": self.trunk_config.to_json(),
+            "calibration": own["calibration"],
+            "kernel": own["kernel"],
+            "training": self.training,
+        }
+        order = ("features", "trunk", "costs", "kernel")
+        router_files.write(path, {name: parts[name] for name in order}, value)
 
     @classmethod
     def load(cls, path: Any, encoder: Encoder | Sequence[Encoder] | None = None) -> "Router":
@@ -250,17 +285,16 @@ class Router:
         value, parts = router_files.read(path)
         targets = value["targets"]
         return cls(
-            FeatureMap.from_arrays(value["features"], parts["features"]),
-            Trunk.from_params(parts["trunk"]),
+            Predictor.from_arrays(value, parts),
             targets,
             CostModel.from_json(value["costs"], parts["costs"]),
             policy_from_json(value["policy"]),
-            targets.index(value["best_single"]),
+            Training(
+                TrunkConfig.from_json(value["trunk"]),
+                targets.index(value["best_single"]),
+                value["training"],
+            ),
             value["encoders"],
-            TrunkConfig.from_json(value["trunk"]),
-            value["training"],
             () if encoder is None else encoder,
-            Calibration.from_json(value["calibration"]),
             value["saving_policy"] and policy_from_json(value["saving_policy"]),
-            value["kernel"] and Kernel.from_arrays(value["kernel"], parts["kernel"]),
         )

@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -14,6 +16,7 @@ from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extraction.extract import extract
 from routerjax.evaluation.calibration import expected_calibration_error
 from routerjax.evaluation.evaluate import evaluate
+from routerjax.features.feature_map import FeatureMap
 from routerjax.features.recipe import Recipe
 from routerjax.features.row_blocks import read_rows
 from routerjax.routing.add_target import add_target
@@ -243,10 +246,10 @@ def test_calibration_is_saved_and_leaves_the_ranking(router, parts, tmp_path):
     assert router.training["calibration_rows"] == "validation"
     assert router.training["n_calibration"] == router.training["n_validation"]
     curve = Curve("platt", 2.0, -1.0)
+    calibration = Calibration((curve, Curve("none"), Curve("none")))
     router = Router(
-        router.features, router.trunk, router.targets, router.costs, router.policy,
-        router.best_single, router.encoder_identities, router.trunk_config, router.training,
-        calibration=Calibration((curve, Curve("none"), Curve("none"))),
+        dataclasses.replace(router.predictor, calibration=calibration), router.targets,
+        router.costs, router.policy, router.trained, router.encoder_identities,
     )  # fmt: skip
     router.save(tmp_path / "router")
     again = Router.load(tmp_path / "router")
@@ -277,6 +280,37 @@ def _features(router, query):
     prompts = encoder.prompter([query])
     states = encoder.capture_prompts(prompts, features.layers(0), features.poolings(0))
     return features.apply([states])
+
+
+def test_loading_a_router_imports_no_training():
+    code = (
+        "import sys, routerjax.routing.router as _; "
+        "print(*(m for m in sys.modules if m.startswith('routerjax.')))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = set(out.stdout.split())
+    assert "routerjax.trunk.net" in loaded
+    training = ("train", "loop", "step", "state", "member", "many", "head")
+    assert not loaded & {f"routerjax.trunk.{name}" for name in training}
+    rooms = ("sweeps", "probes", "evaluation", "features.fit", "encoder.extraction", "routing.fit")
+    assert [m for m in loaded if m.startswith(tuple(f"routerjax.{room}" for room in rooms))] == []
+
+
+@pytest.mark.parametrize("n_folds", [0, 2])
+def test_each_row_is_read_and_projected_once(parts, monkeypatch, n_folds):
+    store, _, train = parts
+    some, asked = train.select(range(300)), []
+    apply_store = FeatureMap.apply_store
+
+    def counted(self, stores, ids):
+        asked.extend(ids)
+        return apply_store(self, stores, ids)
+
+    monkeypatch.setattr(FeatureMap, "apply_store", counted)
+    config = dataclasses.replace(CONFIG, epochs=1)
+    fit_router(store, some, Recipe.all_layers(pca_dim=5), config, calibration_folds=n_folds)
+    # Each fold projects its rows once too: those fitted to, and those predicted.
+    assert sorted(asked) == sorted(some.ids * (1 + n_folds))
 
 
 def test_calibration_out_of_fold_is_of_all_rows(parts):
