@@ -1,24 +1,34 @@
 """report.html: one file with the numbers, what they mean, and the pictures. No network, no script.
 
-The text says no more than the numbers do: where costs were assumed, where an interval includes
-nothing gained, and where the router may only be recognising datasets.
+`report.html.jinja` holds every text, and says no more than the numbers do: where costs were
+assumed, where an interval includes nothing gained, and where the router may only be recognising
+datasets. Python hands the template plain values; jinja2 escapes them all.
 """
 
+import base64
+import io
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from routerjax.report import details, sweep_section, tables
-from routerjax.report.html import Html, flat, join, page, picture, table, tag
+import jinja2
+
+from routerjax.report.sweep_section import sweep_section
 from routerjax.runtime.files import Folder
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from routerjax.probes.table import ProbeTable
     from routerjax.sweeps.table import SweepTable
 
 logger = logging.getLogger(__name__)
 
-_NO_PICTURES = "No pictures: matplotlib is not installed (pip install routerjax[report] brings it)."
+_LENGTH_SOURCES = {
+    "head": "predicted from the query (it beats the median on held-out rows)",
+    "median": "the median of the training answers",
+    "assumed": "assumed, as none was recorded",
+}
 
 
 def write_report(
@@ -41,7 +51,7 @@ def write_report(
       metrics: What `evaluate_predictions` returned, or metrics.json read back.
       probes: Of the training rows; None leaves the section out.
       sweep: Cross-validated AUC of every cell; None leaves the section out.
-      history: Losses of training, as `figures.training_curves` takes them; None leaves them out.
+      history: Losses of training, as `pictures.training_curves` takes them; None leaves them out.
       data_summary: Sentences about the data.
       rounding: What `dtype_errors` says of each encoder; none leaves the section out.
       config: Nested settings and versions, for the table at the end.
@@ -49,52 +59,54 @@ def write_report(
     Raises:
       OSError: The folder cannot be written.
     """
-    drawn = _draw(metrics, history, probes, sweep)
-    body: list[object] = [tables.lead(metrics)]
-    if drawn is None:
+    pictures = _draw(metrics, history, probes, sweep)
+    if not pictures:
         logger.warning("report.html will be without pictures: pip install routerjax[report]")
-        body.append(tag("p", _NO_PICTURES, css="dim"))
-        drawn = {}
-    if data_summary:
-        body += [_heading("Data"), tag("ul", *(tag("li", line) for line in data_summary))]
-    body += [_heading("Accuracy and cost"), tables.standings(metrics), tables.savings(metrics)]
-    body += [drawn.get("cost", ""), tables.cost_notes(metrics)]
-    body += [_heading("By the metrics of other benchmarks"), tables.field(metrics)]
-    body += [_heading("Does it know difficulty, or the dataset?"), details.auc_note(metrics)]
-    body += [drawn.get("auc", ""), details.auc(metrics)]
-    body += [_heading("Can the probabilities be believed?"), drawn.get("calibration", "")]
-    body += [details.calibration(metrics)]
-    body += [_heading("Where queries go"), drawn.get("share", ""), details.shares(metrics)]
-    body += [_heading("Where targets disagree"), details.agreement(metrics)]
-    body += [details.near_misses(metrics), details.win_rates(metrics)]
-    body += [_heading("Dataset by dataset"), details.per_dataset(metrics)]
-    if probes is not None:
-        body += [_heading("Probes of the hidden states"), drawn.get("probes", "")]
-        body.append(_probe_rows(probes))
-    if sweep is not None:
-        body += [_heading("Which hidden state? A sweep of every cell"), drawn.get("sweep", "")]
-        body += [sweep_section.best_cells(sweep), sweep_section.notes(sweep)]
-        body += [_heading("Controls of the sweep"), sweep_section.controls(sweep)]
-        body += [sweep_section.transfer(sweep), _heading("Does J find the layers?")]
-        body += [drawn.get("evidence", ""), sweep_section.evidence_lines(sweep)]
-    if history is not None:
-        body += [_heading("Training"), drawn.get("training", "")]
-        body.append(
-            tag("p", f"{len(history['kept'])} of {len(history['best_epoch_K'])} members are kept, "
-                "those of the lowest validation loss; the prediction is the mean of their "
-                "probabilities.")
-        )  # fmt: skip
-    if rounding:
-        body.append(_heading("What the encoder's rounding changes"))
-        for found in rounding:
-            content = details.rounding(found)
-            body.append(join([content[0], _folded(content[1], len(found["relative_error"]))]))
-    body += [_heading("Terms"), tables.terms()]
-    if config:
-        rows = flat(config)
-        body.append(_heading("Configuration"))
-        body.append(_folded(table(("setting", "value"), rows, text_columns=(1,)), len(rows)))
-    Folder(folder).write_bytes("report.html", page(title, *body).encode())
+    page = _template().render(
+        title=title,
+        metrics=metrics,
+        reasons=metrics["reasons"],
+        policy=_policy(metrics["policy"]),
+        expected_lengths=_expected_lengths(metrics["output_tokens_from"] or {}),
+        pictures=pictures,
+        probes=None if probes is None else _probe_rows(probes),
+        sweep=None if sweep is None else sweep_section(sweep),
+        history=history,
+        data_summary=data_summary,
+        rounding=rounding,
+        config=_flat(config or {}),
+    )
+    Folder(folder).write_bytes("report.html", page.encode())
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("routerjax", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"fmt": _fmt, "percent": lambda share: _fmt(share, ".1%"), "usd": _usd}
+    return environment.get_template("report.html.jinja")
+
+
+def _fmt(value: float | None, spec: str = ".3f", before: str = "") -> str:
+    """The value by a format specification, after a word; an en dash where there is none."""
+    return "–" if value is None or value != value else f"{before}{value:{spec}}"
+
+
+def _usd(cost: float | None) -> str:
+    """USD per query as USD per 1,000 queries, to three digits, without powers of ten."""
+    if cost is None:
+        return "–"
+    value = 1000 * cost
+    if abs(value) >= 1000:
+        return f"${value:,.0f}"
+    if value and abs(value) < 1e-4:
+        return f"${value:.2e}"
+    return f"${value:#.3g}".rstrip(".") if value else "$0"
 
 
 def _draw(
@@ -102,83 +114,73 @@ def _draw(
     history: dict[str, Any] | None,
     probes: "ProbeTable | None",
     sweep: "SweepTable | None",
-) -> dict[str, Html] | None:
-    """The pictures by name; None where matplotlib is not installed."""
+) -> dict[str, str]:
+    """The pictures by name, as PNG in base64; none where matplotlib is not installed."""
     try:
         from routerjax.report import cost_picture, pictures
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
-        return None
-    drawn = {
-        "auc": picture(pictures.auc_bars(metrics), "Bars of the AUC of each target"),
-        "calibration": picture(
-            pictures.reliability_curves(metrics),
-            "Observed against predicted shares of right answers",
-        ),
-        "share": picture(pictures.routed_share(metrics), "Bars of the share of queries per target"),
+        return {}
+    figures: dict[str, Figure] = {
+        "auc": pictures.auc_bars(metrics),
+        "calibration": pictures.reliability_curves(metrics),
+        "share": pictures.routed_share(metrics),
     }
     if metrics["frontier"] is not None:
-        drawn["cost"] = picture(
-            cost_picture.accuracy_against_cost(metrics),
-            "Accuracy against cost of the router, the single targets and the oracle",
-        )
+        figures["cost"] = cost_picture.accuracy_against_cost(metrics)
     if history is not None:
-        drawn["training"] = picture(
-            pictures.training_curves(history), "Losses of the ensemble's members over the epochs"
-        )
+        figures["training"] = pictures.training_curves(history)
     if probes is not None:
         from routerjax.report import probe_picture
 
-        drawn["probes"] = picture(
-            probe_picture.draw_probes(probes),
-            "Fisher separability and effective dimensions over the hidden states",
-        )
+        figures["probes"] = probe_picture.draw_probes(probes)
     if sweep is not None:
         from routerjax.report import sweep_picture
 
-        drawn["sweep"] = picture(
-            sweep_picture.draw_sweep(sweep),
-            "Cross-validated AUC over hidden states, targets and PCA widths",
-        )
-        drawn["evidence"] = picture(
-            sweep_picture.draw_evidence(sweep.evidence), "Rank correlation of J and d_eff with AUC"
-        )
-    return drawn
+        figures["sweep"] = sweep_picture.draw_sweep(sweep)
+        figures["evidence"] = sweep_picture.draw_evidence(sweep.evidence)
+    return {name: _png(figure) for name, figure in figures.items()}
 
 
-def _probe_rows(probes: "ProbeTable") -> Html:
+def _png(figure: "Figure") -> str:
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=150, facecolor="white")
+    return base64.b64encode(png.getvalue()).decode()
+
+
+def _policy(policy: dict[str, Any]) -> str:
+    # What a policy was given; what it was fitted to is nested, and stands in metrics.json.
+    numbers = [f"{v:g}" for v in policy.values() if isinstance(v, int | float)]
+    return " ".join([policy["name"], *numbers])
+
+
+def _expected_lengths(source_of: dict[str, str]) -> list[str]:
+    """Where the lengths that the policy expects come from, a source each with its targets."""
+    targets_of = {
+        text: ", ".join(target for target, kind in source_of.items() if kind == source)
+        for source, text in _LENGTH_SOURCES.items()
+    }
+    return [f"{text}: {targets}" for text, targets in targets_of.items() if targets]
+
+
+def _probe_rows(probes: "ProbeTable") -> list[list[str]]:
     """J (mean over targets), dimensions and anisotropy of every hidden state and pooling."""
-    numbers = [probes.mean_over_targets()]
-    numbers += [probes.get(f"{name}/standardised") for name in ("d_eff", "entropy_dim", "n95")]
-    numbers.append(probes.get("anisotropy"))
-    head = (
-        "hidden state",
-        "pooling",
-        "J, mean over targets",
-        "d_eff",
-        "spectral-entropy dimension",
-        "components for 95%",
-        "anisotropy",
-    )
-    rows = [
-        [str(layer), pooling, *(_plain(float(value_LP[i, j])) for value_LP in numbers)]
+    values = [probes.mean_over_targets()]
+    values += [probes.get(f"{name}/standardised") for name in ("d_eff", "entropy_dim", "n95")]
+    values.append(probes.get("anisotropy"))
+    return [
+        [str(layer), pooling, *(_fmt(float(value_LP[i, j]), ".4g") for value_LP in values)]
         for i, layer in enumerate(probes.layers)
         for j, pooling in enumerate(probes.poolings)
     ]
-    return _folded(table(head, rows, text_columns=(1,)), len(rows))
 
 
-def _plain(value: float) -> str:
-    return "–" if value != value else f"{value:.4g}"
-
-
-def _heading(text: str) -> Html:
-    return tag("h2", text)
-
-
-def _folded(content: Html, n_rows: int) -> Html:
-    """A long table behind a line that opens it."""
-    if n_rows <= 12:
-        return content
-    return tag("details", tag("summary", f"{n_rows} rows"), join([content]))
+def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """(dotted key, text) of every leaf of nested dicts; a list is one leaf."""
+    if isinstance(value, dict) and (value or not prefix):
+        items = ((f"{prefix}.{key}" if prefix else str(key), v) for key, v in value.items())
+        return [leaf for key, v in items for leaf in _flat(v, key)]
+    if isinstance(value, list | tuple):
+        return [(prefix, ", ".join(map(str, value)) or "–")]
+    return [(prefix, "–" if value is None or value == {} else str(value))]
