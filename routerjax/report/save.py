@@ -1,8 +1,8 @@
 """Writes results into a folder together with their pictures; without matplotlib, without these."""
 
+import importlib.util
 import io
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from routerjax.probes.table import ProbeTable
@@ -26,13 +26,10 @@ def save_probes(table: ProbeTable, folder: Any) -> None:
       OSError: It cannot be written.
     """
     table.save(folder)
-
-    def draw() -> dict[str, "Figure | None"]:
+    if _can_draw():
         from routerjax.report.probe_picture import draw_probes
 
-        return {"probes.png": draw_probes(table)}
-
-    _write(folder, draw)
+        _write(folder, {"probes.png": draw_probes(table)})
 
 
 def save_sweep(table: SweepTable, folder: Any) -> None:
@@ -46,13 +43,12 @@ def save_sweep(table: SweepTable, folder: Any) -> None:
       OSError: It cannot be written.
     """
     table.save(folder)
-
-    def draw() -> dict[str, "Figure | None"]:
+    if _can_draw():
         from routerjax.report.sweep_picture import draw_evidence, draw_sweep
 
-        return {"sweep.png": draw_sweep(table), "evidence.png": draw_evidence(table.evidence)}
-
-    _write(folder, draw)
+        _write(
+            folder, {"sweep.png": draw_sweep(table), "evidence.png": draw_evidence(table.evidence)}
+        )
 
 
 def save_comparison(comparison: dict[str, Any], folder: Any) -> None:
@@ -66,13 +62,10 @@ def save_comparison(comparison: dict[str, Any], folder: Any) -> None:
       OSError: It cannot be written.
     """
     Folder(folder).write_json("compare.json", comparison)
-
-    def draw() -> dict[str, "Figure | None"]:
+    if _can_draw():
         from routerjax.report.study_pictures import draw_comparison
 
-        return {"compare.png": draw_comparison(comparison)}
-
-    _write(folder, draw)
+        _write(folder, {"compare.png": draw_comparison(comparison)})
 
 
 def save_few_labels(study: dict[str, Any], folder: Any) -> None:
@@ -86,22 +79,21 @@ def save_few_labels(study: dict[str, Any], folder: Any) -> None:
       OSError: It cannot be written.
     """
     Folder(folder).write_json("few_labels.json", study)
-
-    def draw() -> dict[str, "Figure | None"]:
+    if _can_draw():
         from routerjax.report.study_pictures import draw_few_labels
 
-        return {"few_labels.png": draw_few_labels(study)}
-
-    _write(folder, draw)
+        _write(folder, {"few_labels.png": draw_few_labels(study)})
 
 
-def _write(folder: Any, draw: Callable[[], dict[str, "Figure | None"]]) -> None:
-    """Writes what `draw` drew, as PNG; it imports matplotlib, which may be missing."""
-    try:
-        figures = draw()
-    except ModuleNotFoundError:
-        logger.warning("no pictures: pip install routerjax[report] brings matplotlib")
-        return
+def _can_draw() -> bool:
+    """Whether matplotlib is there; says so where it is not."""
+    if importlib.util.find_spec("matplotlib"):
+        return True
+    logger.warning("no pictures: pip install routerjax[report] brings matplotlib")
+    return False
+
+
+def _write(folder: Any, figures: dict[str, "Figure | None"]) -> None:
     for name, figure in figures.items():
         if figure is not None:
             png = io.BytesIO()

@@ -156,8 +156,7 @@ def test_plot_leaves_no_window_open():
 
 
 def test_without_matplotlib_the_numbers_are_saved_all_the_same(tmp_path, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.delitem(sys.modules, "routerjax.report.probe_picture")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with caplog.at_level("WARNING"):
         save_probes(_table(), str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["probes.json"]
