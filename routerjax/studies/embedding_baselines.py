@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy.special import expit
 
 from routerjax.data.dataset import RoutingDataset
 from routerjax.stats.logistic import fit as fit_logistic
@@ -150,7 +151,7 @@ def _logistic(x_NC: np.ndarray, y_NM: np.ndarray, x_nC: np.ndarray, strength: fl
     )
     logit_nM = z_nC @ np.asarray(found.weight_QC).T + np.asarray(found.bias_Q)
     share_M = np.nan_to_num(np.nanmean(y_NM, axis=0))
-    return np.where(both_M, 1 / (1 + np.exp(-logit_nM)), share_M)
+    return np.where(both_M, expit(logit_nM), share_M)
 
 
 def _bilinear(params: dict[str, jax.Array], x_NC: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
@@ -215,7 +216,7 @@ def _from_scratch(
     def fitted(fit_N: np.ndarray, penalty: float, x_nC: np.ndarray) -> np.ndarray:
         zero_n = np.zeros(fit_N.sum())
         weight_C, bias = logistic_regression(x_NC[fit_N], y_N[fit_N], zero_n, penalty)
-        return 1 / (1 + np.exp(-(x_nC @ weight_C + bias)))
+        return expit(x_nC @ weight_C + bias)
 
     fold_N = grouping.folds(group_N.tolist(), min(_FOLDS, len(set(group_N.tolist()))), 0)
     losses = []

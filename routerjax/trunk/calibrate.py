@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from routerjax.data import groups as grouping
 
@@ -55,7 +56,7 @@ class Curve:
             return p_N
         if self.method == "isotonic":
             return np.interp(p_N, *self.knots)
-        return _sigmoid(self.slope * logit(p_N) + self.shift)
+        return special.expit(self.slope * logit(p_N) + self.shift)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,9 +205,9 @@ def mean_log_loss(p_NM: np.ndarray, y_NM: np.ndarray) -> float:
 
 
 def logit(p_N: np.ndarray) -> np.ndarray:
-    """log p - log(1 - p), with p kept 1e-7 away from 0 and 1."""
+    """log(p / (1 - p)), with p kept 1e-7 away from 0 and 1."""
     p_N = np.clip(np.asarray(p_N, np.float64), _TINY, 1 - _TINY)
-    return np.log(p_N) - np.log1p(-p_N)
+    return special.logit(p_N)
 
 
 def pool_adjacent_violators(y_N: np.ndarray, weight_N: np.ndarray) -> np.ndarray:
@@ -282,7 +283,7 @@ def _newton(x_NC: np.ndarray, y_N: np.ndarray) -> np.ndarray:
     weight_C[0] = 1.0
     best = loss(weight_C)
     for _ in range(_NEWTON_STEPS):
-        p_N = _sigmoid(x_NC @ weight_C)
+        p_N = special.expit(x_NC @ weight_C)
         gradient_C = x_NC.T @ (p_N - y_N)
         hessian_CC = (x_NC * (p_N * (1 - p_N))[:, None]).T @ x_NC
         # Equal logits make it singular; a speck on the diagonal leaves the rest as it is.
@@ -294,7 +295,3 @@ def _newton(x_NC: np.ndarray, y_N: np.ndarray) -> np.ndarray:
             break
         weight_C, best = weight_C - step_C, found
     return weight_C
-
-
-def _sigmoid(z_N: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0, -z_N))

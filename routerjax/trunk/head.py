@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import expit
 
 from routerjax.data import groups as grouping
 from routerjax.trunk.calibrate import log_loss
@@ -181,7 +182,7 @@ def _held_out(
                 a_NH[fit_N], logit_NM[fit_N], y_N[fit_N], penalty
             )
             z_n = logit_NM[held_N] @ mixture_M + shift + a_NH[held_N] @ step_H + extra
-            p_Kn.append(_sigmoid(z_n))
+            p_Kn.append(expit(z_n))
         p_N[held_N] = np.mean(p_Kn, axis=0)
     return log_loss(p_N, y_N)
 
@@ -212,7 +213,7 @@ def logistic_regression(
 
     value = loss(w_C)
     for _ in range(_STEPS):
-        p_N = _sigmoid(offset_N + x_N1C @ w_C)
+        p_N = expit(offset_N + x_N1C @ w_C)
         gradient_C = x_N1C.T @ (p_N - y_N) + penalty_C * w_C
         hessian_CC = (x_N1C * (p_N * (1 - p_N))[:, None]).T @ x_N1C + np.diag(penalty_C)
         step_C = np.linalg.solve(hessian_CC, gradient_C)
@@ -224,7 +225,3 @@ def logistic_regression(
             break
         w_C, value = w_C - size * step_C, new
     return w_C[:-1], float(w_C[-1])
-
-
-def _sigmoid(z_N: np.ndarray) -> np.ndarray:
-    return 0.5 * (1 + np.tanh(0.5 * z_N))
