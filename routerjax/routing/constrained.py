@@ -11,12 +11,12 @@ is decided alike each time.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from routerjax.routing.policies import choose_by_utility, cost_range, is_number
-from routerjax.routing.policy_rows import PolicyInputs, coins
+from routerjax.routing.policies import choose_by_utility, cost_range
+from routerjax.routing.policy_rows import Policy, PolicyInputs, check_share, coins, is_number
 
 # Where the bracket is looked for: rates of exchange over sixteen decades, and both extremes.
 _ODDS = np.geomspace(1e-8, 1e8, 33)
@@ -25,7 +25,7 @@ _BISECTIONS = 40
 
 
 class Unreachable(ValueError):
-    """No setting of a policy holds the mean it shall hold on the rows it is fitted on."""
+    """No setting of a policy holds the mean it should hold on the rows it is fitted on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +51,7 @@ class Mixture:
 
     def __post_init__(self) -> None:
         for name in ("lam_low", "lam_high", "share_high"):
-            if not is_number(getattr(self, name), 0, 1):
-                raise ValueError(f"{name}: expected a number in [0, 1], got {getattr(self, name)}")
+            check_share(getattr(self, name), name)
         if not is_number(self.low, 0) or not is_number(self.high, self.low):
             raise ValueError(
                 f"low and high, costs in USD: expected ascending numbers from 0 up, got "
@@ -66,17 +65,36 @@ class Mixture:
         return choose_by_utility(rows, lam_N1, (self.low, self.high))
 
 
+class _Constrained(Policy):
+    """Holds a mean by a mixture of two utilities."""
+
+    fitted: Mixture | None
+    learns: ClassVar[str] = "fitted"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.fitted, dict):  # As JSON has a mixture.
+            names = sorted(field.name for field in dataclasses.fields(Mixture))
+            if sorted(self.fitted) != names:
+                raise ValueError(f"fitted: expected the numbers {names}, got {sorted(self.fitted)}")
+            object.__setattr__(self, "fitted", Mixture(**self.fitted))
+
+    def _choose(self, rows: PolicyInputs, keys: Sequence[str] | None) -> np.ndarray:
+        assert self.fitted is not None
+        return self.fitted.choose(rows, keys)
+
+
 @dataclasses.dataclass(frozen=True)
-class Budget:
+class Budget(_Constrained):
     """The best accuracy at a mean spending of `usd_per_query`.
 
     Where even the most probable targets cost less than the budget, they are taken, and what is left
     of it stays unspent. The mean is over all queries of the kind it was fitted on; one query may
-    cost more, and a subset of allowed targets moves the mean.
+    cost more, and a subset of allowed targets moves the mean. `fit` counts spending as paid, where
+    that is known; it raises Unreachable where even the cheapest targets cost more.
 
     Attributes:
       usd_per_query: Mean USD per query, above 0.
-      fitted: What `fit` found; None until then.
+      fitted: What `fit` learnt; None until then.
 
     Raises:
       ValueError: The budget is out of range.
@@ -92,36 +110,16 @@ class Budget:
                 f"usd_per_query, what a query may cost on the mean in USD: expected a finite "
                 f"number above 0, got {self.usd_per_query!r}"
             )
-        _read_fitted(self)
+        super().__post_init__()
 
-    def choose(
-        self,
-        p_NM: np.ndarray,
-        cost_NM: np.ndarray | None,
-        allowed_NM: np.ndarray | None = None,
-        keys: Sequence[str] | None = None,
-    ) -> np.ndarray:
-        """Picks by the fitted utilities; see `Policy.choose`."""
-        return _choose(self, p_NM, cost_NM, allowed_NM, keys)
-
-    def fit(
-        self,
-        p_NM: np.ndarray,
-        cost_NM: np.ndarray | None,
-        correct_NM: np.ndarray | None = None,
-        paid_NM: np.ndarray | None = None,
-    ) -> "Budget":
-        """Finds the multiplier; see `Policy.fit`. Spending is counted as paid, where that is known.
-
-        Raises:
-          Unreachable: Even the cheapest targets cost more; names the reachable range.
-        """
-        bounds = cost_range(p_NM, cost_NM, self.name)
-        rows = PolicyInputs.checked(p_NM, cost_NM)
+    def _fit(
+        self, rows: PolicyInputs, correct_NM: np.ndarray | None, paid_NM: np.ndarray | None
+    ) -> Mixture:
+        ends = cost_range(rows)
         spent_NM = rows.cost_NM if paid_NM is None else np.asarray(paid_NM, np.float64)
 
         def mean_spending(lam: float) -> float:
-            return float(_taken(spent_NM, choose_by_utility(rows, lam, bounds)).mean())
+            return float(_taken(spent_NM, choose_by_utility(rows, lam, ends)).mean())
 
         spending_G = np.array([mean_spending(lam) for lam in _LAMS])
         if spending_G[0] > self.usd_per_query * (1 + 1e-9):
@@ -130,28 +128,25 @@ class Budget:
                 f"{len(rows.p_NM)} rows it is fitted on, {spending_G[0]:.6g} (always the cheapest "
                 f"target) to {spending_G.max():.6g} USD per query can be reached"
             )
-        found = _between(mean_spending, spending_G, self.usd_per_query)
-        return dataclasses.replace(self, fitted=Mixture(*found, *bounds))
-
-    def to_json(self) -> dict[str, Any]:
-        """`{"name": "budget", "usd_per_query": ..., "fitted": {...} or null}`."""
-        return _to_json(self, usd_per_query=float(self.usd_per_query))
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.usd_per_query:g}"
+        return Mixture(*_between(mean_spending, spending_G, self.usd_per_query), *ends)
 
 
 @dataclasses.dataclass(frozen=True)
-class Quality:
+class Quality(_Constrained):
     """The least spending at a mean accuracy of `min_accuracy`.
 
     Where even the cheapest targets are more accurate, they are taken. The mean is over all queries
     of the kind it was fitted on, and as sure as the rows it was fitted on are many: on n of them an
     accuracy a is known to about sqrt(a (1 - a) / n).
 
+    `fit` counts accuracy by outcomes, not by p: of several predictions the largest is the most
+    likely to be too large, however well each is calibrated. Where outcomes are missing, accuracy is
+    the mean p of all choices plus the mean of outcome - p over those observed, which is the mean
+    outcome where none is missing. It raises Unreachable where no setting is as accurate.
+
     Attributes:
       min_accuracy: Mean accuracy to hold, in [0, 1].
-      fitted: What `fit` found; None until then.
+      fitted: What `fit` learnt; None until then.
 
     Raises:
       ValueError: The accuracy is out of range.
@@ -162,46 +157,17 @@ class Quality:
     name: ClassVar[str] = "quality"
 
     def __post_init__(self) -> None:
-        if not is_number(self.min_accuracy, 0, 1):
-            raise ValueError(
-                f"min_accuracy, the mean accuracy to hold: expected a number in [0, 1], got "
-                f"{self.min_accuracy!r}"
-            )
-        _read_fitted(self)
+        check_share(self.min_accuracy, "min_accuracy, the mean accuracy to hold")
+        super().__post_init__()
 
-    def choose(
-        self,
-        p_NM: np.ndarray,
-        cost_NM: np.ndarray | None,
-        allowed_NM: np.ndarray | None = None,
-        keys: Sequence[str] | None = None,
-    ) -> np.ndarray:
-        """Picks by the fitted utilities; see `Policy.choose`."""
-        return _choose(self, p_NM, cost_NM, allowed_NM, keys)
-
-    def fit(
-        self,
-        p_NM: np.ndarray,
-        cost_NM: np.ndarray | None,
-        correct_NM: np.ndarray | None = None,
-        paid_NM: np.ndarray | None = None,
-    ) -> "Quality":
-        """Finds the multiplier; see `Policy.fit`.
-
-        Accuracy is counted by outcomes, not by p: of several predictions the largest is the most
-        likely to be too large, however well each is calibrated. Where outcomes are missing it is
-        the mean p of all choices plus the mean of outcome - p over those observed, which is the
-        mean outcome where none is missing.
-
-        Raises:
-          Unreachable: No setting is as accurate; names the reachable range.
-        """
-        bounds = cost_range(p_NM, cost_NM, self.name)
-        rows = PolicyInputs.checked(p_NM, cost_NM)
+    def _fit(
+        self, rows: PolicyInputs, correct_NM: np.ndarray | None, paid_NM: np.ndarray | None
+    ) -> Mixture:
+        ends = cost_range(rows)
         error_NM = None if correct_NM is None else np.asarray(correct_NM, np.float64) - rows.p_NM
 
         def accuracy(lam: float) -> float:
-            choice_N = choose_by_utility(rows, lam, bounds)
+            choice_N = choose_by_utility(rows, lam, ends)
             mean = float(_taken(rows.p_NM, choice_N).mean())
             if error_NM is None:
                 return mean
@@ -216,15 +182,8 @@ class Quality:
                 f"{len(rows.p_NM)} rows it is fitted on, {accuracy_G[0]:.4f} (always the cheapest "
                 f"target) to {accuracy_G.max():.4f} can be reached"
             )
-        found = _between(accuracy, accuracy_G, min(self.min_accuracy, accuracy_G.max()))
-        return dataclasses.replace(self, fitted=Mixture(*found, *bounds))
-
-    def to_json(self) -> dict[str, Any]:
-        """`{"name": "quality", "min_accuracy": ..., "fitted": {...} or null}`."""
-        return _to_json(self, min_accuracy=float(self.min_accuracy))
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.min_accuracy:g}"
+        wanted = min(self.min_accuracy, accuracy_G.max())
+        return Mixture(*_between(accuracy, accuracy_G, wanted), *ends)
 
 
 def _between(
@@ -248,37 +207,6 @@ def _between(
         else:
             low, at_low = middle, value
     return float(low), float(high), float((wanted - at_low) / (at_high - at_low))
-
-
-def _choose(
-    policy: Budget | Quality,
-    p_NM: np.ndarray,
-    cost_NM: np.ndarray | None,
-    allowed_NM: np.ndarray | None,
-    keys: Sequence[str] | None,
-) -> np.ndarray:
-    rows = PolicyInputs.checked(p_NM, cost_NM, allowed_NM)
-    if policy.fitted is None:
-        raise ValueError(
-            f"{policy} has not been fitted, so it cannot know which spending buys which accuracy: "
-            f"give it to fit_router, or take what fit_policy(policy, router, stores, data) returns"
-        )
-    rows.refuse_unknown_costs(policy.name)
-    return policy.fitted.choose(rows, keys)
-
-
-def _read_fitted(policy: Budget | Quality) -> None:
-    """Makes a Mixture of what JSON has in its place."""
-    if isinstance(policy.fitted, dict):
-        names = sorted(field.name for field in dataclasses.fields(Mixture))
-        if sorted(policy.fitted) != names:
-            raise ValueError(f"fitted: expected the numbers {names}, got {sorted(policy.fitted)}")
-        object.__setattr__(policy, "fitted", Mixture(**policy.fitted))
-
-
-def _to_json(policy: Budget | Quality, **number: float) -> dict[str, Any]:
-    fitted = None if policy.fitted is None else dataclasses.asdict(policy.fitted)
-    return {"name": policy.name, **number, "fitted": fitted}
 
 
 def _taken(value_NM: np.ndarray, choice_N: np.ndarray) -> np.ndarray:

@@ -1,10 +1,114 @@
-"""What every policy works on: checked arrays of P(correct), cost and who may answer."""
+"""Policy, the base of all policies, and the checked rows on which each chooses."""
 
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from typing import Any, ClassVar, Self
 
 import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """Names one target a query, from what the router predicts and what each answer should cost.
+
+    A subclass is a frozen dataclass with `name` and `_choose`. Its first field, where it has one,
+    is the number that a flag gives (`tolerance:0.2`). What `fit` learns is a field of its own, None
+    until then, named by `learns`; the subclass has `_fit`.
+
+    Attributes:
+      name: What flags and router.json call it.
+      learns: Name of the field that `fit` fills; empty where there is nothing to fit.
+    """
+
+    name: ClassVar[str]
+    learns: ClassVar[str] = ""
+
+    def choose(
+        self,
+        p_NM: np.ndarray,
+        cost_NM: np.ndarray | None,
+        allowed_NM: np.ndarray | None = None,
+        keys: Sequence[str] | None = None,
+    ) -> np.ndarray:
+        """Picks a target for every query.
+
+        Args:
+          p_NM: [N, M] predicted P(correct), in [0, 1].
+          cost_NM: [N, M] expected USD per query; None or NaN where it is unknown.
+          allowed_NM: [N, M] bool, which targets may answer each query; None for all.
+          keys: [N] texts of the queries, by whose hash a policy that mixes two settings decides
+            which of them a query gets; None takes the rows' numbers.
+
+        Returns:
+          [N] int64 indices of targets.
+
+        Raises:
+          ValueError: A probability is NaN or outside [0, 1], the shapes differ, nobody may answer a
+            query, the policy needs a cost that is unknown, or it needs to be fitted first.
+        """
+        rows = PolicyInputs.checked(p_NM, cost_NM, allowed_NM)
+        if self.compares_costs:
+            if self.learns and getattr(self, self.learns) is None:
+                raise ValueError(
+                    f"{self} has not been fitted: give it to fit_router, or take what "
+                    f"fit_policy(policy, router, stores, data) returns"
+                )
+            rows.refuse_unknown_costs(self.name)
+        return self._choose(rows, keys)
+
+    def fit(
+        self,
+        p_NM: np.ndarray,
+        cost_NM: np.ndarray | None,
+        correct_NM: np.ndarray | None = None,
+        paid_NM: np.ndarray | None = None,
+    ) -> Self:
+        """The policy with what it must learn from rows that the predictions were not fitted on.
+
+        Args:
+          p_NM: [N, M] predicted P(correct).
+          cost_NM: [N, M] expected USD per query.
+          correct_NM: [N, M] 1, 0 or NaN; None takes p at its word.
+          paid_NM: [N, M] USD per query as paid; None where that is `cost_NM`.
+
+        Returns:
+          A fitted policy; itself where there is nothing to fit.
+
+        Raises:
+          ValueError: What it should hold cannot be reached on these rows; names the range that can.
+        """
+        if not self.learns or not self.compares_costs:
+            return self
+        rows = PolicyInputs.checked(p_NM, cost_NM)
+        rows.refuse_unknown_costs(self.name)
+        if not len(rows.p_NM):
+            raise ValueError(f"the {self.name} policy cannot be fitted on no rows")
+        return dataclasses.replace(self, **{self.learns: self._fit(rows, correct_NM, paid_NM)})
+
+    @property
+    def compares_costs(self) -> bool:
+        """Whether the costs of all targets must be known; otherwise costs only break ties."""
+        return True
+
+    def _choose(self, rows: "PolicyInputs", keys: Sequence[str] | None) -> np.ndarray:
+        """[N] indices of targets; `keys` as in `coins`."""
+        raise NotImplementedError
+
+    def _fit(
+        self, rows: "PolicyInputs", correct_NM: np.ndarray | None, paid_NM: np.ndarray | None
+    ) -> Any:
+        """The value of the field `learns`; arguments as of `fit`."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """The policy as JSON values; `policy_from_json` reads it back."""
+        values = dataclasses.asdict(self)
+        return {"name": self.name} | {key: _plain(value) for key, value in values.items()}
+
+    def __str__(self) -> str:
+        numbers = dataclasses.fields(self)
+        return f"{self.name}:{getattr(self, numbers[0].name):g}" if numbers else self.name
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,7 +132,7 @@ class PolicyInputs:
         cost_NM: np.ndarray | None,
         allowed_NM: np.ndarray | None = None,
     ) -> "PolicyInputs":
-        """The arguments of `Policy.choose`, looked through.
+        """The arguments of `Policy.choose`, checked.
 
         Raises:
           ValueError: A probability is NaN or outside [0, 1], a cost negative, the shapes differ, or
@@ -137,6 +241,26 @@ def coins(keys: Sequence[str] | None, n: int) -> np.ndarray:
         raise ValueError(f"keys: expected one for each of the {n} queries, got {len(keys)}")
     digests = b"".join(hashlib.blake2b(key.encode(), digest_size=4).digest() for key in keys)
     return np.frombuffer(digests, "<u4") / 2.0**32
+
+
+def is_number(value: Any, low: float, high: float = np.inf) -> bool:
+    """Whether this is a finite number (no bool) in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        return False
+    return bool(np.isfinite(value) and low <= value <= high)
+
+
+def check_share(value: Any, meaning: str) -> None:
+    """Refuses what is not a number in [0, 1]; `meaning` names it in the ValueError."""
+    if not is_number(value, 0, 1):
+        raise ValueError(f"{meaning}: expected a number in [0, 1], got {value!r}")
+
+
+def _plain(value: Any) -> Any:
+    """A field's value as JSON has it: dicts as they are, tuples as lists, numbers as floats."""
+    if value is None or isinstance(value, dict):
+        return value
+    return list(map(float, value)) if isinstance(value, tuple) else float(value)
 
 
 def _check_allowed(allowed_NM: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:

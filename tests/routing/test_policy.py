@@ -1,6 +1,8 @@
 """Policies: ties, limits, what they refuse, how they are written down."""
 
+import dataclasses
 import json
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from routerjax.routing.constrained import Budget, Mixture, Quality
 from routerjax.routing.policies import Argmax, Tolerance, Utility, Value
-from routerjax.routing.policy import parse_policy, policy_from_json
+from routerjax.routing.policy import POLICIES, Policy, parse_policy, policy_from_json
 from routerjax.routing.policy_rows import cheapest
 
 
@@ -174,3 +176,31 @@ def test_bad_json_is_refused(value):
 def test_cheapest_without_probabilities_takes_the_first():
     eligible_NM = np.array([[False, True, True], [True, True, True]])
     assert cheapest(eligible_NM, np.array([[0.0, 2, 2], [np.inf] * 3])).tolist() == [1, 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Floor(Policy):
+    """The cheapest target of at least this probability, or else the most probable."""
+
+    least: float
+    name: ClassVar[str] = "floor"
+
+    def _choose(self, rows, keys):
+        above_NM = rows.allowed_NM & (rows.p_NM >= self.least)
+        none_N1 = ~above_NM.any(axis=1, keepdims=True)
+        return rows.best(np.where(none_N1, rows.p_NM, np.where(above_NM, -rows.cost_NM, -np.inf)))
+
+
+def test_a_policy_is_added_by_a_class_and_a_line_of_the_table(monkeypatch):
+    with pytest.raises(ValueError, match="quality:MIN_ACCURACY"):
+        parse_policy("floor:0.6")
+    monkeypatch.setitem(POLICIES, "floor", Floor)
+    policy = parse_policy("floor:0.6")
+    assert str(policy) == "floor:0.6" and policy_from_json(policy.to_json()) == policy
+    p_NM, cost_NM = np.array([[0.9, 0.7], [0.5, 0.4]]), np.array([[2.0, 1.0], [2.0, 1.0]])
+    assert policy.choose(p_NM, cost_NM).tolist() == [1, 0]
+    assert policy.fit(p_NM, cost_NM) is policy
+    with pytest.raises(ValueError, match="the floor policy compares costs"):
+        policy.choose(p_NM, None)
+    with pytest.raises(ValueError, match="or floor:LEAST"):
+        parse_policy("floor")
