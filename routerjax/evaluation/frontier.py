@@ -11,9 +11,14 @@ All arrays here are of rows on which every outcome is observed.
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from routerjax.routing.policies import Tolerance
-from routerjax.routing.policy_rows import cheapest
+from routerjax.routing.policies import Tolerance, choose_by_utility
+from routerjax.routing.policy_rows import PolicyInputs, cheapest
+
+# Settings of the utility policy: weights of being right against cost, from one end to the other.
+_ODDS = np.geomspace(1e-6, 1e6, 37)
+LAMS = np.concatenate([[0.0], _ODDS / (1 + _ODDS), [1.0]])
 
 
 def take(value_NM: np.ndarray, choice_N: np.ndarray) -> np.ndarray:
@@ -21,35 +26,38 @@ def take(value_NM: np.ndarray, choice_N: np.ndarray) -> np.ndarray:
     return np.take_along_axis(value_NM, choice_N[:, None], axis=1)[:, 0]
 
 
-def sweep_tolerances(
-    p_NM: np.ndarray,
-    outcome_NM: np.ndarray,
-    cost_NM: np.ndarray,
-    taus: Sequence[float],
-    expected_cost_NM: np.ndarray | None = None,
+def at_choices(choice_SN: np.ndarray, cost_NM: np.ndarray, outcome_NM: np.ndarray) -> np.ndarray:
+    """Cost and outcome of each row at each setting; their mean over rows is the setting's point.
+
+    Args:
+      choice_SN: [S, N] indices of targets.
+      cost_NM: [N, M] USD per query, as paid.
+      outcome_NM: [N, M] 1 or 0, or scores.
+
+    Returns:
+      [N, S, 2] (cost, outcome).
+    """
+    each = [np.take_along_axis(value_NM, choice_SN.T, axis=1) for value_NM in (cost_NM, outcome_NM)]
+    return np.stack(each, axis=2)
+
+
+def tolerance_choices(
+    p_NM: np.ndarray, expected_cost_NM: np.ndarray, taus: Sequence[float]
 ) -> np.ndarray:
-    """Where `Tolerance(tau)` lands for each tau.
+    """What `Tolerance(tau)` chooses for each tau.
 
     Args:
       p_NM: [N, M] predicted P(correct).
-      outcome_NM: [N, M] 1 or 0, or scores.
-      cost_NM: [N, M] USD per query, as paid.
+      expected_cost_NM: [N, M] USD per query as known before the answer.
       taus: T numbers in [0, 1].
-      expected_cost_NM: [N, M] USD per query, as known before the answer, which is what the policy
-        sees; None where that is `cost_NM`.
 
     Returns:
-      [T, 2] points (cost, accuracy).
+      [T, N] indices of targets.
 
     Raises:
       ValueError: As `Tolerance` and its `choose`.
     """
-    seen_NM = cost_NM if expected_cost_NM is None else expected_cost_NM
-    points = []
-    for tau in taus:
-        choice_N = Tolerance(tau).choose(p_NM, seen_NM)
-        points.append((take(cost_NM, choice_N).mean(), take(outcome_NM, choice_N).mean()))
-    return np.array(points, np.float64).reshape(-1, 2)
+    return np.stack([Tolerance(tau).choose(p_NM, expected_cost_NM) for tau in taus])
 
 
 def oracle_choice(outcome_NM: np.ndarray, cost_NM: np.ndarray) -> np.ndarray:
@@ -80,10 +88,11 @@ def hull(points_P2: np.ndarray) -> np.ndarray:
     (the cheapest of several); beyond that, more money buys nothing.
 
     Args:
-      points_P2: [P, 2] (cost, accuracy), at least one.
+      points_P2: [..., P, 2] (cost, accuracy), at least one.
 
     Returns:
-      [V, 2] the vertices, both columns strictly ascending, slopes strictly descending.
+      [..., V, 2] the vertices, both columns strictly ascending, slopes strictly descending. Of
+      several hulls the shorter ones repeat their last vertex.
 
     Raises:
       ValueError: There is no point, or one is not finite.
@@ -92,24 +101,32 @@ def hull(points_P2: np.ndarray) -> np.ndarray:
     [[1.0, 0.5], [3.0, 0.9]]
     """
     points_P2 = np.asarray(points_P2, np.float64)
-    if points_P2.ndim != 2 or points_P2.shape[1] != 2 or len(points_P2) == 0:
-        raise ValueError(f"points: expected shape [P, 2] with P >= 1, got {points_P2.shape}")
+    if points_P2.ndim < 2 or points_P2.shape[-1] != 2 or points_P2.shape[-2] == 0:
+        raise ValueError(f"points: expected shape [..., P, 2] with P >= 1, got {points_P2.shape}")
     if not np.isfinite(points_P2).all():
         raise ValueError(f"points: expected finite costs and accuracies, got {points_P2.tolist()}")
-    vertices: list[np.ndarray] = []
-    for point in points_P2[np.lexsort((-points_P2[:, 1], points_P2[:, 0]))]:
-        if vertices and point[1] <= vertices[-1][1]:
-            continue
-        while len(vertices) > 1 and _is_under(vertices[-1], vertices[-2], point):
-            vertices.pop()
-        vertices.append(point)
-    return np.array(vertices)
+    return _hull(points_P2)
 
 
-def _is_under(middle: np.ndarray, left: np.ndarray, right: np.ndarray) -> bool:
-    """Whether `middle` lies on or under the segment from `left` to `right`."""
-    run, rise = right - left
-    return bool((middle[1] - left[1]) * run <= (middle[0] - left[0]) * rise)
+def _hull(points_P2: np.ndarray) -> np.ndarray:
+    """`hull` by gift wrapping: from each vertex to the point that the steepest segment leads to."""
+
+    def point(score_P: np.ndarray) -> np.ndarray:
+        at = score_P.argmax(axis=-1)[..., None, None]
+        return np.take_along_axis(points_P2, at, axis=-2)[..., 0, :]
+
+    cost_P, accuracy_P = points_P2[..., 0], points_P2[..., 1]
+    cheapest_P = cost_P == cost_P.min(axis=-1, keepdims=True)
+    vertices = [point(np.where(cheapest_P, accuracy_P, -np.inf))]
+    while True:
+        run_P, rise_P = np.moveaxis(points_P2 - vertices[-1][..., None, :], -1, 0)
+        above_P = (run_P > 0) & (rise_P > 0)
+        if not above_P.any():
+            return np.stack(vertices, axis=-2)
+        slope_P = np.divide(rise_P, run_P, out=np.zeros(run_P.shape), where=above_P)
+        steepest_P = above_P & (slope_P == slope_P.max(axis=-1, keepdims=True))
+        farthest = point(np.where(steepest_P, run_P, 0.0))
+        vertices.append(np.where(above_P.any(axis=-1)[..., None], farthest, vertices[-1]))
 
 
 def cost_at_accuracy(hull_V2: np.ndarray, accuracy: float) -> float:
@@ -145,23 +162,73 @@ def accuracy_at_cost(hull_V2: np.ndarray, cost: float) -> float:
     return float(np.interp(cost, cost_V, accuracy_V))
 
 
-def mean_accuracy(hull_V2: np.ndarray, low: float, high: float) -> float:
-    """The mean of `accuracy_at_cost` over the costs from low to high, each dollar of equal weight.
+def aiq(points_P2: np.ndarray, low: npt.ArrayLike, high: npt.ArrayLike) -> np.ndarray:
+    """AIQ (RouterBench): the mean accuracy of the hull over the costs from low to high.
 
-    This is RouterBench's AIQ: (1 / (high - low)) times the area under the hull, which is flat
-    beyond its top.
+    AIQ = 1 / (high - low) integral of hull(c) dc, every dollar of equal weight; the hull is flat
+    beyond its most accurate point.
 
     Args:
-      hull_V2: What `hull` returned.
-      low: USD per query; not below the hull's first point.
-      high: USD per query, above low.
+      points_P2: [..., P, 2] (cost, accuracy).
+      low: [...] USD per query; not below the smallest cost.
+      high: [...] USD per query, above low.
 
     Returns:
-      The mean accuracy; NaN where the hull does not reach down to low, or high is not above it.
+      [...]; NaN where no point reaches down to low, high is not above it, or a point is not finite.
+
+    References:
+      Hu et al., RouterBench, arXiv 2403.12031, section 3.
     """
-    if not low < high or np.isnan(accuracy_at_cost(hull_V2, low)):
-        return float("nan")
-    cost_V, accuracy_V = hull_V2.T
-    inside_V = cost_V[(cost_V > low) & (cost_V < high)]
-    knots_K = np.concatenate([[low], inside_V, [high]])
-    return float(np.trapezoid(np.interp(knots_K, cost_V, accuracy_V), knots_K) / (high - low))
+    low_1, high_1 = (np.asarray(end, np.float64)[..., None] for end in (low, high))
+    cost_V, accuracy_V = np.moveaxis(_hull(np.asarray(points_P2, np.float64)), -1, 0)
+    end_1 = np.maximum(cost_V[..., -1:], high_1)
+    cost_V = np.concatenate([cost_V, end_1], axis=-1)
+    accuracy_V = np.concatenate([accuracy_V, accuracy_V[..., -1:]], axis=-1)
+    # Each piece of the hull is straight: its part between low and high has the mean of its middle.
+    run_V, rise_V = np.diff(cost_V), np.diff(accuracy_V)
+    slope_V = np.divide(rise_V, run_V, out=np.zeros(run_V.shape), where=run_V > 0)
+    inside_V = np.clip(cost_V, low_1, high_1)
+    middle_V = (inside_V[..., 1:] + inside_V[..., :-1]) / 2
+    mean_V = accuracy_V[..., :-1] + slope_V * (middle_V - cost_V[..., :-1])
+    area = (np.diff(inside_V) * mean_V).sum(axis=-1)
+    width = (high_1 - low_1)[..., 0]
+    known = (width > 0) & (cost_V[..., 0] * (1 - 1e-12) <= low_1[..., 0])
+    return np.divide(area, width, out=np.full(np.shape(area), np.nan), where=known)
+
+
+def utility_choices(p_NM: np.ndarray, expected_cost_NM: np.ndarray) -> np.ndarray:
+    """What the utility policy chooses at each of LAMS, the settings that AIQ is counted over.
+
+    RouterBench's routers are swept alike: by what a right answer is worth in money.
+
+    Args:
+      p_NM: [N, M] predicted P(correct).
+      expected_cost_NM: [N, M] USD per query as known before the answer.
+
+    Returns:
+      [S, N] indices of targets; the last setting is argmax.
+    """
+    rows = PolicyInputs.checked(p_NM, expected_cost_NM)
+    ends = float(rows.cost_NM.min()), float(rows.cost_NM.max())
+    return np.stack([choose_by_utility(rows, lam, ends) for lam in LAMS])
+
+
+def router_aiq(points_S2: np.ndarray, singles_M2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """AIQ of a router and of the zero router, from the cheapest single target to the dearest.
+
+    The cheapest single target is among the router's points: any router can always ask it.
+
+    Args:
+      points_S2: [..., S, 2] (cost, accuracy) at the settings of `utility_choices`.
+      singles_M2: [..., M, 2] of the single targets.
+
+    Returns:
+      Both [...]; NaN where all targets cost the same.
+    """
+    cost_M = singles_M2[..., 0]
+    ends = cost_M.min(axis=-1), cost_M.max(axis=-1)
+    cheapest = cost_M.argmin(axis=-1)[..., None, None]
+    points_S2 = np.concatenate(
+        [points_S2, np.take_along_axis(singles_M2, cheapest, axis=-2)], axis=-2
+    )
+    return aiq(points_S2, *ends), aiq(singles_M2, *ends)

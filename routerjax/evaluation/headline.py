@@ -7,7 +7,9 @@ import numpy as np
 
 from routerjax.evaluation.breakdown import mean, number
 from routerjax.evaluation.frontier import take
-from routerjax.stats.intervals import LEVEL, ratio_interval
+from routerjax.evaluation.published import ratio
+from routerjax.stats.bootstrap import reverse_percentile, weighted_means
+from routerjax.stats.intervals import LEVEL
 from routerjax.stats.roc_auc import auc_per_target, within_dataset_auc
 
 NO_COMPLETE_ROW = "no query has an outcome of every target, so nothing can be compared"
@@ -169,35 +171,42 @@ def intervals(
     correct_NM: np.ndarray,
     choice_N: np.ndarray,
     single: int,
-    groups: np.ndarray,
+    weight_BN: np.ndarray,
     cost_NM: np.ndarray | None,
 ) -> dict[str, Any]:
     """95% intervals of the headline numbers, over draws of whole groups of queries.
 
-    They say how far other queries of the same kind would move the numbers. Another training seed
+    They say how far other queries of the same kind would move the numbers, as reverse percentiles
+    of the bootstrap that the published metrics and `compare` have as well. Another training seed
     moves them too, which no interval here covers.
 
     Args:
       correct_NM: [N, M] 1 or 0, nothing missing.
       choice_N: [N] the router's targets.
       single: Index of the best single target.
-      groups: [N] group keys.
+      weight_BN: [1 + B, N] of `value_and_draws`.
       cost_NM: [N, M] USD per query; None where unknown.
+
+    Returns:
+      By name [low, high]; None where there is no interval, such as of a single group.
     """
-    router_N, single_N = take(correct_NM, choice_N), correct_NM[:, single]
-    oracle_N = correct_NM.max(axis=1, initial=0.0)
-    _, groups = np.unique(groups, return_inverse=True)  # sorts the names once, not each time
-    ends: dict[str, tuple[float, float]] = {
-        "router_accuracy": ratio_interval(router_N, 1.0, groups),
-        "best_single_accuracy": ratio_interval(single_N, 1.0, groups),
-        "oracle_accuracy": ratio_interval(oracle_N, 1.0, groups),
-        "router_minus_best_single": ratio_interval(router_N - single_N, 1.0, groups),
-        "headroom_captured": ratio_interval(router_N - single_N, oracle_N - single_N, groups),
-    }
+    columns = [take(correct_NM, choice_N), correct_NM[:, single], correct_NM.max(axis=1, initial=0)]
     if cost_NM is not None and len(cost_NM):
-        dear_N = cost_NM[:, cost_NM.mean(axis=0).argmax()]
-        ends["cost_saving_vs_most_expensive"] = ratio_interval(
-            dear_N - take(cost_NM, choice_N), dear_N, groups
-        )
-    plain = {name: [number(low), number(high)] for name, (low, high) in ends.items()}
-    return {"level": LEVEL} | {name: None if None in pair else pair for name, pair in plain.items()}
+        columns += [take(cost_NM, choice_N), cost_NM[:, cost_NM.mean(axis=0).argmax()]]
+    router_B, single_B, oracle_B, *costs = weighted_means(weight_BN, np.stack(columns, axis=1)).T
+    replicates = {
+        "router_accuracy": router_B,
+        "best_single_accuracy": single_B,
+        "oracle_accuracy": oracle_B,
+        "router_minus_best_single": router_B - single_B,
+        "headroom_captured": ratio(router_B - single_B, oracle_B - single_B),
+    }
+    if costs:
+        replicates["cost_saving_vs_most_expensive"] = 1 - ratio(*costs)
+    found: dict[str, Any] = {"level": LEVEL} | dict.fromkeys(replicates)
+    if (weight_BN == weight_BN[:, :1]).all():  # One group tells nothing of others.
+        return found
+    for name, value_B in replicates.items():
+        ends = [number(end) for end in reverse_percentile(value_B[0], value_B[1:])]
+        found[name] = None if None in ends else ends
+    return found

@@ -31,11 +31,12 @@ from routerjax.evaluation.headline import (
     intervals,
     observed_accuracy,
 )
-from routerjax.evaluation.published_report import field_report
+from routerjax.evaluation.published_report import published_report
 from routerjax.evaluation.savings import KEYS as COST_KEYS
 from routerjax.evaluation.savings import CompleteRows, cost_metrics
 from routerjax.routing.policy import Policy
 from routerjax.routing.policy_rows import check_probabilities
+from routerjax.stats.bootstrap import value_and_draws
 from routerjax.stats.roc_auc import auc_per_target
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
 TOLERANCES = (0.0, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25, 0.3, 0.35,
               0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # fmt: skip
+DRAWS = 1000
+# Bootstrap weights held at once; on more rows there are fewer draws.
+_MOST = 200_000_000
 
 
 def evaluate_predictions(
@@ -103,7 +107,9 @@ def evaluate_predictions(
     complete_N = ~np.isnan(correct_NM).any(axis=1)
     p_nM, correct_nM, choice_n = p_NM[complete_N], correct_NM[complete_N], choice_N[complete_N]
     score_nM = np.asarray(data.y_NM, np.float64)[complete_N]
-    groups_n = np.asarray(data.groups)[complete_N]
+    draws = int(np.clip(_MOST // max(len(p_nM), 1), min(100, DRAWS), DRAWS))
+    groups_n = np.asarray(data.groups)[complete_N].tolist()
+    weight_Bn = value_and_draws(groups_n, draws)
     datasets_n = None if data.datasets is None else np.asarray(data.datasets)[complete_N].tolist()
 
     metrics: dict[str, Any] = {
@@ -161,8 +167,8 @@ def evaluate_predictions(
         saving_n = None
         if saving_policy is not None and cost_nM is not None:
             saving_n = saving_policy.choose(p_NM, expected_cost_NM, keys=data.queries)[complete_N]
-        metrics["field"], why = field_report(
-            p_nM, correct_nM, choice_n, best_single, groups_n,
+        metrics["field"], why = published_report(
+            p_nM, correct_nM, choice_n, best_single, weight_Bn,
             datasets=datasets_n,
             cost_NM=cost_nM,
             expected_cost_NM=None if expected_cost_NM is None else expected_cost_NM[complete_N],
@@ -171,7 +177,7 @@ def evaluate_predictions(
         reasons |= why
     else:
         reasons["field"] = NO_COMPLETE_ROW
-    metrics["intervals"] = intervals(correct_nM, choice_n, best_single, groups_n, cost_nM)
+    metrics["intervals"] = intervals(correct_nM, choice_n, best_single, weight_Bn, cost_nM)
     metrics |= dict.fromkeys(("best_possible", "agreement", "near_misses"))
     if len(p_nM):
         metrics["agreement"] = agreement_zones(correct_nM, choice_n, best_single)

@@ -1,64 +1,15 @@
 """The metrics other router benchmarks report, each a function of plain arrays.
 
-    AIQ                               RouterBench, arXiv 2403.12031
     APGR, CPT                         RouteLLM, arXiv 2406.18665 (two targets)
     AvgAcc, Gain@B, Gap@O, PerfGain,
     CostSave, ParetoDist              LLMRouterBench, arXiv 2601.07206
     RouterArena score                 RouterArena
 
-Every function takes leading axes `...`, so that bootstrap replicates go through the same lines as
-the value they belong to. Costs are USD per query.
+RouterBench's AIQ is in `frontier`. Every function takes leading axes `...`, so that bootstrap
+replicates go through the same lines as the value they belong to. Costs are USD per query.
 """
 
 import numpy as np
-
-
-def aiq(
-    cost_P: np.ndarray, accuracy_P: np.ndarray, low: np.ndarray, high: np.ndarray
-) -> np.ndarray:
-    """Mean accuracy of the non-decreasing convex hull over the costs from low to high.
-
-    AIQ = 1 / (high - low) integral of hull(c) dc, every dollar of equal weight. Low and high are
-    the costs of the cheapest and the dearest single model; the cheapest one belongs among the
-    points, since any router can always ask it.
-
-    Args:
-      cost_P: [..., P] of the router's settings and the cheapest single model.
-      accuracy_P: [..., P].
-      low: [...] not below the smallest cost.
-      high: [...] above low.
-
-    Returns:
-      [...]; NaN where high is not above low, or no point reaches down to low.
-    """
-    cost_P, accuracy_P = np.broadcast_arrays(*(np.asarray(v, float) for v in (cost_P, accuracy_P)))
-    low_1, high_1 = (np.asarray(v, float)[..., None] for v in (low, high))
-    # Beyond the most accurate point the hull is flat.
-    top_1 = accuracy_P.max(axis=-1, keepdims=True)
-    end_1 = np.maximum(cost_P.max(axis=-1, keepdims=True), high_1)
-    cost_P = np.concatenate([cost_P, end_1], axis=-1)
-    accuracy_P = np.concatenate([accuracy_P, top_1], axis=-1)
-    # The hull is straight between costs of points, so these are knots enough for the integral.
-    knot_K = np.sort(np.clip(cost_P, low_1, high_1), axis=-1)
-    knot_K = np.concatenate([low_1, knot_K, high_1], axis=-1)
-    hull_K = _concave_hull(cost_P, accuracy_P, knot_K)
-    area = (np.diff(knot_K) * (hull_K[..., 1:] + hull_K[..., :-1]) / 2).sum(axis=-1)
-    width = (high_1 - low_1)[..., 0]
-    return np.divide(area, width, out=np.full(np.shape(area), np.nan), where=width > 0)
-
-
-def _concave_hull(cost_P: np.ndarray, value_P: np.ndarray, at_K: np.ndarray) -> np.ndarray:
-    """[..., K] the highest chord between any two points, at some costs; NaN outside of them."""
-    hull_K = np.full(at_K.shape, -np.inf)
-    for i in range(cost_P.shape[-1]):
-        for j in range(cost_P.shape[-1]):
-            left, right = cost_P[..., i : i + 1], cost_P[..., j : j + 1]
-            inside_K = (left <= at_K) & (at_K <= right)
-            run = np.where(right > left, right - left, 1.0)
-            share_K = np.where(right > left, (at_K - left) / run, 1.0)
-            chord_K = value_P[..., i : i + 1] * (1 - share_K) + value_P[..., j : j + 1] * share_K
-            hull_K = np.where(inside_K, np.maximum(hull_K, chord_K), hull_K)
-    return np.where(np.isneginf(hull_K), np.nan, hull_K)
 
 
 def strong_share_curve(
@@ -106,7 +57,7 @@ def apgr(share_U: np.ndarray, accuracy_U: np.ndarray) -> np.ndarray:
     """
     area = (np.diff(share_U) * (accuracy_U[..., 1:] + accuracy_U[..., :-1]) / 2).sum(axis=-1)
     weak, strong = accuracy_U[..., 0], accuracy_U[..., -1]
-    return _ratio(area - weak, strong - weak)
+    return ratio(area - weak, strong - weak)
 
 
 def cpt(share_U: np.ndarray, accuracy_U: np.ndarray, percent: float) -> np.ndarray:
@@ -135,7 +86,7 @@ def cpt(share_U: np.ndarray, accuracy_U: np.ndarray, percent: float) -> np.ndarr
         return np.take_along_axis(value_U, place, axis=-1)
 
     rise = at(accuracy_U, above) - at(accuracy_U, below)
-    part = np.clip(_ratio(wanted - at(accuracy_U, below), rise), 0, 1)
+    part = np.clip(ratio(wanted - at(accuracy_U, below), rise), 0, 1)
     share = at(share_U, below) + np.nan_to_num(part) * (at(share_U, above) - at(share_U, below))
     return np.where(strong > weak, share, np.nan)[..., 0]
 
@@ -149,25 +100,25 @@ def mean_over_datasets(right_D: np.ndarray, n_D: np.ndarray) -> np.ndarray:
     """
     known_D = n_D > 0
     accuracy_D = np.divide(right_D, n_D, out=np.zeros(np.shape(right_D)), where=known_D)
-    return _ratio(accuracy_D.sum(axis=-1), known_D.sum(axis=-1))
+    return ratio(accuracy_D.sum(axis=-1), known_D.sum(axis=-1))
 
 
 def gain_at_best(router: np.ndarray, best_single: np.ndarray) -> np.ndarray:
     """Gain@B = A / A_best - 1, of AvgAcc; NaN where the best single target is never right."""
-    return _ratio(router, best_single) - 1
+    return ratio(router, best_single) - 1
 
 
 def gap_at_oracle(router: np.ndarray, oracle: np.ndarray) -> np.ndarray:
     """Gap@O = 1 - A / A_oracle, of AvgAcc; NaN where the oracle is never right."""
-    return 1 - _ratio(router, oracle)
+    return 1 - ratio(router, oracle)
 
 
 def cost_save(cost: np.ndarray, best_single_cost: np.ndarray) -> np.ndarray:
     """CostSave = 1 - cost / best single's cost, at a setting as accurate as the best single.
 
-    The setting must have been chosen on other rows; see `field_report`.
+    The setting must have been chosen on other rows; see `published_report`.
     """
-    return 1 - _ratio(cost, best_single_cost)
+    return 1 - ratio(cost, best_single_cost)
 
 
 def pareto_distance(
@@ -212,10 +163,10 @@ def router_arena_score(accuracy: np.ndarray, cost: np.ndarray) -> np.ndarray:
     """
     dollars = np.clip(1000 * np.asarray(cost, np.float64), 0.0044, 200.0)
     thrift = (np.log2(200) - np.log2(dollars)) / (np.log2(200) - np.log2(0.0044))
-    return np.nan_to_num(_ratio(1.1 * accuracy * thrift, 0.1 * np.asarray(accuracy) + thrift))
+    return np.nan_to_num(ratio(1.1 * accuracy * thrift, 0.1 * np.asarray(accuracy) + thrift))
 
 
-def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a / b; NaN where b is not above 0."""
     a, b = np.broadcast_arrays(np.asarray(a, np.float64), np.asarray(b, np.float64))
     return np.divide(a, b, out=np.full(a.shape, np.nan), where=b > 0)

@@ -12,12 +12,14 @@ import numpy as np
 from routerjax.evaluation.breakdown import number
 from routerjax.evaluation.frontier import (
     accuracy_at_cost,
+    at_choices,
     cost_at_accuracy,
     hull,
-    mean_accuracy,
     oracle_choice,
-    sweep_tolerances,
+    router_aiq,
     take,
+    tolerance_choices,
+    utility_choices,
 )
 
 KEYS = (
@@ -105,38 +107,39 @@ def cost_metrics(
         if metrics[f"cost_saving_vs_{name}"] is None:
             reasons[f"cost_saving_vs_{name}"] = "it costs nothing, so nothing can be saved"
 
-    singles_V2 = hull(np.stack([cost_M, accuracy_M], axis=1))
+    singles_M2 = np.stack([cost_M, accuracy_M], axis=1)
+    singles_V2 = hull(singles_M2)
     saving, metrics["zero_router"], reason = _zero_router(singles_V2, cost, accuracy)
     metrics["zero_router_saving_at_equal_accuracy"] = saving
     if reason is not None:
         reasons["zero_router_saving_at_equal_accuracy"] = reason
 
+    def points(choice_SN: np.ndarray) -> np.ndarray:
+        return at_choices(choice_SN, rows.cost_NM, rows.correct_NM).mean(axis=0)
+
     taus = sorted({0.0, 1.0, *map(float, tolerances)})
-    swept_T2 = sweep_tolerances(
-        rows.p_NM, rows.correct_NM, rows.cost_NM, taus, rows.expected_cost_NM
-    )
+    swept_T2 = points(tolerance_choices(rows.p_NM, rows.expected_cost_NM, taus))
     metrics["frontier"] = {
         "router": [{"tau": tau} | _point(xy) for tau, xy in zip(taus, swept_T2, strict=True)],
         "chosen": {"policy": rows.policy} | _point((cost, accuracy)),
         "singles": [
-            {"target": target} | _point((cost_M[m], accuracy_M[m]))
-            for m, target in enumerate(rows.targets)
+            {"target": target} | _point(xy)
+            for target, xy in zip(rows.targets, singles_M2, strict=True)
         ],
         "zero_router": [_point(xy) for xy in singles_V2],
         "oracle": _point((metrics["cost_oracle"], rows.correct_NM.max(axis=1).mean())),
-        "random": _point((cost_M.mean(), accuracy_M.mean())),
+        "random": _point(singles_M2.mean(axis=0)),
     }
-    low, high = float(cost_M.min()), float(cost_M.max())
+    settings_S2 = points(utility_choices(rows.p_NM, rows.expected_cost_NM))
+    router, zero_router = map(number, router_aiq(settings_S2, singles_M2))
     metrics["cost_coverage"] = {
-        "router": number(mean_accuracy(hull(swept_T2), low, high)),
-        "zero_router": number(mean_accuracy(singles_V2, low, high)),
-        "from_cost_per_query": low,
-        "to_cost_per_query": high,
+        "router": router,
+        "zero_router": zero_router,
+        "from_cost_per_query": float(cost_M.min()),
+        "to_cost_per_query": float(cost_M.max()),
     }
-    if low == high:
+    if router is None:
         reasons["cost_coverage"] = "all targets cost the same, so accuracy has no cost range"
-    elif metrics["cost_coverage"]["router"] is None:
-        reasons["cost_coverage"] = "the router does not reach down to the cheapest target's cost"
     return metrics, reasons
 
 

@@ -8,6 +8,7 @@ intervals tell the spread that comes from the queries judged, not that of traini
 
 import functools
 import hashlib
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -48,6 +49,39 @@ def group_weights(groups: Sequence[str], draws: int, seed: int) -> np.ndarray:
     name_G2 = np.frombuffer(b"".join(digests), "<u4").reshape(-1, 2)
     weight_GB = np.asarray(_poisson(name_G2, seed, draws))
     return weight_GB.T[:, group_N].astype(np.float32)
+
+
+def value_and_draws(groups: Sequence[str], draws: int, seed: int = 0) -> np.ndarray:
+    """[1 + B, N] a one for each row, which makes the value itself, above `group_weights`."""
+    if not len(groups):
+        return np.ones((1 + draws, 0), np.float32)
+    ones_1N = np.ones((1, len(groups)), np.float32)
+    return np.concatenate([ones_1N, group_weights(groups, draws, seed)])
+
+
+def weighted_sums(weight_BN: np.ndarray, value_NQ: np.ndarray) -> np.ndarray:
+    """The sum of values over rows in each replicate.
+
+    Args:
+      weight_BN: [B, N] how often each row counts.
+      value_NQ: [N, ...].
+
+    Returns:
+      [B, ...] float64.
+    """
+    # In float64 for a few draws at a time: all at once would take too much memory.
+    parts = np.array_split(weight_BN, -(-len(weight_BN) // 64))
+    value_NQ = np.asarray(value_NQ, np.float64)
+    columns_NQ = value_NQ.reshape(len(value_NQ), math.prod(value_NQ.shape[1:]))
+    sums_BQ = np.concatenate([weight_bN.astype(np.float64) @ columns_NQ for weight_bN in parts])
+    return sums_BQ.reshape(len(weight_BN), *value_NQ.shape[1:])
+
+
+def weighted_means(weight_BN: np.ndarray, value_NQ: np.ndarray) -> np.ndarray:
+    """As `weighted_sums`, the means; NaN in a replicate in which no row counts."""
+    sums_BQ = weighted_sums(weight_BN, value_NQ)
+    total_B1 = weight_BN.sum(axis=1, dtype=np.float64).reshape(-1, *[1] * (sums_BQ.ndim - 1))
+    return np.divide(sums_BQ, total_B1, out=np.full(sums_BQ.shape, np.nan), where=total_B1 > 0)
 
 
 def reverse_percentile(

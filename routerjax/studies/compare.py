@@ -21,16 +21,16 @@ from routerjax.data.dataset import RoutingDataset
 from routerjax.features.feature_map import Stores, as_tuple
 from routerjax.runtime import resume
 from routerjax.runtime.files import Folder
-from routerjax.stats.bootstrap import group_weights
+from routerjax.stats.bootstrap import value_and_draws
 from routerjax.stats.intervals import LEVEL
 from routerjax.store.identity import compared
 from routerjax.studies.contestants import BASELINES, Baseline
 from routerjax.studies.estimates import (
     LEFT_OUT,
     METRICS,
-    auc_figures,
-    choice_figures,
-    figures_of,
+    auc_estimates,
+    choice_estimates,
+    estimates_of,
     per_dataset,
     summary,
 )
@@ -129,13 +129,13 @@ def compare(
             predict_folds(run, stores, data, config, n_seeds, seed, folder, bar) for run in runs
         ]
     (found, choices), *others = founds
-    weight_BN = group_weights(data.groups, draws, seed)
-    figures = figures_of(found, probabilistic_R, data, weight_BN, fold_N)
-    within = figures.of["mean_within_dataset_auc"]
+    weight_BN = value_and_draws(data.groups, draws, seed)
+    estimates = estimates_of(found, probabilistic_R, data, weight_BN, fold_N)
+    within = estimates.of["mean_within_dataset_auc"]
     shuffled_of: dict[int, Any] = {}
     if control:
         before_RKNM = others.pop(0)[0].before_RKNM
-        of, _ = auc_figures(before_RKNM, [True] * len(before_RKNM), data, weight_BN)
+        of, _ = auc_estimates(before_RKNM, [True] * len(before_RKNM), data, weight_BN)
         shuffled_of = {
             r: summary(of["mean_within_dataset_auc"], i) for i, r in enumerate(learning_R)
         }
@@ -143,8 +143,8 @@ def compare(
     if dataset_folds:
         apart, _ = others.pop(0)
         contesting_R = probabilistic_R[: len(contestants)]
-        of, _ = auc_figures(apart.before_RKNM, contesting_R, data, weight_BN)
-        of |= choice_figures(apart, data, weight_BN)
+        of, _ = auc_estimates(apart.before_RKNM, contesting_R, data, weight_BN)
+        of |= choice_estimates(apart, data, weight_BN)
         left_out = [
             {metric: summary(of[metric], r) for metric in LEFT_OUT}
             | {"difference": {metric: summary(of[metric], r, 0) for metric in LEFT_OUT}}
@@ -162,26 +162,26 @@ def compare(
         "intervals": "over groups of queries, reverse percentile; models are not refitted",
         "trunk": config.to_json(),
         "cost_basis": found.cost_basis,
-        "singles": figures.singles,
+        "singles": estimates.singles,
         "dataset_only": {
-            metric: summary(figures.of[metric], len(contestants))
+            metric: summary(estimates.of[metric], len(contestants))
             for metric in ("mean_auc", "mean_within_dataset_auc")
         }
         if named
         else None,
         "contestants": [
             {"name": name, "contestant": contestant.to_json()}
-            | {metric: summary(figures.of[metric], r) for metric in METRICS}
-            | {"difference": {metric: summary(figures.of[metric], r, 0) for metric in METRICS}}
+            | {metric: summary(estimates.of[metric], r) for metric in METRICS}
+            | {"difference": {metric: summary(estimates.of[metric], r, 0) for metric in METRICS}}
             | {
                 "control": shuffled_of.get(r),
                 "claims_difficulty": _above(summary(within, r), shuffled_of.get(r)),
                 "left_out": left_out[r],
-                "auc": _by_target(data, figures.auc_RKM[r]) if probabilistic_R[r] else None,
-                "ece_floor": figures.ece_floor[r],
-                "saving": figures.saving[r],
+                "auc": _by_target(data, estimates.auc_RKM[r]) if probabilistic_R[r] else None,
+                "ece_floor": estimates.ece_floor[r],
+                "saving": estimates.saving[r],
                 "per_dataset": per_dataset(found, r, data, probabilistic_R[r]) if named else None,
-                "frontier": figures.frontier[r],
+                "frontier": estimates.frontier[r],
                 "choices": choices[r],
             }
             for r, (name, contestant) in enumerate(contestants.items())

@@ -1,4 +1,4 @@
-"""The figures of a comparison: from out-of-fold predictions to values, replicates and frontiers."""
+"""The estimates of a comparison: values and replicates of out-of-fold predictions."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,15 +10,30 @@ from routerjax.data.dataset import RoutingDataset
 from routerjax.data.groups import numbered
 from routerjax.evaluation.breakdown import mean
 from routerjax.evaluation.calibration import bin_shares, calibrated_floor
-from routerjax.evaluation.frontier import take
+from routerjax.evaluation.frontier import at_choices, take, tolerance_choices
+from routerjax.evaluation.metrics import TOLERANCES
+from routerjax.evaluation.published import ratio
+from routerjax.evaluation.published_report import published_replicates
+from routerjax.routing.constrained import Quality, Unreachable
 from routerjax.routing.policies import Argmax
 from routerjax.stats.auc_replicates import AucReplicates, auc_replicates, within_auc_replicates
-from routerjax.stats.bootstrap import reverse_percentile
+from routerjax.stats.bootstrap import reverse_percentile, weighted_means
 from routerjax.stats.intervals import LEVEL
 from routerjax.stats.roc_auc import auc_by_group
-from routerjax.studies.predictions import Predictions, ToleranceSweep
-from routerjax.studies.published import FIELD, field_figures
+from routerjax.studies.predictions import Predictions
 
+_PUBLISHED = (
+    "avg_acc",
+    "gain_at_best",
+    "gap_at_oracle",
+    "perf_gain",
+    "cost_save",
+    "pareto_dist",
+    "router_arena_score",
+    "apgr",
+    "cpt_50",
+    "cpt_80",
+)
 METRICS = (
     "mean_auc",
     "mean_within_dataset_auc",
@@ -27,30 +42,30 @@ METRICS = (
     "cost",
     "aiq",
     "ece",
-    *FIELD,
+    *_PUBLISHED,
 )
 # Those that say how well a contestant ranks and chooses where it has seen no such dataset.
 LEFT_OUT = ("mean_auc", "mean_within_dataset_auc", "headroom_captured")
 
-# (value [R, K], replicates [B, R, K]) of one metric.
-Figure = tuple[np.ndarray, np.ndarray]
+# [1 + B, R, K] one metric: its value, then its replicates.
+Estimate = np.ndarray
 
 
-class Figures(NamedTuple):
+class Estimates(NamedTuple):
     """What `compare` reports.
 
     Attributes:
-      of: The figure of each of METRICS.
+      of: The estimate of each of METRICS.
       auc_RKM: [R, K, M] AUC of each target.
       ece_floor: Of each contestant the ECE that perfectly calibrated probabilities would show, mean
         over targets and seeds; None where it estimates none.
-      frontier: Of each contestant [T, 4] cost, accuracy, and its interval's ends; None without
-        prices.
+      frontier: Of each contestant [T, 4] cost, accuracy and the ends of its interval, means over
+        seeds, at the settings TOLERANCES of the tolerance policy; None without prices.
       singles: (name, cost, accuracy) of each target; empty without prices.
-      saving: What stands beside each contestant's `cost_save`; None without prices.
+      saving: What goes with each contestant's `cost_save`, means over seeds; None without prices.
     """
 
-    of: dict[str, Figure]
+    of: dict[str, Estimate]
     auc_RKM: np.ndarray
     ece_floor: list[float | None]
     frontier: list[list[list[float]] | None]
@@ -58,142 +73,192 @@ class Figures(NamedTuple):
     saving: list[dict[str, float] | None]
 
 
-def figures_of(
+def estimates_of(
     found: Predictions,
     probabilistic_R: Sequence[bool],
     data: RoutingDataset,
     weight_BN: np.ndarray,
     fold_N: np.ndarray,
-) -> Figures:
-    """All figures.
+) -> Estimates:
+    """All estimates.
 
     Args:
       found: The predictions.
       probabilistic_R: [R] whether a contestant's numbers are probabilities.
       data: Their outcomes.
-      weight_BN: [B, N] of the draws.
+      weight_BN: [1 + B, N] of `value_and_draws`.
       fold_N: [N] the fold in which each row was predicted.
     """
-    n_contestants, n_seeds, _, n_targets = found.p_RKNM.shape
-    shape = (len(weight_BN), n_contestants, n_seeds)
+    shape = (len(weight_BN), *found.single_RKN.shape[:2])
     correct_NM = np.asarray(data.correct_NM, np.float64)
-    of, auc_RKM = auc_figures(found.before_RKNM, probabilistic_R, data, weight_BN)
-    of |= choice_figures(found, data, weight_BN)
-    of["ece"] = _no_figure(shape)
-    ece_floor: list[float | None] = [None] * n_contestants
-    for r in np.flatnonzero(probabilistic_R):
-        for k in range(n_seeds):
-            of["ece"][0][r, k], of["ece"][1][:, r, k] = _ece(
-                found.p_RKNM[r, k], correct_NM, weight_BN
-            )
+    of, auc_RKM = auc_estimates(found.before_RKNM, probabilistic_R, data, weight_BN)
+    of |= choice_estimates(found, data, weight_BN)
+    of |= {name: np.full(shape, np.nan) for name in METRICS if name not in of}
+    ece_floor: list[float | None] = [None] * shape[1]
+    for r in np.flatnonzero(probabilistic_R).tolist():
+        for k in range(shape[2]):
+            of["ece"][:, r, k] = _ece(found.p_RKNM[r, k], correct_NM, weight_BN)
         ece_floor[r] = _floor(found.p_RKNM[r], correct_NM)
-    complete_N = ~np.isnan(correct_NM).any(axis=1)
-    priced = np.isfinite(found.paid_NM).all() and np.isfinite(found.expected_NM).all()
-    frontier: list[Any] = [None] * n_contestants
+    frontier: list[Any] = [None] * shape[1]
+    saving: list[Any] = [None] * shape[1]
     singles: list[tuple[str, float, float]] = []
-    of["aiq"] = _no_figure(shape)
-    if priced and complete_N.any():
-        at = np.flatnonzero(complete_N)
-        judge = ToleranceSweep(found, correct_NM, at, weight_BN)
-        for r, k in np.ndindex(n_contestants, n_seeds):
-            of["aiq"][0][r, k], of["aiq"][1][:, r, k] = judge.aiq(r, k)
-        frontier = [judge.frontier(r) for r in range(n_contestants)]
-        singles = [
-            (name, float(found.paid_NM[at, m].mean()), float(correct_NM[at, m].mean()))
-            for m, name in enumerate(data.targets)
-        ]
-    saving, field = field_figures(
-        found.p_RKNM, probabilistic_R, found.single_RKN, found.expected_NM, found.paid_NM, data,
-        fold_N, weight_BN,
-    )  # fmt: skip
-    return Figures(of | field, auc_RKM, ece_floor, frontier, singles, saving)
+    at = np.flatnonzero(~np.isnan(correct_NM).any(axis=1))
+    if not len(at):
+        return Estimates(of, auc_RKM, ece_floor, frontier, singles, saving)
+    correct_nM, paid_nM, expected_nM = correct_NM[at], found.paid_NM[at], found.expected_NM[at]
+    weight_Bn, fold_n = weight_BN[:, at], fold_N[at]
+    keys = [data.queries[n] for n in at]
+    datasets = None if data.datasets is None else np.asarray(data.datasets)[at]
+    priced = bool(np.isfinite(found.paid_NM).all() and np.isfinite(found.expected_NM).all())
+    for r in range(shape[1]):
+        points_KnT2, beside_K = [], []
+        for k in range(shape[2]):
+            p_nM, single_n = (
+                np.asarray(found.p_RKNM[r, k][at], np.float64),
+                found.single_RKN[r, k, at],
+            )
+            saving_n = None
+            if priced:
+                choice_Tn = tolerance_choices(p_nM, expected_nM, TOLERANCES)
+                points_KnT2.append(at_choices(choice_Tn, paid_nM, correct_nM))
+                if probabilistic_R[r]:
+                    saving_n = _saving_choice(
+                        p_nM, expected_nM, paid_nM, correct_nM, single_n, fold_n, keys
+                    )
+            values, beside = published_replicates(
+                p_nM, correct_nM, Argmax().choose(p_nM, expected_nM), single_n, weight_Bn,
+                datasets=datasets,
+                cost_NM=paid_nM if priced else None,
+                expected_cost_NM=expected_nM if priced else None,
+                saving_choice_N=saving_n,
+            )  # fmt: skip
+            for name in of.keys() & values.keys():
+                of[name][:, r, k] = values[name]
+            beside_K.append(beside)
+        if beside_K[0]:
+            saving[r] = {
+                key: float(np.mean([beside[key] for beside in beside_K])) for key in beside_K[0]
+            }
+        if priced:
+            frontier[r] = _with_ends(weighted_means(weight_Bn, np.mean(points_KnT2, axis=0)))
+    if priced:
+        means_M = paid_nM.mean(axis=0).tolist(), correct_nM.mean(axis=0).tolist()
+        singles = list(zip(data.targets, *means_M, strict=True))
+    return Estimates(of, auc_RKM, ece_floor, frontier, singles, saving)
 
 
-def auc_figures(
+def _with_ends(points_BT2: np.ndarray) -> list[list[float]]:
+    """[T, 4] cost, accuracy and the ends of its interval."""
+    ends = reverse_percentile(points_BT2[0, :, 1], points_BT2[1:, :, 1], LEVEL)
+    return np.column_stack([points_BT2[0], *ends]).tolist()
+
+
+def _saving_choice(
+    p_NM: np.ndarray,
+    expected_NM: np.ndarray,
+    paid_NM: np.ndarray,
+    correct_NM: np.ndarray,
+    single_N: np.ndarray,
+    fold_N: np.ndarray,
+    keys: Sequence[str],
+) -> np.ndarray:
+    """[N] the targets at each fold's saving setting.
+
+    That is the `Quality` policy that is as accurate as the best single target on the out-of-fold
+    rows of the other folds; where none is, the best single target answers and nothing is saved.
+    """
+    choice_N = single_N.copy()
+    for f in np.unique(fold_N):
+        test_N, other_N = fold_N == f, fold_N != f
+        if not other_N.any():
+            continue
+        wanted = take(correct_NM[other_N], single_N[other_N]).mean()
+        try:
+            policy = Quality(float(wanted)).fit(
+                p_NM[other_N], expected_NM[other_N], correct_NM[other_N], paid_NM[other_N]
+            )
+        except Unreachable:  # Nowhere as accurate.
+            continue
+        test_keys = [key for key, test in zip(keys, test_N, strict=True) if test]
+        choice_N[test_N] = policy.choose(p_NM[test_N], expected_NM[test_N], keys=test_keys)
+    return choice_N
+
+
+def auc_estimates(
     score_RKNM: np.ndarray,
     probabilistic_R: Sequence[bool],
     data: RoutingDataset,
     weight_BN: np.ndarray,
-) -> tuple[dict[str, Figure], np.ndarray]:
+) -> tuple[dict[str, Estimate], np.ndarray]:
     """AUC over all rows and within datasets.
 
     Args:
       score_RKNM: [R, K, N, M] probabilities before calibration, out of fold.
-      probabilistic_R: As of `figures_of`.
+      probabilistic_R: As of `estimates_of`.
       data: Their outcomes.
-      weight_BN: [B, N] of the draws.
+      weight_BN: [1 + B, N] of `value_and_draws`.
 
     Returns:
-      The figures "mean_auc" and "mean_within_dataset_auc", and AUC [R, K, M] of each target.
+      The estimates "mean_auc" and "mean_within_dataset_auc", and AUC [R, K, M] of each target.
     """
     n_contestants, n_seeds, n, n_targets = score_RKNM.shape
     shape_RKM = (n_contestants, n_seeds, n_targets)
     score_NQ = np.moveaxis(score_RKNM, 2, 0).reshape(n, -1)
     y_NQ = np.tile(np.asarray(data.correct_NM, np.float64), (1, n_contestants * n_seeds))
     together_N = np.zeros(n, np.int64)  # Rows of all folds are judged as one.
-    aucs = auc_replicates(score_NQ, y_NQ, together_N, 1, weight_BN)
-    of: dict[str, Figure] = {"mean_auc": _over_targets(aucs, shape_RKM)}
+    aucs = auc_replicates(score_NQ, y_NQ, together_N, 1, weight_BN[1:])
+    of: dict[str, Estimate] = {"mean_auc": _over_targets(aucs, shape_RKM)}
     if data.datasets is None:
-        of["mean_within_dataset_auc"] = _no_figure((len(weight_BN), n_contestants, n_seeds))
+        of["mean_within_dataset_auc"] = np.full_like(of["mean_auc"], np.nan)
     else:
         names, dataset_N = numbered(data.datasets)
         within = within_auc_replicates(
-            score_NQ, y_NQ, together_N, 1, dataset_N, len(names), weight_BN
+            score_NQ, y_NQ, together_N, 1, dataset_N, len(names), weight_BN[1:]
         )
         of["mean_within_dataset_auc"] = _over_targets(within, shape_RKM)
-    for value_RK, draws_BRK in of.values():
+    for estimate_BRK in of.values():
         # A number that only ranks targets has no AUC over queries.
-        value_RK[~np.asarray(probabilistic_R)] = np.nan
-        draws_BRK[:, ~np.asarray(probabilistic_R)] = np.nan
+        estimate_BRK[:, ~np.asarray(probabilistic_R)] = np.nan
     return of, aucs.value_Q.reshape(shape_RKM)
 
 
-def choice_figures(
+def choice_estimates(
     found: Predictions, data: RoutingDataset, weight_BN: np.ndarray
-) -> dict[str, Figure]:
+) -> dict[str, Estimate]:
     """Headroom captured, accuracy and cost of argmax on the rows with all outcomes.
 
-    Args: As of `figures_of`.
+    Args: As of `estimates_of`.
     """
     correct_NM = np.asarray(data.correct_NM, np.float64)
-    complete_N = ~np.isnan(correct_NM).any(axis=1)
-    gain_RKN, room_RKN, right_RKN, paid_RKN = np.zeros((4, *found.single_RKN.shape))
+    at = np.flatnonzero(~np.isnan(correct_NM).any(axis=1))
+    correct_nM, paid_nM = correct_NM[at], found.paid_NM[at]
+    sums_nRK4 = np.zeros((len(at), *found.single_RKN.shape[:2], 4))
     for r, k in np.ndindex(*found.single_RKN.shape[:2]):
-        choice_N = Argmax().choose(found.p_RKNM[r, k], found.expected_NM)
-        right_N, paid_N = take(correct_NM, choice_N), take(found.paid_NM, choice_N)
-        single_N = take(correct_NM, found.single_RKN[r, k])
-        gain_RKN[r, k] = np.where(complete_N, right_N - single_N, 0.0)
-        room_RKN[r, k] = np.where(complete_N, correct_NM.max(axis=1) - single_N, 0.0)
-        right_RKN[r, k] = np.where(complete_N, right_N, 0.0)
-        paid_RKN[r, k] = np.where(complete_N, paid_N, 0.0)
-    ones_RKN = np.broadcast_to(complete_N.astype(np.float64), gain_RKN.shape)
-    of = {}
-    for metric, above, below in (
-        ("headroom_captured", gain_RKN, room_RKN),
-        ("accuracy", right_RKN, ones_RKN),
-        ("cost", paid_RKN, ones_RKN),
-    ):
-        value_RK = _ratio(above.sum(axis=2), below.sum(axis=2))
-        sums = (np.tensordot(weight_BN, a_RKN, axes=(1, 2)) for a_RKN in (above, below))
-        of[metric] = value_RK, _ratio(*sums)
-    return of
+        choice_n = Argmax().choose(found.p_RKNM[r, k], found.expected_NM)[at]
+        right_n, single_n = take(correct_nM, choice_n), take(correct_nM, found.single_RKN[r, k, at])
+        sums_nRK4[:, r, k] = np.stack(
+            [right_n - single_n, correct_nM.max(axis=1) - single_n, right_n,
+             take(paid_nM, choice_n)], axis=1,
+        )  # fmt: skip
+    gain, headroom, accuracy, cost = np.moveaxis(weighted_means(weight_BN[:, at], sums_nRK4), -1, 0)
+    return {"headroom_captured": ratio(gain, headroom), "accuracy": accuracy, "cost": cost}
 
 
-def summary(figure: Figure, r: int, against: int | None = None) -> dict[str, Any] | None:
-    """Value, interval and spread over seeds of a contestant's figure, or of its lead over another.
+def summary(estimate_BRK: Estimate, r: int, against: int | None = None) -> dict[str, Any] | None:
+    """Value, interval and spread over seeds of a contestant, or of its lead over another.
 
     Args:
-      figure: Of one metric.
+      estimate_BRK: [1 + B, R, K] of one metric.
       r: The contestant.
       against: Another, or None.
     """
-    value_RK, draws_BRK = figure
-    value_K, draws_BK = value_RK[r], draws_BRK[:, r]
+    estimate_BK = estimate_BRK[:, r]
     if against is not None:
-        value_K, draws_BK = value_K - value_RK[against], draws_BK - draws_BRK[:, against]
+        estimate_BK = estimate_BK - estimate_BRK[:, against]
+    value_K = estimate_BK[0]
     if not np.isfinite(value_K).all():
         return None
-    low, high = reverse_percentile(value_K.mean(), draws_BK.mean(axis=1), LEVEL)
+    low, high = reverse_percentile(value_K.mean(), estimate_BK[1:].mean(axis=1), LEVEL)
     return {
         "value": float(value_K.mean()),
         "low": float(low),
@@ -203,11 +268,8 @@ def summary(figure: Figure, r: int, against: int | None = None) -> dict[str, Any
     }
 
 
-def _ece(
-    p_NM: np.ndarray, correct_NM: np.ndarray, weight_BN: np.ndarray
-) -> tuple[float, np.ndarray]:
-    """Mean ECE over targets, and its replicates [B]; bins are those of the rows as they are."""
-    weight_BN = np.concatenate([np.ones((1, len(p_NM)), np.float32), weight_BN])
+def _ece(p_NM: np.ndarray, correct_NM: np.ndarray, weight_BN: np.ndarray) -> np.ndarray:
+    """[1 + B] mean ECE over targets; bins are those of the rows as they are."""
     total_B = np.zeros(len(weight_BN))
     seen_NM = ~np.isnan(correct_NM)
     known_M = np.flatnonzero(seen_NM.any(axis=0))
@@ -216,9 +278,8 @@ def _ece(
         error_n = p_NM[at, m] - correct_NM[at, m]
         error_nB = (error_n[:, None] * bin_shares(p_NM[at, m])).astype(np.float32)
         weight_Bn = weight_BN[:, at]
-        total_B += _ratio(np.abs(weight_Bn @ error_nB).sum(axis=1), weight_Bn.sum(axis=1))
-    mean_B = total_B / max(len(known_M), 1)
-    return float(mean_B[0]), mean_B[1:]
+        total_B += ratio(np.abs(weight_Bn @ error_nB).sum(axis=1), weight_Bn.sum(axis=1))
+    return total_B / max(len(known_M), 1)
 
 
 def _floor(p_KNM: np.ndarray, correct_NM: np.ndarray) -> float:
@@ -230,23 +291,19 @@ def _floor(p_KNM: np.ndarray, correct_NM: np.ndarray) -> float:
     return float(np.mean(floors))
 
 
-def _no_figure(shape_BRK: tuple[int, int, int]) -> Figure:
-    return np.full(shape_BRK[1:], np.nan), np.full(shape_BRK, np.nan)
-
-
-def _over_targets(found: AucReplicates, shape_RKM: tuple[int, ...]) -> Figure:
+def _over_targets(found: AucReplicates, shape_RKM: tuple[int, ...]) -> Estimate:
     """Means over the targets that have an AUC in every contestant and seed that has any."""
     value_RKM = found.value_Q.reshape(shape_RKM).astype(np.float64)
     draws_BRKM = found.draws_BQ.reshape(-1, *shape_RKM)
     some_R = np.isfinite(value_RKM).any(axis=(1, 2))
     known_M = np.isfinite(value_RKM[some_R]).all(axis=(0, 1)) if some_R.any() else np.zeros(1, bool)
     if not known_M.any():
-        return np.full(shape_RKM[:2], np.nan), np.full(draws_BRKM.shape[:3], np.nan)
-    return value_RKM[:, :, known_M].mean(axis=2), draws_BRKM[..., known_M].mean(axis=3)
-
-
-def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.divide(a, b, out=np.full(np.shape(a), np.nan), where=b > 0)
+        return np.full((1 + len(draws_BRKM), *shape_RKM[:2]), np.nan)
+    value_RK, draws_BRK = (
+        value_RKM[..., known_M].mean(axis=2),
+        draws_BRKM[..., known_M].mean(axis=3),
+    )
+    return np.concatenate([value_RK[None], draws_BRK])
 
 
 def per_dataset(

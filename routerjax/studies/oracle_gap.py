@@ -17,7 +17,7 @@ from routerjax.features.recipe import Recipe
 from routerjax.routing.constrained import Quality, Unreachable
 from routerjax.routing.costs import CostModel
 from routerjax.routing.fit import fit_router
-from routerjax.stats.bootstrap import group_weights, reverse_percentile
+from routerjax.stats.bootstrap import reverse_percentile, value_and_draws
 from routerjax.studies.contestants import BASELINES
 from routerjax.trunk.config import TrunkConfig
 
@@ -76,8 +76,7 @@ def oracle_gap(
         "logistic": BASELINES["logistic"].predict(stores, train, test, config),
         "best possible": test.p_NM,
     }
-    weight_BN = group_weights(test.groups, draws, seed)
-    weight_BN = np.concatenate([np.ones((1, len(test)), np.float32), weight_BN])
+    weight_BN = value_and_draws(test.groups, draws, seed)
     store = router.stores_in_order(stores)[0]
     tokens_N = store.query_tokens_N[store.rows_of(test.ids)]
     paid_NM, _ = router.costs.paid(tokens_N, test, x_NC)

@@ -21,8 +21,8 @@ from routerjax.features.fit import fit_features
 from routerjax.features.recipe import Recipe
 from routerjax.routing.fit import outcomes
 from routerjax.runtime.files import Folder
-from routerjax.stats.bootstrap import group_weights
-from routerjax.studies.estimates import auc_figures, summary
+from routerjax.stats.bootstrap import value_and_draws
+from routerjax.studies.estimates import auc_estimates, summary
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.train import train_trunk as train_trunk
 
@@ -97,8 +97,8 @@ def sparse_outcomes(
         observed_NM = np.isfinite(rest.y_NM)
         kept_R.append(float((seen_NM & observed_NM).sum() / observed_NM.sum()))
     p_RKNM = np.stack(p_RNM)[:, None]
-    weight_BN = group_weights(test.groups, draws, seed)
-    of, _ = auc_figures(p_RKNM, [True] * len(names), test, weight_BN)
+    weight_BN = value_and_draws(test.groups, draws, seed)
+    of, _ = auc_estimates(p_RKNM, [True] * len(names), test, weight_BN)
     accuracy_M = np.asarray(np.nanmean(test.correct_NM, axis=0, dtype=np.float64))
     seen_NM = np.isfinite(test.correct_NM)
     return {
@@ -107,7 +107,7 @@ def sparse_outcomes(
         "patterns": {
             name: {
                 "kept": kept_R[r],
-                **{metric: summary(figure, r) for metric, figure in of.items()},
+                **{metric: summary(estimate, r) for metric, estimate in of.items()},
                 "difference": summary(of["mean_auc"], r, 0),
                 "bias": {
                     target: float(p_RKNM[r, 0, seen_NM[:, m], m].mean() - accuracy_M[m])

@@ -4,15 +4,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from routerjax.evaluation.frontier import (
     accuracy_at_cost,
+    aiq,
+    at_choices,
     cost_at_accuracy,
     hull,
-    mean_accuracy,
     oracle_choice,
-    sweep_tolerances,
+    router_aiq,
     take,
+    tolerance_choices,
+    utility_choices,
 )
 
 # Costs 1, 2, 4, 8: the second lies under the segment from the first to the third, the last below.
@@ -51,6 +55,25 @@ def test_hull_is_the_best_mixture_of_two(points):
         assert accuracy_at_cost(found_V2, cost) == pytest.approx(best)
 
 
+@given(st.data())
+def test_several_hulls_and_areas_are_those_of_each(data):
+    n = data.draw(st.integers(1, 7))
+    elements = st.integers(1, 9)
+    points_BP2 = data.draw(hnp.arrays(np.int64, (3, n, 2), elements=elements)).astype(float)
+    low_B, high_B = points_BP2[..., 0].min(axis=1), points_BP2[..., 0].max(axis=1) + 1.5
+    areas_B = aiq(points_BP2, low_B, high_B)
+    for several_V2, points_P2, area, low, high in zip(
+        hull(points_BP2), points_BP2, areas_B, low_B, high_B, strict=True
+    ):
+        own_V2 = hull(points_P2)
+        np.testing.assert_array_equal(several_V2[: len(own_V2)], own_V2)
+        np.testing.assert_array_equal(several_V2[len(own_V2) :] - own_V2[-1], 0)
+        # Exact: the hull is straight between its vertices.
+        knots_K = np.append(own_V2[:, 0], high)
+        exact = np.trapezoid(np.interp(knots_K, *own_V2.T), knots_K) / (high - low)
+        assert area == pytest.approx(exact)
+
+
 @pytest.mark.parametrize("points", [np.zeros((0, 2)), np.zeros(3), [[1.0, np.nan]]])
 def test_bad_points_are_refused(points):
     with pytest.raises(ValueError, match="points: expected"):
@@ -71,13 +94,13 @@ def test_accuracy_at_cost_by_hand(cost, accuracy):
     assert accuracy_at_cost(hull(_POINTS), cost) == pytest.approx(accuracy, nan_ok=True)
 
 
-def test_mean_accuracy_by_hand():
+def test_aiq_by_hand():
     """0.4 to 0.7 over costs 1 to 4, then 0.7 up to 8: (3 x 0.55 + 4 x 0.7) / 7."""
-    assert mean_accuracy(hull(_POINTS), 1, 8) == pytest.approx((3 * 0.55 + 4 * 0.7) / 7)
-    assert mean_accuracy(hull(_POINTS), 2, 3) == pytest.approx(0.55)
-    assert mean_accuracy(hull(_POINTS), 5, 6) == pytest.approx(0.7)
-    assert np.isnan(mean_accuracy(hull(_POINTS), 0.5, 3))  # no mixture is that cheap
-    assert np.isnan(mean_accuracy(hull(_POINTS), 2, 2))
+    assert aiq(_POINTS, 1, 8) == pytest.approx((3 * 0.55 + 4 * 0.7) / 7)
+    assert aiq(_POINTS, 2, 3) == pytest.approx(0.55)
+    assert aiq(_POINTS, 5, 6) == pytest.approx(0.7)
+    assert np.isnan(aiq(_POINTS, 0.5, 3))  # no mixture is that cheap
+    assert np.isnan(aiq(_POINTS, 2, 2))
 
 
 def test_oracle_by_hand():
@@ -100,15 +123,34 @@ def test_sweep_by_hand():
     p_NM = np.array([[0.4, 0.9], [0.5, 0.6]])
     correct_NM = np.array([[0.0, 1], [1, 1]])
     cost_NM = np.array([[1.0, 10], [2, 20]])
-    points_T2 = sweep_tolerances(p_NM, correct_NM, cost_NM, [0, 0.15, 0.5])
+    choice_TN = tolerance_choices(p_NM, cost_NM, [0, 0.15, 0.5])
+    points_T2 = at_choices(choice_TN, cost_NM, correct_NM).mean(axis=0)
     np.testing.assert_allclose(points_T2, [[15, 1], [6, 1], [1.5, 0.5]])
 
 
 def test_a_sweep_decides_by_expected_and_pays_the_other_cost():
     p_NM, correct_NM = np.array([[0.6, 0.6]]), np.array([[0.0, 1.0]])
     paid_NM, expected_NM = np.array([[1.0, 9.0]]), np.array([[5.0, 4.0]])
-    points_T2 = sweep_tolerances(p_NM, correct_NM, paid_NM, [0.1], expected_NM)
+    choice_TN = tolerance_choices(p_NM, expected_NM, [0.1])
+    points_T2 = at_choices(choice_TN, paid_NM, correct_NM).mean(axis=0)
     np.testing.assert_array_equal(points_T2, [[9, 1]])
+
+
+def test_utility_goes_from_the_cheapest_to_argmax():
+    rng = np.random.default_rng(0)
+    p_NM, cost_NM = rng.random((50, 3)), rng.random((50, 3))
+    choice_SN = utility_choices(p_NM, cost_NM)
+    np.testing.assert_array_equal(choice_SN[0], cost_NM.argmin(axis=1))
+    np.testing.assert_array_equal(choice_SN[-1], p_NM.argmax(axis=1))
+
+
+def test_router_aiq_by_hand():
+    """The router's one point, (4, 0.9), is reached from the cheapest target, (1, 0.4)."""
+    singles_M2 = np.array([[1.0, 0.4], [9, 0.8]])
+    router, zero = router_aiq(np.array([[4.0, 0.9]]), singles_M2)
+    assert router == pytest.approx((3 * 0.65 + 5 * 0.9) / 8)
+    assert zero == pytest.approx(0.6)
+    assert np.isnan(router_aiq(singles_M2, singles_M2[:1])).all()
 
 
 def test_take():

@@ -11,6 +11,7 @@ from routerjax.evaluation.headline import (
     intervals,
     observed_accuracy,
 )
+from routerjax.stats.bootstrap import value_and_draws
 
 
 def test_headroom_by_hand():
@@ -68,8 +69,25 @@ def test_best_possible_within_datasets_by_hand():
     assert found["mean_auc"] == 0.75  # A right row of "a" is below the wrong ones of "b".
 
 
+def test_headroom_is_covered_as_often_as_promised():
+    """Of 150 groups of 1 to 3 queries, drawn four hundred times."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for seed in range(400):
+        group_N = np.repeat(np.arange(150), rng.integers(1, 4, 150))
+        level_G = rng.beta(2, 2, 150)
+        oracle_N = rng.random(len(group_N)) < 0.4
+        gain_N = oracle_N & (rng.random(len(group_N)) < level_G[group_N])
+        correct_N3 = np.stack([np.zeros(len(group_N)), oracle_N, gain_N], axis=1)
+        weight_BN = value_and_draws([str(g) for g in group_N], 400, seed)
+        router_N = np.full(len(group_N), 2)
+        low, high = intervals(correct_N3, router_N, 0, weight_BN, None)["headroom_captured"]
+        covered += low <= 0.5 <= high
+    assert 368 <= covered <= 392
+
+
 def test_intervals_of_a_single_group_are_none():
-    found = intervals(np.eye(2), np.array([0, 1]), 0, np.array(["g", "g"]), np.ones((2, 2)))
+    found = intervals(np.eye(2), np.array([0, 1]), 0, value_and_draws("gg", 50), np.ones((2, 2)))
     assert found.pop("level") == 0.95
     assert set(found.values()) == {None}
     assert "cost_saving_vs_most_expensive" in found

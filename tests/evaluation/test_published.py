@@ -2,36 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from routerjax.evaluation import published as field
-from routerjax.evaluation.frontier import hull, mean_accuracy
-
-
-def test_aiq_by_hand():
-    """The hull runs from (1, 0.2) over (2, 0.6) to (4, 0.8) and is flat to 5; (3, 0.5) is under it.
-
-    Areas 0.4 + 1.4 + 0.8 over a width of 4.
-    """
-    cost, accuracy = np.array([1.0, 2, 3, 4]), np.array([0.2, 0.6, 0.5, 0.8])
-    assert field.aiq(cost, accuracy, 1.0, 5.0) == pytest.approx(2.6 / 4)
-    assert np.isnan(field.aiq(cost, accuracy, 2.0, 2.0))
-    assert np.isnan(field.aiq(cost, accuracy, 0.5, 2.0))
-
-
-@given(st.data())
-def test_aiq_is_the_area_under_the_hull_of_the_frontier(data):
-    n = data.draw(st.integers(1, 7))
-    cost_2P = data.draw(hnp.arrays(np.int64, (2, n), elements=st.integers(1, 9))).astype(float)
-    accuracy_2P = data.draw(hnp.arrays(np.int64, (2, n), elements=st.integers(0, 8))) / 8
-    low, high = cost_2P.min(axis=1), cost_2P.max(axis=1) + 1.5
-    for found, *points, a, b in zip(
-        field.aiq(cost_2P, accuracy_2P, low, high), cost_2P, accuracy_2P, low, high, strict=True
-    ):
-        assert found == pytest.approx(mean_accuracy(hull(np.stack(points, axis=1)), a, b))
-
 
 # Four queries by falling advantage. Weak right on the last two, strong on all but the third.
 ADVANTAGE = np.array([0.4, 0.1, 0.3, 0.2])[[0, 2, 3, 1]]

@@ -8,9 +8,10 @@ import pytest
 from routerjax.evaluation import published as field
 from routerjax.evaluation.frontier import take
 from routerjax.evaluation.metrics import evaluate_predictions
-from routerjax.evaluation.published_report import field_report
+from routerjax.evaluation.published_report import published_report
 from routerjax.routing.constrained import Quality
 from routerjax.routing.policies import Argmax
+from routerjax.stats.bootstrap import value_and_draws
 from routerjax.stats.intervals import ratio_interval
 
 
@@ -23,7 +24,8 @@ def rows(make_pool):
 def _report(rows, **more):
     data, p_NM, y_NM, cost_NM = rows
     more = {"datasets": data.datasets, "cost_NM": cost_NM, "expected_cost_NM": cost_NM} | more
-    return field_report(p_NM, y_NM, p_NM.argmax(axis=1), 3, data.groups, draws=400, **more)
+    weight_BN = value_and_draws(data.groups, 400)
+    return published_report(p_NM, y_NM, p_NM.argmax(axis=1), 3, weight_BN, **more)
 
 
 def test_values_are_those_of_the_plain_functions(rows):
@@ -71,7 +73,9 @@ def test_paired_differences_vary_less_than_their_parts(rows):
 
 def test_two_targets_have_a_gap_to_recover(make_pool):
     data, p_NM, cost_NM = make_pool(n=900, m=2)
-    found, _ = field_report(p_NM, data.correct_NM, p_NM.argmax(axis=1), 1, data.groups, draws=200)
+    found, _ = published_report(
+        p_NM, data.correct_NM, p_NM.argmax(axis=1), 1, value_and_draws(data.groups, 200)
+    )
     curve = field.strong_share_curve(
         p_NM[:, 1] - p_NM[:, 0], *data.correct_NM.T.astype(float), np.ones(900)
     )
@@ -98,8 +102,11 @@ def test_a_saving_comes_with_the_probability_that_it_costs_accuracy(rows):
 
 
 def test_a_million_rows_take_fewer_draws(rows, monkeypatch):
-    monkeypatch.setattr("routerjax.evaluation.published_report._MOST", 900 * 150)
-    assert _report(rows)[0]["draws"] == 150
+    monkeypatch.setattr("routerjax.evaluation.metrics._MOST", 900 * 150)
+    data, p_NM, _, _ = rows
+    found = evaluate_predictions(
+        p_NM, data, None, policy=Argmax(), best_single=3, cost_basis=None)  # fmt: skip
+    assert found["field"]["draws"] == 150
 
 
 @pytest.mark.parametrize("lead", [-0.02, 0.0, 0.02])

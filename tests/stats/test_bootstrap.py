@@ -7,7 +7,13 @@ import pytest
 
 from routerjax.data.dataset import RoutingDataset
 from routerjax.stats.auc_replicates import auc_replicates, within_auc_replicates
-from routerjax.stats.bootstrap import group_weights, reverse_percentile
+from routerjax.stats.bootstrap import (
+    group_weights,
+    reverse_percentile,
+    value_and_draws,
+    weighted_means,
+    weighted_sums,
+)
 from routerjax.stats.fisher_replicates import fisher_replicates, fisher_shuffled
 from routerjax.stats.roc_auc import roc_auc, within_dataset_auc
 from routerjax.sweeps.evaluator import SiteEvaluator
@@ -213,3 +219,21 @@ def test_intervals_of_j_cover():
         low, high = reverse_percentile(found.value_M, found.draws_BM, smallest=0)
         hits += bool(low[0] <= truth <= high[0])
     assert 0.91 <= hits / 600 <= 0.985
+
+
+def test_weighted_means_by_hand():
+    """A draw of no row has no mean; values keep their further axes."""
+    weight_BN = np.array([[1, 1, 1], [2, 0, 1], [0, 0, 0]], np.float32)
+    value_N2 = np.array([[0.0, 1], [3, 1], [6, 4]])
+    np.testing.assert_array_equal(weighted_sums(weight_BN, value_N2), [[9, 6], [6, 6], [0, 0]])
+    np.testing.assert_array_equal(
+        weighted_means(weight_BN, value_N2), [[3, 2], [2, 2], [np.nan, np.nan]]
+    )
+    np.testing.assert_array_equal(weighted_means(weight_BN, value_N2[:, 0]), [3, 2, np.nan])
+
+
+def test_the_value_comes_before_its_draws():
+    weight_BN = value_and_draws(["a", "b", "b"], 5, seed=3)
+    np.testing.assert_array_equal(weight_BN[0], 1)
+    np.testing.assert_array_equal(weight_BN[1:], group_weights(["a", "b", "b"], 5, 3))
+    assert value_and_draws([], 5).shape == (6, 0)

@@ -9,11 +9,12 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from routerjax.data import groups as grouping
-from routerjax.evaluation.frontier import hull
+from routerjax.evaluation.metrics import evaluate_predictions
 from routerjax.features.recipe import Recipe
 from routerjax.features.recipe_flags import parse_recipe, parse_recipes
 from routerjax.report.study_pictures import draw_comparison
 from routerjax.report.text import comparison_lines
+from routerjax.routing.policies import Argmax
 from routerjax.runtime import resume
 from routerjax.studies import fits
 from routerjax.studies.compare import compare
@@ -158,19 +159,39 @@ def test_baselines_compete_and_costs_are_weighed(trained):
     assert cost_T[-1] == pytest.approx(rows["cheapest"]["cost"]["value"])
     assert (low_T <= accuracy_T).all() and (accuracy_T <= high_T).all()
     assert 0 < rows["good"]["ece"]["low"] < rows["good"]["ece"]["value"]
-    # AIQ: the area under the hull of its settings and the cheapest target, over the single costs.
-    points = np.array([[cost, right] for cost, right, *_ in rows["good"]["frontier"]])
-    singles = np.array([[cost, right] for _, cost, right in found["singles"]])
-    corners = hull(np.concatenate([points, singles[:1]]))
-    at_C = np.linspace(singles[0, 0], singles[2, 0], 20001)
-    mean = np.interp(at_C, *corners.T).mean()
-    assert rows["good"]["aiq"]["value"] == pytest.approx(mean, abs=1e-4)
-    assert rows["good"]["aiq"]["low"] < mean < rows["good"]["aiq"]["high"]
     assert rows["oracle"]["difference"]["aiq"]["low"] > 0
     assert [name for name, _, _ in found["singles"]] == list(data.targets)
     labels = [text.get_text() for text in draw_comparison(found).legends[0].get_texts()]
     assert {"good", "oracle", "single targets"} <= set(labels)
     json.dumps(found, allow_nan=False)
+
+
+def test_one_number_has_one_value_and_one_interval_wherever_it_stands(trained):
+    """AIQ and headroom in `compare`, in the published metrics and in metrics.json's own keys."""
+    data, p_NM, _ = trained
+    priced, store = _priced(data, np.array([[1.0, 1], [2, 2], [8, 8]]))
+    found = compare(store, priced, {"good": RECIPES["good"]}, CONFIG, n_folds=2, draws=1000)
+    (row,) = found["contestants"]
+    best = {choice["best_single"] for choice in row["choices"]}
+    assert len(best) == 1  # Of both folds: the metrics below know only one.
+    rng = np.random.default_rng(CONFIG.seeds[0])
+    noisy_NM = np.clip(p_NM + 0.05 * rng.normal(size=p_NM.shape), 0, 1).astype(np.float32)
+    cost_NM = np.tile((20 + 256) * 1e-6 * np.array([1.0, 2, 8]), (len(data), 1))
+    metrics = evaluate_predictions(
+        noisy_NM, priced, cost_NM, policy=Argmax(), best_single=data.targets.index(*best),
+        cost_basis="assumed",
+    )  # fmt: skip
+    keys = ("value", "low", "high")
+    for name in ("aiq", "avg_acc", "gain_at_best", "gap_at_oracle", "perf_gain", "pareto_dist",
+                 "router_arena_score"):  # fmt: skip
+        published = [metrics["field"][name][key] for key in keys]
+        np.testing.assert_allclose([row[name][key] for key in keys], published, rtol=1e-6)
+    assert metrics["cost_coverage"]["router"] == pytest.approx(row["aiq"]["value"])
+    zero_router = metrics["field"]["aiq_zero_router"]["value"]
+    assert metrics["cost_coverage"]["zero_router"] == pytest.approx(zero_router)
+    for name, own in (("accuracy", "router_accuracy"), ("headroom_captured",) * 2):
+        ends = [metrics[own], *metrics["intervals"][own]]
+        np.testing.assert_allclose([row[name][key] for key in keys], ends, rtol=1e-6)
 
 
 def test_difficulty_is_claimed_only_beyond_the_name_of_the_dataset(trained):
