@@ -60,6 +60,22 @@ def log(text: str) -> None:
         logger.info("%s", text)
 
 
+def what_differs(
+    made: dict[str, Any], now: dict[str, Any], there: str = "there", here: str = "here"
+) -> list[str]:
+    """A text for each field in which two records differ, with both values.
+
+    Args:
+      made, now: The record that was kept, and the one of today.
+      there, here: What the text calls their owners.
+    """
+    return [
+        f"{key}: {there} {made.get(key)!r}, {here} {now.get(key)!r}"
+        for key in sorted(set(made) | set(now))
+        if made.get(key) != now.get(key)
+    ]
+
+
 def claim(folder: Folder, what: str, job: dict[str, Any]) -> None:
     """Marks a folder of unfinished work as that of one job, or finds it so marked.
 
@@ -73,38 +89,108 @@ def claim(folder: Folder, what: str, job: dict[str, Any]) -> None:
       OSError: The folder cannot be written.
     """
     job = json.loads(json.dumps(job))
-    found = folder.read_json("job.json")
-    if found is None:
+    made = folder.read_json("job.json")
+    if made is None:
         folder.write_json("job.json", job)
-    elif found != job:
-        differing = [k for k in sorted(set(found) | set(job)) if found.get(k) != job.get(k)]
+    elif made != job:
         raise ValueError(
             f"{folder.path} holds the work of another {what}; different are: "
-            + "; ".join(f"{k}: there {found.get(k)!r}, here {job.get(k)!r}" for k in differing)
+            + "; ".join(what_differs(made, job))
             + ". Use another --workdir, or delete that folder"
         )
 
 
-def read_part(folder: Folder, name: str) -> dict[str, np.ndarray] | None:
-    """The arrays of a part that a job has finished, or None where there is no such file.
+class Parts:
+    """The finished parts of a job, in a folder that is the job's own, or else in memory.
+
+    A job that can be stopped and resumed is this loop:
+
+        parts = Parts(folder, "sweep", job)
+        with progress_bar(len(names), 0, "layers", "sweep") as bar:
+            for name in names:
+                if not parts.exists(name):
+                    parts.stop_if_asked(bar)
+                    parts.write(name, compute(name))
+                bar.update()
 
     Args:
-      folder: As of `claim`.
-      name: A safetensors file in it.
+      folder: Where they lie; None to keep them for this call only.
+      what: The kind of work, for errors.
+      job: JSON values that decide what the job computes.
 
     Raises:
-      ValueError: The file is damaged.
+      ValueError: The folder holds the work of another job; names what differs.
+      OSError: The folder cannot be written.
     """
-    data = folder.read_bytes(name)
-    if data is None:
-        return None
-    try:
-        return safetensors.numpy.load(data)
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{folder.path}{name} is damaged ({len(data)} bytes: {error}): delete it and run the "
-            f"same command again, which makes only this part anew"
-        ) from error
+
+    def __init__(self, folder: Folder | None, what: str, job: dict[str, Any]):
+        self.folder = folder
+        self._kept: dict[str, Any] = {}
+        if folder is not None:
+            claim(folder, what, job)
+
+    def exists(self, name: str) -> bool:
+        """Whether the part of this name is finished."""
+        return name in self._kept if self.folder is None else self.folder.exists(name)
+
+    def list(self, prefix: str) -> list[str]:
+        """The names of finished parts that start with `prefix`, sorted."""
+        if self.folder is None:
+            return sorted(name for name in self._kept if name.startswith(prefix))
+        return self.folder.list(prefix)
+
+    def read(self, name: str) -> dict[str, np.ndarray] | None:
+        """The arrays of a part, or None where it is not finished.
+
+        Raises:
+          ValueError: The file is damaged.
+        """
+        if self.folder is None:
+            return self._kept.get(name)
+        data = self.folder.read_bytes(name)
+        if data is None:
+            return None
+        try:
+            return safetensors.numpy.load(data)
+        except safetensors.SafetensorError as error:
+            raise ValueError(
+                f"{self.folder.path}{name} is damaged ({len(data)} bytes: {error}): delete it and "
+                f"run the same command again, which makes only this part anew"
+            ) from error
+
+    def write(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        """Keeps the arrays of a part, whole or not at all, as a safetensors file."""
+        if self.folder is None:
+            self._kept[name] = arrays
+        else:
+            self.folder.write_bytes(name, safetensors.numpy.save(arrays))
+
+    def read_json(self, name: str) -> Any:
+        """The JSON value of a part, or None where it is not finished."""
+        return self._kept.get(name) if self.folder is None else self.folder.read_json(name)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Keeps the JSON value of a part, whole or not at all."""
+        if self.folder is None:
+            self._kept[name] = value
+        else:
+            self.folder.write_json(name, value)
+
+    def stop_if_asked(self, bar: tqdm) -> None:
+        """Ends the job where SIGTERM has come.
+
+        Args:
+          bar: Counts the parts that are done.
+
+        Raises:
+          Stopped: SIGTERM came.
+        """
+        if stop_requested():
+            unit = bar.unit.strip()
+            raise Stopped(
+                f"Stopped with {bar.total - bar.n} of {bar.total} {unit} to go.",
+                goes_on=self.folder is not None,
+            )
 
 
 def progress_bar(total: int, done: int, unit: str, what: str) -> tqdm:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from routerjax.runtime.resume import what_differs
+
 # Where the encoder was found does not change what it computes: its weights' digest does.
 _NOT_COMPARED = ("encoder_id", "revision")
 
@@ -23,9 +25,4 @@ def identity_differences(
     Returns:
       A text for each field that differs, with both values.
     """
-    made, now = compared(made), compared(now)
-    return [
-        f"{key}: {name_made} has {made.get(key)!r}, {name_now} {now.get(key)!r}"
-        for key in sorted(set(made) | set(now))
-        if made.get(key) != now.get(key)
-    ]
+    return what_differs(compared(made), compared(now), f"{name_made} has", name_now)

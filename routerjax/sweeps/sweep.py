@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import safetensors.numpy
 
 from routerjax.data.dataset import RoutingDataset
 from routerjax.features.row_blocks import read_rows
@@ -146,26 +145,19 @@ def sweep(
         raise ValueError("shard: several jobs meet in a folder: give workdir")
     job = _Job(store, random_store, data, config, devices)
     folder = None if workdir is None else Folder(workdir) / "sweep"
-    if folder is not None:
-        job.claim(folder)
+    kept = job.parts(folder)
     mine = config.layers[index::of]
-    todo = [layer for layer in mine if folder is None or not folder.exists(_part(layer))]
-    parts: dict[int, dict[str, np.ndarray]] = {}
+    todo = [layer for layer in mine if not kept.exists(_part(layer))]
     step = len(job.devices)
     with resume.progress_bar(len(mine), len(mine) - len(todo), "layers", "sweep") as bar:
         for at in range(0, len(todo), step):
-            if resume.stop_requested() and folder is not None:
-                raise resume.Stopped(f"Stopped with {len(todo) - at} of {len(mine)} layers to go.")
+            kept.stop_if_asked(bar)
             batch = todo[at : at + step]
             for layer, part in job.evaluate(batch):
-                if folder is None:
-                    parts[layer] = part
-                else:
-                    folder.write_bytes(_part(layer), safetensors.numpy.save(part))
+                kept.write(_part(layer), part)
             bar.update(len(batch))
-    if folder is not None:
-        found = {layer: resume.read_part(folder, _part(layer)) for layer in config.layers}
-        parts = {layer: part for layer, part in found.items() if part is not None}
+    read = {layer: kept.read(_part(layer)) for layer in config.layers}
+    parts = {layer: part for layer, part in read.items() if part is not None}
     missing = [layer for layer in config.layers if layer not in parts]
     if missing:
         logger.info("sweep: layers %s are still to come from other shards", missing)
@@ -204,13 +196,13 @@ class _Job:
         )
         self.n_tokens_N = store.query_tokens_N[store.rows_of(data.ids)]
 
-    def claim(self, folder: Folder) -> None:
-        """Marks the folder as this sweep's.
+    def parts(self, folder: Folder | None) -> resume.Parts:
+        """The layers that are finished.
 
         Raises:
-          ValueError: It is another's.
+          ValueError: The folder is another sweep's.
         """
-        resume.claim(folder, "sweep", self.config.to_json() | {
+        return resume.Parts(folder, "sweep", self.config.to_json() | {
             "data_digest": self.data.digest,
             "store": compared(self.store.identity),
             "random_store": compared(self.random_store.identity) if self.random_store else None,

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import safetensors.numpy
 
 from routerjax.runtime import resume
 from routerjax.runtime.files import Folder
@@ -105,14 +104,11 @@ def train_trunks(
         np.full((n, *shape_VM), np.nan, np.float32),
     )
     folder = None if workdir is None else Folder(workdir)
-    if folder is not None:
-        given = {"y_train_NM": y_train_NM, "y_val_NM": y_val_NM}
-        for part, x_of in (("x_train", train_of), ("x_val", val_of)):
-            given |= {f"{part}.{name}": x for name, x in x_of.items()}
-        resume.claim(folder, "training of trunks", _job(members, given, config))
-    left = set(range(n))
-    if folder is not None:
-        left -= _take_in(folder, found)
+    given = {"y_train_NM": y_train_NM, "y_val_NM": y_val_NM}
+    for part, x_of in (("x_train", train_of), ("x_val", val_of)):
+        given |= {f"{part}.{name}": x for name, x in x_of.items()}
+    parts = resume.Parts(folder, "training of trunks", _job(members, given, config))
+    left = set(range(n)) - _take_in(parts, found)
     with resume.progress_bar(n, n - len(left), "members", "trunks") as bar:
         for places in groups(members, sorted(left), train_of, shape_VM[1], devices):
             chosen = [members[k] for k in places]
@@ -127,9 +123,8 @@ def train_trunks(
             arrays = group.train(None if folder is None else folder / name, bar)
             for leaf, field in zip(found, Trained._fields, strict=True):
                 leaf[places] = arrays[field]
+            parts.write(f"{name}.safetensors", arrays | {_PLACES: np.array(places)})
             if folder is not None:
-                held = arrays | {_PLACES: np.array(places)}
-                folder.write_bytes(f"{name}.safetensors", safetensors.numpy.save(held))
                 for path in folder.list(f"{name}/"):  # Its checkpoints.
                     folder.delete(path)
     failed = int((found.failed_K >= 0).sum())
@@ -138,11 +133,11 @@ def train_trunks(
     return found
 
 
-def _take_in(folder: Folder, found: Trained) -> set[int]:
+def _take_in(parts: resume.Parts, found: Trained) -> set[int]:
     """Fills in the members of finished groups, however they were grouped, and returns them."""
     done: set[int] = set()
-    for name in folder.list("group-"):
-        arrays = resume.read_part(folder, name) if name.endswith(".safetensors") else None
+    for name in parts.list("group-"):
+        arrays = parts.read(name) if name.endswith(".safetensors") else None
         if arrays is not None:
             places = arrays[_PLACES].tolist()
             for leaf, field in zip(found, Trained._fields, strict=True):

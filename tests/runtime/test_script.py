@@ -75,7 +75,7 @@ def main():
         raise KeyError("a fault of ours")
 
 sys.argv = sys.argv[1:]
-script.run(main)
+script.run_script(main)
 """
 
 
@@ -122,7 +122,7 @@ from routerjax.runtime import resume, script
 def main():
     from transformers import AutoConfig, AutoTokenizer
 
-script.run(main, torch={torch})
+script.run_script(main, torch={torch})
 """
 
 

@@ -16,6 +16,7 @@ from routerjax.encoder.selection import ALL
 from routerjax.probes.streaming.stream_probe import draw_sample, probe_stream
 from routerjax.probes.table import DEFAULT, ProbeTable
 from routerjax.runtime.files import Folder
+from routerjax.runtime.resume import what_differs
 from routerjax.store.identity import compared
 from routerjax.store.store import ActivationStore
 
@@ -151,14 +152,9 @@ def _found(folder: Folder, settings: dict[str, Any]) -> ProbeTable | None:
         flat, flat_found = (
             value.pop("identity") | value.pop("probing") | value for value in (settings, found)
         )
-        differing = [
-            k for k in sorted(set(flat) | set(flat_found)) if flat.get(k) != flat_found.get(k)
-        ]
         raise ValueError(
             f"{folder.path}probes.json was made in another way; different are: "
-            + "; ".join(
-                f"{k}: there {flat_found.get(k)!r}, here {flat.get(k)!r}" for k in differing
-            )
+            + "; ".join(what_differs(flat_found, flat))
             + f". Use another --workdir, or delete {_SETTINGS} there to probe again"
         )
     logger.info("%sprobes.json is of the same sample and settings: not probed again", folder.path)
