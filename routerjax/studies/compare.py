@@ -109,8 +109,7 @@ def compare(
             contestant.check(data)  # Before routers are fitted for a comparison that cannot end.
     fold_N = grouping.folds(data.groups, n_folds, seed)
     folder = None if workdir is None else Folder(workdir) / "compare"
-    if folder is not None:
-        resume.claim(folder, "comparison", _job(stores, data, config, n_folds, seed))
+    parts = resume.Parts(folder, "comparison", _job(stores, data, config, n_folds, seed))
     # The dataset's name alone stands behind the others.
     everyone = [*contestants.values()] + [BASELINES["dataset"]] * named
     probabilistic_R = [_probabilistic(contestant) for contestant in everyone]
@@ -126,7 +125,7 @@ def compare(
     total = sum(len(run.contestants) * (run.fold_N.max() + 1) for run in runs) * n_seeds
     with resume.progress_bar(total, 0, "fits", "compare") as bar:
         founds = [
-            predict_folds(run, stores, data, config, n_seeds, seed, folder, bar) for run in runs
+            predict_folds(run, stores, data, config, n_seeds, seed, parts, bar) for run in runs
         ]
     (found, choices), *others = founds
     weight_BN = value_and_draws(data.groups, draws, seed)

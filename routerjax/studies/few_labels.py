@@ -106,26 +106,23 @@ def few_labels(
     x_NC = features.apply_store(stores, fit.ids + held.ids + test.ids)
     # Not before it is known that it can be done: a mistake would keep the folder from its mending.
     folder = None if workdir is None else Folder(workdir) / "few_labels"
-    if folder is not None:
-        resume.claim(folder, "label curve", {
-            "recipe": recipe.to_json(), "trunk": config.to_json(), "sizes": list(sizes),
-            "draws": draws, "seed": seed, "test_fraction": test_fraction, "figures": list(FIGURES),
-            "families": list(families), "data_digest": data.digest,
-            "stores": [compared(store.identity) for store in as_tuple(stores)],
-        })  # fmt: skip
+    kept = resume.Parts(folder, "label curve", {
+        "recipe": recipe.to_json(), "trunk": config.to_json(), "sizes": list(sizes),
+        "draws": draws, "seed": seed, "test_fraction": test_fraction, "figures": list(FIGURES),
+        "families": list(families), "data_digest": data.digest,
+        "stores": [compared(store.identity) for store in as_tuple(stores)],
+    })  # fmt: skip
     parts = tuple(np.split(x_NC, np.cumsum([len(fit), len(held)])))
     rows = (fit, held, test)
     targets: dict[str, dict[str, _Curves]] = {}
     with resume.progress_bar(len(data.targets), 0, "targets", "few labels") as bar:
         for m, target in enumerate(data.targets):
             name = f"target{m:03d}.json"
-            found = None if folder is None else folder.read_json(name)
+            found = kept.read_json(name)
             if found is None:
-                if resume.stop_requested():
-                    raise resume.Stopped(f"Stopped with {bar.n} of {bar.total} targets done.")
+                kept.stop_if_asked(bar)
                 found = _of_target(parts, rows, m, families, config, sizes, draws, seed)
-                if folder is not None:
-                    folder.write_json(name, found)
+                kept.write_json(name, found)
             targets[target] = found
             bar.update()
     of = {figure: {t: found[figure] for t, found in targets.items()} for figure in FIGURES}

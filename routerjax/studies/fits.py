@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
@@ -17,7 +16,6 @@ from routerjax.features.recipe import Recipe
 from routerjax.routing.costs import CostModel
 from routerjax.routing.fit import fit_router
 from routerjax.runtime import resume
-from routerjax.runtime.files import Folder
 from routerjax.studies.contestants import Baseline, RouterSpec
 from routerjax.studies.predictions import Predictions
 from routerjax.sweeps.controls import shuffled
@@ -50,7 +48,7 @@ def predict_folds(
     config: TrunkConfig,
     n_seeds: int,
     seed: int,
-    folder: Folder | None,
+    parts: resume.Parts,
     bar: Any,
 ) -> tuple[Predictions, list[list[dict[str, Any]]]]:
     """Out-of-fold predictions and costs, and what each fit chose, by contestant.
@@ -58,7 +56,7 @@ def predict_folds(
     Args:
       run: What to fit.
       stores, data, config, n_seeds, seed: As of `compare`.
-      folder: Keeps finished fits; None for none.
+      parts: The finished fits.
       bar: A progress bar, moved on by one a fit.
 
     Raises:
@@ -69,17 +67,18 @@ def predict_folds(
     for r, k, f in np.ndindex(len(run.contestants), n_seeds, int(run.fold_N.max()) + 1):
         contestant, test_N = run.contestants[r], run.fold_N == f
         name = f"{_digest(contestant, data)}/{run.prefix}seed{k}-fold{f}"
-        fit = None if folder is None else _read(folder, name)
-        if fit is None:
-            if resume.stop_requested():
-                raise resume.Stopped(f"Stopped with {bar.n} of {bar.total} fits done.")
+        # The JSON is written last: without it a fit is not finished.
+        arrays, about = parts.read(f"{name}.safetensors"), parts.read_json(f"{name}.json")
+        if arrays is None or about is None:
+            parts.stop_if_asked(bar)
             train = data.select(_apart(data, test_N))
             if run.shuffle:
                 train = _shuffled(train, seed)
-            fit = _fit(stores, train, data.select(test_N), contestant, _with_seed(config, k))
-            if folder is not None:
-                _write(folder, name, *fit)
-        arrays, about = fit
+            test = data.select(test_N)
+            arrays, about = _fit(stores, train, test, contestant, _with_seed(config, k))
+            arrays = {key: np.ascontiguousarray(p_NM, np.float32) for key, p_NM in arrays.items()}
+            parts.write(f"{name}.safetensors", arrays)
+            parts.write_json(f"{name}.json", about)
         found.p_RKNM[r, k, test_N] = arrays["p_NM"]
         found.before_RKNM[r, k, test_N] = arrays["before_NM"]
         found.single_RKN[r, k, test_N] = data.targets.index(about["best_single"])
@@ -157,23 +156,6 @@ def _with_seed(config: TrunkConfig, k: int) -> TrunkConfig:
     span = max(config.seeds) - min(config.seeds) + 1
     seeds = tuple(seed + k * span for seed in config.seeds)
     return dataclasses.replace(config, seeds=seeds, split_seed=config.split_seed + k)
-
-
-def _read(folder: Folder, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """A finished fit; the JSON is written last, without it there is none."""
-    about, arrays = (
-        folder.read_json(f"{name}.json"),
-        resume.read_part(folder, f"{name}.safetensors"),
-    )
-    if about is None or arrays is None:
-        return None
-    return arrays, about
-
-
-def _write(folder: Folder, name: str, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-    whole = {key: np.ascontiguousarray(value, np.float32) for key, value in arrays.items()}
-    folder.write_bytes(f"{name}.safetensors", safetensors.numpy.save(whole))
-    folder.write_json(f"{name}.json", about)
 
 
 def _digest(contestant: Contestant, data: RoutingDataset) -> str:

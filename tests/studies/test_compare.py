@@ -297,7 +297,7 @@ def test_a_stopped_job_keeps_what_is_finished(trained, tmp_path, monkeypatch):
     data, _, trainings = trained
     with monkeypatch.context() as patch:
         patch.setattr(resume, "stop_requested", lambda: len(trainings) == 2)
-        with pytest.raises(resume.Stopped, match="2 of 12 fits done"):
+        with pytest.raises(resume.Stopped, match="10 of 12 fits to go"):
             compare(STORE, data, RECIPES, CONFIG, n_folds=3, workdir=tmp_path)
     compare(STORE, data, RECIPES, CONFIG, n_folds=3, workdir=tmp_path)
     assert len(trainings) == 6
