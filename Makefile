@@ -16,8 +16,9 @@ $(STAMP): setup.cfg setup.py constraints.txt requirements-minilm.txt
 quickstart: setup
 	$(BIN)/python -m experiments.quickstart $(ARGS)
 
-# A test spends most of its time compiling on one core: a worker for each, a file at a time.
-PYTEST := $(BIN)/python -m pytest -q --numprocesses=logical --maxprocesses=8 --dist=loadfile
+# A test spends most of its time compiling on one core: a worker for each, files in a row, and who
+# has none left takes tests from another.
+PYTEST := $(BIN)/python -m pytest -q --numprocesses=logical --maxprocesses=8 --dist=worksteal
 
 test: setup
 	$(PYTEST) $(ARGS)

@@ -1,9 +1,13 @@
 """The scripts as a user runs them: each on its own, in a row, and wrongly."""
 
 import dataclasses
+import gc
+import io
 import json
+import logging
 import os
 import pathlib
+import runpy
 import signal
 import subprocess
 import sys
@@ -11,32 +15,75 @@ import time
 import types
 
 import pytest
+from absl.flags import FLAGS
+from absl.testing import flagsaver
 
 from experiments import compare, options
 from routerjax.data.readers import write_dataset, write_pool
 from routerjax.data.simulated.simulate import simulate
+from routerjax.runtime import script as script_module
 from routerjax.store.store import ActivationStore
 from routerjax.studies.contestants import BASELINES
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def start(script: str, *flags: str, **kwargs) -> subprocess.Popen:
+def start(script: str, *flags: str, text: bool = True) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", f"experiments.{script}", *flags],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"} | kwargs,
+        text=text,
+        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
     )
 
 
-def run(script: str, *flags: str, stdin: str = "") -> subprocess.CompletedProcess:
-    job = start(script, *flags)
+def run(script: str, *flags: str, stdin: str | bytes = "") -> types.SimpleNamespace:
+    """Runs a script as `python -m` does, in this process: what it imports is imported already."""
+    # Flags of scripts that a test has imported make room for the same flags of this one.
+    imported = {name: FLAGS[name] for name in FLAGS if _of_a_script(name)}
+    for name in imported:
+        delattr(FLAGS, name)
+    before, ours = flagsaver.save_flag_values(FLAGS), logging.getLogger("routerjax")
+    handlers, propagate, level = ours.handlers[:], ours.propagate, ours.level
+    stdin = stdin if isinstance(stdin, bytes) else stdin.encode()
+    with pytest.MonkeyPatch.context() as patch:
+        # Imported by a test, it would be run a second time under a warning.
+        patch.delitem(sys.modules, f"experiments.{script}", raising=False)
+        patch.setattr(sys, "argv", [script, *flags])
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        patch.setattr(sys, "stdout", io.StringIO())
+        patch.setattr(sys, "stderr", io.StringIO())
+        # Both are for a process that ends with its script.
+        patch.setattr(gc, "freeze", lambda: None)
+        patch.setattr(script_module, "leave_out_torch", lambda: None)
+        try:
+            runpy.run_module(f"experiments.{script}", run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code or 0
+        finally:
+            flagsaver.restore_flag_values(before, FLAGS)  # The script's own flags are gone.
+            for name, flag in imported.items():
+                FLAGS[name] = flag
+            ours.handlers[:], ours.propagate = handlers, propagate
+            ours.setLevel(level)
+        return types.SimpleNamespace(
+            returncode=code, stdout=sys.stdout.getvalue(), stderr=sys.stderr.getvalue()
+        )
+
+
+def _of_a_script(name: str) -> bool:
+    # A flag that was put back has no module.
+    return FLAGS.find_module_defining_flag(name, "experiments.").startswith("experiments.")
+
+
+def run_apart(script: str, *flags: str, stdin: bytes = b"") -> subprocess.CompletedProcess:
+    """Runs a script in a process of its own, for what only that shows: exit code and imports."""
+    job = start(script, *flags, text=False)
     out, err = job.communicate(stdin, timeout=300)
-    return subprocess.CompletedProcess(job.args, job.returncode, out, err)
+    return subprocess.CompletedProcess(job.args, job.returncode, out.decode(), err.decode())
 
 
 @pytest.fixture(scope="module")
@@ -127,13 +174,11 @@ def test_route_decides_for_a_flag_and_for_lines(work, tmp_path):
 
 
 def test_route_answers_what_comes_before_a_faulty_line(work):
-    job = subprocess.run(
-        [sys.executable, "-m", "experiments.route", f"--router={work}/router"], cwd=ROOT,
-        input=b"\xef\xbb\xbfone\n\ntwo\n\xff bad\n", capture_output=True, timeout=300,
-    )  # fmt: skip
+    job = run_apart("route", f"--router={work}/router",
+                    stdin=b"\xef\xbb\xbfone\n\ntwo\n\xff bad\n")  # fmt: skip
     assert [json.loads(line)["query"] for line in job.stdout.splitlines()] == ["one", "two"]
     assert job.returncode == 1
-    assert b"error: standard input, line 4: not UTF-8" in job.stderr
+    assert "error: standard input, line 4: not UTF-8" in job.stderr
     unfitted = run("route", "--router=nowhere", "--policy=budget:0.001", "--query=hi")
     assert unfitted.returncode == 1
     assert "train a router with this --policy" in unfitted.stderr
@@ -223,7 +268,7 @@ def test_quickstart_is_their_sum(files, tiny_encoder_folder, tmp_path):
 
 
 def test_a_dry_run_tells_and_writes_nothing(files, tiny_encoder_folder, tmp_path):
-    done = run("extract", f"--workdir={tmp_path}/none", f"--data={files}/train.jsonl",
+    done = run_apart("extract", f"--workdir={tmp_path}/none", f"--data={files}/train.jsonl",
                f"--encoder={tiny_encoder_folder}", "--dry_run")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert {"bytes", "flops", "hours"} <= {line.split()[0] for line in done.stdout.splitlines()}

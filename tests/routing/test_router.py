@@ -132,8 +132,8 @@ def test_only_allowed_targets_answer(router):
 def test_a_policy_is_fitted_with_the_router_or_after_it(router, parts, tmp_path):
     """On the tiny pool every answer has 256 tokens: costs are those of the prices, nearly."""
     store, test, train = parts
-    usd = 0.0008
-    with pytest.raises(ValueError, match=r"budget:0.0008 has not been fitted.*fit_policy"):
+    usd = 0.0002
+    with pytest.raises(ValueError, match=r"budget:0.0002 has not been fitted.*fit_policy"):
         router.route("abc", policy=Budget(usd))
     own = fit_router(store, train, Recipe.all_layers(pca_dim=20), CONFIG, policy=Budget(usd))
     val, _ = train.split(CONFIG.val_fraction, CONFIG.split_seed)
