@@ -14,11 +14,12 @@ import numpy as np
 from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
 from routerjax.evaluation.frontier import take
-from routerjax.features.feature_map import Stores, as_tuple
+from routerjax.features.feature_map import Stores
 from routerjax.features.recipe import Recipe
 from routerjax.routing.constrained import Budget, Quality, Unreachable
 from routerjax.routing.costs import CostModel
 from routerjax.routing.fit import out_of_fold
+from routerjax.routing.judged import Judged
 from routerjax.runtime.files import Folder
 from routerjax.stats.intervals import LEVEL, ratio_interval
 from routerjax.trunk.config import TrunkConfig
@@ -58,15 +59,13 @@ def constraint_check(
       resume.Stopped: SIGTERM came, with a workdir; the next call goes on from there.
     """
     recipe = Recipe.all_layers() if recipe is None else recipe
-    store, costs = as_tuple(stores)[0], CostModel.fit(data)
-    tokens_N = store.query_tokens_N[store.rows_of(data.ids)]
-    expected_NM = costs.expected(tokens_N)
-    paid_NM, basis = costs.paid(tokens_N, data)
+    judged = Judged.of(data, stores, CostModel.fit(data))
+    expected_NM, paid_NM = judged.expected_NM, judged.paid_NM
     if expected_NM is None or paid_NM is None or np.isnan(expected_NM).any():
         raise ValueError("data: every target needs a price: give its pool.json")
     folder = None if workdir is None else Folder(workdir) / "holding"
     p_NM = out_of_fold(stores, data, recipe, config or TrunkConfig(), n_folds, folder)
-    return {"cost_basis": basis} | constraint_rows(
+    return {"cost_basis": judged.basis} | constraint_rows(
         p_NM, expected_NM, paid_NM, data.correct_NM, data.groups, data.queries,
         n_splits=n_splits, n_folds=n_folds, places=places, seed=seed,
     )  # fmt: skip

@@ -17,6 +17,7 @@ from routerjax.features.fit import fit_features
 from routerjax.features.recipe import Recipe
 from routerjax.features.recipe_flags import parse_recipes
 from routerjax.routing.costs import CostModel
+from routerjax.routing.judged import Judged
 from routerjax.studies import embedding_baselines as embedding
 from routerjax.trunk.config import TrunkConfig
 
@@ -90,16 +91,10 @@ def _random(_: Any, train: RoutingDataset, test: RoutingDataset, config: TrunkCo
 
 def _cheapest(stores: Stores, train: RoutingDataset, test: RoutingDataset, _: Any) -> np.ndarray:
     """The target that costs least on the mean of the training queries, in and out."""
-    cost_NM = CostModel.fit(train).expected(_tokens(stores, train))
+    cost_NM = Judged.of(train, stores, CostModel.fit(train)).expected_NM
     assert cost_NM is not None
     rank_M = np.argsort(np.argsort(cost_NM.mean(axis=0), kind="stable"), kind="stable")
     return np.tile(1.0 - rank_M / len(rank_M), (len(test), 1))
-
-
-def _tokens(stores: Stores, data: RoutingDataset) -> np.ndarray:
-    """[N] tokens of each query, by the first encoder's tokenizer."""
-    store = as_tuple(stores)[0]
-    return store.query_tokens_N[store.rows_of(data.ids)]
 
 
 def _dataset(_: Any, train: RoutingDataset, test: RoutingDataset, __: Any) -> np.ndarray:
@@ -116,7 +111,7 @@ def _oracle(stores: Stores, train: RoutingDataset, test: RoutingDataset, _: Any)
     outcome_NM = np.nan_to_num(np.asarray(test.correct_NM, np.float64), nan=0.0)
     cheap_NM = np.zeros(outcome_NM.shape)
     if train.prices_M2 is not None:
-        paid_NM, _ = CostModel.fit(train).paid(_tokens(stores, test), test)
+        paid_NM = Judged.of(test, stores, CostModel.fit(train)).paid_NM
         assert paid_NM is not None
         dear_NM = np.where(np.isnan(paid_NM), np.inf, paid_NM)
         rank_NM = np.argsort(np.argsort(dear_NM, axis=1, kind="stable"), axis=1, kind="stable")

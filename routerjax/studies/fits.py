@@ -11,10 +11,11 @@ from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.groups import numbered
 from routerjax.data.outcomes import skill
-from routerjax.features.feature_map import Stores, as_tuple
+from routerjax.features.feature_map import Stores
 from routerjax.features.recipe import Recipe
 from routerjax.routing.costs import CostModel
 from routerjax.routing.fit import fit_router
+from routerjax.routing.judged import Judged
 from routerjax.runtime import resume
 from routerjax.studies.contestants import Baseline, RouterSpec
 from routerjax.studies.predictions import Predictions
@@ -136,15 +137,13 @@ def _cost(
     """
     if data.prices_M2 is None:
         return None
-    store = as_tuple(stores)[0]
-    tokens_N = store.query_tokens_N[store.rows_of(data.ids)]
     bases = set()
     for f in range(fold_N.max() + 1):
         test_N = fold_N == f
         costs = CostModel.fit(data.select(_apart(data, test_N)))
-        paid_NM, basis = costs.paid(tokens_N[test_N], data.select(test_N))
-        bases.add(basis)
-        found.paid_NM[test_N], found.expected_NM[test_N] = paid_NM, costs.expected(tokens_N[test_N])
+        judged = Judged.of(data.select(test_N), stores, costs)
+        bases.add(judged.basis)
+        found.paid_NM[test_N], found.expected_NM[test_N] = judged.paid_NM, judged.expected_NM
     if bases != {"recorded"}:
         found.paid_NM[:] = found.expected_NM
         return "assumed"

@@ -17,6 +17,7 @@ from routerjax.features.recipe import Recipe
 from routerjax.routing.constrained import Quality, Unreachable
 from routerjax.routing.costs import CostModel
 from routerjax.routing.fit import fit_router
+from routerjax.routing.judged import judge
 from routerjax.stats.bootstrap import reverse_percentile, value_and_draws
 from routerjax.studies.contestants import BASELINES
 from routerjax.trunk.config import TrunkConfig
@@ -68,7 +69,8 @@ def oracle_gap(
     test, train = data.split(test_fraction, seed)
     assert test.p_NM is not None
     router = fit_router(stores, train, recipe, config, checkpoints=checkpoints)
-    x_NC = router.read(stores, test.ids)
+    judged, x_NC = judge(router, stores, test)
+    assert judged.query_tokens_N is not None
     p_NM = router.predict(x_NC)
     contestants = {
         "router": p_NM,
@@ -77,13 +79,10 @@ def oracle_gap(
         "best possible": test.p_NM,
     }
     weight_BN = value_and_draws(test.groups, draws, seed)
-    store = router.stores_in_order(stores)[0]
-    tokens_N = store.query_tokens_N[store.rows_of(test.ids)]
-    paid_NM, _ = router.costs.paid(tokens_N, test, x_NC)
     costs = {
-        "head": router.costs.expected(tokens_N, x_NC),
-        "median": CostModel.fit(train).expected(tokens_N),
-        "true": paid_NM,
+        "head": judged.expected_NM,
+        "median": CostModel.fit(train).expected(judged.query_tokens_N),
+        "true": judged.paid_NM,
     }
     return {
         "n_train": len(train),
