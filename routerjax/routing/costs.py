@@ -1,4 +1,4 @@
-"""What an answer costs: USD of input and output tokens, expected before it is written, and paid."""
+"""The cost of an answer in USD: of input and output tokens, expected beforehand and as paid."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from routerjax.routing.lengths import LengthHead
 if TYPE_CHECKING:
     from routerjax.data.dataset import RoutingDataset
 
-# Where no answer's length was recorded. It cancels from nothing: metrics say when it was assumed.
+# Taken for the length of an answer where none was recorded; metrics say where it was assumed.
 ASSUMED_OUTPUT_TOKENS = 256
 
 
@@ -59,7 +59,7 @@ class CostModel:
         return cls(data.prices_M2, length_M, recorded_M, head)
 
     def with_target(self, price: tuple[float, float] | None) -> "CostModel":
-        """The costs with one target more, of whose answers nothing is recorded.
+        """The costs with one more target, of which no answer was recorded.
 
         Args:
           price: USD per 1M (input, output) tokens; None where unknown.
@@ -77,7 +77,7 @@ class CostModel:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """[M] what the expected length of each target is: a "head", a "median" or "assumed"."""
+        """[M] source of each target's expected length: "head", "median" or "assumed"."""
         used_M = np.zeros(len(self.recorded_M), bool) if self.head is None else self.head.used_M
         return tuple(
             "head" if used else "median" if recorded else "assumed"

@@ -1,4 +1,4 @@
-"""Decision: what a router answers; and who may be chosen."""
+"""Decision: the target that a router chose; and the mask of targets that it may choose."""
 
 import dataclasses
 import math
@@ -14,15 +14,15 @@ Allowed: TypeAlias = list[str] | tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """Who shall answer a query, and what was known when that was decided.
+    """The target that should answer a query, and the estimates by which it was chosen.
 
     Attributes:
-      target: The chosen one.
+      target: Name of the chosen one.
       probabilities: {target: P(correct)}.
       spreads: {target: standard deviation over the ensemble's members of P(correct), each member's
         calibrated as their mean is}.
       costs: {target: expected USD}; None without prices, and None for a target without a price.
-      policy: What chose, as JSON values.
+      policy: The policy that chose, as JSON values.
     """
 
     target: str
@@ -44,7 +44,7 @@ def decided(
     cost_NM: np.ndarray | None,
     policy: Policy,
 ) -> list[Decision]:
-    """Decisions as users read them, with names in place of columns.
+    """Decisions with names in place of columns.
 
     Args:
       targets: [M] names.
@@ -52,7 +52,7 @@ def decided(
       p_NM: [N, M] P(correct).
       spread_NM: [N, M] its standard deviations over the members.
       cost_NM: [N, M] expected USD, NaN where unknown; None without prices.
-      policy: What chose.
+      policy: The policy that chose.
     """
 
     def by_target(value_M: np.ndarray) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def decided(
 def allowed_mask(
     allowed: Allowed | Sequence[Allowed] | None, targets: Sequence[str], n: int
 ) -> np.ndarray | None:
-    """Who may answer each of n queries.
+    """The targets that may answer each of n queries.
 
     Args:
       allowed: Names for all queries, or a list of names for each; None for all targets.

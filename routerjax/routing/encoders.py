@@ -28,7 +28,7 @@ class BoundEncoders:
         self._encoders: dict[int, Encoder] = {}
 
     def load(self) -> tuple[Encoder, ...]:
-        """All of them; see `Router.encoders`."""
+        """The encoders, loaded where they were not given; see `Router.encoders`."""
         for i, identity in enumerate(self.identities):
             if i not in self._encoders:
                 loaded = Encoder.from_identity(identity)
@@ -39,7 +39,7 @@ class BoundEncoders:
         return tuple(self._encoders[i] for i in range(len(self.identities)))
 
     def use(self, encoder: Encoder | Sequence[Encoder]) -> None:
-        """Takes encoders in; see `Router.use_encoder`."""
+        """Binds encoders to their identities; see `Router.use_encoder`."""
         for given in encoder if isinstance(encoder, Sequence) else (encoder,):
             differences = [
                 self._differences(i, given.identity, "this encoder")
@@ -47,11 +47,11 @@ class BoundEncoders:
             ]
             if all(differences):
                 _refuse(differences, self.identities)
-            places = [i for i, found in enumerate(differences) if not found]
+            places = [i for i, differ in enumerate(differences) if not differ]
             self._encoders |= dict.fromkeys(places, given)
 
     def stores(self, stores: Stores, features: FeatureMap) -> tuple[ActivationStore, ...]:
-        """A store of each, of which `features` read; see `Router.stores_in_order`."""
+        """A store of each encoder with what `features` reads; see `Router.stores_in_order`."""
         stores, ordered = as_tuple(stores), []
         for i, identity in enumerate(self.identities):
             differences = [
@@ -60,7 +60,7 @@ class BoundEncoders:
             if all(differences):
                 _refuse(differences, [identity])
             layers, poolings = set(features.layers(i)), set(features.poolings(i))
-            fitting = [s for s, found in zip(stores, differences, strict=True) if not found]
+            fitting = [s for s, differ in zip(stores, differences, strict=True) if not differ]
             holding = [s for s in fitting if layers <= {*s.layers} and poolings <= {*s.poolings}]
             ordered.append((holding or fitting)[0])
         return tuple(ordered)
@@ -76,6 +76,6 @@ def _refuse(differences: Sequence[Sequence[str]], wanted: Sequence[dict[str, Any
     ids = " or ".join(repr(identity["encoder_id"]) for identity in wanted)
     raise ValueError(
         "the router was trained on another encoder: "
-        + " - or else ".join("; ".join(found) for found in differences)
+        + " - or else ".join("; ".join(each) for each in differences)
         + f". Use {ids} with these settings, or train a router on the encoder at hand"
     )

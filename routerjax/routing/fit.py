@@ -47,10 +47,10 @@ def fit_router(
     the members kept; features are chosen and fitted without them.
 
     Calibration, and policies that hold a mean, are fitted on rows the trunk did not train on. By
-    default these are the same held-out rows: they chose the epoch and the members, but no weight
-    was fitted to them, and choosing one of some dozens of epochs biases a probability by far less
-    than the rows can tell. They are few, though. With `calibration_folds` it is all training rows,
-    each predicted by a network trained on the other folds; that costs as many further trainings.
+    default these are the same held-out rows: the rows chose the epoch and the members, but no
+    weight was fitted to them, and choosing one of some dozens of epochs biases a probability by far
+    less than so few rows can show. With `calibration_folds` these are all training rows, each
+    predicted by a network trained on the other folds, at the cost of as many further trainings.
 
     Args:
       stores: The hidden states; several stores, one an encoder, are joined by query id. Each may
@@ -58,7 +58,7 @@ def fit_router(
       data: The training rows, and no others.
       recipe: Which hidden states to read; by default all, mean-pooled, PCA 200.
       config: The ensemble and its training; by default as published.
-      policy: What the router shall use by default; Argmax if None. Utility, Budget and Quality are
+      policy: What the router should use by default; Argmax if None. Utility, Budget and Quality are
         fitted.
       checkpoints: Folder for the training's checkpoints; with it a killed training continues.
       calibration_folds: 0, or at least 2.
@@ -68,7 +68,7 @@ def fit_router(
 
     Raises:
       ValueError: A query is not in a store, a target has no outcomes to learn from, an argument is
-        out of range, or the policy shall hold what cannot be reached; names the range that can.
+        out of range, or the policy should hold what cannot be reached; names the range that can.
       FloatingPointError: A loss is not finite.
       resume.Stopped: SIGTERM came.
     """
@@ -126,8 +126,8 @@ def fit_policy(policy: Policy, router: Router, stores: Stores, data: RoutingData
     """Fits what a policy must hold, such as Budget's mean spending, for an existing router.
 
     Args:
-      policy: To be fitted; one that has nothing to fit comes back as it is.
-      router: Whose predictions it shall choose by.
+      policy: The policy to fit; one that has nothing to fit is returned as it is.
+      router: The router by whose predictions the policy should choose.
       stores: Hidden states of these rows, by the router's encoders.
       data: Rows that the router was not trained on.
 
@@ -136,7 +136,7 @@ def fit_policy(policy: Policy, router: Router, stores: Stores, data: RoutingData
 
     Raises:
       ValueError: A store is from another encoder or lacks queries, the targets differ, prices are
-        unknown, or what the policy shall hold cannot be reached; names the range that can.
+        unknown, or what the policy should hold cannot be reached; names the range that can.
 
     Example:
       >>> router.policy = fit_policy(Budget(0.002), router, store, held_out)
@@ -271,9 +271,9 @@ def fit_network(
 def _without_unread(
     stores: tuple[ActivationStore, ...], selection: Chosen
 ) -> tuple[tuple[ActivationStore, ...], Chosen]:
-    """Leaves out the stores of which a recipe of blocks reads nothing, and numbers the rest anew.
+    """Leaves out the stores of which a recipe reads nothing, and numbers the others anew.
 
-    A router would otherwise load, and run on every query, an encoder for nothing.
+    Otherwise a router would load an encoder and run it on every query without using its output.
     """
     read = sorted({block.encoder for block in selection.recipe.blocks})
     if not read or len(read) == len(stores):

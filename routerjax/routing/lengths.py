@@ -1,4 +1,4 @@
-"""How long a target's answer will be, from the features of the query: ridge on log tokens."""
+"""Expected length of a target's answer, from the features of the query: ridge on log tokens."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 from routerjax.data import groups as grouping
 
-# Recorded answers of a target below which its median is taken without a trial.
+# With fewer recorded answers of a target, its median is used without a trial.
 FEWEST = 100
 N_FOLDS = 5
 # Of the ridge, in units of the features' mean variance times the rows.
@@ -21,7 +21,7 @@ class LengthHead:
 
     With z = x w + b, trained on log(1 + tokens), E[tokens] = exp(z) s - 1, where s is Duan's
     smearing factor, the mean of exp(residual) over held-out rows: exp(z) alone would be a median.
-    z is kept in the range of the recorded answers, for exp makes much of little.
+    z is kept in the range of the recorded answers: exp would magnify a small error beyond it.
 
     Attributes:
       weight_CM: [C, M] float32 w.
@@ -47,7 +47,7 @@ class LengthHead:
         The penalty is chosen, and head and median are compared, by squared errors of log(1 +
         tokens) over folds of whole groups: on that scale a few very long answers do not decide. A
         head must beat the median, and by two standard errors the mean of the logs, which alone
-        often beats the median by a hair.
+        often beats the median narrowly.
 
         Args:
           x_NC: [N, C] features.
@@ -78,9 +78,9 @@ class LengthHead:
         for seen_N, targets in _by_rows_seen(log_NM, enough_M if fold_N is not None else []):
             y_nT = log_NM[seen_N][:, targets]
             assert fold_N is not None
-            found = _fit_targets(x_NC[seen_N], y_nT, fold_N[seen_N])
-            weight_CM[:, targets], bias_M[targets], smear_M[targets] = found[:3]
-            error_M2[targets], used_M[targets] = found[3:]
+            fitted = _fit_targets(x_NC[seen_N], y_nT, fold_N[seen_N])
+            weight_CM[:, targets], bias_M[targets], smear_M[targets] = fitted[:3]
+            error_M2[targets], used_M[targets] = fitted[3:]
             range_M2[targets] = np.stack([y_nT.min(axis=0), y_nT.max(axis=0)], axis=1)
         return cls(
             weight_CM.astype(np.float32),
@@ -92,7 +92,7 @@ class LengthHead:
         )
 
     def with_unused_target(self) -> "LengthHead":
-        """The head with one target more, whose median is to be taken."""
+        """The head with one more target, for which the median is used."""
         return LengthHead(
             np.pad(self.weight_CM, ((0, 0), (0, 1))),
             np.pad(self.bias_M, (0, 1)),
@@ -144,7 +144,7 @@ def _by_rows_seen(
 def _fit_targets(
     x_NC: np.ndarray, y_NT: np.ndarray, fold_N: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Weights [C, T], biases, smearing factors, held-out errors [T, 2], and who shall be used."""
+    """Weights [C, T], biases, smearing factors, held-out errors [T, 2], which to use [T]."""
     held_PNT = np.full((len(_PENALTIES), *y_NT.shape), np.nan)
     median_NT, mean_NT = np.full((2, *y_NT.shape), np.nan)
     for f in np.unique(fold_N):

@@ -155,7 +155,7 @@ class PolicyInputs:
         return cls(p_NM, cost_NM, _check_allowed(allowed_NM, p_NM.shape))
 
     def refuse_unknown_costs(self, name: str) -> None:
-        """Refuses rows on which a policy that compares costs would be blind.
+        """Refuses rows with an unknown cost, for a policy that compares costs.
 
         Args:
           name: Of the policy.
@@ -185,7 +185,7 @@ def cheapest(
     Args:
       eligible_NM: [N, M] bool, at least one of each row.
       cost_NM: [N, M] any unit; infinite where unknown.
-      p_NM: [N, M] probabilities; None where only the order of the targets shall break ties.
+      p_NM: [N, M] probabilities; None where only the order of the targets should break ties.
 
     Returns:
       [N] int64 indices of targets.

@@ -1,4 +1,4 @@
-"""A router's folder: router.json, readable, beside Orbax arrays; whole or not there."""
+"""A router's folder: router.json, written last, beside Orbax arrays."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,9 +14,9 @@ FILE = "router.json"
 
 
 def write(path: Any, parts: Mapping[str, Mapping[str, np.ndarray]], value: dict[str, Any]) -> None:
-    """Writes the arrays, and then the JSON without which they count for nothing.
+    """Writes the arrays, then the JSON, which also names the packages' versions.
 
-    The JSON says by what versions of the packages it was written.
+    A folder without the JSON holds no router.
 
     Args:
       path: The folder, local or a URL; a router already there is replaced.
@@ -43,7 +43,7 @@ def write(path: Any, parts: Mapping[str, Mapping[str, np.ndarray]], value: dict[
 
 
 def read(path: Any) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
-    """What `write` wrote: the JSON values and the arrays by part and name.
+    """Reads what `write` wrote: the JSON values, and the arrays by part and name.
 
     Raises:
       ValueError: There is no whole router of this schema.
