@@ -19,6 +19,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import dataclasses
 import importlib.util
 import types
 
@@ -26,6 +27,8 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+
+from routerjax.runtime.tuning import Tuning
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -54,6 +57,17 @@ def _few_mappings():
     if not maps.exists() or maps.read_bytes().count(b"\n") > MOST_MAPPINGS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture
+def tune(monkeypatch):
+    """A function that changes, for one test, what the devices here are tuned to."""
+
+    def change(**fields) -> None:
+        tuning = dataclasses.replace(Tuning.cpu(), **fields)
+        monkeypatch.setattr(Tuning, "cpu", lambda: tuning)
+
+    return change
 
 
 @pytest.fixture(scope="session")

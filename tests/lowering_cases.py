@@ -3,6 +3,7 @@
 Not a test. A key is the file and the function that is jitted, or in which something is.
 """
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from routerjax.probes import probe
 from routerjax.probes.streaming import captured, sketched, stream_probe
 from routerjax.probes.streaming import totals as totals
 from routerjax.runtime.devices import make_mesh, replicated
+from routerjax.runtime.tuning import Tuning
 from routerjax.stats import auc_replicates, bootstrap, fisher_replicates
 from routerjax.store import shards
 from routerjax.studies import embedding_baselines
@@ -137,12 +139,10 @@ def _site_cases() -> dict[str, list[Case]]:
     return found
 
 
-def _epochs() -> Iterator[Case]:
-    """A mapped epoch: batches split by rows over devices, members side by side and one by one, and
-    members dealt out, in turns of any and of siblings."""
+def _epochs(tuning: Tuning) -> Iterator[Case]:
+    """A mapped epoch: batches split by rows over devices, and members split, in waves."""
     program = step.Program(C, (6, 5), M, (True, False), 4, 3, 0.0)
-    for rows_split, one_by_one, size in ((2, False, None), (2, True, None), (1, False, 2),
-                                         (1, True, 2)):  # fmt: skip
+    for rows_split, size in ((2, None), (1, 2)):
         state = jax.eval_shape(functools.partial(loop._start, program), array(K, dtype=jnp.uint32))
         setting = step.Setting(array(K), array(K), array(K, 2), whole(K))
         data = step.Data(array(1, N, C), array(N, M), array(1, R, C), array(R, M))
@@ -150,26 +150,28 @@ def _epochs() -> Iterator[Case]:
         mapped = jax.tree.map(
             lambda x: array(2, *x.shape, dtype=x.dtype), (state, setting, data, *turns)
         )
-        epoch = loop._compiled_epoch(program, rows_split, one_by_one, tuple(jax.devices()[:2]))
+        epoch = loop._compiled_epoch(
+            program, rows_split, tuning.one_by_one, tuple(jax.devices()[:2])
+        )
         yield _of(jax.jit(epoch), *mapped)
 
 
-def encoder_case(name: str, dtype: Any, n_tokens: int = 16) -> Case:
-    """The prefill of a golden model."""
+def encoder_case(name: str, dtype: Any, tuning: Tuning, n_tokens: int = 16) -> Case:
+    """The prefill of a golden model; without cuDNN, which only a GPU can be asked for."""
     path = GOLDEN / name / "config.json"
     config = read_config(json.loads(path.read_text()), str(path))
     exact = dtype == jnp.float32
     precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
-    make = functools.partial(loading.make_model, config, dtype, precision)
-    graphdef, params = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    tuning = dataclasses.replace(tuning, cudnn=False)
+    graphdef, params = loading.abstract_model(config, dtype, precision, tuning)
     batch = (whole(2, n_tokens), whole(2), whole(2, 2))
     layers = tuple(range(config.n_states))
     return _of(capture, Graph(graphdef), params, *batch, layers=layers, poolings=POOLINGS)
 
 
-def _prefix_cases() -> list[Case]:
+def _prefix_cases(tuning: Tuning) -> list[Case]:
     """Reading a prefix, and the prefill behind it."""
-    graph, params, *batch = (behind := encoder_case("qwen3", jnp.float32)).args
+    graph, params, *batch = (behind := encoder_case("qwen3", jnp.float32, tuning)).args
     layers = behind.options["layers"]
     read = _of(read_prefix, graph, params, whole(2, 5), layers=layers)
     prefix = jax.eval_shape(
@@ -178,9 +180,9 @@ def _prefix_cases() -> list[Case]:
     return [read, _of(capture, graph, params, *batch, **behind.options, prefix=prefix)]
 
 
-def _few_tokens_case() -> Case:
+def _few_tokens_case(tuning: Tuning) -> Case:
     """The prefill that takes the weights of each block by themselves."""
-    graph, params, *batch = (stacked := encoder_case("qwen3", jnp.float32)).args
+    graph, params, *batch = (stacked := encoder_case("qwen3", jnp.float32, tuning)).args
     (stack,) = nnx.to_pure_dict(params["blocks"]).values()
     block = jax.tree.map(lambda w: array(*w.shape[1:], dtype=w.dtype), stack)
     block_buffer = (block,) * (len(stacked.options["layers"]) - 1)
@@ -295,7 +297,7 @@ def _kernel_cases() -> Table:
     }
 
 
-def cases() -> Table:
+def cases(tuning: Tuning) -> Table:
     """The table, but for the encoder's prefill, whose models have a test of their own."""
     x_NC, y_NM, seeds = array(N, C), array(N, M), array(K, dtype=jnp.uint32)
     program = step.Program(C, (6, 5), M, (True, False), 4, 3, 0.0)
@@ -326,8 +328,8 @@ def cases() -> Table:
         "encoder/extraction/block_buffer.py:_narrow": lambda: [
             _of(block_buffer._narrow, array(L, P, R, D), n_rows=R - 1)
         ],
-        "encoder/capture.py:read_prefix": _prefix_cases,
-        "encoder/capture.py:_prefill.one_block": lambda: [_few_tokens_case()],
+        "encoder/capture.py:read_prefix": lambda: _prefix_cases(tuning),
+        "encoder/capture.py:_prefill.one_block": lambda: [_few_tokens_case(tuning)],
         "encoder/weights/mxfp4.py:unpack": lambda: [
             _of(
                 mxfp4.unpack,
@@ -369,7 +371,7 @@ def cases() -> Table:
         **_probe_cases(),
         **_kernel_cases(),
         "trunk/loop.py:_start": lambda: [_of(loop._start, program, seeds)],
-        "trunk/loop.py:_compiled_epoch": lambda: list(_epochs()),
+        "trunk/loop.py:_compiled_epoch": lambda: list(_epochs(tuning)),
         "trunk/net.py:_score": lambda: [
             _of(net._score, (C, (6, 5), M), net.by_name(state.params), rows_RC)
             for rows_RC in (x_NC, array(2 * net._FEW_ROWS, C))

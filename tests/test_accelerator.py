@@ -15,6 +15,7 @@ import pytest
 import routerjax as rj
 from routerjax.encoder.extraction import block_buffer
 from routerjax.encoder.models.attention import attend, attend_cudnn
+from routerjax.runtime.tuning import Tuning
 from routerjax.store.shards import encode
 from routerjax.sweeps import cross_validation
 from routerjax.trunk.config import TrunkConfig
@@ -73,7 +74,7 @@ def test_cudnn_attends_as_we_do(n_before):
     lengths_B = jnp.array([1, 37, 128, 199, 200], jnp.int32)
     fused = jax.jit(attend_cudnn)(q_BTHE, k_BSGE, v_BSGE, lengths_B)
     whole = [x.astype(jnp.float32) for x in (q_BTHE, k_BSGE, v_BSGE)]
-    ours = attend(*whole, lengths_B, jax.lax.Precision.HIGHEST)
+    ours = attend(*whole, lengths_B, jax.lax.Precision.HIGHEST, Tuning.gpu())
     real_BT = np.arange(T)[None] < np.asarray(lengths_B)[:, None]
     assert relative(np.asarray(fused, np.float32)[real_BT], np.asarray(ours)[real_BT]) < 1e-2
     assert np.isfinite(np.asarray(fused, np.float32)).all()

@@ -1,8 +1,9 @@
 """Every jitted function lowers for TPU and GPU from here, and float32 asks for full precision.
 
 JAX's default for float32 products is bfloat16 on TPU and TF32 on recent GPUs: what a CPU test
-cannot see is read in the lowered text. Nothing is compiled. cuDNN's attention is chosen outside the
-trace and is not looked at.
+cannot see is read in the lowered text. Nothing is compiled. Each program is traced with its
+platform's Tuning, which alone may decide by platform, so that it is the one an accelerator traces;
+only cuDNN's attention, which needs a GPU to be traced, is left out.
 """
 
 import ast
@@ -15,16 +16,20 @@ import jax.numpy as jnp
 import pytest
 
 import routerjax
+from routerjax.encoder.capture import Graph
 from routerjax.encoder.families.registry import read_config
-from routerjax.encoder.models.attention import LONGEST_WHOLE
+from routerjax.encoder.weights.loading import abstract_model
+from routerjax.runtime.devices import make_mesh
+from routerjax.runtime.tuning import Tuning
 from tests.encoder.tiny_models import GOLDEN
 from tests.encoder.variants import VARIANTS
 from tests.lowering_cases import Case, cases, encoder_case
 
 PACKAGE = pathlib.Path(routerjax.__file__).parent
-PLATFORMS = ("tpu", "cuda")
+PLATFORMS = {"tpu": Tuning.tpu(), "cuda": Tuning.gpu()}
 _PRODUCTS = re.compile(r"(?:stablehlo|chlo)\.(?:dot_general|dot|ragged_dot|convolution)\b.*")
-CASES = cases()
+TABLES = {platform: cases(tuning) for platform, tuning in PLATFORMS.items()}
+CASES = TABLES["tpu"]
 
 
 def jitted(source: str) -> list[str]:
@@ -57,13 +62,29 @@ def imprecise(text: str) -> list[str]:
     ]
 
 
-def check(case: Case) -> int:
-    """Lowers a case for both platforms; the number of its products."""
+def lowered(case: Case, platform: str) -> str:
     traced = case.function.trace(*case.args, **case.options)
-    texts = [traced.lower(lowering_platforms=(platform,)).as_text() for platform in PLATFORMS]
-    for platform, text in zip(PLATFORMS, texts, strict=True):
-        assert not imprecise(text), f"{platform}: {imprecise(text)[0]}"
-    return len(_PRODUCTS.findall(texts[0]))
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def check(case: Case, platform: str) -> int:
+    """Lowers a case for a platform; the number of its products."""
+    text = lowered(case, platform)
+    assert not imprecise(text), f"{platform}: {imprecise(text)[0]}"
+    return len(_PRODUCTS.findall(text))
+
+
+def asks_for_the_platform(source: str) -> list[str]:
+    """The lines in which a module asks what it runs on, or is lowered for."""
+    asks = ("default_backend", "platform_dependent", "platform", "device_kind")
+    return [
+        f"{node.lineno}: {name}"
+        for node in ast.walk(ast.parse(source))
+        for name in (getattr(node, "attr", getattr(node, "id", None)),
+                     *(alias.name for alias in getattr(node, "names", ())
+                       if isinstance(alias, ast.alias)))
+        if name in asks
+    ]  # fmt: skip
 
 
 def test_the_table_names_every_jitted_function():
@@ -75,6 +96,54 @@ def test_the_table_names_every_jitted_function():
     listed = {*CASES, "encoder/capture.py:capture"}
     assert found - listed == set(), "give each a line in tests/lowering_cases.py"
     assert listed - found == set(), "no longer jitted: take its line out of tests/lowering_cases.py"
+
+
+def test_the_tuning_alone_asks_for_the_platform():
+    """Else a program traced here for an accelerator would not be the accelerator's own."""
+    # An error names the kind of the devices, and a result records it.
+    told = {"runtime/devices.py": 1, "runtime/provenance.py": 1}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        asked = asks_for_the_platform(path.read_text())
+        if name != "runtime/tuning.py":
+            assert len(asked) == told.get(name, 0), f"{name} asks for the platform: {asked}"
+
+
+@pytest.mark.parametrize(
+    ("place", "branch"),
+    [
+        ("if tuning.expert_tiles:", 'if jax.default_backend() == "cpu":'),
+        ("if tuning.expert_tiles:", 'if jax.devices()[0].platform == "cpu":'),
+        ("products(x_ND,", "jax.lax.platform_dependent(x_ND,"),
+        ("import jax\n", "import jax\nfrom jax import default_backend as kind\n"),
+    ],
+)
+def test_a_branch_on_the_platform_is_seen(place, branch):
+    source = (PACKAGE / "encoder/models/moe.py").read_text()
+    assert source.count(place) == 1 and not asks_for_the_platform(source)
+    assert len(asks_for_the_platform(source.replace(place, branch))) == 1
+
+
+def test_the_program_that_is_lowered_is_the_platforms_own():
+    """Not the host's: experts by ragged products, and attention of 512 tokens in one piece."""
+    texts = {
+        platform: lowered(encoder_case("qwen3_moe", jnp.float32, tuning, 512), platform)
+        for platform, tuning in {**PLATFORMS, "cpu": Tuning.cpu()}.items()
+    }
+    for platform, text in texts.items():
+        assert ("ragged_dot" in text) == (platform != "cpu"), platform
+        assert bool(re.search(r"x(512|1024)x512xf32", text)) == (platform != "cpu"), platform
+
+
+def test_tunings_of_equal_fields_share_a_program():
+    one, other = Tuning.cpu(), Tuning.of(jax.devices())
+    assert one == other and one is not other and hash(one) == hash(other)
+    assert len({one, Tuning.gpu(), Tuning.tpu(), Tuning.of(make_mesh("data:2"))}) == 3
+    exact = jax.lax.Precision.HIGHEST
+    path = GOLDEN / "qwen3/config.json"
+    config = read_config(json.loads(path.read_text()), str(path))
+    graphs = [Graph(abstract_model(config, jnp.float32, exact, t)[0]) for t in (one, other)]
+    assert graphs[0] == graphs[1] and hash(graphs[0]) == hash(graphs[1])
 
 
 def test_every_way_to_jit_is_found():
@@ -100,8 +169,9 @@ class G:
 
 @pytest.mark.parametrize("name", CASES)
 def test_it_lowers_for_every_platform_in_full_precision(name):
-    for case in CASES[name]():
-        check(case)
+    for platform, table in TABLES.items():
+        for case in table[name]():
+            check(case, platform)
 
 
 def _modules(name: str) -> tuple[object, ...]:
@@ -127,11 +197,14 @@ ENCODERS = [
 
 @pytest.mark.parametrize(("name", "dtype"), ENCODERS)
 def test_the_prefill_lowers_for_every_platform(name, dtype):
-    assert check(encoder_case(name, jnp.dtype(dtype))) > 5
+    for platform, tuning in PLATFORMS.items():
+        assert check(encoder_case(name, jnp.dtype(dtype), tuning), platform) > 5
 
 
 def test_the_prefill_of_long_prompts_lowers_for_every_platform():
-    assert check(encoder_case("qwen3", jnp.dtype("float32"), LONGEST_WHOLE + 1)) > 5
+    for platform, tuning in PLATFORMS.items():
+        case = encoder_case("qwen3", jnp.dtype("float32"), tuning, tuning.longest_causal + 1)
+        assert check(case, platform) > 5
 
 
 @pytest.mark.parametrize(

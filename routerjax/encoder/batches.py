@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from routerjax.encoder.prompts import Prompts
+from routerjax.runtime.tuning import Tuning
 
 MAX_BUCKETS = 24
 # Every bucket is a compilation; a job takes the fewest that keep padding within this share, and
@@ -14,17 +15,6 @@ MAX_BUCKETS = 24
 # compiled programs are kept for the next job.
 PADDING_AIM = 0.04
 WORTH_TOKENS = 1024
-# Tokens of a full batch, padding included. On a CPU more gains nothing and pads more; a large model
-# is busy with fewer.
-_CPU_BATCH_TOKENS, _CPU_BATCH_TOKENS_OF_LARGE = 1024, 512
-_LARGE = 1e8  # Floating-point operations a token.
-# An accelerator's batches are of so much work, within limits. Qwen3-0.6B on an H200 reached 391,
-# 429, 451 and 470 TFLOP/s with 4,096 to 32,768 tokens, blocks of the 8B's shape 536 with 2,048.
-_BATCH_FLOPS, _FEWEST_TOKENS, _MOST_TOKENS = 3e13, 2048, 32768
-# What a shape has to save is so much computing. On a CPU it compiles in one to two seconds whatever
-# the model's width, of which this is a tenth: 1,024 tokens of MiniLM, 100 of SmolLM2-135M. On an
-# H200 it took 1.5 s, four at a time, of which this is a seventh.
-_WORTH_FLOPS_ON_CPU, _WORTH_FLOPS = 2e10, 2.5e13
 LEAST_STEP = 16  # Between the prompt lengths of single requests, which have no plan.
 
 
@@ -115,28 +105,24 @@ class BatchPlan:
         return batches[::-1]
 
 
-def default_batch_tokens(platform: str, flops_per_token: float) -> int:
+def default_batch_tokens(tuning: Tuning, flops_per_token: float) -> int:
     """Tokens of a full batch, padding included, that keep one device busy.
 
     Args:
-      platform: Of the device, as JAX calls it.
+      tuning: For the device.
       flops_per_token: Of the encoder.
     """
-    if platform == "cpu":
-        large = flops_per_token > _LARGE
-        return _CPU_BATCH_TOKENS_OF_LARGE if large else _CPU_BATCH_TOKENS
-    tokens = power_of_two(int(_BATCH_FLOPS / flops_per_token) + 1) // 2
-    return min(max(tokens, _FEWEST_TOKENS), _MOST_TOKENS)
+    fewest, most = tuning.batch_tokens
+    tokens = power_of_two(int(tuning.batch_flops / flops_per_token) + 1) // 2
+    return min(max(tokens, fewest), most)
 
 
-def worth_tokens(platform: str, flops_per_token: float) -> int:
+def worth_tokens(tuning: Tuning, flops_per_token: float) -> int:
     """Tokens that one more compiled shape has to save a job, to pay for its compilation.
 
     Args: As of `default_batch_tokens`.
     """
-    if platform == "cpu":
-        return max(1, min(WORTH_TOKENS, int(_WORTH_FLOPS_ON_CPU / flops_per_token)))
-    return max(1, int(_WORTH_FLOPS / flops_per_token))
+    return max(1, min(tuning.shape_tokens, int(tuning.shape_flops / flops_per_token)))
 
 
 def choose_buckets(

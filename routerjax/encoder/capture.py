@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from routerjax.encoder.models import bfloat16
 from routerjax.encoder.models.partition import by_batch
 from routerjax.encoder.pooling import pool
+from routerjax.runtime.tuning import Tuning
 
 # Up to so many tokens a batch is read with the weights of each block by itself, where they can be
 # had: of models whose copies and whose unrolled program stay small.
@@ -54,7 +55,7 @@ class Prefix(NamedTuple):
     pooled_L3D: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "layers", "poolings", "cudnn"))
+@functools.partial(jax.jit, static_argnames=("graph", "layers", "poolings"))
 def capture(
     graph: Graph,
     params: nnx.State,
@@ -66,7 +67,6 @@ def capture(
     poolings: tuple[str, ...],
     prefix: Prefix | None = None,
     blocks: tuple[Any, ...] | None = None,
-    cudnn: bool = False,
 ) -> jax.Array:
     """Prefills a batch and returns the pooled hidden states asked for.
 
@@ -92,33 +92,35 @@ def capture(
         spans then count from behind it. The numbers are those of the whole prompts.
       blocks: The weights of each block, of a model with one stack and without a prefix; None to
         take them from the stack.
-      cudnn: Whether cuDNN attends; where `cudnn_is_legal`.
 
     Returns:
       h_LPBD [L, P, B, D] float32.
     """
     batch = tokens_BT, lengths_B, spans_B2
     model = nnx.merge(graph.graphdef, params)
-    return _prefill(model, batch, layers, poolings, prefix, False, cudnn, blocks)[0]
+    return _prefill(model, batch, layers, poolings, prefix, False, blocks)[0]
 
 
-def unstacked(params: nnx.State, n_layers: int, mesh: Mesh) -> tuple[Any, ...] | None:
+def unstacked(
+    params: nnx.State, n_layers: int, mesh: Mesh, tuning: Tuning
+) -> tuple[Any, ...] | None:
     """The weights of each block by itself, for `capture`.
 
     Args:
       params: As of `capture`.
       n_layers: Blocks.
       mesh: Where the parameters lie.
+      tuning: Whether these devices gain by it.
 
     Returns:
       Copies, as plain dicts, up to 256 MiB beside the parameters; None where the stack serves as
-      well (not a CPU, or several devices), where there are several stacks, or where the model is
-      too large or too deep for a second form.
+      well (an accelerator, or several devices), where there are several stacks, or where the model
+      is too large or too deep for a second form.
     """
     stacks = list(params["blocks"].values())
-    on_one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+    gains = mesh.size == 1 and tuning.unstacks_blocks
     n_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(stacks))
-    if not on_one_cpu or len(stacks) > 1 or n_layers > _FEW_BLOCKS or n_bytes > _COPY_BYTES:
+    if not gains or len(stacks) > 1 or n_layers > _FEW_BLOCKS or n_bytes > _COPY_BYTES:
         return None
     stack = nnx.to_pure_dict(stacks[0])
     # Arrays even where the first call is inside a trace: they are kept.
@@ -128,14 +130,13 @@ def unstacked(params: nnx.State, n_layers: int, mesh: Mesh) -> tuple[Any, ...] |
         return tuple(jax.tree.unflatten(structure, block) for block in blocks)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "layers", "cudnn"))
+@functools.partial(jax.jit, static_argnames=("graph", "layers"))
 def read_prefix(
     graph: Graph,
     params: nnx.State,
     tokens_BP: jax.Array,
     *,
     layers: tuple[int, ...],
-    cudnn: bool = False,
 ) -> Prefix:
     """Reads what all prompts start with, once, for `capture`.
 
@@ -144,12 +145,11 @@ def read_prefix(
       params: As of `capture`.
       tokens_BP: [B, P] int32 the same P tokens in every row; as many rows as there are devices.
       layers: As of `capture`.
-      cudnn: As of `capture`.
     """
     B, P = tokens_BP.shape
     batch = tokens_BP, jnp.full(B, P), jnp.tile(jnp.array([[0, P]]), (B, 1))
     model = nnx.merge(graph.graphdef, params)
-    h_L3BD, groups, rest = _prefill(model, batch, layers, _OF_A_PREFIX, None, True, cudnn)
+    h_L3BD, groups, rest = _prefill(model, batch, layers, _OF_A_PREFIX, None, True)
     groups = jax.tree.map(lambda x: x[:, :1], groups)
     return Prefix(tokens_BP[0], groups, jax.tree.map(lambda x: x[:1], rest), h_L3BD[:, :, 0])
 
@@ -161,7 +161,6 @@ def _prefill(
     poolings: tuple[str, ...],
     prefix: Prefix | None,
     leaves: bool,
-    cudnn: bool,
     blocks: tuple[Any, ...] | None = None,
 ) -> tuple[jax.Array, tuple[Any, ...], tuple[Any, ...]]:
     """h_LPBD, and where it `leaves` anything, what the blocks leave behind, as in Prefix."""
@@ -177,7 +176,7 @@ def _prefill(
 
     def pooled(x_BTD: jax.Array, slot: jax.Array | int) -> jax.Array:
         before_3D = None if prefix is None else prefix.pooled_L3D[slot]
-        return pool(x_BTD, lengths_B, spans_B2, poolings, n_before, before_3D)
+        return pool(x_BTD, lengths_B, spans_B2, poolings, model.tuning, n_before, before_3D)
 
     def keep(h_LPBD: jax.Array, slot: jax.Array, x_BTD: jax.Array) -> jax.Array:
         def write(h_LPBD: jax.Array) -> jax.Array:
@@ -193,7 +192,7 @@ def _prefill(
     def apply(carry: tuple[jax.Array, jax.Array], block: Any, i: jax.Array | int, before: Any):
         x_BTD, h_LPBD = carry
         i = jnp.asarray(i)
-        x_BTD, after = model.apply_block(block, i, x_BTD, places, before, cudnn)
+        x_BTD, after = model.apply_block(block, i, x_BTD, places, before)
         x_BTD = by_batch(x_BTD)
         return (x_BTD, keep(h_LPBD, slots_L[i + 1], x_BTD)), after
 

@@ -13,13 +13,14 @@ from jax.sharding import Mesh
 from routerjax.encoder import batches
 from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.load import load
-from routerjax.encoder.models.attention import cudnn_is_legal, longest_whole
+from routerjax.encoder.models.attention import longest_whole
 from routerjax.encoder.prefill import Prefill
 from routerjax.encoder.prefix import choose_prefix, shared_head, template_head
 from routerjax.encoder.prompts import Prompter, Prompts
 from routerjax.encoder.selection import ALL, check_poolings, resolve_layers
 from routerjax.encoder.weights.loading import random_like
 from routerjax.runtime.devices import DATA, in_flight
+from routerjax.runtime.tuning import Tuning
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class Encoder:
       prompter: Turns queries into tokens.
       identity: JSON values that decide the numbers: weights, prompt, max_tokens, dtype, precision.
       mesh: The devices that share each batch (axis "data") and the parameters (axis "model").
+      tuning: What suits these devices; the model was made with it.
     """
 
     def __init__(
@@ -43,11 +45,11 @@ class Encoder:
         prompter: Prompter,
         identity: dict[str, Any],
         mesh: Mesh,
+        tuning: Tuning,
     ):
-        self.config, self.prompter, self.identity, self.mesh = config, prompter, identity, mesh
-        dtype, max_tokens = identity["compute_dtype"], identity["max_tokens"]
-        cudnn = cudnn_is_legal(config, self.platform, dtype, max_tokens)
-        self._prefill = Prefill(model, config.n_layers, mesh, cudnn)
+        self.config, self.prompter, self.identity = config, prompter, identity
+        self.mesh, self.tuning = mesh, tuning
+        self._prefill = Prefill(model, config.n_layers, mesh, tuning)
 
     def __repr__(self) -> str:
         c = self.config
@@ -83,17 +85,12 @@ class Encoder:
     @functools.cached_property
     def default_batch_tokens(self) -> int:
         """Tokens of a full batch that keep these devices busy."""
-        return self.n_devices * batches.default_batch_tokens(self.platform, self._flops_per_token)
+        return self.n_devices * batches.default_batch_tokens(self.tuning, self._flops_per_token)
 
     @property
     def worth_tokens(self) -> int:
         """Tokens that one more compiled shape has to save a job, to pay for its compilation."""
-        return batches.worth_tokens(self.platform, self._flops_per_token)
-
-    @property
-    def platform(self) -> str:
-        """Of the devices, as JAX calls it: "cpu", "gpu", "tpu"."""
-        return self.mesh.devices.flat[0].platform
+        return batches.worth_tokens(self.tuning, self._flops_per_token)
 
     @functools.cached_property
     def _flops_per_token(self) -> float:
@@ -133,8 +130,8 @@ class Encoder:
         encoder = cls(
             *load(source, revision, max_tokens, compute_dtype, chat_template_kwargs, mesh)
         )
-        longest = longest_whole(encoder.config.bidirectional)
-        how = "cuDNN" if encoder._prefill.cudnn else f"whole to {longest} tokens, by blocks beyond"
+        longest = longest_whole(encoder.tuning, encoder.config.bidirectional)
+        how = "cuDNN" if encoder.tuning.cudnn else f"whole to {longest} tokens, by blocks beyond"
         logger.info("%s: attention: %s", source, how)
         return encoder
 
@@ -178,9 +175,8 @@ class Encoder:
         params = random_like(self._prefill.params, seed)
         digest = f"random:{seed}:{self.identity['weights_digest']}"
         identity = self.identity | {"weights_digest": digest}
-        return Encoder(
-            self.config, (self._prefill.graphdef, params), self.prompter, identity, self.mesh
-        )
+        model = self._prefill.graphdef, params
+        return Encoder(self.config, model, self.prompter, identity, self.mesh, self.tuning)
 
     def forward(
         self,

@@ -1,5 +1,6 @@
 """load: all that an Encoder is made of, from a folder or the hub."""
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,10 +12,12 @@ from jax.sharding import Mesh
 
 from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.hub import locate, read_config_file, read_tokenizer
+from routerjax.encoder.models.attention import cudnn_is_legal
 from routerjax.encoder.prompts import Prompter
 from routerjax.encoder.weights.loading import abstract_model, load_weights, param_shapes
 from routerjax.encoder.weights.meshes import choose_mesh
 from routerjax.encoder.weights.sharding import Path, check_split
+from routerjax.runtime.tuning import Tuning
 
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -28,6 +31,7 @@ class Loaded(NamedTuple):
       prompter: Turns queries into tokens.
       identity: JSON values that decide the numbers.
       mesh: Where the parameters lie.
+      tuning: For its devices; the model was made with it.
     """
 
     config: EncoderConfig
@@ -35,6 +39,7 @@ class Loaded(NamedTuple):
     prompter: Prompter
     identity: dict[str, Any]
     mesh: Mesh
+    tuning: Tuning
 
 
 def load(
@@ -53,9 +58,9 @@ def load(
         raise ValueError(
             f"compute_dtype: expected one of {', '.join(COMPUTE_DTYPES)}, got {compute_dtype!r}"
         )
+    tuning = Tuning.of(mesh if isinstance(mesh, Mesh) else jax.local_devices())
     if compute_dtype == "auto":
-        devices = mesh.devices.flat if isinstance(mesh, Mesh) else jax.local_devices()
-        compute_dtype = "float32" if devices[0].platform == "cpu" else "bfloat16"
+        compute_dtype = tuning.compute_dtype
     folder, resolved = locate(str(source), revision)
     config = read_config_file(folder)
     max_tokens = min(max_tokens, config.max_positions)
@@ -67,14 +72,16 @@ def load(
     exact = compute_dtype == "float32"
     precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
     dtype = jnp.dtype(compute_dtype)
+    cudnn = tuning.cudnn and cudnn_is_legal(config, dtype, max_tokens)
+    tuning = dataclasses.replace(tuning, cudnn=cudnn)
     if isinstance(mesh, str):
 
         def shapes() -> dict[Path, tuple[int, ...]]:
-            return param_shapes(abstract_model(config, dtype, precision)[1])
+            return param_shapes(abstract_model(config, dtype, precision, tuning)[1])
 
         mesh = choose_mesh(mesh, config, shapes, dtype.itemsize)
     check_split(config, mesh, len(jax.local_devices()))
-    graphdef, params, digest = load_weights(folder, config, dtype, precision, mesh)
+    graphdef, params, digest = load_weights(folder, config, dtype, precision, mesh, tuning)
     identity = {
         "encoder_id": str(source),
         "revision": resolved,
@@ -85,4 +92,4 @@ def load(
         "compute_dtype": compute_dtype,
         "precision": "highest" if exact else "default",
     }
-    return Loaded(config, (graphdef, params), prompter, identity, mesh)
+    return Loaded(config, (graphdef, params), prompter, identity, mesh, tuning)

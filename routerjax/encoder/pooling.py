@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from routerjax.runtime.tuning import Tuning
+
 _QUANTILES = {"at25": 0.25, "at50": 0.5, "at75": 0.75}
 
 
@@ -14,6 +16,7 @@ def pool(
     lengths_B: jax.Array,
     spans_B2: jax.Array,
     poolings: tuple[str, ...],
+    tuning: Tuning,
     n_before: int = 0,
     before_3D: jax.Array | None = None,
 ) -> jax.Array:
@@ -26,6 +29,7 @@ def pool(
       poolings: Names out of POOLINGS. `last` and `first` are the prompt's last and first real
         token, `mean` and `max` run over all real tokens, `query_mean` over the query's own; `at25`,
         `at50` and `at75` are the token that far into the query (rounded down).
+      tuning: How a mean is computed.
       n_before: Tokens of a prefix before each row's own, which `first`, `mean` and `max` count.
       before_3D: [3, D] float32 those three of the prefix.
 
@@ -39,20 +43,19 @@ def pool(
     shape = x_BTD.shape[0], x_BTD.shape[2]
 
     def real_only(mask_BT: jax.Array) -> jax.Array:
-        """In float32. Padding may hold anything, infinities too, which times 0 are not 0."""
+        """In float32. Padding may hold infinities, and 0 times infinity is not 0."""
         return jnp.where(mask_BT[:, :, None], x_BTD.astype(jnp.float32), 0.0)
 
     def mean_over(mask_BT: jax.Array) -> jax.Array:
         n_B1 = jnp.maximum(mask_BT.sum(axis=1, keepdims=True), 1)
-        if jax.default_backend() != "cpu":
-            # One pass over the state as it is; a product would have it made in float32 first.
+        if not tuning.mean_by_product:
             return real_only(mask_BT).sum(axis=1) / n_B1
         highest = jax.lax.Precision.HIGHEST
         return jnp.einsum("bt,btd->bd", mask_BT / n_B1, real_only(real_BT), precision=highest)
 
     def token_at(index_B: jax.Array) -> jax.Array:
-        found_B1D = jnp.take_along_axis(x_BTD, index_B[:, None, None], axis=1)
-        return found_B1D[:, 0].astype(jnp.float32)
+        x_B1D = jnp.take_along_axis(x_BTD, index_B[:, None, None], axis=1)
+        return x_B1D[:, 0].astype(jnp.float32)
 
     def pooled(name: str) -> jax.Array:
         match name:

@@ -16,6 +16,7 @@ from routerjax.encoder.capture import FEW_TOKENS, Graph, Prefix, capture, read_p
 from routerjax.encoder.models import bfloat16
 from routerjax.runtime import resume
 from routerjax.runtime.devices import DATA, by_rows
+from routerjax.runtime.tuning import Tuning
 
 _PREFIXES_KEPT = 4  # With the layers they were read to.
 _COMPILERS = 4  # Threads. What compilations measure on a device they do one after the other.
@@ -28,20 +29,20 @@ class Prefill:
       model: Graph definition and parameters.
       n_layers: Blocks.
       mesh: Where the parameters lie.
-      cudnn: Whether cuDNN attends; where `cudnn_is_legal`.
+      tuning: For its devices; the model's own.
 
     Attributes:
       params: As given; so are the others.
     """
 
     def __init__(
-        self, model: tuple[nnx.GraphDef, nnx.State], n_layers: int, mesh: Mesh, cudnn: bool
+        self, model: tuple[nnx.GraphDef, nnx.State], n_layers: int, mesh: Mesh, tuning: Tuning
     ):
         self.graphdef, self.params = model
-        self.mesh, self.cudnn = mesh, cudnn
+        self.mesh, self.tuning = mesh, tuning
         self._graph, self._n_layers = Graph(self.graphdef), n_layers
-        on_cpu = mesh.devices.flat[0].platform == "cpu"
-        self._weights = bfloat16.bits_of_stacks(self.params) if on_cpu else self.params
+        widens = tuning.widens_bfloat16
+        self._weights = bfloat16.bits_of_stacks(self.params) if widens else self.params
         self._prefixes: dict[Any, Prefix] = {}
         self._programs: dict[Any, jax.stages.Compiled] = {}
 
@@ -63,7 +64,7 @@ class Prefill:
                 return program(self._weights, *placed, prefix=known, blocks=blocks)
             return capture(
                 self._graph, self._weights, *placed, layers=layers, poolings=poolings, prefix=known,
-                blocks=blocks, cudnn=self.cudnn,
+                blocks=blocks,
             )  # fmt: skip
 
     def compile(
@@ -78,7 +79,7 @@ class Prefill:
 
         def compile_one(shape: tuple[int, int]) -> None:
             key = shape, layers, poolings, prefix
-            # Who is asked to stop has no time for all of them.
+            # After SIGTERM, the remaining compilations are skipped.
             if key in self._programs or resume.stop_requested():
                 return
             batch = [
@@ -89,7 +90,7 @@ class Prefill:
             with self._on_mesh():
                 self._programs[key] = capture.lower(
                     self._graph, self._weights, *batch, layers=layers, poolings=poolings,
-                    prefix=known, blocks=blocks, cudnn=self.cudnn,
+                    prefix=known, blocks=blocks,
                 ).compile()  # fmt: skip
 
         if prefix:
@@ -107,7 +108,7 @@ class Prefill:
 
     @functools.cached_property
     def _blocks(self) -> tuple[Any, ...] | None:
-        return unstacked(self.params, self._n_layers, self.mesh)
+        return unstacked(self.params, self._n_layers, self.mesh, self.tuning)
 
     def _read(self, prefix: tuple[int, ...], layers: tuple[int, ...]) -> Prefix:
         if (prefix, layers) not in self._prefixes:
@@ -117,7 +118,7 @@ class Prefill:
             with self._on_mesh():
                 self._prefixes[prefix, layers] = read_prefix(
                     self._graph, self._weights, jax.device_put(tokens_BP, by_rows(self.mesh)),
-                    layers=layers, cudnn=self.cudnn,
+                    layers=layers,
                 )  # fmt: skip
         return self._prefixes[prefix, layers]
 

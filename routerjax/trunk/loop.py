@@ -13,20 +13,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from routerjax.runtime import resume as resume
+from routerjax.runtime.tuning import Tuning
 from routerjax.trunk.checkpoint import Checkpoints
 from routerjax.trunk.net import init_members
 from routerjax.trunk.state import Data, Losses, Program, Setting, State, Turns, turn_sizes
 from routerjax.trunk.step import DEVICES, init_key, optimiser, run_epoch
 
 logger = logging.getLogger(__name__)
-
-# Where members take their epoch one after the other instead of side by side.
-_ONE_BY_ONE = ("cpu",)
-
-
-def goes_one_by_one(platform: str) -> bool:
-    """Whether devices of this platform train members one after the other, or siblings together."""
-    return platform in _ONE_BY_ONE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +87,7 @@ class Loop:
         self._state = self._laid_out(_start(program, jnp.asarray(self._seed_K)))
         copies = [np.broadcast_to(a, (layout.n_devices, *a.shape)) for a in data]
         self._data = Data(*jax.device_put(copies, self._by_device))
-        self._one_by_one = goes_one_by_one(devices[0].platform)
+        self._one_by_one = Tuning.of(devices).one_by_one
         self._epoch = _compiled_epoch(program, layout.rows_split, self._one_by_one, tuple(devices))
 
     def dispatch(self, running_K: np.ndarray) -> tuple[Losses, jax.Array]:

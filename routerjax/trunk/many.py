@@ -18,6 +18,7 @@ import numpy as np
 
 from routerjax.runtime import resume
 from routerjax.runtime.files import Folder
+from routerjax.runtime.tuning import Tuning
 from routerjax.trunk.checkpoint import Checkpoints, digest_of
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.loop import Layout, Loop, restore, run
@@ -176,7 +177,7 @@ class _Group:
         self._loop = Loop(
             data, program, [member.seed for member in members], setting, layout,
             devices[: layout.n_devices],
-            turn_of(members, per_device, devices[0].platform, bytes_read(program, data)),
+            turn_of(members, per_device, Tuning.of(devices), bytes_read(program, data)),
         )  # fmt: skip
 
     def train(self, folder: Folder | None, bar: Any) -> dict[str, np.ndarray]:

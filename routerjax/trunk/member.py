@@ -7,21 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from routerjax.trunk.loop import goes_one_by_one
+from routerjax.runtime.tuning import Tuning
 from routerjax.trunk.state import Data, Program
 from routerjax.trunk.step import VAL_ROWS
 
-# Members of a turn. On two CPU cores 4 to 10 siblings train 1.3 times as fast as members side by
-# side under vmap, and 20 no faster; an accelerator wants as many as hide the starts of its kernels.
-_TURN = {"cpu": 8}
-_TURN_ELSEWHERE = 256
-# Side by side each has its own copy of the rows it reads; of all of them no more bytes than this.
-_TURN_BYTES = 2**31
-
-# Bytes of state on a device: parameters, best parameters, two moments, and as much in passing.
-_STATE_BYTES = {"cpu": 2**30}
-_STATE_BYTES_ELSEWHERE = 2**33
-_COPIES = 5
+_COPIES = 5  # Of a member's parameters: see Tuning.state_bytes.
 
 
 class TrunkMember(NamedTuple):
@@ -71,8 +61,7 @@ def groups(
     def order(k: int) -> tuple[Any, ...]:
         return shape(k), members[k].features, members[k].seed, k
 
-    platform = devices[0].platform
-    most = _STATE_BYTES.get(platform, _STATE_BYTES_ELSEWHERE) * len(devices)
+    most = Tuning.of(devices).state_bytes * len(devices)
     for (n_features, hidden, _), alike in itertools.groupby(sorted(left, key=order), shape):
         widths = (n_features, *hidden, n_targets)
         n_params = sum((a + 1) * b for a, b in itertools.pairwise(widths))
@@ -82,22 +71,23 @@ def groups(
             yield places[start : start + at_once]
 
 
-def turn_of(members: Sequence[TrunkMember], per_device: int, platform: str, read_bytes: int) -> int:
+def turn_of(
+    members: Sequence[TrunkMember], per_device: int, tuning: Tuning, read_bytes: int
+) -> int:
     """Members of a turn: the most that suit the device, in equal turns of those that may share.
 
     Args:
       members: Of a group.
       per_device: Those that a device has of them.
-      platform: Of the devices, as JAX calls it.
+      tuning: For the devices.
       read_bytes: Of `bytes_read`.
     """
-    if goes_one_by_one(platform):
+    if tuning.one_by_one:
         siblings = itertools.groupby(members, lambda m: (m.features, m.seed))
         largest = min(max(len(list(same)) for _, same in siblings), per_device)
-        most = _TURN.get(platform, _TURN_ELSEWHERE)
     else:
         largest = per_device
-        most = max(1, min(_TURN.get(platform, _TURN_ELSEWHERE), _TURN_BYTES // read_bytes))
+    most = max(1, min(tuning.wave_members, tuning.wave_bytes // read_bytes))
     n_turns = -(-largest // most)
     return -(-largest // n_turns)
 

@@ -16,6 +16,7 @@ from routerjax.encoder.models.bert import Bert
 from routerjax.encoder.pooling import POOLINGS, pool
 from routerjax.encoder.weights.loading import make_model
 from routerjax.runtime.devices import make_mesh
+from routerjax.runtime.tuning import Tuning
 from tests.encoder import tiny_models as models
 
 # Two families that see both ways, one of them and a causal one with windows on some layers.
@@ -70,7 +71,7 @@ def test_every_pooling_equals_numpy_whatever_the_padding_holds(rows, padding):
     lengths_B, spans_B2, seed = rows
     x_BTD = np.random.default_rng(seed).normal(-5, 1, (4, 9, 3)).astype(np.float32)
     x_BTD[np.arange(9)[None] >= lengths_B[:, None]] = padding
-    out = jax.jit(pool, static_argnums=3)(x_BTD, lengths_B, spans_B2, POOLINGS)
+    out = jax.jit(pool, static_argnums=(3, 4))(x_BTD, lengths_B, spans_B2, POOLINGS, models.CPU)
     assert out.dtype == np.float32
     for b, (length, (start, end)) in enumerate(zip(lengths_B, spans_B2, strict=True)):
         real, query = x_BTD[b, :length].astype(float), x_BTD[b, start:end].astype(float)
@@ -88,9 +89,10 @@ def test_every_pooling_equals_numpy_whatever_the_padding_holds(rows, padding):
             np.testing.assert_allclose(row, expected[name], rtol=1e-6, err_msg=name)
 
 
-def test_low_precision_states_are_pooled_in_float32():
+@pytest.mark.parametrize("tuning", [Tuning.cpu(), Tuning.tpu()], ids=["cpu", "tpu"])
+def test_low_precision_states_are_pooled_in_float32(tuning):
     x_BTD = jnp.full((1, 4096, 1), 1.01, jnp.bfloat16)  # A bfloat16 sum stops growing at 256.
-    out = pool(x_BTD, jnp.array([4096]), jnp.array([[0, 4096]]), ("mean",))
+    out = pool(x_BTD, jnp.array([4096]), jnp.array([[0, 4096]]), ("mean",), tuning)
     np.testing.assert_allclose(out[0, 0, 0], np.float32(x_BTD[0, 0, 0]), rtol=1e-6)
 
 
@@ -194,9 +196,9 @@ def test_a_choice_of_layers_equals_those_of_all(name, layers, encoders):
     assert_close(some, every[list(layers)], 1e-6)
 
 
-def one_by_one(encoder, mesh=None):
+def one_by_one(encoder, mesh=None, tuning=models.CPU):
     n_layers = encoder.config.n_layers
-    return unstacked(encoder.params, n_layers, mesh or make_mesh("data:1"))
+    return unstacked(encoder.params, n_layers, mesh or make_mesh("data:1"), tuning)
 
 
 @pytest.mark.parametrize("layers", [(0,), (1, 2), ALL])
@@ -230,6 +232,7 @@ def test_blocks_one_by_one_are_traced_once(encoders, monkeypatch):
 
 def test_blocks_stay_in_their_stack_where_they_are_many_or_spread(encoders, monkeypatch):
     assert one_by_one(encoders["bert"], make_mesh("data:2")) is None
+    assert one_by_one(encoders["bert"], tuning=Tuning.gpu()) is None
     assert one_by_one(encoders["qwen3_5"]) is None  # Two kinds of blocks, two stacks.
     monkeypatch.setattr("routerjax.encoder.capture._COPY_BYTES", 1000)
     assert one_by_one(encoders["bert"]) is None
@@ -263,7 +266,9 @@ def lower(family, layers, B=2, T=16, width=128, n_heads=4):
     raw |= {"intermediate_size": 4 * width, "num_attention_heads": n_heads}
     config = read_config(raw | {"max_position_embeddings": 64})
     graphdef, params = nnx.split(
-        nnx.eval_shape(lambda: make_model(config, jnp.float32, models.HIGHEST, nnx.Rngs(0)))
+        nnx.eval_shape(
+            lambda: make_model(config, jnp.float32, models.HIGHEST, models.CPU, nnx.Rngs(0))
+        )
     )
     shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((B, T), (B,), (B, 2))]
     return capture.trace(Graph(graphdef), params, *shapes, layers=layers, poolings=("last", "mean"))

@@ -15,6 +15,7 @@ from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.precision import dtype_errors
 from routerjax.runtime import resume
 from routerjax.runtime.devices import make_mesh
+from routerjax.runtime.tuning import Tuning
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +121,8 @@ def test_a_large_model_takes_smaller_batches_and_more_shapes(encoder, monkeypatc
     [(4e7, 32768, 625_000), (9.1e8, 32768, 27_472), (1.5e10, 2048, 1666), (1e12, 2048, 25)],
 )
 def test_an_accelerator_takes_batches_of_as_much_work(flops, tokens, worth):
-    assert batches.default_batch_tokens("gpu", flops) == tokens
-    assert batches.worth_tokens("gpu", flops) == worth
+    assert batches.default_batch_tokens(Tuning.gpu(), flops) == tokens
+    assert batches.worth_tokens(Tuning.gpu(), flops) == worth
 
 
 def test_max_tokens_stops_at_the_models_positions(encoder):

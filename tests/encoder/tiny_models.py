@@ -18,10 +18,13 @@ from safetensors.numpy import load_file, save_file
 from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.weights.loading import load_weights
+from routerjax.runtime.devices import make_mesh
+from routerjax.runtime.tuning import Tuning
 from tests.encoder.variants import VARIANTS
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 HIGHEST = jax.lax.Precision.HIGHEST
+CPU = Tuning.cpu()
 
 _MASKED = ("bert", "roberta", "xlm-roberta", "modernbert")
 
@@ -126,11 +129,13 @@ class Loaded:
     digest: str
 
 
-def load(folder: pathlib.Path, dtype=jnp.float32, **changes) -> Loaded:
+def load(folder: pathlib.Path, dtype=jnp.float32, tuning=CPU, **changes) -> Loaded:
     """Our encoder from a Hugging Face folder; `changes` replace fields of its config."""
     raw = json.loads((folder / "config.json").read_text())
     config = dataclasses.replace(read_config(raw, str(folder / "config.json")), **changes)
-    return Loaded(config, *load_weights(folder, config, dtype, HIGHEST))
+    return Loaded(
+        config, *load_weights(folder, config, dtype, HIGHEST, make_mesh("data:1"), tuning)
+    )
 
 
 def our_states(encoder: Loaded, tokens_BT: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:

@@ -11,7 +11,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from routerjax.runtime import resume
-from routerjax.trunk import loop, many, member
+from routerjax.runtime.tuning import Tuning
+from routerjax.trunk import many, member
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.loop import Loop
 from routerjax.trunk.many import train_trunks
@@ -51,11 +52,10 @@ def same(a, b) -> None:
 
 
 @pytest.fixture(params=[True, False], ids=["one by one", "side by side"])
-def either_way(request, monkeypatch):
+def either_way(request, tune):
     """As on a CPU, and as on an accelerator."""
     if not request.param:
-        monkeypatch.setattr(loop, "_ONE_BY_ONE", ())
-        monkeypatch.setitem(member._TURN, "cpu", 3)
+        tune(one_by_one=False, wave_members=3)
 
 
 @pytest.mark.usefixtures("either_way")
@@ -113,11 +113,11 @@ def test_members_that_have_stopped_get_no_turn(rows, monkeypatch):
     assert min(turns) < max(turns)
 
 
-def test_groups_are_bounded_in_bytes(rows, monkeypatch):
+def test_groups_are_bounded_in_bytes(rows, tune):
     chosen = [m for m in members((1, 2, 3)) if m.hidden == (16, 8) and m.features != "narrow"]
     whole = run(rows, chosen, devices=jax.devices()[:1])
     n_params = 13 * 16 + 17 * 8 + 9 * 3
-    monkeypatch.setitem(member._STATE_BYTES, "cpu", 2 * 5 * 4 * n_params)
+    tune(state_bytes=2 * 5 * 4 * n_params)
     x_train, _ = features(rows)
     groups = list(member.groups(chosen, range(len(chosen)), x_train, 3, jax.devices()[:1]))
     assert sorted(k for places in groups for k in places) == list(range(len(chosen)))
@@ -157,11 +157,11 @@ def test_a_stopped_sweep_continues_to_the_same_bits(rows, tmp_path, monkeypatch)
     assert not [path for path in tmp_path.rglob("*") if "checkpoint" in str(path)]
 
 
-def test_other_devices_take_over_what_is_finished(rows, tmp_path, monkeypatch):
+def test_other_devices_take_over_what_is_finished(rows, tmp_path, monkeypatch, tune):
     """Groups are cut by the devices' memory: another number of devices cuts others."""
     chosen = [m for m in members((1, 2, 3)) if m.hidden == (16, 8) and m.features != "narrow"]
     n_params = 13 * 16 + 17 * 8 + 9 * 3
-    monkeypatch.setitem(member._STATE_BYTES, "cpu", 2 * 5 * 4 * n_params)
+    tune(state_bytes=2 * 5 * 4 * n_params)
     whole = run(rows, chosen, workdir=tmp_path, devices=jax.devices()[:1])
     paths = sorted(tmp_path.glob("*.safetensors"))
     for path in paths[::2]:
@@ -191,14 +191,14 @@ def test_a_damaged_group_is_named(rows, tmp_path, kept):
         run(rows, members()[:1], workdir=tmp_path)
 
 
-def test_a_turn_side_by_side_is_bounded_in_bytes(rows, monkeypatch):
-    monkeypatch.setattr(loop, "_ONE_BY_ONE", ())
-    monkeypatch.setitem(member._TURN, "cpu", 256)
+def test_a_turn_side_by_side_is_bounded_in_bytes():
     chosen = members(range(4))[:1] * 20
     read = 4 * 4096 * (7400 + 384)
-    assert member.turn_of(chosen, 20, "cpu", read) == 10  # Two turns of 1.3 GB, not one of 2.5.
-    assert member.turn_of(chosen, 20, "cpu", 2**33) == 1
-    assert member.turn_of(chosen, 20, "cpu", 2**20) == 20
+    assert (
+        member.turn_of(chosen, 20, Tuning.tpu(), read) == 10
+    )  # Two turns of 1.3 GB, not one of 2.5.
+    assert member.turn_of(chosen, 20, Tuning.tpu(), 2**33) == 1
+    assert member.turn_of(chosen, 20, Tuning.tpu(), 2**20) == 20
 
 
 def test_bad_members_are_refused(rows):

@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from routerjax.runtime import resume
-from routerjax.trunk import loop, step
+from routerjax.trunk import step
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.loop import Layout
 from routerjax.trunk.net import init_members
@@ -133,11 +133,11 @@ def test_a_member_does_not_depend_on_the_others(rows):
 @pytest.mark.parametrize(
     "n_devices", [1, pytest.param(2, marks=pytest.mark.slow), 4]
 )  # 4: each batch is split by rows.
-def test_members_side_by_side_train_as_one_after_the_other(rows, n_devices, monkeypatch):
+def test_members_side_by_side_train_as_one_after_the_other(rows, n_devices, tune):
     some = jax.devices()[:n_devices]
     config = dataclasses.replace(SMALL, epochs=40, patience=2, learning_rate=0.02)
     trunk, history = train_trunk(*rows, config, devices=some)
-    monkeypatch.setattr(loop, "_ONE_BY_ONE", ())
+    tune(one_by_one=False)
     beside, other = train_trunk(*rows, config, devices=some)
     assert np.isnan(history.val_loss_EK).any()  # A member has stopped before another.
     np.testing.assert_allclose(history.val_loss_EK, other.val_loss_EK, rtol=1e-3)

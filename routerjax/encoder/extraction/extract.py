@@ -24,10 +24,6 @@ from routerjax.store.store import ActivationStore
 
 logger = logging.getLogger(__name__)
 
-# Blocks that are fetched, digested and written at a time: on a CPU one takes less time than the
-# capture of the next one, on an accelerator longer.
-_WRITERS = {"cpu": 1}
-_WRITERS_ELSEWHERE = 4
 # Between two looks at what other processes have committed.
 _WAIT_SECONDS = 0.5
 # Until a store that process 0 has made counts as one that this process cannot see.
@@ -123,7 +119,7 @@ def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> 
     # The same for all blocks: another room is another program.
     n_rows = max(plan.block_rows, *(plan.batch_rows(bucket) for bucket in plan.buckets))
     room_shape = (len(store.layers), len(store.poolings), n_rows, store.width)
-    n_writers = _WRITERS.get(encoder.platform, _WRITERS_ELSEWHERE)
+    n_writers = encoder.tuning.writers
     with (
         concurrent.futures.ThreadPoolExecutor(n_writers) as writer,
         resume.progress_bar(len(store.ids), done, "queries", "extract") as bar,

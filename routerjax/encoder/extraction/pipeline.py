@@ -13,8 +13,6 @@ from routerjax.runtime.devices import in_flight
 
 # Batches whose results are still on the device while the next one is dispatched.
 _IN_FLIGHT = 2
-# What compiles and computes on the same cores gains nothing by compiling ahead.
-_COMPILES_AS_IT_GOES = ("cpu",)
 
 
 def captured(
@@ -50,7 +48,7 @@ def captured(
     def tokenise(block: int) -> Prompts:
         return encoder.prompter(queries_of(block))
 
-    if encoder.platform not in _COMPILES_AS_IT_GOES:
+    if encoder.tuning.compiles_ahead:
         shapes = [(plan.batch_rows(bucket), bucket) for bucket in buckets]
         encoder.compile(shapes, layers, poolings, plan.prefix)
 

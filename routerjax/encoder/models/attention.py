@@ -6,36 +6,32 @@ import jax
 import jax.numpy as jnp
 
 from routerjax.encoder.families.config import EncoderConfig
-from routerjax.encoder.models.blockwise import HIDDEN, attend_blockwise, turns, visible
-
-# Attention scores held at a time: 8 MiB of float32 stay in a CPU's cache, 1 GiB fills a GPU.
-_SCORES = {"cpu": 2**21}
-_SCORES_ELSEWHERE = 2**28
-# So many turns are written out: a loop on a CPU copies the heads it takes and those it leaves.
-_WRITTEN_OUT = {"cpu": 4}
-# Tokens up to which a head's scores are computed whole; longer prompts go block by block. On CPU
-# causal ones do earlier: half of the blocks are skipped, which nearly halves the time at 512.
-LONGEST_WHOLE = 1024
-_LONGEST_CAUSAL = {"cpu": 256}
+from routerjax.encoder.models.blockwise import (
+    HIDDEN,
+    attend_blockwise,
+    head_chunks,
+    visible,
+)
+from routerjax.runtime.tuning import Tuning
 
 
 def rotate(x_BTNE: jax.Array, angles_BTW: jax.Array, factor: jax.Array | float = 1) -> jax.Array:
-    """Turns every head by its position; of W channels, e is paired with e + W/2.
+    """Rotates every head by its position; of W channels, e is paired with e + W/2.
 
     Args:
       x_BTNE: [B, T, heads, E] queries or keys.
       angles_BTW: [B or 1, T, W / 2] float32 radians; W at most E, channels from W on stay.
-      factor: Multiplies the turned channels.
+      factor: Multiplies the rotated channels.
 
     Returns:
       As x_BTNE; computed in float32.
     """
     cos, sin = (f(angles_BTW)[:, :, None, :] * factor for f in (jnp.cos, jnp.sin))
     half = angles_BTW.shape[-1]
-    first, second, stays = jnp.split(x_BTNE, (half, 2 * half), axis=-1)
+    first, second, kept = jnp.split(x_BTNE, (half, 2 * half), axis=-1)
     first, second = first.astype(jnp.float32), second.astype(jnp.float32)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return jnp.concatenate([turned.astype(x_BTNE.dtype), stays], axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return jnp.concatenate([rotated.astype(x_BTNE.dtype), kept], axis=-1)
 
 
 def attend(
@@ -44,6 +40,7 @@ def attend(
     v_BSGE: jax.Array,
     lengths_B: jax.Array,
     precision: jax.lax.Precision,
+    tuning: Tuning,
     *,
     bidirectional: bool = False,
     window: jax.Array | int | None = None,
@@ -53,11 +50,10 @@ def attend(
 ) -> jax.Array:
     """Scaled dot-product attention with grouped key/value heads.
 
-    Heads are laid out as one batch of plain matrix products: measured on CPU, two to eight times
-    faster than an einsum that leaves the head axis between the tokens and the channels. Heads are
-    taken in turns of a bounded number of scores, which keeps these in the CPU's cache (at 512
-    tokens 3 times faster than all at once) and bounds the temporary memory of long prompts; the
-    softmax is divided by its sum after the second product, where there is less to divide.
+    Heads are laid out as one batch of plain matrix products: on a CPU two to eight times as fast
+    as an einsum that leaves the head axis between the tokens and the channels. Heads are taken in
+    chunks of a bounded number of scores, which bounds the temporary memory; the softmax is divided
+    by its sum after the second product, where there is less to divide.
 
     Args:
       q_BTHE: [B, T, H, E] queries.
@@ -67,6 +63,7 @@ def attend(
       lengths_B: [B] int32 real tokens of each row's T, at least 1. Rows are padded on the right, so
         that causality alone hides padding from every real token.
       precision: Of the two products.
+      tuning: How many scores are held at a time, and up to how many tokens all of a head's.
       bidirectional: Whether a query sees later keys too, up to the row's length.
       window: Scalar int32, how many tokens back a query sees, itself included (and as many ahead if
         bidirectional); None for all.
@@ -81,35 +78,33 @@ def attend(
     B, T, H, E = q_BTHE.shape
     S, G = k_BSGE.shape[1:3]
     scale = E**-0.5 if scale is None else scale
-    most_scores = _SCORES.get(jax.default_backend(), _SCORES_ELSEWHERE)
-    if T * S > longest_whole(bidirectional) ** 2:
+    if T * S > longest_whole(tuning, bidirectional) ** 2:
         return attend_blockwise(
-            q_BTHE, k_BSGE, v_BSGE, lengths_B, precision, most_scores=most_scores,
-            bidirectional=bidirectional, window=window, scale=scale, soft_cap=soft_cap,
-            sinks_H=sinks_H,
+            q_BTHE, k_BSGE, v_BSGE, lengths_B, precision, tuning, bidirectional=bidirectional,
+            window=window, scale=scale, soft_cap=soft_cap, sinks_H=sinks_H,
         )  # fmt: skip
-    n_turns = turns(B * G, H // G * T * S, most_scores)
-    # Axes: turns, key/value heads of a turn, then the matrices. The H / G query heads of a
+    n_chunks = head_chunks(B * G, H // G * T * S, tuning.attention_scores)
+    # Axes: chunks, key/value heads of a chunk, then the matrices. The H / G query heads of a
     # key/value head are further rows of its product.
-    q = (q_BTHE * scale).transpose(0, 2, 1, 3).reshape(n_turns, -1, H // G * T, E)
-    k = k_BSGE.transpose(0, 2, 3, 1).reshape(n_turns, -1, E, S)
-    v = v_BSGE.transpose(0, 2, 1, 3).reshape(n_turns, -1, S, E)
+    q = (q_BTHE * scale).transpose(0, 2, 1, 3).reshape(n_chunks, -1, H // G * T, E)
+    k = k_BSGE.transpose(0, 2, 3, 1).reshape(n_chunks, -1, E, S)
+    v = v_BSGE.transpose(0, 2, 1, 3).reshape(n_chunks, -1, S, E)
     # Of each key/value head's matrices: how many of its keys are real, and its rows' sinks.
-    n_real = jnp.repeat(S - T + lengths_B, G).reshape(n_turns, -1, 1, 1)
+    n_real = jnp.repeat(S - T + lengths_B, G).reshape(n_chunks, -1, 1, 1)
     sinks = None
     if sinks_H is not None:
         sinks_GR = jnp.repeat(sinks_H.astype(jnp.float32), T).reshape(G, -1)
-        sinks = jnp.tile(sinks_GR, (B, 1)).reshape(n_turns, -1, H // G * T, 1)
+        sinks = jnp.tile(sinks_GR, (B, 1)).reshape(n_chunks, -1, H // G * T, 1)
 
-    def turn(heads: tuple[Any, ...]) -> jax.Array:
+    def one_chunk(heads: tuple[Any, ...]) -> jax.Array:
         q, k, v, n_real, sinks = heads
         scores = jnp.matmul(q, k, precision=precision, preferred_element_type=jnp.float32)
         if soft_cap:
             scores = soft_cap * jnp.tanh(scores / soft_cap)
         t_R1 = jnp.tile(jnp.arange(S - T, S), H // G)[:, None]
         seen = visible(t_R1, jnp.arange(S)[None], n_real, bidirectional, window)
-        # Added, not chosen: XLA's CPU backend then makes one parallel kernel of all this, where a
-        # select parts it and leaves the first product to one core. HIDDEN plus a score is HIDDEN.
+        # An addition, as a select would split what XLA's CPU backend makes one parallel kernel of,
+        # and leave the first product to one core. HIDDEN plus a score is HIDDEN.
         scores = scores + jnp.where(seen, 0.0, HIDDEN)
         most = scores.max(axis=-1, keepdims=True)
         if sinks is not None:
@@ -124,37 +119,33 @@ def attend(
         return (mixed / total).astype(v.dtype)
 
     heads = (q, k, v, n_real, sinks)
-    if n_turns <= _WRITTEN_OUT.get(jax.default_backend(), 1):
-        each = [jax.tree.map(lambda x, i=i: x[i], heads) for i in range(n_turns)]
-        mixed = jnp.stack([turn(of_turn) for of_turn in each])
+    if n_chunks <= tuning.unrolled_head_chunks:
+        each = [jax.tree.map(lambda x, i=i: x[i], heads) for i in range(n_chunks)]
+        mixed = jnp.stack([one_chunk(chunk) for chunk in each])
     else:
-        mixed = jax.lax.map(turn, heads)
+        mixed = jax.lax.map(one_chunk, heads)
     return mixed.reshape(B, H, T, E).transpose(0, 2, 1, 3)
 
 
-def longest_whole(bidirectional: bool) -> int:
-    """Tokens up to which a head's scores are computed whole on this platform."""
-    if bidirectional:
-        return LONGEST_WHOLE
-    return _LONGEST_CAUSAL.get(jax.default_backend(), LONGEST_WHOLE)
+def longest_whole(tuning: Tuning, bidirectional: bool) -> int:
+    """Tokens up to which a head's scores are computed whole."""
+    return tuning.longest_bidirectional if bidirectional else tuning.longest_causal
 
 
-def cudnn_is_legal(config: EncoderConfig, platform: str, dtype: Any, max_tokens: int) -> bool:
+def cudnn_is_legal(config: EncoderConfig, dtype: Any, max_tokens: int) -> bool:
     """Whether cuDNN's fused attention computes what this encoder asks for.
 
-    It has no cap of the scores, no sinks and one window for all layers at most; of these only the
-    plain case is taken: causal, half precision, heads of a multiple of 8 up to 128 channels, and
-    windows that no prompt reaches.
+    cuDNN has no cap of the scores, no sinks and one window for all layers at most; of these only
+    the plain case is taken: causal, half precision, heads of a multiple of 8 up to 128 channels,
+    and windows that no prompt reaches.
 
     Args:
       config: Of the encoder.
-      platform: Of the devices, as JAX calls it.
       dtype: Of queries, keys and values.
       max_tokens: Longest prompt.
     """
     return (
-        platform in ("gpu", "cuda")
-        and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+        jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
         and not config.bidirectional
         and not config.soft_cap
         and not config.sinks
@@ -172,7 +163,7 @@ def attend_cudnn(
     scale: float | None = None,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
-    """As causal `attend` without a window, by cuDNN where `cudnn_is_legal`.
+    """Causal `attend` without a window, by cuDNN; for encoders of which `cudnn_is_legal`.
 
     Args:
       implementation: Of `jax.nn.dot_product_attention`; "xla" computes the same anywhere.
@@ -186,6 +177,6 @@ def attend_cudnn(
         q_BSHE, k_BSGE, v_BSGE, scale=scale, is_causal=True, query_seq_lengths=lengths_B,
         key_value_seq_lengths=lengths_B, implementation=implementation,
     )  # fmt: skip
-    # What it leaves in the rows of padding is nobody's promise, and 0 x NaN is NaN.
+    # What cuDNN leaves in the rows of padding is not defined, and 0 x NaN is NaN.
     real_BS = jnp.arange(n_before + T)[None] < lengths_B[:, None]
     return jnp.where(real_BS[:, :, None, None], mixed_BSHE, 0)[:, n_before:]

@@ -1,6 +1,5 @@
 """BERT and RoBERTa: bidirectional, post-norm, embedded positions. MiniLM is one, the default."""
 
-import functools
 from typing import Any
 
 import jax
@@ -12,25 +11,29 @@ from routerjax.encoder.models import bfloat16
 from routerjax.encoder.models.feed_forward import ACTIVATIONS
 from routerjax.encoder.models.norms import norm_maker
 from routerjax.encoder.models.partition import attend
+from routerjax.runtime.tuning import Tuning
 
 
 class BertBlock(nnx.Module):
     """norm(x + attention(x)), then norm(x + feed-forward(x))."""
 
-    def __init__(self, config: EncoderConfig, linear: Any, norm: Any, rngs: nnx.Rngs):
+    def __init__(
+        self, config: EncoderConfig, tuning: Tuning, linear: Any, norm: Any, rngs: nnx.Rngs
+    ):
         D, F = config.width, config.ffn_width
         self.q, self.k, self.v, self.o = (linear(D, D, rngs=rngs) for _ in range(4))
         self.attention_norm = norm(D, rngs=rngs)
         self.up, self.down = linear(D, F, rngs=rngs), linear(F, D, rngs=rngs)
         self.ffn_norm = norm(D, rngs=rngs)
         self.n_heads, self.activation = config.n_heads, config.activation
+        self.tuning = tuning
 
     def __call__(self, x_BTD: jax.Array, lengths_B: jax.Array) -> jax.Array:
         B, T, D = x_BTD.shape
         q, k, v = (
             project(x_BTD).reshape(B, T, self.n_heads, -1) for project in (self.q, self.k, self.v)
         )
-        mixed_BTHE = attend(q, k, v, lengths_B, self.q.precision, bidirectional=True)
+        mixed_BTHE = attend(q, k, v, lengths_B, self.q.precision, self.tuning, bidirectional=True)
         mixed_BTD = mixed_BTHE.reshape(B, T, D)
         x_BTD = self.attention_norm(x_BTD + self.o(mixed_BTD))
         return self.ffn_norm(x_BTD + self.down(ACTIVATIONS[self.activation](self.up(x_BTD))))
@@ -43,16 +46,21 @@ class Bert(nnx.Module):
       config: The family's shape.
       dtype: Of the parameters and of the products.
       precision: Of the products; HIGHEST where float32 is claimed.
+      tuning: For the devices that the model runs on.
       rngs: For random weights; `nnx.eval_shape` gives the shapes without making any.
     """
 
     def __init__(
-        self, config: EncoderConfig, dtype: Any, precision: jax.lax.Precision, rngs: nnx.Rngs
+        self,
+        config: EncoderConfig,
+        dtype: Any,
+        precision: jax.lax.Precision,
+        tuning: Tuning,
+        rngs: nnx.Rngs,
     ):
-        types = {"dtype": dtype, "param_dtype": dtype}
-        linear = functools.partial(
-            nnx.Linear, precision=precision, dot_general=bfloat16.dot_general, **types
-        )
+        assert not tuning.cudnn, "it is for causal attention"
+        self.tuning, types = tuning, {"dtype": dtype, "param_dtype": dtype}
+        linear = bfloat16.linear_maker(dtype, precision, tuning)
         norm = norm_maker(config, dtype)
         D = config.width
         self.max_positions, self.padding_token = config.max_positions, config.padding_token
@@ -66,7 +74,7 @@ class Bert(nnx.Module):
         @nnx.split_rngs(splits=config.n_layers)
         @nnx.vmap
         def stack(rngs: nnx.Rngs) -> BertBlock:
-            return BertBlock(config, linear, norm, rngs)
+            return BertBlock(config, tuning, linear, norm, rngs)
 
         self.blocks = nnx.List([stack(rngs)])
 
@@ -95,10 +103,8 @@ class Bert(nnx.Module):
         x_BTD: jax.Array,
         batch: Any,
         before: None = None,
-        cudnn: bool = False,
     ) -> tuple[jax.Array, None]:
         """Hidden state i + 1 from hidden state i; what sees both ways leaves nothing behind."""
-        assert not cudnn, "it is for causal attention"
         return block(x_BTD, batch), None
 
     def finish(self, x_BTD: jax.Array) -> jax.Array:

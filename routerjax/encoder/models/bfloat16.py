@@ -1,15 +1,28 @@
-"""bfloat16 on a CPU, where XLA left to itself computes as if it were float32.
+"""Linear layers, and bfloat16 on a CPU, where XLA by default computes as if it were float32.
 
-It widens what a product or an indexing reads, and moves that out of loops: a scan over stacked
-weights then makes a float32 copy of all of them at every batch. float16 it indexes as it is.
+XLA's CPU backend widens what a product or an indexing of bfloat16 reads, and moves that out of
+loops: a scan over stacked weights then makes a float32 copy of all of them at every batch. float16
+is indexed as it is.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from routerjax.runtime.tuning import Tuning
+
+
+def linear_maker(dtype: Any, precision: Any, tuning: Tuning) -> Callable[..., nnx.Linear]:
+    """nnx.Linear as a function of its widths (use_bias and rngs), with this platform's products."""
+    product = dot_general if tuning.widens_bfloat16 else jax.lax.dot_general
+    return functools.partial(
+        nnx.Linear, precision=precision, dot_general=product, dtype=dtype, param_dtype=dtype
+    )
 
 
 def dot_general(
@@ -20,13 +33,13 @@ def dot_general(
     preferred_element_type: Any = None,
     out_sharding: Any = None,
 ) -> jax.Array:
-    """jax.lax.dot_general; of bfloat16 on a CPU by products that add up in float32.
+    """jax.lax.dot_general for a CPU: products of bfloat16 add up in float32.
 
-    XLA's CPU backend has kernels for those, five times as fast as float32's where the processor
-    multiplies bfloat16 (AMX). It computes products *of* bfloat16 with float32's kernels.
+    XLA's CPU backend has kernels for such products, five times as fast as float32's where the
+    processor multiplies bfloat16 (AMX). Products that add up in bfloat16 take float32's kernels.
     """
     dtype = preferred_element_type or jnp.result_type(x, y)
-    if x.dtype == y.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+    if x.dtype == y.dtype == jnp.bfloat16:
         preferred_element_type = jnp.float32
     product = jax.lax.dot_general(
         x, y, dimension_numbers, precision, preferred_element_type, out_sharding=out_sharding
@@ -77,6 +90,5 @@ def index(stack: jax.Array, i: jax.Array | int) -> jax.Array:
       stack: [X, ...] numbers, or the bits of bfloat16 as uint16.
       i: Scalar.
     """
-    found = jax.lax.dynamic_index_in_dim(stack, i, keepdims=False)
-    bits = stack.dtype == jnp.uint16
-    return jax.lax.bitcast_convert_type(found, jnp.bfloat16) if bits else found
+    x = jax.lax.dynamic_index_in_dim(stack, i, keepdims=False)
+    return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x

@@ -1,15 +1,13 @@
-"""Attention over long prompts: block by block of queries and keys, never T x T scores."""
+"""Attention over long prompts: tile by tile of queries and keys, never T x T scores."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-HIDDEN = -1e30  # the score of a key that is not seen
+from routerjax.runtime.tuning import Tuning
 
-# Tokens of a block of queries, and of keys: on CPU its scores and values stay in the cache.
-BLOCKS = {"cpu": 128}
-BLOCK_ELSEWHERE = 512
+HIDDEN = -1e30  # the score of a key that is not seen
 
 
 def visible(
@@ -24,7 +22,7 @@ def visible(
     Args:
       query: [Q, 1] positions among the keys.
       key: [1, K] positions.
-      n_real: [heads, 1, 1] keys of each row that are no padding.
+      n_real: [heads, 1, 1] keys of each row that are not padding.
       bidirectional: As of `attend`.
       window: As of `attend`.
 
@@ -45,23 +43,23 @@ def attend_blockwise(
     v_BSGE: jax.Array,
     lengths_B: jax.Array,
     precision: jax.lax.Precision,
+    tuning: Tuning,
     *,
-    most_scores: int,
     bidirectional: bool,
     window: jax.Array | int | None,
     scale: float,
     soft_cap: float,
     sinks_H: jax.Array | None,
 ) -> jax.Array:
-    """As `attend`, with the softmax gathered on the way (arXiv 2205.14135, 2112.05682).
+    """`attend` with an online softmax (arXiv 2205.14135, 2112.05682).
 
-    Of each query are kept the largest score m so far, the sum of exp(score - m), and as much of the
-    weighted mean of values; a block of keys with a larger score scales the others down. Blocks of
-    keys that no query of a block can see (later ones, those before the window, padding) are never
-    computed: the inner loop's bounds say so. Temporary memory is linear in T and S.
+    The state of each query is the largest score m so far, the sum of exp(score - m), and the sum of
+    values so weighted; a tile of keys with a larger score scales what came before down. Tiles of
+    keys that no query of a tile can see (later ones, those before the window, padding) lie outside
+    the inner loop's bounds and are never computed. Temporary memory is linear in T and S.
 
     Args:
-      most_scores: Scores held at a time, at least those of one block.
+      tuning: Tokens of a tile, and how many scores are held at a time (those of one tile at least).
       Others: As of `attend`.
 
     Returns:
@@ -69,41 +67,41 @@ def attend_blockwise(
     """
     B, T, H, E = q_BTHE.shape
     S, G = k_BSGE.shape[1:3]
-    R, block = H // G, BLOCKS.get(jax.default_backend(), BLOCK_ELSEWHERE)
-    n_q, n_k = -(-T // block), -(-S // block)
-    n_turns = turns(B * G, R * block * block, most_scores)
+    R, tile = H // G, tuning.attention_tile
+    n_q, n_k = -(-T // tile), -(-S // tile)
+    n_chunks = head_chunks(B * G, R * tile * tile, tuning.attention_scores)
 
     def cut(x_BTNE: jax.Array, n: int) -> jax.Array:
-        """[turns, blocks, key/value heads of a turn, query heads of each, tokens of a block, E]."""
-        x = jnp.pad(x_BTNE, ((0, 0), (0, n * block - x_BTNE.shape[1]), (0, 0), (0, 0)))
-        x = x.reshape(B, n, block, G, -1, E).transpose(1, 0, 3, 4, 2, 5)
-        return x.reshape(n, n_turns, B * G // n_turns, -1, block, E).swapaxes(0, 1)
+        """[chunks, tiles, key/value heads of a chunk, query heads of each, tokens of a tile, E]."""
+        x = jnp.pad(x_BTNE, ((0, 0), (0, n * tile - x_BTNE.shape[1]), (0, 0), (0, 0)))
+        x = x.reshape(B, n, tile, G, -1, E).transpose(1, 0, 3, 4, 2, 5)
+        return x.reshape(n, n_chunks, B * G // n_chunks, -1, tile, E).swapaxes(0, 1)
 
-    rows = (B * G // n_turns, R * block)
-    q = cut(q_BTHE * scale, n_q).reshape(n_turns, n_q, *rows, E)
+    rows = (B * G // n_chunks, R * tile)
+    q = cut(q_BTHE * scale, n_q).reshape(n_chunks, n_q, *rows, E)
     k, v = (cut(x, n_k)[:, :, :, 0] for x in (k_BSGE, v_BSGE))
-    n_real = jnp.repeat(S - T + lengths_B, G).reshape(n_turns, -1, 1, 1)
+    n_real = jnp.repeat(S - T + lengths_B, G).reshape(n_chunks, -1, 1, 1)
     sinks = None
     if sinks_H is not None:
-        sinks_GR = jnp.repeat(sinks_H.astype(jnp.float32), block).reshape(G, -1)
-        sinks = jnp.tile(sinks_GR, (B, 1)).reshape(n_turns, *rows, 1)
+        sinks_GR = jnp.repeat(sinks_H.astype(jnp.float32), tile).reshape(G, -1)
+        sinks = jnp.tile(sinks_GR, (B, 1)).reshape(n_chunks, *rows, 1)
 
-    def heads(turn: tuple[Any, ...]) -> jax.Array:
-        q, k, v, n_real, sinks = turn
+    def one_chunk(heads: tuple[Any, ...]) -> jax.Array:
+        q, k, v, n_real, sinks = heads
         n_seen = jnp.max(n_real)
 
         def of_queries(numbered: tuple[jax.Array, jax.Array]) -> jax.Array:
             i, q = numbered
-            first = S - T + i * block
-            last = first + block - 1
-            # Blocks of keys from `start` up to `stop` hold all that these queries see.
-            start, stop = jnp.int32(0), -(-n_seen // block)
+            first = S - T + i * tile
+            last = first + tile - 1
+            # Tiles of keys from `start` up to `stop` hold all that these queries see.
+            start, stop = jnp.int32(0), -(-n_seen // tile)
             if not bidirectional:
-                stop = jnp.minimum(stop, last // block + 1)
+                stop = jnp.minimum(stop, last // tile + 1)
             if window is not None:
-                start = jnp.maximum(0, first - window + 1) // block
-                stop = jnp.minimum(stop, (last + window - 1) // block + 1)
-            positions = jnp.tile(first + jnp.arange(block), R)[:, None]
+                start = jnp.maximum(0, first - window + 1) // tile
+                stop = jnp.minimum(stop, (last + window - 1) // tile + 1)
+            positions = jnp.tile(first + jnp.arange(tile), R)[:, None]
 
             def of_keys(j: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
                 most, total, mixed = state
@@ -113,7 +111,7 @@ def attend_blockwise(
                 )
                 if soft_cap:
                     scores = soft_cap * jnp.tanh(scores / soft_cap)
-                keys = (j * block + jnp.arange(block))[None]
+                keys = (j * tile + jnp.arange(tile))[None]
                 seen = visible(positions, keys, n_real, bidirectional, window)
                 scores = jnp.where(seen, scores, HIDDEN)
                 larger = jnp.maximum(most, scores.max(axis=-1, keepdims=True))
@@ -130,17 +128,17 @@ def attend_blockwise(
             total = jnp.full((*rows, 1), 0.0 if sinks is None else 1.0)
             state = most, total, jnp.zeros((*rows, E))
             _, total, mixed = jax.lax.fori_loop(start, stop, of_keys, state)
-            # A block of padding alone has seen nothing.
+            # A tile of padding alone has seen nothing.
             return (mixed / jnp.maximum(total, 1e-30)).astype(v.dtype)
 
         return jax.lax.map(of_queries, (jnp.arange(n_q), q))
 
-    mixed = jax.lax.map(heads, (q, k, v, n_real, sinks))
-    mixed = mixed.swapaxes(0, 1).reshape(n_q, B, G, R, block, E).transpose(1, 0, 4, 2, 3, 5)
-    return mixed.reshape(B, n_q * block, H, E)[:, :T]
+    mixed = jax.lax.map(one_chunk, (q, k, v, n_real, sinks))
+    mixed = mixed.swapaxes(0, 1).reshape(n_q, B, G, R, tile, E).transpose(1, 0, 4, 2, 3, 5)
+    return mixed.reshape(B, n_q * tile, H, E)[:, :T]
 
 
-def turns(n_heads: int, scores_per_head: int, most_scores: int) -> int:
-    """The fewest turns that divide the heads and hold no more scores than that, or one head's."""
+def head_chunks(n_heads: int, scores_per_head: int, most_scores: int) -> int:
+    """The fewest equal chunks of heads that hold at most so many scores, or one head each."""
     most = max(1, most_scores // scores_per_head)
     return next(n for n in range(1, n_heads + 1) if n_heads % n == 0 and n_heads // n <= most)

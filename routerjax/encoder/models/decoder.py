@@ -1,6 +1,5 @@
 """Rotary transformers up to their final norm, of all families but BERT's; no LM head."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +15,7 @@ from routerjax.encoder.models.feed_forward import GatedFeedForward
 from routerjax.encoder.models.moe import Experts
 from routerjax.encoder.models.norms import norm_maker
 from routerjax.encoder.models.partition import attend, attend_cudnn
+from routerjax.runtime.tuning import Tuning
 
 
 class Place(NamedTuple):
@@ -30,7 +30,6 @@ class Place(NamedTuple):
       window: Scalar int32, how many tokens back a token sees, itself included; None for all.
       bidirectional: Whether a token sees later ones too.
       number: Of the block.
-      cudnn: Whether cuDNN attends.
     """
 
     angles_BTW: jax.Array
@@ -41,7 +40,6 @@ class Place(NamedTuple):
     window: jax.Array | None
     bidirectional: bool
     number: jax.Array
-    cudnn: bool = False
 
 
 class Attention(nnx.Module):
@@ -51,7 +49,9 @@ class Attention(nnx.Module):
     prefix, [1, P, G, E].
     """
 
-    def __init__(self, config: EncoderConfig, linear: Any, norm: Any, rngs: nnx.Rngs):
+    def __init__(
+        self, config: EncoderConfig, tuning: Tuning, linear: Any, norm: Any, rngs: nnx.Rngs
+    ):
         D, H, G, E = config.width, config.n_heads, config.n_kv_heads, config.head_dim
         self.q = linear(D, H * E, use_bias=config.qkv_bias, rngs=rngs)
         self.k = linear(D, G * E, use_bias=config.qkv_bias, rngs=rngs)
@@ -65,7 +65,7 @@ class Attention(nnx.Module):
             self.k_norm = norm(G * E if wide else E, rngs=rngs)
         if config.sinks:
             self.sinks = nnx.Param(jnp.zeros(H, self.q.param_dtype))
-        self.config = config
+        self.config, self.tuning = config, tuning
 
     def __call__(
         self, x_BTD: jax.Array, place: Place, before: Any = None
@@ -85,7 +85,7 @@ class Attention(nnx.Module):
             q_BTHE = q_BTHE * growth_T[None, :, None, None].astype(q_BTHE.dtype)
         after = k_BTGE, v_BTGE
         k_BSGE, v_BSGE = after if before is None else map(_continued, before, after)
-        if place.cudnn:
+        if self.tuning.cudnn:
             x_BTHE = attend_cudnn(q_BTHE, k_BSGE, v_BSGE, place.lengths_B, c.query_scale)
         else:
             x_BTHE = attend(
@@ -94,6 +94,7 @@ class Attention(nnx.Module):
                 v_BSGE,
                 place.lengths_B,
                 self.q.precision,
+                self.tuning,
                 bidirectional=place.bidirectional,
                 window=place.window,
                 scale=c.query_scale,
@@ -112,11 +113,11 @@ def _continued(before_1PGE: jax.Array, x_BTGE: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.broadcast_to(before_1PGE, shape), x_BTGE], axis=1)
 
 
-# BlockKind.mixer -> a module of (config, linear, norm, rngs), the block's attribute of that name.
-# mixer(x_BTD, place, before) -> (y_BTD, after): `after` is what the tokens leave to a continuation,
-# `before` None or what a prefix shared by all rows left so (leading axis 1).
+# BlockKind.mixer -> a module of (config, tuning, linear, norm, rngs); the block's attribute of that
+# name. mixer(x_BTD, place, before) -> (y_BTD, after): `after` is what a continuation needs of these
+# tokens, `before` None or the same of a prefix shared by all rows (leading axis 1).
 MIXERS: dict[str, Any] = {"attention": Attention, "deltanet": DeltaNet}
-# BlockKind.ffn -> a module of (config, linear, rngs), called with x_BTD; the block's `ffn`.
+# BlockKind.ffn -> a module of (config, tuning, linear, rngs), called with x_BTD; the block's `ffn`.
 FEED_FORWARDS: dict[str, Any] = {"dense": GatedFeedForward, "experts": Experts}
 
 
@@ -124,7 +125,13 @@ class DecoderBlock(nnx.Module):
     """x + mixer(norm(x)), then x + feed-forward(norm(x)); what is added may be normed too."""
 
     def __init__(
-        self, config: EncoderConfig, kind: BlockKind, linear: Any, norm: Any, rngs: nnx.Rngs
+        self,
+        config: EncoderConfig,
+        tuning: Tuning,
+        kind: BlockKind,
+        linear: Any,
+        norm: Any,
+        rngs: nnx.Rngs,
     ):
         self.config, self.kind = config, kind
         if config.norm_placement != "post":
@@ -133,8 +140,8 @@ class DecoderBlock(nnx.Module):
         if config.norm_placement != "pre":
             self.attention_post_norm = norm(config.width, rngs=rngs)
             self.ffn_post_norm = norm(config.width, rngs=rngs)
-        setattr(self, kind.mixer, MIXERS[kind.mixer](config, linear, norm, rngs))
-        self.ffn = FEED_FORWARDS[kind.ffn](config, linear, rngs)
+        setattr(self, kind.mixer, MIXERS[kind.mixer](config, tuning, linear, norm, rngs))
+        self.ffn = FEED_FORWARDS[kind.ffn](config, tuning, linear, rngs)
 
     def __call__(self, x_BTD: jax.Array, place: Place, before: Any = None) -> tuple[jax.Array, Any]:
         c = self.config
@@ -162,18 +169,23 @@ class Decoder(nnx.Module):
       config: The family's shape.
       dtype: Of the parameters and of the products.
       precision: Of the products; HIGHEST where float32 is claimed.
+      tuning: For the devices that the model runs on.
       rngs: For random weights; `nnx.eval_shape` gives the shapes without making any.
     """
 
     def __init__(
-        self, config: EncoderConfig, dtype: Any, precision: jax.lax.Precision, rngs: nnx.Rngs
+        self,
+        config: EncoderConfig,
+        dtype: Any,
+        precision: jax.lax.Precision,
+        tuning: Tuning,
+        rngs: nnx.Rngs,
     ):
-        types = {"dtype": dtype, "param_dtype": dtype}
-        linear = functools.partial(
-            nnx.Linear, precision=precision, dot_general=bfloat16.dot_general, **types
-        )
+        linear = bfloat16.linear_maker(dtype, precision, tuning)
         norm = norm_maker(config, dtype)
-        self.embed = nnx.Embed(config.vocab_size, config.width, rngs=rngs, **types)
+        self.embed = nnx.Embed(
+            config.vocab_size, config.width, dtype=dtype, param_dtype=dtype, rngs=rngs
+        )
         if config.embed_norm:
             self.embed_norm = norm(config.width, rngs=rngs)
 
@@ -181,14 +193,14 @@ class Decoder(nnx.Module):
             @nnx.split_rngs(splits=len(kinds))
             @nnx.vmap
             def make(rngs: nnx.Rngs) -> DecoderBlock:
-                return DecoderBlock(config, kinds[0], linear, norm, rngs)
+                return DecoderBlock(config, tuning, kinds[0], linear, norm, rngs)
 
             return make(rngs)
 
         period = config.period
         self.blocks = nnx.List([stack(config.kinds[s::period]) for s in range(period)])
         self.norm = norm(config.width, rngs=rngs)
-        self.config = config
+        self.config, self.tuning = config, tuning
 
     def start(
         self, tokens_BT: jax.Array, lengths_B: jax.Array, n_before: int = 0
@@ -222,7 +234,6 @@ class Decoder(nnx.Module):
         x_BTD: jax.Array,
         batch: Any,
         before: Any = None,
-        cudnn: bool = False,
     ) -> tuple[jax.Array, Any]:
         """Hidden state i + 1 from hidden state i, and what the tokens leave to a continuation."""
         c = self.config
@@ -240,7 +251,7 @@ class Decoder(nnx.Module):
             factors += [1.0] * (len(angles_RBTW) - len(factors))
             angles_BTW, factor = angles_RBTW[table], jnp.asarray(factors, jnp.float32)[table]
         place = Place(
-            angles_BTW, factor, positions_T, lengths_B, real_BT, window, c.bidirectional, i, cudnn
+            angles_BTW, factor, positions_T, lengths_B, real_BT, window, c.bidirectional, i
         )
         return block(x_BTD, place, before)
 

@@ -9,11 +9,6 @@ HIGHEST = jax.lax.Precision.HIGHEST
 CHUNK = 64  # tokens of a chunk, as the models were trained with
 _BASE = 8  # rows of a triangular inverse that are substituted one by one
 
-# Float32 numbers that a step over chunks holds at a time: 8 MiB stay in a CPU's cache; elsewhere
-# 1 GiB gives the device enough to do at once.
-_HELD = {"cpu": 2**21}
-_HELD_ELSEWHERE = 2**28
-
 
 def delta_rule(
     q_BTGE: jax.Array,
@@ -22,6 +17,8 @@ def delta_rule(
     decay_BTH: jax.Array,
     beta_BTH: jax.Array,
     state_BHEE: jax.Array,
+    *,
+    most_floats: int,
     chunk: int = CHUNK,
 ) -> tuple[jax.Array, jax.Array]:
     """Reads and corrects the memory S [E, E'] of every head, from the first token to the last.
@@ -48,6 +45,7 @@ def delta_rule(
       decay_BTH: [B, T, H] float32 logarithms of the decay, at most 0.
       beta_BTH: [B, T, H] float32, in [0, 1].
       state_BHEE: [B, H, E, E'] float32 memory before the first token.
+      most_floats: Float32 numbers that a step over chunks may hold; one chunk is always taken.
       chunk: C, a power of two.
 
     Returns:
@@ -60,7 +58,7 @@ def delta_rule(
     G = k_BTGE.shape[2]
     # Short prompts need no longer chunks than themselves.
     chunk = min(chunk, 1 << (T - 1).bit_length())
-    n_together = _chunks_together(B * H, chunk, k_BTGE.shape[3] + E, -(-T // chunk))
+    n_together = _chunks_together(B * H, chunk, k_BTGE.shape[3] + E, -(-T // chunk), most_floats)
     n_steps = -(-T // (chunk * n_together))
     missing = n_steps * n_together * chunk - T
 
@@ -169,8 +167,9 @@ def unit_lower_inverse(system: jax.Array) -> jax.Array:
     return inverse[..., 0, :, :]
 
 
-def _chunks_together(n_heads: int, chunk: int, channels: int, n_chunks: int) -> int:
-    """As many chunks as are worth preparing at once, in steps of equal size."""
-    held = _HELD.get(jax.default_backend(), _HELD_ELSEWHERE)
-    most = max(1, held // (n_heads * chunk * (4 * chunk + 2 * channels)))
+def _chunks_together(
+    n_heads: int, chunk: int, channels: int, n_chunks: int, most_floats: int
+) -> int:
+    """As many chunks as may be prepared at once, in steps of equal size."""
+    most = max(1, most_floats // (n_heads * chunk * (4 * chunk + 2 * channels)))
     return math.ceil(n_chunks / math.ceil(n_chunks / most))

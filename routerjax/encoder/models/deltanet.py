@@ -10,6 +10,7 @@ from flax import nnx
 from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.models import partition
 from routerjax.encoder.models.delta_rule import delta_rule
+from routerjax.runtime.tuning import Tuning
 
 
 class DeltaNet(nnx.Module):
@@ -20,7 +21,9 @@ class DeltaNet(nnx.Module):
     same of a prefix, with one row.
     """
 
-    def __init__(self, config: EncoderConfig, linear: Any, norm: Any, rngs: nnx.Rngs):
+    def __init__(
+        self, config: EncoderConfig, tuning: Tuning, linear: Any, norm: Any, rngs: nnx.Rngs
+    ):
         assert config.delta is not None
         shape, D = config.delta, config.width
         keys, values = shape.n_key_heads * shape.key_dim, shape.n_value_heads * shape.value_dim
@@ -39,7 +42,7 @@ class DeltaNet(nnx.Module):
         # Its weight lies about 1, whatever the other norms of the family do.
         self.norm = norm(shape.value_dim, offset=0.0, rngs=rngs)
         self.out = linear(values, D, use_bias=False, rngs=rngs)
-        self.shape = shape
+        self.shape, self.tuning = shape, tuning
 
     def __call__(
         self, x_BTD: jax.Array, place: Any, before: Any = None
@@ -70,7 +73,7 @@ class DeltaNet(nnx.Module):
             jnp.where(real_BT1, decay_BTH, 0),
             jnp.where(real_BT1, beta_BTH, 0),
         )
-        rule = functools.partial(delta_rule, chunk=s.chunk)
+        rule = functools.partial(delta_rule, most_floats=self.tuning.delta_floats, chunk=s.chunk)
         mixed_BTHE, memory = partition.by_memory(rule, tokens, memory)
         # The K - 1 last real inputs of a row begin, in `inputs`, at its length.
         last_BK = place.lengths_B[:, None] + jnp.arange(s.conv_width - 1)[None]

@@ -1,7 +1,7 @@
 """Mixtures of experts: each token goes through its few experts, none is dropped, no other is run.
 
 Axes: N tokens, K experts of a token, X experts of the layer, R = N * K pairs of a token and one of
-its experts, D the hidden width, F the inner width of an expert.
+its experts, D the hidden width, F the inner width of an expert. A tile is some rows of one expert.
 """
 
 import dataclasses
@@ -17,9 +17,10 @@ from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.models import bfloat16
 from routerjax.encoder.models.feed_forward import ACTIVATIONS, GatedFeedForward
 from routerjax.encoder.models.partition import by_experts
+from routerjax.runtime.tuning import Tuning
 
-# Rows of a block on CPU: at least two, as a single row reads an expert's weights for itself alone;
-# beyond the most, blocks only pad more.
+# Rows of a tile: at least two, as a single row would read an expert's weights for itself alone;
+# beyond the most, tiles only pad more.
 _FEWEST_ROWS, _MOST_ROWS = 2, 256
 
 # An expert's three products: "gate", "up", "down" -> kernel and bias (or None).
@@ -32,15 +33,15 @@ class Experts(nnx.Module):
     y = sum over the chosen experts of weight * expert(x), + sigmoid(shared_gate(x)) * shared(x)
     """
 
-    def __init__(self, config: EncoderConfig, linear: Any, rngs: nnx.Rngs):
+    def __init__(self, config: EncoderConfig, tuning: Tuning, linear: Any, rngs: nnx.Rngs):
         D, X, F, bias = config.width, config.n_experts, config.expert_width, config.expert_bias
         self.router = linear(D, X, use_bias=bias, rngs=rngs)
         self.experts = _ExpertStack(X, D, F, bias, self.router.param_dtype, rngs)
         if config.shared_expert_width:
             shared = dataclasses.replace(config, ffn_width=config.shared_expert_width)
-            self.shared = GatedFeedForward(shared, linear, rngs)
+            self.shared = GatedFeedForward(shared, tuning, linear, rngs)
             self.shared_gate = linear(D, 1, use_bias=False, rngs=rngs)
-        self.config = config
+        self.config, self.tuning = config, tuning
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         c = self.config
@@ -48,7 +49,9 @@ class Experts(nnx.Module):
         experts_NK, weights_NK = choose_experts(
             self.router(x_ND), c.n_experts_per_token, c.expert_softmax
         )
-        mix = functools.partial(mix_experts, gate=gating(c), precision=self.router.precision)
+        mix = functools.partial(
+            mix_experts, gate=gating(c), precision=self.router.precision, tuning=self.tuning
+        )
         experts = {name: part.pair() for name, part in self.experts.parts().items()}
         y_ND = by_experts(mix, x_ND, experts_NK, weights_NK, experts)
         if c.shared_expert_width:
@@ -125,12 +128,12 @@ def mix_experts(
     experts: Weights,
     gate: Callable[[jax.Array, jax.Array], jax.Array],
     precision: jax.lax.Precision,
+    tuning: Tuning,
 ) -> jax.Array:
-    """The weighted sum of what its experts make of each token.
+    """The weighted sum of each token's outputs of its experts.
 
-    Pairs of a token and an expert are sorted by expert. On CPU they are then worked off in blocks
-    of one expert each; elsewhere by jax.lax.ragged_dot, which a CPU would run as all experts on
-    every row. What the program is lowered for decides.
+    Pairs of a token and an expert are sorted by expert. They are then computed in tiles of one
+    expert each, or by jax.lax.ragged_dot, which a CPU would run as all experts on every row.
 
     Args:
       x_ND: [N, D] tokens.
@@ -140,6 +143,7 @@ def mix_experts(
       experts: kernels [X, D, F] (gate, up) and [X, F, D] (down), biases [X, F] and [X, D].
       gate: (gate, up) -> what enters `down`.
       precision: Of the products.
+      tuning: Whether in tiles.
 
     Returns:
       [N, D] in the dtype of x_ND, summed in float32.
@@ -149,25 +153,20 @@ def mix_experts(
     expert_R = experts_NK.reshape(-1)
     order_R = jnp.argsort(expert_R, stable=True)
     counts_X = jnp.zeros(n_experts, jnp.int32).at[expert_R].add(1, mode="drop")
-    n_rows = block_rows(N * K, n_experts)
-    y_RD = jax.lax.platform_dependent(
-        x_ND,
-        order_R // K,
-        counts_X,
-        experts,
-        cpu=functools.partial(_in_blocks, n_rows=n_rows, gate=gate, precision=precision),
-        default=functools.partial(_ragged, gate=gate, precision=precision),
-    )
+    products = _ragged
+    if tuning.expert_tiles:
+        products = functools.partial(_in_tiles, n_rows=tile_rows(N * K, n_experts))
+    y_RD = products(x_ND, order_R // K, counts_X, experts, gate=gate, precision=precision)
     rank_R = jnp.zeros_like(order_R).at[order_R].set(jnp.arange(N * K, dtype=order_R.dtype))
     here_R1 = (expert_R < n_experts)[:, None]
     y_NKD = jnp.where(here_R1, y_RD[rank_R], 0).reshape(N, K, D).astype(jnp.float32)
     return (y_NKD * weights_NK[:, :, None]).sum(axis=1).astype(x_ND.dtype)
 
 
-def block_rows(n_pairs: int, n_experts: int) -> int:
-    """Rows of a block on CPU: the largest power of two up to the mean pairs of an expert.
+def tile_rows(n_pairs: int, n_experts: int) -> int:
+    """Rows of a tile: the largest power of two up to the mean pairs of an expert.
 
-    Every expert that has pairs wastes less than a block, so that all blocks together have at most
+    Every expert that has pairs wastes less than a tile, so that all tiles together have at most
     twice as many rows as there are pairs.
     """
     mean = max(1, n_pairs // n_experts)
@@ -180,7 +179,7 @@ def _expert(x_RD: jax.Array, experts: Weights, linear: Callable[..., jax.Array],
     return linear(inner_RF, *experts["down"])
 
 
-def _in_blocks(
+def _in_tiles(
     x_ND: jax.Array,
     token_R: jax.Array,
     counts_X: jax.Array,
@@ -190,13 +189,13 @@ def _in_blocks(
     gate: Any,
     precision: jax.lax.Precision,
 ) -> jax.Array:
-    """[R, D] what the experts make of the sorted pairs, block by block.
+    """[R, D] the experts' outputs for the sorted pairs, tile by tile.
 
-    A block is `n_rows` pairs from somewhere in an expert's segment on. Those beyond the segment's
-    end are computed with the wrong expert, and overwritten: the next segment's blocks come later.
+    A tile is `n_rows` pairs from some row of an expert's segment on. Those beyond the segment's end
+    are computed with the wrong expert, and overwritten: the next segment's tiles come later.
     """
-    blocks_X = -(-counts_X // n_rows)
-    ends_X, first_blocks_X = jnp.cumsum(counts_X), jnp.cumsum(blocks_X) - blocks_X
+    tiles_X = -(-counts_X // n_rows)
+    ends_X, first_tiles_X = jnp.cumsum(counts_X), jnp.cumsum(tiles_X) - tiles_X
     token_R = jnp.pad(token_R, (0, n_rows))
     stacks = bfloat16.to_bits(experts)
 
@@ -204,17 +203,17 @@ def _in_blocks(
         y = bfloat16.matmul(x_RD, kernel, precision)
         return y if bias is None else y + bias[None]
 
-    def block(number: jax.Array, y_RD: jax.Array) -> jax.Array:
-        # The last expert whose blocks begin here or before; those without blocks begin with others.
-        e = jnp.searchsorted(first_blocks_X, number, side="right") - 1
-        start = ends_X[e] - counts_X[e] + (number - first_blocks_X[e]) * n_rows
+    def one_tile(number: jax.Array, y_RD: jax.Array) -> jax.Array:
+        # The last expert whose tiles begin here or before; those without tiles begin with others.
+        e = jnp.searchsorted(first_tiles_X, number, side="right") - 1
+        start = ends_X[e] - counts_X[e] + (number - first_tiles_X[e]) * n_rows
         rows = jax.lax.dynamic_slice_in_dim(token_R, start, n_rows)
         of_expert = jax.tree.map(lambda w: bfloat16.index(w, e), stacks)
         made = _expert(x_ND[rows], of_expert, linear, gate)
         return jax.lax.dynamic_update_slice_in_dim(y_RD, made, start, 0)
 
     y_RD = jnp.zeros((len(token_R), x_ND.shape[1]), x_ND.dtype)
-    return jax.lax.fori_loop(0, blocks_X.sum(), block, y_RD)[: len(token_R) - n_rows]
+    return jax.lax.fori_loop(0, tiles_X.sum(), one_tile, y_RD)[: len(token_R) - n_rows]
 
 
 def _ragged(
@@ -226,7 +225,7 @@ def _ragged(
     gate: Any,
     precision: jax.lax.Precision,
 ) -> jax.Array:
-    """[R, D] what the experts make of the sorted pairs, by ragged products."""
+    """[R, D] the experts' outputs for the sorted pairs, by ragged products."""
     ends_X = jnp.cumsum(counts_X)
     expert_R = jnp.searchsorted(ends_X, jnp.arange(len(token_R)), side="right")
 

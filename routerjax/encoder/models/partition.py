@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from routerjax.encoder.models import attention
 from routerjax.runtime.devices import DATA, MODEL
+from routerjax.runtime.tuning import Tuning
 
 
 def attend(
@@ -21,6 +22,7 @@ def attend(
     v_BSGE: jax.Array,
     lengths_B: jax.Array,
     precision: jax.lax.Precision,
+    tuning: Tuning,
     *,
     window: jax.Array | int | None = None,
     sinks_H: jax.Array | None = None,
@@ -33,7 +35,7 @@ def attend(
 
     def local(q, k, v, lengths_B, window, sinks_H):
         return attention.attend(
-            q, k, v, lengths_B, precision, window=window, sinks_H=sinks_H, **options
+            q, k, v, lengths_B, precision, tuning, window=window, sinks_H=sinks_H, **options
         )
 
     return _by_heads(local, q_BTHE, k_BSGE, v_BSGE, lengths_B, window, sinks_H)

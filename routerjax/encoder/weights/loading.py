@@ -25,32 +25,33 @@ from routerjax.encoder.weights import mxfp4
 from routerjax.encoder.weights.checkpoint import Checkpoint
 from routerjax.encoder.weights.sharding import Path, param_specs
 from routerjax.encoder.weights.sources import Source, resolve
-from routerjax.runtime.devices import MODEL, in_flight, make_mesh, replicated
+from routerjax.runtime.devices import MODEL, in_flight, replicated
+from routerjax.runtime.tuning import Tuning
 
 logger = logging.getLogger(__name__)
 
 # Of a tensor that is read, sent and written at a time.
 PIECE_BYTES = 8 * 2**20
-# Where a matrix is laid out anew while it is put on the device, four times faster than in `_write`.
-# Elsewhere the host would do it before it sends, far slower than the device.
-_TURNS_ON_HOST = ("cpu",)
-# Pieces that are read, digested and sent at a time. With one of each an H200 got 0.5 GB/s.
-_AHEAD, _AHEAD_ELSEWHERE = {"cpu": 1}, 4
 
 
 def make_model(
-    config: EncoderConfig, dtype: Any, precision: jax.lax.Precision, rngs: nnx.Rngs
+    config: EncoderConfig,
+    dtype: Any,
+    precision: jax.lax.Precision,
+    tuning: Tuning,
+    rngs: nnx.Rngs,
 ) -> Bert | Decoder:
     """The family's module with random weights; under `nnx.eval_shape` only its shapes."""
     module = Decoder if config.ropes else Bert
-    return module(config, dtype, precision, rngs)
+    return module(config, dtype, precision, tuning, rngs)
 
 
 def abstract_model(
-    config: EncoderConfig, dtype: Any, precision: jax.lax.Precision
+    config: EncoderConfig, dtype: Any, precision: jax.lax.Precision, tuning: Tuning
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """The family's module without numbers: its graph definition and the shapes of its state."""
-    return nnx.split(nnx.eval_shape(lambda: make_model(config, dtype, precision, nnx.Rngs(0))))
+    make = functools.partial(make_model, config, dtype, precision, tuning)
+    return nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
 
 def param_shapes(state: nnx.State) -> dict[Path, tuple[int, ...]]:
@@ -64,7 +65,8 @@ def load_weights(
     config: EncoderConfig,
     dtype: Any,
     precision: jax.lax.Precision,
-    mesh: Mesh | None = None,
+    mesh: Mesh,
+    tuning: Tuning,
 ) -> tuple[nnx.GraphDef, nnx.State, str]:
     """Reads safetensors into a stacked pytree on the devices, a few rows of a tensor at a time.
 
@@ -78,7 +80,8 @@ def load_weights(
       dtype: Of the parameters on the devices.
       precision: Of the model's products.
       mesh: The devices; parameters are split over its model axis as `sharding.py` says, and every
-        device gets but its own share of a piece that is split. By default one device.
+        device gets only its own share of a piece that is split.
+      tuning: For these devices.
 
     Returns:
       The model's graph definition, its parameters, and a digest of all tensors used, as they are in
@@ -88,10 +91,8 @@ def load_weights(
       ValueError: No safetensors, a damaged file, or keys that are missing, unexpected or of another
         shape: all of them in one list.
     """
-    mesh = make_mesh("data:1") if mesh is None else mesh
-    platform = mesh.devices.flat[0].platform
     checkpoint = Checkpoint(folder)
-    graphdef, state = abstract_model(config, dtype, precision)
+    graphdef, state = abstract_model(config, dtype, precision, tuning)
     shapes = param_shapes(state)
     specs = param_specs(shapes, config, mesh.shape[MODEL])
     shardings = {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
@@ -119,17 +120,17 @@ def load_weights(
         if scales:
             tensor = mxfp4.unpack(*jax.device_put((tensor, *scales), replicated(mesh)), dtype)
         start = [source.first + piece.at, *[0] * (tensor.ndim - 1)]
-        turned = tensor.T if source.transposed else tensor
+        laid_out = tensor.T if source.transposed else tensor
         start = [*source.at, *(start[::-1] if source.transposed else start)]
         whole, sharding = loaded[source.path], shardings[source.path]
         axes = (None,) * len(source.at)
-        spec = _spec_of_piece(sharding.spec, whole.shape, turned[axes].shape)
-        if source.transposed and platform not in _TURNS_ON_HOST:
+        spec = _spec_of_piece(sharding.spec, whole.shape, laid_out[axes].shape)
+        if source.transposed and not tuning.transposes_on_host:
             rest = (*spec, *[None] * (whole.ndim - len(spec)))[len(axes) :]
             placed = jax.device_put(tensor, NamedSharding(mesh, P(*rest[::-1]))).T[axes]
         else:
             # On CPU the array may stay where NumPy put it, which nobody writes to again.
-            placed = jax.device_put(turned[axes], NamedSharding(mesh, spec))
+            placed = jax.device_put(laid_out[axes], NamedSharding(mesh, spec))
         at = np.array(start, np.int32)
         loaded[source.path], written = _write(whole, placed, at, sharding=sharding)
         return written
@@ -146,7 +147,7 @@ def load_weights(
             _n_cuts(source, shapes[source.path], specs[source.path], mesh),
         )
     ]
-    n_ahead = _AHEAD.get(platform, _AHEAD_ELSEWHERE)
+    n_ahead = tuning.pieces_ahead
     with contextlib.ExitStack() as pools:
         reader = pools.enter_context(concurrent.futures.ThreadPoolExecutor(n_ahead))
         # A digest takes as long as reading and sending; a tensor's pieces keep to one thread.
@@ -161,7 +162,7 @@ def load_weights(
             n_bytes += sum(tensor.nbytes for tensor in tensors)
             noted.append(hashers[piece.source % n_ahead].submit(note, piece, tensors))
             written.append(place(piece, tensors))
-            # Or the host would run ahead, and its pieces pile up.
+            # Without the wait the host would run ahead, and its pieces pile up.
             if len(written) >= n_ahead:
                 noted.popleft().result()
                 written.popleft().block_until_ready()

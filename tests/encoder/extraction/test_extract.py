@@ -183,7 +183,7 @@ def test_a_store_made_differently_is_refused(
         identity = encoder.identity | {"weights_digest": "0" * 32}
         encoder = Encoder(
             encoder.config, (encoder._prefill.graphdef, encoder._prefill.params),
-            encoder.prompter, identity, encoder.mesh,
+            encoder.prompter, identity, encoder.mesh, encoder.tuning,
         )  # fmt: skip
     with pytest.raises(ValueError, match=f"made differently; .*{named}"):
         extract(encoder, tiny_data, whole.folder.path, **options)
@@ -191,13 +191,12 @@ def test_a_store_made_differently_is_refused(
 
 @pytest.mark.parametrize("mesh", ["data:1", "data:2,model:2"])
 def test_an_accelerators_way_leaves_the_same_bytes(
-    mesh, tiny_encoder_folder, tiny_data, tmp_path, monkeypatch
+    mesh, tiny_encoder_folder, tiny_data, tmp_path, monkeypatch, tune
 ):
     """Shapes compiled side by side before the first batch, several blocks written at a time."""
     encoder = Encoder.from_pretrained(tiny_encoder_folder, max_tokens=64, mesh=mesh)
     plain = extract(encoder, tiny_data, tmp_path / "plain")
-    monkeypatch.setattr("routerjax.encoder.extraction.pipeline._COMPILES_AS_IT_GOES", ())
-    monkeypatch.setitem(extract_module._WRITERS, "cpu", 3)
+    tune(compiles_ahead=True, writers=3)
     shapes, compile = [], Encoder.compile
 
     def seen(self, some, *rest):

@@ -1,5 +1,7 @@
 """Attention and rotary positions: against NumPy, against torch, and by their invariances."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,6 @@ import pytest
 
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.families.rope import rotary_frequencies
-from routerjax.encoder.models import attention
 from routerjax.encoder.models.attention import attend, rotate
 from tests.encoder import tiny_models as models
 
@@ -56,27 +57,30 @@ def test_attention_equals_numpy(n_kv_heads, bidirectional, n_before, window, sof
     lengths_B = np.array([7, 1, 5], np.int32)
     options = {"bidirectional": bidirectional, "window": window, "soft_cap": soft_cap}
     out = attend(
-        *map(jnp.asarray, (q, k, v, lengths_B)), models.HIGHEST, **options, sinks_H=sinks_H
+        *map(jnp.asarray, (q, k, v, lengths_B)),
+        models.HIGHEST,
+        models.CPU,
+        **options,
+        sinks_H=sinks_H,
     )
     expected = naive(q, k, v, lengths_B, **options, sinks_H=sinks_H)
     assert np.isfinite(out).all()
     np.testing.assert_allclose(np.where(np.isnan(expected), np.nan, out), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("n_turns", [2, 3, 6])
-def test_turns_written_out_and_in_a_loop_equal_one(monkeypatch, n_turns):
+@pytest.mark.parametrize("n_chunks", [2, 3, 6])
+def test_head_chunks_unrolled_and_in_a_loop_equal_one(n_chunks):
     B, T, H, G, E = 3, 7, 6, 2, 4
     q, k, v = (jnp.asarray(heads(i, B, T, n, E)) for i, n in enumerate((H, G, G)))
     lengths_B = jnp.array([7, 1, 5])
 
-    def attended():
-        return attend(q, k, v, lengths_B, models.HIGHEST, sinks_H=jnp.asarray(SINKS_H))
+    def attended(tuning):
+        return attend(q, k, v, lengths_B, models.HIGHEST, tuning, sinks_H=jnp.asarray(SINKS_H))
 
-    once = attended()
-    monkeypatch.setattr(attention, "_SCORES", {jax.default_backend(): B * H * T * T // n_turns})
-    loops = n_turns > attention._WRITTEN_OUT.get(jax.default_backend(), 1)
-    assert ("scan[" in str(jax.make_jaxpr(attended)())) == loops
-    np.testing.assert_allclose(attended(), once, atol=1e-6)
+    few = dataclasses.replace(models.CPU, attention_scores=B * H * T * T // n_chunks)
+    loops = n_chunks > models.CPU.unrolled_head_chunks
+    assert ("scan[" in str(jax.make_jaxpr(attended, static_argnums=0)(few))) == loops
+    np.testing.assert_allclose(attended(few), attended(models.CPU), atol=1e-6)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -84,7 +88,9 @@ def test_scores_are_hidden_without_a_select_which_would_part_the_products_on_a_c
     B, T, H, E = 2, 16, 3, 4
     q, k, v = (jnp.asarray(heads(i, B, T, H, E)) for i in range(3))
     program = jax.jit(
-        lambda: attend(q, k, v, jnp.array([16, 9]), models.HIGHEST, bidirectional=bidirectional)
+        lambda: attend(
+            q, k, v, jnp.array([16, 9]), models.HIGHEST, models.CPU, bidirectional=bidirectional
+        )
     )
     lines = program.lower().as_text().splitlines()
     of_scores = [line for line in lines if f"tensor<{B * H}x{T}x{T}xf32>" in line]
@@ -94,7 +100,7 @@ def test_scores_are_hidden_without_a_select_which_would_part_the_products_on_a_c
 
 def test_scores_too_large_for_exp_stay_finite():
     q, k, v = (jnp.asarray(1e4 * heads(i, 1, 3, 1, 4)) for i in range(3))
-    assert np.isfinite(attend(q, k, v, jnp.array([3]), models.HIGHEST)).all()
+    assert np.isfinite(attend(q, k, v, jnp.array([3]), models.HIGHEST, models.CPU)).all()
 
 
 def test_rotated_products_depend_on_the_distance_alone():

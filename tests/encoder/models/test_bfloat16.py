@@ -22,7 +22,7 @@ def wide(name: str, dtype):
     changes = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 8}
     changes |= {"moe_intermediate_size": 256} if "moe" in name else {}
     config = models.golden_config(name, **changes)
-    return nnx.split(make_model(config, dtype, DEFAULT, nnx.Rngs(0)))
+    return nnx.split(make_model(config, dtype, DEFAULT, models.CPU, nnx.Rngs(0)))
 
 
 def batch(lengths=(7, 3)):
@@ -43,7 +43,7 @@ def test_no_batch_makes_a_second_form_of_all_weights(name, dtype, monkeypatch):
     model = wide(name, dtype)
     stacks = sum(x.nbytes for x in jax.tree.leaves(model[1]["blocks"]))
     assert stacks > 2**21
-    reader = Prefill(model, 8, make_mesh("data:1"), cudnn=False)
+    reader = Prefill(model, 8, make_mesh("data:1"), models.CPU)
     reader.compile([(2, 7)], (0, 8), ("mean",), ())
     (program,) = reader._programs.values()
     # Of a block at a time: what is indexed is copied, and of a product of float16 widened.

@@ -10,23 +10,23 @@ from flax import nnx
 
 from routerjax.encoder.capture import Graph, capture
 from routerjax.encoder.families.registry import read_config
-from routerjax.encoder.models import attention, blockwise
 from routerjax.encoder.models.attention import attend, attend_cudnn, cudnn_is_legal
 from routerjax.encoder.weights.loading import make_model
+from routerjax.runtime.tuning import Tuning
 from tests.encoder import tiny_models as models
 from tests.encoder.models.test_attention import SINKS_H, heads
 
 
-def whole_and_blockwise(q, k, v, lengths_B, block, monkeypatch, **options):
-    monkeypatch.setitem(blockwise.BLOCKS, "cpu", block)
-
+def whole_and_blockwise(q, k, v, lengths_B, tile, **options):
     @jax.jit
     def both(*arrays):
-        out = []
-        for longest in (10**6, 1):
-            monkeypatch.setattr(attention, "longest_whole", lambda _, longest=longest: longest)
-            out.append(attend(*arrays, models.HIGHEST, **options))
-        return out
+        tunings = (
+            dataclasses.replace(
+                models.CPU, longest_causal=most, longest_bidirectional=most, attention_tile=tile
+            )
+            for most in (10**6, 1)
+        )
+        return [attend(*arrays, models.HIGHEST, tuning, **options) for tuning in tunings]
 
     found = [np.asarray(x) for x in both(q, k, v, lengths_B)]
     assert np.isfinite(found).all()
@@ -44,26 +44,27 @@ def whole_and_blockwise(q, k, v, lengths_B, block, monkeypatch, **options):
         (True, 0, 4, 0.0, None),
     ],
 )
-def test_block_by_block_equals_whole(
-    bidirectional, n_before, window, soft_cap, sinks_H, monkeypatch
-):
+def test_block_by_block_equals_whole(bidirectional, n_before, window, soft_cap, sinks_H):
     B, T, H, G, E = 3, 29, 6, 2, 8  # Neither the tokens nor the keys fill their last block.
     q = heads(0, B, T, H, E)
     k, v = (heads(i, B, n_before + T, G, E) for i in (1, 2))
     lengths_B = np.array([29, 3, 17], np.int32)  # The second row has blocks of padding alone.
     whole, blocks = whole_and_blockwise(
-        q, k, v, lengths_B, 8, monkeypatch, bidirectional=bidirectional,
+        q, k, v, lengths_B, 8, bidirectional=bidirectional,
         window=None if window is None else jnp.int32(window), soft_cap=soft_cap, sinks_H=sinks_H,
     )  # fmt: skip
     np.testing.assert_allclose(blocks, whole, atol=1e-5)
 
 
-def test_a_long_prompt_goes_block_by_block(monkeypatch):
-    T = attention.LONGEST_WHOLE + 200
+@pytest.mark.parametrize("tuning", [Tuning.cpu(), Tuning.tpu()], ids=["cpu", "tpu"])
+def test_a_long_prompt_goes_block_by_block(tuning):
+    T = tuning.longest_causal + 200
     q, k, v = (heads(i, 1, T, 1, 8) for i in range(3))
     lengths_B = np.array([T - 5], np.int32)
-    whole, blocks = whole_and_blockwise(q, k, v, lengths_B, blockwise.BLOCKS["cpu"], monkeypatch)
+    whole, blocks = whole_and_blockwise(q, k, v, lengths_B, tuning.attention_tile)
     np.testing.assert_allclose(blocks, whole, atol=1e-5)
+    text = str(jax.make_jaxpr(lambda: attend(q, k, v, lengths_B, models.HIGHEST, tuning))())
+    assert "while[" in text and f"{T},{T}" not in text
 
 
 def temporary_bytes(name, T):
@@ -71,7 +72,9 @@ def temporary_bytes(name, T):
     family, raw = models.VARIANTS[name]
     config = read_config({"model_type": family, **raw, "max_position_embeddings": 2**16})
     graphdef, params = nnx.split(
-        nnx.eval_shape(lambda: make_model(config, jnp.float32, models.HIGHEST, nnx.Rngs(0)))
+        nnx.eval_shape(
+            lambda: make_model(config, jnp.float32, models.HIGHEST, models.CPU, nnx.Rngs(0))
+        )
     )
     shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, T), (1,), (1, 2))]
     program = capture.trace(
@@ -96,7 +99,7 @@ def test_what_cudnn_is_asked_for_is_causal_attention(n_before):
 
     @jax.jit
     def both(*heads):
-        expected = attend(*heads, lengths_B, models.HIGHEST, scale=0.3)
+        expected = attend(*heads, lengths_B, models.HIGHEST, models.CPU, scale=0.3)
         return expected, attend_cudnn(*heads, lengths_B, 0.3, "xla")
 
     with jax.default_matmul_precision("highest"):
@@ -109,13 +112,13 @@ def test_what_cudnn_is_asked_for_is_causal_attention(n_before):
 def test_cudnn_is_taken_where_it_is_legal():
     raw = {"model_type": "qwen3", **models.VARIANTS["qwen3"][1]}
     config = dataclasses.replace(read_config(raw), head_dim=128)
-    assert cudnn_is_legal(config, "gpu", "bfloat16", 2048)
-    for platform, dtype in (("cpu", "bfloat16"), ("tpu", "bfloat16"), ("gpu", "float32")):
-        assert not cudnn_is_legal(config, platform, dtype, 2048)
+    assert cudnn_is_legal(config, "bfloat16", 2048)
+    assert not cudnn_is_legal(config, "float32", 2048)
+    assert [t.cudnn for t in (Tuning.gpu(), Tuning.tpu(), Tuning.cpu())] == [True, False, False]
     windows = (4096, 2**30, 2**30)
-    assert cudnn_is_legal(dataclasses.replace(config, windows=windows), "gpu", "float16", 4096)
+    assert cudnn_is_legal(dataclasses.replace(config, windows=windows), "float16", 4096)
     for change in (
         {"windows": windows}, {"head_dim": 256}, {"head_dim": 12}, {"soft_cap": 50.0},
         {"sinks": True}, {"bidirectional": True},
     ):  # fmt: skip
-        assert not cudnn_is_legal(dataclasses.replace(config, **change), "gpu", "float16", 4097)
+        assert not cudnn_is_legal(dataclasses.replace(config, **change), "float16", 4097)

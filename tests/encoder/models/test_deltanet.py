@@ -62,7 +62,7 @@ def worst(ours, theirs):
 
 @functools.partial(jax.jit, static_argnames="chunk")
 def ours(*tokens, chunk=64):
-    return delta_rule(*tokens, chunk)
+    return delta_rule(*tokens, most_floats=models.CPU.delta_floats, chunk=chunk)
 
 
 @pytest.mark.parametrize("T, heads, chunk", [(1, (1, 1), 64), (37, (2, 4), 8), (200, (2, 2), 64)])
@@ -87,14 +87,12 @@ def test_triangular_inverse(n):
     assert worst(unit_lower_inverse(jnp.asarray(system)), theirs) < 1e-5
 
 
-def test_how_many_chunks_are_prepared_at_once_does_not_matter(monkeypatch):
+def test_how_many_chunks_are_prepared_at_once_does_not_matter():
     tokens = draw(2, 50, 1, 2, 8, 6)
     together = []
     for held in (0, 2**12):
-        monkeypatch.setattr(rules, "_HELD", {"cpu": held})
-        together.append(rules._chunks_together(4, 8, 14, 7))
-        # A function of its own each time: jit would remember the first.
-        both = jax.jit(lambda *tokens: delta_rule(*tokens, 8))(*tokens)
+        together.append(rules._chunks_together(4, 8, 14, 7, held))
+        both = jax.jit(functools.partial(delta_rule, most_floats=held, chunk=8))(*tokens)
         for mine, theirs in zip(both, recurrence(*tokens), strict=True):
             assert worst(mine, theirs) < 1e-5
     assert together == [1, 2]
@@ -111,7 +109,7 @@ def mixer():
     )
     linear = functools.partial(nnx.Linear, precision=HIGHEST)
     norm = functools.partial(RMSNorm, eps=1e-6, offset=1.0, dtype=jnp.float32)
-    module = DeltaNet(config, linear, norm, nnx.Rngs(0))
+    module = DeltaNet(config, models.CPU, linear, norm, nnx.Rngs(0))
     module.A_log[...] = module.A_log[...] - 2
     graphdef, params = nnx.split(module)
 

@@ -10,6 +10,7 @@ import pytest
 from routerjax.encoder.families.config import BlockKind
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.models import moe
+from routerjax.runtime.tuning import Tuning
 from tests.encoder import tiny_models as models
 
 D, F = 24, 20
@@ -64,19 +65,15 @@ def routing(name, n_tokens, n_experts, k):
 ROUTINGS = ("even", "all on the same", "one by one", "some elsewhere")
 
 
-@functools.partial(jax.jit, static_argnames="path")
-def run(x_ND, experts_NK, weights_NK, experts, path=None):
-    precision = jax.lax.Precision.HIGHEST
-    if path is None:
-        return moe.mix_experts(x_ND, experts_NK, weights_NK, experts, silu_gate, precision)
-    with pytest.MonkeyPatch.context() as patch:  # What other platforms lower, run here.
-        patch.setattr(moe, "_in_blocks", lambda *a, n_rows, **k: moe._ragged(*a, **k))
-        return moe.mix_experts(x_ND, experts_NK, weights_NK, experts, silu_gate, precision)
+@functools.partial(jax.jit, static_argnames="tuning")
+def run(x_ND, experts_NK, weights_NK, experts, tuning=models.CPU):
+    highest = jax.lax.Precision.HIGHEST
+    return moe.mix_experts(x_ND, experts_NK, weights_NK, experts, silu_gate, highest, tuning)
 
 
-@pytest.mark.parametrize("path", [None, "ragged"])
+@pytest.mark.parametrize("tuning", [Tuning.cpu(), Tuning.tpu()], ids=["cpu", "tpu"])
 @pytest.mark.parametrize("name", ROUTINGS)
-def test_the_sum_over_experts_equals_a_plain_loop(name, path):
+def test_the_sum_over_experts_equals_a_plain_loop(name, tuning):
     rng = np.random.default_rng(2)
     for n_tokens, bias in ((70, True), (1, False)):
         x_ND = rng.normal(size=(n_tokens, D)).astype(np.float32)
@@ -84,7 +81,7 @@ def test_the_sum_over_experts_equals_a_plain_loop(name, path):
         experts_NK = routing(name, n_tokens, 7, 3)
         experts = random_experts(7, bias)
         expected = by_a_loop(x_ND, experts_NK, weights_NK, experts)
-        y_ND = run(x_ND, experts_NK, weights_NK, experts, path)
+        y_ND = run(x_ND, experts_NK, weights_NK, experts, tuning)
         np.testing.assert_allclose(y_ND, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -133,7 +130,7 @@ def executed_products(n_experts, name, monkeypatch, n_tokens, k=4):
 
     def mixed(x_ND, experts_NK, weights_NK, experts):
         return moe.mix_experts(
-            x_ND, experts_NK, weights_NK, experts, silu_gate, jax.lax.Precision.HIGHEST
+            x_ND, experts_NK, weights_NK, experts, silu_gate, models.HIGHEST, models.CPU
         )
 
     args = (x_ND, experts_NK, weights_NK, experts)
@@ -159,13 +156,13 @@ def test_many_experts_cost_little_more_than_few(name, n_tokens, monkeypatch):
     assert many <= 2 * few and many <= 2 * needed
 
 
-def test_rows_of_a_block():
-    assert [moe.block_rows(8192, x) for x in (8, 64, 128, 100)] == [256, 128, 64, 64]
-    assert moe.block_rows(16, 128) == 2 and moe.block_rows(10**6, 1) == 256
+def test_rows_of_a_tile():
+    assert [moe.tile_rows(8192, x) for x in (8, 64, 128, 100)] == [256, 128, 64, 64]
+    assert moe.tile_rows(16, 128) == 2 and moe.tile_rows(10**6, 1) == 256
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
-def test_other_platforms_lower_ragged_products_and_no_loop_over_blocks(platform):
+@pytest.mark.parametrize(("platform", "tuning"), [("tpu", Tuning.tpu()), ("cuda", Tuning.gpu())])
+def test_other_platforms_lower_ragged_products_and_no_loop_over_tiles(platform, tuning):
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
         (
@@ -175,11 +172,11 @@ def test_other_platforms_lower_ragged_products_and_no_loop_over_blocks(platform)
             random_experts(8, True),
         ),
     )
-    traced = run.trace(*shapes)
+    traced = run.trace(*shapes, tuning=tuning)
     ragged = traced.lower(lowering_platforms=(platform,)).as_text()
-    assert "ragged_dot" in ragged and "HIGHEST" in ragged
-    here = traced.lower(lowering_platforms=("cpu",)).as_text()
-    assert "ragged_dot" not in here and "stablehlo.while" in here
+    assert "ragged_dot" in ragged and "HIGHEST" in ragged and "dynamic_update_slice" not in ragged
+    here = run.lower(*shapes).as_text()
+    assert "ragged_dot" not in here and "dynamic_update_slice" in here
 
 
 def test_flops_count_the_experts_of_a_token_alone():

@@ -27,7 +27,7 @@ PLAIN, TWIN, NARROW = BlockKind(), BlockKind(ffn="twin"), BlockKind(ffn="narrow"
 class Narrow(nnx.Module):
     """A feed-forward kind with parameters of its own: one product, no activation."""
 
-    def __init__(self, config, linear, rngs):
+    def __init__(self, config, tuning, linear, rngs):
         self.only = linear(config.width, config.width, use_bias=False, rngs=rngs)
 
     def __call__(self, x_BTD):
@@ -75,7 +75,9 @@ def test_the_arrangement_in_stacks_changes_neither_numbers_nor_digest(kinds, per
 def random_encoder(n_layers, kinds):
     raw = {"model_type": "qwen3", **models.VARIANTS["qwen3"][1], "num_hidden_layers": n_layers}
     config = dataclasses.replace(read_config(raw), kinds=kinds)
-    graphdef, params = nnx.split(make_model(config, jnp.float32, models.HIGHEST, nnx.Rngs(3)))
+    graphdef, params = nnx.split(
+        make_model(config, jnp.float32, models.HIGHEST, models.CPU, nnx.Rngs(3))
+    )
     return models.Loaded(config, graphdef, params, "")
 
 
@@ -97,7 +99,9 @@ def trace(n_layers, kinds, depth):
     raw = {"model_type": "qwen3", **models.VARIANTS["qwen3"][1], "num_hidden_layers": n_layers}
     config = dataclasses.replace(read_config(raw), kinds=kinds)
     graphdef, params = nnx.split(
-        nnx.eval_shape(lambda: make_model(config, jnp.float32, models.HIGHEST, nnx.Rngs(0)))
+        nnx.eval_shape(
+            lambda: make_model(config, jnp.float32, models.HIGHEST, models.CPU, nnx.Rngs(0))
+        )
     )
     shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((2, 8), (2,), (2, 2))]
     layers = tuple(range(depth + 1))

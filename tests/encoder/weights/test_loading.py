@@ -1,5 +1,6 @@
 """Weights: every layout a checkpoint may have gives the same parameters; every fault is named."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,7 +13,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from routerjax.encoder.weights import loading
 from tests.encoder import tiny_models as models
 
 QWEN3 = models.GOLDEN / "qwen3"
@@ -105,8 +105,8 @@ def test_a_nested_text_config_gives_the_text_model(tmp_path):
 def test_tensors_read_in_pieces_are_the_same(name, piece_bytes, n_ahead, monkeypatch):
     whole = models.load(models.GOLDEN / name)
     monkeypatch.setattr("routerjax.encoder.weights.loading.PIECE_BYTES", piece_bytes)
-    monkeypatch.setitem(loading._AHEAD, "cpu", n_ahead)
-    found = models.load(models.GOLDEN / name)
+    tuning = dataclasses.replace(models.CPU, pieces_ahead=n_ahead)
+    found = models.load(models.GOLDEN / name, tuning=tuning)
     assert_equal_weights(found, whole)
     assert found.digest == whole.digest
 
@@ -139,6 +139,8 @@ def test_loading_holds_no_second_copy_of_the_weights(tmp_path, dtype):
         from routerjax.encoder.families.config import EncoderConfig
         from routerjax.encoder.families.registry import read_config
         from routerjax.encoder.weights.loading import load_weights
+        from routerjax.runtime.devices import make_mesh
+        from routerjax.runtime.tuning import Tuning
 
         def resident(name):
             status = pathlib.Path("/proc/self/status").read_text()
@@ -149,7 +151,8 @@ def test_loading_holds_no_second_copy_of_the_weights(tmp_path, dtype):
         jax.numpy.zeros(1).block_until_ready()
         before = resident("VmRSS")
         dtype, precision = jax.numpy.dtype({dtype!r}), jax.lax.Precision.HIGHEST
-        _, params, _ = load_weights(folder, config, dtype, precision)
+        place = make_mesh("data:1"), Tuning.cpu()
+        _, params, _ = load_weights(folder, config, dtype, precision, *place)
         live = sum(x.nbytes for x in jax.tree.leaves(params))
         print(json.dumps([before, live, resident("VmHWM")]))
     """

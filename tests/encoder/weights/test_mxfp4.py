@@ -1,5 +1,6 @@
 """MXFP4: packed experts give the numbers that the format's definition gives."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from routerjax.encoder.families.registry import read_config
-from routerjax.encoder.weights import loading, mxfp4
+from routerjax.encoder.weights import mxfp4
 from tests.encoder import tiny_models as models
 
 
@@ -96,8 +97,8 @@ def folders(tmp_path_factory):
 def test_packed_experts_load_as_their_numbers(folders, piece_bytes, n_ahead, monkeypatch):
     whole = models.load(folders[1]).digest
     monkeypatch.setattr("routerjax.encoder.weights.loading.PIECE_BYTES", piece_bytes)
-    monkeypatch.setitem(loading._AHEAD, "cpu", n_ahead)
-    plain, packed = (models.load(folder) for folder in folders[:2])
+    tuning = dataclasses.replace(models.CPU, pieces_ahead=n_ahead)
+    plain, packed = (models.load(folder, tuning=tuning) for folder in folders[:2])
     assert packed.digest == whole
     jax.tree.map(np.testing.assert_array_equal, packed.params, plain.params)
     assert packed.digest != plain.digest  # It is of what lies in the files.

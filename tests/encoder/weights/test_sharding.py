@@ -1,6 +1,7 @@
 """Sharding: every split of eight devices gives what one device gives, and parameters are split."""
 
 import contextlib
+import dataclasses
 import math
 import re
 
@@ -56,7 +57,7 @@ CONFIGS = {
 
 
 def random_model(config):
-    model = make_model(config, jnp.float32, models.HIGHEST, nnx.Rngs(0))
+    model = make_model(config, jnp.float32, models.HIGHEST, models.CPU, nnx.Rngs(0))
     graphdef, state = nnx.split(model)
     flat = nnx.traversals.flatten_mapping(nnx.to_pure_dict(state))
     rng = np.random.default_rng(1)
@@ -113,7 +114,7 @@ def test_other_shapes_are_split_alike(name, splits):
     assert_same(CONFIGS[name], splits)
 
 
-@pytest.mark.parametrize("turns_on_host", [("cpu",), ()])
+@pytest.mark.parametrize("on_host", [True, False])
 @pytest.mark.parametrize(
     ("name", "spec", "piece_bytes"),
     [
@@ -124,13 +125,13 @@ def test_other_shapes_are_split_alike(name, splits):
         ("bert", "model:4", 2**20),
     ],
 )
-def test_weights_go_straight_into_their_shards(name, spec, piece_bytes, turns_on_host, monkeypatch):
+def test_weights_go_straight_into_their_shards(name, spec, piece_bytes, on_host, monkeypatch):
     whole = models.load(models.GOLDEN / name)
-    monkeypatch.setattr("routerjax.encoder.weights.loading._TURNS_ON_HOST", turns_on_host)
+    tuning = dataclasses.replace(models.CPU, transposes_on_host=on_host)
     monkeypatch.setattr("routerjax.encoder.weights.loading.PIECE_BYTES", piece_bytes)
     mesh = make_mesh(spec)
     folder, config = models.GOLDEN / name, whole.config
-    _, params, digest = load_weights(folder, config, jnp.float32, models.HIGHEST, mesh)
+    _, params, digest = load_weights(folder, config, jnp.float32, models.HIGHEST, mesh, tuning)
     assert digest == whole.digest
     jax.tree.map(np.testing.assert_array_equal, params, whole.params)
     shapes, n_model = param_shapes(params), mesh.shape[MODEL]
@@ -154,7 +155,9 @@ def test_devices_of_a_split_hybrid_exchange_sums_alone(name):
     config = models.load(folder).config
     tokens_BT, lengths_B = models.random_batch((5, 16))
     batch = tokens_BT, lengths_B, np.stack([lengths_B // 3, lengths_B], axis=1)
-    graphdef, params, _ = load_weights(folder, config, jnp.float32, models.HIGHEST, mesh)
+    graphdef, params, _ = load_weights(
+        folder, config, jnp.float32, models.HIGHEST, mesh, models.CPU
+    )
     for path, x in nnx.traversals.flatten_mapping(nnx.to_pure_dict(params)).items():
         if "deltanet" in path and "norm" not in path:
             assert 2 * x.addressable_shards[0].data.size == x.size, path
@@ -186,7 +189,9 @@ def test_hybrids_and_sinks_loaded_into_shards_capture_the_same(name, spec):
     batch = tokens_BT, lengths_B, np.stack([lengths_B // 3, lengths_B], axis=1)
     config = models.load(folder).config
     for mesh in (make_mesh("data:1"), make_mesh(spec)):
-        graphdef, params, _ = load_weights(folder, config, jnp.float32, models.HIGHEST, mesh)
+        graphdef, params, _ = load_weights(
+            folder, config, jnp.float32, models.HIGHEST, mesh, models.CPU
+        )
         layers = tuple(range(config.n_states))
         with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext():
             placed = jax.device_put(batch, by_rows(mesh))

@@ -1,0 +1,167 @@
+"""Tuning: every number and choice that depends on the kind of device, chosen in one place."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import Mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """What suits one kind of device. Nothing else in the library asks which platform it runs on.
+
+    Equal instances have equal hashes: a model carries its Tuning into a compiled program as a
+    static value, and two encoders of one kind share their programs.
+
+    Attributes:
+      compute_dtype: Of an encoder for which "auto" was asked.
+      attention_scores: Scores of attention that are held at a time. 2^21 (8 MiB of float32) stay
+        in a CPU's cache, at 512 tokens 3 times as fast as all at once; 2^28 (1 GiB) fill a GPU.
+      unrolled_head_chunks: Chunks of heads up to which attention is unrolled. A loop on a CPU
+        copies the heads that it takes and those that it leaves.
+      longest_causal: Tokens up to which a head's causal scores are computed whole; longer prompts
+        go tile by tile. On a CPU half of the tiles are skipped, which nearly halves the time of 512
+        tokens; 256 tokens take as long either way.
+      longest_bidirectional: The same where tokens see both ways and no tile can be skipped.
+      attention_tile: Tokens of a tile of queries, and of keys. 128 keep a CPU's scores and values
+        in its cache: 512 causal tokens take half to two thirds of the time of whole scores, 2,048 a
+        fifth.
+      cudnn: Whether cuDNN attends. Of 18.4 ms for 8,160 tokens of Qwen3-0.6B's shape on an H200 it
+        takes 2.1; without it the prefill reached 344 instead of 429 TFLOP/s.
+      delta_floats: Float32 numbers that a step of the delta rule over chunks holds; as
+        attention_scores.
+      expert_tiles: Whether experts are applied to tiles of a single expert each, in a loop, instead
+        of by ragged products, which a CPU computes as all experts on every row.
+      widens_bfloat16: Whether products of bfloat16 add up in float32 and stacked weights of
+        bfloat16 are read as bits. XLA's CPU backend computes other products with float32's kernels,
+        a fifth as fast where the processor multiplies bfloat16 (AMX), and copies the stacks.
+      mean_by_product: Whether a mean over tokens is a matrix product. An accelerator takes one pass
+        over the state as it is; for a product the state would first be made in float32.
+      unstacks_blocks: Whether batches of few tokens read each block's weights from an array of
+        their own. What a scan indexes a CPU copies.
+      batch_flops: Work of a full batch. An accelerator's throughput grows with it: Qwen3-0.6B on an
+        H200 reached 391, 429, 451 and 470 TFLOP/s with 4,096 to 32,768 tokens, blocks of the 8B's
+        shape 536 with 2,048. On a CPU it means 1,024 tokens up to 1e8 operations a token and 512
+        beyond: more gain nothing and pad more.
+      batch_tokens: Fewest and most tokens of a full batch, padding included.
+      shape_flops: Work that one more compiled shape has to save. A shape compiles on a CPU in one
+        to two seconds whatever the model's width, of which this is a tenth: 1,024 tokens of MiniLM,
+        100 of SmolLM2-135M. On an H200 it took 1.5 s, four at a time, of which this is a seventh.
+      shape_tokens: The same in tokens, at most.
+      compiles_ahead: Whether a job compiles its shapes side by side before the first batch. Nothing
+        is gained where the same cores compile and compute.
+      writers: Row blocks that are fetched, digested and written at a time. On a CPU one takes less
+        time than the capture of the next, on an accelerator longer.
+      transposes_on_host: Whether a matrix is transposed while it is put on the device, on a CPU
+        four times as fast as on the device. For an accelerator the host would transpose it before
+        it is sent, far slower than the device.
+      pieces_ahead: Pieces of weights that are read, digested and sent at a time. With one of each
+        an H200 got 0.5 GB/s.
+      one_by_one: Whether trunk members train one after the other, siblings together, instead of
+        side by side under vmap. On two CPU cores 4 to 10 siblings train 1.3 times as fast so.
+      wave_members: Members that train at a time; 20 siblings are no faster than 8 on a CPU, and an
+        accelerator wants as many as hide the starts of its kernels.
+      wave_bytes: Of the rows that members side by side read, each from a copy of its own, at most.
+      state_bytes: Of trunk members on a device: parameters, best parameters, two moments, and as
+        much in passing.
+    """
+
+    compute_dtype: str
+    attention_scores: int
+    unrolled_head_chunks: int
+    longest_causal: int
+    longest_bidirectional: int
+    attention_tile: int
+    cudnn: bool
+    delta_floats: int
+    expert_tiles: bool
+    widens_bfloat16: bool
+    mean_by_product: bool
+    unstacks_blocks: bool
+    batch_flops: float
+    batch_tokens: tuple[int, int]
+    shape_flops: float
+    shape_tokens: int
+    compiles_ahead: bool
+    writers: int
+    transposes_on_host: bool
+    pieces_ahead: int
+    one_by_one: bool
+    wave_members: int
+    wave_bytes: int
+    state_bytes: int
+
+    @classmethod
+    def of(cls, devices: Mesh | Sequence[jax.Device]) -> "Tuning":
+        """The tuning of a mesh or of devices, which are all of one kind."""
+        first = devices.devices.flat[0] if isinstance(devices, Mesh) else devices[0]
+        if first.platform == "cpu":
+            return cls.cpu()
+        return cls.gpu() if first.platform in ("gpu", "cuda") else cls.tpu()
+
+    @classmethod
+    def cpu(cls) -> "Tuning":
+        """Of a host's cores; most numbers were measured on two."""
+        return cls(
+            compute_dtype="float32",
+            attention_scores=2**21,
+            unrolled_head_chunks=4,
+            longest_causal=256,
+            longest_bidirectional=1024,
+            attention_tile=128,
+            cudnn=False,
+            delta_floats=2**21,
+            expert_tiles=True,
+            widens_bfloat16=True,
+            mean_by_product=True,
+            unstacks_blocks=True,
+            batch_flops=1024e8,
+            batch_tokens=(512, 1024),
+            shape_flops=2e10,
+            shape_tokens=1024,
+            compiles_ahead=False,
+            writers=1,
+            transposes_on_host=True,
+            pieces_ahead=1,
+            one_by_one=True,
+            wave_members=8,
+            wave_bytes=sys.maxsize,  # Siblings read the same rows.
+            state_bytes=2**30,
+        )
+
+    @classmethod
+    def gpu(cls) -> "Tuning":
+        """Of an NVIDIA GPU; measured on an H200."""
+        return dataclasses.replace(cls.tpu(), cudnn=True)
+
+    @classmethod
+    def tpu(cls) -> "Tuning":
+        """Of a TPU and any other accelerator: what suits a GPU, not measured on one."""
+        return cls(
+            compute_dtype="bfloat16",
+            attention_scores=2**28,
+            unrolled_head_chunks=1,
+            longest_causal=1024,
+            longest_bidirectional=1024,
+            attention_tile=512,
+            cudnn=False,
+            delta_floats=2**28,
+            expert_tiles=False,
+            widens_bfloat16=False,
+            mean_by_product=False,
+            unstacks_blocks=False,
+            batch_flops=3e13,
+            batch_tokens=(2048, 32768),
+            shape_flops=2.5e13,
+            shape_tokens=sys.maxsize,
+            compiles_ahead=True,
+            writers=4,
+            transposes_on_host=False,
+            pieces_ahead=4,
+            one_by_one=False,
+            wave_members=256,
+            wave_bytes=2**31,
+            state_bytes=2**33,
+        )
