@@ -10,9 +10,9 @@ from routerjax.encoder.prompts import Prompts
 from routerjax.runtime.tuning import Tuning
 
 MAX_BUCKETS = 24
-# Every bucket is a compilation; a job takes the fewest that keep padding within this share, and
-# none that saves fewer tokens than this. It is less than what is read while a shape compiles:
-# compiled programs are kept for the next job.
+# Every bucket is a compilation: a job takes the fewest that keep padding within PADDING_AIM, and
+# none that saves fewer than WORTH_TOKENS. So many are read in less time than a shape compiles in,
+# because compiled programs are kept for the next job.
 PADDING_AIM = 0.04
 WORTH_TOKENS = 1024
 LEAST_STEP = 16  # Between the prompt lengths of single requests, which have no plan.
@@ -49,7 +49,7 @@ class BatchPlan:
         return -(-self.block_rows // (n_batches * n_devices)) * n_devices
 
     def buckets_from(self, shortest: int, longest: int) -> tuple[int, ...]:
-        """Buckets that batches of prompts of these lengths take, as a rule: none shorter."""
+        """Buckets that batches of prompts of these lengths usually take; never a shorter one."""
         first, last = np.searchsorted(self.buckets, [shortest, longest])
         return self.buckets[first : last + 1]
 
@@ -208,9 +208,9 @@ def pack(
 def few_batches(
     lengths_N: np.ndarray, batch_tokens: int, n_devices: int
 ) -> Iterator[tuple[np.ndarray, int, int]]:
-    """Batches of prompts that come without a plan, of few shapes: little is ever compiled.
+    """Batches of few shapes, for prompts without a plan.
 
-    Longest first: the shapes shrink, so the memory does not grow.
+    The longest prompts come first, so that memory does not grow from batch to batch.
 
     Args:
       lengths_N: [N] tokens of every prompt.
@@ -233,7 +233,7 @@ def few_batches(
 
 
 def bucket_of(length: int) -> int:
-    """A prompt length out of few: four to each doubling, and at least 16 apart."""
+    """A prompt length out of few: four per doubling, and at least 16 tokens apart."""
     step = max(LEAST_STEP, power_of_two(length) // 8)
     return -(-length // step) * step
 

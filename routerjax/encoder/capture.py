@@ -1,4 +1,15 @@
-"""capture: one compiled prefill that pools every hidden state as it passes."""
+"""capture: one compiled prefill that pools every hidden state on the way.
+
+`_prefill` runs a loop through closures (run, apply, keep). Without stacks, prefixes and a bounded
+program it is this:
+
+    x_BTD, places = model.start(tokens_BT, lengths_B)
+    states = [x_BTD]
+    for i, block in enumerate(blocks[: layers[-1]]):
+        x_BTD, _ = model.apply_block(block, i, x_BTD, places)
+        states.append(model.finish(x_BTD) if i + 1 == n_layers else x_BTD)
+    return jnp.stack([pool(states[i], lengths_B, spans_B2, poolings, tuning) for i in layers])
+"""
 
 import functools
 from typing import Any, NamedTuple
@@ -13,8 +24,8 @@ from routerjax.encoder.models.partition import by_batch
 from routerjax.encoder.pooling import pool
 from routerjax.runtime.tuning import Tuning
 
-# Up to so many tokens a batch is read with the weights of each block by itself, where they can be
-# had: of models whose copies and whose unrolled program stay small.
+# Tokens of a batch up to which each block's weights come from arrays of their own; and the bytes
+# and blocks up to which a model has such copies, so that they and the unrolled program stay small.
 FEW_TOKENS = 256
 _COPY_BYTES, _FEW_BLOCKS = 2**28, 12
 
@@ -39,12 +50,11 @@ class Graph:
 
 
 class Prefix(NamedTuple):
-    """What the tokens that all prompts of a job start with leave behind; see `read_prefix`.
+    """The state that the tokens all prompts of a job start with leave; see `read_prefix`.
 
     Attributes:
       tokens_P: [P] int32.
-      groups: For each stack what its blocks' mixers left, group by group on axis 0; then the rows,
-        of which there is one.
+      groups: For each stack what its blocks' mixers left: axis 0 the groups, axis 1 one row.
       rest: The same of the blocks after the last whole group.
       pooled_L3D: [L, 3, D] float32 first token, mean and maximum of each hidden state.
     """
@@ -71,12 +81,12 @@ def capture(
     """Prefills a batch and returns the pooled hidden states asked for.
 
     The blocks run in one `lax.scan` that stops at the deepest state asked for and pools on the way,
-    so the temporary memory is that of one block at any depth. Where blocks of several kinds
-    alternate, a step is one group of them, so that the program does not grow with depth; what the
-    deepest state needs of a last group comes after the scan. The scan runs over group *numbers* and
-    indexes the stacked weights inside: scanning over `weights[:depth]` would copy them all. What a
-    step indexes a CPU still copies, which a batch of few tokens notices; given one by one in
-    `blocks`, the weights are read where they lie, and the loop is unrolled.
+    so that the temporary memory is that of one block at any depth. Where blocks of several kinds
+    alternate, a step is one group of them, so that the program does not grow with depth; the blocks
+    of a last, incomplete group run after the scan. The scan runs over group *numbers* and indexes
+    the stacked weights inside: scanning over `weights[:depth]` would copy them all. A CPU still
+    copies what a step indexes, which takes a noticeable share of a small batch's time; with
+    `blocks` the weights are read where they lie, and the loop is unrolled.
 
     Args:
       graph: Of a Bert or Decoder.
@@ -88,8 +98,8 @@ def capture(
       layers: Hidden-state indices, ascending; 0 is the embedding output, n_layers the last one,
         after the final norm (as Hugging Face's `hidden_states`).
       poolings: Names out of POOLINGS.
-      prefix: What comes before every row of tokens_BT, read with the same `layers`; lengths and
-        spans then count from behind it. The numbers are those of the whole prompts.
+      prefix: The tokens before every row of tokens_BT, read with the same `layers`; lengths and
+        spans then count from its end. The result is that of the whole prompts.
       blocks: The weights of each block, of a model with one stack and without a prefix; None to
         take them from the stack.
 
@@ -163,7 +173,7 @@ def _prefill(
     leaves: bool,
     blocks: tuple[Any, ...] | None = None,
 ) -> tuple[jax.Array, tuple[Any, ...], tuple[Any, ...]]:
-    """h_LPBD, and where it `leaves` anything, what the blocks leave behind, as in Prefix."""
+    """h_LPBD and, if `leaves`, the groups and the rest of a Prefix."""
     tokens_BT, lengths_B, spans_B2 = batch
     stacks = [nnx.split(stack) for stack in model.blocks]
     period, n_layers = len(stacks), sum(len(jax.tree.leaves(w)[0]) for _, w in stacks)

@@ -18,8 +18,8 @@ from routerjax.runtime import resume
 from routerjax.runtime.devices import DATA, by_rows
 from routerjax.runtime.tuning import Tuning
 
-_PREFIXES_KEPT = 4  # With the layers they were read to.
-_COMPILERS = 4  # Threads. What compilations measure on a device they do one after the other.
+_PREFIXES_KEPT = 4  # Each with the layers it was read to.
+_COMPILERS = 4  # Threads; what compilations measure on a device is measured one after the other.
 
 
 class Prefill:
@@ -54,7 +54,7 @@ class Prefill:
         prefix: tuple[int, ...],
     ) -> jax.Array:
         """See `Encoder.forward`."""
-        # One device takes arrays as they come, without this detour.
+        # For one device the call itself places the arrays, which takes less time.
         placed = jax.device_put(batch, by_rows(self.mesh)) if self.mesh.size > 1 else batch
         shape = batch[0].shape
         program = self._programs.get((shape, layers, poolings, prefix))
