@@ -19,7 +19,6 @@ import sys
 import time
 
 import jax
-from absl import flags
 
 import routerjax as rj
 from benchmarks.suites import guard, machine, table
@@ -27,21 +26,6 @@ from benchmarks.suites.registry import SUITES
 from benchmarks.suites.session import SCALES, Session
 from benchmarks.suites.turns import Disagreement
 from experiments import options
-
-options.define("workdir", "seed", "data", "pool", "encoder", "compute_dtype")
-flags.DEFINE_list("suite", list(SUITES), f"Suites: {', '.join(SUITES)}.")
-flags.DEFINE_enum(
-    "scale", "cpu", list(SCALES), "Sizes of the suites; full for results that are kept."
-)
-flags.DEFINE_integer(
-    "n_queries", 0, "Queries of capture and encoders; 0 for those of the scale.", 0
-)
-flags.DEFINE_list("shapes", [], "Of the encoders suite: some of the scale's, all by default.")
-flags.DEFINE_integer("rounds", 5, "Rounds of A B.", 1)
-flags.DEFINE_integer("cpu_devices", 2, "Devices that JAX makes of a CPU.", 1)
-flags.DEFINE_bool("profile", False, "Write a jax.profiler trace of each suite into --workdir.")
-flags.DEFINE_string("guard", None, "Fail where a ratio is under half of that in this guard.json.")
-flags.FLAGS.set_default("workdir", "runs/benchmark")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +38,25 @@ class Config:
     pool: str | None
     encoder: str | None
     compute_dtype: str
-    suite: list[str]
-    scale: str
-    n_queries: int
-    shapes: list[str]
-    rounds: int
-    cpu_devices: int
-    profile: bool
-    guard: str | None
+    suite: list[str] = options.flag(list(SUITES), f"Suites: {', '.join(SUITES)}.")
+    scale: str = options.flag(
+        "cpu", "Sizes of the suites; full for results that are kept.", *SCALES
+    )
+    n_queries: int = options.flag(
+        0, "Queries of capture and encoders; 0 for those of the scale.", 0
+    )
+    shapes: list[str] = options.flag(
+        [], "Of the encoders suite: some of the scale's, all by default."
+    )
+    rounds: int = options.flag(5, "Rounds of A B.", 1)
+    cpu_devices: int = options.flag(2, "Devices that JAX makes of a CPU.", 1)
+    profile: bool = options.flag(False, "Write a jax.profiler trace of each suite into --workdir.")
+    guard: str | None = options.flag(
+        None, "Fail where a ratio is under half of that in this guard.json."
+    )
+
+
+options.define(Config, workdir="runs/benchmark")
 
 
 def main() -> None:

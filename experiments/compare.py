@@ -15,24 +15,8 @@ command, or one with further contestants or seeds, does only what is missing.
 import dataclasses
 from collections.abc import Sequence
 
-from absl import flags
-
 import routerjax as rj
 from experiments import options
-
-options.define(
-    "workdir", "seed", "data", "pool", "store", "pooling", "pca_dim", "members", "keep", "epochs",
-    required=("workdir", "data", "store"),
-)  # fmt: skip
-flags.DEFINE_string("recipes", "all_layers,per_target:cv_auc", "Recipes, separated by commas.")
-flags.DEFINE_list("baselines", [], "all, as far as the rows have prices and datasets, or some of: "
-                  "best_single, random, cheapest, oracle, dataset, knn, knn_all_layers, logistic, "
-                  "logistic_all_layers, mlp, matrix_factorisation.")  # fmt: skip
-flags.DEFINE_integer("folds", 5, "Outer folds; groups stay together.", 2)
-flags.DEFINE_integer("seeds", 1, "Trainings of each recipe in each fold.", 1)
-flags.DEFINE_bool("control", True, "Train each once more on outcomes shuffled within datasets.")
-flags.DEFINE_integer("dataset_folds", 0, "Folds of whole datasets besides; 0 for none.", 0)
-flags.DEFINE_integer("draws", 1000, "Bootstrap draws behind the intervals.", 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +33,21 @@ class Config:
     members: int
     keep: int
     epochs: int
-    recipes: str
-    baselines: list[str]
-    folds: int
-    seeds: int
-    control: bool
-    dataset_folds: int
-    draws: int
+    recipes: str = options.flag("all_layers,per_target:cv_auc", "Recipes, separated by commas.")
+    baselines: list[str] = options.flag(
+        [],
+        "all, as far as the rows have prices and datasets, or some of: "
+        "best_single, random, cheapest, oracle, dataset, knn, knn_all_layers, logistic, "
+        "logistic_all_layers, mlp, matrix_factorisation.",
+    )
+    folds: int = options.flag(5, "Outer folds; groups stay together.", 2)
+    seeds: int = options.flag(1, "Trainings of each recipe in each fold.", 1)
+    control: bool = options.flag(True, "Train each once more on outcomes shuffled within datasets.")
+    dataset_folds: int = options.flag(0, "Folds of whole datasets besides; 0 for none.", 0)
+    draws: int = options.flag(1000, "Bootstrap draws behind the intervals.", 1)
+
+
+options.define(Config)
 
 
 def main() -> None:

@@ -16,11 +16,6 @@ from absl import flags
 import routerjax as rj
 from experiments import options
 
-options.define(
-    "workdir", "seed", "data", "pool", "router", "store", "encoder", "policy", "mesh",
-    required=("workdir", "data", "router"),
-)  # fmt: skip
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -35,6 +30,9 @@ class Config:
     encoder: str | None
     policy: str
     mesh: str
+
+
+options.define(Config)
 
 
 def main() -> None:

@@ -12,13 +12,6 @@ from typing import Any
 import routerjax as rj
 from experiments import options
 
-options.define(
-    "workdir", "seed", "data", "pool", "encoder", "revision", "store", "layers", "poolings",
-    "max_tokens", "batch_tokens", "prefix_cache", "compute_dtype", "chat_template_kwargs",
-    "store_dtype", "mesh", "distributed", "coordinator", "num_processes", "process_id", "dry_run",
-    required=("workdir", "data", "encoder"),
-)  # fmt: skip
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -45,6 +38,9 @@ class Config:
     num_processes: int | None
     process_id: int | None
     dry_run: bool
+
+
+options.define(Config)
 
 
 def main() -> None:

@@ -9,24 +9,24 @@ few_labels.json and few_labels.png.
 
 import dataclasses
 
-from absl import flags
-
 import routerjax as rj
 from experiments import options
-
-options.define_training()
-flags.DEFINE_list("families", [], "A target is of the first of these that its name contains.")
-flags.DEFINE_list("sizes", ["25", "50", "100", "250", "500", "1000"], "Numbers of outcomes.")
-flags.DEFINE_integer("draws", 10, "Random sets of outcomes of each size.", 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(options.Training):
     """The flags."""
 
-    families: list[str]
-    sizes: list[str]
-    draws: int
+    families: list[str] = options.flag(
+        [], "A target is of the first of these that its name contains."
+    )
+    sizes: list[str] = options.flag(
+        ["25", "50", "100", "250", "500", "1000"], "Numbers of outcomes."
+    )
+    draws: int = options.flag(10, "Random sets of outcomes of each size.", 1)
+
+
+options.define(Config)
 
 
 def main() -> None:

@@ -9,20 +9,18 @@ The trainings' checkpoints lie in holding/, and the same command goes on from th
 
 import dataclasses
 
-from absl import flags
-
 import routerjax as rj
 from experiments import options
-
-options.define_training()
-flags.DEFINE_integer("splits", 20, "Deals of the rows to folds.", 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(options.Training):
     """The flags."""
 
-    splits: int
+    splits: int = options.flag(20, "Deals of the rows to folds.", 1)
+
+
+options.define(Config)
 
 
 def main() -> None:

@@ -8,20 +8,18 @@ missing.json.
 
 import dataclasses
 
-from absl import flags
-
 import routerjax as rj
 from experiments import options
-
-options.define_training()
-flags.DEFINE_float("kept", 0.3, "Share of the training outcomes that stay.", 0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(options.Training):
     """The flags."""
 
-    kept: float
+    kept: float = options.flag(0.3, "Share of the training outcomes that stay.", 0, 1)
+
+
+options.define(Config)
 
 
 def main() -> None:

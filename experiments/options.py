@@ -1,19 +1,25 @@
-"""The flags that scripts share, each defined once, and the frozen config made of them."""
+"""Flags of the scripts: a frozen config lists those of each; shared ones are described here."""
 
 import dataclasses
 import importlib.util
 import json
 import pathlib
-from collections.abc import Sequence
-from typing import Any, TypeVar
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import flags
 
 import routerjax as rj
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-_TEXT = {
+Config = TypeVar("Config", bound="DataclassInstance")
+
+# Default, help, and bounds if any.
+_SHARED: dict[str, tuple[Any, ...]] = {
     "workdir": (None, "Folder for results and config.json; local or a URL (gs://, s3://)."),
     "data": (None, "Label file: .jsonl or .csv, plain or .gz."),
     "pool": (None, "pool.json with the targets and their prices."),
@@ -38,8 +44,6 @@ _TEXT = {
     "trunk": ("published", "published, kernel (a regression beside it) or mixed (wider too)."),
     "policy": ("argmax", "Who answers: argmax, tolerance:TAU, value:USD, utility:LAM, budget:USD "
                "(mean spending a query) or quality:ACCURACY (mean accuracy)."),
-}  # fmt: skip
-_NUMBERS: dict[str, tuple[Any, ...]] = {
     # An int32, as compiled programs take it.
     "seed": (0, "Seed of what is random in this script.", 0, 2**31 - 1),
     "max_tokens": (2048, "Longest prompt; longer queries lose text from their middle.", 1),
@@ -47,16 +51,17 @@ _NUMBERS: dict[str, tuple[Any, ...]] = {
     "members": (10, "Members of the ensemble that are trained.", 1),
     "keep": (5, "Members kept, those of the lowest validation loss.", 1),
     "epochs": (150, "Most epochs of training.", 1),
-    "num_processes": (
-        None,
-        "With --distributed where JAX finds no cluster: their number.",
-        1,
-    ),
+    "num_processes": (None, "With --distributed where JAX finds no cluster: their number.", 1),
     "process_id": (None, "With --distributed where JAX finds no cluster: this one's number.", 0),
-}
-_SWITCHES = {
-    "distributed": "Join the processes of a cluster job; each takes its share of the work.",
-    "dry_run": "Only tell bytes, FLOPs and hours.",
+    "distributed": (False, "Join the processes of a cluster job; each takes its share of the "
+                    "work."),
+    "dry_run": (False, "Only tell bytes, FLOPs and hours."),
+}  # fmt: skip
+_DEFINE: dict[Any, Callable[..., Any]] = {
+    str: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    bool: flags.DEFINE_bool,
 }
 
 
@@ -84,33 +89,43 @@ class Training(Fitting):
     store: str
 
 
-def define_training(*more: str) -> None:
-    """Defines the flags of `Training`, and some more of the shared ones."""
-    define(*names_of(Training), *more, required=("workdir", "data", "store"))
-
-
-def names_of(kind: type[Any]) -> list[str]:
-    """The names of a dataclass's fields."""
-    return [field.name for field in dataclasses.fields(kind)]
-
-
-def define(*names: str, required: tuple[str, ...] = ()) -> None:
-    """Defines some of the shared flags.
+def flag(default: Any, text: str, *bounds: Any) -> Any:
+    """A config's field whose flag is the script's own; its annotation is the flag's type.
 
     Args:
-      names: Their names.
-      required: Those that must be given.
+      default: Of the flag.
+      text: Its help.
+      bounds: The smallest and perhaps the largest number, or the texts that are allowed.
     """
-    for name in names:
-        if name in _TEXT:
-            default, text = _TEXT[name]
-            flags.DEFINE_string(name, default, text)
-        elif name in _NUMBERS:
-            number, text, *bounds = _NUMBERS[name]
-            flags.DEFINE_integer(name, number, text, *bounds)
+    return dataclasses.field(metadata={"flag": (default, text, *bounds)})
+
+
+def define(kind: type[Any], **defaults: Any) -> None:
+    """Defines the flags of a config: shared ones by their names, the script's own as `flag` says.
+
+    A flag without a default must be given where its annotation does not allow None.
+
+    Args:
+      kind: A frozen dataclass, the one list of the script's flags.
+      defaults: Of shared flags that have another one in this script.
+    """
+    # --help lists the flags of the script's module, --helpfull those of this one too.
+    script = sys.argv[0] if kind.__module__ == "__main__" else kind.__module__
+    for field in dataclasses.fields(kind):
+        own = field.metadata.get("flag")
+        default, text, *bounds = own or _SHARED[field.name]
+        module: dict[str, Any] = {"module_name": script if own else __name__}
+        types = typing.get_args(field.type) or (field.type,)
+        if field.type == list[str]:
+            flags.DEFINE_list(field.name, default, text, **module)
+        elif str in types and bounds:
+            flags.DEFINE_enum(field.name, default, bounds, text, **module)
         else:
-            flags.DEFINE_bool(name, False, _SWITCHES[name])
-    flags.mark_flags_as_required(required)
+            _DEFINE[types[0]](field.name, default, text, *bounds, **module)
+        if field.name in defaults:
+            flags.FLAGS.set_default(field.name, defaults[field.name])
+        elif default is None and type(None) not in types:
+            flags.mark_flag_as_required(field.name)
 
 
 def read(kind: type[Config]) -> Config:
@@ -119,7 +134,7 @@ def read(kind: type[Config]) -> Config:
     Args:
       kind: A frozen dataclass.
     """
-    return kind(**{name: flags.FLAGS[name].value for name in names_of(kind)})
+    return kind(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(kind)})
 
 
 def load_encoder(config: Any, **changes: Any) -> rj.Encoder:

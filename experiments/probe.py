@@ -21,15 +21,6 @@ _ENCODING = ("encoder", "revision", "layers", "poolings", "max_tokens", "batch_t
              "compute_dtype", "chat_template_kwargs", "store_dtype", "mesh")  # fmt: skip
 _STREAMING = ("pca", "sketch", "budget_gib", "n_probe", "then_extract")
 
-options.define("workdir", "seed", "data", "pool", "store", "pca_dim", *_ENCODING,
-               required=("workdir", "data"))  # fmt: skip
-flags.DEFINE_bool("stream", False, "Probe what --encoder reads, without a store.")
-flags.DEFINE_bool("pca", False, "With --stream: J after PCA too, in a second prefill.")
-flags.DEFINE_integer("sketch", None, "With --stream: d_eff from so many random projections.", 2)
-flags.DEFINE_float("budget_gib", None, "With --stream: GiB for the totals on each device.", 0)
-flags.DEFINE_integer("n_probe", None, "With --stream: rows of a sample to probe, about.", 2)
-flags.DEFINE_integer("then_extract", None, "With --stream: states to extract, the best by J.", 1)
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -51,12 +42,21 @@ class Config:
     store_dtype: str
     mesh: str
     pca_dim: int
-    stream: bool
-    pca: bool
-    sketch: int | None
-    budget_gib: float | None
-    n_probe: int | None
-    then_extract: int | None
+    stream: bool = options.flag(False, "Probe what --encoder reads, without a store.")
+    pca: bool = options.flag(False, "With --stream: J after PCA too, in a second prefill.")
+    sketch: int | None = options.flag(
+        None, "With --stream: d_eff from so many random projections.", 2
+    )
+    budget_gib: float | None = options.flag(
+        None, "With --stream: GiB for the totals on each device.", 0
+    )
+    n_probe: int | None = options.flag(None, "With --stream: rows of a sample to probe, about.", 2)
+    then_extract: int | None = options.flag(
+        None, "With --stream: states to extract, the best by J.", 1
+    )
+
+
+options.define(Config)
 
 
 def main() -> None:

@@ -14,10 +14,6 @@ from absl import flags
 import routerjax as rj
 from experiments import options
 
-options.define("workdir", "seed", "data", "pool", "encoder", "chat_template_kwargs", "mesh")
-flags.DEFINE_integer("n_queries", 8000, "Queries to simulate where no --data is given.", 100)
-flags.FLAGS.set_default("workdir", "runs/quickstart")
-
 TEST_SHARE = 0.2
 
 
@@ -32,7 +28,10 @@ class Config:
     encoder: str | None
     chat_template_kwargs: str | None
     mesh: str
-    n_queries: int
+    n_queries: int = options.flag(8000, "Queries to simulate where no --data is given.", 100)
+
+
+options.define(Config, workdir="runs/quickstart")
 
 
 def main() -> None:

@@ -16,9 +16,6 @@ from absl import flags
 import routerjax as rj
 from experiments import options
 
-options.define("workdir", "seed", "router", "policy", "encoder", required=("router",))
-flags.DEFINE_string("query", None, "The query; without it every line of standard input is one.")
-
 # Lines of standard input routed together.
 _CHUNK = 256
 
@@ -32,7 +29,12 @@ class Config:
     router: str
     policy: str
     encoder: str | None
-    query: str | None
+    query: str | None = options.flag(
+        None, "The query; without it every line of standard input is one."
+    )
+
+
+options.define(Config)
 
 
 def lines() -> Iterator[str]:

@@ -8,16 +8,8 @@ simulated.json.
 
 import dataclasses
 
-from absl import flags
-
 import routerjax as rj
 from experiments import options
-
-options.define(
-    "workdir", "seed", "encoder", "mesh", "trunk", *options.names_of(options.Fitting),
-    required=("workdir",),
-)  # fmt: skip
-flags.DEFINE_integer("n_queries", 50_000, "Simulated queries.", 100)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +21,10 @@ class Config(options.Fitting):
     encoder: str | None
     mesh: str
     trunk: str
-    n_queries: int
+    n_queries: int = options.flag(50_000, "Simulated queries.", 100)
+
+
+options.define(Config)
 
 
 def main() -> None:

@@ -15,25 +15,8 @@ MiniLM, 4,608 queries, 9 targets, 630 cells: about half a minute on two CPU core
 import dataclasses
 import re
 
-from absl import flags
-
 import routerjax as rj
 from experiments import options
-
-options.define("workdir", "seed", "data", "pool", "store", "layers", "encoder", "mesh",
-               required=("workdir", "data", "store"))  # fmt: skip
-flags.DEFINE_string("poolings", "all", "Poolings of the store to look at, separated by commas.")
-flags.DEFINE_list("pca_dims", [], "Numbers of components; by default 50,100,150,200,300 as far as "
-                  "the states are as wide.")  # fmt: skip
-flags.DEFINE_integer("folds", 5, "Folds of the cross-validation; groups stay together.", 2)
-flags.DEFINE_integer("repeats", 1, "Deals of the rows to folds; from 2 on their spread shows.", 1)
-flags.DEFINE_integer("draws", 1000, "Bootstrap draws behind the intervals; 0 for none.", 0)
-flags.DEFINE_list("controls", [], "Controls, or all: shuffled, shuffled_within, centred, dataset, "
-                  "length, random, random_encoder, transfer.")  # fmt: skip
-flags.DEFINE_string("trunks", None, "Trunks to train: default, or a grid such as "
-                    "recipe=all_layers|layers:6@last;hidden=256x128;dropout=0.3x0.2|0.5;lr=1e-3|3e-4;"
-                    "l2=1e-4;seeds=5.")  # fmt: skip
-flags.DEFINE_string("shard", "0/1", "i/n: only every n-th layer from the i-th on.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +31,28 @@ class Config:
     layers: str
     encoder: str | None
     mesh: str
-    poolings: str
-    pca_dims: list[str]
-    folds: int
-    repeats: int
-    draws: int
-    controls: list[str]
-    trunks: str | None
-    shard: str
+    poolings: str = options.flag("all", "Poolings of the store to look at, separated by commas.")
+    pca_dims: list[str] = options.flag(
+        [], "Numbers of components; by default 50,100,150,200,300 as far as the states are as wide."
+    )
+    folds: int = options.flag(5, "Folds of the cross-validation; groups stay together.", 2)
+    repeats: int = options.flag(1, "Deals of the rows to folds; from 2 on their spread shows.", 1)
+    draws: int = options.flag(1000, "Bootstrap draws behind the intervals; 0 for none.", 0)
+    controls: list[str] = options.flag(
+        [],
+        "Controls, or all: shuffled, shuffled_within, centred, dataset, "
+        "length, random, random_encoder, transfer.",
+    )
+    trunks: str | None = options.flag(
+        None,
+        "Trunks to train: default, or a grid such as "
+        "recipe=all_layers|layers:6@last;hidden=256x128;dropout=0.3x0.2|0.5;lr=1e-3|3e-4;"
+        "l2=1e-4;seeds=5.",
+    )
+    shard: str = options.flag("0/1", "i/n: only every n-th layer from the i-th on.")
+
+
+options.define(Config)
 
 
 def main() -> None:

@@ -12,8 +12,6 @@ import dataclasses
 import routerjax as rj
 from experiments import options
 
-options.define_training("trunk", "policy")
-
 
 @dataclasses.dataclass(frozen=True)
 class Config(options.Training):
@@ -21,6 +19,9 @@ class Config(options.Training):
 
     trunk: str
     policy: str
+
+
+options.define(Config)
 
 
 def main() -> None:

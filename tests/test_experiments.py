@@ -15,6 +15,7 @@ import time
 import types
 
 import pytest
+from absl import flags as absl_flags
 from absl.flags import FLAGS
 from absl.testing import flagsaver
 
@@ -395,6 +396,31 @@ def test_settings_of_the_template_are_a_json_object(text, message):
     config = types.SimpleNamespace(encoder="/none", chat_template_kwargs=text)
     with pytest.raises(ValueError, match=f"--chat_template_kwargs: .*{message}"):
         options.load_encoder(config)
+
+
+def test_the_flags_of_a_script_are_the_fields_of_its_config():
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        router: str
+        max_tokens: int
+        size: float | None = options.flag(None, "A size.", 0, 1)
+        kind: str = options.flag("near", "A kind.", "near", "far")
+        names: list[str] = options.flag(["a"], "Names.")
+        fast: bool = options.flag(False, "Fast.")
+
+    required = [
+        f"--{name}=x" for name in ("workdir", "data", "store")
+    ]  # Of compare, imported above.
+    with flagsaver.flagsaver():
+        options.define(Config)
+        own = ["--router=r", "--size=0.5", "--kind=far", "--names=b,c", "--fast"]
+        absl_flags.FLAGS(["program", *required, *own])
+        assert options.read(Config) == Config("r", 2048, 0.5, "far", ["b", "c"], True)
+        with pytest.raises(absl_flags.IllegalFlagValueError, match="router"):
+            absl_flags.FLAGS.router = None  # The annotation allows no None.
+        for flag in ("--size=2.0", "--kind=other"):
+            with pytest.raises(absl_flags.IllegalFlagValueError, match=flag[2:]):
+                absl_flags.FLAGS(["program", *required, *own, flag])
 
 
 def test_a_store_named_twice_is_refused():
