@@ -1,4 +1,4 @@
-"""Measures routerjax against the published PyTorch way, in turn, on this machine.
+"""Measures routerjax against the published PyTorch way, round by round, on this machine.
 
     make bench                                            # simulated queries, MiniLM, CPU
     python -m experiments.benchmark --workdir=runs/bench --data=train.jsonl --scale=full
@@ -23,8 +23,8 @@ import jax
 import routerjax as rj
 from benchmarks.suites import guard, machine, table
 from benchmarks.suites.registry import SUITES
+from benchmarks.suites.rounds import Disagreement
 from benchmarks.suites.session import SCALES, Session
-from benchmarks.suites.turns import Disagreement
 from experiments import options
 
 

@@ -66,7 +66,7 @@ def main() -> None:
     stores = options.open_stores(config.store)
     folder = rj.Folder(config.workdir)
     rj.write_config(folder, config)
-    found = rj.compare(
+    comparison = rj.compare(
         stores,
         data,
         contestants,
@@ -79,8 +79,8 @@ def main() -> None:
         dataset_folds=config.dataset_folds,
         workdir=folder,
     )
-    rj.save_comparison(found, folder)
-    print("\n".join(rj.comparison_lines(found)))
+    rj.save_comparison(comparison, folder)
+    print("\n".join(rj.comparison_lines(comparison)))
 
 
 def baselines(names: Sequence[str], data: rj.RoutingDataset) -> dict[str, rj.Baseline]:
@@ -92,15 +92,15 @@ def baselines(names: Sequence[str], data: rj.RoutingDataset) -> dict[str, rj.Bas
     """
     if list(names) != ["all"]:
         return {name: rj.BASELINES[name] for name in names}
-    found = {}
+    chosen = {}
     for name, baseline in rj.BASELINES.items():
         try:
             baseline.check(data)
         except ValueError as error:
             print(f"left out: {error}")
         else:
-            found[name] = baseline
-    return found
+            chosen[name] = baseline
+    return chosen
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def main() -> None:
     data, _ = options.read_data(config)
     folder = rj.Folder(config.workdir)
     rj.write_config(folder, config)
-    found = rj.few_labels(
+    study = rj.few_labels(
         options.open_stores(config.store),
         data,
         config.families,
@@ -46,8 +46,8 @@ def main() -> None:
         seed=config.seed,
         workdir=folder,
     )
-    rj.save_few_labels(found, folder)
-    print("\n".join(rj.few_labels_lines(found)))
+    rj.save_few_labels(study, folder)
+    print("\n".join(rj.few_labels_lines(study)))
 
 
 if __name__ == "__main__":

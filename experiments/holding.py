@@ -3,7 +3,7 @@
     python -m experiments.holding --workdir=runs/a --data=train.jsonl --pool=pool.json \
         --store=runs/a/store
 
-Five trainings for out-of-fold predictions, then twenty deals to folds. Writes holding.json.
+Five trainings for out-of-fold predictions, then twenty splits into folds. Writes holding.json.
 The trainings' checkpoints lie in holding/, and the same command goes on from there.
 """
 
@@ -24,12 +24,12 @@ options.define(Config)
 
 
 def main() -> None:
-    """Predicts out of fold, deals, and prints the table."""
+    """Predicts out of fold, splits, and prints the table."""
     config = options.read(Config)
     data, _ = options.read_data(config)
     folder = rj.Folder(config.workdir)
     rj.write_config(folder, config)
-    found = rj.constraint_check(
+    result = rj.constraint_check(
         options.open_stores(config.store),
         data,
         options.recipe(config),
@@ -38,8 +38,8 @@ def main() -> None:
         seed=config.seed,
         workdir=folder,
     )
-    folder.write_json("holding.json", found)
-    print("\n".join(rj.constraint_check_lines(found)))
+    folder.write_json("holding.json", result)
+    print("\n".join(rj.constraint_check_lines(result)))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def main() -> None:
     data, _ = options.read_data(config)
     folder = rj.Folder(config.workdir)
     rj.write_config(folder, config)
-    found = rj.sparse_outcomes(
+    result = rj.sparse_outcomes(
         options.open_stores(config.store),
         data,
         options.recipe(config),
@@ -37,8 +37,8 @@ def main() -> None:
         seed=config.seed,
         workdir=folder,
     )
-    folder.write_json("missing.json", found)
-    print("\n".join(rj.sparse_outcomes_lines(found)))
+    folder.write_json("missing.json", result)
+    print("\n".join(rj.sparse_outcomes_lines(result)))
 
 
 if __name__ == "__main__":

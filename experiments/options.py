@@ -225,8 +225,8 @@ def load_router_encoders(router: rj.Router, names: str, mesh: str = "auto") -> l
 
 def rounding(encoders: Sequence[rj.Encoder], data: rj.RoutingDataset) -> list[dict[str, Any]]:
     """What each encoder's dtype changes, on the first 32 queries; none for float32."""
-    found = [rj.dtype_errors(encoder, data.queries[:32]) for encoder in encoders]
-    return [one for one in found if one is not None]
+    errors = [rj.dtype_errors(encoder, data.queries[:32]) for encoder in encoders]
+    return [error for error in errors if error is not None]
 
 
 def split_names(text: str) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ def main() -> None:
     # The baselines read the mean.
     poolings = tuple(dict.fromkeys([*recipe.poolings, "mean"]))
     store = rj.extract(encoder, data, folder / "store", poolings=poolings)
-    found = rj.oracle_gap(
+    result = rj.oracle_gap(
         store,
         data,
         recipe,
@@ -46,8 +46,8 @@ def main() -> None:
         seed=config.seed,
         checkpoints=folder / "checkpoints",
     )
-    folder.write_json("simulated.json", found)
-    print("\n".join(rj.oracle_gap_lines(found)))
+    folder.write_json("simulated.json", result)
+    print("\n".join(rj.oracle_gap_lines(result)))
 
 
 if __name__ == "__main__":

@@ -92,11 +92,11 @@ def main() -> None:
     rj.save_sweep(table, config.workdir)
     print("\n".join(rj.sweep_lines(table)))
     if grid is not None:
-        found = rj.sweep_trunks(
+        result = rj.sweep_trunks(
             store, data, grid, draws=config.draws, seed=config.seed, workdir=config.workdir
         )
-        rj.Folder(config.workdir).write_json("trunks.json", found)
-        print("\n".join(["", *rj.trunk_lines(found)]))
+        rj.Folder(config.workdir).write_json("trunks.json", result)
+        print("\n".join(["", *rj.trunk_lines(result)]))
 
 
 def _random_store(

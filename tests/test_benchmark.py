@@ -14,13 +14,13 @@ from benchmarks.suites import (
     checkpoints,
     guard,
     machine,
+    rounds,
     session,
     sweep,
     table,
     trunk,
-    turns,
 )
-from benchmarks.suites.turns import Contestant, Disagreement, Work
+from benchmarks.suites.rounds import Contestant, Disagreement, Work
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -32,39 +32,39 @@ def still_machine(monkeypatch):
     monkeypatch.setattr(machine, "bandwidth", lambda: lambda: 1e11)
 
 
-def race(contestants, agree=lambda results: {}, rounds=3, work=None):
-    return turns.in_turn(contestants, rounds, work or Work(1e9, 1e6), agree)
+def race(contestants, agree=lambda results: {}, n_rounds=3, work=None):
+    return rounds.in_rounds(contestants, n_rounds, work or Work(1e9, 1e6), agree)
 
 
-def test_contestants_run_in_turn_after_a_warm_up(still_machine):
+def test_contestants_run_in_rounds_after_a_warm_up(still_machine):
     ran = []
     contestants = [
-        Contestant(name, lambda turn, name=name: ran.append((name, turn))) for name in "AB"
+        Contestant(name, lambda number, name=name: ran.append((name, number))) for name in "AB"
     ]
     found = race(contestants)
-    assert ran == [(name, turn) for turn in range(4) for name in "AB"]
+    assert ran == [(name, number) for number in range(4) for name in "AB"]
     assert [len(row["seconds_of_rounds"]) for row in found["rows"]] == [3, 3]
     assert found["rows"][0]["ratio"]["rounds"] == [1.0, 1.0, 1.0]
 
 
 def test_no_time_is_shown_where_results_differ(still_machine):
     def agree(results):
-        return {"value": turns.require("value", abs(results["A"] - results["B"]), 0.5)}
+        return {"value": rounds.require("value", abs(results["A"] - results["B"]), 0.5)}
 
     assert race([Contestant("A", lambda t: 1), Contestant("B", lambda t: 1.25)], agree)["agreement"]
     with pytest.raises(Disagreement, match="value"):
         race([Contestant("A", lambda t: 1), Contestant("B", lambda t: 2)], agree)
     with pytest.raises(Disagreement):
-        turns.require("value", float("nan"), 1)
+        rounds.require("value", float("nan"), 1)
 
 
 def test_times_are_of_the_whole_work_and_compiling_stands_apart(still_machine, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(turns.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(rounds.time, "perf_counter", lambda: clock[0])
 
     def takes(first, then):
-        def run(turn):
-            clock[0] += then if turn else first
+        def run(number):
+            clock[0] += then if number else first
 
         return run
 
@@ -82,7 +82,7 @@ def test_times_are_of_the_whole_work_and_compiling_stands_apart(still_machine, m
 
 def test_work_may_be_known_only_when_it_has_been_done(still_machine):
     done = []
-    found = race([Contestant("A", lambda turn: done.append(turn))],
+    found = race([Contestant("A", lambda number: done.append(number))],
                  work=lambda: Work(flops=1e9 * len(done)))  # fmt: skip
     assert found["rows"][0]["flops"] == 4e9
 
@@ -99,7 +99,7 @@ def test_peak_memory_is_that_of_a_contestant(still_machine):
         pytest.skip("no /proc/self/clear_refs")
     size = 2**27
     found = race([Contestant("large", lambda t: float(np.ones(size // 8).sum())),
-                  Contestant("small", lambda t: 0.0)], rounds=1)  # fmt: skip
+                  Contestant("small", lambda t: 0.0)], n_rounds=1)  # fmt: skip
     large, small = (row["peak_host_growth_bytes"] for row in found["rows"])
     assert large > 0.9 * size > 4 * small
 
@@ -109,7 +109,7 @@ def test_memory_of_others_is_not_shown_as_a_contestants(still_machine, monkeypat
     monkeypatch.setattr(machine, "device_peak", lambda: peak[0])
 
     def needs(n):
-        def run(turn):
+        def run(number):
             peak[0] = max(peak[0], n)
 
         return run
@@ -128,12 +128,12 @@ def test_memory_of_others_is_not_shown_as_a_contestants(still_machine, monkeypat
 
 def test_a_number_that_only_one_has_is_a_difference():
     ours, theirs = np.array([[1.0, np.nan], [3.0, 4.0]]), np.array([[1.0, np.nan], [3.0, 5.0]])
-    assert turns.largest(ours, theirs) == 1 and turns.largest(ours, theirs, theirs) == 0.2
-    assert turns.largest_relative(ours, theirs) == 0.2
+    assert rounds.largest(ours, theirs) == 1 and rounds.largest(ours, theirs, theirs) == 0.2
+    assert rounds.largest_relative(ours, theirs) == 0.2
     ours[0, 0] = np.nan
-    for error in (turns.largest(ours, theirs), turns.largest_relative(ours, theirs)):
+    for error in (rounds.largest(ours, theirs), rounds.largest_relative(ours, theirs)):
         with pytest.raises(Disagreement):
-            turns.require("value", error, 10)
+            rounds.require("value", error, 10)
 
 
 @pytest.mark.parametrize("wrong", ["nothing", "over devices", "a cell that has no AUC"])
@@ -164,7 +164,7 @@ def test_all_contestants_of_the_sweep_are_compared(still_machine, monkeypatch, w
 
 def test_scaling_fits_the_exponent(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(turns.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(rounds.time, "perf_counter", lambda: clock[0])
 
     def squared(n):
         def run():
@@ -172,9 +172,9 @@ def test_scaling_fits_the_exponent(monkeypatch):
 
         return run
 
-    found = turns.scaling("work", "size", [1, 2, 4], squared, rounds=2)
+    found = rounds.scaling("work", "size", [1, 2, 4], squared, rounds=2)
     assert found["seconds"] == [1, 4, 16] and found["exponent"] == pytest.approx(2)
-    assert turns.exponent([3], [1]) is None
+    assert rounds.exponent([3], [1]) is None
 
 
 def test_peers_read_runs_of_neighbours_from_all_over_the_file():
@@ -193,16 +193,16 @@ def test_one_state_that_is_wrong_is_seen_among_larger_ones():
         * np.array([1, 100, 100])[:, None, None]
     )
     ours = theirs * 1.01
-    assert turns.worst_state(ours, theirs) == pytest.approx(0.01)
+    assert rounds.worst_state(ours, theirs) == pytest.approx(0.01)
     ours[:, 0, 1] += 0.5
-    assert turns.largest_relative(ours, theirs) < 0.05 < 0.4 < turns.worst_state(ours, theirs)
+    assert rounds.largest_relative(ours, theirs) < 0.05 < 0.4 < rounds.worst_state(ours, theirs)
     swapped = np.tile(theirs, (200, 1, 1, 1))
     swapped[[7, 8]] = swapped[[8, 7]]
     many = np.tile(theirs, (200, 1, 1, 1))
-    assert turns.worst_state(swapped, many) < 0.05 < 1 < turns.worst_state(swapped, many, True)
+    assert rounds.worst_state(swapped, many) < 0.05 < 1 < rounds.worst_state(swapped, many, True)
     ours[3, 2, 0, 0] = np.nan
-    with pytest.raises(turns.Disagreement):
-        turns.require("nan", turns.worst_state(ours, theirs), 0.05)
+    with pytest.raises(rounds.Disagreement):
+        rounds.require("nan", rounds.worst_state(ours, theirs), 0.05)
 
 
 def test_states_are_compared_in_few_blocks_of_a_store():

@@ -1,1 +1,1 @@
-"""The benchmark: contestants that run in turn, suite by suite, and what is shown of them."""
+"""The benchmark: contestants that run in rounds, suite by suite, and what is shown of them."""

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 import routerjax as rj
-from benchmarks.suites import checkpoints, session, turns
+from benchmarks.suites import checkpoints, rounds, session
 from benchmarks.suites.hugging_face import HuggingFace
-from benchmarks.suites.turns import Contestant, Work
+from benchmarks.suites.rounds import Contestant, Work
 
 _OURS = "routerjax: jit, buckets"
 _PUBLISHED, _BEST = "Hugging Face torch, as published", "Hugging Face torch, at its best"
@@ -41,11 +41,11 @@ def capture(s: session.Session) -> dict[str, Any]:
     some = min(-(-n_batches // 10), 50)
     fixed = data.queries[: some * per_batch]
 
-    def run_eager(turn: int) -> np.ndarray:
+    def run_eager(number: int) -> np.ndarray:
         with jax.disable_jit():
             return fixed_batches(encoder, eager, 4, None)
 
-    def run_fixed(turn: int) -> np.ndarray:
+    def run_fixed(number: int) -> np.ndarray:
         return fixed_batches(encoder, fixed, per_batch, longest)
 
     more = [
@@ -60,21 +60,21 @@ def capture(s: session.Session) -> dict[str, Any]:
     else:
         wide = s.load(s.source, "auto")
         name = f"jit, buckets, {wide.n_devices} devices"
-        more.insert(0, Contestant(name, lambda turn: extract(wide, data)))
-    found = race(s, encoder, s.source, data, more)
-    found["left_out"] = left_out + found["left_out"]
-    found["title"] = (
+        more.insert(0, Contestant(name, lambda _: extract(wide, data)))
+    result = race(s, encoder, s.source, data, more)
+    result["left_out"] = left_out + result["left_out"]
+    result["title"] = (
         f"{len(data)} queries, {n_tokens:,} tokens, {session.shape_of(encoder)}: all "
         f"hidden states, last and mean. routerjax writes its store to disk, the others keep theirs "
         f"in memory."
     )
-    found["scaling"] = scaling(s, encoder, data) if s.scale.scaling else []
-    return found
+    result["scaling"] = scaling(s, encoder, data) if s.scale.scaling else []
+    return result
 
 
 def encoders(s: session.Session) -> dict[str, Any]:
     """Shapes people use, random weights, simulated token ids; one race a shape."""
-    found: dict[str, Any] = {"title": "", "rows": [], "agreement": {}, "left_out": [], "rates": {}}
+    result: dict[str, Any] = {"title": "", "rows": [], "agreement": {}, "left_out": [], "rates": {}}
     titles = []
     for name, n, mean_tokens in s.shapes:
         path = s.checkpoint(name)
@@ -85,15 +85,15 @@ def encoders(s: session.Session) -> dict[str, Any]:
         for row in one["rows"]:
             row["contestant"] = f"{name}: {row['contestant']}"
         titles.append(f"{name}, {len(data)} queries, {one['rows'][0]['tokens']:,} tokens")
-        found["rows"] += one["rows"]
-        found["agreement"] |= {f"{name}, {key}": v for key, v in one["agreement"].items()}
-        found["left_out"] += [text for text in one["left_out"] if text not in found["left_out"]]
-        found["rates"] |= {f"{name} {key}": value for key, value in one["rates"].items()}
-    found["title"] = (
+        result["rows"] += one["rows"]
+        result["agreement"] |= {f"{name}, {key}": v for key, v in one["agreement"].items()}
+        result["left_out"] += [text for text in one["left_out"] if text not in result["left_out"]]
+        result["rates"] |= {f"{name} {key}": value for key, value in one["rates"].items()}
+    result["title"] = (
         f"Random weights, {dtype}, all hidden states, last and mean: {'; '.join(titles)}. 'Times "
         f"ours' is within a shape."
     )
-    return found
+    return result
 
 
 def race(
@@ -108,21 +108,21 @@ def race(
     prompts = encoder.prompter(data.queries)
     lengths_N, tokens = prompts.lengths_N, int(prompts.lengths_N.sum())
     flops = sum(encoder.flops(int(n), deepest) for n in lengths_N)
-    contestants = [Contestant(_OURS, lambda turn: extract(encoder, data)), *more]
+    contestants = [Contestant(_OURS, lambda _: extract(encoder, data)), *more]
     left_out = []
     if session.installed("torch"):
         dtype = encoder.identity["compute_dtype"]
         peer = HuggingFace(source, dtype, encoder.max_tokens)
         rows_n = spread_runs(len(data), s.scale.peer_tokens / tokens)
 
-        def rows(turn: int) -> np.ndarray:
-            return rows_n if turn else rows_n[:16]
+        def rows(number: int) -> np.ndarray:
+            return rows_n if number else rows_n[:16]
 
         def peers(run: Callable[[Sequence[str]], np.ndarray]) -> Callable[[int], np.ndarray]:
-            return lambda turn: run([data.queries[i] for i in rows(turn)])
+            return lambda number: run([data.queries[i] for i in rows(number)])
 
-        def share_of(turn: int) -> float:
-            return int(lengths_N[rows(turn)].sum()) / tokens
+        def share_of(number: int) -> float:
+            return int(lengths_N[rows(number)].sum()) / tokens
 
         contestants += [
             Contestant(_PUBLISHED, peers(peer.published), share_of, False),
@@ -132,14 +132,14 @@ def race(
         left_out.append(f"{session.TORCH} in capture")
     whole_N = ~prompts.truncated_N  # Middle and right truncation differ.
     exact = encoder.identity["compute_dtype"] == "float32"
-    apart, most = (turns.largest_relative, _STORED) if exact else (turns.worst_state, _BFLOAT16)
+    apart, most = (rounds.largest_relative, _STORED) if exact else (rounds.worst_state, _BFLOAT16)
 
     padding: list[float] = []
 
     def agree(results: dict[str, Any]) -> dict[str, float]:
         ours = results.pop(_OURS)
         padding.append(ours.padding)
-        found = {}
+        result = {}
         for name, theirs in results.items():
             if isinstance(theirs, Extracted):
                 at_n = place_n = np.arange(len(data))
@@ -151,15 +151,15 @@ def race(
             ids = [data.ids[i] for i in at_n[whole]]
             theirs = theirs.states(ids) if isinstance(theirs, Extracted) else theirs[place_n[whole]]
             states = ours.states(ids)
-            found[name] = turns.require(name, apart(states, theirs), most)
+            result[name] = rounds.require(name, apart(states, theirs), most)
             if not exact:
-                turns.require(name, turns.worst_state(states, theirs, True), _BFLOAT16_ROW)
-        return found
+                rounds.require(name, rounds.worst_state(states, theirs, True), _BFLOAT16_ROW)
+        return result
 
     work = Work(flops, tokens=tokens)
-    found = turns.in_turn(contestants, s.rounds, work, agree, encoder.identity["compute_dtype"])
-    found["rows"][0]["padding"] = padding[0]
-    return found | {"left_out": left_out}
+    result = rounds.in_rounds(contestants, s.rounds, work, agree, encoder.identity["compute_dtype"])
+    result["rows"][0]["padding"] = padding[0]
+    return result | {"left_out": left_out}
 
 
 def spread_runs(n: int, share: float) -> np.ndarray:
@@ -239,7 +239,7 @@ def scaling(
     s: session.Session, encoder: rj.Encoder, data: rj.RoutingDataset
 ) -> list[dict[str, Any]]:
     """Time against queries, prompt length, layers and devices."""
-    n, rounds = min(len(data), s.scale.scaled), min(s.rounds, 3)
+    n, n_rounds = min(len(data), s.scale.scaled), min(s.rounds, 3)
 
     def of_queries(some: int) -> Callable[[], Any]:
         return lambda: extract(encoder, data.select(np.arange(some)))
@@ -252,13 +252,13 @@ def scaling(
     top, most = encoder.n_states - 1, min(encoder.max_tokens, 512)
     per_batch = max(1, encoder.default_batch_tokens // most)
     rows = [
-        turns.scaling("extract", "queries", [n // 4, n // 2, n], of_queries, rounds),
-        turns.scaling(f"a batch of {per_batch} prompts", "prompt length",
+        rounds.scaling("extract", "queries", [n // 4, n // 2, n], of_queries, n_rounds),
+        rounds.scaling(f"a batch of {per_batch} prompts", "prompt length",
                       [most // 8, most // 4, most // 2, most],
-                      lambda t: forward(t, per_batch, top, encoder), rounds),
-        turns.scaling(f"a batch of {4 * per_batch} prompts of {most // 4} tokens", "layers",
+                      lambda t: forward(t, per_batch, top, encoder), n_rounds),
+        rounds.scaling(f"a batch of {4 * per_batch} prompts of {most // 4} tokens", "layers",
                       sorted({max(1, top // 4), max(1, top // 2), top}),
-                      lambda depth: forward(most // 4, 4 * per_batch, depth, encoder), rounds),
+                      lambda depth: forward(most // 4, 4 * per_batch, depth, encoder), n_rounds),
     ]  # fmt: skip
     if not session.several_devices():
         counts = [k for k in (1, 2, 4, 8, 16) if k <= len(jax.local_devices())]
@@ -268,5 +268,5 @@ def scaling(
             return forward(most // 4, 16 * per_batch, top, wide)
 
         what = f"a batch of {16 * per_batch} prompts of {most // 4} tokens"
-        rows.append(turns.scaling(what, "devices", counts, on_devices, rounds))
+        rows.append(rounds.scaling(what, "devices", counts, on_devices, n_rounds))
     return rows

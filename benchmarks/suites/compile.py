@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 import routerjax as rj
-from benchmarks.suites import checkpoints, session, turns
+from benchmarks.suites import checkpoints, rounds, session
+from benchmarks.suites.rounds import Contestant, Work
 from benchmarks.suites.router import fit
-from benchmarks.suites.turns import Contestant, Work
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _SPAN = np.array([[0, 1]], np.int32)
@@ -37,18 +37,18 @@ def compile(s: session.Session) -> dict[str, Any]:
                 cache,
             )
 
-        def cold(turn: int) -> str:
-            return route(f"{folder}/cold{turn}")
+        def cold(number: int) -> str:
+            return route(f"{folder}/cold{number}")
 
         contestants = [
-            Contestant("first answer of a fresh process, warm cache", lambda turn: route(warm),
+            Contestant("first answer of a fresh process, warm cache", lambda _: route(warm),
                        in_process=False),
             Contestant("first answer of a fresh process, no cache", cold, compiles=False,
                        in_process=False),
-            Contestant("importing Encoder and Router", lambda turn: _python(["-c", _IMPORT_OURS]),
+            Contestant("importing Encoder and Router", lambda _: _python(["-c", _IMPORT_OURS]),
                        compiles=False, in_process=False),
             Contestant("importing jax and transformers' tokenizers",
-                       lambda turn: _python(["-c", _IMPORT_BELOW]), compiles=False,
+                       lambda _: _python(["-c", _IMPORT_BELOW]), compiles=False,
                        in_process=False),
         ]  # fmt: skip
 
@@ -57,13 +57,13 @@ def compile(s: session.Session) -> dict[str, Any]:
                 np.array(list(json.loads(results[c.name])["probabilities"].values()))
                 for c in contestants[:2]
             )
-            return {"P(correct)": turns.require("P(correct)", float(np.abs(one - other).max()), 0)}
+            return {"P(correct)": rounds.require("P(correct)", float(np.abs(one - other).max()), 0)}
 
-        found = turns.in_turn(contestants, min(s.rounds, s.scale.processes), Work(), agree)
-    rows = {row["contestant"]: row["seconds"] for row in found["rows"]}
+        result = rounds.in_rounds(contestants, min(s.rounds, s.scale.processes), Work(), agree)
+    rows = {row["contestant"]: row["seconds"] for row in result["rows"]}
     depth = _depth(s)
     shallow, deep = depth["seconds"][0], depth["seconds"][-1]
-    return found | {
+    return result | {
         "title": "Wall time of processes from start to end.",
         "figures": {
             "importing routerjax over importing jax and transformers": rows[contestants[2].name]
@@ -93,7 +93,7 @@ def _depth(s: session.Session) -> dict[str, Any]:
             return run
 
         what = "first batch of a new shape, compiled"
-        return turns.scaling(what, "blocks", s.scale.depths, first_batch, s.rounds)
+        return rounds.scaling(what, "blocks", s.scale.depths, first_batch, s.rounds)
 
 
 def _python(arguments: list[str], cache: str = "") -> str:

@@ -12,8 +12,8 @@ def ratios(results: dict[str, Any]) -> dict[str, float]:
     """Every contestant's time over ours, by "suite: contestant"."""
     return {
         f"{name}: {row['contestant']}": round(row["ratio"]["median"], 3)
-        for name, found in results.items()
-        for row in found.get("rows", [])[1:]
+        for name, result in results.items()
+        for row in result.get("rows", [])[1:]
     }
 
 
@@ -34,15 +34,15 @@ def compare(results: dict[str, Any], path: str) -> tuple[list[str], list[str]]:
             f"--guard={path}: expected a guard.json, as every run leaves one in its --workdir, "
             f"cannot read it: {error!r}"
         ) from error
-    found = ratios(results)
-    if not committed.keys() & found.keys():
+    result = ratios(results)
+    if not committed.keys() & result.keys():
         raise ValueError(
             f"--guard={path}: none of its {len(committed)} ratios was measured here, so none can "
             f"fall; run its suites (--suite) with the peers installed (pip install '.[bench]')"
         )
     lines, fallen = ["| times ours | committed | now | |", "| --- | --- | --- | --- |"], []
-    for name in committed | found:
-        was, now = committed.get(name), found.get(name)
+    for name in committed | result:
+        was, now = committed.get(name), result.get(name)
         verdict = ""
         if was is None or now is None:
             verdict = "not measured here" if now is None else "not committed"

@@ -109,8 +109,8 @@ def _status_bytes(field: str) -> int | None:
         lines = _STATUS.read_text().splitlines()
     except OSError:
         return None
-    found = [line for line in lines if line.startswith(f"{field}:")]
-    return int(found[0].split()[1]) * 1024 if found else None
+    result = [line for line in lines if line.startswith(f"{field}:")]
+    return int(result[0].split()[1]) * 1024 if result else None
 
 
 def _cpu_name() -> str:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import routerjax as rj
-from benchmarks.suites import session, turns
+from benchmarks.suites import rounds, session
 from benchmarks.suites.numpy_probes import numpy_probes
-from benchmarks.suites.turns import Contestant, Work
+from benchmarks.suites.rounds import Contestant, Work
 
 Found = tuple[np.ndarray, np.ndarray]
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -29,39 +29,39 @@ def probes(s: session.Session) -> dict[str, Any]:
         return table.fisher["trace/standardised"], table.spectrum["d_eff_trace/standardised"]
 
     contestants = [
-        Contestant("routerjax, from memory", lambda turn: ours(memory)),
+        Contestant("routerjax, from memory", lambda _: ours(memory)),
         Contestant("NumPy float64, shared covariance, from memory",
-                   lambda turn: numpy_probes(x_LPND, y_NM, True), compiles=False),
-        Contestant("routerjax, from disk", lambda turn: ours(store)),
+                   lambda _: numpy_probes(x_LPND, y_NM, True), compiles=False),
+        Contestant("routerjax, from disk", lambda _: ours(store)),
         Contestant("NumPy float64, shared covariance, from disk",
-                   lambda turn: numpy_probes(read(store, data), y_NM, True), compiles=False),
+                   lambda _: numpy_probes(read(store, data), y_NM, True), compiles=False),
         Contestant("NumPy float64, plain loop, from memory",
-                   lambda turn: numpy_probes(x_LPND, y_NM, False), compiles=False),
-        Contestant("jit of one cell in a Python loop", lambda turn: _loop(x_LPND, y_NM)),
-        Contestant("vmap over cells", lambda turn: _vmapped(x_LPND, y_NM, False)),
-        Contestant("vmap over cells, d_eff by traces", lambda turn: _vmapped(x_LPND, y_NM, True)),
+                   lambda _: numpy_probes(x_LPND, y_NM, False), compiles=False),
+        Contestant("jit of one cell in a Python loop", lambda _: _loop(x_LPND, y_NM)),
+        Contestant("vmap over cells", lambda _: _vmapped(x_LPND, y_NM, False)),
+        Contestant("vmap over cells, d_eff by traces", lambda _: _vmapped(x_LPND, y_NM, True)),
     ]  # fmt: skip
 
     def agree(results: dict[str, Found]) -> dict[str, float]:
         theirs = results[contestants[1].name]
         worst = {"J": 0.0, "d_eff": 0.0}
-        for found in results.values():
-            for name, a, b in zip(worst, found, theirs, strict=True):
+        for result in results.values():
+            for name, a, b in zip(worst, result, theirs, strict=True):
                 # NaN, which is larger than nothing, is not lost on the way to `require`.
-                worst[name] = float(np.maximum(worst[name], turns.largest(np.asarray(a), b, b)))
-        return {name: turns.require(name, error, 1e-4) for name, error in worst.items()}
+                worst[name] = float(np.maximum(worst[name], rounds.largest(np.asarray(a), b, b)))
+        return {name: rounds.require(name, error, 1e-4) for name, error in worst.items()}
 
     n_layers, n_poolings, n, d = x_LPND.shape
     n_targets = y_NM.shape[1]
     flops = n_layers * n_poolings * (2.0 * n * d * d + 8.0 * n * d * n_targets)
-    found = turns.in_turn(contestants, s.rounds, Work(flops, x_LPND.nbytes), agree)
-    seconds = {row["contestant"]: row["seconds_of_rounds"] for row in found["rows"]}
+    result = rounds.in_rounds(contestants, s.rounds, Work(flops, x_LPND.nbytes), agree)
+    seconds = {row["contestant"]: row["seconds_of_rounds"] for row in result["rows"]}
 
     def pair(theirs: int, ours: int) -> float:
         pairs = zip(seconds[contestants[theirs].name], seconds[contestants[ours].name], strict=True)
-        return turns.spread([a / b for a, b in pairs])["median"]
+        return rounds.spread([a / b for a, b in pairs])["median"]
 
-    return found | {
+    return result | {
         "title": (
             f"{n} rows, {n_layers} states x {n_poolings} poolings x {n_targets} targets, {d} wide: "
             f"J and d_eff on standardised states."
@@ -192,10 +192,10 @@ def _scaling(s: session.Session, memory: Any, data: rj.RoutingDataset) -> list[d
     counts = sorted({1, max(1, n_targets // 2), n_targets})
     points = sorted({max(1, n_layers // 4), max(1, n_layers // 2), n_layers})
     return [
-        turns.scaling("probe from memory", "queries", [n // 4, n // 2, n],
+        rounds.scaling("probe from memory", "queries", [n // 4, n // 2, n],
                       lambda k: probe(k, n_layers, n_targets), s.rounds),
-        turns.scaling("probe from memory", "layers", points,
+        rounds.scaling("probe from memory", "layers", points,
                       lambda k: probe(n, k, n_targets), s.rounds),
-        turns.scaling("probe from memory", "targets", counts,
+        rounds.scaling("probe from memory", "targets", counts,
                       lambda k: probe(n, n_layers, k), s.rounds),
     ]  # fmt: skip

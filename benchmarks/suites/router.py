@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 import routerjax as rj
-from benchmarks.suites import session, turns
+from benchmarks.suites import rounds, session
 from benchmarks.suites.hugging_face import one_query
-from benchmarks.suites.turns import Contestant, Work
+from benchmarks.suites.rounds import Contestant, Work
 
 # Short queries of a round; each is decided alone.
 _QUERIES = 40
@@ -42,17 +42,17 @@ def router(s: session.Session) -> dict[str, Any]:
         batches.append((tokens_1T, np.array([len(ids)], np.int32), prompts.spans_N2[i : i + 1]))
     latencies: list[float] = []
 
-    def decide(turn: int) -> np.ndarray:
+    def decide(number: int) -> np.ndarray:
         p = []
         for text in texts:
             start = time.perf_counter()
             decision = router.route(text)
-            if turn:
+            if number:
                 latencies.append(time.perf_counter() - start)
             p.append(list(decision.probabilities.values()))
         return np.array(p)
 
-    def forward(turn: int) -> None:
+    def forward(number: int) -> None:
         for batch in batches:
             encoder.forward(batch, layers, poolings).block_until_ready()
 
@@ -68,7 +68,7 @@ def router(s: session.Session) -> dict[str, Any]:
         score = one_query(s.source, dtype, encoder.max_tokens, arrays, trunk, layers, poolings[0])
         name = "the published scorer's way, torch"
         contestants.append(
-            Contestant(name, lambda turn: np.array([score(text) for text in texts]), compiles=False)
+            Contestant(name, lambda _: np.array([score(text) for text in texts]), compiles=False)
         )
     else:
         left_out.append(f"{session.TORCH} in router")
@@ -76,26 +76,26 @@ def router(s: session.Session) -> dict[str, Any]:
     def agree(results: dict[str, Any]) -> dict[str, float]:
         x_NC = router.read_texts(texts)
         error = float(np.abs(router.predict(x_NC) - results[ours]).max())
-        found = {"P(correct), all in one batch": turns.require(ours, error, 1e-3)}
+        result = {"P(correct), all in one batch": rounds.require(ours, error, 1e-3)}
         # The scorer knows no calibration.
         uncalibrated = router.predict(x_NC, calibrated=False)
         if len(results) > 2:
             error = float(np.abs(uncalibrated - results[contestants[2].name]).max())
-            found["P(correct)"] = turns.require("P(correct)", error, 1e-3)
-        return found
+            result["P(correct)"] = rounds.require("P(correct)", error, 1e-3)
+        return result
 
     flops = sum(encoder.flops(len(prompts.tokens[i]), layers[-1]) for i in rows)
     n_tokens = sum(len(prompts.tokens[i]) for i in rows)
-    found = turns.in_turn(contestants, s.rounds, Work(flops, tokens=n_tokens), agree,
+    result = rounds.in_rounds(contestants, s.rounds, Work(flops, tokens=n_tokens), agree,
                           encoder.identity["compute_dtype"])  # fmt: skip
     many = list(s.data.queries[:_BATCH])
     router.route(many)
     start = time.perf_counter()
     router.route(many)
     throughput = len(many) / (time.perf_counter() - start)
-    forward_share = found["rows"][1]["ratio"]["median"]
+    forward_share = result["rows"][1]["ratio"]["median"]
     p50, p95, p99 = (1000 * np.percentile(latencies, [50, 95, 99])).tolist()
-    return found | {
+    return result | {
         "title": f"{_QUERIES} short queries a round, {n_tokens / _QUERIES:.0f} tokens on average, "
         f"{len(layers)} hidden states, {router.trunk.n_members} members; "
         f"{session.shape_of(encoder)}, on {jax.devices()[0].device_kind}.",

@@ -31,20 +31,20 @@ def markdown(results: dict[str, Any], run: dict[str, Any]) -> str:
         "over the machine's matrix-product rate (compute) or bandwidth (memory), measured in the "
         "same rounds. Results were checked equal first.",
     ]
-    return "\n".join([*lines, "", *(suite(name, found) for name, found in results.items())])
+    return "\n".join([*lines, "", *(suite(name, result) for name, result in results.items())])
 
 
-def suite(name: str, found: dict[str, Any]) -> str:
+def suite(name: str, result: dict[str, Any]) -> str:
     """One suite as Markdown."""
-    lines = [f"## {name}", "", f"{found['title']} {found['minutes']:.1f} minutes.", ""]
-    lines += _rows(found.get("rows", []))
-    return "\n".join([*lines, *(f"- {text}" for text in notes(found))]) + "\n"
+    lines = [f"## {name}", "", f"{result['title']} {result['minutes']:.1f} minutes.", ""]
+    lines += _rows(result.get("rows", []))
+    return "\n".join([*lines, *(f"- {text}" for text in notes(result))]) + "\n"
 
 
-def notes(found: dict[str, Any]) -> list[str]:
+def notes(result: dict[str, Any]) -> list[str]:
     """What stands beside a suite's rows: scaling, agreement, figures, what was left out."""
-    lines = [f"left out: {text}" for text in found.get("left_out", [])]
-    for row in found.get("scaling", []):
+    lines = [f"left out: {text}" for text in result.get("left_out", [])]
+    for row in result.get("scaling", []):
         points = ", ".join(
             f"{value:g}: {seconds:.3g} s"
             for value, seconds in zip(row["values"], row["seconds"], strict=True)
@@ -52,9 +52,11 @@ def notes(found: dict[str, Any]) -> list[str]:
         slope = row["exponent"]
         power = "" if slope is None else f"; exponent {slope:.2f}"
         lines.append(f"{row['what']} against {row['against']}: {points}{power}")
-    lines += [f"{key}: {_number(value)}" for key, value in found.get("figures", {}).items()]
-    lines += [f"agreement, {key}: {value:.1e}" for key, value in found.get("agreement", {}).items()]
-    lines += [f"measured {key}: {value:.3g}" for key, value in found.get("rates", {}).items()]
+    lines += [f"{key}: {_number(value)}" for key, value in result.get("figures", {}).items()]
+    lines += [
+        f"agreement, {key}: {value:.1e}" for key, value in result.get("agreement", {}).items()
+    ]
+    lines += [f"measured {key}: {value:.3g}" for key, value in result.get("rates", {}).items()]
     return lines
 
 
@@ -64,14 +66,14 @@ def picture(results: dict[str, Any]) -> bytes | None:
         return None
     from matplotlib.figure import Figure
 
-    shown = {name: found for name, found in results.items() if found.get("rows")}
+    shown = {name: result for name, result in results.items() if result.get("rows")}
     if not shown:
         return None
-    heights = [1 + len(found["rows"]) for found in shown.values()]
+    heights = [1 + len(result["rows"]) for result in shown.values()]
     figure = Figure(figsize=(9, 0.32 * sum(heights) + 0.8), layout="constrained")
     axes = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for ax, (name, found) in zip(axes, shown.items(), strict=True):
-        rows = found["rows"][::-1]
+    for ax, (name, result) in zip(axes, shown.items(), strict=True):
+        rows = result["rows"][::-1]
         seconds = [row["seconds"] for row in rows]
         colours = ["#2a6f97"] + ["#a9b4c2"] * (len(rows) - 1)
         ax.barh(range(len(rows)), seconds, color=colours[::-1])

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 import routerjax as rj
-from benchmarks.suites import session, turns
+from benchmarks.suites import rounds, session
+from benchmarks.suites.rounds import Contestant, Work
 from benchmarks.suites.torch_trunk import torch_ensemble
-from benchmarks.suites.turns import Contestant, Work
 
 # Nats of validation loss. The same code differs by rounding, which training amplifies; torch draws
 # other random numbers, so that only means compare.
@@ -34,13 +34,13 @@ def trunk(s: session.Session) -> dict[str, Any]:
     def train(seeds: Sequence[int], devices: Any) -> np.ndarray:
         return history(seeds, devices).best_val_loss_K
 
-    def at_once(turn: int) -> np.ndarray:
+    def at_once(number: int) -> np.ndarray:
         nonlocal n_epochs
-        found = history(published.seeds, one_device)
-        n_epochs = int(np.isfinite(found.train_loss_EK).sum())
-        return found.best_val_loss_K
+        result = history(published.seeds, one_device)
+        n_epochs = int(np.isfinite(result.train_loss_EK).sum())
+        return result.best_val_loss_K
 
-    def alone(turn: int) -> np.ndarray:
+    def alone(number: int) -> np.ndarray:
         return np.concatenate([train([seed], one_device) for seed in published.seeds])
 
     def work() -> Work:
@@ -54,11 +54,11 @@ def trunk(s: session.Session) -> dict[str, Any]:
         left_out.append(several)
     else:
         name = f"pmap over {len(jax.local_devices())} devices"
-        contestants.append(Contestant(name, lambda turn: train(published.seeds, None)))
+        contestants.append(Contestant(name, lambda _: train(published.seeds, None)))
     contestants.append(Contestant("member by member, same code", alone))
     if session.installed("torch"):
         contestants.append(
-            Contestant("torch, member by member", lambda turn: torch_ensemble(arrays, published)[0],
+            Contestant("torch, member by member", lambda _: torch_ensemble(arrays, published)[0],
                        compiles=False)
         )  # fmt: skip
     else:
@@ -66,18 +66,18 @@ def trunk(s: session.Session) -> dict[str, Any]:
 
     def agree(results: dict[str, np.ndarray]) -> dict[str, float]:
         losses_K = results[ours]
-        found = {}
+        result = {}
         for name, theirs_K in results.items():
             if name.startswith("torch"):
                 error, most = abs(float(losses_K.mean() - theirs_K.mean())), _TORCH
             else:
                 error, most = float(np.abs(losses_K - theirs_K).max()), _SAME_CODE
             if name != ours:
-                found[f"validation nats, {name}"] = turns.require(name, error, most)
-        return found
+                result[f"validation nats, {name}"] = rounds.require(name, error, most)
+        return result
 
-    found = turns.in_turn(contestants, s.rounds, work, agree)
-    return found | {
+    result = rounds.in_rounds(contestants, s.rounds, work, agree)
+    return result | {
         "title": f"{len(x)} rows, {x.shape[1]} features, {len(fit.targets)} targets, 10 members, "
         f"{n_epochs} epochs of members in all.",
         "left_out": left_out,
@@ -108,8 +108,8 @@ def trunks(s: session.Session) -> dict[str, Any]:
     some = np.resize(order, max(s.rounds, min(s.scale.alone, n)))
     shares = np.array_split(some, s.rounds)
 
-    def chosen(turn: int) -> np.ndarray:
-        return shares[turn - 1] if turn else some[:1]
+    def chosen(number: int) -> np.ndarray:
+        return shares[number - 1] if number else some[:1]
 
     def flops_of(member: rj.TrunkMember, epochs: float) -> float:
         widths = (x[member.features].shape[1], *member.hidden, len(fit.targets))
@@ -120,9 +120,9 @@ def trunks(s: session.Session) -> dict[str, Any]:
     done: dict[tuple[bool, int], float] = {}
     n_flops = 0.0
 
-    def each(turn: int, in_torch: bool) -> tuple[np.ndarray, np.ndarray]:
+    def each(number: int, in_torch: bool) -> tuple[np.ndarray, np.ndarray]:
         losses, flops = [], 0.0
-        for k in chosen(turn):
+        for k in chosen(number):
             member = members[k]
             own = {key: value for key, value in member._asdict().items()
                    if key not in ("features", "seed")}  # fmt: skip
@@ -137,47 +137,47 @@ def trunks(s: session.Session) -> dict[str, Any]:
                 epochs_K = np.isfinite(history.train_loss_EK).sum(axis=0)
             losses.append(best_K[0])
             flops += flops_of(member, epochs_K[0])
-        done[in_torch, turn] = flops
-        return chosen(turn), np.array(losses)
+        done[in_torch, number] = flops
+        return chosen(number), np.array(losses)
 
-    def at_once(turn: int) -> np.ndarray:
+    def at_once(number: int) -> np.ndarray:
         nonlocal n_flops
-        found = rj.train_trunks(x, fit.correct_NM, x_val, val.correct_NM, members, published)
+        result = rj.train_trunks(x, fit.correct_NM, x_val, val.correct_NM, members, published)
         # A member stops when it has waited for so long since its best epoch.
-        epochs_K = np.minimum(found.best_epoch_K + 1 + published.patience, published.epochs)
+        epochs_K = np.minimum(result.best_epoch_K + 1 + published.patience, published.epochs)
         n_flops = sum(flops_of(*of_one) for of_one in zip(members, epochs_K, strict=True))
-        return found.best_val_loss_K
+        return result.best_val_loss_K
 
     ours = f"routerjax: {n} at once"
     contestants = [
         Contestant(ours, at_once),
         Contestant(
             "one by one, same code",
-            lambda turn: each(turn, False),
-            lambda turn: done[False, turn] / n_flops,
+            lambda number: each(number, False),
+            lambda number: done[False, number] / n_flops,
         ),
     ]
     left_out = []
     if session.installed("torch"):
         contestants.append(
-            Contestant("torch, one by one", lambda turn: each(turn, True),
-                       lambda turn: done[True, turn] / n_flops, compiles=False)
+            Contestant("torch, one by one", lambda number: each(number, True),
+                       lambda number: done[True, number] / n_flops, compiles=False)
         )  # fmt: skip
     else:
         left_out.append(f"{session.TORCH} in trunks")
 
     def agree(results: dict[str, Any]) -> dict[str, float]:
-        losses_K, found = results.pop(ours), {}
+        losses_K, result = results.pop(ours), {}
         for name, (at, losses) in results.items():
             if name.startswith("torch"):
                 error, most = abs(float(losses_K[at].mean() - losses.mean())), _TORCH
             else:
                 error, most = float(np.abs(losses_K[at] - losses).max()), _SAME_CODE
-            found[f"validation nats, {name}"] = turns.require(name, error, most)
-        return found
+            result[f"validation nats, {name}"] = rounds.require(name, error, most)
+        return result
 
-    found = turns.in_turn(contestants, s.rounds, lambda: Work(n_flops), agree)
-    return found | {
+    result = rounds.in_rounds(contestants, s.rounds, lambda: Work(n_flops), agree)
+    return result | {
         "title": f"{n} networks of {len(grid.recipes)} recipes, 8 settings, several seeds; "
         f"{len(fit)} rows. Which of them were trained one by one differs from round to round; "
         "their time is scaled by the floating-point operations of the epochs they took.",
@@ -202,8 +202,8 @@ def epoch_flops(widths: Sequence[int], rows: int, val_rows: int) -> float:
 
 def _scaling(s: session.Session, train: Any, published: rj.TrunkConfig) -> list[dict[str, Any]]:
     """Time against members; the epochs they take are theirs."""
-    one, rounds = jax.local_devices()[:1], min(s.rounds, 3)
+    one, n_rounds = jax.local_devices()[:1], min(s.rounds, 3)
     return [
-        turns.scaling("an ensemble", "members", [1, 3, 10],
-                      lambda k: lambda: train(published.seeds[:k], one), rounds)
+        rounds.scaling("an ensemble", "members", [1, 3, 10],
+                      lambda k: lambda: train(published.seeds[:k], one), n_rounds)
     ]  # fmt: skip

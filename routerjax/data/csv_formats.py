@@ -99,10 +99,12 @@ def _long(
     starts = np.searchsorted(question_n[order], np.arange(len(lines) + 1))
     for place, question in enumerate(places):
         at = order[starts[place] : starts[place + 1]]
-        found = zip(model_n[at].tolist(), score_n[at].tolist(), tokens_n[at].tolist(), strict=True)
+        answered = zip(
+            model_n[at].tolist(), score_n[at].tolist(), tokens_n[at].tolist(), strict=True
+        )
         row: dict[str, Any] = {"id": _digest(question), "query": question} | optionals[place]
         row |= {"correct": {}, "output_tokens": {}}
-        for model_index, score, tokens in found:
+        for model_index, score, tokens in answered:
             row["correct"][names[model_index]] = None if math.isnan(score) else score
             if tokens >= 0:
                 row["output_tokens"][names[model_index]] = tokens

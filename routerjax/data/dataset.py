@@ -73,11 +73,11 @@ class RoutingDataset:
     @property
     def digest(self) -> str:
         """Of rows, targets and outcomes, in their order: tells resumable jobs on them apart."""
-        found = hashlib.blake2b(digest_size=16)
+        digest = hashlib.blake2b(digest_size=16)
         for values in (self.ids, self.groups, self.datasets, self.targets):
-            found.update(repr(values).encode())
-        found.update(np.ascontiguousarray(self.y_NM).data)
-        return found.hexdigest()
+            digest.update(repr(values).encode())
+        digest.update(np.ascontiguousarray(self.y_NM).data)
+        return digest.hexdigest()
 
     def select(self, rows: Sequence[int] | Sequence[str] | np.ndarray) -> "RoutingDataset":
         """Some of the rows.
@@ -255,11 +255,11 @@ def _first_known(
     columns: Sequence[tuple[str, ...] | None], rows: Sequence[np.ndarray], n: int
 ) -> list[str | None]:
     """For each joined row the value of the first side that has one."""
-    found: list[str | None] = [None] * n
+    known: list[str | None] = [None] * n
     for column, at in zip(columns, rows, strict=True):
         for value, row in zip(column or (), at, strict=False):
-            found[row] = value if found[row] is None else found[row]
-    return found
+            known[row] = value if known[row] is None else known[row]
+    return known
 
 
 def _prices(left: RoutingDataset, right: RoutingDataset) -> np.ndarray | None:

@@ -55,31 +55,31 @@ class Quality:
 
     def lines(self) -> list[str]:
         """The report as lines of text; what is as it should be is left out."""
-        found = [f"{self.n_queries:,} queries, {self.n_targets} targets"]
+        lines = [f"{self.n_queries:,} queries, {self.n_targets} targets"]
         missing = {name: count for name, count in self.missing.items() if count}
         if missing:
             counts = ", ".join(f"{name} {self._share(count)}" for name, count in missing.items())
-            found.append(f"missing outcomes, masked everywhere: {counts}")
+            lines.append(f"missing outcomes, masked everywhere: {counts}")
         if self.n_unobserved:
-            found.append(f"queries without any outcome: {self._share(self.n_unobserved)}")
+            lines.append(f"queries without any outcome: {self._share(self.n_unobserved)}")
         if self.n_equal:
-            found.append(
+            lines.append(
                 f"queries with a text that occurs again: {self._share(self.n_equal)}; splits keep "
                 f"them together"
             )
         if self.n_near_equal:
-            found.append(
+            lines.append(
                 f"queries with a near-equal text elsewhere (Jaccard index of character 5-grams >= "
                 f"{NEAR}): {self._share(self.n_near_equal)}; splits may part them, which flatters "
                 f'results; give them a common "group" to keep them together'
             )
-        found.extend(
+        lines.extend(
             f"{cell.target} is {'right' if cell.correct else 'wrong'} on all {cell.n_rows} rows"
             + (f" of {cell.dataset}" if cell.dataset is not None else "")
             + ("" if cell.correct else ": look at its answers, they may have been misread")
             for cell in self.constant_cells
         )
-        return found
+        return lines
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""

@@ -75,7 +75,7 @@ def auc_bars(metrics: dict[str, Any]) -> Figure:
     if metrics["within_dataset_auc"] is not None:
         series.append(("pairs within a dataset", metrics["within_dataset_auc"], ORANGE))
     figure, axes = _bars(metrics["targets"], series, base=0.5, text="{:.3f}")
-    values = [v for _, found, _ in series for v in found.values() if v is not None]
+    values = [v for _, value_of, _ in series for v in value_of.values() if v is not None]
     low, high = min([0.5, *values]), max([0.75, *values])
     margin = 0.13 * (high - low)
     axes.set_xlim(low - (margin if low < 0.5 else 0.02 * (high - low)), high + margin)
@@ -130,7 +130,7 @@ def routed_share(metrics: dict[str, Any]) -> Figure:
     if metrics["oracle_share"] is not None:
         series.append(("oracle (cheapest right one)", metrics["oracle_share"], GREEN))
     figure, axes = _bars(metrics["targets"], series, base=0.0, text="{:.1%}")
-    top = max(v for _, found, _ in series for v in found.values())
+    top = max(v for _, value_of, _ in series for v in value_of.values())
     axes.set_xlim(0, 1.13 * top)
     axes.xaxis.set_major_formatter(PERCENT)
     axes.set_xlabel("share of queries", fontsize=9)

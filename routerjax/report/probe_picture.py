@@ -105,7 +105,7 @@ def format_layers(axes: Any, table: ProbeTable) -> None:
 
 
 def plain(name: str) -> str:
-    """A target's name as matplotlib shall draw it: never a formula, and in legends too."""
+    """A target's name as matplotlib should draw it: never a formula, and in legends too."""
     # A legend leaves out what begins with an underscore: put a space of no width before it.
     return ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")
 

@@ -14,28 +14,28 @@ from routerjax.report.style import GREY, PERCENT, clean
 _MOST_BANDS = 4
 
 
-def draw_comparison(found: dict[str, Any]) -> Figure | None:
+def draw_comparison(study: dict[str, Any]) -> Figure | None:
     """Frontiers of the tolerance policy, single targets, and what mixing these reaches.
 
     Args:
-      found: What `compare` returned.
+      study: What `compare` returned.
 
     Returns:
       The figure; None where prices are unknown.
     """
-    if not found["singles"]:
+    if not study["singles"]:
         return None
     figure = Figure(figsize=(9, 5.4), layout="constrained")
     axes = figure.subplots()
-    points_M2 = np.array([[cost, accuracy] for _, cost, accuracy in found["singles"]])
+    points_M2 = np.array([[cost, accuracy] for _, cost, accuracy in study["singles"]])
     mixed_V2 = hull(points_M2)
     axes.plot(*mixed_V2.T, "--", color=GREY, linewidth=1.2, label="mixing single targets")
     axes.plot(*points_M2.T, "o", color=GREY, markersize=4, label="single targets")
-    for place, row in enumerate(found["contestants"]):
+    for place, row in enumerate(study["contestants"]):
         colour, dash = STYLES[place % len(STYLES)]
         point_T4 = np.array(row["frontier"])
         if np.ptp(point_T4[:, 1]) == 0 or row["auc"] is None:
-            # It ranks targets and has no setting to turn: one point, at argmax.
+            # It ranks targets and has no setting to vary: one point, at argmax.
             axes.plot(*point_T4[0, :2], "s", color=colour, markersize=6, label=row["name"])
             continue
         point_T4 = point_T4[np.argsort(point_T4[:, 0])]
@@ -50,28 +50,29 @@ def draw_comparison(found: dict[str, Any]) -> Figure | None:
     axes.set_xlabel("USD per query")
     axes.set_ylabel("accuracy")
     axes.set_title(
-        f"{found['n_complete']:,} queries, {found['n_folds']} outer folds; band: 95%", fontsize=10
+        f"{study['n_complete']:,} queries, {study['n_folds']} outer folds; band: 95%",
+        fontsize=10,
     )
     clean(axes)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure
 
 
-def draw_few_labels(found: dict[str, Any]) -> Figure:
+def draw_few_labels(study: dict[str, Any]) -> Figure:
     """AUC of each method against the number of outcomes, and its lead over training from scratch.
 
     Args:
-      found: What `few_labels` returned.
+      study: What `few_labels` returned.
 
     Returns:
       The figure; its second row is within datasets, where those have names.
     """
-    rows = [(found["auc"], "AUC")]
-    if found["within_dataset_auc"] is not None:
-        rows.append((found["within_dataset_auc"], "AUC within datasets"))
+    rows = [(study["auc"], "AUC")]
+    if study["within_dataset_auc"] is not None:
+        rows.append((study["within_dataset_auc"], "AUC within datasets"))
     figure = Figure(figsize=(10, 4.2 * len(rows)), layout="constrained")
     for axes_2, (of, name) in zip(figure.subplots(len(rows), 2, squeeze=False), rows, strict=True):
-        _draw_row(axes_2, found["sizes"], of, name)
+        _draw_row(axes_2, study["sizes"], of, name)
     top_left, top_right = figure.axes[:2]
     top_left.legend(fontsize=8, frameon=False)
     top_right.set_title("band: 95% over targets", fontsize=9)

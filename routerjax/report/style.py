@@ -19,7 +19,7 @@ _LONGEST = 40  # characters of a name
 
 
 def short_name(name: str) -> str:
-    """A target's name as matplotlib shall draw it: not too long, and never a formula."""
+    """A target's name as matplotlib should draw it: not too long, and never a formula."""
     return plain(name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…")
 
 

@@ -252,12 +252,12 @@ def _points(
     label: str,
 ) -> None:
     """Values with their intervals, one a target."""
-    found = [
+    shown = [
         row for row in rows
         if (row["probe"], row["auc"], row["pooling"]) == key and row["value"] is not None
     ]  # fmt: skip
-    y = [targets.index(row["target"]) - offset for row in found]
-    axes.plot([row["value"] for row in found], y, "o", color=colour, markersize=4, label=label)
-    for row, at in zip(found, y, strict=True):
+    y = [targets.index(row["target"]) - offset for row in shown]
+    axes.plot([row["value"] for row in shown], y, "o", color=colour, markersize=4, label=label)
+    for row, at in zip(shown, y, strict=True):
         if row["low"] is not None:
             axes.plot([row["low"], row["high"]], [at, at], color=colour, linewidth=1.2)

@@ -58,34 +58,34 @@ def sweep_lines(table: SweepTable) -> list[str]:
       table: Of `sweep`.
     """
     name_width = max(len(name) for name in (*table.targets, "mean over targets"))
-    found = [f"{'best cell by cross-validated AUC':{name_width}}  layer  pooling     width  AUC"]
+    text = [f"{'best cell by cross-validated AUC':{name_width}}  layer  pooling     width  AUC"]
     for target in (*table.targets, None):
         label = "mean over targets" if target is None else target
         try:
             best = table.best(target)
         except ValueError:
-            found.append(f"{label:{name_width}}  none: {'; '.join(table.reason(target=target))}")
+            text.append(f"{label:{name_width}}  none: {'; '.join(table.reason(target=target))}")
             continue
         line = f"{label:{name_width}}  {best.layer:5d}  {best.pooling:10}  {best.pca_dim:5d}  "
         line += f"{best.value:.4f}"
         if table.draws:
             layers = np.array(table.layers)[table.equal_to_best(target).any(axis=(1, 2))]
             line += f"; not distinguishable: layers {_ranges(layers)}"
-        found.append(line)
+        text.append(line)
     rows: dict[str, list[float]] = {row["control"]: [] for row in table.controls}
     for row in table.controls:
         rows[row["control"]].append(row["auc"])
     for name, values in rows.items():
         known = [value for value in values if np.isfinite(value)]
         if known:
-            found.append(f"control {name}: AUC {np.mean(known):.4f} (mean over layers and targets)")
-    found += evidence.lines(table.evidence)
+            text.append(f"control {name}: AUC {np.mean(known):.4f} (mean over layers and targets)")
+    text += evidence.lines(table.evidence)
     unsolved = sum("not converged" in entry["reason"] for entry in table.reasons)
     if unsolved:
-        found.append(f"{unsolved} cells are not converged to the tolerance: see reasons")
+        text.append(f"{unsolved} cells are not converged to the tolerance: see reasons")
     if table.draws:
-        found.append("intervals: 95%, by a bootstrap over groups of queries; no model is refitted")
-    return found
+        text.append("intervals: 95%, by a bootstrap over groups of queries; no model is refitted")
+    return text
 
 
 def _ranges(layers: np.ndarray) -> str:
@@ -100,23 +100,23 @@ _NAMES = {
 }
 
 
-def comparison_lines(found: dict[str, Any]) -> list[str]:
-    """The figures of `compare` as a table of text.
+def comparison_lines(study: dict[str, Any]) -> list[str]:
+    """The estimates of `compare` as a table of text.
 
     Args:
-      found: What `compare` returned.
+      study: What `compare` returned.
     """
     lines = [
-        f"{found['n_queries']:,} queries, {len(found['targets'])} targets, "
-        f"{found['n_folds']} outer folds, {found['n_seeds']} seeds; [95% interval over groups]"
+        f"{study['n_queries']:,} queries, {len(study['targets'])} targets, "
+        f"{study['n_folds']} outer folds, {study['n_seeds']} seeds; [95% interval over groups]"
     ]
-    rows = found["contestants"]
+    rows = study["contestants"]
     width = max(len(row["name"]) for row in rows)
     for metric in METRICS:
         if all(row[metric] is None for row in rows):
             continue
         form = "#.3g" if metric == "cost" else ".4f"
-        of = f", output tokens {found['cost_basis']}" if metric == "cost" else ""
+        of = f", output tokens {study['cost_basis']}" if metric == "cost" else ""
         lines += ["", _NAMES.get(metric, metric) + of]
         for i, row in enumerate(rows):
             line = f"  {row['name']:{width}}  {_text(row[metric], form)}"
@@ -134,12 +134,15 @@ def comparison_lines(found: dict[str, Any]) -> list[str]:
             if i:
                 line += f"  difference {_text(row['difference'][metric], '+' + form)}"
             lines.append(line)
-        if found["dataset_only"] is not None and metric in found["dataset_only"]:
-            only = _text(found["dataset_only"][metric], form)
+        if study["dataset_only"] is not None and metric in study["dataset_only"]:
+            only = _text(study["dataset_only"][metric], form)
             lines.append(f"  {'(the name of the dataset alone)':{width}}  {only}")
-    if found["dataset_folds"]:
+    if study["dataset_folds"]:
         for metric in LEFT_OUT:
-            lines += ["", f"{metric}, datasets not trained on ({found['dataset_folds']} folds)"]
+            lines += [
+                "",
+                f"{metric}, datasets not trained on ({study['dataset_folds']} folds)",
+            ]
             for i, row in enumerate(rows):
                 line = f"  {row['name']:{width}}  {_text(row['left_out'][metric], '.4f')}"
                 if i:
@@ -163,21 +166,21 @@ _TITLES = {
 }
 
 
-def few_labels_lines(found: dict[str, Any]) -> list[str]:
+def few_labels_lines(study: dict[str, Any]) -> list[str]:
     """The label curve as a table of text, a row a method; another one within datasets.
 
     Args:
-      found: What `few_labels` returned.
+      study: What `few_labels` returned.
     """
     return [
         line
-        for figure, title in _TITLES.items()
-        if found[figure] is not None
-        for line in _table(found, found[figure], title)
+        for metric, title in _TITLES.items()
+        if study[metric] is not None
+        for line in _table(study, study[metric], title)
     ]
 
 
-def _table(found: dict[str, Any], of: dict[str, Any], title: str) -> list[str]:
+def _table(study: dict[str, Any], of: dict[str, Any], title: str) -> list[str]:
     width = max(map(len, of["mean"]))
     # A target whose outcomes are all alike has none.
     n_targets = sum(
@@ -185,10 +188,10 @@ def _table(found: dict[str, Any], of: dict[str, Any], title: str) -> list[str]:
         for curves in of["targets"].values()
     )
     lines = [
-        f"{title} on {found['n_test']:,} queries against the number of its outcomes, mean over "
-        f"{n_targets} targets left out in turn and {found['draws']} draws; in brackets "
+        f"{title} on {study['n_test']:,} queries against the number of its outcomes, mean over "
+        f"{n_targets} targets left out in turn and {study['draws']} draws; in brackets "
         f"over training from scratch, with the 95% interval over targets",
-        " ".join([f"{'':{width}}", *(f"{size:>30}" for size in found["sizes"])]),
+        " ".join([f"{'':{width}}", *(f"{size:>30}" for size in study["sizes"])]),
     ]
     for method, means in of["mean"].items():
         cells = []

@@ -70,8 +70,8 @@ def auc_replicates(
     """
     score_NQ, y_NQ, weight_BN = _checked(score_NQ, y_NQ, fold_N, n_folds, weight_BN)
     layout = FoldLayout.of(np.asarray(fold_N), n_folds)
-    found = _auc_replicates(score_NQ, y_NQ, jnp.asarray(fold_N), *layout, weight_BN)
-    return AucReplicates(*(np.asarray(leaf) for leaf in found))
+    replicates = _auc_replicates(score_NQ, y_NQ, jnp.asarray(fold_N), *layout, weight_BN)
+    return AucReplicates(*(np.asarray(leaf) for leaf in replicates))
 
 
 def within_auc_replicates(
@@ -113,10 +113,10 @@ def within_auc_replicates(
     """
     score_NQ, y_NQ, weight_BN = _checked(score_NQ, y_NQ, fold_N, n_folds, weight_BN)
     _check_labels("dataset_N", dataset_N, n_datasets, len(y_NQ))
-    found = _within_auc_replicates(
+    replicates = _within_auc_replicates(
         score_NQ, y_NQ, jnp.asarray(fold_N), jnp.asarray(dataset_N), weight_BN, n_folds, n_datasets
     )
-    return AucReplicates(*(np.asarray(leaf) for leaf in found))
+    return AucReplicates(*(np.asarray(leaf) for leaf in replicates))
 
 
 def _without_equal(score_N: jax.Array, fold_N: jax.Array, n_folds: int) -> jax.Array:

@@ -6,7 +6,7 @@ import numpy as np
 
 
 class FoldLayout(NamedTuple):
-    """Rows dealt to folds of equal length.
+    """Rows split into folds of equal length.
 
     Attributes:
       row_FR: [F, R] int64 positions of the rows; 0 where there is none.

@@ -1,4 +1,4 @@
-"""The harness: contestants run in turn, and no time is shown before their results agree."""
+"""The harness: contestants run in rounds, and no time is shown before their results agree."""
 
 import dataclasses
 import gc
@@ -55,7 +55,7 @@ class Contestant:
     in_process: bool = True
 
 
-def in_turn(
+def in_rounds(
     contestants: Sequence[Contestant],
     rounds: int,
     work: Work | Callable[[], Work],
@@ -83,26 +83,26 @@ def in_turn(
     memory: dict[str, dict[str, int | None]] = {c.name: {} for c in contestants}
     rates: dict[str, list[float]] = {name: [] for name in probes}
     results: dict[str, Any] = {}
-    for turn in range(rounds + 1):
+    for number in range(rounds + 1):
         for c in contestants:
             results.pop(c.name, None)
             gc.collect()
             before = machine.reset_host_peak()
             device_before = machine.device_peak()
             start = time.perf_counter()
-            results[c.name] = c.run(turn)
-            took = (time.perf_counter() - start) / _share(c, turn)
-            if turn == 0:
-                first[c.name] = took * _share(c, turn)
+            results[c.name] = c.run(number)
+            took = (time.perf_counter() - start) / _share(c, number)
+            if number == 0:
+                first[c.name] = took * _share(c, number)
             else:
                 seconds[c.name].append(took)
             if c.in_process:
                 # What compiling takes of the host is not its; the device's peak stays from then on.
-                _note_memory(memory[c.name], before if turn else None, device_before)
-        if turn:
+                _note_memory(memory[c.name], before if number else None, device_before)
+        if number:
             for name, probe in probes.items():
                 rates[name].append(probe())
-    found = agree(results)
+    result = agree(results)
     work = work() if callable(work) else work
     ours = seconds[contestants[0].name]
     rows = [
@@ -113,7 +113,7 @@ def in_turn(
     ]  # fmt: skip
     return {
         "rows": rows,
-        "agreement": found,
+        "agreement": result,
         "rates": {f"{dtype}_flops_per_second": statistics.median(rates["flops"]),
                   "bytes_per_second": statistics.median(rates["bytes"])},
     }  # fmt: skip
@@ -136,7 +136,7 @@ def scaling(
     run: Callable[[Any], Callable[[], Any]],
     rounds: int,
 ) -> dict[str, Any]:
-    """How the time of one contestant grows with one size: points in turn, and their exponent.
+    """How the time of one contestant grows with one size: points in rounds, and their exponent.
 
     Args:
       what: Is run.
@@ -150,11 +150,11 @@ def scaling(
     """
     jobs = [run(value) for value in values]
     seconds: list[list[float]] = [[] for _ in values]
-    for turn in range(rounds + 1):
+    for number in range(rounds + 1):
         for job, taken in zip(jobs, seconds, strict=True):
             start = time.perf_counter()
             job()
-            if turn:
+            if number:
                 taken.append(time.perf_counter() - start)
     medians = [statistics.median(taken) for taken in seconds]
     return {
@@ -209,8 +209,8 @@ def require(name: str, value: float, most: float) -> float:
     return value
 
 
-def _share(c: Contestant, turn: int) -> float:
-    return c.share(turn) if callable(c.share) else c.share
+def _share(c: Contestant, number: int) -> float:
+    return c.share(number) if callable(c.share) else c.share
 
 
 def _times(c: Contestant, seconds: list[float], first: float) -> dict[str, Any]:
@@ -235,15 +235,15 @@ def _limits(work: Work, seconds: list[float], rates: dict[str, list[float]]) -> 
         for name, (amount, rate_of) in needs.items()
         if amount
     }
-    found: dict[str, Any] = {"flops": work.flops or None, "bytes": work.bytes or None}
-    found["mfu"] = shares.get("compute")
+    result: dict[str, Any] = {"flops": work.flops or None, "bytes": work.bytes or None}
+    result["mfu"] = shares.get("compute")
     if shares:
-        found["limit"] = max(shares, key=lambda name: shares[name])
-        found["share_of_limit"] = shares[found["limit"]]
+        result["limit"] = max(shares, key=lambda name: shares[name])
+        result["share_of_limit"] = shares[result["limit"]]
     if work.tokens:
-        found |= {"tokens": work.tokens, "padding": work.padding}
-        found["tokens_per_second"] = work.tokens / statistics.median(seconds)
-    return found
+        result |= {"tokens": work.tokens, "padding": work.padding}
+        result["tokens_per_second"] = work.tokens / statistics.median(seconds)
+    return result
 
 
 def _note_memory(
