@@ -1,12 +1,11 @@
 """Where a router wins and loses: agreement zones, near misses, win rates, dataset by dataset."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from routerjax.data.groups import numbered
 from routerjax.evaluation.frontier import take
+from routerjax.routing.judged import Judged
 from routerjax.stats.roc_auc import auc_by_group
 
 NEAR = (0.05, 0.02)
@@ -109,22 +108,15 @@ def win_rates(p_NM: np.ndarray, correct_NM: np.ndarray) -> dict[str, list[list[A
 
 
 def per_dataset(
-    p_NM: np.ndarray,
-    correct_NM: np.ndarray,
-    choice_N: np.ndarray,
-    single: int,
-    datasets: Sequence[str],
-    targets: Sequence[str],
+    p_NM: np.ndarray, rows: Judged, choice_N: np.ndarray, single_N: np.ndarray
 ) -> list[dict[str, Any]]:
     """Accuracies and AUC of each dataset by itself.
 
     Args:
       p_NM: [N, M] predicted P(correct).
-      correct_NM: [N, M] 1, 0 or NaN.
+      rows: [N] outcomes, and the names of the datasets.
       choice_N: [N] the router's targets.
-      single: Index of the best single target.
-      datasets: [N] names.
-      targets: [M] names.
+      single_N: [N] index of the best single target.
 
     Returns:
       A dict for each dataset, by name: `n`, `n_complete` (rows with every outcome observed, on
@@ -132,23 +124,23 @@ def per_dataset(
       `oracle_accuracy`, `auc` per target (on all observed rows) and `mean_auc` over the targets
       that have one.
     """
-    names, group_N = numbered(datasets)
-    auc_MG = auc_by_group(p_NM, correct_NM, group_N, len(names))
-    complete_N = ~np.isnan(correct_NM).any(axis=1)
-    rows_G = np.split(np.argsort(group_N, kind="stable"), np.cumsum(np.bincount(group_N))[:-1])
+    assert rows.by_dataset is not None
+    (names, group_N), targets = rows.by_dataset, rows.data.targets
+    auc_MG = auc_by_group(p_NM, rows.correct_NM, group_N, len(names))
+    at_G = np.split(np.argsort(group_N, kind="stable"), np.cumsum(np.bincount(group_N))[:-1])
     table = []
-    for g, (name, rows) in enumerate(zip(names, rows_G, strict=True)):
-        kept = rows[complete_N[rows]]
-        right_NM = correct_NM[kept]
+    for g, (name, at) in enumerate(zip(names, at_G, strict=True)):
+        kept = at[rows.complete_N[at]]
+        right_NM = rows.correct_NM[kept]
         known_M = auc_MG[~np.isnan(auc_MG[:, g]), g]
         table.append(
             {
                 "dataset": name,
-                "n": len(rows),
+                "n": len(at),
                 "n_complete": len(kept),
                 "accuracy": {t: mean(right_NM[:, m]) for m, t in enumerate(targets)},
                 "router_accuracy": mean(take(right_NM, choice_N[kept])),
-                "best_single_accuracy": mean(right_NM[:, single]),
+                "best_single_accuracy": mean(take(right_NM, single_N[kept])),
                 "oracle_accuracy": mean(right_NM.max(axis=1, initial=0.0)),
                 "auc": {t: number(auc_MG[m, g]) for m, t in enumerate(targets)},
                 "mean_auc": mean(known_M),

@@ -34,6 +34,7 @@ from routerjax.evaluation.headline import (
 from routerjax.evaluation.published_report import published_report
 from routerjax.evaluation.savings import KEYS as COST_KEYS
 from routerjax.evaluation.savings import CompleteRows, cost_metrics
+from routerjax.routing.judged import Judged
 from routerjax.routing.policy import Policy
 from routerjax.routing.policy_rows import check_probabilities
 from routerjax.stats.bootstrap import value_and_draws
@@ -99,12 +100,11 @@ def evaluate_predictions(
         p_NM, data, cost_NM, best_single, cost_basis, expected_cost_NM
     )
     targets = data.targets
-    # float64 throughout: a mean of float32 correct flags over a million rows loses digits.
-    correct_NM = np.asarray(data.correct_NM, np.float64)
+    rows = Judged(data)
+    correct_NM, complete_N = rows.correct_NM, rows.complete_N
     choice_N = policy.choose(p_NM, expected_cost_NM, keys=data.queries)
     share_M = np.bincount(choice_N, minlength=len(targets)) / len(choice_N)
     # `..._nM` are the complete rows, the ones on which all can be compared.
-    complete_N = ~np.isnan(correct_NM).any(axis=1)
     p_nM, correct_nM, choice_n = p_NM[complete_N], correct_NM[complete_N], choice_N[complete_N]
     score_nM = np.asarray(data.y_NM, np.float64)[complete_N]
     draws = int(np.clip(_MOST // max(len(p_nM), 1), min(100, DRAWS), DRAWS))
@@ -154,11 +154,11 @@ def evaluate_predictions(
         reasons |= dict.fromkeys(COST_KEYS, NO_COMPLETE_ROW)
     else:
         cost_nM = cost_NM[complete_N]
-        rows = CompleteRows(
+        complete = CompleteRows(
             targets, p_nM, correct_nM, cost_nM, expected_cost_NM[complete_N], choice_n,
             best_single, str(policy),
         )  # fmt: skip
-        found, why = cost_metrics(rows, tolerances)
+        found, why = cost_metrics(complete, tolerances)
         metrics |= found
         reasons |= why
 
@@ -200,7 +200,7 @@ def evaluate_predictions(
         reasons["per_dataset"] = "the data name no datasets"
     else:
         metrics["per_dataset"] = per_dataset(
-            rank_NM, correct_NM, choice_N, best_single, data.datasets, targets
+            rank_NM, rows, choice_N, np.full(len(p_NM), best_single)
         )
     return metrics | {"reasons": reasons}
 

@@ -2,8 +2,8 @@
 
 A router that chooses by outcomes looks best on the rows it chose by. Here every choice, every PCA,
 every trunk and every calibration is made anew on the training rows of each outer fold, and judged
-on the fold's own rows, which nothing has seen. The rows of all folds together give one figure a
-contestant.
+on the fold's own rows, which nothing has seen. The rows of all folds together give one estimate
+a contestant.
 
 Difficulty, or only the name of the dataset? Beside the AUC within datasets stands that of the same
 contestant trained on outcomes shuffled within each dataset (judged on the real ones): it can learn
@@ -52,12 +52,12 @@ def compare(
     dataset_folds: int = 0,
     workdir: Any = None,
 ) -> dict[str, Any]:
-    """Out-of-fold figures of contestants, with intervals, and their paired lead over the first.
+    """Out-of-fold estimates of contestants, with intervals, and their paired lead over the first.
 
     The intervals are those of a bootstrap over groups of queries (`probes.bootstrap`), the same
     draws for all contestants; nothing is fitted again in a draw. As reverse percentiles they take
     off the bias that the draws show: noise adds to an ECE, whose interval may lie below its value.
-    How another training seed would move the figures stands apart as `seed_sd`.
+    How another training seed would move the estimates stands apart as `seed_sd`.
 
     Args:
       stores: The hidden states; several are joined by query id.
@@ -72,7 +72,7 @@ def compare(
       seed: Of folds and draws.
       control: Whether each contestant that estimates probabilities is also trained on outcomes
         shuffled within each dataset; asks for dataset names.
-      dataset_folds: Folds of whole datasets, at most one each, for the figures on datasets that
+      dataset_folds: Folds of whole datasets, at most one each, for the estimates on datasets that
         nothing was trained on; 0 for none.
       workdir: Folder that keeps finished (contestant, seed, fold) in compare/; the next call does
         only what is missing. Contestants and seeds may be added.
@@ -124,17 +124,17 @@ def compare(
         runs.append(Run(f"without{apart_N.max() + 1}-", contesting, apart_N))
     total = sum(len(run.contestants) * (run.fold_N.max() + 1) for run in runs) * n_seeds
     with resume.progress_bar(total, 0, "fits", "compare") as bar:
-        founds = [
+        results = [
             predict_folds(run, stores, data, config, n_seeds, seed, parts, bar) for run in runs
         ]
-    (found, choices), *others = founds
+    (predictions, choices), *others = results
     weight_BN = value_and_draws(data.groups, draws, seed)
-    estimates = estimates_of(found, probabilistic_R, data, weight_BN, fold_N)
+    estimates = estimates_of(predictions, probabilistic_R, weight_BN, fold_N)
     within = estimates.of["mean_within_dataset_auc"]
     shuffled_of: dict[int, Any] = {}
     if control:
         before_RKNM = others.pop(0)[0].before_RKNM
-        of, _ = auc_estimates(before_RKNM, [True] * len(before_RKNM), data, weight_BN)
+        of, _ = auc_estimates(before_RKNM, [True] * len(before_RKNM), predictions.rows, weight_BN)
         shuffled_of = {
             r: summary(of["mean_within_dataset_auc"], i) for i, r in enumerate(learning_R)
         }
@@ -142,8 +142,8 @@ def compare(
     if dataset_folds:
         apart, _ = others.pop(0)
         contesting_R = probabilistic_R[: len(contestants)]
-        of, _ = auc_estimates(apart.before_RKNM, contesting_R, data, weight_BN)
-        of |= choice_estimates(apart, data, weight_BN)
+        of, _ = auc_estimates(apart.before_RKNM, contesting_R, apart.rows, weight_BN)
+        of |= choice_estimates(apart, weight_BN)
         left_out = [
             {metric: summary(of[metric], r) for metric in LEFT_OUT}
             | {"difference": {metric: summary(of[metric], r, 0) for metric in LEFT_OUT}}
@@ -151,7 +151,7 @@ def compare(
         ]
     return {
         "n_queries": len(data),
-        "n_complete": int((~np.isnan(data.correct_NM).any(axis=1)).sum()),
+        "n_complete": int(predictions.rows.complete_N.sum()),
         "targets": list(data.targets),
         "n_folds": n_folds,
         "dataset_folds": int(runs[-1].fold_N.max() + 1) if dataset_folds else 0,
@@ -160,7 +160,7 @@ def compare(
         "level": LEVEL,
         "intervals": "over groups of queries, reverse percentile; models are not refitted",
         "trunk": config.to_json(),
-        "cost_basis": found.cost_basis,
+        "cost_basis": predictions.rows.basis,
         "singles": estimates.singles,
         "dataset_only": {
             metric: summary(estimates.of[metric], len(contestants))
@@ -179,7 +179,7 @@ def compare(
                 "auc": _by_target(data, estimates.auc_RKM[r]) if probabilistic_R[r] else None,
                 "ece_floor": estimates.ece_floor[r],
                 "saving": estimates.saving[r],
-                "per_dataset": per_dataset(found, r, data, probabilistic_R[r]) if named else None,
+                "per_dataset": per_dataset(predictions, r, probabilistic_R[r]) if named else None,
                 "frontier": estimates.frontier[r],
                 "choices": choices[r],
             }
@@ -195,9 +195,9 @@ def _learns(contestant: Contestant) -> bool:
     )
 
 
-def _above(figure: dict[str, Any] | None, control: dict[str, Any] | None) -> bool | None:
+def _above(own: dict[str, Any] | None, control: dict[str, Any] | None) -> bool | None:
     """Whether an interval lies above that of the control."""
-    return None if figure is None or control is None else figure["low"] > control["high"]
+    return None if own is None or control is None else own["low"] > control["high"]
 
 
 def _probabilistic(contestant: Contestant) -> bool:
@@ -211,7 +211,7 @@ def _by_target(data: RoutingDataset, auc_KM: np.ndarray) -> dict[str, float]:
 def _job(
     stores: Stores, data: RoutingDataset, config: TrunkConfig, n_folds: int, seed: int
 ) -> dict[str, Any]:
-    """What decides the figures, but for recipes and seeds."""
+    """What decides the estimates, but for recipes and seeds."""
     return {
         "n_folds": n_folds,
         "seed": seed,

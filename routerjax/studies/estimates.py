@@ -5,21 +5,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from routerjax.data import groups as grouping
-from routerjax.data.dataset import RoutingDataset
-from routerjax.data.groups import numbered
-from routerjax.evaluation.breakdown import mean
+from routerjax.evaluation import breakdown
 from routerjax.evaluation.calibration import bin_shares, calibrated_floor
 from routerjax.evaluation.frontier import at_choices, take, tolerance_choices
 from routerjax.evaluation.metrics import TOLERANCES
 from routerjax.evaluation.published import ratio
 from routerjax.evaluation.published_report import published_replicates
 from routerjax.routing.constrained import Quality, Unreachable
+from routerjax.routing.judged import Judged
 from routerjax.routing.policies import Argmax
 from routerjax.stats.auc_replicates import AucReplicates, auc_replicates, within_auc_replicates
 from routerjax.stats.bootstrap import reverse_percentile, weighted_means
 from routerjax.stats.intervals import LEVEL
-from routerjax.stats.roc_auc import auc_by_group
 from routerjax.studies.predictions import Predictions
 
 _PUBLISHED = (
@@ -74,49 +71,45 @@ class Estimates(NamedTuple):
 
 
 def estimates_of(
-    found: Predictions,
+    predictions: Predictions,
     probabilistic_R: Sequence[bool],
-    data: RoutingDataset,
     weight_BN: np.ndarray,
     fold_N: np.ndarray,
 ) -> Estimates:
     """All estimates.
 
     Args:
-      found: The predictions.
+      predictions: Out of fold, with the outcomes and costs they are judged by.
       probabilistic_R: [R] whether a contestant's numbers are probabilities.
-      data: Their outcomes.
       weight_BN: [1 + B, N] of `value_and_draws`.
       fold_N: [N] the fold in which each row was predicted.
     """
-    shape = (len(weight_BN), *found.single_RKN.shape[:2])
-    correct_NM = np.asarray(data.correct_NM, np.float64)
-    of, auc_RKM = auc_estimates(found.before_RKNM, probabilistic_R, data, weight_BN)
-    of |= choice_estimates(found, data, weight_BN)
+    rows, data = predictions.rows, predictions.rows.data
+    shape = (len(weight_BN), *predictions.single_RKN.shape[:2])
+    of, auc_RKM = auc_estimates(predictions.before_RKNM, probabilistic_R, rows, weight_BN)
+    of |= choice_estimates(predictions, weight_BN)
     of |= {name: np.full(shape, np.nan) for name in METRICS if name not in of}
     ece_floor: list[float | None] = [None] * shape[1]
     for r in np.flatnonzero(probabilistic_R).tolist():
         for k in range(shape[2]):
-            of["ece"][:, r, k] = _ece(found.p_RKNM[r, k], correct_NM, weight_BN)
-        ece_floor[r] = _floor(found.p_RKNM[r], correct_NM)
+            of["ece"][:, r, k] = _ece(predictions.p_RKNM[r, k], rows.correct_NM, weight_BN)
+        ece_floor[r] = _floor(predictions.p_RKNM[r], rows.correct_NM)
     frontier: list[Any] = [None] * shape[1]
     saving: list[Any] = [None] * shape[1]
     singles: list[tuple[str, float, float]] = []
-    at = np.flatnonzero(~np.isnan(correct_NM).any(axis=1))
+    at = np.flatnonzero(rows.complete_N)
     if not len(at):
         return Estimates(of, auc_RKM, ece_floor, frontier, singles, saving)
-    correct_nM, paid_nM, expected_nM = correct_NM[at], found.paid_NM[at], found.expected_NM[at]
+    correct_nM, (paid_nM, expected_nM) = rows.correct_NM[at], _costs(rows, at)
+    priced = bool(np.isfinite(paid_nM).all() and np.isfinite(expected_nM).all())
     weight_Bn, fold_n = weight_BN[:, at], fold_N[at]
     keys = [data.queries[n] for n in at]
     datasets = None if data.datasets is None else np.asarray(data.datasets)[at]
-    priced = bool(np.isfinite(found.paid_NM).all() and np.isfinite(found.expected_NM).all())
     for r in range(shape[1]):
         points_KnT2, beside_K = [], []
         for k in range(shape[2]):
-            p_nM, single_n = (
-                np.asarray(found.p_RKNM[r, k][at], np.float64),
-                found.single_RKN[r, k, at],
-            )
+            p_nM = np.asarray(predictions.p_RKNM[r, k][at], np.float64)
+            single_n = predictions.single_RKN[r, k, at]
             saving_n = None
             if priced:
                 choice_Tn = tolerance_choices(p_nM, expected_nM, TOLERANCES)
@@ -187,7 +180,7 @@ def _saving_choice(
 def auc_estimates(
     score_RKNM: np.ndarray,
     probabilistic_R: Sequence[bool],
-    data: RoutingDataset,
+    rows: Judged,
     weight_BN: np.ndarray,
 ) -> tuple[dict[str, Estimate], np.ndarray]:
     """AUC over all rows and within datasets.
@@ -195,7 +188,7 @@ def auc_estimates(
     Args:
       score_RKNM: [R, K, N, M] probabilities before calibration, out of fold.
       probabilistic_R: As of `estimates_of`.
-      data: Their outcomes.
+      rows: Their outcomes.
       weight_BN: [1 + B, N] of `value_and_draws`.
 
     Returns:
@@ -204,14 +197,14 @@ def auc_estimates(
     n_contestants, n_seeds, n, n_targets = score_RKNM.shape
     shape_RKM = (n_contestants, n_seeds, n_targets)
     score_NQ = np.moveaxis(score_RKNM, 2, 0).reshape(n, -1)
-    y_NQ = np.tile(np.asarray(data.correct_NM, np.float64), (1, n_contestants * n_seeds))
+    y_NQ = np.tile(rows.correct_NM, (1, n_contestants * n_seeds))
     together_N = np.zeros(n, np.int64)  # Rows of all folds are judged as one.
     aucs = auc_replicates(score_NQ, y_NQ, together_N, 1, weight_BN[1:])
     of: dict[str, Estimate] = {"mean_auc": _over_targets(aucs, shape_RKM)}
-    if data.datasets is None:
+    if rows.by_dataset is None:
         of["mean_within_dataset_auc"] = np.full_like(of["mean_auc"], np.nan)
     else:
-        names, dataset_N = numbered(data.datasets)
+        names, dataset_N = rows.by_dataset
         within = within_auc_replicates(
             score_NQ, y_NQ, together_N, 1, dataset_N, len(names), weight_BN[1:]
         )
@@ -222,26 +215,38 @@ def auc_estimates(
     return of, aucs.value_Q.reshape(shape_RKM)
 
 
-def choice_estimates(
-    found: Predictions, data: RoutingDataset, weight_BN: np.ndarray
-) -> dict[str, Estimate]:
+def choice_estimates(predictions: Predictions, weight_BN: np.ndarray) -> dict[str, Estimate]:
     """Headroom captured, accuracy and cost of argmax on the rows with all outcomes.
 
     Args: As of `estimates_of`.
     """
-    correct_NM = np.asarray(data.correct_NM, np.float64)
-    at = np.flatnonzero(~np.isnan(correct_NM).any(axis=1))
-    correct_nM, paid_nM = correct_NM[at], found.paid_NM[at]
-    sums_nRK4 = np.zeros((len(at), *found.single_RKN.shape[:2], 4))
-    for r, k in np.ndindex(*found.single_RKN.shape[:2]):
-        choice_n = Argmax().choose(found.p_RKNM[r, k], found.expected_NM)[at]
-        right_n, single_n = take(correct_nM, choice_n), take(correct_nM, found.single_RKN[r, k, at])
-        sums_nRK4[:, r, k] = np.stack(
-            [right_n - single_n, correct_nM.max(axis=1) - single_n, right_n,
-             take(paid_nM, choice_n)], axis=1,
-        )  # fmt: skip
-    gain, headroom, accuracy, cost = np.moveaxis(weighted_means(weight_BN[:, at], sums_nRK4), -1, 0)
+    at = np.flatnonzero(predictions.rows.complete_N)
+    correct_nM, (paid_nM, expected_nM) = (
+        predictions.rows.correct_NM[at],
+        _costs(predictions.rows, at),
+    )
+    values_nRK4 = np.zeros((len(at), *predictions.single_RKN.shape[:2], 4))
+    for r, k in np.ndindex(*predictions.single_RKN.shape[:2]):
+        choice_n = Argmax().choose(predictions.p_RKNM[r, k][at], expected_nM)
+        right_n, single_n = (
+            take(correct_nM, choice_n),
+            take(correct_nM, predictions.single_RKN[r, k, at]),
+        )
+        oracle_n, paid_n = correct_nM.max(axis=1), take(paid_nM, choice_n)
+        values_nRK4[:, r, k] = np.stack(
+            [right_n - single_n, oracle_n - single_n, right_n, paid_n], axis=1
+        )
+    gain, headroom, accuracy, cost = np.moveaxis(
+        weighted_means(weight_BN[:, at], values_nRK4), -1, 0
+    )
     return {"headroom_captured": ratio(gain, headroom), "accuracy": accuracy, "cost": cost}
+
+
+def _costs(rows: Judged, at: np.ndarray) -> np.ndarray:
+    """[2, n, M] USD paid and expected of some rows; NaN without prices."""
+    if rows.paid_NM is None or rows.expected_NM is None:
+        return np.full((2, len(at), len(rows.data.targets)), np.nan)
+    return np.stack([rows.paid_NM[at], rows.expected_NM[at]])
 
 
 def summary(estimate_BRK: Estimate, r: int, against: int | None = None) -> dict[str, Any] | None:
@@ -306,15 +311,12 @@ def _over_targets(found: AucReplicates, shape_RKM: tuple[int, ...]) -> Estimate:
     return np.concatenate([value_RK[None], draws_BRK])
 
 
-def per_dataset(
-    found: Predictions, r: int, data: RoutingDataset, probabilistic: bool
-) -> list[dict[str, Any]]:
-    """A contestant's figures on each dataset alone, means over seeds.
+def per_dataset(predictions: Predictions, r: int, probabilistic: bool) -> list[dict[str, Any]]:
+    """A contestant's estimates on each dataset alone, means over seeds.
 
     Args:
-      found: The out-of-fold predictions.
+      predictions: Out of fold.
       r: The contestant.
-      data: Their outcomes.
       probabilistic: Whether its numbers are probabilities.
 
     Returns:
@@ -322,33 +324,27 @@ def per_dataset(
       which the accuracies are), `accuracy` of argmax, `best_single_accuracy`, `oracle_accuracy`,
       and `mean_auc` over the targets that have one.
     """
-    assert data.datasets is not None
-    names, dataset_N = grouping.numbered(data.datasets)
-    correct_NM = np.asarray(data.correct_NM, np.float64)
-    complete_N = ~np.isnan(correct_NM).any(axis=1)
-    n_seeds = found.p_RKNM.shape[1]
-    right_KN = np.stack([
-        take(correct_NM, Argmax().choose(found.p_RKNM[r, k], found.expected_NM))
-        for k in range(n_seeds)
-    ])  # fmt: skip
-    single_KN = np.stack([take(correct_NM, found.single_RKN[r, k]) for k in range(n_seeds)])
-    auc_KMD = np.stack([
-        auc_by_group(found.before_RKNM[r, k], correct_NM, dataset_N, len(names))
-        for k in range(n_seeds)
-    ])  # fmt: skip
-    table = []
-    for d, name in enumerate(names):
-        at = (dataset_N == d) & complete_N
-        auc_k = auc_KMD[:, :, d]
-        table.append(
-            {
-                "dataset": name,
-                "n": int((dataset_N == d).sum()),
-                "n_complete": int(at.sum()),
-                "accuracy": mean(right_KN[:, at]),
-                "best_single_accuracy": mean(single_KN[:, at]),
-                "oracle_accuracy": mean(correct_NM[at].max(axis=1, initial=0.0)),
-                "mean_auc": mean(auc_k[~np.isnan(auc_k)]) if probabilistic else None,
-            }
+    tables = [
+        breakdown.per_dataset(
+            predictions.before_RKNM[r, k],
+            predictions.rows,
+            Argmax().choose(predictions.p_RKNM[r, k], predictions.rows.expected_NM),
+            predictions.single_RKN[r, k],
         )
-    return table
+        for k in range(predictions.p_RKNM.shape[1])
+    ]
+
+    def over_seeds(rows: Sequence[dict[str, Any]], name: str) -> float | None:
+        values = [row[name] for row in rows if row[name] is not None]
+        return float(np.mean(values)) if values else None
+
+    return [
+        {name: rows[0][name] for name in ("dataset", "n", "n_complete")}
+        | {
+            "accuracy": over_seeds(rows, "router_accuracy"),
+            "best_single_accuracy": over_seeds(rows, "best_single_accuracy"),
+            "oracle_accuracy": over_seeds(rows, "oracle_accuracy"),
+            "mean_auc": over_seeds(rows, "mean_auc") if probabilistic else None,
+        }
+        for rows in zip(*tables, strict=True)
+    ]

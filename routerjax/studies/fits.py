@@ -63,7 +63,8 @@ def predict_folds(
     Raises:
       resume.Stopped: SIGTERM came; what is finished is kept.
     """
-    found = Predictions.empty(len(run.contestants), n_seeds, data)
+    rows = _judged(stores, data, run.fold_N)
+    predictions = Predictions.empty(len(run.contestants), n_seeds, rows)
     choices: list[list[dict[str, Any]]] = [[] for _ in run.contestants]
     for r, k, f in np.ndindex(len(run.contestants), n_seeds, int(run.fold_N.max()) + 1):
         contestant, test_N = run.contestants[r], run.fold_N == f
@@ -80,12 +81,12 @@ def predict_folds(
             arrays = {key: np.ascontiguousarray(p_NM, np.float32) for key, p_NM in arrays.items()}
             parts.write(f"{name}.safetensors", arrays)
             parts.write_json(f"{name}.json", about)
-        found.p_RKNM[r, k, test_N] = arrays["p_NM"]
-        found.before_RKNM[r, k, test_N] = arrays["before_NM"]
-        found.single_RKN[r, k, test_N] = data.targets.index(about["best_single"])
+        predictions.p_RKNM[r, k, test_N] = arrays["p_NM"]
+        predictions.before_RKNM[r, k, test_N] = arrays["before_NM"]
+        predictions.single_RKN[r, k, test_N] = data.targets.index(about["best_single"])
         choices[r].append({"seed": k, "fold": int(f)} | about)
         bar.update()
-    return dataclasses.replace(found, cost_basis=_cost(found, stores, data, run.fold_N)), choices
+    return predictions, choices
 
 
 def _apart(data: RoutingDataset, test_N: np.ndarray) -> np.ndarray:
@@ -126,28 +127,29 @@ def _fit(
     return {"p_NM": router.calibration.apply(before_NM), "before_NM": before_NM}, about
 
 
-def _cost(
-    found: Predictions, stores: Stores, data: RoutingDataset, fold_N: np.ndarray
-) -> str | None:
-    """Fills in expected and paid costs, with the median lengths of each fold's training rows.
+def _judged(stores: Stores, data: RoutingDataset, fold_N: np.ndarray) -> Judged:
+    """The rows with their costs, by the median lengths of each fold's training rows.
 
-    Returns:
-      What was paid is based on, the same for all folds: "recorded" lengths, or "assumed" where one
-      fold must assume them. None without prices.
+    What was paid is based on "recorded" lengths, or on "assumed" ones in all folds where one fold
+    must assume them.
     """
     if data.prices_M2 is None:
-        return None
+        return Judged(data)
+    paid_NM, expected_NM = np.full((2, *data.y_NM.shape), np.nan)
     bases = set()
     for f in range(fold_N.max() + 1):
         test_N = fold_N == f
         costs = CostModel.fit(data.select(_apart(data, test_N)))
-        judged = Judged.of(data.select(test_N), stores, costs)
-        bases.add(judged.basis)
-        found.paid_NM[test_N], found.expected_NM[test_N] = judged.paid_NM, judged.expected_NM
-    if bases != {"recorded"}:
-        found.paid_NM[:] = found.expected_NM
-        return "assumed"
-    return "recorded"
+        part = Judged.of(data.select(test_N), stores, costs)
+        bases.add(part.basis)
+        paid_NM[test_N], expected_NM[test_N] = part.paid_NM, part.expected_NM
+    recorded = bases == {"recorded"}
+    return Judged(
+        data,
+        expected_NM=expected_NM,
+        paid_NM=paid_NM if recorded else expected_NM,
+        basis="recorded" if recorded else "assumed",
+    )
 
 
 def _with_seed(config: TrunkConfig, k: int) -> TrunkConfig:
@@ -177,7 +179,7 @@ def dataset_folds_of(data: RoutingDataset, n: int, seed: int) -> np.ndarray:
     Args:
       data: Names its datasets.
       n: Most folds.
-      seed: Of the deal.
+      seed: Of the assignment to folds.
 
     Raises:
       ValueError: There is only one dataset.

@@ -101,7 +101,7 @@ def _headroom(
 ) -> dict[str, Any]:
     correct_NM = np.asarray(test.correct_NM, np.float64)
     single_N, oracle_N = correct_NM[:, single], correct_NM.max(axis=1)
-    room_B = weight_BN @ (oracle_N - single_N)
+    headroom_B = weight_BN @ (oracle_N - single_N)
     # What is gained over the best single target, each answer replaced by its true P(correct): the
     # luck of single answers would only blur the comparison.
     p_true_NM = np.asarray(test.p_NM, np.float64)
@@ -109,14 +109,14 @@ def _headroom(
         name: weight_BN @ (take(p_true_NM, p_NM.argmax(axis=1)) - p_true_NM[:, single])
         for name, p_NM in contestants.items()
     }
-    found = {}
+    result = {}
     for name, p_NM in contestants.items():
-        captured = weight_BN[0] @ (take(correct_NM, p_NM.argmax(axis=1)) - single_N) / room_B[0]
-        found[name] = {
+        captured = weight_BN[0] @ (take(correct_NM, p_NM.argmax(axis=1)) - single_N) / headroom_B[0]
+        result[name] = {
             "captured": float(captured),
-            "share": _figure(gain_B[name] / gain_B["best possible"]),
+            "share": _estimate(gain_B[name] / gain_B["best possible"]),
         }
-    return found
+    return result
 
 
 def _spending(
@@ -159,7 +159,7 @@ def _spending(
                 name: {
                     "spent": float(spent_B[name][0]),
                     "accuracy": accuracy[name],
-                    "ratio": _figure(spent_B[name] / spent_B["head"]),
+                    "ratio": _estimate(spent_B[name] / spent_B["head"]),
                 }
                 for name in known
             }
@@ -167,25 +167,25 @@ def _spending(
     return table
 
 
-def _figure(value_B: np.ndarray) -> dict[str, float]:
+def _estimate(value_B: np.ndarray) -> dict[str, float]:
     low, high = reverse_percentile(value_B[0], value_B[1:])
     return {"value": float(value_B[0]), "low": float(low), "high": float(high)}
 
 
-def oracle_gap_lines(found: dict[str, Any]) -> list[str]:
-    """What `oracle_gap` found as text."""
+def oracle_gap_lines(result: dict[str, Any]) -> list[str]:
+    """The result of `oracle_gap` as text."""
     lines = [
-        f"trained on {found['n_train']:,} rows, judged on {found['n_test']:,}; [95% interval]",
+        f"trained on {result['n_train']:,} rows, judged on {result['n_test']:,}; [95% interval]",
         "headroom captured, and share of the best possible router's",
     ]
-    for name, row in found["headroom"].items():
+    for name, row in result["headroom"].items():
         share = row["share"]
         lines.append(
             f"  {name:14} {row['captured']:7.1%}   {share['value']:6.1%} "
             f"[{share['low']:.1%}, {share['high']:.1%}]"
         )
     lines.append("USD per 1,000 queries at equal accuracy, and relative to the cost head's")
-    for row in found["spending"]:
+    for row in result["spending"]:
         lines.append(f"  accuracy {row['wanted']:.4f}")
         if row["head"] is None:
             lines.append("    not reached on the rows that fit the policies")

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from routerjax.data.dataset import RoutingDataset
+from routerjax.routing.judged import Judged
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -15,23 +15,17 @@ class Predictions:
       p_RKNM: [R, K, N, M] P(correct) as a policy sees it.
       before_RKNM: [R, K, N, M] the same before calibration, by which AUC ranks.
       single_RKN: [R, K, N] the best single target by the training rows of the row's fold.
-      expected_NM: [N, M] USD per query as known before the answer; NaN where unknown.
-      paid_NM: [N, M] USD per query as paid; NaN where unknown.
-      cost_basis: What `paid_NM` is based on, "recorded" lengths of answers or "assumed" ones; None
-        without prices.
+      rows: The outcomes and costs they are judged by.
     """
 
     p_RKNM: np.ndarray
     before_RKNM: np.ndarray
     single_RKN: np.ndarray
-    expected_NM: np.ndarray
-    paid_NM: np.ndarray
-    cost_basis: str | None = None
+    rows: Judged
 
     @classmethod
-    def empty(cls, n_contestants: int, n_seeds: int, data: RoutingDataset) -> "Predictions":
-        """Nothing found yet."""
-        shape = (n_contestants, n_seeds, *data.y_NM.shape)
+    def empty(cls, n_contestants: int, n_seeds: int, rows: Judged) -> "Predictions":
+        """No predictions yet: NaN."""
+        shape = (n_contestants, n_seeds, *rows.data.y_NM.shape)
         p_RKNM, before_RKNM = (np.full(shape, np.nan, np.float32) for _ in range(2))
-        expected_NM, paid_NM = (np.full(shape[2:], np.nan) for _ in range(2))
-        return cls(p_RKNM, before_RKNM, np.zeros(shape[:3], np.int64), expected_NM, paid_NM)
+        return cls(p_RKNM, before_RKNM, np.zeros(shape[:3], np.int64), rows)

@@ -20,6 +20,7 @@ from routerjax.features.feature_map import Stores
 from routerjax.features.fit import fit_features
 from routerjax.features.recipe import Recipe
 from routerjax.routing.fit import outcomes
+from routerjax.routing.judged import Judged
 from routerjax.runtime.files import Folder
 from routerjax.stats.bootstrap import value_and_draws
 from routerjax.studies.estimates import auc_estimates, summary
@@ -98,7 +99,7 @@ def sparse_outcomes(
         kept_R.append(float((seen_NM & observed_NM).sum() / observed_NM.sum()))
     p_RKNM = np.stack(p_RNM)[:, None]
     weight_BN = value_and_draws(test.groups, draws, seed)
-    of, _ = auc_estimates(p_RKNM, [True] * len(names), test, weight_BN)
+    of, _ = auc_estimates(p_RKNM, [True] * len(names), Judged(test), weight_BN)
     accuracy_M = np.asarray(np.nanmean(test.correct_NM, axis=0, dtype=np.float64))
     seen_NM = np.isfinite(test.correct_NM)
     return {

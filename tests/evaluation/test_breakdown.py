@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from routerjax.data.dataset import RoutingDataset
 from routerjax.evaluation.breakdown import agreement_zones, near_misses, per_dataset, win_rates
+from routerjax.routing.judged import Judged
 from routerjax.stats.roc_auc import auc_per_target
 
 
@@ -57,7 +59,7 @@ def test_win_rates_by_loops():
 def test_datasets_are_as_if_alone(make_pool):
     data, p_NM, _ = make_pool(missing=0.1)
     choice_N, correct_NM = p_NM.argmax(axis=1), data.correct_NM.astype(float)
-    table = per_dataset(p_NM, correct_NM, choice_N, 3, data.datasets, data.targets)
+    table = per_dataset(p_NM, Judged(data), choice_N, np.full(len(data), 3))
     assert [entry["dataset"] for entry in table] == sorted(set(data.datasets))
     assert sum(entry["n"] for entry in table) == len(data)
     for entry in table:
@@ -73,7 +75,10 @@ def test_datasets_are_as_if_alone(make_pool):
 
 def test_a_dataset_without_complete_rows_has_no_accuracy():
     correct_NM = np.array([[1.0, np.nan], [0, np.nan], [1, 1]])
-    first, _ = per_dataset(np.full((3, 2), 0.5), correct_NM, np.zeros(3, int), 0, list("aab"), "xy")
+    data = RoutingDataset(tuple("123"), tuple("123"), ("x", "y"), correct_NM, groups=tuple("123"),
+                          datasets=tuple("aab"))  # fmt: skip
+    zeros_N = np.zeros(3, int)
+    first, _ = per_dataset(np.full((3, 2), 0.5), Judged(data), zeros_N, zeros_N)
     assert first["n_complete"] == 0
     assert first["accuracy"] == {"x": None, "y": None}
     assert first["oracle_accuracy"] is None
