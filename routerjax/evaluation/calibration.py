@@ -123,12 +123,12 @@ def calibration_metrics(
       has `ece`, `ece_floor`, `brier`, `log_loss` by target, `mean_...` of each over the targets
       with outcomes, and `reliability` by target: [mean p, observed rate, rows] of each bin.
     """
-    found: dict[str, Any] = {"bins": BINS, "after": _side(p_NM, correct_NM, targets)}
+    result: dict[str, Any] = {"bins": BINS, "after": _side(p_NM, correct_NM, targets)}
     reasons: dict[str, str] = {}
-    found["before"] = None if before_NM is None else _side(before_NM, correct_NM, targets)
+    result["before"] = None if before_NM is None else _side(before_NM, correct_NM, targets)
     if before_NM is None:
         reasons["calibration/before"] = "no probabilities before calibration were given"
-    return {"calibration": found}, reasons
+    return {"calibration": result}, reasons
 
 
 def _side(p_NM: np.ndarray, correct_NM: np.ndarray, targets: Sequence[str]) -> dict[str, Any]:

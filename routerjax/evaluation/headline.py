@@ -116,7 +116,7 @@ def accuracy(
     for scale, suffix, value_NM in (("accuracy", "", correct_NM), ("score", "_score", score_NM)):
         router, oracle = mean(take(value_NM, choice_N)), mean(value_NM.max(axis=1, initial=0.0))
         best, best_after = mean(value_NM[:, single]), mean(value_NM[:, hindsight])
-        found = {
+        result = {
             f"router_{scale}": router,
             f"best_single_{scale}": best,
             f"best_single_in_hindsight_{scale}": best_after,
@@ -128,8 +128,8 @@ def accuracy(
         }
         # With rows only headroom can be missing.
         why = NO_COMPLETE_ROW if router is None else "there is none: that target equals the oracle"
-        reasons |= {name: why for name, value in found.items() if value is None}
-        metrics |= {scale: {t: mean(value_NM[:, m]) for m, t in enumerate(targets)}} | found
+        reasons |= {name: why for name, value in result.items() if value is None}
+        metrics |= {scale: {t: mean(value_NM[:, m]) for m, t in enumerate(targets)}} | result
     return metrics, reasons
 
 
@@ -156,14 +156,14 @@ def best_possible(
       datasets: [N] names, or None.
     """
     names = [str(m) for m in range(true_p_NM.shape[1])]
-    found, _ = discrimination(true_p_NM, correct_NM, datasets, names)
+    result, _ = discrimination(true_p_NM, correct_NM, datasets, names)
     router = mean(take(correct_NM, true_p_NM.argmax(axis=1)))
     oracle = mean(correct_NM.max(axis=1, initial=0.0))
     return {
         "router_accuracy": router,
         "headroom_captured": headroom_captured(router, mean(correct_NM[:, single]), oracle),
-        "mean_auc": found["mean_auc"],
-        "mean_within_dataset_auc": found["mean_within_dataset_auc"],
+        "mean_auc": result["mean_auc"],
+        "mean_within_dataset_auc": result["mean_within_dataset_auc"],
     }
 
 
@@ -203,10 +203,10 @@ def intervals(
     }
     if costs:
         replicates["cost_saving_vs_most_expensive"] = 1 - ratio(*costs)
-    found: dict[str, Any] = {"level": LEVEL} | dict.fromkeys(replicates)
+    result: dict[str, Any] = {"level": LEVEL} | dict.fromkeys(replicates)
     if (weight_BN == weight_BN[:, :1]).all():  # One group tells nothing of others.
-        return found
+        return result
     for name, value_B in replicates.items():
         ends = [number(end) for end in reverse_percentile(value_B[0], value_B[1:])]
-        found[name] = None if None in ends else ends
-    return found
+        result[name] = None if None in ends else ends
+    return result

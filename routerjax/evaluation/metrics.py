@@ -119,8 +119,8 @@ def evaluate_predictions(
         "policy": policy.to_json(),
     }
     rank_NM = p_NM if before_NM is None else _checked_before(before_NM, p_NM.shape)
-    found, reasons = discrimination(rank_NM, correct_NM, data.datasets, targets)
-    metrics |= found
+    part, reasons = discrimination(rank_NM, correct_NM, data.datasets, targets)
+    metrics |= part
     metrics["dataset_only_auc"] = None
     if dataset_NM is None:
         reasons["dataset_only_auc"] = "training rows named no such datasets"
@@ -129,11 +129,11 @@ def evaluate_predictions(
         metrics["dataset_only_auc"] = mean(auc_M[~np.isnan(auc_M)])
         if metrics["dataset_only_auc"] is None:
             reasons["dataset_only_auc"] = "no target has an AUC"
-    found, why = calibration_metrics(p_NM, correct_NM, targets, before_NM)
-    metrics |= found
+    part, why = calibration_metrics(p_NM, correct_NM, targets, before_NM)
+    metrics |= part
     reasons |= why
-    found, why = accuracy(correct_nM, score_nM, choice_n, best_single, targets)
-    metrics |= found | observed_accuracy(correct_NM, choice_N, targets)
+    part, why = accuracy(correct_nM, score_nM, choice_n, best_single, targets)
+    metrics |= part | observed_accuracy(correct_NM, choice_N, targets)
     reasons |= why
     if metrics["router_accuracy_observed"] is None:
         reasons["router_accuracy_observed"] = "no chosen target's outcome is observed"
@@ -158,8 +158,8 @@ def evaluate_predictions(
             targets, p_nM, correct_nM, cost_nM, expected_cost_NM[complete_N], choice_n,
             best_single, str(policy),
         )  # fmt: skip
-        found, why = cost_metrics(complete, tolerances)
-        metrics |= found
+        part, why = cost_metrics(complete, tolerances)
+        metrics |= part
         reasons |= why
 
     metrics["field"] = None

@@ -54,7 +54,7 @@ def compare(
 ) -> dict[str, Any]:
     """Out-of-fold estimates of contestants, with intervals, and their paired lead over the first.
 
-    The intervals are those of a bootstrap over groups of queries (`probes.bootstrap`), the same
+    The intervals are those of a bootstrap over groups of queries (`stats.bootstrap`), the same
     draws for all contestants; nothing is fitted again in a draw. As reverse percentiles they take
     off the bias that the draws show: noise adds to an ECE, whose interval may lie below its value.
     How another training seed would move the estimates stands apart as `seed_sd`.
