@@ -2,7 +2,6 @@
 
 import array
 import csv
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from routerjax.data.columns import MOST_TOKENS
+from routerjax.runtime.files import digest
 
 LONG = ("question", "model", "isCorrect")
 _OPTIONAL = ("id", "dataset", "group")
@@ -102,7 +102,7 @@ def _long(
         answered = zip(
             model_n[at].tolist(), score_n[at].tolist(), tokens_n[at].tolist(), strict=True
         )
-        row: dict[str, Any] = {"id": _digest(question), "query": question} | optionals[place]
+        row: dict[str, Any] = {"id": digest(question, size=8), "query": question} | optionals[place]
         row |= {"correct": {}, "output_tokens": {}}
         for model_index, score, tokens in answered:
             row["correct"][names[model_index]] = None if math.isnan(score) else score
@@ -132,11 +132,11 @@ def _wide(
     times: Counter[str] = Counter()
     for line, cells in numbered:
         query = cells["query"]
-        digest = _digest(query)
-        times[digest] += 1
+        key = digest(query, size=8)
+        times[key] += 1
         # Equal texts are allowed: the second is another row, with another id.
-        name = digest if times[digest] == 1 else f"{digest}-{times[digest]}"
-        row: dict[str, Any] = {"id": name, "query": query} | _optional(cells)
+        row_id = key if times[key] == 1 else f"{key}-{times[key]}"
+        row: dict[str, Any] = {"id": row_id, "query": query} | _optional(cells)
         row["correct"] = {name: _number(cells[name], name, path, line) for name in columns}
         yield line, row
 
@@ -150,10 +150,6 @@ def _check_target(name: str, path: str, line: int, targets: tuple[str, ...] | No
         raise ValueError(
             f"{path}:{line}: the target {name!r} is not in the pool, which has {', '.join(targets)}"
         )
-
-
-def _digest(query: str) -> str:
-    return hashlib.blake2b(query.encode(), digest_size=8).hexdigest()
 
 
 def _numbered(reader: Any, path: str) -> Iterator[tuple[int, list[str]]]:

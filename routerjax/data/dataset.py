@@ -2,13 +2,13 @@
 
 import collections
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from routerjax.data import groups as grouping
 from routerjax.data.groups import group_rows
+from routerjax.runtime.files import digest
 
 # A score of at least this counts as correct.
 CORRECT = 0.5
@@ -73,11 +73,8 @@ class RoutingDataset:
     @property
     def digest(self) -> str:
         """Of rows, targets and outcomes, in their order: tells resumable jobs on them apart."""
-        digest = hashlib.blake2b(digest_size=16)
-        for values in (self.ids, self.groups, self.datasets, self.targets):
-            digest.update(repr(values).encode())
-        digest.update(np.ascontiguousarray(self.y_NM).data)
-        return digest.hexdigest()
+        names = (self.ids, self.groups, self.datasets, self.targets)
+        return digest(*map(repr, names), self.y_NM)
 
     def select(self, rows: Sequence[int] | Sequence[str] | np.ndarray) -> "RoutingDataset":
         """Some of the rows.

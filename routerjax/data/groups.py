@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from routerjax.runtime.files import digest
+
 
 def group_rows(queries: Sequence[str], *given: Sequence[str | None]) -> tuple[str, ...]:
     """The group of every row: rows share one if their given groups or their texts are equal.
@@ -33,7 +35,7 @@ def group_rows(queries: Sequence[str], *given: Sequence[str | None]) -> tuple[st
             parent[key], key = root, parent[key]
         return root
 
-    texts = [(1, f"text:{_digest(normalised(query))}") for query in queries]
+    texts = [(1, f"text:{digest(normalised(query), size=12)}") for query in queries]
     for text, *names in zip(texts, *given, strict=True):
         for name in names:
             if name is not None:
@@ -112,7 +114,3 @@ def _shuffled(groups: Sequence[str], seed: int) -> tuple[list[str], np.ndarray, 
     place = {name: i for i, name in enumerate(names)}
     group_N = np.array([place[name] for name in groups], np.int64)
     return names, group_N, np.bincount(group_N, minlength=len(names))
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()

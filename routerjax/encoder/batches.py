@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from routerjax.encoder.prompts import Prompts
+from routerjax.runtime.devices import power_of_two
 from routerjax.runtime.tuning import Tuning
 
 MAX_BUCKETS = 24
@@ -236,8 +237,3 @@ def bucket_of(length: int) -> int:
     """A prompt length out of few: four per doubling, and at least 16 tokens apart."""
     step = max(LEAST_STEP, power_of_two(length) // 8)
     return -(-length // step) * step
-
-
-def power_of_two(n: int) -> int:
-    """The least power of two that is at least n."""
-    return 1 << (n - 1).bit_length()

@@ -1,7 +1,6 @@
 """Prompts: the chat template around a query, its tokens, and what goes when it is too long."""
 
 import dataclasses
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from routerjax.encoder.templates import PROMPT_DATE, Frame, check_settings, frame_of
+from routerjax.runtime.files import digest
 
 logger = logging.getLogger(__name__)
 
@@ -117,8 +117,8 @@ class Prompter:
             text += "\0split"  # Of which the backend knows at calls alone.
         template = "\0".join(map(str, self._frame)) + ("\0BOS" if self._adds_bos else "")
         return {
-            "tokenizer_digest": _digest(text),
-            "template_digest": _digest(template) if self.templated else None,
+            "tokenizer_digest": digest(text),
+            "template_digest": digest(template) if self.templated else None,
             "chat_template_kwargs": self._settings or None,
             "prompt_date": PROMPT_DATE.isoformat() if self.templated else None,
         }
@@ -244,7 +244,3 @@ class Prompter:
             for text, adds in (("a", True), ("a", False), ("".join(self._frame[:2]), False))
         )
         return plain[:1] == [bos] and bare[:1] != [bos] and bos not in framed
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from routerjax.evaluation.breakdown import mean, number
+from routerjax.runtime.devices import power_of_two
 from routerjax.trunk.calibrate import log_loss
 
 BINS = 15
@@ -85,7 +86,7 @@ def calibrated_floor(p_N: np.ndarray, bins: int = BINS, draws: int = DRAWS, seed
         return float("nan")
     draws = int(np.clip(_MOST // n, 20, draws))
     # Few shapes are compiled: rows are padded with ones in no bin.
-    width = 1 << (n - 1).bit_length()
+    width = power_of_two(n)
     padded_N, share_NB = np.zeros(width, np.float32), np.zeros((width, bins), np.float32)
     padded_N[:n], share_NB[:n] = p_N, bin_shares(p_N, bins)
     return float(_mean_error(padded_N, share_NB, seed, draws)) / n

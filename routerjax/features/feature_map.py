@@ -11,7 +11,7 @@ import numpy as np
 from routerjax.features.part import OnDevice, Part, apply_parts, explained_variance_ratio
 from routerjax.features.recipe import Recipe
 from routerjax.features.row_blocks import pad_rows, used_blocks
-from routerjax.runtime.devices import in_flight
+from routerjax.runtime.devices import in_flight, power_of_two
 from routerjax.store.store import ActivationStore
 
 # Rows are taken in chunks of powers of two up to this, so that few shapes are ever compiled.
@@ -214,7 +214,7 @@ def _apply_chunks(
         h_RLPD = h_NLPD[start : start + _CHUNK_ROWS]
         n_rows = h_RLPD.shape[0]
         h_LPRD = np.asarray(h_RLPD, np.float32).transpose(1, 2, 0, 3)
-        h_LPRD = pad_rows(h_LPRD, 1 << (n_rows - 1).bit_length())
+        h_LPRD = pad_rows(h_LPRD, power_of_two(n_rows))
         chunks.append(np.asarray(apply_parts(h_LPRD, sites, on_device.axes))[:n_rows])
     return np.concatenate(chunks)
 

@@ -16,7 +16,7 @@ import numpy as np
 from routerjax.features.moments import class_weights
 from routerjax.features.pca import Axes, project
 from routerjax.features.row_blocks import AlignedOutcomes, fold, stream
-from routerjax.stats.numerics import EPS, HIGHEST, add_compensated, variance
+from routerjax.stats.numerics import EPS, HIGHEST, add_compensated, same_rows, variance
 from routerjax.store.store import ActivationStore
 
 
@@ -59,19 +59,12 @@ def observed_patterns(rows: AlignedOutcomes) -> tuple[np.ndarray, np.ndarray]:
       rows: Weights and outcomes.
 
     Returns:
-      columns_U: [U] the first target of each pattern; pattern_M: [M] each target's pattern.
+      columns_U: [U] the first target of each pattern, ascending; pattern_M: [M] each target's
+        pattern.
     """
-    observed_NM = np.isfinite(rows.y_NM) & (rows.weight_N[:, None] > 0)
-    patterns: dict[bytes, int] = {}
-    columns: list[int] = []
-    pattern_M: list[int] = []
-    for m in range(observed_NM.shape[1]):
-        key = np.packbits(observed_NM[:, m]).tobytes()
-        if key not in patterns:
-            patterns[key] = len(columns)
-            columns.append(m)
-        pattern_M.append(patterns[key])
-    return np.array(columns, np.int32), np.array(pattern_M, np.int32)
+    column_U, pattern_M = same_rows(np.isfinite(rows.y_NM) & (rows.weight_N[:, None] > 0))
+    order_U = np.argsort(column_U)
+    return column_U[order_U], np.argsort(order_U).astype(np.int32)[pattern_M]
 
 
 def pooled_within(weight_K: jax.Array, mean_KC: jax.Array, gram_CC: jax.Array) -> jax.Array:

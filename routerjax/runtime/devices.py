@@ -14,6 +14,11 @@ DATA, MODEL = "data", "model"
 Item = TypeVar("Item")
 
 
+def power_of_two(n: int) -> int:
+    """The least power of two that is at least n: a length of which few are compiled."""
+    return 1 << (n - 1).bit_length()
+
+
 def make_mesh(spec: str = "auto", devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh that batches are split over by `data` and parameters by `model`.
 

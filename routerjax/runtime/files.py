@@ -12,6 +12,7 @@ import os
 import pathlib
 from typing import Any
 
+import numpy as np
 import tensorstore as ts
 
 # One context for the process: `memory://` folders (tests) see each other only inside one, and the
@@ -87,7 +88,7 @@ class Folder:
     def digest(self, name: str) -> str | None:
         """A digest of the content of `name`, or None where there is no such file."""
         data = self.read_bytes(name)
-        return None if data is None else _digest(data)
+        return None if data is None else digest(data)
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Writes `data` to `name`, whole or not at all.
@@ -173,13 +174,27 @@ def unsealed(value: Any, path: str) -> dict[str, Any]:
     return content
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+def digest(*pieces: Any, size: int = 16) -> str:
+    """BLAKE2b of pieces one after the other, in hexadecimal.
+
+    Args:
+      pieces: Text (UTF-8), bytes, or arrays (their values in C order).
+      size: Bytes of the digest.
+
+    Raises:
+      UnicodeEncodeError: A text holds half a surrogate pair.
+    """
+    state = hashlib.blake2b(digest_size=size)
+    for piece in pieces:
+        if isinstance(piece, str):
+            piece = piece.encode()
+        state.update(piece if isinstance(piece, bytes) else np.ascontiguousarray(piece).data)
+    return state.hexdigest()
 
 
 def _seal(value: Any) -> str:
     """A digest of a JSON value, however it is laid out."""
-    return _digest(json.dumps(value, sort_keys=True).encode())
+    return digest(json.dumps(value, sort_keys=True))
 
 
 def _finite(value: Any) -> Any:

@@ -7,7 +7,6 @@ intervals tell the spread that comes from the queries judged, not that of traini
 """
 
 import functools
-import hashlib
 import math
 import warnings
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from routerjax.data.groups import numbered
+from routerjax.runtime.files import digest
 
 LARGEST_SEED = 2**31 - 1  # An int32, as compiled programs take it.
 # P(Poisson(1) <= k) in units of 2^-32, until nothing of it is left.
@@ -45,8 +45,8 @@ def group_weights(groups: Sequence[str], draws: int, seed: int) -> np.ndarray:
     if not 0 <= seed <= LARGEST_SEED:
         raise ValueError(f"seed: expected 0 to {LARGEST_SEED}, got {seed}")
     names, group_N = numbered(groups)
-    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
-    name_G2 = np.frombuffer(b"".join(digests), "<u4").reshape(-1, 2)
+    digests = "".join(digest(name, size=8) for name in names)
+    name_G2 = np.frombuffer(bytes.fromhex(digests), "<u4").reshape(-1, 2)
     weight_GB = np.asarray(_poisson(name_G2, seed, draws))
     return weight_GB.T[:, group_N].astype(np.float32)
 

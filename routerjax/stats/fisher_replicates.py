@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from routerjax.stats.fisher import fisher_trace
-from routerjax.stats.numerics import EPS, HIGHEST
+from routerjax.stats.numerics import EPS, HIGHEST, same_rows
 
 # Floats that an intermediate array of one chunk may hold.
 _CHUNK = 2**24
@@ -51,7 +51,7 @@ def fisher_replicates(
             f"expected x_ND [N, D], y_NM [N, M] and weight_BN [B, N] of the same N rows, got "
             f"{x_ND.shape}, {y_NM.shape} and {weight_BN.shape}"
         )
-    column_U, pattern_M = _patterns(np.isfinite(y_NM))
+    column_U, pattern_M = same_rows(np.isfinite(y_NM))
     draws_BM = _fisher_replicates(x_ND, y_NM, column_U, pattern_M, weight_BN)
     value_1M = _fisher_replicates(x_ND, y_NM, column_U, pattern_M, jnp.ones((1, len(y_NM))))
     return FisherReplicates(np.asarray(value_1M)[0], np.asarray(draws_BM))
@@ -72,7 +72,7 @@ def fisher_shuffled(
       [M] float32; NaN where J does not exist.
     """
     x_ND, y_NM = jnp.asarray(x_ND, jnp.float32), np.asarray(y_NM, np.float32)
-    column_U, pattern_M = _patterns(np.isfinite(y_NM))
+    column_U, pattern_M = same_rows(np.isfinite(y_NM))
     return np.asarray(_fisher_shuffled(x_ND, y_NM, column_U, pattern_M, seed, n_shuffles))
 
 
@@ -131,10 +131,3 @@ def _fisher(
     trace_MK = square_MK - jnp.square(mean_MKD).sum(axis=2)
     trace_MK = jnp.where(trace_MK <= 4 * EPS * square_MK, 0.0, trace_MK)
     return jax.vmap(fisher_trace)(rows_MK, mean_MKD, trace_MK[:, :, None])
-
-
-def _patterns(observed_NM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[U] the first target of each set of observed rows, and [M] each target's."""
-    bits_MX = np.packbits(observed_NM.T, axis=1)
-    _, column_U, pattern_M = np.unique(bits_MX, axis=0, return_index=True, return_inverse=True)
-    return column_U.astype(np.int32), pattern_M.reshape(-1).astype(np.int32)

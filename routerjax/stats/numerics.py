@@ -4,6 +4,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Tree = TypeVar("Tree")
 
@@ -19,6 +20,21 @@ CONSTANT_STATE = 2.0**-12
 
 # A column is constant where it varies by less than 8 roundings of its mean.
 CONSTANT_COLUMN = 2.0**-20
+
+
+def same_rows(observed_NM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which targets are observed on exactly the same rows.
+
+    Args:
+      observed_NM: [N, M] bool.
+
+    Returns:
+      column_U: [U] int32, the first target of each pattern of rows, patterns in the order of their
+        bits; pattern_M: [M] int32, each target's pattern.
+    """
+    bits_MX = np.packbits(observed_NM.T, axis=1)
+    _, column_U, pattern_M = np.unique(bits_MX, axis=0, return_index=True, return_inverse=True)
+    return column_U.astype(np.int32), pattern_M.reshape(-1).astype(np.int32)
 
 
 def add_compensated(high: Tree, low: Tree, block: Tree) -> tuple[Tree, Tree]:

@@ -1,7 +1,6 @@
 """The bytes of an ActivationStore: the zarr3 array, its float16 encoding, the digest of a block."""
 
 import functools
-import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -184,8 +183,3 @@ def all_finite(stored: np.ndarray) -> bool:
     if stored.dtype != np.float16:
         return bool(np.isfinite(stored).all())
     return bool((stored.view(np.uint16) << 1).max(initial=0) < INFINITY_BITS)
-
-
-def digest(stored: np.ndarray) -> str:
-    """BLAKE2b (128 bits) of the stored values in C order."""
-    return hashlib.blake2b(np.ascontiguousarray(stored).data, digest_size=16).hexdigest()

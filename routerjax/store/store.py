@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from routerjax.runtime.files import digest
 from routerjax.store import layout
 from routerjax.store.identity import identity_differences
 from routerjax.store.rows import StoreRows
-from routerjax.store.shards import Narrowed, all_finite, decode, digest, encode, has_nan
+from routerjax.store.shards import Narrowed, all_finite, decode, encode, has_nan
 
 
 class ActivationStore:

@@ -1,7 +1,6 @@
 """The fits of a comparison: contestants in folds and seeds, each kept in the workdir once done."""
 
 import dataclasses
-import hashlib
 import json
 from typing import Any
 
@@ -17,6 +16,7 @@ from routerjax.routing.costs import CostModel
 from routerjax.routing.fit import fit_router
 from routerjax.routing.judged import Judged
 from routerjax.runtime import resume
+from routerjax.runtime.files import digest
 from routerjax.studies.contestants import Baseline, RouterSpec
 from routerjax.studies.predictions import Predictions
 from routerjax.sweeps.controls import shuffled
@@ -166,11 +166,11 @@ def _digest(contestant: Contestant, data: RoutingDataset) -> str:
     baselines that choose by cost.
     """
     value = contestant.to_json()
-    found = hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=6)
+    pieces: list[Any] = [json.dumps(value, sort_keys=True)]
     if isinstance(contestant, Baseline) and contestant.by_cost:
-        for array in (data.prices_M2, data.output_tokens_NM):
-            found.update(b"none" if array is None else np.ascontiguousarray(array).data)
-    return f"{value['kind']}-{found.hexdigest()}"
+        arrays = data.prices_M2, data.output_tokens_NM
+        pieces += ["none" if array is None else array for array in arrays]
+    return f"{value['kind']}-{digest(*pieces, size=6)}"
 
 
 def dataset_folds_of(data: RoutingDataset, n: int, seed: int) -> np.ndarray:

@@ -1,13 +1,12 @@
 """Checkpoints: Orbax behind one small file."""
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from routerjax.runtime import resume
-from routerjax.runtime.files import Folder
+from routerjax.runtime.files import Folder, digest
 
 _DIGEST = "digest"  # Beside a checkpoint's arrays: OCDBT has no checksum of what it stores.
 
@@ -62,8 +61,8 @@ class Checkpoints:
 
     def save(self, step: int, arrays: dict[str, np.ndarray]) -> None:
         """Writes a checkpoint; returns when the arrays are copied, not when they are on disk."""
-        digest = np.frombuffer(bytes.fromhex(digest_of(arrays)), np.uint8)
-        self._manager.save(step, args=self._orbax.args.StandardSave(arrays | {_DIGEST: digest}))
+        digest_16 = np.frombuffer(bytes.fromhex(digest_of(arrays)), np.uint8)
+        self._manager.save(step, args=self._orbax.args.StandardSave(arrays | {_DIGEST: digest_16}))
 
     def close(self) -> None:
         """Waits until everything is on disk."""
@@ -93,12 +92,10 @@ def load_arrays(folder: Folder) -> dict[str, np.ndarray]:
 
 def digest_of(arrays: Mapping[str, np.ndarray]) -> str:
     """BLAKE2b (128 bits, in hexadecimal) of names, shapes and values."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.shape}".encode())
-        digest.update(array.data)
-    return digest.hexdigest()
+    return digest(*(
+        piece for name in sorted(arrays)
+        for piece in (f"{name} {np.ascontiguousarray(arrays[name]).shape}", arrays[name])
+    ))  # fmt: skip
 
 
 def _orbax() -> Any:

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from routerjax.runtime.devices import power_of_two
+from routerjax.stats.numerics import same_rows
 from routerjax.trunk.calibrate import mean_log_loss
 from routerjax.trunk.net import HIGHEST
 
@@ -59,7 +61,7 @@ class Kernel:
         for start in range(0, len(x_NC), _CHUNK_ROWS):
             x_RC = np.asarray(x_NC[start : start + _CHUNK_ROWS], np.float32)
             n = len(x_RC)
-            padded_RC = np.pad(x_RC, ((0, (1 << (n - 1).bit_length()) - n), (0, 0)))
+            padded_RC = np.pad(x_RC, ((0, power_of_two(n) - n), (0, 0)))
             found_RM = np.asarray(_predict(padded_RC, *self._on_device))
             own_NM[start : start + n, :n_fitted] = found_RM[:n]
         return own_NM
@@ -143,7 +145,7 @@ def fit_kernel(
     y_VM = np.where(fitted_M[None], y_VM, np.nan)
     residual_NM = np.where(seen_NM, y_NM - mean_M[None], 0.0).astype(np.float32)
     # Targets observed on the same rows share a solve.
-    masks_QN, which_M = np.unique(seen_NM.T, axis=0, return_inverse=True)
+    column_Q, which_M = same_rows(seen_NM)
     some = x_NC[:: max(1, len(x_NC) // 512)]
     distance_RR = np.asarray(_distances(some, some))
     # Of equal rows the median would be 0, and so the width.
@@ -153,9 +155,9 @@ def fit_kernel(
         gram_NN, cross_VN = (_gaussian(x, x_NC, width) for x in (x_NC, x_VC))
         for ridge in RIDGES:
             alpha_NM = np.zeros_like(residual_NM)
-            for q, mask_N in enumerate(masks_QN):
-                at_M = which_M.reshape(-1) == q
-                alpha_NM[:, at_M] = _solve(gram_NN, mask_N, ridge, residual_NM[:, at_M])
+            for q, column in enumerate(column_Q):
+                at_M = which_M == q
+                alpha_NM[:, at_M] = _solve(gram_NN, seen_NM[:, column], ridge, residual_NM[:, at_M])
             own_VM = np.asarray(_apply(cross_VN, alpha_NM, mean_M))
             loss = mean_log_loss((p_VM + own_VM) / 2, y_VM)
             if loss < best[0]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from routerjax.runtime.devices import power_of_two
 from routerjax.trunk.dropout import keep
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -177,7 +178,7 @@ class Trunk:
         for start in range(0, len(x_NC), _CHUNK_ROWS):
             x_RC = np.asarray(x_NC[start : start + _CHUNK_ROWS], np.float32)
             n_rows = len(x_RC)
-            missing = (1 << (n_rows - 1).bit_length()) - n_rows
+            missing = power_of_two(n_rows) - n_rows
             if missing:  # A single query has none.
                 x_RC = np.pad(x_RC, ((0, missing), (0, 0)))
             chunks.append(np.asarray(self.dispatch(x_RC))[:, :n_rows])

@@ -1,5 +1,6 @@
 """Folder: small files written whole or not at all, here or in a bucket."""
 
+import hashlib
 import json
 import math
 import threading
@@ -7,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from routerjax.runtime.files import Folder
+from routerjax.runtime.files import Folder, digest
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -170,3 +171,20 @@ def test_a_folder_that_cannot_be_written_is_an_os_error_with_the_file(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     with pytest.raises(OSError, match="cannot write .*/a"):
         folder.write_bytes("a", b"1")
+
+
+def test_digest_is_of_the_values_in_c_order():
+    values = np.arange(24, dtype=np.float16).reshape(2, 3, 4)
+    assert digest(values) == digest(np.asfortranarray(values)) == digest(values.copy())
+    assert len(digest(values)) == 32
+    other = values.copy()
+    other[1, 2, 3] = np.nextafter(other[1, 2, 3], np.float16(0))
+    assert digest(other) != digest(values)
+
+
+def test_digest_is_blake2b_of_the_pieces_one_after_the_other():
+    """Folders, stores and routers hold these numbers: they must stay."""
+    values = np.arange(3, dtype="<f4")
+    for size in (4, 16):
+        whole = hashlib.blake2b("né".encode() + b"ab" + values.tobytes(), digest_size=size)
+        assert digest("né", b"ab", values, size=size) == whole.hexdigest()

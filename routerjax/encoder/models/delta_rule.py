@@ -5,6 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from routerjax.runtime.devices import power_of_two
+
 HIGHEST = jax.lax.Precision.HIGHEST
 CHUNK = 64  # tokens of a chunk, as the models were trained with
 _BASE = 8  # rows of a triangular inverse that are substituted one by one
@@ -57,7 +59,7 @@ def delta_rule(
     B, T, H, E = v_BTHE.shape
     G = k_BTGE.shape[2]
     # Short prompts need no longer chunks than themselves.
-    chunk = min(chunk, 1 << (T - 1).bit_length())
+    chunk = min(chunk, power_of_two(T))
     n_together = _chunks_together(B * H, chunk, k_BTGE.shape[3] + E, -(-T // chunk), most_floats)
     n_steps = -(-T // (chunk * n_together))
     missing = n_steps * n_together * chunk - T
@@ -140,7 +142,7 @@ def unit_lower_inverse(system: jax.Array) -> jax.Array:
     """
     n = system.shape[-1]
     size = min(n, _BASE)
-    assert n == 1 << (n - 1).bit_length(), n
+    assert n == power_of_two(n), n
 
     def blocks(size: int, below: int, every: int) -> jax.Array:
         """[..., blocks, size, size] those `below` the diagonal's."""

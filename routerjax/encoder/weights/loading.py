@@ -26,6 +26,7 @@ from routerjax.encoder.weights.checkpoint import Checkpoint
 from routerjax.encoder.weights.sharding import Path, param_specs
 from routerjax.encoder.weights.sources import Source, resolve
 from routerjax.runtime.devices import MODEL, in_flight, replicated
+from routerjax.runtime.files import digest
 from routerjax.runtime.tuning import Tuning
 
 logger = logging.getLogger(__name__)
@@ -107,11 +108,11 @@ def load_weights(
 
     def note(piece: _Piece, tensors: tuple[np.ndarray, ...]) -> None:
         source = sources[piece.source]
-        for tensor, digest in zip(tensors, digests[piece.source], strict=False):
+        for tensor, hasher in zip(tensors, digests[piece.source], strict=False):
             if piece.at == 0:
                 shape = (len(source.rows), *tensor.shape[1:])
-                digest.update(f"{source.name} {source.number} {tensor.dtype} {shape}".encode())
-            digest.update(tensor.view(np.uint8).data)
+                hasher.update(f"{source.name} {source.number} {tensor.dtype} {shape}".encode())
+            hasher.update(tensor.view(np.uint8).data)
 
     def place(piece: _Piece, tensors: tuple[np.ndarray, ...]) -> jax.Array:
         """Dispatches; what is returned is there when the piece is in its place."""
@@ -169,12 +170,11 @@ def load_weights(
         for last in noted:
             last.result()
         jax.block_until_ready(list(loaded.values()))
-    digest = hashlib.blake2b(b"".join(d.digest() for two in digests for d in two), digest_size=16)
     seconds = time.perf_counter() - began
     logger.info("%s: %.2f GB of weights in %.1f s, %.2f GB/s",
                 folder, n_bytes / 1e9, seconds, n_bytes / 1e9 / seconds)  # fmt: skip
     nnx.replace_by_pure_dict(state, nnx.traversals.unflatten_mapping(loaded))
-    return graphdef, state, digest.hexdigest()
+    return graphdef, state, digest(*(d.digest() for two in digests for d in two))
 
 
 class _Piece(NamedTuple):

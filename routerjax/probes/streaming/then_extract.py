@@ -1,6 +1,5 @@
 """probe_then_extract: which hidden states are worth keeping, from a sample; then only those."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from routerjax.encoder.extraction.plan import identity_of
 from routerjax.encoder.selection import ALL
 from routerjax.probes.streaming.stream_probe import draw_sample, probe_stream
 from routerjax.probes.table import DEFAULT, ProbeTable
-from routerjax.runtime.files import Folder
+from routerjax.runtime.files import Folder, digest
 from routerjax.runtime.resume import what_differs
 from routerjax.store.identity import compared
 from routerjax.store.store import ActivationStore
@@ -163,6 +162,4 @@ def _found(folder: Folder, settings: dict[str, Any]) -> ProbeTable | None:
 
 def _outcomes_digest(data: "RoutingDataset") -> str:
     order = np.argsort(numbered(data.ids)[1])
-    return hashlib.blake2b(
-        np.ascontiguousarray(data.correct_NM[order]).tobytes(), digest_size=16
-    ).hexdigest()
+    return digest(data.correct_NM[order])
