@@ -146,9 +146,9 @@ def _epochs(tuning: Tuning) -> Iterator[Case]:
         state = jax.eval_shape(functools.partial(loop._start, program), array(K, dtype=jnp.uint32))
         setting = step.Setting(array(K), array(K), array(K, 2), whole(K))
         data = step.Data(array(1, N, C), array(N, M), array(1, R, C), array(R, M))
-        turns = () if size is None else (step.Turns(whole(K, size), whole(K), whole()),)
+        waves = () if size is None else (step.Waves(whole(K, size), whole(K), whole()),)
         mapped = jax.tree.map(
-            lambda x: array(2, *x.shape, dtype=x.dtype), (state, setting, data, *turns)
+            lambda x: array(2, *x.shape, dtype=x.dtype), (state, setting, data, *waves)
         )
         epoch = loop._compiled_epoch(
             program, rows_split, tuning.one_by_one, tuple(jax.devices()[:2])

@@ -179,7 +179,7 @@ def groups(
 ) -> Iterator[tuple[tuple[int, ...], tuple[str, ...]]]:
     """Cuts layers x poolings into parts whose accumulators fit a budget.
 
-    Layers are dealt out evenly, so that at most two shapes are compiled. Where one layer with all
+    Layers are split evenly, so that at most two shapes are compiled. Where one layer with all
     its poolings is too much, its poolings are cut as well; a single (layer, pooling) is always
     taken, whatever it needs.
 
@@ -193,12 +193,12 @@ def groups(
       (layers, poolings) of each group; together they cover each pair once.
     """
     fit = max(1, budget_bytes // site_bytes)
-    for pooling_group in _deal(poolings, fit):
-        for layer_group in _deal(layers, max(1, fit // len(pooling_group))):
+    for pooling_group in _split(poolings, fit):
+        for layer_group in _split(layers, max(1, fit // len(pooling_group))):
             yield layer_group, pooling_group
 
 
-def _deal(items: Sequence[Any], most: int) -> Iterator[tuple[Any, ...]]:
+def _split(items: Sequence[Any], most: int) -> Iterator[tuple[Any, ...]]:
     """Consecutive parts of at most `most` items, their lengths at most one apart."""
     n_parts = -(-len(items) // most)
     bounds = [len(items) * part // n_parts for part in range(n_parts + 1)]

@@ -34,14 +34,14 @@ _FEWEST = 5
 
 
 def shuffled(y_NM: np.ndarray, within_N: np.ndarray, seed: int) -> np.ndarray:
-    """Outcomes dealt anew over rows of equal `within_N`; missing ones stay where they are.
+    """Outcomes shuffled over rows of equal `within_N`; missing ones stay where they are.
 
     Rows of outcomes are moved target by target, so that correlations between targets go too.
 
     Args:
       y_NM: [N, M] outcomes, NaN = not observed.
       within_N: [N] integers; zeros to shuffle over all rows.
-      seed: Another seed, another deal.
+      seed: Another seed, another order.
 
     Returns:
       [N, M].

@@ -64,7 +64,7 @@ def cross_validate(
       pca_dims: [W] numbers of components, ascending. A number that the training rows of one fold do
         not have gives NaN throughout.
       n_folds: F, at least 2.
-      devices: To deal the sites to; by default all of this process.
+      devices: To split the sites over; by default all of this process.
 
     Returns:
       The scores and what is said of them.

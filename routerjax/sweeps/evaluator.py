@@ -21,11 +21,11 @@ _SHUFFLES = 20
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SiteEvaluator:
-    """The rows of a sweep, dealt to folds, with the weights of its bootstrap.
+    """The rows of a sweep, assigned to folds, with the weights of its bootstrap.
 
     Attributes:
       fold_N: [N] the fold of each row.
-      other_folds: Further deals to folds, for the spread over seeds.
+      other_folds: Further assignments to folds, for the spread over seeds.
       n_folds: F.
       weight_BN: [B, N] bootstrap weights; B = 0 for no intervals.
       dataset_N: [N] integers from 0 up, or None without names.
@@ -45,26 +45,26 @@ class SiteEvaluator:
     def of(
         cls, data: RoutingDataset, n_folds: int, seed: int, draws: int, repeats: int = 1
     ) -> "SiteEvaluator":
-        """Deals the rows of a data set.
+        """Assigns the rows of a data set to folds.
 
         Args:
           data: The rows; groups stay together in folds and draws.
           n_folds: F, at least 2.
           seed: Of folds, draws and shuffles.
           draws: B, bootstrap draws; 0 for none.
-          repeats: Deals to folds in all.
+          repeats: Assignments to folds in all.
 
         Raises:
           ValueError: There are fewer groups than folds.
         """
-        deals = [grouping.folds(data.groups, n_folds, seed + turn) for turn in range(repeats)]
+        folds_RN = [grouping.folds(data.groups, n_folds, seed + r) for r in range(repeats)]
         names: tuple[str, ...] = ()
         dataset_N = None
         if data.datasets is not None:
             names, dataset_N = grouping.numbered(data.datasets)
         return cls(
-            deals[0],
-            tuple(deals[1:]),
+            folds_RN[0],
+            tuple(folds_RN[1:]),
             n_folds,
             bootstrap.group_weights(data.groups, draws, seed)
             if draws
@@ -87,7 +87,7 @@ class SiteEvaluator:
           x_SND: [S, N, D] float32 states.
           y_NM: [N, M] 1 = correct, 0 = wrong, NaN = not observed.
           pca_dims: [W] numbers of components, ascending.
-          devices: To deal the sites to; by default all of this process.
+          devices: To split the sites over; by default all of this process.
 
         Returns:
           Float32 arrays by name, sites leading: "cv_auc", "within_auc", "seed_sd" and "n_folds"

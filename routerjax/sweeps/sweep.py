@@ -40,7 +40,7 @@ class SweepConfig:
       pca_dims: Numbers of principal components, ascending.
       n_folds: Folds of the cross-validation.
       seed: Of folds, draws and shuffles.
-      repeats: Deals of the rows to folds, for the spread over seeds.
+      repeats: Assignments of the rows to folds, for the spread over seeds.
       draws: Bootstrap draws; 0 for no intervals.
       controls: Names out of `controls.CONTROLS`.
 
@@ -110,7 +110,7 @@ def sweep(
       poolings: Names; None for all of the store.
       n_folds: F.
       seed: Of folds, draws and shuffles.
-      repeats: With 2 or more the folds are dealt that often, and the cells' spread is reported.
+      repeats: Assignments of the rows to folds; from 2 on the cells' spread is reported.
       draws: Bootstrap draws behind the intervals; 0 for none.
       controls: Names out of `CONTROLS`, or ("all",).
       random_store: For the control "random_encoder": the same queries, layers and poolings from
@@ -118,7 +118,7 @@ def sweep(
       workdir: Folder that keeps finished layers; a job that died goes on from there.
       shard: (i, n): only every n-th layer from the i-th on; the shard that finds all layers done
         makes the table.
-      devices: To deal layers to; by default all of this process.
+      devices: To split layers over; by default all of this process.
 
     Returns:
       The table; None where layers of other shards are still missing.

@@ -37,7 +37,7 @@ class SweepTable(ProbeTable):
       pca_dims: [W] ascending.
       cells: [L, P, W, M] float32 by name: "cv_auc", the mean over folds, and "within_auc", over the
         pairs of rows of equal dataset; each with "_low" and "_high". "seed_sd" is the standard
-        deviation of cv_auc over other deals of the rows to folds (NaN unless asked for).
+        deviation of cv_auc over other assignments of the rows to folds (NaN unless asked for).
       folds: By name: "auc" and "within_auc" [F, L, P, W, M] of each fold's own rows, "fisher"
         [F, L, P, M] and "d_eff" [F, L, P] of all other rows.
       fisher_range: [L, P, M] by name: "low" and "high" of J's interval, "shuffled", J's mean with

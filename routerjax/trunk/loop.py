@@ -1,4 +1,4 @@
-"""The training loop: `jax.pmap` over devices, an epoch a dispatch, members at once or in turns."""
+"""The training loop: `jax.pmap` over devices, an epoch a dispatch, members at once or in waves."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from routerjax.runtime import resume as resume
 from routerjax.runtime.tuning import Tuning
 from routerjax.trunk.checkpoint import Checkpoints
 from routerjax.trunk.net import init_members
-from routerjax.trunk.state import Data, Losses, Program, Setting, State, Turns, turn_sizes
+from routerjax.trunk.state import Data, Losses, Program, Setting, State, Waves, wave_sizes
 from routerjax.trunk.step import DEVICES, init_key, optimiser, run_epoch
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class Layout:
     Attributes:
       n_devices: Devices used.
       per_device: Members on each.
-      rows_split: Devices that share each batch by rows; 1 where members are dealt out instead.
+      rows_split: Devices that share each batch by rows; 1 where members are split instead.
     """
 
     n_devices: int
@@ -38,7 +38,7 @@ class Layout:
 
     @classmethod
     def choose(cls, n_members: int, n_devices: int) -> "Layout":
-        """Deals members out where there are enough of them, else splits batches by rows.
+        """Splits members where there are enough of them, else batches by rows.
 
         No more devices are used than the fullest of them needs beside it: 10 members on 8 devices
         lie two by two on 5.
@@ -59,8 +59,8 @@ class Loop:
       setting: What members differ in, [K] leading, on the host.
       layout: How members lie on `devices`.
       devices: As many as the layout uses.
-      turn: Members trained at a time on a device at most; those that have stopped get no turn, and
-        where one goes by one those of a turn are of one seed and source. None for all at once,
+      wave: Members trained at a time on a device at most; those that have stopped are in none, and
+        where one goes by one those of a wave are of one seed and source. None for all at once,
         always.
     """
 
@@ -72,9 +72,9 @@ class Loop:
         setting: Setting,
         layout: Layout,
         devices: Sequence[jax.Device],
-        turn: int | None = None,
+        wave: int | None = None,
     ):
-        self.layout, self.n_members, self._turn = layout, len(seeds), turn
+        self.layout, self.n_members, self._wave = layout, len(seeds), wave
         mesh = jax.sharding.Mesh(np.array(devices), (DEVICES,))
         self._by_device = NamedSharding(mesh, P(DEVICES))
         # Slots beyond the last member train it once more, and are dropped at the end.
@@ -96,8 +96,8 @@ class Loop:
         Args:
           running_K: [K] members known to be running; others may be left out.
         """
-        turns = () if self._turn is None else (self._turns(running_K),)
-        self._state, losses = self._epoch(self._state, self._setting, self._data, *turns)
+        waves = () if self._wave is None else (self._waves(running_K),)
+        self._state, losses = self._epoch(self._state, self._setting, self._data, *waves)
         # A copy: the next epoch takes the state's own buffers over.
         return losses, jnp.copy(self._state.stopped)
 
@@ -116,14 +116,14 @@ class Loop:
         whole = [self._filled_up(leaf) for leaf in leaves]
         self._state = self._laid_out(jax.tree.unflatten(structure, whole))
 
-    def _turns(self, running_K: np.ndarray) -> Turns:
+    def _waves(self, running_K: np.ndarray) -> Waves:
         """Who trains in this epoch, on every device."""
-        n, per_device, size = self.layout.n_devices, self.layout.per_device, self._turn
+        n, per_device, size = self.layout.n_devices, self.layout.per_device, self._wave
         assert size is not None
-        sizes = turn_sizes(size, self._one_by_one)
+        sizes = wave_sizes(size, self._one_by_one)
         slot_DKJ = np.full((n, per_device, size), per_device, np.int32)
         size_DK = np.zeros((n, per_device), np.int32)
-        n_turns_D = np.zeros(n, np.int32)
+        n_waves_D = np.zeros(n, np.int32)
         siblings_K = np.stack([self._seed_K, self._source_K], axis=1)
         if not self._one_by_one:
             siblings_K = np.zeros_like(siblings_K)
@@ -137,10 +137,10 @@ class Loop:
                     fitting = (i for i, most in enumerate(sizes) if most <= len(alike))
                     which = next(fitting, len(sizes) - 1)
                     some, alike = np.split(alike, [sizes[which]])
-                    slot_DKJ[device, n_turns_D[device], : len(some)] = some
-                    size_DK[device, n_turns_D[device]] = which
-                    n_turns_D[device] += 1
-        return jax.device_put(Turns(slot_DKJ, size_DK, n_turns_D), self._by_device)
+                    slot_DKJ[device, n_waves_D[device], : len(some)] = some
+                    size_DK[device, n_waves_D[device]] = which
+                    n_waves_D[device] += 1
+        return jax.device_put(Waves(slot_DKJ, size_DK, n_waves_D), self._by_device)
 
     def _filled_up(self, leaf_K: np.ndarray) -> np.ndarray:
         """The last member once more in every spare slot."""

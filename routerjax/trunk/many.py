@@ -1,8 +1,8 @@
 """train_trunks: hundreds of members of different recipes and hyperparameters, trained at once.
 
 Members of one shape (width of the features, hidden layers) are one compiled program; what else they
-differ in are arrays over them. They train in turns, and one that has stopped gets no further turn.
-On a CPU a turn is of a few siblings, of one seed and one recipe: they see the same rows in the same
+differ in are arrays over them. They train in waves, and one that has stopped is in no further wave.
+On a CPU a wave is of a few siblings, of one seed and one recipe: they see the same rows in the same
 order and drop units by the same random numbers, so that their products are one wide product and
 their state fits a cache. On an accelerator it is of a few hundred of any kind, side by side. Each
 member is the one that `train` makes of its seed and hyperparameters, however many train beside it.
@@ -22,7 +22,7 @@ from routerjax.runtime.tuning import Tuning
 from routerjax.trunk.checkpoint import Checkpoints, digest_of
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.loop import Layout, Loop, restore, run
-from routerjax.trunk.member import TrunkMember, bytes_read, groups, turn_of
+from routerjax.trunk.member import TrunkMember, bytes_read, groups, wave_of
 from routerjax.trunk.net import Trunk
 from routerjax.trunk.state import Data, Program, Setting
 from routerjax.trunk.train import check_rows
@@ -73,7 +73,7 @@ def train_trunks(
         members' own.
       workdir: Folder that keeps finished groups and the checkpoints of the one in hand; it belongs
         to this job from the first call on.
-      devices: By default all of this process; members are dealt out to them. How many train side by
+      devices: By default all of this process; members are split among them. How many train side by
         side follows from their number, and so, by rounding, may the last bits.
 
     Returns:
@@ -177,7 +177,7 @@ class _Group:
         self._loop = Loop(
             data, program, [member.seed for member in members], setting, layout,
             devices[: layout.n_devices],
-            turn_of(members, per_device, Tuning.of(devices), bytes_read(program, data)),
+            wave_of(members, per_device, Tuning.of(devices), bytes_read(program, data)),
         )  # fmt: skip
 
     def train(self, folder: Folder | None, bar: Any) -> dict[str, np.ndarray]:

@@ -48,7 +48,7 @@ def groups(
       left: Places of those to be trained.
       x_of: Features [N, C] by name.
       n_targets: M.
-      devices: Which the members are dealt out to.
+      devices: Which the members are split among.
 
     Yields:
       Places of the members of a group.
@@ -71,10 +71,10 @@ def groups(
             yield places[start : start + at_once]
 
 
-def turn_of(
+def wave_of(
     members: Sequence[TrunkMember], per_device: int, tuning: Tuning, read_bytes: int
 ) -> int:
-    """Members of a turn: the most that suit the device, in equal turns of those that may share.
+    """Members of a wave: the most that suit the device, in equal waves of those that may share.
 
     Args:
       members: Of a group.
@@ -88,8 +88,8 @@ def turn_of(
     else:
         largest = per_device
     most = max(1, min(tuning.wave_members, tuning.wave_bytes // read_bytes))
-    n_turns = -(-largest // most)
-    return -(-largest // n_turns)
+    n_waves = -(-largest // most)
+    return -(-largest // n_waves)
 
 
 def bytes_read(program: Program, data: Data) -> int:

@@ -1,4 +1,4 @@
-"""What the training loop moves: the members' state, settings and turns, the rows, the losses."""
+"""What the training loop moves: the members' state, settings and waves, the rows, the losses."""
 
 import dataclasses
 import functools
@@ -56,28 +56,28 @@ class Setting(NamedTuple):
     source: Array
 
 
-class Turns(NamedTuple):
-    """Which members train, turn after turn.
+class Waves(NamedTuple):
+    """Which members train, wave by wave.
 
     Attributes:
-      slot_KJ: [K, J] int32 members; a turn smaller than J is filled up with K, which is none.
-      size_K: [K] int32 which of `turn_sizes(J)` the turn is.
-      n_turns: [] int32; the rows of slot_KJ from here on do not count.
+      slot_KJ: [K, J] int32 members; a wave smaller than J is filled up with K, which is none.
+      size_K: [K] int32 which of `wave_sizes(J)` the wave is.
+      n_waves: [] int32; the rows of slot_KJ from here on do not count.
     """
 
     slot_KJ: Array
     size_K: Array
-    n_turns: Array
+    n_waves: Array
 
 
-def turn_sizes(most: int, kin_only: bool) -> tuple[int, ...]:
-    """The sizes that turns of at most J members come in, largest first.
+def wave_sizes(most: int, siblings_only: bool) -> tuple[int, ...]:
+    """The sizes that waves of at most J members come in, largest first.
 
-    Each is compiled. Where a turn is of siblings alone (one seed, one source), many are small, and
+    Each is compiled. Where a wave is of siblings alone (one seed, one source), many are small, and
     one that is half empty would waste half: J, then powers of two. Where anyone fills it up, only
     the last one can be.
     """
-    if not kin_only:
+    if not siblings_only:
         return (most,)
     return (most, *(2**i for i in reversed(range(most.bit_length())) if 2**i < most))
 

@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 from routerjax.trunk.dropout import row_keys
-from routerjax.trunk.state import Array, Data, Losses, Program, Setting, State, Turns, turn_sizes
+from routerjax.trunk.state import Array, Data, Losses, Program, Setting, State, Waves, wave_sizes
 
 DEVICES = "devices"
 
@@ -60,7 +60,7 @@ def run_epoch(
     state: State,
     setting: Setting,
     data: Data,
-    turns: Turns | None = None,
+    waves: Waves | None = None,
 ) -> tuple[State, Losses]:
     """Trains every member for one epoch and judges it on the validation rows.
 
@@ -73,11 +73,11 @@ def run_epoch(
       one_by_one: Whether a member's epoch comes after another's, which leaves out those that have
         stopped and is what a CPU is quicker at: the parameters and moments of one member stay in
         its cache through all batches, those of ten do not. Else all move at once, by `vmap`, and so
-        do those of a turn, whatever their seeds.
+        do those of a wave, whatever their seeds.
       state: The members of this device.
       setting: What they differ in.
       data: The rows, whole.
-      turns: Members to train, a few at a time; by default all at once.
+      waves: Members to train, a few at a time; by default all at once.
 
     Returns:
       The new state, and the losses of this epoch; NaN for members that had stopped before it.
@@ -89,7 +89,7 @@ def run_epoch(
         apart = jax.tree.map(lambda leaf: leaf[:, None], of_members)
         return jax.tree.map(lambda leaf: leaf[:, 0], each(*apart))
 
-    if turns is None:
+    if waves is None:
         if one_by_one:
             unless_stopped = functools.partial(_unless_stopped, of_seed)
             in_sequence = functools.partial(jax.lax.map, lambda member: unless_stopped(*member))
@@ -97,28 +97,28 @@ def run_epoch(
         return alone(jax.vmap(of_seed), state, setting)
 
     def first(size: int, state_J: State, setting_J: Setting) -> tuple[State, Losses]:
-        """The epoch of the first members of a turn; the others stay as they are."""
+        """The epoch of the first members of a wave; the others stay as they are."""
         some = jax.tree.map(lambda leaf: leaf[:size], (state_J, setting_J))
         new, losses = of_seed(*some) if one_by_one else alone(jax.vmap(of_seed), *some)
-        # Not `.at[:size].set`: a whole turn gives it an empty constant for each leaf, and of a pmap
+        # Not `.at[:size].set`: a whole wave gives it an empty constant for each leaf, and of a pmap
         # with these jax 0.11.2 dies in XLA (Shardy's ManualComputationUnusedInputsPattern).
         over = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=0, axis=0)
         nothing_J = jnp.full(state_J.seed.shape, jnp.nan)
         return jax.tree.map(over, (state_J, Losses(nothing_J, nothing_J)), (new, losses))
 
-    sizes = turn_sizes(turns.slot_KJ.shape[1], one_by_one)
+    sizes = wave_sizes(waves.slot_KJ.shape[1], one_by_one)
     of_size = [functools.partial(first, size) for size in sizes]
 
-    def turn(i: jax.Array, carry: tuple[State, Losses]) -> tuple[State, Losses]:
-        slot_J = turns.slot_KJ[i]
+    def wave(i: jax.Array, carry: tuple[State, Losses]) -> tuple[State, Losses]:
+        slot_J = waves.slot_KJ[i]
         some = jax.tree.map(lambda leaf: leaf[slot_J], (carry[0], setting))
-        new, losses = jax.lax.switch(turns.size_K[i], of_size, *some)
+        new, losses = jax.lax.switch(waves.size_K[i], of_size, *some)
         # A slot that is none reads the last member again and writes nothing.
         put = functools.partial(jax.tree.map, lambda all_K, some_J: all_K.at[slot_J].set(some_J))
         return put(carry[0], new), put(carry[1], losses)
 
     nothing_K = jnp.full(state.seed.shape, jnp.nan)
-    return jax.lax.fori_loop(0, turns.n_turns, turn, (state, Losses(nothing_K, nothing_K)))
+    return jax.lax.fori_loop(0, waves.n_waves, wave, (state, Losses(nothing_K, nothing_K)))
 
 
 def _unless_stopped(

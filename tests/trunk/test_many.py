@@ -93,21 +93,21 @@ def test_a_loss_that_is_not_finite_stops_its_member_alone(rows):
 
 
 @pytest.mark.usefixtures("either_way")
-def test_members_that_have_stopped_get_no_turn(rows, monkeypatch):
+def test_members_that_have_stopped_are_in_no_wave(rows, monkeypatch):
     turns = []
-    plain = Loop._turns
+    plain = Loop._waves
 
     def count(self, running_K):
         found = plain(self, running_K)
         slots = np.asarray(found.slot_KJ)[0]
-        n = int(np.asarray(found.n_turns)[0])
+        n = int(np.asarray(found.n_waves)[0])
         trained = slots[:n][slots[:n] < self.n_members]
         # Everyone who is running has one turn, nobody two, nobody else any.
         assert sorted(trained) == np.flatnonzero(running_K).tolist()
         turns.append(n)
         return found
 
-    monkeypatch.setattr(Loop, "_turns", count)
+    monkeypatch.setattr(Loop, "_waves", count)
     chosen = [m for m in members((1, 2, 3)) if m.hidden == (16, 8) and m.features == "a"]
     run(rows, chosen, devices=jax.devices()[:1])
     assert min(turns) < max(turns)
@@ -195,10 +195,10 @@ def test_a_turn_side_by_side_is_bounded_in_bytes():
     chosen = members(range(4))[:1] * 20
     read = 4 * 4096 * (7400 + 384)
     assert (
-        member.turn_of(chosen, 20, Tuning.tpu(), read) == 10
+        member.wave_of(chosen, 20, Tuning.tpu(), read) == 10
     )  # Two turns of 1.3 GB, not one of 2.5.
-    assert member.turn_of(chosen, 20, Tuning.tpu(), 2**33) == 1
-    assert member.turn_of(chosen, 20, Tuning.tpu(), 2**20) == 20
+    assert member.wave_of(chosen, 20, Tuning.tpu(), 2**33) == 1
+    assert member.wave_of(chosen, 20, Tuning.tpu(), 2**20) == 20
 
 
 def test_bad_members_are_refused(rows):

@@ -1,6 +1,6 @@
 """Hidden states that are never kept: an encoder's row blocks, captured anew for every pass.
 
-A block is laid out by sites, one for each (layer, pooling), and the sites are dealt out over the
+A block is laid out by sites, one for each (layer, pooling), and the sites are split over the
 encoder's devices: whoever reads a site has all its rows, so that what follows a capture needs no
 talk between devices. Batches go from the prefill into the block without leaving the devices.
 """

@@ -2,7 +2,7 @@
 
 Moments accumulate on the devices while the encoder reads; nothing is written and nothing is kept of
 a query but its share of the sums, so that memory does not grow with the number of queries. A
-covariance D x D for every (layer, pooling) is what there is instead. They are exact, dealt out over
+covariance D x D for every (layer, pooling) is what there is instead. They are exact, split over
 the encoder's devices, and where they do not fit, a sketch of them stands in (sketched.py).
 """
 
