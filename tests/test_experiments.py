@@ -291,7 +291,7 @@ def test_sigterm_ends_with_code_0_and_says_how_to_go_on(tiny_encoder_folder, tmp
     assert "blocks to go" in err and "Run the same command again" in err
     n_before = len(list(blocks.iterdir()))
     assert n_before < 30
-    done = run("extract", *flags)
+    done = run_apart("extract", *flags)  # On as many devices as the process before.
     assert done.returncode == 0, done.stderr
     assert len(list(blocks.iterdir())) == 30
 
@@ -330,7 +330,7 @@ def test_mistakes_are_told_in_a_line(script, flags, message, files, tmp_path):
 def test_training_stopped_by_sigterm_goes_on_to_the_same_router(work, files, tmp_path):
     flags = [f"--data={files}/train.jsonl", f"--store={work}/store", "--pca_dim=20",
              "--members=3", "--keep=2", "--epochs=40"]  # fmt: skip
-    whole = run("train", f"--workdir={tmp_path}/whole", *flags)
+    whole = run_apart("train", f"--workdir={tmp_path}/whole", *flags)
     assert whole.returncode == 0, whole.stderr
     job = start("train", f"--workdir={tmp_path}/cut", *flags)
     while job.poll() is None and not (tmp_path / "cut/checkpoints/job.json").exists():
@@ -338,7 +338,7 @@ def test_training_stopped_by_sigterm_goes_on_to_the_same_router(work, files, tmp
     job.send_signal(signal.SIGTERM)
     _, err = job.communicate(timeout=120)
     assert job.returncode == 0, err
-    again = run("train", f"--workdir={tmp_path}/cut", *flags)
+    again = run_apart("train", f"--workdir={tmp_path}/cut", *flags)
     assert again.returncode == 0, again.stderr
     digests = [
         json.loads((tmp_path / name / "router/router.json").read_text())["arrays_digest"]
