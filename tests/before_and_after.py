@@ -280,7 +280,8 @@ def near(old: float, new: float) -> bool:
 def lines_of(text: str) -> list[str]:
     """What a reader sees of output or a report, without times and versions."""
     if text.startswith("<!"):
-        text = re.sub(r"(?s)<(script|style)\b.*?</\1>|<[^>]*>", "\n", text)
+        text = re.sub(r"(?s)<(script|style)\b.*?</\1>|</?(b|i|em|strong|code|span)\b.*?>", "", text)
+        text = re.sub(r"<[^>]*>", "\n", re.sub(r"\s+", " ", text))
         text = IGNORED_REPORT.sub(r"\1", html.unescape(text))
     return [s for s in map(str.strip, text.splitlines()) if s and not IGNORED_LINES.search(s)]
 
@@ -290,7 +291,7 @@ def line_differences(old: list[str], new: list[str]) -> Iterator[str]:
     if len(old) != len(new):
         yield from difflib.unified_diff(old, new, "before", "after", lineterm="", n=0)
         return
-    number = re.compile(r"(\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?)")
+    number = re.compile(r"([-+]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?)")
     for i, (one, other) in enumerate(zip(old, new, strict=True), 1):
         a, b = number.split(one), number.split(other)
         values = [[float(s.replace(",", "")) for s in parts[1::2]] for parts in (a, b)]
@@ -317,8 +318,8 @@ def array_differences(before: pathlib.Path, after: pathlib.Path) -> Iterator[str
 
 def tell(found: dict[str, list[str]]) -> int:
     """Prints differences by file, those of reports apart; 1 where there are any."""
-    for title, in_report in (("files", False), ("report text", True)):
-        chosen = {n: lines for n, lines in found.items() if n.endswith(".html") == in_report}
+    for title, is_report in (("files", False), ("report text", True)):
+        chosen = {n: lines for n, lines in found.items() if n.endswith(".html") == is_report}
         print(f"== {title}: {sum(map(bool, chosen.values()))} of {len(chosen)} differ")
         for name, lines in chosen.items():
             more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
@@ -341,8 +342,7 @@ def main() -> int:
     given = vars(parser.parse_args())
     function = given.pop("function")
     # Absolute, but links stay: a virtual environment's Python is one.
-    given = {n: v.absolute() if isinstance(v, pathlib.Path) else v for n, v in given.items()}
-    return function(**given)
+    return function(**{n: p.absolute() if n != "only" else p for n, p in given.items()})
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 It is started with inputs FOLDER, api WORK INPUTS or open OUT RESULT.
 """
 
+import functools
 import hashlib
 import inspect
 import json
@@ -70,7 +71,9 @@ def use_api(work: pathlib.Path, inputs: pathlib.Path) -> None:
     found["allowed"] = router.route(["a", "b"], allowed=["owl-32b-think", "wren-1b"])[1].to_json()
     found["p"] = router.predict_store(store, test.ids).tolist()
     outcomes = {name: float(i % 3 == 0) for i, name in enumerate(train.ids)}
-    head = router.add_target("new-model", outcomes, price=(0.5, 1.5), stores=store)
+    # Once a method of the router.
+    add_target = getattr(router, "add_target", None) or functools.partial(rj.add_target, router)
+    head = add_target("new-model", outcomes, price=(0.5, 1.5), stores=store)
     found["head"] = [head.penalty, head.log_loss, head.weight_KH.tolist()]
     router.save(work / "router_with_new")
     (work / "api.json").write_text(json.dumps(found, indent=1))
