@@ -7,10 +7,6 @@ standardised, PCA) is decided by what statistics go in. All are biased upwards o
 import jax
 import jax.numpy as jnp
 
-# J by traces, |mu1 - mu0|^2 / (tr S0 + tr S1), lives where Recipe.top_fisher can use it too.
-
-__all__ = ["SHRINKAGE", "fisher_lda", "fisher_mean", "fisher_trace"]
-
 # Share of the isotropic matrix of equal trace mixed into the within-class covariance. Enough to
 # invert it safely in float32; more, on thousands of rows, makes J a worse guide to AUC.
 SHRINKAGE = 0.01
@@ -81,9 +77,6 @@ def fisher_lda(
 
 def fisher_trace(weight_K: jax.Array, offset_KD: jax.Array, variance_KD: jax.Array) -> jax.Array:
     """Fisher separability by traces: J = |mu1 - mu0|^2 / (tr S0 + tr S1).
-
-    It stands here, not with its variants in probes/, because `Recipe.top_fisher` ranks by it and
-    features may not import from probes.
 
     Args:
       weight_K: [2] rows of the wrong and of the correct class.

@@ -1,4 +1,8 @@
-"""Readers of the families whose every block attends and has one feed-forward layer."""
+"""Readers of the families whose every block attends and has one feed-forward layer.
+
+Each takes the family's name and the fields of its config.json, and says what differs from
+`read_decoder`; a switch that is not computed is refused.
+"""
 
 from typing import Any
 
@@ -20,20 +24,24 @@ from routerjax.encoder.families.rope import YarnRope
 
 
 def llama(family: str, c: Fields) -> EncoderConfig:
+    """Llama: grouped heads, RMS norms before, gated SiLU; biases where the config says so."""
     return read_decoder(family, c, **attention_bias(c), ffn_bias=bool(c.get("mlp_bias", False)))
 
 
 def mistral(family: str, c: Fields) -> EncoderConfig:
+    """As llama, with one window for all layers and no biases."""
     return read_decoder(family, c, windows=one_window(c))
 
 
 def ministral(family: str, c: Fields) -> EncoderConfig:
+    """As mistral, with a window in the layers that the config names, by default in all."""
     window = c.get("sliding_window", 0) or FULL_ATTENTION
     kinds = layer_types(c, [SLIDING] * c["num_hidden_layers"])
     return read_decoder(family, c, windows=windows_of(kinds, window))
 
 
 def ministral3(family: str, c: Fields) -> EncoderConfig:
+    """As mistral, with YaRN and queries that grow with their position (Llama 4's scaling)."""
     rope = read_rope(c)
     table = c.get("rope_scaling", None) or c.get("rope_parameters", None) or {}
     growth = None
@@ -45,11 +53,13 @@ def ministral3(family: str, c: Fields) -> EncoderConfig:
 
 
 def qwen2(family: str, c: Fields) -> EncoderConfig:
+    """As llama, with biases of query, key and value, and windows from a layer on."""
     # The query, key and value always have a bias; the config does not say so.
     return read_decoder(family, c, qkv_bias=True, windows=_qwen_windows(c))
 
 
 def qwen3(family: str, c: Fields) -> EncoderConfig:
+    """As llama, with norms on each head's query and key, and windows from a layer on."""
     return read_decoder(family, c, **attention_bias(c), qk_norm="head", windows=_qwen_windows(c))
 
 
@@ -65,6 +75,7 @@ def _qwen_windows(c: Fields) -> tuple[int, ...]:
 
 
 def gemma2(family: str, c: Fields) -> EncoderConfig:
+    """Gemma 2: norms on both sides, soft-capped scores, a window in every second layer."""
     kinds = layer_types(c, [FULL if i % 2 else SLIDING for i in range(c["num_hidden_layers"])])
     return _gemma(
         family,
@@ -75,6 +86,7 @@ def gemma2(family: str, c: Fields) -> EncoderConfig:
 
 
 def gemma3(family: str, c: Fields) -> EncoderConfig:
+    """Gemma 3: norms on heads; five windowed layers to a full one, each kind with its rotations."""
     # Hugging Face reads this field and does not apply it.
     c.forbid("attn_logit_softcapping")
     n_layers, every = c["num_hidden_layers"], c.get("sliding_window_pattern", 6)
@@ -108,17 +120,20 @@ def _gemma(family: str, c: Fields, **different: Any) -> EncoderConfig:
 
 
 def phi3(family: str, c: Fields) -> EncoderConfig:
+    """As mistral, with rotations of a part of each head and longrope."""
     aliases = {"su": "longrope", "yarn": "longrope"}  # What longrope was called first.
     rope = read_rope(c, aliases=aliases, partial=True)
     return read_decoder(family, c, windows=one_window(c), ropes=(rope,))
 
 
 def olmo2(family: str, c: Fields, **different: Any) -> EncoderConfig:
+    """OLMo 2: norms behind, and on whole queries and keys."""
     bias = attention_bias(c)
     return read_decoder(family, c, norm_placement="post", qk_norm="projection", **bias, **different)
 
 
 def olmo3(family: str, c: Fields) -> EncoderConfig:
+    """As olmo2, with windows in three of four layers and scaled rotations in the others."""
     n_layers = c["num_hidden_layers"]
     kinds = layer_types(c, [SLIDING if (i + 1) % 4 else FULL for i in range(n_layers)])
     thetas = {kind: ("rope_theta", 500000.0) for kind in (FULL, SLIDING)}
@@ -128,6 +143,7 @@ def olmo3(family: str, c: Fields) -> EncoderConfig:
 
 
 def granite(family: str, c: Fields) -> EncoderConfig:
+    """As llama, with multipliers of embedding, residual branches and queries."""
     # logits_scaling concerns the head.
     return read_decoder(
         family,
@@ -141,6 +157,7 @@ def granite(family: str, c: Fields) -> EncoderConfig:
 
 
 def smollm3(family: str, c: Fields) -> EncoderConfig:
+    """As llama, with every fourth layer unrotated."""
     n_layers, every = c["num_hidden_layers"], c.get("no_rope_layer_interval", 4)
     turned = c.get("no_rope_layers", [(i + 1) % every for i in range(n_layers)])[:n_layers]
     slides = c.get("use_sliding_window", False) and c.get("sliding_window", 0)
