@@ -134,11 +134,6 @@ class Tuning:
     @classmethod
     def gpu(cls) -> "Tuning":
         """Of an NVIDIA GPU; measured on an H200."""
-        return dataclasses.replace(cls.tpu(), cudnn=True)
-
-    @classmethod
-    def tpu(cls) -> "Tuning":
-        """Of a TPU and any other accelerator: what suits a GPU, not measured on one."""
         return cls(
             compute_dtype="bfloat16",
             attention_scores=2**28,
@@ -146,7 +141,7 @@ class Tuning:
             longest_causal=1024,
             longest_bidirectional=1024,
             attention_tile=512,
-            cudnn=False,
+            cudnn=True,
             delta_floats=2**28,
             expert_tiles=False,
             widens_bfloat16=False,
@@ -165,3 +160,8 @@ class Tuning:
             wave_bytes=2**31,
             state_bytes=2**33,
         )
+
+    @classmethod
+    def tpu(cls) -> "Tuning":
+        """Of a TPU and any other accelerator: as a GPU without cuDNN, not measured on one."""
+        return dataclasses.replace(cls.gpu(), cudnn=False)

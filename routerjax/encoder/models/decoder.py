@@ -118,7 +118,10 @@ def _continued(before_1PGE: jax.Array, x_BTGE: jax.Array) -> jax.Array:
 # tokens, `before` None or the same of a prefix shared by all rows (leading axis 1).
 MIXERS: dict[str, Any] = {"attention": Attention, "deltanet": DeltaNet}
 # BlockKind.ffn -> a module of (config, tuning, linear, rngs), called with x_BTD; the block's `ffn`.
-FEED_FORWARDS: dict[str, Any] = {"dense": GatedFeedForward, "experts": Experts}
+FEED_FORWARDS: dict[str, Any] = {
+    "dense": lambda config, _, linear, rngs: GatedFeedForward(config, linear, rngs),
+    "experts": Experts,
+}
 
 
 class DecoderBlock(nnx.Module):

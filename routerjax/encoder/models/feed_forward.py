@@ -8,7 +8,6 @@ import jax
 from flax import nnx
 
 from routerjax.encoder.families.config import EncoderConfig
-from routerjax.runtime.tuning import Tuning
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -22,8 +21,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 class GatedFeedForward(nnx.Module):
     """down(activation(gate(x)) * up(x))."""
 
-    def __init__(self, config: EncoderConfig, tuning: Tuning, linear: Any, rngs: nnx.Rngs):
-        del tuning  # It suits every platform; all feed-forward layers are made alike.
+    def __init__(self, config: EncoderConfig, linear: Any, rngs: nnx.Rngs):
         D, F, bias = config.width, config.ffn_width, config.ffn_bias
         self.gate = linear(D, F, use_bias=bias, rngs=rngs)
         self.up = linear(D, F, use_bias=bias, rngs=rngs)

@@ -39,7 +39,7 @@ class Experts(nnx.Module):
         self.experts = _ExpertStack(X, D, F, bias, self.router.param_dtype, rngs)
         if config.shared_expert_width:
             shared = dataclasses.replace(config, ffn_width=config.shared_expert_width)
-            self.shared = GatedFeedForward(shared, tuning, linear, rngs)
+            self.shared = GatedFeedForward(shared, linear, rngs)
             self.shared_gate = linear(D, 1, use_bias=False, rngs=rngs)
         self.config, self.tuning = config, tuning
 

@@ -17,7 +17,6 @@ from routerjax.encoder.capture import Graph, capture
 from routerjax.encoder.families.config import BlockKind
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.models import decoder
-from routerjax.encoder.models.feed_forward import GatedFeedForward
 from routerjax.encoder.weights.loading import make_model
 from tests.encoder import tiny_models as models
 
@@ -36,7 +35,7 @@ class Narrow(nnx.Module):
 
 @pytest.fixture(autouse=True)
 def further_kinds(monkeypatch):
-    monkeypatch.setitem(decoder.FEED_FORWARDS, "twin", GatedFeedForward)
+    monkeypatch.setitem(decoder.FEED_FORWARDS, "twin", decoder.FEED_FORWARDS["dense"])
     monkeypatch.setitem(decoder.FEED_FORWARDS, "narrow", Narrow)
 
 
