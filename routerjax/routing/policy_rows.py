@@ -1,5 +1,6 @@
 """Policy, the base of all policies, and the checked rows on which each chooses."""
 
+import abc
 import dataclasses
 import hashlib
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Policy:
+class Policy(abc.ABC):
     """Names one target a query, from what the router predicts and what each answer should cost.
 
     A subclass is a frozen dataclass with `name` and `_choose`. Its first field, where it has one,
@@ -91,15 +92,15 @@ class Policy:
         """Whether the costs of all targets must be known; otherwise costs only break ties."""
         return True
 
+    @abc.abstractmethod
     def _choose(self, rows: "PolicyInputs", keys: Sequence[str] | None) -> np.ndarray:
         """[N] indices of targets; `keys` as in `coins`."""
-        raise NotImplementedError
 
     def _fit(
         self, rows: "PolicyInputs", correct_NM: np.ndarray | None, paid_NM: np.ndarray | None
     ) -> Any:
         """The value of the field `learns`; arguments as of `fit`."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} learns {self.learns!r} and has no _fit")
 
     def to_json(self) -> dict[str, Any]:
         """The policy as JSON values; `policy_from_json` reads it back."""

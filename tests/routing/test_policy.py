@@ -204,3 +204,20 @@ def test_a_policy_is_added_by_a_class_and_a_line_of_the_table(monkeypatch):
         policy.choose(p_NM, None)
     with pytest.raises(ValueError, match="or floor:LEAST"):
         parse_policy("floor")
+
+
+def test_a_policy_that_lacks_a_half_is_refused_by_what_it_lacks():
+    @dataclasses.dataclass(frozen=True)
+    class Without(Policy):
+        name = "without"
+
+    with pytest.raises(TypeError, match="_choose"):
+        Without()
+
+    @dataclasses.dataclass(frozen=True)
+    class Unlearnt(Floor):
+        seen: float | None = None
+        learns = "seen"
+
+    with pytest.raises(TypeError, match="Unlearnt learns 'seen' and has no _fit"):
+        Unlearnt(0.5).fit(np.array([[0.5, 0.6]]), np.array([[1.0, 2.0]]))
