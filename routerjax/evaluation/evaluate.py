@@ -43,12 +43,9 @@ def evaluate(
     before_NM = router.predict(x_NC, calibrated=False)
     return evaluate_predictions(
         router.calibration.apply(before_NM),
-        judged.data,
-        judged.paid_NM,
+        judged,
         policy=router.policy if policy is None else policy,
         best_single=router.best_single,
-        cost_basis=judged.basis,
-        expected_cost_NM=judged.expected_NM,
         before_NM=before_NM,
         saving_policy=router.saving_policy,
         length_sources=router.costs.sources,

@@ -10,8 +10,9 @@ Nothing is chosen on these rows but what its name says (`..._in_hindsight`, the 
 router's hull): the best single target comes from training rows.
 """
 
+import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -33,15 +34,12 @@ from routerjax.evaluation.headline import (
 )
 from routerjax.evaluation.published_report import published_report
 from routerjax.evaluation.savings import KEYS as COST_KEYS
-from routerjax.evaluation.savings import CompleteRows, cost_metrics
+from routerjax.evaluation.savings import cost_coverage, cost_metrics
 from routerjax.routing.judged import Judged
 from routerjax.routing.policy import Policy
 from routerjax.routing.policy_rows import check_probabilities
 from routerjax.stats.bootstrap import value_and_draws
 from routerjax.stats.roc_auc import auc_per_target
-
-if TYPE_CHECKING:
-    from routerjax.data.dataset import RoutingDataset
 
 TOLERANCES = (0.0, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25, 0.3, 0.35,
               0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # fmt: skip
@@ -52,13 +50,10 @@ _MOST = 200_000_000
 
 def evaluate_predictions(
     p_NM: np.ndarray,
-    data: "RoutingDataset",
-    cost_NM: np.ndarray | None,
+    rows: Judged,
     *,
     policy: Policy,
     best_single: int,
-    cost_basis: str | None,
-    expected_cost_NM: np.ndarray | None = None,
     tolerances: Sequence[float] = TOLERANCES,
     before_NM: np.ndarray | None = None,
     saving_policy: Policy | None = None,
@@ -68,16 +63,13 @@ def evaluate_predictions(
     """Measures predictions and the decisions that a policy makes of them.
 
     Args:
-      p_NM: [N, M] predicted P(correct), rows and columns as in `data`.
-      data: Queries and outcomes that the predictions were not fitted on.
-      cost_NM: [N, M] USD per query as paid; None, or NaN for some targets, where prices are
-        unknown: then every key that needs a cost is None and `reasons` says so.
+      p_NM: [N, M] predicted P(correct).
+      rows: N rows that the predictions were not fitted on, their outcomes and costs. A policy sees
+        `expected_NM` alone; it may be None of "assumed" lengths, which are expected ones. Where
+        costs are None, or NaN for some targets, every key that needs a cost is None and `reasons`
+        says so.
       policy: Turns p and cost into decisions.
       best_single: Index of the target that was the most accurate on *training* rows.
-      cost_basis: Whether `cost_NM` is of "recorded" or of "assumed" output tokens; without costs it
-        means nothing and becomes None.
-      expected_cost_NM: [N, M] USD per query as known before the answer is written, which is all a
-        policy may see. Required with recorded tokens: they are known only afterwards.
       tolerances: Settings of the tolerance policy for the frontier.
       before_NM: [N, M] predicted P(correct) before calibration, from which AUC is counted, because
         calibration may tie queries; None where `p_NM` is not calibrated.
@@ -96,21 +88,15 @@ def evaluate_predictions(
       ValueError: Shapes differ, a probability or cost is out of range, there is no row, or recorded
         costs come without expected ones.
     """
-    p_NM, cost_NM, expected_cost_NM = _checked(
-        p_NM, data, cost_NM, best_single, cost_basis, expected_cost_NM
-    )
-    targets = data.targets
-    rows = Judged(data)
-    correct_NM, complete_N = rows.correct_NM, rows.complete_N
-    choice_N = policy.choose(p_NM, expected_cost_NM, keys=data.queries)
+    p_NM, rows = _checked(p_NM, rows, best_single)
+    data, targets, correct_NM = rows.data, rows.data.targets, rows.correct_NM
+    choice_N = policy.choose(p_NM, rows.expected_NM, keys=data.queries)
     share_M = np.bincount(choice_N, minlength=len(targets)) / len(choice_N)
     # `..._nM` are the complete rows, the ones on which all can be compared.
-    p_nM, correct_nM, choice_n = p_NM[complete_N], correct_NM[complete_N], choice_N[complete_N]
-    score_nM = np.asarray(data.y_NM, np.float64)[complete_N]
+    complete, complete_N = rows.complete, rows.complete_N
+    p_nM, correct_nM, choice_n = p_NM[complete_N], complete.correct_NM, choice_N[complete_N]
     draws = int(np.clip(_MOST // max(len(p_nM), 1), min(100, DRAWS), DRAWS))
-    groups_n = np.asarray(data.groups)[complete_N].tolist()
-    weight_Bn = value_and_draws(groups_n, draws)
-    datasets_n = None if data.datasets is None else np.asarray(data.datasets)[complete_N].tolist()
+    weight_Bn = value_and_draws(list(complete.data.groups), draws)
 
     metrics: dict[str, Any] = {
         "n_queries": len(p_NM),
@@ -132,6 +118,7 @@ def evaluate_predictions(
     part, why = calibration_metrics(p_NM, correct_NM, targets, before_NM)
     metrics |= part
     reasons |= why
+    score_nM = np.asarray(complete.data.y_NM, np.float64)
     part, why = accuracy(correct_nM, score_nM, choice_n, best_single, targets)
     metrics |= part | observed_accuracy(correct_NM, choice_N, targets)
     reasons |= why
@@ -144,37 +131,34 @@ def evaluate_predictions(
         reasons["output_tokens_from"] = "it was not said where the expected lengths come from"
     else:
         metrics["output_tokens_from"] = dict(zip(targets, length_sources, strict=True))
-    metrics |= {"cost_unit": "USD per query", "cost_basis": cost_basis} | dict.fromkeys(COST_KEYS)
-    cost_nM = None
-    no_cost = _no_cost(cost_NM, expected_cost_NM, targets)
-    if cost_NM is None or expected_cost_NM is None or no_cost:
+    metrics |= {"cost_unit": "USD per query", "cost_basis": rows.basis} | dict.fromkeys(COST_KEYS)
+    no_cost = _no_cost(rows)
+    priced = not no_cost and len(p_nM) > 0
+    if no_cost:
         metrics["cost_basis"] = None
         reasons |= dict.fromkeys(("cost_basis", *COST_KEYS), no_cost)
-    elif not len(p_nM):
+    elif not priced:
         reasons |= dict.fromkeys(COST_KEYS, NO_COMPLETE_ROW)
     else:
-        cost_nM = cost_NM[complete_N]
-        complete = CompleteRows(
-            targets, p_nM, correct_nM, cost_nM, expected_cost_NM[complete_N], choice_n,
-            best_single, str(policy),
-        )  # fmt: skip
-        part, why = cost_metrics(complete, tolerances)
+        part, why = cost_metrics(complete, p_nM, choice_n, best_single, str(policy), tolerances)
         metrics |= part
         reasons |= why
 
+    cost_nM = complete.paid_NM if priced else None
     metrics["field"] = None
     if len(p_nM):
         saving_n = None
-        if saving_policy is not None and cost_nM is not None:
-            saving_n = saving_policy.choose(p_NM, expected_cost_NM, keys=data.queries)[complete_N]
+        if saving_policy is not None and priced:
+            saving_N = saving_policy.choose(p_NM, rows.expected_NM, keys=data.queries)
+            saving_n = saving_N[complete_N]
         metrics["field"], why = published_report(
-            p_nM, correct_nM, choice_n, best_single, weight_Bn,
-            datasets=datasets_n,
-            cost_NM=cost_nM,
-            expected_cost_NM=None if expected_cost_NM is None else expected_cost_NM[complete_N],
-            saving_choice_N=saving_n,
+            p_nM, correct_nM, choice_n, best_single, weight_Bn, datasets=complete.data.datasets,
+            cost_NM=cost_nM, expected_cost_NM=complete.expected_NM, saving_choice_N=saving_n,
         )  # fmt: skip
         reasons |= why
+        if priced:
+            metrics["cost_coverage"], why = cost_coverage(metrics["field"], metrics["cost"])
+            reasons |= why
     else:
         reasons["field"] = NO_COMPLETE_ROW
     metrics["intervals"] = intervals(correct_nM, choice_n, best_single, weight_Bn, cost_nM)
@@ -182,9 +166,11 @@ def evaluate_predictions(
     if len(p_nM):
         metrics["agreement"] = agreement_zones(correct_nM, choice_n, best_single)
         metrics["near_misses"] = near_misses(p_nM, correct_nM, choice_n, best_single)
-        if data.p_NM is not None:
-            true_p_nM = np.asarray(data.p_NM, np.float64)[complete_N]
-            metrics["best_possible"] = best_possible(true_p_nM, correct_nM, best_single, datasets_n)
+        if complete.data.p_NM is not None:
+            true_p_nM = np.asarray(complete.data.p_NM, np.float64)
+            metrics["best_possible"] = best_possible(
+                true_p_nM, correct_nM, best_single, complete.data.datasets
+            )
         for name, why_not in (
             ("near_misses", "there is only one target"),
             ("best_possible", "the true P(correct) is known of simulated data only"),
@@ -215,28 +201,19 @@ def _checked_before(before_NM: np.ndarray, shape: tuple[int, ...]) -> np.ndarray
     return before_NM
 
 
-def _no_cost(
-    cost_NM: np.ndarray | None, expected_cost_NM: np.ndarray | None, targets: Sequence[str]
-) -> str:
+def _no_cost(rows: Judged) -> str:
     """Why costs cannot be told; empty where they can."""
-    if cost_NM is None or expected_cost_NM is None:
+    if rows.paid_NM is None or rows.expected_NM is None:
         return "the targets' prices are unknown"
-    unknown_M = (np.isnan(cost_NM) | np.isnan(expected_cost_NM)).any(axis=0)
-    names = ", ".join(np.asarray(targets)[unknown_M].tolist())
+    unknown_M = (np.isnan(rows.paid_NM) | np.isnan(rows.expected_NM)).any(axis=0)
+    names = ", ".join(np.asarray(rows.data.targets)[unknown_M].tolist())
     return f"the cost of some answers is unknown, of {names}" if names else ""
 
 
-def _checked(
-    p_NM: np.ndarray,
-    data: "RoutingDataset",
-    cost_NM: np.ndarray | None,
-    best_single: int,
-    cost_basis: str | None,
-    expected_cost_NM: np.ndarray | None,
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Probabilities, costs paid and costs expected as float64, all of one shape."""
+def _checked(p_NM: np.ndarray, rows: Judged, best_single: int) -> tuple[np.ndarray, Judged]:
+    """Probabilities and costs as float64, all of one shape."""
     p_NM = check_probabilities(p_NM)
-    shape = (len(data), len(data.targets))
+    shape = (len(rows.data), len(rows.data.targets))
     if p_NM.shape != shape or shape[0] == 0:
         raise ValueError(
             f"p_NM: expected a row for each of the {shape[0]} queries (at least one) and a column "
@@ -247,23 +224,22 @@ def _checked(
             f"best_single, the index of the best target on training rows: expected an integer in "
             f"[0, {shape[1]}), got {best_single!r}"
         )
-    if cost_NM is None:
-        return p_NM, None, None
-    if cost_basis not in ("recorded", "assumed"):
+    if rows.paid_NM is None:
+        return p_NM, dataclasses.replace(rows, expected_NM=None, basis=None)
+    if rows.basis not in ("recorded", "assumed"):
         raise ValueError(
-            f"cost_basis, where the output tokens behind cost_NM come from: expected 'recorded' or "
-            f"'assumed', got {cost_basis!r}"
+            f"basis, where the output tokens behind paid_NM come from: expected 'recorded' or "
+            f"'assumed', got {rows.basis!r}"
         )
-    if expected_cost_NM is None:
-        if cost_basis == "recorded":
-            raise ValueError(
-                "expected_cost_NM: recorded output tokens are known only once the answer is there, "
-                "so a policy must not see their cost: pass what was expected beforehand, such as "
-                "each target's median training length times its prices"
-            )
-        expected_cost_NM = cost_NM
+    if rows.expected_NM is None and rows.basis == "recorded":
+        raise ValueError(
+            "expected_NM: recorded output tokens are known only once the answer is there, so a "
+            "policy must not see their cost: pass what was expected beforehand, such as each "
+            "target's median training length times its prices"
+        )
+    expected_NM = rows.paid_NM if rows.expected_NM is None else rows.expected_NM
     costs = []
-    for name, value in (("cost_NM", cost_NM), ("expected_cost_NM", expected_cost_NM)):
+    for name, value in (("paid_NM", rows.paid_NM), ("expected_NM", expected_NM)):
         value = np.asarray(value, np.float64)
         if value.shape != shape or (value < 0).any() or np.isinf(value).any():
             raise ValueError(
@@ -272,4 +248,4 @@ def _checked(
                 + (f" with values from {np.nanmin(value)}" if value.size else "")
             )
         costs.append(value)
-    return p_NM, costs[0], costs[1]
+    return p_NM, dataclasses.replace(rows, paid_NM=costs[0], expected_NM=costs[1])

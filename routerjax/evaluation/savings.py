@@ -3,7 +3,6 @@
 All of it is on rows with every outcome observed, so that each number is of the same queries.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,11 +15,10 @@ from routerjax.evaluation.frontier import (
     cost_at_accuracy,
     hull,
     oracle_choice,
-    router_aiq,
     take,
     tolerance_choices,
-    utility_choices,
 )
+from routerjax.routing.judged import Judged
 
 KEYS = (
     "cost",
@@ -41,67 +39,53 @@ KEYS = (
 )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class CompleteRows:
-    """Rows on which every outcome is observed, and what the router chose there.
-
-    Attributes:
-      targets: [M] names.
-      p_NM: [N, M] predicted P(correct).
-      correct_NM: [N, M] 1 or 0.
-      cost_NM: [N, M] USD per query, as paid.
-      expected_cost_NM: [N, M] USD per query, as the policy sees it.
-      choice_N: [N] indices of targets.
-      single: Index of the best single target.
-      policy: Its name, as a flag writes it.
-    """
-
-    targets: Sequence[str]
-    p_NM: np.ndarray
-    correct_NM: np.ndarray
-    cost_NM: np.ndarray
-    expected_cost_NM: np.ndarray
-    choice_N: np.ndarray
-    single: int
-    policy: str
-
-
 def cost_metrics(
-    rows: CompleteRows, tolerances: Sequence[float]
+    rows: Judged,
+    p_NM: np.ndarray,
+    choice_N: np.ndarray,
+    single: int,
+    policy: str,
+    tolerances: Sequence[float],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """All keys that need a cost.
+    """All of `KEYS` but "cost_coverage".
 
     Args:
-      rows: At least one.
+      rows: [N] with every outcome and every cost known; at least one.
+      p_NM: [N, M] predicted P(correct).
+      choice_N: [N] the router's targets.
+      single: Index of the best single target.
+      policy: Its name, as a flag writes it.
       tolerances: The settings of the tolerance policy that the frontier shows; 0 and 1 are added.
 
     Returns:
-      The metrics, with the names of `KEYS`, and the reason for each that is None.
+      The metrics, and the reason for each that is None.
     """
+    targets, correct_NM, cost_NM = rows.data.targets, rows.correct_NM, rows.paid_NM
+    assert cost_NM is not None and rows.expected_NM is not None
     reasons: dict[str, str] = {}
-    cost_M, accuracy_M = rows.cost_NM.mean(axis=0), rows.correct_NM.mean(axis=0)
-    cost = float(take(rows.cost_NM, rows.choice_N).mean())
-    accuracy = float(take(rows.correct_NM, rows.choice_N).mean())
+    cost_M, accuracy_M = cost_NM.mean(axis=0), correct_NM.mean(axis=0)
+    cost = float(take(cost_NM, choice_N).mean())
+    accuracy = float(take(correct_NM, choice_N).mean())
     dear = int(cost_M.argmax())
-    oracle_N = oracle_choice(rows.correct_NM, rows.cost_NM)
-    oracle_M = np.bincount(oracle_N, minlength=len(rows.targets)) / len(oracle_N)
+    oracle_N = oracle_choice(correct_NM, cost_NM)
+    oracle_M = np.bincount(oracle_N, minlength=len(targets)) / len(oracle_N)
 
     metrics: dict[str, Any] = {
-        "cost": _by_target(rows, cost_M),
+        "cost": _by_target(targets, cost_M),
         "cost_router": cost,
-        "cost_best_single": float(cost_M[rows.single]),
-        "cost_oracle": float(take(rows.cost_NM, oracle_N).mean()),
-        "most_expensive": rows.targets[dear],
+        "cost_best_single": float(cost_M[single]),
+        "cost_oracle": float(take(cost_NM, oracle_N).mean()),
+        "most_expensive": targets[dear],
         "cost_most_expensive": float(cost_M[dear]),
         "most_expensive_accuracy": float(accuracy_M[dear]),
         "cost_saving_vs_most_expensive": _saving(cost, float(cost_M[dear])),
-        "cost_saving_vs_best_single": _saving(cost, float(cost_M[rows.single])),
+        "cost_saving_vs_best_single": _saving(cost, float(cost_M[single])),
         "savings_are_at_accuracy": {
             "router": accuracy,
             "most_expensive": float(accuracy_M[dear]),
-            "best_single": float(accuracy_M[rows.single]),
+            "best_single": float(accuracy_M[single]),
         },
-        "oracle_share": _by_target(rows, oracle_M),
+        "oracle_share": _by_target(targets, oracle_M),
     }
     for name in ("most_expensive", "best_single"):
         if metrics[f"cost_saving_vs_{name}"] is None:
@@ -115,32 +99,42 @@ def cost_metrics(
         reasons["zero_router_saving_at_equal_accuracy"] = reason
 
     def points(choice_SN: np.ndarray) -> np.ndarray:
-        return at_choices(choice_SN, rows.cost_NM, rows.correct_NM).mean(axis=0)
+        return at_choices(choice_SN, cost_NM, rows.correct_NM).mean(axis=0)
 
     taus = sorted({0.0, 1.0, *map(float, tolerances)})
-    swept_T2 = points(tolerance_choices(rows.p_NM, rows.expected_cost_NM, taus))
+    swept_T2 = points(tolerance_choices(p_NM, rows.expected_NM, taus))
     metrics["frontier"] = {
         "router": [{"tau": tau} | _point(xy) for tau, xy in zip(taus, swept_T2, strict=True)],
-        "chosen": {"policy": rows.policy} | _point((cost, accuracy)),
+        "chosen": {"policy": policy} | _point((cost, accuracy)),
         "singles": [
-            {"target": target} | _point(xy)
-            for target, xy in zip(rows.targets, singles_M2, strict=True)
+            {"target": target} | _point(xy) for target, xy in zip(targets, singles_M2, strict=True)
         ],
         "zero_router": [_point(xy) for xy in singles_V2],
-        "oracle": _point((metrics["cost_oracle"], rows.correct_NM.max(axis=1).mean())),
+        "oracle": _point((metrics["cost_oracle"], correct_NM.max(axis=1).mean())),
         "random": _point(singles_M2.mean(axis=0)),
     }
-    settings_S2 = points(utility_choices(rows.p_NM, rows.expected_cost_NM))
-    router, zero_router = map(number, router_aiq(settings_S2, singles_M2))
-    metrics["cost_coverage"] = {
-        "router": router,
-        "zero_router": zero_router,
-        "from_cost_per_query": float(cost_M.min()),
-        "to_cost_per_query": float(cost_M.max()),
-    }
-    if router is None:
-        reasons["cost_coverage"] = "all targets cost the same, so accuracy has no cost range"
     return metrics, reasons
+
+
+def cost_coverage(
+    field: dict[str, Any], cost: dict[str, float]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The two AIQ of the published metrics, and the costs that they are counted over.
+
+    Args:
+      field: What `published_report` returned.
+      cost: Mean USD per query of each target.
+
+    Returns:
+      The metric, and the reason where its AIQ are None.
+    """
+    coverage: dict[str, Any] = {
+        name: field[key] and field[key]["value"]
+        for name, key in (("router", "aiq"), ("zero_router", "aiq_zero_router"))
+    }
+    why = {"cost_coverage": "all targets cost the same, so accuracy has no cost range"}
+    ends = {"from_cost_per_query": min(cost.values()), "to_cost_per_query": max(cost.values())}
+    return coverage | ends, {} if field["aiq"] else why
 
 
 def _zero_router(
@@ -175,5 +169,5 @@ def _point(point: Any) -> dict[str, float]:
     return {"accuracy": float(point[1]), "cost_per_query": float(point[0])}
 
 
-def _by_target(rows: CompleteRows, value_M: np.ndarray) -> dict[str, float]:
-    return dict(zip(rows.targets, map(float, value_M), strict=True))
+def _by_target(targets: Sequence[str], value_M: np.ndarray) -> dict[str, float]:
+    return dict(zip(targets, map(float, value_M), strict=True))

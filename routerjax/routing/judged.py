@@ -63,6 +63,18 @@ class Judged:
         return ~np.isnan(self.correct_NM).any(axis=1)
 
     @functools.cached_property
+    def complete(self) -> "Judged":
+        """The complete rows alone."""
+
+        def pick(value_NX: np.ndarray | None) -> np.ndarray | None:
+            return None if value_NX is None else value_NX[self.complete_N]
+
+        return Judged(
+            self.data.select(self.complete_N), pick(self.query_tokens_N), pick(self.expected_NM),
+            pick(self.paid_NM), self.basis,
+        )  # fmt: skip
+
+    @functools.cached_property
     def by_dataset(self) -> tuple[tuple[str, ...], np.ndarray] | None:
         """[D] names, ascending, and [N] the number of each row's; None where no names are given."""
         return None if self.data.datasets is None else numbered(self.data.datasets)

@@ -8,6 +8,7 @@ import pytest
 
 from routerjax.data.dataset import RoutingDataset
 from routerjax.evaluation.metrics import evaluate_predictions
+from routerjax.routing.judged import Judged
 from routerjax.routing.policies import Argmax, Tolerance
 from routerjax.runtime.files import Folder
 
@@ -21,8 +22,11 @@ COSTS = [name for name in PROMISED if "cost" in name or "zero" in name]
 
 
 def _evaluate(data, p_NM, cost_NM, policy=None, **kwargs):
-    kwargs = {"best_single": len(data.targets) - 1, "cost_basis": "assumed"} | kwargs
-    return evaluate_predictions(p_NM, data, cost_NM, policy=policy or Argmax(), **kwargs)
+    costs = {"expected_NM": None, "basis": "assumed"}
+    costs |= {name: kwargs.pop(name) for name in costs if name in kwargs}
+    rows = Judged(data, paid_NM=cost_NM, **costs)
+    kwargs = {"best_single": len(data.targets) - 1, "policy": policy or Argmax()} | kwargs
+    return evaluate_predictions(p_NM, rows, **kwargs)
 
 
 @pytest.fixture
@@ -223,8 +227,8 @@ def test_the_best_possible_router_is_hard_to_beat(make_pool):
 def test_a_policy_never_sees_what_was_paid(by_hand):
     """With a tolerance of 1 the expected cost alone decides, whatever the answers then cost."""
     data, p_NM, cost_NM = by_hand
-    found = _evaluate(data, p_NM, cost_NM, Tolerance(1), cost_basis="recorded",
-                      expected_cost_NM=cost_NM[:, ::-1])  # fmt: skip
+    found = _evaluate(data, p_NM, cost_NM, Tolerance(1), basis="recorded",
+                      expected_NM=cost_NM[:, ::-1])  # fmt: skip
     assert found["routed_share"] == {"small": 0.0, "big": 1.0}
     assert found["cost_router"] == 10.0 and found["cost_basis"] == "recorded"
     assert found["frontier"]["router"][-1]["cost_per_query"] == 10.0
@@ -235,12 +239,12 @@ def test_a_policy_never_sees_what_was_paid(by_hand):
     [
         ({"p_NM": np.full((3, 2), 0.5)}, "a row for each of the 4 queries"),
         ({"p_NM": np.full((4, 2), np.nan)}, "query 0, target 0"),
-        ({"cost_NM": np.ones((4, 3))}, r"cost_NM.*shape \(4, 2\)"),
-        ({"cost_NM": -np.ones((4, 2))}, "cost_NM.*>= 0"),
+        ({"cost_NM": np.ones((4, 3))}, r"paid_NM.*shape \(4, 2\)"),
+        ({"cost_NM": -np.ones((4, 2))}, "paid_NM.*>= 0"),
         ({"best_single": 2}, r"best_single.*\[0, 2\)"),
         ({"best_single": -1}, r"best_single.*\[0, 2\)"),
-        ({"cost_basis": "guessed"}, "cost_basis.*'recorded' or 'assumed'"),
-        ({"cost_basis": "recorded"}, "expected_cost_NM.*known only once the answer is there"),
+        ({"basis": "guessed"}, "basis.*'recorded' or 'assumed'"),
+        ({"basis": "recorded"}, "expected_NM.*known only once the answer is there"),
     ],
 )
 def test_bad_arguments_are_refused(by_hand, change, message):

@@ -10,6 +10,7 @@ from routerjax.evaluation.frontier import take
 from routerjax.evaluation.metrics import evaluate_predictions
 from routerjax.evaluation.published_report import published_report
 from routerjax.routing.constrained import Quality
+from routerjax.routing.judged import Judged
 from routerjax.routing.policies import Argmax
 from routerjax.stats.bootstrap import value_and_draws
 from routerjax.stats.intervals import ratio_interval
@@ -104,8 +105,7 @@ def test_a_saving_comes_with_the_probability_that_it_costs_accuracy(rows):
 def test_a_million_rows_take_fewer_draws(rows, monkeypatch):
     monkeypatch.setattr("routerjax.evaluation.metrics._MOST", 900 * 150)
     data, p_NM, _, _ = rows
-    found = evaluate_predictions(
-        p_NM, data, None, policy=Argmax(), best_single=3, cost_basis=None)  # fmt: skip
+    found = evaluate_predictions(p_NM, Judged(data), policy=Argmax(), best_single=3)
     assert found["field"]["draws"] == 150
 
 
@@ -131,15 +131,18 @@ def test_metrics_have_them_with_a_setting_chosen_elsewhere(make_pool):
     wanted = float(np.nanmean(first.correct_NM[:, 3]))
     policy = Quality(wanted).fit(p_NM[:600], cost_NM[:600], first.correct_NM)
     found = evaluate_predictions(
-        p_NM[600:], second, cost_NM[600:], policy=Argmax(), best_single=3, cost_basis="assumed",
-        saving_policy=policy)  # fmt: skip
+        p_NM[600:],
+        Judged(second, paid_NM=cost_NM[600:], basis="assumed"),
+        policy=Argmax(),
+        best_single=3,
+        saving_policy=policy,
+    )
     saving = found["field"]["cost_save"]
     assert saving["low"] < saving["value"] < saving["high"] and saving["value"] > 0.1
     low, high = found["intervals"]["best_single_accuracy"]  # Wider than their difference's.
     assert saving["accuracy"] - saving["best_single_accuracy"] < high - low
     assert saving["probability_below_best_single"] < 0.5
-    plain = evaluate_predictions(
-        p_NM[600:], second, None, policy=Argmax(), best_single=3, cost_basis=None)  # fmt: skip
+    plain = evaluate_predictions(p_NM[600:], Judged(second), policy=Argmax(), best_single=3)
     assert plain["field"]["cost_save"] is None
     assert plain["reasons"]["field/cost_save"] == "the targets' prices are unknown"
     assert plain["field"]["avg_acc"] == found["field"]["avg_acc"]

@@ -15,6 +15,7 @@ from routerjax.report.pictures import (  # noqa: E402
     routed_share,
     training_curves,
 )
+from routerjax.routing.judged import Judged  # noqa: E402
 from routerjax.routing.policies import Argmax, Tolerance  # noqa: E402
 
 LONG = "organisation/a-model-with-a-very-long-name-of-many-parts-instruct-v0.{}"
@@ -24,8 +25,11 @@ def _metrics(make_pool, m=12, policy=None, cost=True, n=300):
     data, p_NM, cost_NM = make_pool(n=n, m=m)
     object.__setattr__(data, "targets", tuple(LONG.format(j) for j in range(m)))
     return evaluate_predictions(
-        p_NM, data, cost_NM if cost else None, policy=policy or Tolerance(0.1),
-        best_single=m - 1, cost_basis="assumed")  # fmt: skip
+        p_NM,
+        Judged(data, paid_NM=cost_NM if cost else None, basis="assumed"),
+        policy=policy or Tolerance(0.1),
+        best_single=m - 1,
+    )
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -33,8 +37,8 @@ def test_reliability_shows_each_bin_of_each_target(make_pool, before):
     data, p_NM, _ = make_pool(n=300, m=12)
     object.__setattr__(data, "targets", tuple(LONG.format(j) for j in range(12)))
     metrics = evaluate_predictions(
-        p_NM, data, None, policy=Argmax(), best_single=0, cost_basis=None,
-        before_NM=p_NM**2 if before else None)  # fmt: skip
+        p_NM, Judged(data), policy=Argmax(), best_single=0, before_NM=p_NM**2 if before else None
+    )
     figure = reliability_curves(metrics)
     _assert_nothing_is_cut(figure)
     assert len(figure.axes) == 1 + before
@@ -134,21 +138,24 @@ def test_missing_numbers_are_dashes(make_pool):
 def test_free_targets_have_a_linear_cost_axis(make_pool):
     data, p_NM, cost_NM = make_pool(m=3)
     cost_NM[:, 0] = 0
-    metrics = evaluate_predictions(p_NM, data, cost_NM, policy=Argmax(), best_single=2,
-                                   cost_basis="assumed")  # fmt: skip
+    metrics = evaluate_predictions(
+        p_NM, Judged(data, paid_NM=cost_NM, basis="assumed"), policy=Argmax(), best_single=2
+    )
     figure = accuracy_against_cost(metrics)
     assert figure.axes[0].get_xscale() == "linear"
     _assert_nothing_is_cut(figure)
-    all_free = evaluate_predictions(p_NM, data, 0 * cost_NM, policy=Argmax(), best_single=2,
-                                    cost_basis="assumed")  # fmt: skip
+    all_free = evaluate_predictions(
+        p_NM, Judged(data, paid_NM=0 * cost_NM, basis="assumed"), policy=Argmax(), best_single=2
+    )
     _assert_nothing_is_cut(accuracy_against_cost(all_free))
 
 
 def test_a_name_is_never_read_as_a_formula(make_pool):
     data, p_NM, cost_NM = make_pool(m=2)
     object.__setattr__(data, "targets", (r"$\frac{$", "costs $5, or $6"))
-    metrics = evaluate_predictions(p_NM, data, cost_NM, policy=Argmax(), best_single=1,
-                                   cost_basis="assumed")  # fmt: skip
+    metrics = evaluate_predictions(
+        p_NM, Judged(data, paid_NM=cost_NM, basis="assumed"), policy=Argmax(), best_single=1
+    )
     for draw in (auc_bars, routed_share, accuracy_against_cost):
         FigureCanvasAgg(draw(metrics)).draw()
 
@@ -156,7 +163,8 @@ def test_a_name_is_never_read_as_a_formula(make_pool):
 def test_a_name_with_an_underscore_before_it_is_in_the_legend(make_pool):
     data, p_NM, cost_NM = make_pool(m=2)
     object.__setattr__(data, "targets", ("_first", "second"))
-    metrics = evaluate_predictions(p_NM, data, cost_NM, policy=Argmax(), best_single=1,
-                                   cost_basis="assumed")  # fmt: skip
+    metrics = evaluate_predictions(
+        p_NM, Judged(data, paid_NM=cost_NM, basis="assumed"), policy=Argmax(), best_single=1
+    )
     (legend,) = reliability_curves(metrics).legends
     assert [text.get_text().strip("\u200b") for text in legend.get_texts()] == ["_first", "second"]

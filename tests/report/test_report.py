@@ -13,6 +13,7 @@ from routerjax.data.dataset import RoutingDataset
 from routerjax.evaluation.metrics import evaluate_predictions
 from routerjax.probes.table import ProbeTable
 from routerjax.report.report import write_report
+from routerjax.routing.judged import Judged
 from routerjax.routing.policies import Argmax, Tolerance
 from routerjax.runtime.files import Folder
 from routerjax.sweeps.sweep import sweep
@@ -62,8 +63,11 @@ def _metrics(make_pool, policy=None, cost=True, rename=None, **kwargs):
         object.__setattr__(data, "targets", (rename, *data.targets[1:]))
         object.__setattr__(data, "datasets", (rename, *data.datasets[1:]))
     return evaluate_predictions(
-        p_NM, data, cost_NM if cost else None, policy=policy or Tolerance(0.1),
-        best_single=len(data.targets) - 1, cost_basis="assumed")  # fmt: skip
+        p_NM,
+        Judged(data, paid_NM=cost_NM if cost else None, basis="assumed"),
+        policy=policy or Tolerance(0.1),
+        best_single=len(data.targets) - 1,
+    )
 
 
 def _probes(target):
@@ -198,8 +202,9 @@ def test_metrics_read_back_give_the_same_report(make_pool, tmp_path):
 def test_no_complete_row_still_makes_a_report(make_pool, tmp_path):
     data, p_NM, cost_NM = make_pool(n=40)
     data.y_NM[:, 0] = np.nan
-    metrics = evaluate_predictions(p_NM, data, cost_NM, policy=Argmax(), best_single=1,
-                                   cost_basis="assumed")  # fmt: skip
+    metrics = evaluate_predictions(
+        p_NM, Judged(data, paid_NM=cost_NM, basis="assumed"), policy=Argmax(), best_single=1
+    )
     write_report(tmp_path, title="t", metrics=metrics)
     _, text = _read(tmp_path)
     assert "No accuracy: no query has an outcome of every target" in text

@@ -14,6 +14,7 @@ from routerjax.features.recipe import Recipe
 from routerjax.features.recipe_flags import parse_recipe, parse_recipes
 from routerjax.report.study_pictures import draw_comparison
 from routerjax.report.text import comparison_lines
+from routerjax.routing.judged import Judged
 from routerjax.routing.policies import Argmax
 from routerjax.runtime import resume
 from routerjax.studies import fits
@@ -178,9 +179,11 @@ def test_one_number_has_one_value_and_one_interval_wherever_it_stands(trained):
     noisy_NM = np.clip(p_NM + 0.05 * rng.normal(size=p_NM.shape), 0, 1).astype(np.float32)
     cost_NM = np.tile((20 + 256) * 1e-6 * np.array([1.0, 2, 8]), (len(data), 1))
     metrics = evaluate_predictions(
-        noisy_NM, priced, cost_NM, policy=Argmax(), best_single=data.targets.index(*best),
-        cost_basis="assumed",
-    )  # fmt: skip
+        noisy_NM,
+        Judged(priced, paid_NM=cost_NM, basis="assumed"),
+        policy=Argmax(),
+        best_single=data.targets.index(*best),
+    )
     keys = ("value", "low", "high")
     for name in ("aiq", "avg_acc", "gain_at_best", "gap_at_oracle", "perf_gain", "pareto_dist",
                  "router_arena_score"):  # fmt: skip
