@@ -43,3 +43,24 @@ def ratio_interval(
     z_G = np.bincount(group_N, numerator_N - ratio * denominator_N)
     half = _Z * np.sqrt(n_groups / (n_groups - 1) * np.square(z_G).sum()) / abs(total)
     return float(ratio - half), float(ratio + half)
+
+
+def mean_interval(value_N: np.ndarray) -> tuple[float, float, float]:
+    """The mean of a few independent values and its 95% interval by Student's t.
+
+    Args:
+      value_N: [N] at least two.
+
+    Returns:
+      The mean and both ends.
+
+    >>> low, high = mean_interval(np.array([1.0, 2.0, 3.0]))[1:]
+    >>> round(low, 3), round(high, 3)
+    (-0.484, 4.484)
+    """
+    # Loaded where it is used: scipy.stats takes longer to import than most of this package.
+    from scipy.stats import t
+
+    mean, n = float(value_N.mean()), len(value_N)
+    half = float(t.ppf((1 + LEVEL) / 2, n - 1) * value_N.std(ddof=1) / np.sqrt(n))
+    return mean, mean - half, mean + half

@@ -22,6 +22,7 @@ from routerjax.features.recipe import Recipe
 from routerjax.routing.fit import outcomes
 from routerjax.runtime import resume
 from routerjax.runtime.files import Folder
+from routerjax.stats.intervals import mean_interval
 from routerjax.stats.roc_auc import roc_auc, within_dataset_auc
 from routerjax.store.identity import compared
 from routerjax.trunk.calibrate import log_loss
@@ -246,12 +247,6 @@ def _neighbours(
     return share(unit_nC @ unit_NC.T, ks[int(np.argmin(losses))])
 
 
-# 97.5% quantiles of Student's t with 1 to 30 degrees of freedom.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
-      2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
-      2.052, 2.048, 2.045, 2.042)  # fmt: skip
-
-
 def _over_targets(targets: dict[str, _Curves]) -> dict[str, Any]:
     """A figure of each target with its means over them."""
     value_MQSD = np.array([[of[method] for method in METHODS] for of in targets.values()], float)
@@ -275,8 +270,5 @@ def _summary(value_MD: np.ndarray) -> dict[str, float] | None:
     known_MD = value_MD[np.isfinite(value_MD).any(axis=1)]
     if len(known_MD) < 2:
         return None
-    mean_M = np.nanmean(known_MD, axis=1)
-    t = _T[len(mean_M) - 2] if len(mean_M) - 2 < len(_T) else 1.96
-    half = t * mean_M.std(ddof=1) / np.sqrt(len(mean_M))
-    mean = float(mean_M.mean())
-    return {"value": mean, "low": float(mean - half), "high": float(mean + half)}
+    mean, low, high = mean_interval(np.nanmean(known_MD, axis=1))
+    return {"value": mean, "low": low, "high": high}

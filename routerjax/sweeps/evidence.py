@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 
 from routerjax.stats.bootstrap import reverse_percentile
+from routerjax.stats.intervals import mean_interval
 
 # What is judged, and by what.
 PROBES = {"fisher": "J", "d_eff": "d_eff"}
 AUCS = {"auc": "AUC", "within_auc": "AUC within datasets"}
 
 _FEWEST_LAYERS = 3
-# 97.5% quantiles of Student's t with 1 to 14 degrees of freedom.
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179,
-            2.160, 2.145)  # fmt: skip
 # Names of the point values in `cells` and `draws`.
 _CELL = {"auc": "cv_auc", "within_auc": "within_auc"}
 
@@ -222,15 +220,7 @@ def _loss(loss_FM: np.ndarray, m: int | None) -> dict[str, Any]:
     if not len(loss_F):
         text = "no fold has both numbers at any layer"
         return {"value": None, "low": None, "high": None, "reason": text}
-    value = float(loss_F.mean())
     if len(loss_F) < 2:
-        return {"value": value, "low": None, "high": None}
-    half = _quantile(len(loss_F) - 1) * float(loss_F.std(ddof=1)) / np.sqrt(len(loss_F))
-    return {"value": value, "low": value - half, "high": value + half}
-
-
-def _quantile(freedom: int) -> float:
-    """Of Student's t at 97.5%: beyond the table the first terms of its expansion; to 0.001."""
-    if freedom <= len(_STUDENT):
-        return _STUDENT[freedom - 1]
-    return 1.96 + 2.372 / freedom + 2.8 / freedom**2
+        return {"value": float(loss_F.mean()), "low": None, "high": None}
+    value, low, high = mean_interval(loss_F)
+    return {"value": value, "low": low, "high": high}

@@ -210,30 +210,6 @@ def logit(p_N: np.ndarray) -> np.ndarray:
     return special.logit(p_N)
 
 
-def pool_adjacent_violators(y_N: np.ndarray, weight_N: np.ndarray) -> np.ndarray:
-    """The non-decreasing sequence nearest to y in weighted squares.
-
-    Args:
-      y_N: [N].
-      weight_N: [N] above 0.
-
-    Returns:
-      [N].
-
-    References:
-      Barlow et al., Statistical inference under order restrictions, 1972.
-    """
-    blocks: list[tuple[float, float, int]] = []  # mean, weight, length
-    for y, weight in zip(y_N.tolist(), weight_N.tolist(), strict=True):
-        mean, total, length = y, weight, 1
-        while blocks and blocks[-1][0] >= mean:
-            before, before_weight, before_length = blocks.pop()
-            mean = (before * before_weight + mean * total) / (before_weight + total)
-            total, length = total + before_weight, length + before_length
-        blocks.append((mean, total, length))
-    return np.repeat([block[0] for block in blocks], [block[2] for block in blocks])
-
-
 def _isotonic_knots(
     p_N: np.ndarray, y_N: np.ndarray
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -243,8 +219,12 @@ def _isotonic_knots(
     regression, 2017): a step would turn the last digit of p into a jump, and would tie all queries
     of a block.
     """
+    # Loaded where it is used: a router that only answers does not need it.
+    from scipy.optimize import isotonic_regression
+
     value_U, inverse_N, count_U = np.unique(p_N, return_inverse=True, return_counts=True)
-    fitted_U = pool_adjacent_violators(np.bincount(inverse_N, y_N) / count_U, count_U)
+    mean_U = np.bincount(inverse_N, y_N) / count_U
+    fitted_U = isotonic_regression(mean_U, weights=count_U).x
     level_B, block_U = np.unique(fitted_U, return_inverse=True)
     centre_B = np.bincount(block_U, value_U * count_U) / np.bincount(block_U, count_U)
     edge = 1 / (len(p_N) + 2)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from routerjax.stats.intervals import ratio_interval
+from routerjax.stats.intervals import mean_interval, ratio_interval
 
 
 def test_a_plain_mean_has_the_textbook_interval():
@@ -39,3 +39,18 @@ def test_nothing_to_tell_is_nan():
     assert np.isnan(ratio_interval(np.ones(3), 1.0, ["a", "a", "a"])).all()
     assert np.isnan(ratio_interval(np.ones(3), np.zeros(3), ["a", "b", "c"])).all()
     assert np.isnan(ratio_interval(np.ones(0), 1.0, [])).all()
+
+
+def test_a_mean_of_a_few_is_covered_as_often_as_promised():
+    value_DN = np.random.default_rng(0).normal(3, 2, (2000, 4))
+    ends_D2 = np.array([mean_interval(value_N)[1:] for value_N in value_DN])
+    assert 0.94 <= ((ends_D2[:, 0] <= 3) & (3 <= ends_D2[:, 1])).mean() <= 0.96
+
+
+def test_a_mean_of_a_few_by_the_table():
+    """12.706 is Student's quantile of one degree of freedom, 1.960 that of very many."""
+    mean, low, high = mean_interval(np.array([0.0, 2.0]))
+    assert mean == 1 and (high - low) / 2 == pytest.approx(12.706, abs=5e-4)
+    value_N = np.tile([-1.0, 1.0], 5000)
+    low, high = mean_interval(value_N)[1:]
+    assert (high - low) / 2 * 100 == pytest.approx(1.960, abs=1e-3)

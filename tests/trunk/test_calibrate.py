@@ -19,7 +19,6 @@ from routerjax.trunk.calibrate import (
     fit_curve,
     log_loss,
     logit,
-    pool_adjacent_violators,
 )
 
 
@@ -78,13 +77,20 @@ def test_newton_is_logistic_regression_on_platts_targets(method, intercept):
 
 
 @given(st.data())
-def test_pooling_is_isotonic_regression(data):
+def test_levels_are_those_of_isotonic_regression(data):
     n = data.draw(st.integers(1, 30))
-    y_N = data.draw(hnp.arrays(np.int64, n, elements=st.integers(0, 4))) / 4
-    weight_N = data.draw(hnp.arrays(np.int64, n, elements=st.integers(1, 5))).astype(float)
-    found_N = pool_adjacent_violators(y_N, weight_N)
-    np.testing.assert_allclose(found_N, isotonic_regression(y_N, sample_weight=weight_N))
-    assert (np.diff(found_N) >= -1e-12).all()
+    right_U = data.draw(hnp.arrays(np.int64, n, elements=st.integers(0, 4)))
+    wrong_U = data.draw(hnp.arrays(np.int64, n, elements=st.integers(1, 4)))
+    count_U, p_U = right_U + wrong_U, (np.arange(n) + 1) / (n + 1)
+    y_N = np.concatenate(
+        [np.repeat([1.0, 0.0], pair) for pair in zip(right_U, wrong_U, strict=True)]
+    )
+    curve = fit_curve("isotonic", np.repeat(p_U, count_U), y_N)
+    fitted_U = isotonic_regression(right_U / count_U, sample_weight=count_U)
+    edge = 1 / (len(y_N) + 2)
+    at_knots = np.interp(curve.knots[0], p_U, fitted_U)  # A centre lies within its block.
+    np.testing.assert_allclose(curve.knots[1], np.clip(at_knots, edge, 1 - edge), atol=1e-12)
+    assert (np.diff(curve.knots[1]) >= 0).all()
 
 
 def test_isotonic_by_hand():
