@@ -141,15 +141,9 @@ class ProbeTable:
         Raises:
           ValueError: There is no table, or one of another schema version.
         """
-        folder = Folder(folder)
-        value = folder.read_json("probes.json")
-        if value is None:
-            raise ValueError(f"{folder.path} holds no probes.json: run probe first")
-        if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(
-                f"{folder.path}probes.json: this routerjax reads schema version {SCHEMA_VERSION}, "
-                f"probe again with it"
-            )
+        value = Folder(folder).read_versioned(
+            "probes.json", SCHEMA_VERSION, "table of probes", "run probe"
+        )
         return cls(
             layers=tuple(value["layers"]),
             poolings=tuple(value["poolings"]),

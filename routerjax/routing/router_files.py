@@ -49,14 +49,7 @@ def read(path: Any) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
       ValueError: There is no whole router of this schema.
     """
     folder = Folder(path)
-    value = folder.read_json(FILE)
-    if value is None:
-        raise ValueError(f"{folder.path} holds no router ({FILE}): train one first")
-    if not isinstance(value, dict) or value.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(
-            f"{folder.path}{FILE}: this routerjax reads schema version {SCHEMA_VERSION}: "
-            f"train the router again with it"
-        )
+    value = folder.read_versioned(FILE, SCHEMA_VERSION, "router", "train one")
     arrays = load_arrays(folder / "arrays")
     if digest_of(arrays) != value["arrays_digest"]:
         raise ValueError(

@@ -120,6 +120,28 @@ class Folder:
         text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
         self.write_bytes(name, (text + "\n").encode())
 
+    def read_versioned(self, name: str, version: int, what: str, make: str) -> dict[str, Any]:
+        """The JSON object in `name`, whose field `schema_version` is checked and left out.
+
+        Args:
+          name: Of the file.
+          version: The schema version that is read.
+          what: What the file is, for errors.
+          make: The command that makes one, for errors, such as "run probe".
+
+        Raises:
+          ValueError: There is no such file, or it is not JSON or of another version.
+        """
+        value = self.read_json(name)
+        if value is None:
+            raise ValueError(f"{self.path} holds no {what} ({name}): {make} first")
+        if not isinstance(value, dict) or value.pop("schema_version", None) != version:
+            raise ValueError(
+                f"{self.path}{name}: this routerjax reads schema version {version}: {make} again "
+                f"with it"
+            )
+        return value
+
     def read_sealed(self, name: str) -> dict[str, Any] | None:
         """The JSON object that `write_sealed` put into `name`, or None where there is no such file.
 

@@ -154,14 +154,7 @@ class SweepTable(ProbeTable):
           ValueError: There is no table, or one of another schema version.
         """
         folder = Folder(folder)
-        value = folder.read_json("sweep.json")
-        if value is None:
-            raise ValueError(f"{folder.path} holds no sweep.json: run sweep first")
-        if not isinstance(value, dict) or value.pop("schema_version", None) != SCHEMA_VERSION:
-            raise ValueError(
-                f"{folder.path}sweep.json: this routerjax reads schema version {SCHEMA_VERSION}, "
-                f"sweep again with it"
-            )
+        value = folder.read_versioned("sweep.json", SCHEMA_VERSION, "table of a sweep", "run sweep")
         del value["best"]
         for name in ("layers", "poolings", "targets", "pca_dims"):
             value[name] = tuple(value[name])

@@ -104,7 +104,9 @@ def test_saved_is_loaded_with_nan_as_null(tmp_path):
 
 
 def test_load_refuses_nothing_and_other_versions(tmp_path):
-    with pytest.raises(ValueError, match="holds no probes.json"):
+    with pytest.raises(
+        ValueError, match=r"holds no table of probes \(probes\.json\): run probe first"
+    ):
         ProbeTable.load(str(tmp_path))
     (tmp_path / "probes.json").write_text('{"schema_version": 99}')
     with pytest.raises(ValueError, match="schema version 1"):
