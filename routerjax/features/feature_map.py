@@ -33,8 +33,8 @@ class FeatureMap:
 
     Attributes:
       recipe: What was asked for.
-      parts: By ascending encoder. One for `all_layers` and its like on one store, one a block for
-        a recipe of blocks.
+      parts: By ascending encoder. One for `all_layers` and its like on one store, one a site for
+        a recipe of sites.
     """
 
     recipe: Recipe
@@ -52,11 +52,11 @@ class FeatureMap:
 
     def layers(self, encoder: int = 0) -> tuple[int, ...]:
         """Hidden-state indices it reads of an encoder, ascending: what to capture."""
-        return tuple(sorted({layer for layer, _ in self._blocks(encoder)}))
+        return tuple(sorted({layer for layer, _ in self._sites(encoder)}))
 
     def poolings(self, encoder: int = 0) -> tuple[str, ...]:
         """Poolings it reads of an encoder, in the recipe's order: what to capture."""
-        return tuple(dict.fromkeys(pooling for _, pooling in self._blocks(encoder)))
+        return tuple(dict.fromkeys(pooling for _, pooling in self._sites(encoder)))
 
     @property
     def explained_variance_ratio(self) -> float:
@@ -187,8 +187,8 @@ class FeatureMap:
             for e in encoders
         }
 
-    def _blocks(self, encoder: int) -> list[tuple[int, str]]:
-        return [block for p in self.parts if p.encoder == encoder for block in p.blocks]
+    def _sites(self, encoder: int) -> list[tuple[int, str]]:
+        return [site for part in self.parts if part.encoder == encoder for site in part.sites]
 
     def _check_number(self, name: str, got: int) -> None:
         if got < self.n_encoders:

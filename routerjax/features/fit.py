@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 def fit_features(recipe: Recipe, stores: Stores, data: "RoutingDataset") -> FeatureMap:
     """Fits a recipe on training rows.
 
-    `all_layers` and `layers` read every store, each with a PCA of its own; `blocks` say which store
-    they read.
+    `all_layers` and `layers` read every store, each with a PCA of its own; sites (`blocks`) say
+    which store they read.
 
     Args:
       recipe: What to fit; of `per_target` and `greedy` what `resolve_recipe` made of them.
@@ -58,10 +58,10 @@ def fit_features(recipe: Recipe, stores: Stores, data: "RoutingDataset") -> Feat
         check_held(store, layers, poolings)
         pca = fit_pca(store, rows[encoder], layers, poolings, width)
         fields = {field.name: getattr(pca, field.name) for field in dataclasses.fields(pca)}
-        blocks = tuple((layer, pooling) for layer in layers for pooling in poolings)
-        parts.append(Part(**fields, encoder=encoder, blocks=blocks))
+        sites = tuple((layer, pooling) for layer in layers for pooling in poolings)
+        parts.append(Part(**fields, encoder=encoder, sites=sites))
         constant = [
-            block for block, v_DC in zip(blocks, pca.components_SDC, strict=True) if not v_DC.any()
+            site for site, v_DC in zip(sites, pca.components_SDC, strict=True) if not v_DC.any()
         ]
         if constant:
             logger.warning("constant over all training rows, contribute nothing: %s", constant)
@@ -95,13 +95,13 @@ def _wanted(
     recipe: Recipe, stores: Sequence[ActivationStore], rows: Sequence[AlignedOutcomes]
 ) -> list[tuple[int, tuple[int, ...], tuple[str, ...], int]]:
     """(encoder, layers, poolings, width) of each part."""
-    if recipe.blocks:
-        highest = recipe.blocks[-1].encoder
+    if recipe.sites:
+        highest = recipe.sites[-1].encoder
         if highest >= len(stores):
             raise ValueError(
-                f"store: the recipe's blocks read encoders 0 to {highest}, got {len(stores)} stores"
+                f"store: the recipe's sites read encoders 0 to {highest}, got {len(stores)} stores"
             )
-        return [(b.encoder, (b.layer,), (b.pooling,), b.pca_dim) for b in recipe.blocks]
+        return [(s.encoder, (s.layer,), (s.pooling,), s.pca_dim) for s in recipe.sites]
     if recipe.kind == "top_fisher":
         if len(stores) > 1:
             raise ValueError(

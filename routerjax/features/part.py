@@ -1,4 +1,4 @@
-"""Part: standardise + PCA of chosen sites of one encoder, a block of a fitted recipe."""
+"""Part: standardise + PCA of chosen sites of one encoder, a piece of a fitted recipe."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ class Part(Pca):
 
     Attributes (after those of `Pca`):
       encoder: Its place among the encoders, from 0.
-      blocks: [S] (hidden-state index, pooling) of each site.
+      sites: [S] (hidden-state index, pooling) of each site.
     """
 
     encoder: int
-    blocks: tuple[tuple[int, str], ...]
+    sites: tuple[tuple[int, str], ...]
 
     @property
     def width(self) -> int:
@@ -47,7 +47,7 @@ class Part(Pca):
         """Everything but the arrays, as JSON values."""
         return {
             "encoder": self.encoder,
-            "blocks": [[layer, pooling] for layer, pooling in self.blocks],
+            "blocks": [[layer, pooling] for layer, pooling in self.sites],
             "n_components": self.width,
             "hidden_width": self.mean_SD.shape[1],
             "total_variance": self.total_variance,
@@ -58,8 +58,8 @@ class Part(Pca):
     @classmethod
     def from_arrays(cls, value: dict[str, Any], arrays: dict[str, np.ndarray]) -> "Part":
         """The part whose `to_json` and `arrays` these are; ValueError where they do not fit."""
-        blocks = tuple((int(layer), str(pooling)) for layer, pooling in value["blocks"])
-        s, d, c = len(blocks), value["hidden_width"], value["n_components"]
+        sites = tuple((int(layer), str(pooling)) for layer, pooling in value["blocks"])
+        s, d, c = len(sites), value["hidden_width"], value["n_components"]
         shapes = {
             "mean_SD": (s, d),
             "scale_SD": (s, d),
@@ -78,7 +78,7 @@ class Part(Pca):
             total_variance=float(value["total_variance"]),
             residual=float(value["residual"]),
             encoder=int(value["encoder"]),
-            blocks=blocks,
+            sites=sites,
         )
 
 
@@ -104,13 +104,13 @@ class OnDevice:
             for part in parts
         )
         self.devices = self.axes[0].mean_D.devices()
-        # There, as each call would send them anew.
+        # On the devices: otherwise each call would send them anew.
         self.sites = tuple(map(jnp.asarray, self.positions(layers, poolings)))
 
     def positions(self, layers: Sequence[int], poolings: Sequence[str]) -> tuple[np.ndarray, ...]:
         """[S, 2] int32 of each part: where its sites lie in an array of these layers, poolings."""
-        blocks = [block for part in self.parts for block in part.blocks]
-        missing = [block for block in blocks if block[0] not in layers or block[1] not in poolings]
+        sites = [site for part in self.parts for site in part.sites]
+        missing = [site for site in sites if site[0] not in layers or site[1] not in poolings]
         if missing:
             raise ValueError(
                 f"the features read hidden state {missing[0][0]} with pooling {missing[0][1]!r}, "
@@ -118,7 +118,7 @@ class OnDevice:
             )
         return tuple(
             np.array(
-                [(layers.index(layer), poolings.index(name)) for layer, name in part.blocks],
+                [(layers.index(layer), poolings.index(name)) for layer, name in part.sites],
                 np.int32,
             )
             for part in self.parts

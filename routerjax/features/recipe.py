@@ -12,9 +12,11 @@ _FIELDS = {
     "top_fisher": ("k", "poolings", "pca_dim"),
     "greedy": ("k", "poolings", "pca_dim"),
     "per_target": ("select", "poolings", "pca_dims"),
-    "blocks": ("blocks",),
+    "blocks": ("sites",),
 }
 KINDS = tuple(_FIELDS)
+# Fields that have another name in JSON, where stores of results keep it.
+_KEYS = {"sites": "blocks"}
 SELECTS = ("cv_auc", "fisher")
 # Widths a target can choose from, where it is not said.
 WIDTHS = (50, 100, 150, 200)
@@ -40,8 +42,8 @@ class RecipeSite(NamedTuple):
 class Recipe:
     """What to read and how far to compress it; made by one of the class methods.
 
-    `per_target` and `greedy` are wishes: `routerjax.probes.select.resolve` makes a recipe of
-    `blocks` or `layers` of them, on training rows; `fit_router` does it by itself.
+    `per_target` and `greedy` leave a choice open: `routerjax.sweeps.select.resolve_recipe` makes a
+    recipe of `blocks` or `layers` of them, on training rows; `fit_router` does it by itself.
 
     Attributes:
       kind: One of KINDS.
@@ -49,12 +51,12 @@ class Recipe:
         the one that suits the target.
       pca_dim: C, principal components of the standardised concatenation, with several stores of
         each store's. Fewer where the training rows have a smaller rank. Of `per_target` the largest
-        of `pca_dims`, of `blocks` the sum over the blocks.
+        of `pca_dims`, of `blocks` the sum over the sites.
       indices: For `layers`, the hidden-state indices, ascending; 0 is the embedding output.
       k: For `top_fisher` and `greedy`, the number of layers.
       select: For `per_target`, by what a target chooses: one of SELECTS.
       pca_dims: For `per_target`, the widths to choose from, ascending.
-      blocks: For `blocks`, ascending; each (encoder, layer, pooling) once.
+      sites: For `blocks`, ascending; each (encoder, layer, pooling) once.
 
     Raises:
       ValueError: An argument is not what its description says.
@@ -67,7 +69,7 @@ class Recipe:
     k: int = 0
     select: str = ""
     pca_dims: tuple[int, ...] = ()
-    blocks: tuple[RecipeSite, ...] = ()
+    sites: tuple[RecipeSite, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -80,7 +82,7 @@ class Recipe:
             )
         if len(set(poolings)) < len(poolings):
             raise ValueError(f"pooling: each name counts once, got {poolings!r}")
-        lowest = min((self.pca_dim, *self.pca_dims, *(block.pca_dim for block in self.blocks)))
+        lowest = min((self.pca_dim, *self.pca_dims, *(site.pca_dim for site in self.sites)))
         if lowest < 1:
             raise ValueError(f"pca_dim: expected at least 1 component, got {lowest}")
         if (self.kind == "layers") != bool(self.indices):
@@ -89,7 +91,7 @@ class Recipe:
                 + ("needs at least one hidden-state index" if self.kind == "layers" else
                    f"chooses its own, got {list(self.indices)}; use Recipe.layers([...])")
             )  # fmt: skip
-        numbers = (*self.indices, *(n for block in self.blocks for n in block[:2]))
+        numbers = (*self.indices, *(n for site in self.sites for n in site[:2]))
         if numbers and min(numbers) < 0:
             raise ValueError(
                 f"layers: hidden-state indices count up from 0 (the embedding output), so do "
@@ -106,7 +108,7 @@ class Recipe:
                 f"select: expected one of {', '.join(SELECTS)} for Recipe.per_target, and nothing "
                 f"for others, got {self.select!r}"
             )
-        for name in ("pca_dims", "blocks"):
+        for name in ("pca_dims", "sites"):
             value = getattr(self, name)
             if bool(value) != (name in _FIELDS[self.kind]):
                 raise ValueError(
@@ -118,10 +120,10 @@ class Recipe:
                 raise ValueError(f"{name}: expected each once, ascending, got {value!r}")
         if self.pca_dims and self.pca_dim != self.pca_dims[-1]:
             raise ValueError(f"pca_dim: expected the largest of pca_dims, got {self.pca_dim}")
-        if self.blocks:
-            once = len({block[:3] for block in self.blocks}) == len(self.blocks)
-            if not once or (self.poolings, self.pca_dim) != _of_blocks(self.blocks):
-                raise ValueError("blocks: use Recipe.of_blocks, which says the rest by itself")
+        if self.sites:
+            once = len({site[:3] for site in self.sites}) == len(self.sites)
+            if not once or (self.poolings, self.pca_dim) != _read_by(self.sites):
+                raise ValueError("sites: use Recipe.of_sites, which says the rest by itself")
 
     @classmethod
     def all_layers(cls, pooling: str | Sequence[str] = "mean", pca_dim: int = 200) -> "Recipe":
@@ -204,26 +206,26 @@ class Recipe:
         return cls("per_target", _names(pooling), dims[-1], select=select, pca_dims=dims)
 
     @classmethod
-    def of_blocks(cls, blocks: Iterable[tuple[int, int, str, int]]) -> "Recipe":
+    def of_sites(cls, sites: Iterable[tuple[int, int, str, int]]) -> "Recipe":
         """Single (encoder, layer, pooling), each with a PCA of its own, side by side.
 
         Args:
-          blocks: (encoder, layer, pooling, components), in any order. Those of equal encoder, layer
+          sites: (encoder, layer, pooling, components), in any order. Those of equal encoder, layer
             and pooling are one, of the largest width: its leading components are the narrower ones.
         """
         widest: dict[tuple[int, int, str], int] = {}
-        for encoder, layer, pooling, pca_dim in blocks:
-            key = (_integer("blocks", encoder), _integer("blocks", layer), pooling)
+        for encoder, layer, pooling, pca_dim in sites:
+            key = (_integer("sites", encoder), _integer("sites", layer), pooling)
             widest[key] = max(widest.get(key, 0), _integer("pca_dim", pca_dim))
         chosen = tuple(sorted(RecipeSite(*key, dim) for key, dim in widest.items()))
         if not chosen:
-            raise ValueError("blocks: recipe 'blocks' needs at least one, got none")
-        return cls("blocks", *_of_blocks(chosen), blocks=chosen)
+            raise ValueError("sites: recipe 'blocks' needs at least one, got none")
+        return cls("blocks", *_read_by(chosen), sites=chosen)
 
     def narrow(self, width: int) -> "Recipe":
         """The same with at most `width` components of each PCA."""
-        if self.blocks:
-            return Recipe.of_blocks(b._replace(pca_dim=min(b.pca_dim, width)) for b in self.blocks)
+        if self.sites:
+            return Recipe.of_sites(s._replace(pca_dim=min(s.pca_dim, width)) for s in self.sites)
         return dataclasses.replace(self, pca_dim=min(self.pca_dim, width))
 
     @property
@@ -236,9 +238,9 @@ class Recipe:
         value: dict[str, Any] = {"kind": self.kind}
         for name in _FIELDS[self.kind]:
             field = getattr(self, name)
-            if name == "blocks":
-                field = [block._asdict() for block in field]
-            value[name] = list(field) if isinstance(field, tuple) else field
+            if name == "sites":
+                field = [site._asdict() for site in field]
+            value[_KEYS.get(name, name)] = list(field) if isinstance(field, tuple) else field
         return value
 
     @classmethod
@@ -248,14 +250,14 @@ class Recipe:
         Raises:
           ValueError: A field is missing, unknown or wrong.
         """
-        fields = {field.name for field in dataclasses.fields(cls)}
+        fields = {_KEYS.get(field.name, field.name) for field in dataclasses.fields(cls)}
         if not isinstance(value, dict) or "kind" not in value or set(value) - fields:
             raise ValueError(
                 f"recipe: expected an object with 'kind' and fields out of {sorted(fields)}, got "
                 f"{value!r}"
             )
         if value["kind"] == "blocks":
-            return cls.of_blocks(RecipeSite(**block) for block in value["blocks"])
+            return cls.of_sites(RecipeSite(**site) for site in value["blocks"])
         poolings = _names(value.get("poolings", ("mean",)))
         if value["kind"] == "per_target":
             return cls.per_target(value["select"], poolings, value["pca_dims"])
@@ -268,10 +270,10 @@ class Recipe:
         )
 
 
-def _of_blocks(blocks: tuple[RecipeSite, ...]) -> tuple[tuple[str, ...], int]:
-    """The poolings that blocks read, and the sum of their widths."""
-    poolings = tuple(dict.fromkeys(block.pooling for block in blocks))
-    return poolings, sum(block.pca_dim for block in blocks)
+def _read_by(sites: tuple[RecipeSite, ...]) -> tuple[tuple[str, ...], int]:
+    """The poolings that are read, and the sum of the sites' widths."""
+    poolings = tuple(dict.fromkeys(site.pooling for site in sites))
+    return poolings, sum(site.pca_dim for site in sites)
 
 
 def _names(pooling: str | Sequence[str]) -> tuple[str, ...]:

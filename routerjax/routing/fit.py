@@ -275,14 +275,14 @@ def _without_unread(
 
     Otherwise a router would load an encoder and run it on every query without using its output.
     """
-    read = sorted({block.encoder for block in selection.recipe.blocks})
+    read = sorted({site.encoder for site in selection.recipe.sites})
     if not read or len(read) == len(stores):
         return stores, selection
     logger.info("features: nothing is read of encoders %s: left out",
                 [i for i in range(len(stores)) if i not in read])  # fmt: skip
     number = {old: new for new, old in enumerate(read)}
-    recipe = Recipe.of_blocks(
-        block._replace(encoder=number[block.encoder]) for block in selection.recipe.blocks
+    recipe = Recipe.of_sites(
+        site._replace(encoder=number[site.encoder]) for site in selection.recipe.sites
     )
     choices = tuple(choice | {"encoder": number[choice["encoder"]]} for choice in selection.choices)
     return tuple(stores[i] for i in read), Chosen(recipe, choices)

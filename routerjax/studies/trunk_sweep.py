@@ -45,7 +45,7 @@ def sweep_trunks(
 ) -> dict[str, Any]:
     """Trains every setting of a grid with every seed, all at once, and ranks the settings.
 
-    Intervals are of a bootstrap over groups of validation queries (`probes.bootstrap`), the same
+    Intervals are of a bootstrap over groups of validation queries (`stats.bootstrap`), the same
     draws for all settings; nothing is trained again in a draw.
 
     Args:

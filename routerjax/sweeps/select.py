@@ -84,13 +84,11 @@ def select(
         check_held(store, (), recipe.poolings)
         store.rows_of(data.ids)  # A missing id is found before work is done.
     if recipe.kind == "greedy":
-        found = _greedy(recipe, stores, data, grouping.folds(data.groups, n_folds, seed))
-    elif recipe.select == "fisher":
-        found = _per_target(recipe, stores, data, *_fishers(recipe, stores, data))
-    else:
-        fold_N = grouping.folds(data.groups, n_folds, seed)
-        found = _per_target(recipe, stores, data, *_aucs(recipe, stores, data, fold_N))
-    return found
+        return _greedy(recipe, stores, data, grouping.folds(data.groups, n_folds, seed))
+    if recipe.select == "fisher":
+        return _per_target(recipe, stores, data, *_fishers(recipe, stores, data))
+    fold_N = grouping.folds(data.groups, n_folds, seed)
+    return _per_target(recipe, stores, data, *_aucs(recipe, stores, data, fold_N))
 
 
 def _per_target(
@@ -101,13 +99,13 @@ def _per_target(
     value_QM: np.ndarray,
 ) -> Chosen:
     """Each target's cell of the largest value; Q cells."""
-    blocks, choices = [], []
+    sites, choices = [], []
     for m, target in enumerate(data.targets):
         if not np.isfinite(value_QM[:, m]).any():
             logger.warning("per_target: %s has no number in any cell and chooses none", target)
             continue
         best = int(np.nanargmax(value_QM[:, m]))
-        blocks.append(cells[best])
+        sites.append(cells[best])
         value = {recipe.select: float(value_QM[best, m])}
         choices.append({"target": target} | cells[best]._asdict() | value)
         logger.info(
@@ -120,7 +118,7 @@ def _per_target(
             "per_target: no target has outcomes of both classes enough to judge a layer on the "
             "training rows; use Recipe.all_layers or Recipe.layers"
         )
-    return Chosen(Recipe.of_blocks(blocks), tuple(choices))
+    return Chosen(Recipe.of_sites(sites), tuple(choices))
 
 
 def _fishers(

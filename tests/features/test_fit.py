@@ -119,7 +119,7 @@ def test_a_large_offset_leaves_the_features_alone(toy, fake_store, train):
 
 def test_a_site_that_does_not_vary_contributes_nothing(toy, fitted, store, caplog, train):
     (part,) = fitted.parts
-    assert not part.components_SDC[part.blocks.index((0, "last"))].any()
+    assert not part.components_SDC[part.sites.index((0, "last"))].any()
     h_NLPD = toy.h_NLPD[:, :, ::-1].copy()
     expected = fitted.apply(h_NLPD)
     h_NLPD[:, 0, 1] *= 1.01
@@ -133,7 +133,7 @@ def test_arrays_and_json_restore_the_map(toy, fitted, store):
     value = json.loads(json.dumps(fitted.to_json()))
     again = FeatureMap.from_arrays(value, fitted.arrays())
     assert again.to_json() == fitted.to_json()
-    assert again.parts[0].blocks == fitted.parts[0].blocks and again.recipe == fitted.recipe
+    assert again.parts[0].sites == fitted.parts[0].sites and again.recipe == fitted.recipe
     np.testing.assert_array_equal(
         again.apply_store(store, toy.ids), fitted.apply_store(store, toy.ids)
     )
@@ -148,7 +148,7 @@ def test_a_map_says_what_to_capture(store, train):
     recipe = Recipe.layers([4, 2], pooling=("mean", "last"), pca_dim=3)
     features = fit_features(recipe, store, train)
     assert features.layers() == (2, 4) and features.poolings() == ("mean", "last")
-    assert features.parts[0].blocks == ((2, "mean"), (2, "last"), (4, "mean"), (4, "last"))
+    assert features.parts[0].sites == ((2, "mean"), (2, "last"), (4, "mean"), (4, "last"))
 
 
 def _mean_j(toy, pooling):
@@ -204,7 +204,7 @@ def test_refusals_name_what_is_held_and_what_came(toy, fitted, store, train, fak
         fitted.apply_store(fake_store(toy.h_NLPD[..., :8], toy.ids), toy.ids)
 
 
-BLOCKS = Recipe.of_blocks([(0, 3, "mean", 5), (0, 1, "last", 4), (0, 3, "last", 9), (1, 2, "a", 7)])
+BLOCKS = Recipe.of_sites([(0, 3, "mean", 5), (0, 1, "last", 4), (0, 3, "last", 9), (1, 2, "a", 7)])
 
 
 @pytest.fixture(scope="module")
@@ -224,13 +224,13 @@ def test_blocks_stand_side_by_side_each_as_if_alone(toy, store, second, train, b
     found = blocks.apply_store((store, second), toy.ids)
     alone = [
         fit_features(Recipe.layers([b.layer], b.pooling, b.pca_dim), held, train)
-        for b in BLOCKS.blocks
+        for b in BLOCKS.sites
         for held in [(store, second)[b.encoder]]
     ]
     assert blocks.width == BLOCKS.pca_dim == 25
     expected = [
         a.apply_store((store, second)[b.encoder], toy.ids)
-        for a, b in zip(alone, BLOCKS.blocks, strict=True)
+        for a, b in zip(alone, BLOCKS.sites, strict=True)
     ]
     np.testing.assert_allclose(found, np.concatenate(expected, axis=1), atol=1e-5)
     kept, total = (
@@ -302,7 +302,7 @@ def test_refusals_with_several_stores(toy, store, second, train, blocks, fake_st
     short = fake_store(toy.h_NLPD[:149], toy.ids[:149])
     with pytest.raises(ValueError, match=f"'{toy.ids[149]}' is not in the store"):
         fit_features(Recipe.all_layers(pooling="last"), [store, short], train)
-    with pytest.raises(ValueError, match="blocks read encoders 0 to 1, got 1 stores"):
+    with pytest.raises(ValueError, match="sites read encoders 0 to 1, got 1 stores"):
         fit_features(BLOCKS, store, train)
     with pytest.raises(ValueError, match="read 2 encoders, in the order of their training, got 1"):
         blocks.apply_store(store, toy.ids)

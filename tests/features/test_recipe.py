@@ -39,7 +39,7 @@ _blocks = st.lists(
 )
 
 
-@given(st.one_of(_recipes, _per_target, st.builds(Recipe.of_blocks, _blocks)))
+@given(st.one_of(_recipes, _per_target, st.builds(Recipe.of_sites, _blocks)))
 def test_json_round_trip(recipe):
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
 
@@ -53,15 +53,15 @@ def test_flags_say_the_same(recipe):
 
 @given(_blocks, st.randoms())
 def test_equal_blocks_are_one_of_the_largest_width(blocks, random):
-    recipe = Recipe.of_blocks(blocks)
-    keys = [block[:3] for block in recipe.blocks]
+    recipe = Recipe.of_sites(blocks)
+    keys = [block[:3] for block in recipe.sites]
     assert sorted({block[:3] for block in blocks}) == keys
-    for block in recipe.blocks:
+    for block in recipe.sites:
         assert block.pca_dim == max(b[3] for b in blocks if b[:3] == block[:3])
-    assert recipe.pca_dim == sum(block.pca_dim for block in recipe.blocks)
-    assert set(recipe.poolings) == {block.pooling for block in recipe.blocks}
+    assert recipe.pca_dim == sum(block.pca_dim for block in recipe.sites)
+    assert set(recipe.poolings) == {block.pooling for block in recipe.sites}
     random.shuffle(blocks)
-    assert Recipe.of_blocks(blocks + blocks) == recipe
+    assert Recipe.of_sites(blocks + blocks) == recipe
 
 
 def test_flags_for_recipes_that_choose():
@@ -116,14 +116,14 @@ def test_is_frozen_and_hashable():
         (lambda: Recipe.per_target("auc"), "select: expected one of cv_auc, fisher.*got 'auc'"),
         (lambda: Recipe.per_target(pca_dim=()), "expected a width or several, got none"),
         (lambda: Recipe.per_target(pca_dim=(0, 50)), "at least 1 component, got 0"),
-        (lambda: Recipe.of_blocks([]), "blocks: .*needs at least one, got none"),
-        (lambda: Recipe.of_blocks([(0, -1, "last", 3)]), "count up from 0"),
-        (lambda: Recipe.of_blocks([(0, 1, "last", 0)]), "at least 1 component, got 0"),
+        (lambda: Recipe.of_sites([]), "sites: .*needs at least one, got none"),
+        (lambda: Recipe.of_sites([(0, -1, "last", 3)]), "count up from 0"),
+        (lambda: Recipe.of_sites([(0, 1, "last", 0)]), "at least 1 component, got 0"),
         (
-            lambda: Recipe("layers", indices=(1,), blocks=(RecipeSite(0, 1, "last", 3),)),
+            lambda: Recipe("layers", indices=(1,), sites=(RecipeSite(0, 1, "last", 3),)),
             "takes none",
         ),
-        (lambda: Recipe("blocks", blocks=(RecipeSite(0, 1, "last", 3),)), "use Recipe.of_blocks"),
+        (lambda: Recipe("blocks", sites=(RecipeSite(0, 1, "last", 3),)), "use Recipe.of_sites"),
         (lambda: Recipe("all_layers", select="fisher"), "nothing for others, got 'fisher'"),
         (lambda: parse_recipe("greedy:x"), "greedy:K, per_target:cv_auc .* got 'greedy:x'"),
         (lambda: parse_recipe("per_target:best"), "got 'per_target:best'"),

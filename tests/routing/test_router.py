@@ -516,7 +516,7 @@ def two_stores(parts, second_encoder, tiny_data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(two_stores):
     *stores, some = two_stores
-    recipe = Recipe.of_blocks([(0, 2, "mean", 9), (1, 3, "last", 7), (1, 1, "mean", 5)])
+    recipe = Recipe.of_sites([(0, 2, "mean", 9), (1, 3, "last", 7), (1, 1, "mean", 5)])
     return fit_router(stores, some, recipe, CONFIG)
 
 

@@ -64,7 +64,7 @@ def test_each_target_finds_the_cell_its_signal_was_planted_in(planted, store, ho
     found = select(Recipe.per_target(how, POOLINGS, (2, 9)), store, data)
     assert {c["target"]: (c["layer"], c["pooling"]) for c in found.choices} == PLANTED
     # The two strongest components hold none of it, and b and c share their block.
-    assert found.recipe == Recipe.of_blocks([(0, 5, "mean", 9), (0, 2, "last", 9)])
+    assert found.recipe == Recipe.of_sites([(0, 5, "mean", 9), (0, 2, "last", 9)])
     assert resolve_recipe(Recipe.per_target(how, POOLINGS, (2, 9)), store, data) == found.recipe
     for choice in found.choices:
         assert choice["encoder"] == 0 and choice["pca_dim"] == 9
@@ -195,7 +195,7 @@ def test_other_recipes_come_back_as_they_are(planted, store):
     for recipe in (
         Recipe.all_layers(),
         Recipe.top_fisher(2),
-        Recipe.of_blocks([(0, 2, "last", 3)]),
+        Recipe.of_sites([(0, 2, "last", 3)]),
     ):
         assert select(recipe, store, data) == (recipe, ())
 
