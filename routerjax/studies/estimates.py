@@ -84,7 +84,7 @@ def estimates_of(
       weight_BN: [1 + B, N] of `value_and_draws`.
       fold_N: [N] the fold in which each row was predicted.
     """
-    rows, data = predictions.rows, predictions.rows.data
+    rows, complete = predictions.rows, predictions.rows.complete
     shape = (len(weight_BN), *predictions.single_RKN.shape[:2])
     of, auc_RKM = auc_estimates(predictions.before_RKNM, probabilistic_R, rows, weight_BN)
     of |= choice_estimates(predictions, weight_BN)
@@ -97,14 +97,11 @@ def estimates_of(
     frontier: list[Any] = [None] * shape[1]
     saving: list[Any] = [None] * shape[1]
     singles: list[tuple[str, float, float]] = []
-    at = np.flatnonzero(rows.complete_N)
-    if not len(at):
+    if not len(complete.data):
         return Estimates(of, auc_RKM, ece_floor, frontier, singles, saving)
-    correct_nM, (paid_nM, expected_nM) = rows.correct_NM[at], _costs(rows, at)
+    at, correct_nM, (paid_nM, expected_nM) = rows.complete_N, complete.correct_NM, _costs(complete)
     priced = bool(np.isfinite(paid_nM).all() and np.isfinite(expected_nM).all())
     weight_Bn, fold_n = weight_BN[:, at], fold_N[at]
-    keys = [data.queries[n] for n in at]
-    datasets = None if data.datasets is None else np.asarray(data.datasets)[at]
     for r in range(shape[1]):
         points_KnT2, beside_K = [], []
         for k in range(shape[2]):
@@ -116,11 +113,12 @@ def estimates_of(
                 points_KnT2.append(at_choices(choice_Tn, paid_nM, correct_nM))
                 if probabilistic_R[r]:
                     saving_n = _saving_choice(
-                        p_nM, expected_nM, paid_nM, correct_nM, single_n, fold_n, keys
-                    )
+                        p_nM, expected_nM, paid_nM, correct_nM, single_n, fold_n,
+                        complete.data.queries,
+                    )  # fmt: skip
             values, beside = published_replicates(
                 p_nM, correct_nM, Argmax().choose(p_nM, expected_nM), single_n, weight_Bn,
-                datasets=datasets,
+                datasets=complete.data.datasets,
                 cost_NM=paid_nM if priced else None,
                 expected_cost_NM=expected_nM if priced else None,
                 saving_choice_N=saving_n,
@@ -136,7 +134,7 @@ def estimates_of(
             frontier[r] = _with_ends(weighted_means(weight_Bn, np.mean(points_KnT2, axis=0)))
     if priced:
         means_M = paid_nM.mean(axis=0).tolist(), correct_nM.mean(axis=0).tolist()
-        singles = list(zip(data.targets, *means_M, strict=True))
+        singles = list(zip(complete.data.targets, *means_M, strict=True))
     return Estimates(of, auc_RKM, ece_floor, frontier, singles, saving)
 
 
@@ -220,18 +218,13 @@ def choice_estimates(predictions: Predictions, weight_BN: np.ndarray) -> dict[st
 
     Args: As of `estimates_of`.
     """
-    at = np.flatnonzero(predictions.rows.complete_N)
-    correct_nM, (paid_nM, expected_nM) = (
-        predictions.rows.correct_NM[at],
-        _costs(predictions.rows, at),
-    )
-    values_nRK4 = np.zeros((len(at), *predictions.single_RKN.shape[:2], 4))
+    at, complete = predictions.rows.complete_N, predictions.rows.complete
+    correct_nM, (paid_nM, expected_nM) = complete.correct_NM, _costs(complete)
+    values_nRK4 = np.zeros((len(correct_nM), *predictions.single_RKN.shape[:2], 4))
     for r, k in np.ndindex(*predictions.single_RKN.shape[:2]):
         choice_n = Argmax().choose(predictions.p_RKNM[r, k][at], expected_nM)
-        right_n, single_n = (
-            take(correct_nM, choice_n),
-            take(correct_nM, predictions.single_RKN[r, k, at]),
-        )
+        right_n = take(correct_nM, choice_n)
+        single_n = take(correct_nM, predictions.single_RKN[r, k, at])
         oracle_n, paid_n = correct_nM.max(axis=1), take(paid_nM, choice_n)
         values_nRK4[:, r, k] = np.stack(
             [right_n - single_n, oracle_n - single_n, right_n, paid_n], axis=1
@@ -242,11 +235,11 @@ def choice_estimates(predictions: Predictions, weight_BN: np.ndarray) -> dict[st
     return {"headroom_captured": ratio(gain, headroom), "accuracy": accuracy, "cost": cost}
 
 
-def _costs(rows: Judged, at: np.ndarray) -> np.ndarray:
-    """[2, n, M] USD paid and expected of some rows; NaN without prices."""
+def _costs(rows: Judged) -> np.ndarray:
+    """[2, N, M] USD paid and expected; NaN without prices."""
     if rows.paid_NM is None or rows.expected_NM is None:
-        return np.full((2, len(at), len(rows.data.targets)), np.nan)
-    return np.stack([rows.paid_NM[at], rows.expected_NM[at]])
+        return np.full((2, *rows.correct_NM.shape), np.nan)
+    return np.stack([rows.paid_NM, rows.expected_NM])
 
 
 def summary(estimate_BRK: Estimate, r: int, against: int | None = None) -> dict[str, Any] | None:
@@ -296,19 +289,16 @@ def _floor(p_KNM: np.ndarray, correct_NM: np.ndarray) -> float:
     return float(np.mean(floors))
 
 
-def _over_targets(found: AucReplicates, shape_RKM: tuple[int, ...]) -> Estimate:
+def _over_targets(aucs: AucReplicates, shape_RKM: tuple[int, ...]) -> Estimate:
     """Means over the targets that have an AUC in every contestant and seed that has any."""
-    value_RKM = found.value_Q.reshape(shape_RKM).astype(np.float64)
-    draws_BRKM = found.draws_BQ.reshape(-1, *shape_RKM)
+    value_RKM = aucs.value_Q.reshape(shape_RKM).astype(np.float64)
+    draws_BRKM = aucs.draws_BQ.reshape(-1, *shape_RKM)
     some_R = np.isfinite(value_RKM).any(axis=(1, 2))
     known_M = np.isfinite(value_RKM[some_R]).all(axis=(0, 1)) if some_R.any() else np.zeros(1, bool)
     if not known_M.any():
         return np.full((1 + len(draws_BRKM), *shape_RKM[:2]), np.nan)
-    value_RK, draws_BRK = (
-        value_RKM[..., known_M].mean(axis=2),
-        draws_BRKM[..., known_M].mean(axis=3),
-    )
-    return np.concatenate([value_RK[None], draws_BRK])
+    value_RK = value_RKM[..., known_M].mean(axis=2)
+    return np.concatenate([value_RK[None], draws_BRKM[..., known_M].mean(axis=3)])
 
 
 def per_dataset(predictions: Predictions, r: int, probabilistic: bool) -> list[dict[str, Any]]:
