@@ -30,14 +30,14 @@ def locate(source: str, revision: str | None) -> tuple[pathlib.Path, str | None]
     from huggingface_hub import snapshot_download
 
     try:
-        found = snapshot_download(source, revision=revision, allow_patterns=_HUB_FILES,
+        result = snapshot_download(source, revision=revision, allow_patterns=_HUB_FILES,
                                   ignore_patterns=["*/*"])  # fmt: skip
     except Exception as error:
         raise OSError(
             f"encoder: there is no folder {source!r}, and the Hugging Face hub did not give a "
             f"model of that id: {error}"
         ) from error
-    path = pathlib.Path(found)
+    path = pathlib.Path(result)
     return path, path.name  # A snapshot's folder is named by its commit.
 
 

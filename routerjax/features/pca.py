@@ -212,10 +212,10 @@ def _fit_sketched(
     """By a sketch, after one pass for means and scales."""
     moments = moments_lib.collect(store, rows, layers, poolings)
     mean_SD, inverse_scale_SD = _by_site(moments, len(layers) * len(poolings))
-    found = leading_components(
+    result = leading_components(
         lambda: stream(store, rows, layers, poolings), mean_SD, inverse_scale_SD, width
     )
-    return _pca(rows.n_used, mean_SD, inverse_scale_SD, *_clean(inverse_scale_SD, *found))
+    return _pca(rows.n_used, mean_SD, inverse_scale_SD, *_clean(inverse_scale_SD, *result))
 
 
 @functools.partial(jax.jit, static_argnames=("n_sites", "width"))

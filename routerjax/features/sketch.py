@@ -57,12 +57,12 @@ def leading_components(
     n_columns = mean_SD.size
     n_sketch = min(n_columns, SKETCH_WIDTH * -(-(width + _SPARE) // SKETCH_WIDTH))
     basis_EK = _draw(inverse_scale_SD, n_sketch)
-    previous_EK, turn = jnp.zeros_like(basis_EK), -_PLAIN_PASSES
+    previous_EK, step = jnp.zeros_like(basis_EK), -_PLAIN_PASSES
     for left in reversed(range(passes)):
         product_EK = _multiply(blocks(), mean_SD, inverse_scale_SD, basis_EK)
         if left:
-            basis_EK, previous_EK = _filter(basis_EK, previous_EK, product_EK, turn)
-            turn += 1
+            basis_EK, previous_EK = _filter(basis_EK, previous_EK, product_EK, step)
+            step += 1
     components_EK, eigenvalues_K, residual_K = _rayleigh_ritz(basis_EK, product_EK)
     width = min(width, n_sketch)
     return components_EK[:, :width], eigenvalues_K[:width], residual_K[:width]
@@ -121,7 +121,7 @@ def _add_product(carry, h_LPRD, weight_R, mean_SD, inverse_scale_SD, basis_SDK):
 
 @jax.jit
 def _filter(
-    basis_EK: jax.Array, previous_EK: jax.Array, product_EK: jax.Array, turn: int
+    basis_EK: jax.Array, previous_EK: jax.Array, product_EK: jax.Array, step: int
 ) -> tuple[jax.Array, jax.Array]:
     """One step of the recurrence, orthonormalised; the step before it, in the same coordinates.
 
@@ -130,9 +130,9 @@ def _filter(
     """
     ritz_KK = jnp.matmul(basis_EK.T, product_EK, precision=HIGHEST)
     half = jnp.linalg.eigvalsh((ritz_KK + ritz_KK.T) / 2)[0] / 2
-    # Turn 0 is T_1 = x; turn 1 weighs T_0 twice as the scaled recurrence wants; before, plain.
-    centre = jnp.where(turn >= 0, half, 0.0)
-    momentum = jnp.where(turn >= 1, jnp.square(half) / jnp.where(turn == 1, 2.0, 4.0), 0.0)
+    # Step 0 is T_1 = x; step 1 weighs T_0 twice as the scaled recurrence wants; before, plain.
+    centre = jnp.where(step >= 0, half, 0.0)
+    momentum = jnp.where(step >= 1, jnp.square(half) / jnp.where(step == 1, 2.0, 4.0), 0.0)
     next_EK = product_EK - centre * basis_EK - momentum * previous_EK
     next_EK, triangle_KK = jnp.linalg.qr(next_EK)
     # Fewer rows than sketch columns leave zeros on the triangle's diagonal; what belongs to them

@@ -80,10 +80,10 @@ class Folder:
     def read_bytes(self, name: str) -> bytes | None:
         """The content of `name`, or None where there is no such file."""
         try:
-            found = self._kv.read(name).result()
+            result = self._kv.read(name).result()
         except Exception as error:
             raise OSError(f"cannot read {self.path}{name}: {error}") from error
-        return bytes(found.value) if found.state == "value" else None
+        return bytes(result.value) if result.state == "value" else None
 
     def digest(self, name: str) -> str | None:
         """A digest of the content of `name`, or None where there is no such file."""

@@ -45,11 +45,11 @@ def describe_run(config: Any) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of Python and of the installed packages that decide the numbers."""
-    found = {}
+    result = {}
     for name in _VERSIONS_OF:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found | {"python": sys.version.split()[0]}
+            result[name] = importlib.metadata.version(name)
+    return result | {"python": sys.version.split()[0]}
 
 
 def _git_revision() -> str | None:

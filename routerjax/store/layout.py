@@ -81,18 +81,18 @@ def load(path: Any) -> Files:
         are damaged.
     """
     folder = Folder(path)
-    found = folder.read_json("store.json")
-    if found is None:
+    result = folder.read_json("store.json")
+    if result is None:
         raise ValueError(f"{folder.path} holds no activation store (store.json): run extract")
     # Those of other versions have no seal, or another.
-    version = found.get("schema_version") if isinstance(found, dict) else None
+    version = result.get("schema_version") if isinstance(result, dict) else None
     if version != SCHEMA_VERSION:
         raise ValueError(
             f"{folder.path}store.json has schema version {version!r}, this routerjax reads "
             f"{SCHEMA_VERSION}: extract again with it"
         )
     try:
-        meta = unsealed(found, f"{folder.path}store.json")
+        meta = unsealed(result, f"{folder.path}store.json")
     except ValueError as error:
         raise ValueError(
             f"{error}: copy it from where the store was made, or delete it and extract again"
@@ -116,7 +116,7 @@ def write_commit(folder: Folder, block: int, commit: dict[str, Any]) -> None:
 
 def read_commits(folder: Folder, known: Container[int] = ()) -> dict[int, dict[str, Any]]:
     """The commits of blocks by number, but for those already known and those that are damaged."""
-    found = {}
+    result = {}
     for name in folder.list("blocks/"):
         number = name.removeprefix("blocks/").removesuffix(".json")
         if name != f"blocks/{number}.json" or not number.isdecimal():
@@ -131,8 +131,8 @@ def read_commits(folder: Folder, known: Container[int] = ()) -> dict[int, dict[s
             logger.warning("block %d counts as missing: %s", block, error)
             continue
         if commit is not None:
-            found[block] = commit
-    return found
+            result[block] = commit
+    return result
 
 
 def shards(folder: Folder) -> set[str]:

@@ -58,12 +58,12 @@ class StoreRows:
                 f"{folder.path}{_NAME} is missing, damaged or of another store: without it nobody "
                 f"knows which row is which query. Delete the store and extract again"
             )
-        found = folder.read_json(_NAME)
-        truncated_N = np.zeros(len(found["ids"]), bool)
-        truncated_N[found["truncated"]] = True
+        result = folder.read_json(_NAME)
+        truncated_N = np.zeros(len(result["ids"]), bool)
+        truncated_N[result["truncated"]] = True
         return cls(
-            tuple(found["ids"]),
-            np.array(found["n_tokens"], np.int64),
-            np.array(found["query_tokens"], np.int64),
+            tuple(result["ids"]),
+            np.array(result["n_tokens"], np.int64),
+            np.array(result["query_tokens"], np.int64),
             truncated_N,
         )

@@ -144,14 +144,14 @@ class ActivationStore:
             held.release()  # Writing takes longest.
         try:
             writing = self._array[:, :, rows].write(stored)
-            found = digest(stored)  # Meanwhile.
+            result = digest(stored)  # Meanwhile.
             writing.result()
         except Exception as error:
             raise OSError(
                 f"cannot write block {block} of {self.folder.path}: {error}. Nothing is lost: the "
                 f"same command continues with this block"
             ) from error
-        commit = {"block": block, "rows": [rows.start, rows.stop], "digest": found}
+        commit = {"block": block, "rows": [rows.start, rows.stop], "digest": result}
         commit |= {"exponents": exponents_LP.tolist()} | record
         layout.write_commit(self.folder, block, commit)
         self._commits[block] = commit
@@ -179,8 +179,8 @@ class ActivationStore:
         p_index = _positions(self.poolings, poolings, "poolings")
         wanted = list(range(self.n_blocks) if which is None else which)
         futures: dict[int, ts.Future] = {}
-        for turn, block in enumerate(wanted):
-            for ahead in wanted[turn : turn + 2]:
+        for i, block in enumerate(wanted):
+            for ahead in wanted[i : i + 2]:
                 if ahead not in futures:
                     futures[ahead] = self._start_read(ahead, l_index, p_index)
             yield self.block_slice(block), self._finish(block, futures.pop(block), l_index, p_index)

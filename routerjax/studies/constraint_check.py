@@ -1,7 +1,7 @@
 """Does it hold? Whether Budget and Quality keep their mean on rows that they were not fitted on.
 
-Rows with predictions that no model was trained on are dealt to folds; a policy is fitted on all
-folds but one and decides on that one; the rows of all folds are then judged together. Dealt anew
+Rows with predictions that no model was trained on are split into folds; a policy is fitted on all
+folds but one and decides on that one; the rows of all folds are then judged together. Split anew
 many times, this says how often the mean comes out where it was wanted. Predictions stay as they
 are: what is tested is the policy.
 """
@@ -96,10 +96,10 @@ def constraint_rows(
       correct_NM: [N, M] 1, 0 or NaN.
       groups: [N] rows of one group stay together.
       keys: [N] the queries' texts; see `Policy.choose`.
-      n_splits: Deals to folds.
+      n_splits: Splits into folds.
       n_folds: Of each.
       places: In [0, 1].
-      seed: Of the deals; the k-th takes seed + k.
+      seed: Of the splits; the k-th takes seed + k.
 
     Returns:
       JSON values: `n` rows, and `policies`, for each its `policy`, `wanted` mean, `unit`,
@@ -181,13 +181,13 @@ def _held(
     return choice_N
 
 
-def constraint_check_lines(found: dict[str, Any]) -> list[str]:
+def constraint_check_lines(result: dict[str, Any]) -> list[str]:
     """What `holding` found as a table of text."""
     lines = [
-        f"{found['n']:,} rows, {found['n_folds']} folds, pooled: largest deviation from the mean "
+        f"{result['n']:,} rows, {result['n_folds']} folds, pooled: largest deviation from the mean "
         f"wanted over the splits, and how often the 95% interval holds it"
     ]
-    for row in found["policies"]:
+    for row in result["policies"]:
         off, n, n_splits = (row[name] for name in ("largest_deviation", "n_reached", "n_splits"))
         relative = row["unit"] == "relative"
         text = "none" if off is None else f"{off:.2%}" if relative else f"{100 * off:.2f} points"

@@ -121,15 +121,15 @@ def _neighbours(
     )
     seen_NM = np.isfinite(y_NM)
     mean_M = np.nansum(y_NM, axis=0) / np.maximum(seen_NM.sum(axis=0), 1)
-    found: list[list[np.ndarray]] = [[] for _ in ks]
+    result: list[list[np.ndarray]] = [[] for _ in ks]
     for start in range(0, len(unit_nC), _CHUNK_ROWS):
         near_RK = np.asarray(_nearest(unit_nC[start : start + _CHUNK_ROWS], unit_NC, max(ks)))
-        for k, parts in zip(ks, found, strict=True):
+        for k, parts in zip(ks, result, strict=True):
             at_RK = near_RK[:, :k]
             right_RM = np.nansum(y_NM[at_RK], axis=1)
             parts.append((right_RM + mean_M) / (seen_NM[at_RK].sum(axis=1) + 1))
     empty_nM = np.zeros((0, y_NM.shape[1]))
-    return [np.concatenate([empty_nM, *parts]) for parts in found]
+    return [np.concatenate([empty_nM, *parts]) for parts in result]
 
 
 @functools.partial(jax.jit, static_argnames="k")
@@ -146,10 +146,10 @@ def _logistic(x_NC: np.ndarray, y_NM: np.ndarray, x_nC: np.ndarray, strength: fl
     both_M = (np.nanmin(y_NM, axis=0) < 0.5) & (np.nanmax(y_NM, axis=0) > 0.5)
     observed_QN = (seen_NM & both_M[None]).T.astype(np.float32)
     kept_QC = np.ones((y_NM.shape[1], x_NC.shape[1]), np.float32)
-    found = jax.jit(fit_logistic)(
+    result = jax.jit(fit_logistic)(
         z_NC, z_NC.var(axis=0), np.nan_to_num(y_NM).T, observed_QN, kept_QC
     )
-    logit_nM = z_nC @ np.asarray(found.weight_QC).T + np.asarray(found.bias_Q)
+    logit_nM = z_nC @ np.asarray(result.weight_QC).T + np.asarray(result.bias_Q)
     share_M = np.nan_to_num(np.nanmean(y_NM, axis=0))
     return np.where(both_M, expit(logit_nM), share_M)
 

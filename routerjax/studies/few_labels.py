@@ -119,14 +119,14 @@ def few_labels(
     with resume.progress_bar(len(data.targets), 0, "targets", "few labels") as bar:
         for m, target in enumerate(data.targets):
             name = f"target{m:03d}.json"
-            found = kept.read_json(name)
-            if found is None:
+            result = kept.read_json(name)
+            if result is None:
                 kept.stop_if_asked(bar)
-                found = _of_target(parts, rows, m, families, config, sizes, draws, seed)
-                kept.write_json(name, found)
-            targets[target] = found
+                result = _of_target(parts, rows, m, families, config, sizes, draws, seed)
+                kept.write_json(name, result)
+            targets[target] = result
             bar.update()
-    of = {figure: {t: found[figure] for t, found in targets.items()} for figure in FIGURES}
+    of = {figure: {t: result[figure] for t, result in targets.items()} for figure in FIGURES}
     return {
         "sizes": list(sizes),
         "draws": draws,
@@ -170,7 +170,7 @@ def _of_target(
     y_N = np.concatenate([fit.correct_NM[:, m], held.correct_NM[:, m]])
     group_N = np.array(fit.groups + held.groups)
     y_test_N = test.correct_NM[:, m]
-    found: dict[str, _Curves] = {
+    result: dict[str, _Curves] = {
         figure: {method: [[None] * draws for _ in sizes] for method in METHODS}
         for figure in FIGURES
     }
@@ -187,10 +187,10 @@ def _of_target(
             for method, function in predict.items():
                 p_N = function(x_NC[some], y_N[some].astype(np.float64), group_N[some], x_test)
                 within = within_dataset_auc(p_N[:, None], y_test_N[:, None], test.datasets)
-                found["auc"][method][s][d] = number(roc_auc(p_N, y_test_N))
+                result["auc"][method][s][d] = number(roc_auc(p_N, y_test_N))
                 if within is not None:
-                    found["within_dataset_auc"][method][s][d] = number(within.auc_M[0])
-    return found
+                    result["within_dataset_auc"][method][s][d] = number(within.auc_M[0])
+    return result
 
 
 def _family(target: str, families: Sequence[str]) -> str:

@@ -191,14 +191,14 @@ def _n_tried(kept: float, n_targets: int) -> int:
     return max(1, round(kept * n_targets))
 
 
-def sparse_outcomes_lines(found: dict[str, Any]) -> list[str]:
+def sparse_outcomes_lines(result: dict[str, Any]) -> list[str]:
     """What `sparse_outcomes` found as a table of text."""
     lines = [
-        f"trained on {found['n_train']:,} rows, judged on {found['n_test']:,}; [95% interval over "
-        f"groups]",
+        f"trained on {result['n_train']:,} rows, judged on {result['n_test']:,}; [95% interval "
+        f"over groups]",
         f"{'hidden':12} {'kept':>6} {'mean AUC':>9} {'less by':>26} {'within':>7} {'|bias|':>11}",
     ]
-    for name, row in found["patterns"].items():
+    for name, row in result["patterns"].items():
         lead, whole, within = (
             row[key] for key in ("difference", "mean_auc", "mean_within_dataset_auc")
         )

@@ -57,7 +57,7 @@ def sweep_trunks(
       draws: Bootstrap draws; 0 for no intervals.
       seed: Of the draws.
       workdir: Folder that keeps finished groups in trunks/; a job that died goes on from there.
-      devices: To deal members to; by default all of this process.
+      devices: To split members over; by default all of this process.
 
     Returns:
       JSON values. `settings`, best first: the setting, `validation_loss` (mean binary
@@ -97,11 +97,11 @@ def sweep_trunks(
         for s in settings
         for seed in grid.seeds
     ]
-    found = train_trunks(
+    result = train_trunks(
         x_train, y_train_NM, x_val, y_val_NM, members, config,
         None if folder is None else folder / "members", devices,
     )  # fmt: skip
-    rows = _ranked(settings, found, y_val_NM, val, draws, seed)
+    rows = _ranked(settings, result, y_val_NM, val, draws, seed)
     return {
         "n_fit": len(fit),
         "n_validation": len(val),
@@ -117,19 +117,19 @@ def sweep_trunks(
     }
 
 
-def trunk_lines(found: dict[str, Any], most: int = 10) -> list[str]:
+def trunk_lines(result: dict[str, Any], most: int = 10) -> list[str]:
     """The best settings as a table of text.
 
     Args:
-      found: What `sweep_trunks` returned.
+      result: What `sweep_trunks` returned.
       most: Settings shown.
     """
-    rows = found["settings"]
+    rows = result["settings"]
     head = (
-        f"{found['n_members']} trunks of {len(rows)} settings, judged on "
-        f"{found['n_validation']:,} validation queries"
+        f"{result['n_members']} trunks of {len(rows)} settings, judged on "
+        f"{result['n_validation']:,} validation queries"
     )
-    if found["draws"]:
+    if result["draws"]:
         equal = sum(row["equal_to_best"] for row in rows)
         head += f"; {equal} not distinguishable from the best"
     lines = [
@@ -152,10 +152,10 @@ def trunk_lines(found: dict[str, Any], most: int = 10) -> list[str]:
     return lines + [f"  ... {len(rows) - most} more"] * (len(rows) > most)
 
 
-def _number(found: dict[str, float | None], form: str) -> str:
-    if found["low"] is None:
-        return f"{found['value']:{form}} [no interval]"
-    return f"{found['value']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
+def _number(result: dict[str, float | None], form: str) -> str:
+    if result["low"] is None:
+        return f"{result['value']:{form}} [no interval]"
+    return f"{result['value']:{form}} [{result['low']:{form}}, {result['high']:{form}}]"
 
 
 def _text(row: dict[str, Any]) -> str:
@@ -168,17 +168,17 @@ def _text(row: dict[str, Any]) -> str:
 
 def _ranked(
     settings: Sequence[TrunkSetting],
-    found: Trained,
+    result: Trained,
     y_VM: np.ndarray,
     val: RoutingDataset,
     draws: int,
     seed: int,
 ) -> list[tuple[TrunkSetting, dict[str, Any]]]:
     """The settings' rows, Q settings; best first."""
-    n_seeds = len(found.p_KVM) // len(settings)
-    best_QK = found.best_val_loss_K.reshape(len(settings), n_seeds)
-    epoch_QK = found.best_epoch_K.reshape(best_QK.shape)
-    failed_QK = found.failed_K.reshape(best_QK.shape) >= 0
+    n_seeds = len(result.p_KVM) // len(settings)
+    best_QK = result.best_val_loss_K.reshape(len(settings), n_seeds)
+    epoch_QK = result.best_epoch_K.reshape(best_QK.shape)
+    failed_QK = result.failed_K.reshape(best_QK.shape) >= 0
     lived_QK = np.isfinite(best_QK)
     observed_VM = ~np.isnan(y_VM)
     count_V = observed_VM.sum(axis=1, dtype=np.float64)
@@ -187,7 +187,7 @@ def _ranked(
     within_Q = auc_Q.copy()
     for q, lived_K in enumerate(lived_QK):
         if lived_K.any():
-            p_KVM = found.p_KVM[q * n_seeds : (q + 1) * n_seeds][lived_K]
+            p_KVM = result.p_KVM[q * n_seeds : (q + 1) * n_seeds][lived_K]
             p_VM = p_KVM.mean(axis=0, dtype=np.float64)
             loss_QV[q] = np.where(observed_VM, _cross_entropy(p_VM, y_VM), 0.0).sum(axis=1)
             auc_Q[q] = _mean(auc_per_target(p_VM, val.correct_NM))

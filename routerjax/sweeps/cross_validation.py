@@ -78,11 +78,11 @@ def cross_validate(
     x_SFRD = x_SND[site_of_slot[:, None, None], layout.row_FR[None]]
     x_SFRD *= layout.weight_FR[None, :, :, None]
     shared = (y_FRM.astype(np.float32), layout.weight_FR)
-    found = _compiled(tuple(pca_dims), devices)(
+    result = _compiled(tuple(pca_dims), devices)(
         x_SFRD.reshape(len(devices), -1, *x_SFRD.shape[1:]),
         *(np.broadcast_to(a, (len(devices), *a.shape)) for a in shared),
     )
-    score_SFWMR, *rest = (_by_site(leaf, n_sites) for leaf in found)
+    score_SFWMR, *rest = (_by_site(leaf, n_sites) for leaf in result)
     score_SNWM = np.full((n_sites, len(y_NM), *score_SFWMR.shape[2:4]), np.nan, np.float32)
     real_FR = layout.weight_FR > 0
     score_SNWM[:, layout.row_FR[real_FR]] = score_SFWMR.transpose(0, 1, 4, 2, 3)[:, real_FR]

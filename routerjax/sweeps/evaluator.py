@@ -97,8 +97,8 @@ class SiteEvaluator:
           draws "draws_cv_auc", "draws_within_auc" [S, B, W, M] and "draws_fisher" [S, B, M], and
           "cv_auc_low", "cv_auc_high" and so on.
         """
-        found = cross_validate(x_SND, y_NM, self.fold_N, pca_dims, self.n_folds, devices)
-        result = self._of_scores(found, y_NM)
+        scores = cross_validate(x_SND, y_NM, self.fold_N, pca_dims, self.n_folds, devices)
+        result = self._of_scores(scores, y_NM)
         spread = [result["cv_auc"]]
         for fold_N in self.other_folds:
             again = cross_validate(x_SND, y_NM, fold_N, pca_dims, self.n_folds, devices)
@@ -109,21 +109,21 @@ class SiteEvaluator:
             result[name] = value
         return {name: np.asarray(value, np.float32) for name, value in result.items()}
 
-    def _of_scores(self, found: Scores, y_NM: np.ndarray) -> dict[str, np.ndarray]:
+    def _of_scores(self, scores: Scores, y_NM: np.ndarray) -> dict[str, np.ndarray]:
         """Numbers that come from out-of-fold scores."""
-        cv_auc_SWM, n_folds_SWM = _mean_over_folds(found)
+        cv_auc_SWM, n_folds_SWM = _mean_over_folds(scores)
         result = {
             "cv_auc": cv_auc_SWM,
             "n_folds": n_folds_SWM,
-            "n_unsolved": (~found.solved_FSWM).sum(axis=0),
-            "fold_auc": np.moveaxis(found.auc_FSWM, 0, 1),
-            "fold_fisher": np.moveaxis(found.fisher_FSM, 0, 1),
-            "fold_d_eff": found.d_eff_FS.T,
-            "fold_n_components": found.n_components_FS.T,
+            "n_unsolved": (~scores.solved_FSWM).sum(axis=0),
+            "fold_auc": np.moveaxis(scores.auc_FSWM, 0, 1),
+            "fold_fisher": np.moveaxis(scores.fisher_FSM, 0, 1),
+            "fold_d_eff": scores.d_eff_FS.T,
+            "fold_n_components": scores.n_components_FS.T,
         }
         shape_SWM = cv_auc_SWM.shape
-        s, n, w, m = found.score_SNWM.shape
-        score_NQ = found.score_SNWM.transpose(1, 0, 2, 3).reshape(n, -1)
+        s, n, w, m = scores.score_SNWM.shape
+        score_NQ = scores.score_SNWM.transpose(1, 0, 2, 3).reshape(n, -1)
         y_NQ = np.broadcast_to(y_NM[:, None, None], (n, s, w, m)).reshape(n, -1)
         fold = (self.fold_N, self.n_folds)
         self._add(result, "cv_auc", auc_replicates(score_NQ, y_NQ, *fold, self.weight_BN),
@@ -144,13 +144,13 @@ class SiteEvaluator:
         self,
         result: dict[str, np.ndarray],
         name: str,
-        found: AucReplicates,
+        replicates: AucReplicates,
         shape: tuple[int, ...],
     ) -> None:
         """Adds the draws of an AUC and its interval, where there are draws."""
         if not len(self.weight_BN):
             return
-        draws = found.draws_BQ.reshape(-1, *shape)
+        draws = replicates.draws_BQ.reshape(-1, *shape)
         low, high = bootstrap.reverse_percentile(result[name], draws, smallest=0, largest=1)
         result |= {f"{name}_low": low, f"{name}_high": high}
         result[f"draws_{name}"] = draws.swapaxes(0, 1)
@@ -161,9 +161,9 @@ class SiteEvaluator:
         draws_SBM: list[np.ndarray] = []
         for x_ND in x_SND:
             standard_ND, d_eff = _standardise(jnp.asarray(x_ND))
-            found = fisher_replicates(standard_ND, y_NM, self.weight_BN)
-            result["fisher"].append(found.value_M)
-            draws_SBM.append(found.draws_BM)
+            replicates = fisher_replicates(standard_ND, y_NM, self.weight_BN)
+            result["fisher"].append(replicates.value_M)
+            draws_SBM.append(replicates.draws_BM)
             result["d_eff"].append(np.asarray(d_eff))
             result["fisher_shuffled"].append(
                 fisher_shuffled(standard_ND, y_NM, _SHUFFLES, self.seed)
@@ -191,9 +191,9 @@ def _standardise(x_ND: jax.Array) -> tuple[jax.Array, jax.Array]:
     return standard_ND, spectrum.d_eff_trace(correlation_DD)
 
 
-def _mean_over_folds(found: Scores) -> tuple[np.ndarray, np.ndarray]:
+def _mean_over_folds(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
     """Mean AUC [S, W, M] over the folds that have one, and their number."""
-    auc_FSWM = found.auc_FSWM.astype(np.float64)
+    auc_FSWM = scores.auc_FSWM.astype(np.float64)
     defined_FSWM = np.isfinite(auc_FSWM)
     n_SWM = defined_FSWM.sum(axis=0)
     return _ratio(np.where(defined_FSWM, auc_FSWM, 0.0).sum(axis=0), n_SWM), n_SWM

@@ -92,7 +92,7 @@ def lines(evidence: dict[str, Any]) -> list[str]:
     Args:
       evidence: Of `find_evidence`.
     """
-    found = []
+    result = []
     means = {
         (row["probe"], row["auc"], row["pooling"], kind): row
         for kind in ("spearman", "lost")
@@ -103,11 +103,11 @@ def lines(evidence: dict[str, Any]) -> list[str]:
         if kind == "lost":
             continue
         lost = means[probe, auc, pooling, "lost"]
-        found.append(
+        result.append(
             f"{PROBES[probe]} against {AUCS[auc]}, {pooling}: Spearman over layers "
             f"{_number(row, '+.2f')}; trusting {PROBES[probe]} costs {_number(lost, '.4f')}"
         )
-    return found
+    return result
 
 
 def _number(row: dict[str, Any], spec: str) -> str:

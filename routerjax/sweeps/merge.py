@@ -177,13 +177,13 @@ def _plain_control(
     x_SND = control.plain_features(name, dataset_N, n_tokens_N, width, evaluator.seed)
     # As many components as every fold's training rows have: a dataset's indicator may be constant.
     dims = (table.pca_dims[-1],) if name == "random" else tuple(range(1, x_SND.shape[2] + 1))
-    found = evaluator.evaluate(x_SND, data.correct_NM, dims)
-    has_W = np.isfinite(found["cv_auc"][0]).any(axis=1)
+    result = evaluator.evaluate(x_SND, data.correct_NM, dims)
+    has_W = np.isfinite(result["cv_auc"][0]).any(axis=1)
     if not has_W.any():
         return []
     w = int(np.flatnonzero(has_W)[-1])
-    numbers = {key: found[key][0, w] for key in control.KEPT if key in found and key != "fisher"}
-    return _rows(name, None, None, table, numbers | {"fisher": found["fisher"][0]}, dims[w])
+    numbers = {key: result[key][0, w] for key in control.KEPT if key in result and key != "fisher"}
+    return _rows(name, None, None, table, numbers | {"fisher": result["fisher"][0]}, dims[w])
 
 
 def _rows(

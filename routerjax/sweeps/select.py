@@ -233,9 +233,9 @@ def _auc_of_sites(
     if resume.stop_requested():
         raise resume.Stopped("Stopped while layers were being chosen.", goes_on=False)
     n_folds = int(fold_N.max()) + 1
-    found = cross_validate(x_SND, y_NM, fold_N, pca_dims, n_folds)
-    auc_FSWM = found.auc_FSWM.copy()
-    available_S = found.n_components_FS.min(axis=0)
+    result = cross_validate(x_SND, y_NM, fold_N, pca_dims, n_folds)
+    auc_FSWM = result.auc_FSWM.copy()
+    available_S = result.n_components_FS.min(axis=0)
     for s in np.flatnonzero((0 < available_S) & (available_S < pca_dims[-1])):
         dims = (int(available_S[s]),)
         again = cross_validate(x_SND[s : s + 1], y_NM, fold_N, dims, n_folds)

@@ -216,7 +216,7 @@ class _Job:
         """All arrays of some layers, poolings leading; those of a control as "control/NAME/..."."""
         config, y_NM = self.config, self.data.correct_NM
         x_SND = read_rows(self.store, self.data.ids, layers, config.poolings)
-        found = self.evaluator.evaluate(x_SND, y_NM, config.pca_dims, self.devices)
+        result = self.evaluator.evaluate(x_SND, y_NM, config.pca_dims, self.devices)
         widest = config.pca_dims[-1:]
         for name in config.controls:
             x, y = x_SND, y_NM
@@ -233,14 +233,14 @@ class _Job:
                 continue
             for key, value in self.evaluator.evaluate(x, y, widest, self.devices).items():
                 if key in control.KEPT:
-                    found[f"control/{name}/{key}"] = value
+                    result[f"control/{name}/{key}"] = value
         n = len(config.poolings)
         for i, layer in enumerate(layers):
             yield (
                 layer,
                 {
                     key: np.ascontiguousarray(value[i * n : (i + 1) * n])
-                    for key, value in found.items()
+                    for key, value in result.items()
                 },
             )
 

@@ -171,7 +171,7 @@ class SweepTable(ProbeTable):
 
     def _best_cells(self) -> dict[str, Any]:
         """The best cell of each target and of their mean, and which layers equal it."""
-        found: dict[str, Any] = {"mean_over_targets": None, "by_target": {}}
+        result: dict[str, Any] = {"mean_over_targets": None, "by_target": {}}
         for target in (*self.targets, None):
             if not np.isfinite(self._of(target, "cv_auc")).any():
                 continue
@@ -182,10 +182,10 @@ class SweepTable(ProbeTable):
                     layer for layer, of in zip(self.layers, equal_LPW, strict=True) if of.any()
                 ]
             if target is None:
-                found["mean_over_targets"] = entry
+                result["mean_over_targets"] = entry
             else:
-                found["by_target"][target] = entry
-        return found
+                result["by_target"][target] = entry
+        return result
 
     def _of(self, target: str | None, name: str) -> np.ndarray:
         """[L, P, W] of one target, or of the mean over the targets with numbers anywhere."""

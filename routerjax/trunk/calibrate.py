@@ -269,9 +269,9 @@ def _newton(x_NC: np.ndarray, y_N: np.ndarray) -> np.ndarray:
         # Equal logits make it singular; a speck on the diagonal leaves the rest as it is.
         hessian_CC += 1e-9 * (1 + np.trace(hessian_CC)) * np.eye(len(weight_C))
         step_C = np.linalg.solve(hessian_CC, gradient_C)
-        while (found := loss(weight_C - step_C)) > best and np.abs(step_C).max() > 1e-12:
+        while (result := loss(weight_C - step_C)) > best and np.abs(step_C).max() > 1e-12:
             step_C = step_C / 2
-        if np.abs(step_C).max() <= 1e-12 or found > best:
+        if np.abs(step_C).max() <= 1e-12 or result > best:
             break
-        weight_C, best = weight_C - step_C, found
+        weight_C, best = weight_C - step_C, result
     return weight_C

@@ -51,13 +51,13 @@ class Checkpoints:
                 f"{self.folder.path}: checkpoint {step} cannot be read; if it is damaged, delete "
                 f"the folder, and this training begins anew: {error}"
             ) from error
-        found = {name: np.asarray(value) for name, value in read.items()}
-        if found.pop(_DIGEST).tobytes().hex() != digest_of(found):
+        result = {name: np.asarray(value) for name, value in read.items()}
+        if result.pop(_DIGEST).tobytes().hex() != digest_of(result):
             raise ValueError(
                 f"{self.folder.path}: checkpoint {step} is damaged, its numbers are not those that "
                 f"were written; delete the folder, and this training begins anew"
             )
-        return found
+        return result
 
     def save(self, step: int, arrays: dict[str, np.ndarray]) -> None:
         """Writes a checkpoint; returns when the arrays are copied, not when they are on disk."""
@@ -84,10 +84,10 @@ def load_arrays(folder: Folder) -> dict[str, np.ndarray]:
     """
     try:
         with _orbax().StandardCheckpointer() as checkpointer:
-            found = checkpointer.restore(_path(folder))
+            result = checkpointer.restore(_path(folder))
     except (ValueError, OSError, KeyError) as error:
         raise ValueError(f"{folder.path} holds no whole arrays: {error}") from error
-    return {name: np.asarray(value) for name, value in found.items()}
+    return {name: np.asarray(value) for name, value in result.items()}
 
 
 def digest_of(arrays: Mapping[str, np.ndarray]) -> str:

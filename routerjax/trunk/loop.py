@@ -226,11 +226,11 @@ def restore(loop: Loop, losses_2EK: np.ndarray, saver: Checkpoints | None) -> in
     if saver is None:
         return 0
     like = _by_name(jax.tree.leaves(loop.members()))
-    found = saver.restore(like | {"losses": losses_2EK})
-    if found is None:
+    result = saver.restore(like | {"losses": losses_2EK})
+    if result is None:
         return 0
-    losses_2EK[:] = found["losses"]
-    loop.resume([found[name] for name in like])
+    losses_2EK[:] = result["losses"]
+    loop.resume([result[name] for name in like])
     done = int(np.max(loop.members().epoch))
     logger.info("training continues after epoch %d", done)
     return done

@@ -98,7 +98,7 @@ def train_trunks(
         check_rows([train_of[name], y_train_NM, val_of[name], y_val_NM])
     devices = list(jax.local_devices() if devices is None else devices)
     n, shape_VM = len(members), y_val_NM.shape
-    found = Trained(
+    result = Trained(
         np.full(n, np.inf, np.float32),
         np.full(n, -1, np.int32),
         np.full(n, -1, np.int32),
@@ -109,7 +109,7 @@ def train_trunks(
     for part, x_of in (("x_train", train_of), ("x_val", val_of)):
         given |= {f"{part}.{name}": x for name, x in x_of.items()}
     parts = resume.Parts(folder, "training of trunks", _job(members, given, config))
-    left = set(range(n)) - _take_in(parts, found)
+    left = set(range(n)) - _take_in(parts, result)
     with resume.progress_bar(n, n - len(left), "members", "trunks") as bar:
         for places in groups(members, sorted(left), train_of, shape_VM[1], devices):
             chosen = [members[k] for k in places]
@@ -122,26 +122,26 @@ def train_trunks(
             # Named by who is in it, which depends on the devices too.
             name = f"group-{digest_of({_PLACES: np.array(places)})}"
             arrays = group.train(None if folder is None else folder / name, bar)
-            for leaf, field in zip(found, Trained._fields, strict=True):
+            for leaf, field in zip(result, Trained._fields, strict=True):
                 leaf[places] = arrays[field]
             parts.write(f"{name}.safetensors", arrays | {_PLACES: np.array(places)})
             if folder is not None:
                 for path in folder.list(f"{name}/"):  # Its checkpoints.
                     folder.delete(path)
-    failed = int((found.failed_K >= 0).sum())
+    failed = int((result.failed_K >= 0).sum())
     if failed:
         logger.warning("trunks: %d of %d members met a loss that is not finite", failed, n)
-    return found
+    return result
 
 
-def _take_in(parts: resume.Parts, found: Trained) -> set[int]:
+def _take_in(parts: resume.Parts, result: Trained) -> set[int]:
     """Fills in the members of finished groups, however they were grouped, and returns them."""
     done: set[int] = set()
     for name in parts.list("group-"):
         arrays = parts.read(name) if name.endswith(".safetensors") else None
         if arrays is not None:
             places = arrays[_PLACES].tolist()
-            for leaf, field in zip(found, Trained._fields, strict=True):
+            for leaf, field in zip(result, Trained._fields, strict=True):
                 leaf[places] = arrays[field]
             done |= set(places)
     return done

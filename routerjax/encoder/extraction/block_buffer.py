@@ -17,44 +17,44 @@ from routerjax.store.shards import INFINITY_BITS, SMALLEST, Narrowed
 
 
 def empty(shape_LPRD: tuple[int, ...], mesh: Mesh) -> jax.Array:
-    """Room for a block.
+    """An empty buffer for a row block.
 
     Args:
       shape_LPRD: Of it; R rows at least as many as the largest batch, and enough for every batch
         to be put whole.
-      mesh: The encoder's devices, which share the room by D where they divide it.
+      mesh: The encoder's devices, which share the buffer by D where they divide it.
     """
     axes = mesh.axis_names if shape_LPRD[-1] % mesh.size == 0 else None
     return _zeros(shape_LPRD, sharding=NamedSharding(mesh, P(None, None, None, axes)))
 
 
-def put(room_LPRD: jax.Array, h_LPBD: jax.Array, start: int) -> jax.Array:
-    """The room with a batch from row `start` on.
+def put(buffer_LPRD: jax.Array, h_LPBD: jax.Array, start: int) -> jax.Array:
+    """The buffer with a batch from row `start` on.
 
     Of a block's batches only the first, of its shortest prompts, may have rows that only fill it
     (`BatchPlan.split`): the next one overwrites them.
 
     Args:
-      room_LPRD: Of `empty`; donated.
+      buffer_LPRD: Of `empty`; donated.
       h_LPBD: States of a batch, which must fit.
       start: Row of its first.
     """
-    return _put(room_LPRD, h_LPBD, jnp.int32(start), sharding=room_LPRD.sharding)
+    return _put(buffer_LPRD, h_LPBD, jnp.int32(start), sharding=buffer_LPRD.sharding)
 
 
-def narrowed(room_LPRD: jax.Array, n_rows: int, dtype: str) -> Narrowed:
+def narrowed(buffer_LPRD: jax.Array, n_rows: int, dtype: str) -> Narrowed:
     """What `ActivationStore.write_block` takes and fetches, without waiting for it.
 
     Args:
-      room_LPRD: Of `put`.
+      buffer_LPRD: Of `put`.
       n_rows: Rows of the block.
       dtype: "float16" or "float32".
     """
     if dtype == "float32":
-        h_LPRD = room_LPRD[:, :, :n_rows]
+        h_LPRD = buffer_LPRD[:, :, :n_rows]
         zeros_LP, finite = np.zeros(h_LPRD.shape[:2], np.int32), jnp.isfinite(h_LPRD).all()
         return Narrowed(h_LPRD, h_LPRD, zeros_LP, np.bool_(False), finite)
-    return Narrowed(*_narrow(room_LPRD, n_rows=n_rows))
+    return Narrowed(*_narrow(buffer_LPRD, n_rows=n_rows))
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "sharding"))
@@ -64,18 +64,18 @@ def _zeros(shape: tuple[int, ...], *, sharding: NamedSharding) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="sharding", donate_argnums=0)
 def _put(
-    room_LPRD: jax.Array, h_LPBD: jax.Array, start: jax.Array, *, sharding: NamedSharding
+    buffer_LPRD: jax.Array, h_LPBD: jax.Array, start: jax.Array, *, sharding: NamedSharding
 ) -> jax.Array:
-    # Split as the room before it is written, so that each device writes its own share.
+    # Split as the buffer before it is written, so that each device writes its own share.
     h_LPBD = jax.lax.with_sharding_constraint(h_LPBD, sharding)
-    room_LPRD = jax.lax.dynamic_update_slice_in_dim(room_LPRD, h_LPBD, start, axis=2)
-    return jax.lax.with_sharding_constraint(room_LPRD, sharding)
+    buffer_LPRD = jax.lax.dynamic_update_slice_in_dim(buffer_LPRD, h_LPBD, start, axis=2)
+    return jax.lax.with_sharding_constraint(buffer_LPRD, sharding)
 
 
 @functools.partial(jax.jit, static_argnames="n_rows")
-def _narrow(room_LPRD: jax.Array, *, n_rows: int) -> tuple[Any, ...]:
+def _narrow(buffer_LPRD: jax.Array, *, n_rows: int) -> tuple[Any, ...]:
     """The fields of `Narrowed` for float16, as `shards.encode` has them."""
-    h_LPRD = room_LPRD[:, :, :n_rows]
+    h_LPRD = buffer_LPRD[:, :, :n_rows]
     largest_LP = jnp.abs(h_LPRD).max(axis=(2, 3))
     known_LP = jnp.where(jnp.isfinite(largest_LP), largest_LP, 1.0)
     exponents_LP = jnp.frexp(known_LP)[1].astype(jnp.int32) - 15

@@ -116,9 +116,9 @@ def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> 
     )
     done = len(store.ids) - sum(len(store.n_tokens_N[store.block_slice(b)]) for b in mine)
     n_real = n_padded = 0
-    # The same for all blocks: another room is another program.
+    # The same for all row blocks: another buffer shape would be compiled anew.
     n_rows = max(plan.block_rows, *(plan.batch_rows(bucket) for bucket in plan.buckets))
-    room_shape = (len(store.layers), len(store.poolings), n_rows, store.width)
+    buffer_shape = (len(store.layers), len(store.poolings), n_rows, store.width)
     n_writers = encoder.tuning.writers
     with (
         concurrent.futures.ThreadPoolExecutor(n_writers) as writer,
@@ -129,9 +129,9 @@ def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> 
             # Without the wait every batch of the job would be queued, and hold its memory.
             h_LPBD.block_until_ready()
             if at.start == 0:
-                room_LPRD = block_buffer.empty(room_shape, encoder.mesh)
+                buffer_LPRD = block_buffer.empty(buffer_shape, encoder.mesh)
                 record = _token_counts(prompts.lengths_N, plan)
-            room_LPRD = block_buffer.put(room_LPRD, h_LPBD, at.start)
+            buffer_LPRD = block_buffer.put(buffer_LPRD, h_LPBD, at.start)
             record["padded_tokens"] += n_tokens
             n_real += _token_counts(prompts.lengths_N[at], plan)["computed_tokens"]
             n_padded += n_tokens
@@ -141,7 +141,7 @@ def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> 
                 continue
             if len(behind) == n_writers:
                 behind.popleft().result()
-            held = block_buffer.narrowed(room_LPRD, at.stop, store.identity["store_dtype"])
+            held = block_buffer.narrowed(buffer_LPRD, at.stop, store.identity["store_dtype"])
             behind.append(writer.submit(store.write_block, block, held, record))
             if block != mine[-1] and _must_stop():
                 break

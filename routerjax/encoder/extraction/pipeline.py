@@ -55,10 +55,10 @@ def captured(
     def dispatched() -> Iterator[tuple[int, Prompts, slice, int, jax.Array]]:
         with concurrent.futures.ThreadPoolExecutor(1) as reader:
             ahead = reader.submit(tokenise, blocks[0])
-            for turn, block in enumerate(blocks):
+            for i, block in enumerate(blocks):
                 prompts = ahead.result()
-                if turn + 1 < len(blocks):
-                    ahead = reader.submit(tokenise, blocks[turn + 1])
+                if i + 1 < len(blocks):
+                    ahead = reader.submit(tokenise, blocks[i + 1])
                 for at, bucket in plan.split(prompts.lengths_N - len(plan.prefix)):
                     n_rows = plan.batch_rows(bucket)
                     batch = pack(prompts, np.arange(at.start, at.stop), n_rows, bucket, plan.prefix)

@@ -3,9 +3,9 @@
 Our module -> the checkpoint's module; {i} is the block. Which of a table's rows count is decided by
 the parameters that the model has. The layout follows from the leaf: a kernel is the transposed
 weight, everything else the weight as it is. Where several of our modules name one of theirs, its
-rows (its outputs) are theirs one after the other, in the table's order; `turns` says how often
-they take turns. Experts lie otherwise (ExpertTensor), and in several layouts: of a family's tables,
-that one counts of which a checkpoint has the most keys.
+rows (its outputs) are theirs one after the other, in the table's order; `interleave` says in how
+many rounds they alternate. Experts lie otherwise (ExpertTensor), and in several layouts: of a
+family's tables, that one counts of which a checkpoint has the most keys.
 """
 
 from typing import NamedTuple
@@ -191,7 +191,7 @@ KEY_TABLES: dict[str, tuple[Table, ...]] = {
 }
 
 
-def turns(config: EncoderConfig, theirs: str) -> int:
+def interleave(config: EncoderConfig, theirs: str) -> int:
     """How often the rows of a fused projection alternate between our modules.
 
     Args:

@@ -90,16 +90,16 @@ class Checkpoint:
         row_bytes = math.prod(row) * dtype.itemsize
         n_bytes = (stop - start) * row_bytes
         try:
-            found = np.fromfile(
+            result = np.fromfile(
                 held.path, np.uint8, n_bytes, offset=held.offset + start * row_bytes
             )
         except OSError as error:
             raise ValueError(f"{held.path}: cannot read the tensor {key!r}: {error}") from error
-        if len(found) < n_bytes:
+        if len(result) < n_bytes:
             raise ValueError(
                 f"{held.path}: cannot read the tensor {key!r}: the file ends within it"
             )
-        return found.view(dtype).reshape(stop - start, *row)
+        return result.view(dtype).reshape(stop - start, *row)
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from routerjax.encoder.families.config import EncoderConfig
-from routerjax.encoder.families.key_tables import KEY_TABLES, ExpertTensor, Table, turns
+from routerjax.encoder.families.key_tables import KEY_TABLES, ExpertTensor, Table, interleave
 from routerjax.encoder.weights import mxfp4
 from routerjax.encoder.weights.sharding import Path
 
@@ -68,7 +68,7 @@ def resolve(
     folder: pathlib.Path,
     config: EncoderConfig,
     wanted: dict[Path, tuple[int, ...]],
-    found: dict[str, tuple[int, ...]],
+    result: dict[str, tuple[int, ...]],
 ) -> list[Source]:
     """Where everything lies, in an order that knows no stacks.
 
@@ -76,21 +76,21 @@ def resolve(
       folder: Of the checkpoint, for the error.
       config: Of the encoder.
       wanted: {path in the state: shape} of the model's parameters.
-      found: {key: shape} of the checkpoint's tensors.
+      result: {key: shape} of the checkpoint's tensors.
 
     Raises:
       ValueError: Keys are missing, unexpected or of another shape: all of them in one list.
     """
     tables = KEY_TABLES[config.family]
-    prefix = next((p for p in _PREFIXES if f"{p}{tables[0]['embed']}.weight" in found), "")
-    table = max(tables, key=lambda table: _n_found(table, prefix, config.n_layers, found))
+    prefix = next((p for p in _PREFIXES if f"{p}{tables[0]['embed']}.weight" in result), "")
+    table = max(tables, key=lambda table: _n_found(table, prefix, config.n_layers, result))
     sources, faults = [], []
 
     def expect(key: str, expected: tuple[int, ...]) -> None:
-        if key not in found:
+        if key not in result:
             faults.append(f"missing: {key} {expected}")
-        elif found[key] != expected:
-            faults.append(f"misshapen: {key} is {found[key]}, expected {expected}")
+        elif result[key] != expected:
+            faults.append(f"misshapen: {key} is {result[key]}, expected {expected}")
 
     for path, shape in wanted.items():
         stack, module, leaf = _parse(path)
@@ -107,29 +107,29 @@ def resolve(
         first = sum(fused[m] for m in list(fused)[: list(fused).index(module)])
         expected = shape if stack is None else shape[1:]
         expected = expected[::-1] if leaf == "kernel" else expected
-        # The modules' rows lie one after the other, or in as many turns.
-        n_turns, n_all = 1, expected[0]
+        # The modules' rows lie one after the other, or interleaved in as many rounds.
+        n_rounds, n_all = 1, expected[0]
         if len(fused) > 1:
-            n_turns, n_all = turns(config, theirs), sum(fused.values())
-        n_rows = expected[0] // n_turns
-        starts = range(first // n_turns, n_all, n_all // n_turns)
+            n_rounds, n_all = interleave(config, theirs), sum(fused.values())
+        n_rows = expected[0] // n_rounds
+        starts = range(first // n_rounds, n_all, n_all // n_rounds)
         expected = (n_all, *expected[1:])
         for row, i in enumerate(blocks):
             if not config.first_norm and (module, i) == ("blocks/attention_norm", 0):
                 continue
-            key = _key(prefix + theirs.format(i=i), leaf, found)
+            key = _key(prefix + theirs.format(i=i), leaf, result)
             expect(key, expected)
             at = () if stack is None else (row,)
-            for turn, begin in enumerate(starts):
+            for i, begin in enumerate(starts):
                 rows = range(begin, begin + n_rows)
-                source = Source(f"{module}/{leaf}", i, path, at, key, rows, first=turn * n_rows)
+                source = Source(f"{module}/{leaf}", i, path, at, key, rows, first=i * n_rows)
                 sources.append(source._replace(transposed=leaf == "kernel"))
     used = {key for source in sources for key in (source.key, source.scales)}
-    for key in sorted(set(found) - used):
+    for key in sorted(set(result) - used):
         inside = key.startswith(prefix)
         if inside and not _IGNORED.search(key.removeprefix(prefix)) and not _IGNORED.search(key):
             # Beside the base model may lie its head; inside it nothing may be left over.
-            faults.append(f"unexpected: {key} {found[key]}")
+            faults.append(f"unexpected: {key} {result[key]}")
     if faults:
         faults = list(dict.fromkeys(faults))
         shown = "\n  ".join(faults[:40] + [f"... {len(faults) - 40} more"] * (len(faults) > 40))
@@ -140,10 +140,10 @@ def resolve(
     return sorted(sources, key=lambda source: (source.name, source.number, source.first))
 
 
-def _n_found(table: Table, prefix: str, n_layers: int, found: dict[str, Any]) -> int:
+def _n_found(table: Table, prefix: str, n_layers: int, result: dict[str, Any]) -> int:
     """How many of a table's tensors a checkpoint has, of every block and of the first expert."""
     keys = [x.kernel_key if isinstance(x, ExpertTensor) else f"{x}.weight" for x in table.values()]
-    return sum(prefix + key.format(i=i, e=0) in found for key in keys for i in range(n_layers))
+    return sum(prefix + key.format(i=i, e=0) in result for key in keys for i in range(n_layers))
 
 
 def _expert_sources(
@@ -208,6 +208,6 @@ def _n_outputs(wanted: dict[Path, tuple[int, ...]], path: Any, module: str) -> i
     return wanted.get((*inside, path[-1]), (0,))[-1]
 
 
-def _key(module: str, leaf: str, found: dict[str, Any]) -> str:
+def _key(module: str, leaf: str, result: dict[str, Any]) -> str:
     renamed = f"{module}.{_TENSORFLOW.get(leaf, '')}"
-    return renamed if renamed in found else f"{module}.{_LEAVES[leaf]}"
+    return renamed if renamed in result else f"{module}.{_LEAVES[leaf]}"

@@ -144,8 +144,8 @@ def _first_pass(
         return _to_host([numbers for numbers, _ in pairs]), [axes for _, axes in pairs]
     signs_DK = sketched.draw_signs(captured.encoder.width, sketch, seed)
     slots = total(captured, "probe", _sketched_sums, sketched.pilot_of, signs_DK)
-    found = map_slots(_sketched_numbers, mesh, [(s.high, s.fixed) for s in slots], signs_DK)
-    return _to_host(found), None
+    result = map_slots(_sketched_numbers, mesh, [(s.high, s.fixed) for s in slots], signs_DK)
+    return _to_host(result), None
 
 
 def _second_pass(
@@ -210,12 +210,12 @@ def _projected_numbers(space: str) -> Callable[..., dict[str, jax.Array]]:
 
 def _sketched_table(table: ProbeTable, sketch: int) -> ProbeTable:
     """A sketch's table, with what it cannot know as NaN, and how sure it is said."""
-    found = table.spectrum["d_eff_error/standardised"]
-    if np.isfinite(found).any():
+    result = table.spectrum["d_eff_error/standardised"]
+    if np.isfinite(result).any():
         logger.info(
             "probe: d_eff from a sketch of %d projections: relative standard error at most %.1f%% "
             "on raw states, %.1f%% on standardised ones (the worst cell, bias included)",
-            sketch, 100 * sketched.standard_error(sketch), 100 * np.nanmax(found),
+            sketch, 100 * sketched.standard_error(sketch), 100 * np.nanmax(result),
         )  # fmt: skip
     return without_spectra(
         table, f"a sketch of {sketch} projections has no eigenvalues: probe without a sketch"

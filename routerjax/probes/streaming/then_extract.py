@@ -140,16 +140,16 @@ def best_layers(table: ProbeTable, keep: int) -> tuple[int, ...]:
 
 def _found(folder: Folder, settings: dict[str, Any]) -> ProbeTable | None:
     """The table that an earlier run left, if it left one."""
-    found = folder.read_json(_SETTINGS)
+    result = folder.read_json(_SETTINGS)
     # A plain probe may have put its table here since.
-    if found is None or found.pop("table_digest", None) != folder.digest("probes.json"):
+    if result is None or result.pop("table_digest", None) != folder.digest("probes.json"):
         return None
     settings = json.loads(json.dumps(settings))
-    for value in (settings, found):
+    for value in (settings, result):
         value["identity"] = compared(value["identity"])
-    if found != settings:
+    if result != settings:
         flat, flat_found = (
-            value.pop("identity") | value.pop("probing") | value for value in (settings, found)
+            value.pop("identity") | value.pop("probing") | value for value in (settings, result)
         )
         raise ValueError(
             f"{folder.path}probes.json was made in another way; different are: "
