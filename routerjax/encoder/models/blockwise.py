@@ -1,4 +1,8 @@
-"""Attention over long prompts: tile by tile of queries and keys, never T x T scores."""
+"""Attention over long prompts: tile by tile of queries and keys, never T x T scores.
+
+Axes: S tokens of keys and values, those of a shared prefix among them; R = H / G query heads of a
+key/value head; Q queries and K keys of a tile.
+"""
 
 from typing import Any
 

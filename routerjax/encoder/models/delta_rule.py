@@ -1,4 +1,8 @@
-"""The gated delta rule: a matrix-valued memory that decays and is corrected token by token."""
+"""The gated delta rule: a matrix-valued memory that decays and is corrected token by token.
+
+Axes: G heads of queries and keys, H of values and memories, E and E' the widths of a key and of a
+value, C tokens of a chunk.
+"""
 
 import math
 
