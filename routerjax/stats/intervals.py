@@ -7,6 +7,7 @@ group (near-equal queries) are not independent, so the groups are what is counte
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import stdtrit
 
 from routerjax.data.groups import numbered
 
@@ -58,9 +59,8 @@ def mean_interval(value_N: np.ndarray) -> tuple[float, float, float]:
     >>> round(low, 3), round(high, 3)
     (-0.484, 4.484)
     """
-    # Loaded where it is used: scipy.stats takes longer to import than most of this package.
-    from scipy.stats import t
-
     mean, n = float(value_N.mean()), len(value_N)
-    half = float(t.ppf((1 + LEVEL) / 2, n - 1) * value_N.std(ddof=1) / np.sqrt(n))
+    # Not scipy.stats.t.ppf, which fails in a script, where torch cannot be imported.
+    quantile = stdtrit(n - 1, (1 + LEVEL) / 2)
+    half = float(quantile * value_N.std(ddof=1) / np.sqrt(n))
     return mean, mean - half, mean + half

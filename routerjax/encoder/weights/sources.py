@@ -120,9 +120,9 @@ def resolve(
             key = _key(prefix + theirs.format(i=i), leaf, result)
             expect(key, expected)
             at = () if stack is None else (row,)
-            for i, begin in enumerate(starts):
+            for nth, begin in enumerate(starts):
                 rows = range(begin, begin + n_rows)
-                source = Source(f"{module}/{leaf}", i, path, at, key, rows, first=i * n_rows)
+                source = Source(f"{module}/{leaf}", i, path, at, key, rows, first=nth * n_rows)
                 sources.append(source._replace(transposed=leaf == "kernel"))
     used = {key for source in sources for key in (source.key, source.scales)}
     for key in sorted(set(result) - used):
