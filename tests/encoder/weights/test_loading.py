@@ -175,6 +175,22 @@ def test_a_single_file_goes_before_an_index(tmp_path):
     assert_equal_weights(models.load(tmp_path), models.load(QWEN3))
 
 
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("bert", "0eacff045c85db8d762bc49aca788b27"),
+        ("gpt_oss", "0ce3a0c9ff41fbe99187cf2e8cd1f64c"),
+        ("mixtral", "54920867eca5e55bd935e842abffeba2"),
+        ("phi3", "20d010da2538c029bbdab383418f655e"),
+        ("qwen3", "807d9382ced7409796a7750c12b10860"),
+        ("qwen3_next", "e35f265086a2414b834fff42dda39f7b"),
+    ],
+)
+def test_a_checkpoints_digest_stays_what_stores_and_routers_name(name, digest):
+    """Values of version 0.1.0 at 7c89359: with another one every store would be refused."""
+    assert models.load(models.GOLDEN / name).digest == digest
+
+
 def test_the_digest_sees_every_tensor_and_only_those_used(tmp_path):
     reference = models.load(QWEN3).digest
     seen = {reference}
