@@ -18,12 +18,12 @@ _INNER_2 = np.array([WIDTH - _LEFT - _RIGHT, _HEIGHT - _BOTTOM - _TOP])
 
 @dataclasses.dataclass(frozen=True)
 class _Frame:
-    """From (cost, accuracy) to places in the axes.
+    """The range of the axes, and places in it.
 
     Attributes:
-      logarithmic: Whether the cost axis is.
+      logarithmic: Whether the cost axis is logarithmic.
       low_2: The lower left corner, with the logarithm of the cost where the axis is logarithmic.
-      high_2: The upper right one.
+      high_2: The upper right corner.
     """
 
     logarithmic: bool
@@ -35,7 +35,7 @@ class _Frame:
         logarithmic = bool(points_P2[:, 0].min() > 0)
         at_P2 = _across(points_P2, logarithmic)
         middle_2 = (at_P2.max(axis=0) + at_P2.min(axis=0)) / 2
-        # A pool of one target is a single point: some width all the same.
+        # A pool of one target is a single point, around which the axes still need some width.
         least_2 = [0.5, 0.1] if logarithmic else [max(1e-9, middle_2[0]), 0.1]
         span_2 = np.maximum(np.ptp(at_P2, axis=0), least_2)
         return cls(logarithmic, middle_2 - [0.57, 0.6] * span_2, middle_2 + 0.57 * span_2)
@@ -68,9 +68,6 @@ def accuracy_against_cost(metrics: dict[str, Any]) -> Figure:
 
     Args:
       metrics: What `evaluate_predictions` returned; `frontier` must not be None.
-
-    Returns:
-      The figure.
     """
     frontier = metrics["frontier"]
     singles_P2 = _points(frontier["singles"])
@@ -87,7 +84,7 @@ def accuracy_against_cost(metrics: dict[str, Any]) -> Figure:
     frame.set(axes)
     clean(axes)
 
-    # To the dearest point: beyond the most accurate single target money buys nothing.
+    # Drawn up to the highest cost: beyond the most accurate single target the line is flat.
     spaced = np.geomspace if frame.logarithmic else np.linspace
     cost_S = spaced(hull_P2[0, 0], all_P2[:, 0].max(), 300)
     zero_S2 = np.stack([cost_S, np.interp(cost_S, *hull_P2.T)], axis=1)
@@ -105,7 +102,7 @@ def accuracy_against_cost(metrics: dict[str, Any]) -> Figure:
     names = [short_name(single["target"]) for single in frontier["singles"]]
     obstacle_O2 = np.concatenate([
         *(_along(_inches(frame, line_P2) * 72) for line_P2 in (router_P2, zero_S2)),
-        # Their symbols are larger than a stretch of curve: weigh them accordingly.
+        # Repeated, because these symbols are larger than a sample of a curve.
         np.repeat(_inches(frame, np.array([chosen, oracle])) * 72, 12, axis=0),
     ])  # fmt: skip
     _write_names(axes, names, _inches(frame, singles_P2) * 72, obstacle_O2)
@@ -119,7 +116,7 @@ def accuracy_against_cost(metrics: dict[str, Any]) -> Figure:
 
 
 def _write_names(axes: Any, names: list[str], spot_P2: np.ndarray, obstacle_O2: np.ndarray) -> None:
-    """Each name near its spot, with a line to it where it had to go further away; in 1/72 inch."""
+    """Each name near its spot, and a line to the spot where the name is far; in 1/72 inch."""
     box_2 = _INNER_2 * 72
     size_P2 = np.array([[TextPath((0, 0), n, size=8).get_extents().width + 2, 9] for n in names])
     corner_P2 = place_labels(spot_P2, size_P2, (box_2[0], box_2[1]), obstacle_O2)
@@ -148,7 +145,7 @@ def _across(points_P2: np.ndarray, logarithmic: bool) -> np.ndarray:
 
 
 def _along(line_P2: np.ndarray) -> np.ndarray:
-    """Points every few lengths along a polyline, so that a label cannot slip between two knots."""
+    """Points every 6 units along a polyline, so that no label fits between two of them."""
     pieces = [line_P2[-1:]]
     for a, b in zip(line_P2[:-1], line_P2[1:], strict=True):
         steps = max(1, int(np.linalg.norm(b - a) // 6))

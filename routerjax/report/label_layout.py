@@ -1,4 +1,4 @@
-"""Where to write the names beside the points of a scatter plot, so that none lies on another."""
+"""Places for the names beside the points of a scatter plot, so that none lies on another."""
 
 import math
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ def place_labels(
 ) -> np.ndarray:
     """Lower left corners for labels of points, found greedily.
 
-    A label never lies on another one or outside the box while there is room for that at all; it
-    keeps off points and obstacles where it can, and near its own point.
+    Labels overlap or leave the box only where there is no room otherwise. They avoid points and
+    obstacles where they can, and stay near their own point.
 
     Args:
       point_P2: [P, 2] points in any unit of length (here: 1/72 inch), from the box's corner.
@@ -32,7 +32,7 @@ def place_labels(
     """
     corner_P2 = np.zeros_like(point_P2, dtype=np.float64)
     placed: list[tuple[float, float, float, float]] = []
-    # The crowded ones choose first.
+    # Labels of crowded points are placed first.
     distance_PP = np.linalg.norm(point_P2[:, None] - point_P2[None, :], axis=-1)
     crowd_P = np.exp(-distance_PP / 40).sum(axis=1)
     for i in np.argsort(-crowd_P, kind="stable"):

@@ -6,13 +6,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from routerjax.report.probe_picture import STYLES
 from routerjax.report.style import (
     BLUE,
     GREEN,
     GREY,
     ORANGE,
     PERCENT,
+    STYLES,
     WIDTH,
     clean,
     legend,
@@ -26,9 +26,6 @@ def training_curves(history: dict[str, Any]) -> Figure:
     Args:
       history: `train_loss_EK` and `val_loss_EK` [E, K], NaN after a member stopped; `best_epoch_K`
         [K] rows of those arrays, counted from 0; `kept`, the indices of the members in use.
-
-    Returns:
-      The figure.
     """
     train_EK = np.asarray(history["train_loss_EK"], np.float64)
     val_EK = np.asarray(history["val_loss_EK"], np.float64)
@@ -45,7 +42,7 @@ def training_curves(history: dict[str, Any]) -> Figure:
             colour, dash = STYLES[kept.index(k) % len(STYLES)] if k in kept else (GREY, "-")
             style = {"linewidth": 1.4} if k in kept else {"linewidth": 0.8, "alpha": 0.45}
             label = f"member {k}" if k in kept else None
-            # A run of one epoch has no line to see.
+            # A single epoch makes no line: draw a point.
             marker = "." if len(epoch_E) == 1 else None
             axes.plot(epoch_E, loss_EK[:, k], color=colour, linestyle=dash, label=label,
                       marker=marker, **style)  # fmt: skip
@@ -67,9 +64,6 @@ def auc_bars(metrics: dict[str, Any]) -> Figure:
 
     Args:
       metrics: What `evaluate_predictions` returned; `auc`, `within_dataset_auc` and `targets`.
-
-    Returns:
-      The figure.
     """
     series = [("all pairs of queries", metrics["auc"], BLUE)]
     if metrics["within_dataset_auc"] is not None:
@@ -88,10 +82,8 @@ def reliability_curves(metrics: dict[str, Any]) -> Figure:
     """Observed rate against mean P(correct) of each bin and target, before and after calibration.
 
     Args:
-      metrics: What `evaluate_predictions` returned; `calibration` and `targets`.
-
-    Returns:
-      The figure; one panel where nothing is known from before calibration.
+      metrics: What `evaluate_predictions` returned; `calibration` and `targets`. Where it
+        has no probabilities from before calibration, there is one panel.
     """
     sides = [(name, metrics["calibration"][name]) for name in ("before", "after")]
     shown = [(name, side) for name, side in sides if side is not None]
@@ -122,9 +114,6 @@ def routed_share(metrics: dict[str, Any]) -> Figure:
 
     Args:
       metrics: What `evaluate_predictions` returned; `routed_share`, `oracle_share`, `targets`.
-
-    Returns:
-      The figure.
     """
     series = [("router", metrics["routed_share"], BLUE)]
     if metrics["oracle_share"] is not None:

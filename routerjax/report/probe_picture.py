@@ -1,4 +1,4 @@
-"""The picture of a ProbeTable. matplotlib's object interface only: no window, no global state."""
+"""The picture of a ProbeTable, and the panels by pooling that it shares with that of a sweep."""
 
 from typing import Any
 
@@ -7,17 +7,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from routerjax.probes.table import DEFAULT, ProbeTable
-
-# Okabe and Ito's colours, told apart by colour-blind readers too; then again, dashed and dotted.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A", "#7A7A7A")
-STYLES = [(c, dash) for dash in ("-", (0, (4, 1.5)), (0, (1, 1.2))) for c in _COLOURS]
+from routerjax.report.style import BLUE, GREEN, ORANGE, STYLES, clean, plain
 
 _COLUMNS = 4
 _DIMENSIONS = (
-    ("n95/standardised", "components for 95% variance", "#009E73", "-"),
-    ("entropy_dim/standardised", "exp(spectral entropy)", "#D55E00", "-"),
-    ("d_eff/standardised", "d_eff, participation ratio", "#0072B2", "-"),
-    ("d_eff/raw", "d_eff of raw states", "#0072B2", (0, (4, 1.5))),
+    ("n95/standardised", "components for 95% variance", GREEN, "-"),
+    ("entropy_dim/standardised", "exp(spectral entropy)", ORANGE, "-"),
+    ("d_eff/standardised", "d_eff, participation ratio", BLUE, "-"),
+    ("d_eff/raw", "d_eff of raw states", BLUE, (0, (4, 1.5))),
 )
 
 # Inches: a panel, the column of legends, a line of a legend.
@@ -30,9 +27,6 @@ def draw_probes(table: ProbeTable, name: str = DEFAULT) -> Figure:
     Args:
       table: What to draw.
       name: The J to draw, such as "trace/standardised".
-
-    Returns:
-      A figure that belongs to no window: `savefig` it.
     """
     value_LPM = table.get(name)
     n_columns = min(len(table.poolings), _COLUMNS)
@@ -94,25 +88,11 @@ def panels(
 
 
 def format_layers(axes: Any, table: ProbeTable) -> None:
-    """An x axis of hidden states, all of them in view, on plain grounds."""
+    """An x axis of all hidden states, those without a number included."""
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
-    # All hidden states show on the axis, those without a number too.
     margin = max(0.3, 0.02 * (table.layers[-1] - table.layers[0]))
     axes.set_xlim(table.layers[0] - margin, table.layers[-1] + margin)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def plain(name: str) -> str:
-    """A target's name as matplotlib should draw it: never a formula, and in legends too."""
-    # A legend leaves out what begins with an underscore: put a space of no width before it.
-    return ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")
-
-
-def short(name: str) -> str:
-    """A long name without its middle, as models of a family differ at the end; as of `plain`."""
-    return plain(name if len(name) <= 34 else f"{name[:15]}…{name[-18:]}")
+    clean(axes)
 
 
 def curve(
@@ -137,14 +117,20 @@ def curve(
 def finish(
     figure: Figure, cell: Any, axes_P: list[Any], n_columns: int, y_label: str, title: str
 ) -> None:
-    """Labels at the outer edges, and the legend in a cell of its own, over no curve."""
+    """Labels at the outer edges, and the legend of the first panel in a cell of its own."""
     for j, axes in enumerate(axes_P):
         if j % n_columns == 0:
             axes.set_ylabel(y_label, fontsize=9)
         if j + n_columns >= len(axes_P):
             axes.set_xlabel("hidden state (0 = embeddings)", fontsize=9)
+    legend_in(figure, cell, [axes_P[0]], title)
+
+
+def legend_in(figure: Figure, cell: Any, axes_P: list[Any], title: str) -> None:
+    """The legend of some axes in a cell of its own, over no curve."""
     beside = figure.add_subplot(cell)
     beside.set_axis_off()
-    handles, labels = axes_P[0].get_legend_handles_labels()
-    beside.legend(handles, labels, loc="upper left", fontsize=8, title=title, title_fontsize=8,
-                  frameon=False, alignment="left", borderaxespad=0.0)  # fmt: skip
+    handles = [handle for axes in axes_P for handle in axes.get_legend_handles_labels()[0]]
+    beside.legend(handles, [handle.get_label() for handle in handles], loc="upper left", fontsize=8,
+                  title=title, title_fontsize=8, frameon=False, alignment="left",
+                  borderaxespad=0.0)  # fmt: skip

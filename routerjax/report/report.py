@@ -1,8 +1,8 @@
 """report.html: one file with the numbers, what they mean, and the pictures. No network, no script.
 
-`report.html.jinja` holds every text, and says no more than the numbers do: where costs were
-assumed, where an interval includes nothing gained, and where the router may only be recognising
-datasets. Python hands the template plain values; jinja2 escapes them all.
+`report.html.jinja` holds every text. It says where costs were assumed, where an interval includes
+no gain at all, and where the router may only be recognising datasets. Python gives the template
+plain values; jinja2 escapes them all.
 """
 
 import base64
@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
+from routerjax.probes.table import ProbeTable
 from routerjax.report.sweep_section import sweep_section
 from routerjax.runtime.files import Folder
+from routerjax.sweeps.table import SweepTable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from routerjax.probes.table import ProbeTable
-    from routerjax.sweeps.table import SweepTable
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +35,8 @@ def write_report(
     *,
     title: str,
     metrics: dict[str, Any],
-    probes: "ProbeTable | None" = None,
-    sweep: "SweepTable | None" = None,
+    probes: ProbeTable | None = None,
+    sweep: SweepTable | None = None,
     history: dict[str, Any] | None = None,
     data_summary: list[str] | None = None,
     rounding: Sequence[dict[str, Any]] = (),
@@ -112,12 +111,12 @@ def _usd(cost: float | None) -> str:
 def _draw(
     metrics: dict[str, Any],
     history: dict[str, Any] | None,
-    probes: "ProbeTable | None",
-    sweep: "SweepTable | None",
+    probes: ProbeTable | None,
+    sweep: SweepTable | None,
 ) -> dict[str, str]:
     """The pictures by name, as PNG in base64; none where matplotlib is not installed."""
     try:
-        from routerjax.report import cost_picture, pictures
+        from routerjax.report import cost_picture, pictures, probe_picture, sweep_picture
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
@@ -132,12 +131,8 @@ def _draw(
     if history is not None:
         figures["training"] = pictures.training_curves(history)
     if probes is not None:
-        from routerjax.report import probe_picture
-
         figures["probes"] = probe_picture.draw_probes(probes)
     if sweep is not None:
-        from routerjax.report import sweep_picture
-
         figures["sweep"] = sweep_picture.draw_sweep(sweep)
         figures["evidence"] = sweep_picture.draw_evidence(sweep.evidence)
     return {name: _png(figure) for name, figure in figures.items()}
@@ -150,13 +145,13 @@ def _png(figure: "Figure") -> str:
 
 
 def _policy(policy: dict[str, Any]) -> str:
-    # What a policy was given; what it was fitted to is nested, and stands in metrics.json.
+    # The policy's own settings; what it was fitted to is nested, and stands in metrics.json.
     numbers = [f"{v:g}" for v in policy.values() if isinstance(v, int | float)]
     return " ".join([policy["name"], *numbers])
 
 
 def _expected_lengths(source_of: dict[str, str]) -> list[str]:
-    """Where the lengths that the policy expects come from, a source each with its targets."""
+    """Each source of the lengths that the policy expects, with its targets."""
     targets_of = {
         text: ", ".join(target for target, kind in source_of.items() if kind == source)
         for source, text in _LENGTH_SOURCES.items()
@@ -164,7 +159,7 @@ def _expected_lengths(source_of: dict[str, str]) -> list[str]:
     return [f"{text}: {targets}" for text, targets in targets_of.items() if targets]
 
 
-def _probe_rows(probes: "ProbeTable") -> list[list[str]]:
+def _probe_rows(probes: ProbeTable) -> list[list[str]]:
     """J (mean over targets), dimensions and anisotropy of every hidden state and pooling."""
     values = [probes.mean_over_targets()]
     values += [probes.get(f"{name}/standardised") for name in ("d_eff", "entropy_dim", "n95")]

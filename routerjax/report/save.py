@@ -1,4 +1,7 @@
-"""Writes results into a folder together with their pictures; without matplotlib, without these."""
+"""Writes results into a folder (a local path, a URL or a `Folder`) together with their pictures.
+
+Where matplotlib is not installed, the pictures are left out and a warning says so.
+"""
 
 import importlib.util
 import io
@@ -16,14 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 def save_probes(table: ProbeTable, folder: Any) -> None:
-    """Writes `probes.json` and `probes.png`.
-
-    Args:
-      table: What `probe` returned.
-      folder: A local path, a URL or a `Folder`.
+    """Writes `probes.json` and `probes.png` of what `probe` returned.
 
     Raises:
-      OSError: It cannot be written.
+      OSError: The folder cannot be written.
     """
     table.save(folder)
     if _can_draw():
@@ -33,14 +32,10 @@ def save_probes(table: ProbeTable, folder: Any) -> None:
 
 
 def save_sweep(table: SweepTable, folder: Any) -> None:
-    """Writes `sweep.json` and its replicates, `sweep.png` and `evidence.png`.
-
-    Args:
-      table: What `sweep` returned.
-      folder: A local path, a URL or a `Folder`.
+    """Writes `sweep.json`, its replicates, `sweep.png` and `evidence.png` of what `sweep` returned.
 
     Raises:
-      OSError: It cannot be written.
+      OSError: The folder cannot be written.
     """
     table.save(folder)
     if _can_draw():
@@ -52,14 +47,10 @@ def save_sweep(table: SweepTable, folder: Any) -> None:
 
 
 def save_comparison(comparison: dict[str, Any], folder: Any) -> None:
-    """Writes `compare.json` and, where prices are known, `compare.png`.
-
-    Args:
-      comparison: What `compare` returned.
-      folder: A local path, a URL or a `Folder`.
+    """Writes `compare.json` and, where prices are known, `compare.png` of what `compare` returned.
 
     Raises:
-      OSError: It cannot be written.
+      OSError: The folder cannot be written.
     """
     Folder(folder).write_json("compare.json", comparison)
     if _can_draw():
@@ -69,14 +60,10 @@ def save_comparison(comparison: dict[str, Any], folder: Any) -> None:
 
 
 def save_few_labels(study: dict[str, Any], folder: Any) -> None:
-    """Writes `few_labels.json` and `few_labels.png`.
-
-    Args:
-      study: What `few_labels` returned.
-      folder: A local path, a URL or a `Folder`.
+    """Writes `few_labels.json` and `few_labels.png` of what `few_labels` returned.
 
     Raises:
-      OSError: It cannot be written.
+      OSError: The folder cannot be written.
     """
     Folder(folder).write_json("few_labels.json", study)
     if _can_draw():
@@ -86,7 +73,7 @@ def save_few_labels(study: dict[str, Any], folder: Any) -> None:
 
 
 def _can_draw() -> bool:
-    """Whether matplotlib is there; says so where it is not."""
+    """Whether matplotlib is installed; warns where it is not."""
     if importlib.util.find_spec("matplotlib"):
         return True
     logger.warning("no pictures: pip install routerjax[report] brings matplotlib")

@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from routerjax.evaluation.frontier import hull
-from routerjax.report.probe_picture import STYLES
-from routerjax.report.style import GREY, PERCENT, clean
+from routerjax.report.style import GREY, PERCENT, STYLES, clean
 
 _MOST_BANDS = 4
 
@@ -35,7 +34,7 @@ def draw_comparison(study: dict[str, Any]) -> Figure | None:
         colour, dash = STYLES[place % len(STYLES)]
         point_T4 = np.array(row["frontier"])
         if np.ptp(point_T4[:, 1]) == 0 or row["auc"] is None:
-            # It ranks targets and has no setting to vary: one point, at argmax.
+            # Scores that only rank targets have no setting to vary: draw one point, at argmax.
             axes.plot(*point_T4[0, :2], "s", color=colour, markersize=6, label=row["name"])
             continue
         point_T4 = point_T4[np.argsort(point_T4[:, 0])]
@@ -61,11 +60,10 @@ def draw_comparison(study: dict[str, Any]) -> Figure | None:
 def draw_few_labels(study: dict[str, Any]) -> Figure:
     """AUC of each method against the number of outcomes, and its lead over training from scratch.
 
+    Where datasets have names, a second row shows the AUC within datasets.
+
     Args:
       study: What `few_labels` returned.
-
-    Returns:
-      The figure; its second row is within datasets, where those have names.
     """
     rows = [(study["auc"], "AUC")]
     if study["within_dataset_auc"] is not None:
@@ -84,16 +82,14 @@ def _draw_row(axes_2: Sequence[Axes], sizes: list[int], of: dict[str, Any], name
     for axes, key, label in zip(axes_2, ("mean", "over_scratch"), labels, strict=True):
         for place, method in enumerate(of[key]):
             colour, dash = STYLES[place % len(STYLES)]
-            points = [
-                (size, row)
-                for size, row in zip(sizes, of[key][method], strict=True)
-                if row is not None
-            ]
-            size_S = [size for size, _ in points]
-            axes.plot(size_S, [row["value"] for _, row in points], color=colour, linestyle=dash,
-                      marker="o", markersize=3.5, label=method)  # fmt: skip
+            row_of = dict(zip(sizes, of[key][method], strict=True))
+            size_S = [size for size, row in row_of.items() if row is not None]
+            value_S, low_S, high_S = (
+                [row_of[size][name] for size in size_S] for name in ("value", "low", "high")
+            )
+            axes.plot(size_S, value_S, color=colour, linestyle=dash, marker="o", markersize=3.5,
+                      label=method)  # fmt: skip
             if key == "over_scratch" and method != "from scratch":
-                low_S, high_S = ([row[end] for _, row in points] for end in ("low", "high"))
                 axes.fill_between(size_S, low_S, high_S, color=colour, alpha=0.12, linewidth=0)
         axes.set_xscale("log")
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])

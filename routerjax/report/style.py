@@ -1,25 +1,34 @@
-"""What the report's pictures share. Object interface only: no window, no global state."""
+"""What all pictures share: colours, names, axes. Object interface only: no window, no globals."""
 
 from typing import Any, Literal
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from routerjax.report.probe_picture import STYLES, plain
-
-__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "PERCENT", "STYLES", "WIDTH", "clean", "legend",
-           "short_name"]  # fmt: skip
-
-BLUE, ORANGE, GREEN = (STYLES[i][0] for i in range(3))
-GREY = "#7A7A7A"
+# Okabe and Ito's colours, which colour-blind readers can tell apart too; solid lines first, then
+# dashed and dotted ones in the same colours.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A", "#7A7A7A")
+STYLES = [(c, dash) for dash in ("-", (0, (4, 1.5)), (0, (1, 1.2))) for c in _COLOURS]
+BLUE, ORANGE, GREEN, GREY = (_COLOURS[i] for i in (0, 1, 2, 7))
 WIDTH = 8.4  # inches
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.4g}%")
 
 _LONGEST = 40  # characters of a name
 
 
+def plain(name: str) -> str:
+    """A target's name as matplotlib should draw it: never as a formula, and in legends too."""
+    # A legend leaves out what begins with an underscore: put a space of no width before it.
+    return ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
+def short(name: str) -> str:
+    """A long name without its middle, as models of a family differ at the end; as of `plain`."""
+    return plain(name if len(name) <= 34 else f"{name[:15]}…{name[-18:]}")
+
+
 def short_name(name: str) -> str:
-    """A target's name as matplotlib should draw it: not too long, and never a formula."""
+    """A long name without its end; as of `plain`."""
     return plain(name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…")
 
 

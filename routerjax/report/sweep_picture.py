@@ -6,7 +6,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from routerjax.report.probe_picture import STYLES, curve, finish, panels, short
+from routerjax.report.probe_picture import curve, finish, legend_in, panels
+from routerjax.report.style import STYLES, clean, short
+from routerjax.stats.bootstrap import reverse_percentile
 from routerjax.sweeps.evidence import AUCS, PROBES
 from routerjax.sweeps.table import SweepTable
 
@@ -24,9 +26,6 @@ def draw_sweep(table: SweepTable, name: str = "cv_auc") -> Figure:
     Args:
       table: What to draw.
       name: Of `table.cells`.
-
-    Returns:
-      The figure.
     """
     value_LPWM = table.cells[name]
     n_columns, n_targets = len(table.poolings), len(table.targets)
@@ -129,8 +128,6 @@ def _over_layers(figure: Figure, grid: Any, table: SweepTable, name: str, width:
 
 
 def _band(axes: Any, table: SweepTable, name: str, j: int, width: int) -> None:
-    from routerjax.stats.bootstrap import reverse_percentile
-
     known_M = np.isfinite(table.cells[name]).any(axis=(0, 1, 2))
     draws_BL = table.draws[name][:, :, j, width][..., known_M].mean(axis=-1)
     mean_L = table.cells[name][:, j, width][..., known_M].mean(axis=-1)
@@ -140,7 +137,7 @@ def _band(axes: Any, table: SweepTable, name: str, j: int, width: int) -> None:
 
 
 def _fishers(figure: Figure, grid: Any, table: SweepTable) -> None:
-    """J of each target with its interval; dotted what shuffled outcomes give."""
+    """J of each target with its interval; a dotted line shows J under shuffled outcomes."""
     j_LPM = table.fisher["trace/standardised"]
     axes_P = panels(figure, grid, table, len(table.poolings), first_row=2)
     for j, axes in enumerate(axes_P):
@@ -169,17 +166,11 @@ def _over_widths(figure: Figure, grid: Any, table: SweepTable, mean_LPW: np.ndar
             axes.plot(table.pca_dims, mean_LPW[i, j], color=colour, linestyle=dash, marker=".",
                       label=f"{pooling}, layer {table.layers[i]}")  # fmt: skip
         axes.set_xticks(table.pca_dims)
-        axes.tick_params(labelsize=8, labelleft=j == 0)
+        axes.tick_params(labelleft=j == 0)
         axes.set_xlabel("principal components", fontsize=9)
-        axes.grid(alpha=0.25, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+        clean(axes)
     axes_P[0].set_ylabel("ROC-AUC, mean over targets", fontsize=9)
-    beside = figure.add_subplot(grid[3, -1])
-    beside.set_axis_off()
-    handles = [handle for axes in axes_P for handle in axes.get_lines()]
-    beside.legend(handles, [handle.get_label() for handle in handles], loc="upper left", fontsize=8,
-                  frameon=False, title="the four best layers", title_fontsize=8, alignment="left",
-                  borderaxespad=0.0)  # fmt: skip
+    legend_in(figure, grid[3, -1], axes_P, "the four best layers")
 
 
 def _over_targets(value_LPWM: np.ndarray) -> np.ndarray:
@@ -208,9 +199,6 @@ def draw_evidence(evidence: dict[str, Any]) -> Figure:
 
     Args:
       evidence: Of `find_evidence`.
-
-    Returns:
-      The figure.
     """
     rows = evidence["spearman"]
     targets = list(dict.fromkeys(row["target"] for row in rows))

@@ -1,18 +1,16 @@
 """The sweep's part of the report as plain values: best cells, controls, transfer, evidence."""
 
 import collections
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from routerjax.sweeps import evidence
 from routerjax.sweeps.controls import CONTROLS
-
-if TYPE_CHECKING:
-    from routerjax.sweeps.table import SweepTable
+from routerjax.sweeps.table import SweepTable
 
 
-def sweep_section(sweep: "SweepTable") -> dict[str, Any]:
+def sweep_section(sweep: SweepTable) -> dict[str, Any]:
     """What `report.html.jinja` says of a sweep.
 
     Args:
@@ -34,7 +32,7 @@ def sweep_section(sweep: "SweepTable") -> dict[str, Any]:
     }
 
 
-def _best_cell(sweep: "SweepTable", target: str) -> tuple[str, list[Any], str | None]:
+def _best_cell(sweep: SweepTable, target: str) -> tuple[str, list[Any], str | None]:
     """A target, its best cell with interval and layers that are not worse, or why there is none."""
     try:
         cell = sweep.best(target)
@@ -58,7 +56,7 @@ def _best_cell(sweep: "SweepTable", target: str) -> tuple[str, list[Any], str | 
     return target, [*cells, equal], None
 
 
-def _controls(sweep: "SweepTable") -> list[list[str]]:
+def _controls(sweep: SweepTable) -> list[list[str]]:
     """A row a control: means over targets, at each control's best layer where it has layers."""
     rows = []
     for name in sweep.settings["controls"]:

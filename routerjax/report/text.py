@@ -10,11 +10,7 @@ from routerjax.sweeps.table import SweepTable
 
 
 def summary_lines(metrics: dict[str, Any]) -> list[str]:
-    """The main numbers of `evaluate`, a line each; what does not exist comes with its reason.
-
-    Args:
-      metrics: What `evaluate` returned.
-    """
+    """The main numbers that `evaluate` returned, a line each; None comes with its reason."""
     reasons = metrics["reasons"]
     lines = [f"{metrics['n_queries']:,} queries, {len(metrics['targets'])} targets"]
     if metrics["mean_auc"] is None:
@@ -52,11 +48,7 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
 
 
 def sweep_lines(table: SweepTable) -> list[str]:
-    """The best cells in aligned columns, controls as means over targets, the evidence for J.
-
-    Args:
-      table: Of `sweep`.
-    """
+    """What `sweep` returned: best cells, controls as means over targets, the evidence for J."""
     name_width = max(len(name) for name in (*table.targets, "mean over targets"))
     text = [f"{'best cell by cross-validated AUC':{name_width}}  layer  pooling     width  AUC"]
     for target in (*table.targets, None):
@@ -101,11 +93,7 @@ _NAMES = {
 
 
 def comparison_lines(study: dict[str, Any]) -> list[str]:
-    """The estimates of `compare` as a table of text.
-
-    Args:
-      study: What `compare` returned.
-    """
+    """What `compare` returned as a table of text."""
     lines = [
         f"{study['n_queries']:,} queries, {len(study['targets'])} targets, "
         f"{study['n_folds']} outer folds, {study['n_seeds']} seeds; [95% interval over groups]"
@@ -167,11 +155,7 @@ _TITLES = {
 
 
 def few_labels_lines(study: dict[str, Any]) -> list[str]:
-    """The label curve as a table of text, a row a method; another one within datasets.
-
-    Args:
-      study: What `few_labels` returned.
-    """
+    """What `few_labels` returned: tables of AUC and of AUC within datasets, a row a method."""
     return [
         line
         for metric, title in _TITLES.items()
@@ -182,7 +166,7 @@ def few_labels_lines(study: dict[str, Any]) -> list[str]:
 
 def _table(study: dict[str, Any], of: dict[str, Any], title: str) -> list[str]:
     width = max(map(len, of["mean"]))
-    # A target whose outcomes are all alike has none.
+    # A target whose outcomes are all equal has no AUC.
     n_targets = sum(
         any(value is not None for sizes in curves.values() for draws in sizes for value in draws)
         for curves in of["targets"].values()
