@@ -14,10 +14,10 @@ MOST_TOKENS = 2**24
 
 
 class Columns:
-    """Grows by a row at a time; memory is that of the numbers and the texts.
+    """The columns of a data set, filled row by row; memory is that of the numbers and the texts.
 
     Args:
-      targets: The pool's, or None to take those that occur, in order of appearance.
+      targets: Names from the pool; None to take those that occur, in order of appearance.
     """
 
     def __init__(self, targets: tuple[str, ...] | None):
@@ -27,7 +27,7 @@ class Columns:
         self._queries: list[str] = []
         self._datasets: list[str | None] = []
         self._groups: list[str | None] = []
-        # (row, target, value) of what is known; most formats know little of each row.
+        # Only what was observed is kept: in most formats few targets of each row.
         self._scores = _Cells()
         self._tokens = _Cells()
 
@@ -68,7 +68,7 @@ class Columns:
         """The data set of all rows taken.
 
         Args:
-          prices_M2: Of the pool's targets; None without a pool.
+          prices_M2: Prices of the pool's targets; None without a pool.
 
         Raises:
           ValueError: A target has no outcome at all, or only some rows name their dataset.
@@ -117,7 +117,7 @@ class Columns:
 
 
 class _Cells:
-    """Known cells of a sparse table."""
+    """Observed cells of a sparse table, as (row, column, value)."""
 
     def __init__(self) -> None:
         self._row, self._column = array.array("q"), array.array("i")

@@ -1,4 +1,4 @@
-"""The two CSV layouts as rows of the JSONL format: long (a line an answer) and wide (a query)."""
+"""Two CSV layouts as rows of the JSONL format: long (a line an answer), wide (a line a query)."""
 
 import array
 import csv
@@ -25,7 +25,7 @@ def read_csv_rows(
     """Rows of the JSONL format, each with the number of its (first) line.
 
     Args:
-      lines: Of the file, with their ends.
+      lines: Lines of the file, with their line ends.
       path: The file, for errors.
       targets: The pool's; None where every further column of a wide file is a target.
 
@@ -58,8 +58,8 @@ def read_csv_rows(
 def _long(
     numbered: Iterator[tuple[int, dict[str, str]]], path: str, targets: tuple[str, ...] | None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Answers collected by question. They are checked here: only here is their line known."""
-    places: dict[str, int] = {}  # Of each question in the two lists.
+    """Answers by question. They are checked here, where the line of each is known."""
+    places: dict[str, int] = {}  # Position of each question in the two lists below.
     lines: list[int] = []
     optionals: list[dict[str, str]] = []
     models: dict[str, int] = {}

@@ -2,16 +2,17 @@
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from routerjax.data import groups as grouping
-from routerjax.data.groups import group_rows
 from routerjax.runtime.files import digest
 
 # A score of at least this counts as correct.
 CORRECT = 0.5
+_ARRAYS_NM = ("y_NM", "output_tokens_NM", "p_NM")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,7 +73,7 @@ class RoutingDataset:
 
     @property
     def digest(self) -> str:
-        """Of rows, targets and outcomes, in their order: tells resumable jobs on them apart."""
+        """A digest of rows, targets and outcomes in their order; identifies the data of a job."""
         names = (self.ids, self.groups, self.datasets, self.targets)
         return digest(*map(repr, names), self.y_NM)
 
@@ -86,22 +87,11 @@ class RoutingDataset:
           ValueError: An id or position that is not there, or a mask of another length.
         """
         index_n = self._positions(rows)
-
-        def pick(values: tuple[str, ...]) -> tuple[str, ...]:
-            return tuple(values[i] for i in index_n)
-
-        def pick_rows(array: np.ndarray | None) -> np.ndarray | None:
-            return None if array is None else array[index_n]
-
+        names = ("ids", "queries", "groups", "datasets")
         return dataclasses.replace(
             self,
-            ids=pick(self.ids),
-            queries=pick(self.queries),
-            y_NM=self.y_NM[index_n],
-            groups=pick(self.groups),
-            datasets=None if self.datasets is None else pick(self.datasets),
-            output_tokens_NM=pick_rows(self.output_tokens_NM),
-            p_NM=pick_rows(self.p_NM),
+            **self._picked(names, lambda values: tuple(values[i] for i in index_n)),
+            **self._picked(_ARRAYS_NM, lambda array: array[index_n]),
         )
 
     def select_targets(self, targets: Sequence[str]) -> "RoutingDataset":
@@ -117,17 +107,11 @@ class RoutingDataset:
         if unknown:
             raise ValueError(f"targets: expected some of {self.targets}, got {unknown[0]!r}")
         index_m = [self.targets.index(name) for name in targets]
-
-        def pick(array: np.ndarray | None) -> np.ndarray | None:
-            return None if array is None else array[:, index_m]
-
         return dataclasses.replace(
             self,
             targets=tuple(targets),
-            y_NM=self.y_NM[:, index_m],
-            output_tokens_NM=pick(self.output_tokens_NM),
-            prices_M2=None if self.prices_M2 is None else self.prices_M2[index_m],
-            p_NM=pick(self.p_NM),
+            **self._picked(_ARRAYS_NM, lambda array: array[:, index_m]),
+            **self._picked(("prices_M2",), lambda array: array[index_m]),
         )
 
     def split(self, fraction: float, seed: int = 0) -> tuple["RoutingDataset", "RoutingDataset"]:
@@ -172,9 +156,54 @@ class RoutingDataset:
         Raises:
           ValueError: A target is in both; an id has two different texts.
         """
-        pass
+        both = [name for name in other.targets if name in self.targets]
+        if both:
+            raise ValueError(f"the target {both[0]!r} has outcomes in both: leave it out of one")
+        sides = (self, other)
+        text_of = dict(zip(self.ids, self.queries, strict=True))
+        for name, query in zip(other.ids, other.queries, strict=True):
+            if text_of.setdefault(name, query) != query:
+                raise ValueError(
+                    f"the query {name!r} has another text in each: ids must match texts"
+                )
+        position_of = {name: i for i, name in enumerate(text_of)}
+        rows = [np.array([position_of[name] for name in side.ids], np.int64) for side in sides]
+        n, n_left, targets = len(text_of), len(self.targets), self.targets + other.targets
 
-        return join(self, other)
+        def beside(name: str) -> np.ndarray | None:
+            arrays = [getattr(side, name) for side in sides]
+            if all(array is None for array in arrays):
+                return None
+            joined = np.full((n, len(targets)), np.nan, np.float32)
+            for array, at, columns in zip(
+                arrays, rows, (slice(n_left), slice(n_left, None)), strict=True
+            ):
+                if array is not None:
+                    joined[at, columns] = array
+            return joined
+
+        y_NM = beside("y_NM")
+        assert y_NM is not None
+        # Both sides' groups count: what either keeps together stays together.
+        given = [_first_known([side.groups], [at], n) for side, at in zip(sides, rows, strict=True)]
+        datasets = _first_known([side.datasets for side in sides], rows, n)
+        return dataclasses.replace(
+            self,
+            ids=tuple(text_of),
+            queries=tuple(text_of.values()),
+            targets=targets,
+            y_NM=y_NM,
+            groups=grouping.group_rows(tuple(text_of.values()), *given),
+            datasets=None if None in datasets else tuple(str(name) for name in datasets),
+            output_tokens_NM=beside("output_tokens_NM"),
+            prices_M2=_prices(self, other),
+            p_NM=beside("p_NM") if self.p_NM is not None and other.p_NM is not None else None,
+        )
+
+    def _picked(self, names: Sequence[str], pick: Callable[[Any], Any]) -> dict[str, Any]:
+        """What `pick` makes of each of these fields; None stays None."""
+        values = {name: getattr(self, name) for name in names}
+        return {name: None if value is None else pick(value) for name, value in values.items()}
 
     def _positions(self, rows: Sequence[int] | Sequence[str] | np.ndarray) -> np.ndarray:
         # Not as an array: NumPy's text type drops zero characters at the end.
@@ -197,55 +226,6 @@ class RoutingDataset:
         if len(outside):
             raise ValueError(f"rows: expected positions in [0, {len(self)}), got {outside[0]}")
         return rows_n.astype(np.int64)
-
-
-def join(left: RoutingDataset, right: RoutingDataset) -> RoutingDataset:
-    """All ids and targets of both; the rows of `left` first. See `RoutingDataset.join`."""
-    both = [name for name in right.targets if name in left.targets]
-    if both:
-        raise ValueError(f"the target {both[0]!r} has outcomes in both: leave it out of one")
-    text_of = dict(zip(left.ids, left.queries, strict=True))
-    for name, query in zip(right.ids, right.queries, strict=True):
-        if text_of.setdefault(name, query) != query:
-            raise ValueError(f"the query {name!r} has another text in each: ids must match texts")
-    ids = tuple(text_of)
-    queries = tuple(text_of.values())
-    n_left, position_of = len(left), {name: i for i, name in enumerate(ids)}
-    rows = (np.arange(n_left), np.array([position_of[name] for name in right.ids], np.int64))
-    sides = (left, right)
-
-    def beside(name: str) -> np.ndarray | None:
-        arrays = [getattr(side, name) for side in sides]
-        if all(array is None for array in arrays):
-            return None
-        joined = np.full((len(ids), len(left.targets) + len(right.targets)), np.nan, np.float32)
-        column = 0
-        for array, side, at in zip(arrays, sides, rows, strict=True):
-            width = len(side.targets)
-            if array is not None:
-                joined[at, column : column + width] = array
-            column += width
-        return joined
-
-    y_NM = beside("y_NM")
-    assert y_NM is not None
-    # Both sides' groups count: what either keeps together stays together.
-    given = [
-        _first_known([side.groups], (at,), len(ids)) for side, at in zip(sides, rows, strict=True)
-    ]
-    datasets = _first_known([side.datasets for side in sides], rows, len(ids))
-    return dataclasses.replace(
-        left,
-        ids=ids,
-        queries=queries,
-        targets=left.targets + right.targets,
-        y_NM=y_NM,
-        groups=group_rows(queries, *given),
-        datasets=None if None in datasets else tuple(str(name) for name in datasets),
-        output_tokens_NM=beside("output_tokens_NM"),
-        prices_M2=_prices(left, right),
-        p_NM=beside("p_NM") if left.p_NM is not None and right.p_NM is not None else None,
-    )
 
 
 def _first_known(

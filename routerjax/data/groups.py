@@ -1,4 +1,4 @@
-"""Groups of rows that belong together, and splits that keep them so."""
+"""Groups of rows that belong together, and splits that keep them together."""
 
 import hashlib
 import heapq
@@ -13,8 +13,8 @@ from routerjax.runtime.files import digest
 def group_rows(queries: Sequence[str], *given: Sequence[str | None]) -> tuple[str, ...]:
     """The group of every row: rows share one if their given groups or their texts are equal.
 
-    Texts are equal up to Unicode form, case and white space. All relations count together: if two
-    given groups share a text, they are one group.
+    Texts are equal up to Unicode form, case and white space. Equality is transitive: two given
+    groups that share a text are one group.
 
     Args:
       queries: [N] texts.
@@ -52,8 +52,8 @@ def normalised(text: str) -> str:
 def numbered(names: Sequence[str] | np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
     """The different names in order, and the place of each row's among them.
 
-    As np.unique has it; an array of strings would pad every row to the longest name, and take NULs
-    at the end of one for padding.
+    As np.unique with `return_inverse`, but without an array of strings, which would pad every name
+    to the longest and drop NUL characters at the end of one.
 
     Args:
       names: [N].

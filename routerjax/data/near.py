@@ -18,14 +18,14 @@ NEAR = 0.6
 _GRAM = 5
 _BANDS, _BAND_WIDTH = 32, 4
 _HASHES = _BANDS * _BAND_WIDTH
-# Each text is compared with this many neighbours in every band: runs of equal bands can be long.
+# Neighbours that each text is compared with in every band: runs of equal bands can be long.
 _NEIGHBOURS = 4
-# And is left alone after so many that fell short: texts that share long boilerplate would be
-# checked against ever more others. On MMLU this and the next cost 1 link in 100.
+# Comparisons below `NEAR` after which a text is compared no more: texts that share long boilerplate
+# would be compared with very many others. On MMLU this limit and the next lose 1 link in 100.
 _FAILURES = 64
 # Pairs whose signatures agree less are not checked; at `NEAR` that is 1 pair in 100.
 _WORTH_CHECKING = 0.5
-# Grams in hand at once: few enough for the processor's cache, and for memory.
+# Grams processed at once: as many as fit the processor's cache, and as memory should hold.
 _CACHED, _CHUNK = 1 << 15, 1 << 20
 
 
@@ -37,14 +37,14 @@ def near_equal(texts: Sequence[str], group_N: np.ndarray) -> np.ndarray:
       group_N: [N] int; pairs within one group do not count.
 
     Returns:
-      [N] bool. Few links between texts that overlap by little more than `NEAR` are missed, as the
-      bounds above say; none is made up.
+      [N] bool. A few links between texts that overlap by little more than `NEAR` are missed, with
+      the probabilities above; none is false.
     """
     linked_N, failures_N = np.zeros(len(texts), bool), np.zeros(len(texts), np.int64)
     if len(texts) < 2:
         return linked_N
     signature_NK = _signatures(texts)
-    refused = np.zeros(0, np.int64)  # Pairs checked in vain, as row * N + row: they come again.
+    refused = np.zeros(0, np.int64)  # Pairs below NEAR, as row * N + row: other bands repeat them.
     for band in range(_BANDS):
         for pairs in _neighbours(signature_NK, band * _BAND_WIDTH):
             pairs = pairs[group_N[pairs[:, 0]] != group_N[pairs[:, 1]]]
@@ -78,9 +78,9 @@ def _signatures(texts: Sequence[str]) -> np.ndarray:
 
 
 def _grams(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes of all character grams, uint32, text after text, and where each text's start.
+    """uint32 hashes of all character grams, text after text, and the place of each text's first.
 
-    Zeros behind each text keep grams from reaching into the next, and give a short text some too.
+    Zeros behind each text keep grams from reaching into the next, and give short texts grams too.
     """
     pad = "\0" * (_GRAM - 1)
     codes = np.frombuffer((pad.join(texts) + pad).encode("utf-32-le"), np.uint32).astype(np.uint64)
@@ -99,7 +99,7 @@ def _grams(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 def _neighbours(signature_NK: np.ndarray, start: int) -> Iterator[np.ndarray]:
     """[n, 2] pairs of rows with equal values in the band that starts there; the nearest first."""
     band = signature_NK[:, start : start + _BAND_WIDTH]
-    # Ties are ordered by the next band, so that of a long run the likest lie side by side.
+    # Ties are ordered by the next band, so that the most similar rows of a long run are neighbours.
     after = signature_NK[:, (start + _BAND_WIDTH) % _HASHES]
     order = np.lexsort((after, *band.T))
     ordered = band[order]

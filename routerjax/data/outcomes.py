@@ -1,4 +1,4 @@
-"""What recorded outcomes say of each target before anything is learnt: accuracies."""
+"""Accuracies of the targets by their recorded outcomes, before anything is learnt."""
 
 import numpy as np
 
@@ -13,13 +13,10 @@ def skill(data: RoutingDataset) -> np.ndarray:
 
 
 def dataset_accuracies(train: RoutingDataset) -> dict[str, np.ndarray]:
-    """[M] accuracy of each target on each dataset, by name; none without names.
+    """[M] accuracy of each target on each dataset, by name; empty without names.
 
-    Each is pulled towards the target's overall accuracy by one row, so that a dataset of few rows
+    One row of the target's overall accuracy is added to each dataset, so that a dataset of few rows
     does not reach 0 or 1.
-
-    Args:
-      train: Training rows.
     """
     if train.datasets is None:
         return {}

@@ -1,4 +1,4 @@
-"""What is odd about a data set without being wrong: counted and reported, never refused."""
+"""Counts of what is unusual in a data set but not wrong: it is reported, never refused."""
 
 import collections
 import dataclasses
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from routerjax.data.dataset import RoutingDataset
-from routerjax.data.groups import normalised
+from routerjax.data.groups import normalised, numbered
 from routerjax.data.near import NEAR, near_equal
 
 # Fewer rows than this can be all right or all wrong by chance.
@@ -19,10 +19,10 @@ class ConstantCell:
     """A target whose outcomes within a dataset do not vary: often an answer format misread.
 
     Attributes:
-      target: Its name.
-      dataset: Its name, or None for all rows of data that name no datasets.
+      target: Name of the target.
+      dataset: Name of the dataset, or None for all rows of data that name no datasets.
       n_rows: Rows with an outcome.
-      correct: Whether all are correct, or all wrong.
+      correct: True where all of them are correct, False where all are wrong.
     """
 
     target: str
@@ -36,12 +36,10 @@ class Quality:
     """Counts of what a reader of the results should know.
 
     Attributes:
-      n_queries: Rows.
-      n_targets: Targets.
       missing: Rows without an outcome, by target.
       n_unobserved: Rows without an outcome of any target.
       n_equal: Rows whose text another row has too; splits keep these together.
-      n_near_equal: Rows with a near-equal text in another group; splits may part these.
+      n_near_equal: Rows with a near-equal text in another group; splits may separate these.
       constant_cells: Targets with constant outcomes on a dataset, over 30 rows or more.
     """
 
@@ -54,7 +52,7 @@ class Quality:
     constant_cells: tuple[ConstantCell, ...]
 
     def lines(self) -> list[str]:
-        """The report as lines of text; what is as it should be is left out."""
+        """The report as lines of text; counts of 0 are left out."""
         lines = [f"{self.n_queries:,} queries, {self.n_targets} targets"]
         missing = {name: count for name, count in self.missing.items() if count}
         if missing:
@@ -94,9 +92,6 @@ def describe(data: RoutingDataset) -> Quality:
 
     Args:
       data: Any data set. Near-equal texts take 0.1 to 0.4 ms a row.
-
-    Returns:
-      The counts.
     """
     missing_NM = np.isnan(data.y_NM)
     texts = [normalised(query) for query in data.queries]
@@ -113,11 +108,9 @@ def describe(data: RoutingDataset) -> Quality:
 
 
 def _near_equal_rows(texts: list[str], groups: tuple[str, ...]) -> int:
-    # Equal texts are in one group and counted apart: one of each is compared.
+    # Equal texts are in one group and counted as such: one of each is compared.
     group_of = dict(zip(texts, groups, strict=True))
-    number = {name: i for i, name in enumerate(dict.fromkeys(group_of.values()))}
-    group_n = np.array([number[name] for name in group_of.values()], np.int64)
-    linked = near_equal(list(group_of), group_n)
+    linked = near_equal(list(group_of), numbered(list(group_of.values()))[1])
     linked_of = dict(zip(group_of, linked.tolist(), strict=True))
     return sum(linked_of[text] for text in texts)
 

@@ -1,7 +1,7 @@
-"""Label files in: JSONL and CSV, plain or gzipped, line by line; JSONL out.
+"""Reads label files (JSONL and CSV, plain or gzipped) line by line, and writes JSONL.
 
-Every error names the file and the line. Nothing is guessed: a line that is not as it should be is
-refused, because a dropped row would change every number after it in silence.
+Every error names the file and the line. A line that does not fit the format is refused, because a
+row dropped in silence would change every number computed from the file.
 """
 
 import contextlib
@@ -40,9 +40,6 @@ def read_dataset(
       path: The label file.
       pool: A pool.json with the targets and their prices. It decides which targets there are and
         their order; without it they are those of the file, in order of appearance, unpriced.
-
-    Returns:
-      The data set.
 
     Raises:
       ValueError: Anything that is not as described; the text starts with file and line.
@@ -104,7 +101,7 @@ def read_pool(path: str | os.PathLike[str]) -> tuple[tuple[str, ...], np.ndarray
 
 
 def write_dataset(data: RoutingDataset, path: str | os.PathLike[str]) -> None:
-    """Writes a data set as JSONL, gzipped where the name ends so; whole or not at all.
+    """Writes a data set as JSONL, gzipped where the name ends in .gz; whole or not at all.
 
     Outcomes round-trip exactly; prices go into a file of their own, see `write_pool`.
 
@@ -135,7 +132,7 @@ def write_pool(data: RoutingDataset, path: str | os.PathLike[str]) -> None:
 
 
 def _lines(path: pathlib.Path) -> Iterator[str]:
-    """The lines with their ends. Decoded one by one: an error knows its line."""
+    """The lines with their line ends, decoded one by one, so that an error can name its line."""
     opener: Any = gzip.open if path.name.endswith(".gz") else open
     number = 0
     with opener(path, "rb") as file:
@@ -176,7 +173,7 @@ FORMATS: dict[str, Reader] = {"jsonl": read_json_rows, "csv": read_csv_rows}
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. A name that is there twice would else lose its first value in silence."""
+    """A JSON object; refuses a name given twice, whose first value would be lost in silence."""
     value = dict(pairs)
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
@@ -196,7 +193,7 @@ def _at(where: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _whole(path: pathlib.Path) -> Iterator[IO[str]]:
-    """A text file to write, gzipped where the name ends so; it is there when it is whole."""
+    """A text file to write, gzipped where the name ends in .gz; it appears once it is complete."""
     partial = path.with_name(f".{path.name}.partial")
     opener: Any = gzip.open if path.name.endswith(".gz") else open
     try:

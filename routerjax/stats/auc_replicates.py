@@ -1,7 +1,7 @@
 """Bootstrap replicates of cross-validated AUC, over all rows and within datasets.
 
-What is resampled is the Hajek projection of each AUC, so that all draws of all cells are matrix
-products on the device.
+The Hajek projection of each AUC is resampled, so that all draws of all cells are matrix products on
+the device.
 """
 
 import functools
@@ -60,10 +60,7 @@ def auc_replicates(
       y_NQ: [N, Q] 1 = correct, 0 = wrong, NaN = not observed.
       fold_N: [N] integers in [0, n_folds).
       n_folds: F.
-      weight_BN: [B, N] of `group_weights`; put on the device beforehand, it travels there once.
-
-    Returns:
-      The AUCs and their replicates.
+      weight_BN: [B, N] of `group_weights`; an array on the device is not copied there again.
 
     Raises:
       ValueError: The shapes differ, or a fold is out of range.
@@ -92,21 +89,17 @@ def within_auc_replicates(
         v + sum_n w_n h_n,  h_n = n_other (place_n - v) / sum_g n1_g n0_g,
 
     place_n as in `auc_replicates`, n_other the rows of the other class in n's stratum; the h_n add
-    up to 0. In strata of a few rows the full bootstrap, which weights a pair by w_i w_j, counts the
-    noise of single pairs three times, this one twice (and the truth once): its intervals are up to
-    an eighth shorter there and cover as stated.
+    up to 0. The true variance contains the noise of single pairs once. In strata of a few rows the
+    full bootstrap, which weights a pair by w_i w_j, counts that noise three times, this one twice:
+    its intervals are up to an eighth shorter there and cover as stated.
 
     Args:
-      score_NQ: [N, Q] out-of-fold scores of Q cells; NaN rows do not count.
-      y_NQ: [N, Q] 1 = correct, 0 = wrong, NaN = not observed.
-      fold_N: [N] integers in [0, n_folds).
-      n_folds: F.
+      score_NQ, y_NQ, fold_N, n_folds, weight_BN: As of `auc_replicates`.
       dataset_N: [N] integers in [0, n_datasets).
-      n_datasets: How many there are.
-      weight_BN: [B, N] of `group_weights`.
+      n_datasets: Number of datasets.
 
     Returns:
-      The AUCs and their replicates; a fold's own counts the same datasets as the whole.
+      The AUCs and their replicates; the AUC of a fold counts the same datasets as the whole.
 
     Raises:
       ValueError: The shapes differ, or a fold or a dataset is out of range.
@@ -120,7 +113,7 @@ def within_auc_replicates(
 
 
 def _without_equal(score_N: jax.Array, fold_N: jax.Array, n_folds: int) -> jax.Array:
-    """Scores, NaN in folds where they are all equal: such a model says nothing, not 0.5."""
+    """Scores, NaN in folds where all are equal: a constant model has no AUC there, not 0.5."""
     known_N = jnp.isfinite(score_N)
     low_F = jax.ops.segment_min(jnp.where(known_N, score_N, jnp.inf), fold_N, n_folds)
     high_F = jax.ops.segment_max(jnp.where(known_N, score_N, -jnp.inf), fold_N, n_folds)
@@ -182,11 +175,7 @@ def _within_auc_replicates(score_NQ, y_NQ, fold_N, dataset_N, weight_BN, n_folds
 
 
 def _over_cells(function, score_NQ: jax.Array, y_NQ: jax.Array):
-    """`function` of each cell's scores and outcomes; as many at a time as memory is meant to hold.
-
-    Returns:
-      Its results, cells leading.
-    """
+    """`function` of each cell's scores and outcomes, as many at a time as _CHUNK allows."""
     at_a_time = max(1, _CHUNK // (8 * len(y_NQ)))
     return jax.lax.map(lambda args: function(*args), (score_NQ.T, y_NQ.T), batch_size=at_a_time)
 

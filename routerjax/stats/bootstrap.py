@@ -1,9 +1,9 @@
 """A Poisson bootstrap over groups of queries: its weights, and intervals from its replicates.
 
 A draw gives every group of queries one weight from Poisson(1), which stands for how often the group
-is drawn; all its rows share it, and all cells share the draws, so that differences between cells
-are paired. Nothing is fitted again in a draw: scaler, PCA and models stay as they are, and the
-intervals tell the spread that comes from the queries judged, not that of training.
+is drawn. All rows of a group share the weight, and all cells share the draws, so that differences
+between cells are paired. Nothing is fitted again in a draw: scaler, PCA and models stay as they
+are, and the intervals show the spread over the queries judged, not that of training.
 """
 
 import functools
@@ -20,7 +20,7 @@ from routerjax.data.groups import numbered
 from routerjax.runtime.files import digest
 
 LARGEST_SEED = 2**31 - 1  # An int32, as compiled programs take it.
-# P(Poisson(1) <= k) in units of 2^-32, until nothing of it is left.
+# P(Poisson(1) <= k) in units of 2^-32, up to the largest k that 32 bits tell from certainty.
 _CUMULATIVE = np.cumsum(np.exp(-1.0) / np.cumprod([1.0, *range(1, 13)])) * 2.0**32
 _THRESHOLDS = np.floor(_CUMULATIVE[_CUMULATIVE < 2.0**32 - 1]).astype(np.uint32)
 
@@ -52,7 +52,7 @@ def group_weights(groups: Sequence[str], draws: int, seed: int) -> np.ndarray:
 
 
 def value_and_draws(groups: Sequence[str], draws: int, seed: int = 0) -> np.ndarray:
-    """[1 + B, N] a one for each row, which makes the value itself, above `group_weights`."""
+    """[1 + B, N] `group_weights` below a row of ones, whose replicate is the value itself."""
     if not len(groups):
         return np.ones((1 + draws, 0), np.float32)
     ones_1N = np.ones((1, len(groups)), np.float32)
@@ -93,15 +93,15 @@ def reverse_percentile(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The reverse percentile ("basic") interval: [2 v - q_high, 2 v - q_low] of the replicates.
 
-    A statistic that is biased is biased once more in its replicates; turning them round about the
-    statistic takes the bias back, where the plain percentiles would double it.
+    Replicates of a biased statistic are biased once more. Mirroring them about the statistic takes
+    the bias off, where plain percentiles would double it.
 
     Args:
       value: [...] the statistic.
       draws_B: [B, ...] its replicates; those that are not finite are left out.
       level: Of confidence, in (0, 1).
-      smallest: What the low end is raised to, such as 0.
-      largest: What the high end is taken down to, such as 1 for an AUC.
+      smallest: Lower limit of both ends, such as 0.
+      largest: Upper limit of both ends, such as 1 for an AUC.
 
     Returns:
       Both ends, of `value`'s shape, float64; NaN where the statistic is not finite or under half of

@@ -78,10 +78,7 @@ def fisher_lda(
 def fisher_trace(weight_K: jax.Array, offset_KD: jax.Array, variance_KD: jax.Array) -> jax.Array:
     """Fisher separability by traces: J = |mu1 - mu0|^2 / (tr S0 + tr S1).
 
-    Args:
-      weight_K: [2] rows of the wrong and of the correct class.
-      offset_KD: [2, D] class means, about any common origin.
-      variance_KD: [2, D] variances within the classes.
+    Args: As of `fisher_mean`.
 
     Returns:
       [] J >= 0; NaN with fewer than two rows in a class, or where nothing varies; infinite where

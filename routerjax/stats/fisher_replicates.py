@@ -1,4 +1,4 @@
-"""Bootstrap replicates of J, and J under shuffled outcomes: whole, not linearised."""
+"""Bootstrap replicates of J, and J under shuffled outcomes: exact, not linearised."""
 
 import functools
 from typing import NamedTuple
@@ -38,8 +38,8 @@ def fisher_replicates(
       weight_BN: [B, N] of `group_weights`.
 
     Returns:
-      J of every target and its replicates. A replicate is biased upwards once more than J is, which
-      the reverse percentile takes back.
+      J of every target and its replicates. A replicate is biased upwards once more than J is; the
+      reverse percentile takes that bias off.
 
     Raises:
       ValueError: The shapes differ.
@@ -65,7 +65,7 @@ def fisher_shuffled(
     Args:
       x_ND: [N, D] float32 states, as for `fisher_replicates`.
       y_NM: [N, M] 1 = correct, 0 = wrong, NaN = not observed.
-      n_shuffles: How many to take the mean of.
+      n_shuffles: Number of shuffles averaged.
       seed: Of the shuffles. Targets observed on the same rows are shuffled alike.
 
     Returns:
@@ -94,8 +94,8 @@ def _fisher_shuffled(x_ND, y_NM, column_U, pattern_M, seed, n_shuffles):
     ones_N = jnp.ones(len(y_NM))
 
     def one(key: jax.Array) -> jax.Array:
-        # Observed rows come first in both orders: the k-th of one takes the outcome of the k-th of
-        # the other, and the rest pass their NaN among themselves.
+        # Observed rows come first in both orders: the k-th row of one order takes the outcome of
+        # the k-th row of the other, and rows that are not observed keep NaN.
         order_NU = jnp.argsort(~observed_NU, axis=0, stable=True)
         random_NU = jnp.where(observed_NU, jax.random.uniform(key, observed_NU.shape), 2.0)
         to_NM = order_NU[:, pattern_M]
@@ -115,7 +115,7 @@ def _fisher(
     pattern_M: jax.Array,
     weight_N: jax.Array,
 ) -> jax.Array:
-    """[M] J of weighted rows. Sums of the wrong class are those observed less the correct."""
+    """[M] J of weighted rows. Sums of the wrong class are those observed minus the correct."""
     class_MKN = (y_NM.T[:, None] == jnp.arange(2.0)[None, :, None]).astype(jnp.float32)
     observed_UN = class_MKN[column_U].sum(axis=1)
     n_targets = len(pattern_M)
@@ -123,7 +123,7 @@ def _fisher(
     sum_RD = jnp.einsum("rn,nd->rd", taken_RN, x_ND, precision=HIGHEST)
     correct_MD, observed_MD = sum_RD[:n_targets], sum_RD[n_targets:][pattern_M]
     sum_MKD = jnp.stack([observed_MD - correct_MD, correct_MD], axis=1)
-    # Not by difference: of a class of a few rows among many, too few digits would be left.
+    # Not by difference, which would leave too few digits to a class of a few rows among many.
     rows_MK = jnp.einsum("mkn,n->mk", class_MKN, weight_N, precision=HIGHEST)
     square_MK = jnp.einsum("mkn,n->mk", class_MKN, weight_N * square_N, precision=HIGHEST)
     mean_MKD = sum_MKD / rows_MK[:, :, None]

@@ -1,7 +1,7 @@
 """Confidence intervals of means and of ratios of means, with whole groups of rows as the unit.
 
 Headroom captured, a saving and an accuracy are all of the form sum(a) / sum(b) over rows. Rows of a
-group (near-equal queries) are not independent, so the groups are what is counted.
+group (near-equal queries) are not independent, so groups are the units counted.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,7 @@ The problems of one training set (every target at every PCA width) share one mat
 a step of all of them is two matrix products. A width is a mask on the leading components: narrower
 problems are prefixes of wider ones. Truncated Newton: each Newton system is solved by conjugate
 gradients, preconditioned by the features' variances. For principal components, which are
-uncorrelated, that is the exact inverse of the first step's Hessian and a good one of the later.
+uncorrelated, that is the exact inverse of the first Hessian and a good one of the later Hessians.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from routerjax.stats.numerics import HIGHEST
 
 # A problem is solved when its objective lies within this of its minimum, by a quadratic estimate,
-# in nats a row. Scores then stand within about 1e-3 of where they would come to rest.
+# in nats a row. Scores are then within about 1e-3 of their values at convergence.
 TOLERANCE = 1e-7
 
 _MAX_NEWTON = 30
@@ -146,9 +146,9 @@ def _conjugate_gradients(
     gradient_Q: jax.Array,
     solved_Q: jax.Array,
 ) -> _Step:
-    """Solves the Newton systems (I + Z' D Z) s = -g roughly: each to a tenth of its gradient.
+    """Solves the Newton systems (I + Z' D Z) s = -g, each to a tenth of its gradient.
 
-    Also returns Z s, so that margins move on without a product of their own.
+    The step also has Z s, by which the margins are updated without another product.
     """
 
     def size(r_QC: jax.Array, r_Q: jax.Array) -> jax.Array:
@@ -191,7 +191,7 @@ def _conjugate_gradients(
 def _backtrack(loss, state: _State, step: _Step, slope_Q: jax.Array, solved_Q: jax.Array):
     """The step lengths: 1, halved until the loss falls as Armijo asks; 0 where already solved."""
     before_Q = loss(state.weight_QC, state.margin_QN)
-    # What float32 cannot resolve in a sum over the rows is no reason to shorten a step.
+    # Differences that float32 cannot resolve in a sum over the rows do not shorten a step.
     slack_Q = 1e-6 * jnp.abs(before_Q)
 
     def too_long(length_Q: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What makes float32 enough: compensated sums, and what counts as not varying at all."""
+"""Accuracy in float32: compensated sums, and the limits below which a column is constant."""
 
 from typing import TypeVar
 
@@ -37,16 +37,16 @@ def same_rows(observed_NM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return column_U.astype(np.int32), pattern_M.reshape(-1).astype(np.int32)
 
 
-def add_compensated(high: Tree, low: Tree, block: Tree) -> tuple[Tree, Tree]:
-    """(high, low) + block in double-float: Knuth's two-sum leaf by leaf, then renormalised.
+def add_compensated(high: Tree, low: Tree, more: Tree) -> tuple[Tree, Tree]:
+    """(high, low) + more in double-float: Knuth's two-sum leaf by leaf, then renormalised.
 
-    The pair holds a sum to twice float32's digits: `high` is the sum rounded to float32, `low` what
-    that rounding took. XLA does not reassociate, so the differences below survive compilation.
+    The pair holds a sum to twice float32's digits: `high` is the sum rounded to float32, `low` the
+    rounding error. XLA does not reassociate, so the differences below survive compilation.
 
     Args:
       high: Arrays, in any tree.
       low: The same tree; zeros to begin with.
-      block: The same tree, what is added.
+      more: The same tree, the numbers added.
 
     Returns:
       The new (high, low).
@@ -59,7 +59,7 @@ def add_compensated(high: Tree, low: Tree, block: Tree) -> tuple[Tree, Tree]:
         result = total + low
         return result, low - (result - total)
 
-    pairs = jax.tree.map(add, high, low, block)
+    pairs = jax.tree.map(add, high, low, more)
     return jax.tree.transpose(jax.tree.structure(high), jax.tree.structure((0, 0)), pairs)
 
 
@@ -70,14 +70,11 @@ def variance(mean_square: jax.Array, mean: jax.Array) -> jax.Array:
 
 
 def is_constant(mean_D: jax.Array, variance_D: jax.Array) -> jax.Array:
-    """Whether a state is the same in all rows, up to the noise of computing and storing it.
+    """[] bool, whether a state is equal in all rows, up to the noise of computing and storing it.
 
     Args:
       mean_D: [D] means of one (layer, pooling).
-      variance_D: [D] its variances.
-
-    Returns:
-      [] bool.
+      variance_D: [D] variances of the same.
     """
     spread = variance_D.sum()
     size = spread + jnp.square(mean_D).sum()
@@ -85,17 +82,11 @@ def is_constant(mean_D: jax.Array, variance_D: jax.Array) -> jax.Array:
 
 
 def inverse_scale(mean_D: jax.Array, variance_D: jax.Array) -> jax.Array:
-    """1 / standard deviation of each dimension, 0 where it does not vary.
+    """[D] float32, 1 / standard deviation of each dimension, 0 where it does not vary.
 
-    A constant column of a state that varies, and every column of one that does not, thus
-    contributes nothing to what is standardised with it.
+    Constant columns, and all columns of a constant state, are therefore 0 once standardised.
 
-    Args:
-      mean_D: [D] means of one (layer, pooling).
-      variance_D: [D] its variances.
-
-    Returns:
-      [D] float32.
+    Args: As of `is_constant`.
     """
     varies_D = variance_D > jnp.square(CONSTANT_COLUMN * mean_D)
     varies_D = varies_D & ~is_constant(mean_D, variance_D)

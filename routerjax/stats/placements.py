@@ -12,9 +12,9 @@ class Placements(NamedTuple):
     Attributes:
       place_N: [N] placements (ties half); 0 where the row or the other class does not count.
       correct_N: [N] 1 for rows of the correct class that count.
-      wrong_N: [N] 1 for those of the wrong class.
-      correct_G: [G] their numbers.
-      wrong_G: [G]
+      wrong_N: [N] 1 for rows of the wrong class that count.
+      correct_G: [G] number of rows of the correct class in each stratum.
+      wrong_G: [G] number of rows of the wrong class in each stratum.
     """
 
     place_N: jax.Array
@@ -27,7 +27,7 @@ class Placements(NamedTuple):
 def placements(
     score_N: jax.Array, y_N: jax.Array, stratum_N: jax.Array, n_strata: int
 ) -> Placements:
-    """Placements of one cell inside strata, all of them by one sort.
+    """Placements of one cell inside strata, all strata by one sort.
 
     Args:
       score_N: [N] scores; a row with NaN does not count.
@@ -35,8 +35,8 @@ def placements(
       stratum_N: [N] integers in [0, n_strata).
       n_strata: G.
 
-    Returns:
-      The placements. DeLong, DeLong and Clarke-Pearson (1988) write AUC's variance with them.
+    References:
+      DeLong, DeLong and Clarke-Pearson, 1988: the variance of AUC in terms of placements.
     """
     counts_N = jnp.isfinite(score_N) & jnp.isfinite(y_N)
     correct_N = jnp.where(counts_N & (y_N == 1), 1.0, 0.0)
@@ -69,14 +69,9 @@ def placements(
 
 
 def auc(score_N: jax.Array, y_N: jax.Array) -> jax.Array:
-    """P(a correct row is scored above a wrong one), ties counting half; NaN without both classes.
+    """[] float32 P(a correct row is scored above a wrong one), ties counting half.
 
-    Args:
-      score_N: [N] scores; a row with NaN does not count.
-      y_N: [N] 1 = correct, 0 = wrong, NaN = does not count.
-
-    Returns:
-      [] float32.
+    NaN without rows of both classes. Args: As of `placements`.
     """
     placed = placements(score_N, y_N, jnp.zeros(len(score_N), jnp.int32), 1)
     n_correct, n_wrong = placed.correct_G[0], placed.wrong_G[0]

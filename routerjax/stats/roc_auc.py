@@ -88,7 +88,7 @@ def within_dataset_auc(
     if datasets is None:
         return None
     names, group_N = numbered(datasets)
-    wins_MG, right_MG, wrong_MG = pair_counts(p_NM, correct_NM, group_N, len(names))
+    wins_MG, right_MG, wrong_MG = _pair_counts(p_NM, correct_NM, group_N, len(names))
     kept_MG = (right_MG >= MIN_CLASS) & (wrong_MG >= MIN_CLASS)
     pairs_M = (right_MG * wrong_MG * kept_MG).sum(axis=1)
     return WithinDataset(_ratio((wins_MG * kept_MG).sum(axis=1), pairs_M), (~kept_MG).sum(axis=1))
@@ -111,28 +111,14 @@ def auc_by_group(
     Raises:
       ValueError: As `roc_auc`.
     """
-    wins_MG, right_MG, wrong_MG = pair_counts(p_NM, correct_NM, group_N, n_groups)
+    wins_MG, right_MG, wrong_MG = _pair_counts(p_NM, correct_NM, group_N, n_groups)
     return _ratio(wins_MG, right_MG * wrong_MG)
 
 
-def pair_counts(
+def _pair_counts(
     p_NM: np.ndarray, correct_NM: np.ndarray, group_N: np.ndarray, n_groups: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What areas under curves are made of, for each target inside each group of rows.
-
-    Args:
-      p_NM: [N, M] predicted P(correct).
-      correct_NM: [N, M] 1, 0 or NaN.
-      group_N: [N] integers in [0, n_groups).
-      n_groups: G.
-
-    Returns:
-      [M, G] float64 each: (correct, wrong) pairs in the right order, a tie counting half; rows of
-      the correct class; rows of the wrong class.
-
-    Raises:
-      ValueError: As `roc_auc`.
-    """
+    """[M, G] float64 each: pairs in the right order (a tie counts half), correct and wrong rows."""
     p_NM, correct_NM = np.asarray(p_NM, np.float64), np.asarray(correct_NM, np.float64)
     if p_NM.ndim != 2 or p_NM.shape != correct_NM.shape or len(group_N) != len(p_NM):
         raise ValueError(
@@ -158,10 +144,10 @@ def pair_counts(
 def _count_one(
     score_N: np.ndarray, label_N: np.ndarray, group_N: np.ndarray, n_groups: int
 ) -> np.ndarray:
-    """[3, G] of `_count` for one target, all rows observed."""
+    """[3, G] of `_pair_counts` for one target, all rows observed."""
     order_N = np.lexsort((score_N, group_N))
     score_N, label_N, group_N = score_N[order_N], label_N[order_N], group_N[order_N]
-    # A run is a stretch of equal score in one group; its rows share the mean of their ranks.
+    # A run is a stretch of equal scores in one group; its rows share the mean of their ranks.
     starts_N = np.ones(len(score_N), bool)
     starts_N[1:] = (score_N[1:] != score_N[:-1]) | (group_N[1:] != group_N[:-1])
     run_N = np.cumsum(starts_N) - 1

@@ -1,7 +1,7 @@
-"""How many dimensions one layer's states really use; needs no labels.
+"""The number of dimensions that one layer's states use; needs no labels.
 
-Pure functions of one (layer, pooling)'s spectrum or moments. Every one is unchanged by scaling the
-states, by rotating them, and (anisotropy apart) by shifting them.
+Pure functions of the spectrum or the moments of one (layer, pooling). Scaling or rotating the
+states changes none of them, shifting them changes the anisotropy alone.
 """
 
 import jax
@@ -83,6 +83,6 @@ def anisotropy(unit_D: jax.Array, n_rows: jax.Array) -> jax.Array:
 
 
 def _shares(eigenvalues_D: jax.Array) -> jax.Array:
-    """Eigenvalues over their sum, what rounding leaves in place of a zero as 0."""
+    """Eigenvalues over their sum; those that are only rounding error count as 0."""
     kept_D = jnp.where(eigenvalues_D > 4 * EPS * eigenvalues_D.max(), eigenvalues_D, 0.0)
     return kept_D / kept_D.sum()

@@ -12,7 +12,7 @@ class Draw:
     """Draws for n questions of one kind and level; each method returns one value a question.
 
     Args:
-      rng: Where the randomness comes from.
+      rng: Source of the random numbers.
       n: Number of questions.
     """
 

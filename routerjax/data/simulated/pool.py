@@ -29,14 +29,14 @@ class SimulatedTarget:
       name: Invented.
       input_price: USD per 1M tokens.
       output_price: USD per 1M tokens.
-      ability: theta, the difficulty at which it answers half of the questions correctly; the
-        levels span -1.5 to 1.5.
+      ability: theta, the difficulty at which it answers half of the questions correctly; levels
+        have difficulties from -1.5 to 1.5.
       discrimination: a, how steeply its success falls with difficulty. A steep target answers easy
         questions almost surely and hard ones hardly ever; a flat one errs on both.
-      room: f, what being asked to reason step by step adds to its logit, and to answer at once
-        takes away.
+      reasoning: f, added to its logit where the question asks for step-by-step reasoning, and
+        subtracted where it asks for the answer alone.
       output_tokens: Median length of its answers.
-      skills: delta, what it has more ability in, or less.
+      skills: delta, added to its ability by skill.
     """
 
     name: str
@@ -44,7 +44,7 @@ class SimulatedTarget:
     output_price: float
     ability: float
     discrimination: float
-    room: float
+    reasoning: float
     output_tokens: int
     skills: Mapping[str, float]
 

@@ -29,8 +29,8 @@ KINDS = {
 }
 N_LEVELS = 6
 
-# How much room for thought a question leaves: -1, 0, 1.
-ROOM = {
+# How much reasoning a question asks for (-1, 0, 1), and the endings that say so.
+REASONING = {
     -1: (
         "Reply with the final answer only.",
         "No explanation, just the answer.",
@@ -44,39 +44,40 @@ ROOM = {
     ),
 }
 
-# Standard deviations of the difficulty, in units of the ability: what the text does not show.
+# Standard deviation of the part of the difficulty that the text does not show.
 HIDDEN = 0.4
 
 
 @dataclasses.dataclass(frozen=True)
 class Design:
-    """What stands behind N simulated queries.
+    """The properties that N simulated queries are drawn with.
 
     Attributes:
       kind_N: [N] position in `KINDS`.
       level_N: [N] 0 (easy) to 5, readable off the text.
-      room_N: [N] -1 (only the answer), 0, 1 (step by step), readable off the text.
+      reasoning_N: [N] -1 (asks for the answer alone), 0, 1 (asks for reasoning step by step),
+        readable off the text.
       hidden_N: [N] further difficulty that the text does not show.
     """
 
     kind_N: np.ndarray
     level_N: np.ndarray
-    room_N: np.ndarray
+    reasoning_N: np.ndarray
     hidden_N: np.ndarray
 
 
 def simulate(n: int, seed: int = 0) -> RoutingDataset:
     """Draws n queries, independent of each other, and the answers of seven targets to them.
 
-    With difficulty d_n = (level_n - 2.5) / 1.7 + hidden_n, hidden_n ~ N(0, 0.4^2), and r_n the room
-    for thought that the question leaves, target m answers correctly with
+    With difficulty d_n = (level_n - 2.5) / 1.7 + hidden_n, hidden_n ~ N(0, 0.4^2), and r_n in -1,
+    0, 1 the reasoning that the question asks for, target m answers correctly with
 
         p_nm = c + (1 - c) sigmoid(a_m (theta_m + delta_m,skill - d_n) + f_m r_n)
 
     (the three-parameter logistic model with a covariate). Discriminations a_m differ widely, so
     that the curves of two targets cross within a skill: which target is best depends on the
-    difficulty, and a router must read it. Output lengths are lognormal and grow with level and
-    room.
+    difficulty, and a router must read it. Output lengths are lognormal and grow with the level and
+    with the reasoning.
 
     Args:
       n: Number of queries, at least 1. A million take under a minute.
@@ -98,11 +99,16 @@ def simulate(n: int, seed: int = 0) -> RoutingDataset:
     """
     if n < 1:
         raise ValueError(f"n: expected at least 1 query, got {n}")
-    # Apart from each other, so that a change to the texts leaves design and outcomes as they are.
+    # Separate generators: a change to the texts leaves design and outcomes as they are.
     design_rng, text_rng, outcome_rng = map(
         np.random.default_rng, np.random.SeedSequence(seed).spawn(3)
     )
-    design = _draw_design(n, design_rng)
+    design = Design(
+        kind_N=design_rng.integers(0, len(KINDS), n),
+        level_N=design_rng.integers(0, N_LEVELS, n),
+        reasoning_N=design_rng.integers(-1, 2, n),
+        hidden_N=design_rng.normal(0, HIDDEN, n),
+    )
     queries = _write_queries(design, text_rng)
     p_NM = _true_probability(design)
     kinds = tuple(KINDS)
@@ -119,15 +125,6 @@ def simulate(n: int, seed: int = 0) -> RoutingDataset:
     )
 
 
-def _draw_design(n: int, rng: np.random.Generator) -> Design:
-    return Design(
-        kind_N=rng.integers(0, len(KINDS), n),
-        level_N=rng.integers(0, N_LEVELS, n),
-        room_N=rng.integers(-1, 2, n),
-        hidden_N=rng.normal(0, HIDDEN, n),
-    )
-
-
 def _write_queries(design: Design, rng: np.random.Generator) -> tuple[str, ...]:
     texts_N = np.empty(len(design.kind_N), object)
     for k, write in enumerate(KINDS.values()):
@@ -135,10 +132,10 @@ def _write_queries(design: Design, rng: np.random.Generator) -> tuple[str, ...]:
             at = np.flatnonzero((design.kind_N == k) & (design.level_N == level))
             if len(at):
                 texts_N[at] = write(Draw(rng, len(at)), level)
-    endings = {room: rng.integers(0, len(texts), len(texts_N)) for room, texts in ROOM.items()}
-    ending_N = np.select([design.room_N == room for room in ROOM], list(endings.values()))
-    rows = zip(texts_N.tolist(), design.room_N.tolist(), ending_N.tolist(), strict=True)
-    return tuple(_with_ending(text, ROOM[room][ending]) for text, room, ending in rows)
+    endings = [rng.integers(0, len(texts), len(texts_N)) for texts in REASONING.values()]
+    ending_N = np.select([design.reasoning_N == asked for asked in REASONING], endings)
+    rows = zip(texts_N.tolist(), design.reasoning_N.tolist(), ending_N.tolist(), strict=True)
+    return tuple(_with_ending(text, REASONING[asked][ending]) for text, asked, ending in rows)
 
 
 def _with_ending(text: str, ending: str) -> str:
@@ -153,9 +150,9 @@ def _true_probability(design: Design) -> np.ndarray:
     ability_KM = np.array([[target.ability + target.skills.get(kind, 0.0) for target in POOL]
                            for kind in KINDS])  # fmt: skip
     slope_M = np.array([target.discrimination for target in POOL])
-    room_M = np.array([target.room for target in POOL])
+    reasoning_M = np.array([target.reasoning for target in POOL])
     logit_NM = slope_M[None] * (ability_KM[design.kind_N] - difficulty_N[:, None])
-    logit_NM += room_M[None] * design.room_N[:, None]
+    logit_NM += reasoning_M[None] * design.reasoning_N[:, None]
     return (GUESSING + (1 - GUESSING) / (1 + np.exp(-logit_NM))).astype(np.float32)
 
 
@@ -163,7 +160,7 @@ def _output_tokens(design: Design, rng: np.random.Generator) -> np.ndarray:
     """[N, M] float32 whole numbers, at least 1."""
     scale_M = np.log([target.output_tokens for target in POOL])
     words_K = np.array([SKILLS[kind] for kind in KINDS])
-    mean_N = words_K[design.kind_N] + 0.22 * (design.level_N - 2.5) + 0.45 * design.room_N
+    mean_N = words_K[design.kind_N] + 0.22 * (design.level_N - 2.5) + 0.45 * design.reasoning_N
     noise_NM = rng.normal(0, 0.35, (len(mean_N), len(POOL)))
     lengths_NM = np.exp(scale_M[None] + mean_N[:, None] + noise_NM)
     return np.maximum(1, np.round(lengths_NM)).astype(np.float32)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from routerjax.data.groups import normalised
-from routerjax.data.simulated.simulate import KINDS, ROOM, simulate
+from routerjax.data.simulated.simulate import KINDS, REASONING, simulate
 
 N = 20_000
 
@@ -25,23 +25,23 @@ def data():
 
 @pytest.fixture(scope="module")
 def read(data):
-    """What the texts show, [N] each: kind, room for thought, third and eighth of the lengths."""
+    """What the texts show, [N] each: kind, reasoning asked for, third and eighth of the lengths."""
     kind_N = np.unique(data.datasets, return_inverse=True)[1]
-    room_N, bodies = zip(*map(_without_ending, data.queries), strict=True)
+    reasoning_N, bodies = zip(*map(_without_ending, data.queries), strict=True)
     length_N = np.array([len(body) for body in bodies])
     rank_N = np.empty(N)
     for k in range(len(KINDS)):
         at = np.flatnonzero(kind_N == k)
         rank_N[at] = np.argsort(np.argsort(length_N[at], kind="stable")) / len(at)
-    return kind_N, np.array(room_N), (3 * rank_N).astype(int), (8 * rank_N).astype(int)
+    return kind_N, np.array(reasoning_N), (3 * rank_N).astype(int), (8 * rank_N).astype(int)
 
 
 def _without_ending(query):
-    """(room for thought, the question without the request to explain or be brief)."""
-    for room, endings in ROOM.items():
+    """(the reasoning asked for, the question without the request to explain or be brief)."""
+    for asked, endings in REASONING.items():
         for ending in filter(None, endings):
             if query.endswith(ending):
-                return room, query.removesuffix(ending).rstrip()
+                return asked, query.removesuffix(ending).rstrip()
     return 0, query
 
 
@@ -69,13 +69,13 @@ def test_the_best_possible_router_is_eight_points_above_the_best_single_target(d
 
 def test_knowing_the_skill_is_not_enough_but_reading_the_text_is(data, read):
     p_NM = data.p_NM.astype(np.float64)
-    kind_N, room_N, _, length_N = read
+    kind_N, reasoning_N, _, length_N = read
     skill_only = _share_of_headroom(p_NM, kind_N)
-    readable = _share_of_headroom(p_NM, kind_N, room_N, length_N)
+    readable = _share_of_headroom(p_NM, kind_N, reasoning_N, length_N)
     assert 0.1 <= skill_only <= 0.60
     assert readable >= 0.80
     # Both readable features are needed: neither stands in for the other.
-    for one in (room_N, length_N):
+    for one in (reasoning_N, length_N):
         assert skill_only + 0.1 <= _share_of_headroom(p_NM, kind_N, one) <= readable - 0.05
     # And part of the difficulty cannot be read at all: questions of one design differ in p.
     assert readable <= 0.99
@@ -95,7 +95,7 @@ def test_longer_questions_of_a_kind_are_harder(data, read):
 
 
 def test_response_curves_cross_within_every_skill(data, read):
-    kind_N, room_N, third_N, _ = read
+    kind_N, reasoning_N, third_N, _ = read
     p_KTM = _mean_by_bin(data.p_NM, kind_N * 3 + third_N).reshape(len(KINDS), 3, -1)
     best_KT = p_KTM.argmax(2)
     assert (best_KT[:, 0] != best_KT[:, 2]).sum() >= 0.8 * len(KINDS)
@@ -104,7 +104,9 @@ def test_response_curves_cross_within_every_skill(data, read):
     crossing_K = ((lead_KMM[:, 0] > 0.05) & (lead_KMM[:, 2] < -0.05)).any((1, 2))
     assert crossing_K.all()
     # Room for thought changes the best target too.
-    best_KR = _mean_by_bin(data.p_NM, kind_N * 3 + room_N + 1).reshape(len(KINDS), 3, -1).argmax(2)
+    best_KR = (
+        _mean_by_bin(data.p_NM, kind_N * 3 + reasoning_N + 1).reshape(len(KINDS), 3, -1).argmax(2)
+    )
     assert (best_KR[:, 0] != best_KR[:, 2]).sum() >= 0.8 * len(KINDS)
 
 
@@ -161,8 +163,8 @@ def test_output_tokens_are_whole_positive_and_grow_with_the_difficulty(data, rea
     assert tokens_NM.dtype == np.float32
     assert (tokens_NM >= 1).all()
     assert (tokens_NM == np.round(tokens_NM)).all()
-    kind_N, room_N, third_N, _ = read
-    for feature_N in (third_N, room_N + 1):
+    kind_N, reasoning_N, third_N, _ = read
+    for feature_N in (third_N, reasoning_N + 1):
         log_KTM = _mean_by_bin(np.log(tokens_NM), kind_N * 3 + feature_N).reshape(len(KINDS), 3, -1)
         assert (np.diff(log_KTM, axis=1) > 0).all()
     # Skew of a lognormal: the mean lies above the median.
