@@ -1,4 +1,4 @@
-"""Device meshes, the shardings of batches, and work handed to devices ahead of its results."""
+"""Device meshes, the shardings of batches, and dispatches ahead of their results."""
 
 import math
 import re
@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 
 def power_of_two(n: int) -> int:
-    """The least power of two that is at least n: a length of which few are compiled."""
+    """The least power of two that is at least n: padding to it keeps compiled shapes few."""
     return 1 << (n - 1).bit_length()
 
 
@@ -26,10 +26,7 @@ def make_mesh(spec: str = "auto", devices: Sequence[jax.Device] | None = None) -
       spec: "auto" for all devices of this process on `data`; or "data:N", "model:M" or
         "data:N,model:M" for the first N x M of them, where an axis that is not named is 1.
       devices: To choose from; by default those of this process. Each process of a distributed job
-        has a mesh of its own, because its blocks of the store are its own too.
-
-    Returns:
-      A mesh with the axes "data" and "model".
+        has a mesh of its own, because it writes row blocks of its own.
 
     Raises:
       ValueError: The text is none of these, or there are fewer devices.
@@ -44,7 +41,7 @@ def make_mesh(spec: str = "auto", devices: Sequence[jax.Device] | None = None) -
             f"{DATA}:1 to {DATA}:{len(devices)}, a split such as {DATA}:N,{MODEL}:M of as many at "
             f"most, or auto"
         )
-    # Auto: nnx.Embed's gather and the blocks' scatters are refused on Explicit axes.
+    # Auto: Explicit axes refuse the gather of nnx.Embed and the scatters into row blocks.
     types = (AxisType.Auto,) * 2
     return jax.make_mesh(shape, (DATA, MODEL), axis_types=types, devices=devices[:n])
 
@@ -76,14 +73,11 @@ def over_all(mesh: Mesh) -> NamedSharding:
 
 
 def in_flight(dispatched: Iterable[Item], n: int = 1) -> Iterator[Item]:
-    """Hands on what was dispatched when n more have been: no device waits for the host.
+    """The items in their order, each once n more are dispatched: no device waits for the host.
 
     Args:
       dispatched: Dispatches as it is iterated over.
       n: Results that lie on the devices while one is fetched.
-
-    Yields:
-      Its items, in their order.
     """
     pending: deque[Item] = deque()
     for item in dispatched:

@@ -1,4 +1,4 @@
-"""Folders, here or in a bucket: small files written whole or not at all.
+"""Folders, local or in a bucket: small files written whole or not at all.
 
 Everything routerjax writes goes through a `Folder`, which is a thin layer over TensorStore's
 key-value store. A write is atomic there (local files: a temporary file, fsync, rename), so a reader
@@ -16,7 +16,7 @@ import numpy as np
 import tensorstore as ts
 
 # One context for the process: `memory://` folders (tests) see each other only inside one, and the
-# file pool is shared. No cache: stores are streamed, and a cache would only hold what is done with.
+# file pool is shared. No cache: stores are streamed, and nothing is read twice soon.
 CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
 
 

@@ -1,7 +1,7 @@
 """The processes of a cluster job: joining it, and knowing which of them have ended.
 
-They share no device work. What they know of each other goes through the coordination service of
-`jax.distributed`, which also ends all of them when one dies without a word.
+The processes share no device work. What they know of each other goes through the coordination
+service of `jax.distributed`, which also ends all of them when one dies without saying so.
 """
 
 import atexit
@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-# An ending process waits for the others so long, each of which has a block in hand.
+# An ending process waits this long for the others, which finish their current row block first.
 _SHUTDOWN_SECONDS = 3600
 _ENDED = "routerjax/ended/"
 _MADE = "routerjax/made/"
@@ -31,14 +31,14 @@ def start_distributed(
       RuntimeError: There is no cluster to be found, or it cannot be joined.
     """
     by_hand = None not in (coordinator, num_processes, process_id)
-    # Its handler of SIGTERM would take the place of ours, which ends a job after the block in hand.
+    # Its handler of SIGTERM would replace ours, which ends a job after the current row block.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             coordinator,
             num_processes,
             process_id,
-            # Inside an allocation of Slurm, too, what is given by hand is all that counts.
+            # What is given by hand is all that counts, inside an allocation of Slurm too.
             cluster_detection_method="deactivate" if by_hand else None,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )

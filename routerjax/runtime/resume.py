@@ -16,25 +16,22 @@ from tqdm import tqdm
 
 from routerjax.runtime.files import Folder
 
+logger = logging.getLogger(__name__)
+
+# Set by the signal handler, read between row blocks and epochs.
+_stop = threading.Event()
+
 
 class Stopped(Exception):
     """The job was asked to end (SIGTERM) and has: what it made so far is whole and on disk.
 
     Attributes:
-      goes_on: Whether the next run goes on from there; False where nothing of the work in hand is
-        kept on the way.
+      goes_on: Whether the next run goes on from there; False where unfinished work is not kept.
     """
 
     def __init__(self, text: str, *, goes_on: bool = True):
         super().__init__(text)
         self.goes_on = goes_on
-
-
-logger = logging.getLogger(__name__)
-
-
-# Set by the signal handler, read between blocks and epochs.
-_stop = threading.Event()
 
 
 def stop_requested() -> bool:

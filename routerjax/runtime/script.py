@@ -48,7 +48,7 @@ def leave_out_torch() -> None:
     that never needs torch: `import torch` fails in it from then on.
     """
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-    # It would say at each start that there is no torch.
+    # Without torch, transformers warns at each start.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
@@ -86,7 +86,7 @@ def run_script(main: Callable[[], None], *, torch: bool = False) -> None:
             sys.stderr.write("interrupted: what was finished is kept, what was in hand is not\n")
             sys.exit(128 + signal.SIGINT)
         except BrokenPipeError:
-            # Who reads the output, such as `head`, has had enough. What is buffered goes nowhere.
+            # The reader of the output, such as `head`, has ended: what is buffered is discarded.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(128 + signal.SIGPIPE)
         except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
@@ -98,7 +98,7 @@ def run_script(main: Callable[[], None], *, torch: bool = False) -> None:
     try:
         app.run(guarded)
     finally:
-        # Else the interpreter looks through all that was imported for cycles while it ends: 0.5 s.
+        # Saves 0.5 s, in which the interpreter would search all imported objects for cycles.
         gc.freeze()
 
 
@@ -113,7 +113,7 @@ def _cuda_is_installed() -> bool:
 
 
 def _log_to_stderr(verbose: bool) -> None:
-    """What routerjax has to say, and of the libraries below it only warnings."""
+    """Shows the messages of routerjax, and of other libraries only warnings."""
     if not verbose:
         absl_logging.set_verbosity(absl_logging.WARNING)
     handler = logging.StreamHandler()

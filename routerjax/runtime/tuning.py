@@ -13,7 +13,8 @@ class Tuning:
     """What suits one kind of device. Nothing else in the library asks which platform it runs on.
 
     Equal instances have equal hashes: a model carries its Tuning into a compiled program as a
-    static value, and two encoders of one kind share their programs.
+    static value, and two encoders of one kind share their programs. The defaults are those of a
+    host's cores; most numbers were measured on two.
 
     Attributes:
       compute_dtype: Of an encoder for which "auto" was asked.
@@ -68,30 +69,30 @@ class Tuning:
         much in passing.
     """
 
-    compute_dtype: str
-    attention_scores: int
-    unrolled_head_chunks: int
-    longest_causal: int
-    longest_bidirectional: int
-    attention_tile: int
-    cudnn: bool
-    delta_floats: int
-    expert_tiles: bool
-    widens_bfloat16: bool
-    mean_by_product: bool
-    unstacks_blocks: bool
-    batch_flops: float
-    batch_tokens: tuple[int, int]
-    shape_flops: float
-    shape_tokens: int
-    compiles_ahead: bool
-    writers: int
-    transposes_on_host: bool
-    pieces_ahead: int
-    one_by_one: bool
-    wave_members: int
-    wave_bytes: int
-    state_bytes: int
+    compute_dtype: str = "float32"
+    attention_scores: int = 2**21
+    unrolled_head_chunks: int = 4
+    longest_causal: int = 256
+    longest_bidirectional: int = 1024
+    attention_tile: int = 128
+    cudnn: bool = False
+    delta_floats: int = 2**21
+    expert_tiles: bool = True
+    widens_bfloat16: bool = True
+    mean_by_product: bool = True
+    unstacks_blocks: bool = True
+    batch_flops: float = 1024e8
+    batch_tokens: tuple[int, int] = (512, 1024)
+    shape_flops: float = 2e10
+    shape_tokens: int = 1024
+    compiles_ahead: bool = False
+    writers: int = 1
+    transposes_on_host: bool = True
+    pieces_ahead: int = 1
+    one_by_one: bool = True
+    wave_members: int = 8
+    wave_bytes: int = sys.maxsize  # Siblings read the same rows.
+    state_bytes: int = 2**30
 
     @classmethod
     def of(cls, devices: Mesh | Sequence[jax.Device]) -> "Tuning":
@@ -103,33 +104,8 @@ class Tuning:
 
     @classmethod
     def cpu(cls) -> "Tuning":
-        """Of a host's cores; most numbers were measured on two."""
-        return cls(
-            compute_dtype="float32",
-            attention_scores=2**21,
-            unrolled_head_chunks=4,
-            longest_causal=256,
-            longest_bidirectional=1024,
-            attention_tile=128,
-            cudnn=False,
-            delta_floats=2**21,
-            expert_tiles=True,
-            widens_bfloat16=True,
-            mean_by_product=True,
-            unstacks_blocks=True,
-            batch_flops=1024e8,
-            batch_tokens=(512, 1024),
-            shape_flops=2e10,
-            shape_tokens=1024,
-            compiles_ahead=False,
-            writers=1,
-            transposes_on_host=True,
-            pieces_ahead=1,
-            one_by_one=True,
-            wave_members=8,
-            wave_bytes=sys.maxsize,  # Siblings read the same rows.
-            state_bytes=2**30,
-        )
+        """Of a host's cores."""
+        return cls()
 
     @classmethod
     def gpu(cls) -> "Tuning":

@@ -9,7 +9,7 @@ _NOT_COMPARED = ("encoder_id", "revision")
 
 
 def compared(identity: dict[str, Any]) -> dict[str, Any]:
-    """What of an identity counts: all but where the encoder was found."""
+    """The fields of an identity that are compared: all but where the encoder was found."""
     return {key: value for key, value in identity.items() if key not in _NOT_COMPARED}
 
 

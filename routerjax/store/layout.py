@@ -1,15 +1,15 @@
 """The files of an ActivationStore, in a folder or anything that TensorStore opens.
 
     store.json        the identity (encoder, prompt, layers, dtypes), the plan of batches, and
-                      the digest of rows.json; under a digest itself (`seal`)
+                      the digest of rows.json; has a digest of its own (`seal`)
     rows.json         query ids and token counts, in store order (by token length)
-    h/                zarr3 array [L, P, N, D]: a shard is a block, a chunk one (layer, pooling)
-    blocks/<n>.json   written after the shard of block n: its digest and its powers of two;
-                      sealed too
+    h/                zarr3 array [L, P, N, D]: a shard is a row block, a chunk a (layer, pooling)
+    blocks/<n>.json   written after the shard of row block n: its digest and its powers of two;
+                      has a seal too
 
-A block counts only when its `blocks/<n>.json` is there, whole. Chunks carry CRC32C and the fill
-value is NaN, so a torn chunk fails to decode and a deleted one reads as NaN: both are reported,
-never used.
+A row block counts only where its `blocks/<n>.json` is there, whole. Chunks carry CRC32C and the
+fill value is NaN, so a torn chunk fails to decode and a deleted one reads as NaN: both are
+reported, never used.
 """
 
 import logging
@@ -61,7 +61,7 @@ def create(path: Any, identity: dict[str, Any], rows: StoreRows, width: int, pla
     block_rows = rows_per_block(shape[0], shape[1], width, identity["store_dtype"])
     array = open_array(folder, shape, block_rows, identity["store_dtype"], create=True)
     for name in folder.list("blocks/"):
-        # Commits of a store that was here before, deleted but for these, would pass as ours.
+        # Commits left over from a deleted store would pass for commits of this one.
         folder.delete(name)
     rows_digest = rows.save(folder)
     meta = {"schema_version": SCHEMA_VERSION, "identity": identity, "width": width}
@@ -104,30 +104,25 @@ def load(path: Any) -> Files:
     return Files(folder, meta, rows, array)
 
 
-def exists(path: Any) -> bool:
-    """Whether a store, finished or not, lies at `path`."""
-    return Folder(path).exists("store.json")
-
-
 def write_commit(folder: Folder, block: int, commit: dict[str, Any]) -> None:
-    """Says that a block is whole; written after its shard."""
+    """Marks a row block as whole; written after its shard."""
     folder.write_sealed(f"blocks/{block}.json", commit, indent=None)
 
 
 def read_commits(folder: Folder, known: Container[int] = ()) -> dict[int, dict[str, Any]]:
-    """The commits of blocks by number, but for those already known and those that are damaged."""
+    """The commits of row blocks by number, without those already known and damaged ones."""
     result = {}
     for name in folder.list("blocks/"):
         number = name.removeprefix("blocks/").removesuffix(".json")
         if name != f"blocks/{number}.json" or not number.isdecimal():
-            continue  # Not ours: what a file browser or a copy leaves, such as .DS_Store.
+            continue  # Not a commit: a file browser or a copy leaves files such as .DS_Store.
         block = int(number)
         if block in known:
             continue
         try:
             commit = folder.read_sealed(name)
         except ValueError as error:
-            # What says that a block is whole must be whole itself.
+            # A damaged commit does not show that its row block is whole.
             logger.warning("block %d counts as missing: %s", block, error)
             continue
         if commit is not None:
@@ -136,5 +131,5 @@ def read_commits(folder: Folder, known: Container[int] = ()) -> dict[int, dict[s
 
 
 def shards(folder: Folder) -> set[str]:
-    """Numbers, as names have them, of the blocks whose shard is there."""
+    """Numbers, as in file names, of the row blocks whose shard is there."""
     return {name.split("/")[-2] for name in folder.list("h/c/")}

@@ -1,4 +1,4 @@
-"""The rows of an ActivationStore: which query lies where, and how long it was."""
+"""The rows of an ActivationStore: the query of each row, and its length in tokens."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The bytes of an ActivationStore: the zarr3 array, its float16 encoding, the digest of a block."""
+"""The bytes of an ActivationStore: the zarr3 array and its float16 encoding."""
 
 import functools
 from typing import Any, NamedTuple
@@ -12,15 +12,15 @@ BLOCK_ROWS = 1024
 BLOCK_BYTES = 128 * 2**20
 STORE_DTYPES = ("float16", "float32")
 
-# Below it a product could be subnormal, which XLA's CPU code flushes to zero.
+# Below this exponent a product could be subnormal, which XLA's CPU code flushes to zero.
 _LOWEST_EXPONENT = -100
-SMALLEST = 2.0 ** (_LOWEST_EXPONENT + 14)  # The least magnitude that has it.
+SMALLEST = 2.0 ** (_LOWEST_EXPONENT + 14)  # The least magnitude with that exponent.
 _WORTH_COMPILING = 2**16
-INFINITY_BITS = 0xF800  # Twice those of float16's infinity: what is left without the sign.
+INFINITY_BITS = 0xF800  # The bits of float16's infinity, shifted left to drop the sign.
 
 
 def rows_per_block(n_layers: int, n_poolings: int, width: int, store_dtype: str) -> int:
-    """Rows of a block: 1024, or as many as keep a block within 128 MiB, at least one."""
+    """Rows of a row block: 1024, or as many as fit in 128 MiB, at least one."""
     row_bytes = n_layers * n_poolings * width * np.dtype(store_dtype).itemsize
     return max(1, min(BLOCK_ROWS, BLOCK_BYTES // row_bytes))
 
@@ -28,7 +28,7 @@ def rows_per_block(n_layers: int, n_poolings: int, width: int, store_dtype: str)
 def open_array(
     folder: Folder, shape: tuple[int, ...], block_rows: int, dtype: str, create: bool
 ) -> ts.TensorStore:
-    """Opens, or makes empty, the array h_LPND in `h/` of the folder; a shard is a block of rows."""
+    """Opens, or makes empty, the array h_LPND in `h/` of the folder; a shard is a row block."""
     raw: list[dict[str, Any]] = [
         {"name": "bytes", "configuration": {"endian": "little"}},
         {"name": "crc32c"},
@@ -59,15 +59,15 @@ def open_array(
 
 
 class Narrowed(NamedTuple):
-    """A block that was encoded where it was captured; arrays on devices.
+    """A row block that was encoded where it was captured; arrays on devices.
 
     Attributes:
       h_LPRD: [L, P, R, D] float32 as captured.
-      stored: As `encode` returns it, and so is `exponents_LP`.
-      exponents_LP: [L, P] int32.
-      small: [] bool, whether some of `h_LPRD` are so small that the devices may have taken them
-        for 0: then only `h_LPRD` counts.
-      finite: [] bool, whether all of `stored` are; the host need not look through them.
+      stored: As the function `encode` returns it.
+      exponents_LP: [L, P] int32; as `encode` returns it.
+      small: [] bool, whether some of `h_LPRD` are so small that the devices may have flushed them
+        to 0: then only `h_LPRD` counts.
+      finite: [] bool, whether all of `stored` are finite, so that the host need not check them.
     """
 
     h_LPRD: Any
@@ -77,14 +77,14 @@ class Narrowed(NamedTuple):
     finite: Any
 
     def fetch(self) -> tuple[np.ndarray, np.ndarray, bool]:
-        """What the function `encode` returns, and whether it is finite; waits for both."""
+        """What the function `encode` returns, and whether it is finite; waits for the devices."""
         if self.small:
             stored, exponents_LP = encode(np.asarray(self.h_LPRD), "float16")
             return stored, exponents_LP, all_finite(stored)
         return np.asarray(self.stored), np.asarray(self.exponents_LP), bool(self.finite)
 
     def release(self) -> None:
-        """Frees the captured values: when the stored ones are known to be whole, none asks more."""
+        """Frees the captured values, which nothing needs once the stored ones are checked."""
         if self.h_LPRD is not self.stored:
             self.h_LPRD.delete()
 
@@ -139,12 +139,13 @@ def _widened(xp: Any, stored: Any, scale_LP: Any) -> Any:
 def _on_host(function: Any, x_LPRD: np.ndarray, *more: np.ndarray) -> np.ndarray:
     """A function of (numpy or jax.numpy, arrays), compiled for the host where that is worth it.
 
-    Compiled it goes once over the values, on all cores: an accelerator fills blocks faster than one
-    core can scale them. The result is XLA's own memory, not copied on its way to a CPU device.
+    A compiled function passes once over the values, on all cores: an accelerator fills row blocks
+    faster than one core can scale them. The result is XLA's own memory, which a CPU device uses
+    without a copy.
     """
     cpu = None if x_LPRD.size < _WORTH_COMPILING else _cpu()
     if cpu is None:
-        with np.errstate(over="ignore"):  # Only where something is not finite.
+        with np.errstate(over="ignore"):  # Only values that are not finite overflow.
             return function(np, x_LPRD, *more)
     import jax
 

@@ -1,6 +1,7 @@
-"""ActivationStore: pooled hidden states on disk, one row per query, committed block by block.
+"""ActivationStore: pooled hidden states on disk, a row a query, committed by blocks of rows.
 
-What lies where on disk, and when a block counts: layout.py.
+layout.py says what lies where on disk, and when a row block counts. In this room a block is always
+a row block.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from routerjax.runtime.files import digest
+from routerjax.runtime.files import Folder, digest
 from routerjax.store import layout
 from routerjax.store.identity import identity_differences
 from routerjax.store.rows import StoreRows
@@ -17,7 +18,7 @@ from routerjax.store.shards import Narrowed, all_finite, decode, encode, has_nan
 
 
 class ActivationStore:
-    """Pooled hidden states h_NLPD of N queries; made by `extract`, read block by block.
+    """Pooled hidden states h_NLPD of N queries; made by `extract`, read by row blocks.
 
     Open one with `ActivationStore.open(path)`. Rows lie in order of token length, not in the order
     of the data file: `rows_of(ids)` finds them.
@@ -66,16 +67,16 @@ class ActivationStore:
 
     @property
     def block_rows(self) -> int:
-        """Rows of every block but the last."""
+        """Rows of every row block but the last."""
         return self.meta["block_rows"]
 
     @property
     def n_blocks(self) -> int:
-        """Number of blocks, committed or not."""
+        """Number of row blocks, committed or not."""
         return -(-len(self.ids) // self.block_rows)
 
     def block_slice(self, block: int) -> slice:
-        """The store rows of `block`."""
+        """The store rows of a row block."""
         start = block * self.block_rows
         return slice(start, min(start + self.block_rows, len(self.ids)))
 
@@ -86,7 +87,7 @@ class ActivationStore:
           ids: [n] query ids.
 
         Returns:
-          [n] int64 positions.
+          [n] int64.
 
         Raises:
           ValueError: An id is not in the store.
@@ -100,32 +101,32 @@ class ActivationStore:
             )
         return np.array([self._row_of[name] for name in ids], np.int64)
 
-    # ---- blocks
+    # ---- row blocks
 
     def reload(self) -> None:
-        """Reads which blocks are committed."""
+        """Reads which row blocks are committed."""
         self._commits |= layout.read_commits(self.folder, self._commits)
 
     def missing_blocks(self) -> list[int]:
-        """Blocks that are not committed, or whose shard has gone."""
+        """Row blocks that are not committed, or whose shard is missing."""
         there = layout.shards(self.folder)
         return [b for b in range(self.n_blocks) if b not in self._commits or str(b) not in there]
 
     def commits(self) -> list[dict[str, Any]]:
-        """The commit records of all committed blocks, in order of block."""
+        """The commit records of all committed row blocks, in their order."""
         return [self._commits[block] for block in sorted(self._commits)]
 
     def write_block(self, block: int, held: np.ndarray | Narrowed, record: dict[str, Any]) -> None:
-        """Writes one block and commits it.
+        """Writes one row block and commits it.
 
         Args:
           block: Its number.
-          held: [L, P, rows, D] float32 pooled states, or what became of them on the devices.
+          held: [L, P, rows, D] float32 pooled states, or the same as the devices encoded them.
           record: Further JSON fields of the commit (counts of tokens, batches).
 
         Raises:
           FloatingPointError: A state is not finite; nothing is written.
-          OSError: The folder cannot be written; the block stays uncommitted.
+          OSError: The folder cannot be written; the row block stays uncommitted.
         """
         rows = self.block_slice(block)
         h_LPRD = held.h_LPRD if isinstance(held, Narrowed) else held
@@ -141,10 +142,10 @@ class ActivationStore:
         if not finite:
             raise self._non_finite(np.asarray(h_LPRD), rows)
         if isinstance(held, Narrowed):
-            held.release()  # Writing takes longest.
+            held.release()  # Before the write, which takes longest.
         try:
             writing = self._array[:, :, rows].write(stored)
-            result = digest(stored)  # Meanwhile.
+            result = digest(stored)  # While it is written.
             writing.result()
         except Exception as error:
             raise OSError(
@@ -162,18 +163,18 @@ class ActivationStore:
         poolings: Iterable[str] | None = None,
         which: Iterable[int] | None = None,
     ) -> Iterator[tuple[slice, np.ndarray]]:
-        """Streams blocks; the next one is read while the caller works on this one.
+        """Streams row blocks; the next one is read while the caller works on this one.
 
         Args:
           layers: Hidden-state indices to read, None for all.
           poolings: Names of poolings to read, None for all.
-          which: Block numbers, None for all.
+          which: Numbers of row blocks, None for all.
 
         Yields:
           The store rows, and h_LPRD [L, P, rows, D] float32.
 
         Raises:
-          ValueError: A layer or pooling the store does not hold; a missing or damaged block.
+          ValueError: A layer or pooling the store does not hold; a missing or damaged row block.
         """
         l_index = _positions(self.layers, layers, "layers")
         p_index = _positions(self.poolings, poolings, "poolings")
@@ -186,7 +187,7 @@ class ActivationStore:
             yield self.block_slice(block), self._finish(block, futures.pop(block), l_index, p_index)
 
     def verify(self) -> list[int]:
-        """Reads every committed block and returns those whose content is not what was committed."""
+        """Reads every committed row block; returns those that differ from what was committed."""
         l_index, p_index = list(range(len(self.layers))), list(range(len(self.poolings)))
         damaged = []
         for block, commit in sorted(self._commits.items()):
@@ -194,7 +195,7 @@ class ActivationStore:
                 read = self._start_read(block, l_index, p_index)
                 whole = digest(read.result()) == commit["digest"]
             except Exception:
-                # Whatever stops the read (torn shard, lost file): not what was committed.
+                # Whatever stops the read (a torn shard, a lost file), the row block is damaged.
                 whole = False
             if not whole:
                 damaged.append(block)
@@ -248,7 +249,7 @@ class ActivationStore:
     def create(
         cls, path: Any, identity: dict[str, Any], rows: StoreRows, width: int, plan: dict[str, Any]
     ) -> "ActivationStore":
-        """Makes an empty store. `store.json` is written last: without it there is no store."""
+        """Makes an empty store; arguments and errors as of `layout.create`."""
         return cls(layout.create(path, identity, rows, width, plan))
 
     @classmethod
@@ -257,7 +258,7 @@ class ActivationStore:
 
         Args:
           path: Its folder, local or a URL.
-          complete: Whether to refuse one that an interrupted job left unfinished.
+          complete: Whether to refuse a store that an interrupted job left unfinished.
 
         Raises:
           ValueError: There is no store, it is of another schema version, its rows are damaged, or
@@ -275,7 +276,7 @@ class ActivationStore:
     @classmethod
     def exists(cls, path: Any) -> bool:
         """Whether a store, finished or not, lies at `path`."""
-        return layout.exists(path)
+        return Folder(path).exists("store.json")
 
     def refuse_other(self, identity: dict[str, Any]) -> None:
         """Refuses a job whose identity differs from the store's.
