@@ -55,12 +55,12 @@ def main() -> None:
             raise ValueError(f"--store: the router reads {len(own)} encoders, got {config.store!r}")
         encoders = options.load_router_encoders(router, config.encoder, config.mesh)
         router.use_encoder(encoders)
-        features = router.features
-        stores = [
-            rj.extract(encoder, data, path, layers=features.layers(i),
-                       poolings=features.poolings(i))
-            for i, (encoder, path) in enumerate(zip(encoders, paths, strict=True))
-        ]  # fmt: skip
+        stores = []
+        for i, (encoder, path) in enumerate(zip(encoders, paths, strict=True)):
+            read = router.features.selection(i)
+            stores.append(
+                rj.extract(encoder, data, path, layers=read.layers, poolings=read.poolings)
+            )
     else:
         stores = [rj.ActivationStore.open(path) for path in paths]
     metrics = rj.evaluate(router, stores, data, policy)

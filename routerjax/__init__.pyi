@@ -10,6 +10,7 @@ from .encoder.encoder import Encoder as Encoder
 from .encoder.extraction.estimate import estimate as estimate
 from .encoder.extraction.extract import extract as extract
 from .encoder.precision import dtype_errors as dtype_errors
+from .encoder.selection import Selection as Selection
 from .encoder.selection import parse_layers as parse_layers
 from .evaluation.evaluate import evaluate as evaluate
 from .features.fit import fit_features as fit_features

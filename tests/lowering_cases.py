@@ -19,6 +19,7 @@ from routerjax.encoder.capture import Graph, capture, read_prefix
 from routerjax.encoder.extraction import block_buffer as block_buffer
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.pooling import POOLINGS
+from routerjax.encoder.selection import Selection
 from routerjax.encoder.weights import loading as loading
 from routerjax.encoder.weights import mxfp4
 from routerjax.evaluation import calibration
@@ -166,13 +167,13 @@ def encoder_case(name: str, dtype: Any, tuning: Tuning, n_tokens: int = 16) -> C
     graphdef, params = loading.abstract_model(config, dtype, precision, tuning)
     batch = (whole(2, n_tokens), whole(2), whole(2, 2))
     layers = tuple(range(config.n_states))
-    return _of(capture, Graph(graphdef), params, *batch, layers=layers, poolings=POOLINGS)
+    return _of(capture, Graph(graphdef), params, *batch, selection=Selection(layers, POOLINGS))
 
 
 def _prefix_cases(tuning: Tuning) -> list[Case]:
     """Reading a prefix, and the prefill behind it."""
     graph, params, *batch = (behind := encoder_case("qwen3", jnp.float32, tuning)).args
-    layers = behind.options["layers"]
+    layers = behind.options["selection"].layers
     read = _of(read_prefix, graph, params, whole(2, 5), layers=layers)
     prefix = jax.eval_shape(
         functools.partial(read_prefix, graph, layers=layers), params, whole(2, 5)
@@ -185,7 +186,7 @@ def _few_tokens_case(tuning: Tuning) -> Case:
     graph, params, *batch = (stacked := encoder_case("qwen3", jnp.float32, tuning)).args
     (stack,) = nnx.to_pure_dict(params["blocks"]).values()
     block = jax.tree.map(lambda w: array(*w.shape[1:], dtype=w.dtype), stack)
-    block_buffer = (block,) * (len(stacked.options["layers"]) - 1)
+    block_buffer = (block,) * (len(stacked.options["selection"].layers) - 1)
     return _of(capture, graph, params, *batch, **stacked.options, blocks=block_buffer)
 
 

@@ -230,7 +230,8 @@ def fixed_batches(
         for b, ids in enumerate(batch):
             tokens_BT[b, : len(ids)], lengths_B[b] = ids, len(ids)
         spans_B2[: len(batch)] = prompts.spans_N2[start : start + rows]
-        h_LPBD = encoder.forward((tokens_BT, lengths_B, spans_B2), layers, ("last", "mean"))
+        selection = rj.Selection(layers, ("last", "mean"))
+        h_LPBD = encoder.forward((tokens_BT, lengths_B, spans_B2), selection)
         pooled.append(np.asarray(h_LPBD).transpose(2, 0, 1, 3)[: len(batch)])
     return np.concatenate(pooled)
 
@@ -247,7 +248,8 @@ def scaling(
     def forward(length: int, rows: int, deepest: int, with_: rj.Encoder) -> Callable[[], Any]:
         tokens_BT = np.random.default_rng(0).integers(100, 10000, (rows, length), np.int32)
         batch = (tokens_BT, np.full(rows, length, np.int32), np.tile(_SPAN, (rows, 1)))
-        return lambda: with_.forward(batch, (deepest,), ("mean",)).block_until_ready()
+        selection = rj.Selection((deepest,), ("mean",))
+        return lambda: with_.forward(batch, selection).block_until_ready()
 
     top, most = encoder.n_states - 1, min(encoder.max_tokens, 512)
     per_batch = max(1, encoder.default_batch_tokens // most)

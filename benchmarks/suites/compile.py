@@ -88,7 +88,7 @@ def _depth(s: session.Session) -> dict[str, Any]:
                 length = next(lengths)
                 tokens_BT = np.zeros((_ROWS, length), np.int32)
                 batch = tokens_BT, np.full(_ROWS, length, np.int32), np.tile(_SPAN, (_ROWS, 1))
-                encoder.forward(batch, (depth,), ("mean",)).block_until_ready()
+                encoder.forward(batch, rj.Selection((depth,), ("mean",))).block_until_ready()
 
             return run
 

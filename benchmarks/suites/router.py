@@ -32,7 +32,8 @@ def router(s: session.Session) -> dict[str, Any]:
     shortest = np.argsort(prompts.lengths_N, kind="stable")[: max(_QUERIES, len(s.data) // 4)]
     rows = np.random.default_rng(s.seed).choice(shortest, _QUERIES)
     texts = [s.data.queries[i] for i in rows]
-    layers, poolings = router.features.layers(0), router.features.poolings(0)
+    selection = router.features.selection()
+    layers = selection.layers
     batches = []
     for i in rows:
         ids = prompts.tokens[i]
@@ -54,7 +55,7 @@ def router(s: session.Session) -> dict[str, Any]:
 
     def forward(number: int) -> None:
         for batch in batches:
-            encoder.forward(batch, layers, poolings).block_until_ready()
+            encoder.forward(batch, selection).block_until_ready()
 
     ours = "routerjax: decisions one by one"
     contestants = [Contestant(ours, decide), Contestant("their forward passes alone", forward)]
@@ -65,7 +66,9 @@ def router(s: session.Session) -> dict[str, Any]:
         trunk = [(np.array(params[f"{i}.kernel"]), np.array(params[f"{i}.bias"]))
                  for i in range(len(params) // 2)]  # fmt: skip
         dtype = encoder.identity["compute_dtype"]
-        score = one_query(s.source, dtype, encoder.max_tokens, arrays, trunk, layers, poolings[0])
+        score = one_query(
+            s.source, dtype, encoder.max_tokens, arrays, trunk, layers, selection.poolings[0]
+        )
         name = "the published scorer's way, torch"
         contestants.append(
             Contestant(name, lambda _: np.array([score(text) for text in texts]), compiles=False)

@@ -5,10 +5,11 @@ program it is this:
 
     x_BTD, places = model.start(tokens_BT, lengths_B)
     states = [x_BTD]
-    for i, block in enumerate(blocks[: layers[-1]]):
+    for i, block in enumerate(blocks[: selection.layers[-1]]):
         x_BTD, _ = model.apply_block(block, i, x_BTD, places)
         states.append(model.finish(x_BTD) if i + 1 == n_layers else x_BTD)
-    return jnp.stack([pool(states[i], lengths_B, spans_B2, poolings, tuning) for i in layers])
+    return jnp.stack([pool(states[i], lengths_B, spans_B2, selection.poolings, tuning)
+                      for i in selection.layers])
 """
 
 import functools
@@ -22,6 +23,7 @@ from jax.sharding import Mesh
 from routerjax.encoder.models import bfloat16
 from routerjax.encoder.models.partition import by_batch
 from routerjax.encoder.pooling import pool
+from routerjax.encoder.selection import Selection
 from routerjax.runtime.tuning import Tuning
 
 # Tokens of a batch up to which each block's weights come from arrays of their own; and the bytes
@@ -65,7 +67,7 @@ class Prefix(NamedTuple):
     pooled_L3D: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "layers", "poolings"))
+@functools.partial(jax.jit, static_argnames=("graph", "selection"))
 def capture(
     graph: Graph,
     params: nnx.State,
@@ -73,8 +75,7 @@ def capture(
     lengths_B: jax.Array,
     spans_B2: jax.Array,
     *,
-    layers: tuple[int, ...],
-    poolings: tuple[str, ...],
+    selection: Selection,
     prefix: Prefix | None = None,
     blocks: tuple[Any, ...] | None = None,
 ) -> jax.Array:
@@ -95,10 +96,8 @@ def capture(
       tokens_BT: [B, T] int32, padded on the right with any valid token.
       lengths_B: [B] int32 real tokens, at least 1.
       spans_B2: [B, 2] int32, where the query's own tokens start and end.
-      layers: Hidden-state indices, ascending; 0 is the embedding output, n_layers the last one,
-        after the final norm (as Hugging Face's `hidden_states`).
-      poolings: Names out of POOLINGS.
-      prefix: The tokens before every row of tokens_BT, read with the same `layers`; lengths and
+      selection: What to return; layers ascending.
+      prefix: The tokens before every row of tokens_BT, read with the same layers; lengths and
         spans then count from its end. The result is that of the whole prompts.
       blocks: The weights of each block, of a model with one stack and without a prefix; None to
         take them from the stack.
@@ -108,7 +107,7 @@ def capture(
     """
     batch = tokens_BT, lengths_B, spans_B2
     model = nnx.merge(graph.graphdef, params)
-    return _prefill(model, batch, layers, poolings, prefix, False, blocks)[0]
+    return _prefill(model, batch, selection, prefix, False, blocks)[0]
 
 
 def unstacked(
@@ -154,12 +153,12 @@ def read_prefix(
       graph: Of a Decoder.
       params: As of `capture`.
       tokens_BP: [B, P] int32 the same P tokens in every row; as many rows as there are devices.
-      layers: As of `capture`.
+      layers: Those of `capture`'s selection.
     """
     B, P = tokens_BP.shape
     batch = tokens_BP, jnp.full(B, P), jnp.tile(jnp.array([[0, P]]), (B, 1))
     model = nnx.merge(graph.graphdef, params)
-    h_L3BD, groups, rest = _prefill(model, batch, layers, _OF_A_PREFIX, None, True)
+    h_L3BD, groups, rest = _prefill(model, batch, Selection(layers, _OF_A_PREFIX), None, True)
     groups = jax.tree.map(lambda x: x[:, :1], groups)
     return Prefix(tokens_BP[0], groups, jax.tree.map(lambda x: x[:1], rest), h_L3BD[:, :, 0])
 
@@ -167,8 +166,7 @@ def read_prefix(
 def _prefill(
     model: Any,
     batch: tuple[jax.Array, ...],
-    layers: tuple[int, ...],
-    poolings: tuple[str, ...],
+    selection: Selection,
     prefix: Prefix | None,
     leaves: bool,
     blocks: tuple[Any, ...] | None = None,
@@ -177,6 +175,7 @@ def _prefill(
     tokens_BT, lengths_B, spans_B2 = batch
     stacks = [nnx.split(stack) for stack in model.blocks]
     period, n_layers = len(stacks), sum(len(jax.tree.leaves(w)[0]) for _, w in stacks)
+    layers, poolings = selection.layers, selection.poolings
     depth = layers[-1]
     assert list(layers) == sorted(set(layers)) and 0 <= layers[0] and depth <= n_layers, layers
     assert prefix is None or len(prefix.pooled_L3D) == len(layers), "read with other layers"

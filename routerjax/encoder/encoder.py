@@ -17,7 +17,7 @@ from routerjax.encoder.models.attention import longest_whole
 from routerjax.encoder.prefill import Prefill
 from routerjax.encoder.prefix import choose_prefix, shared_head, template_head
 from routerjax.encoder.prompts import Prompter, Prompts
-from routerjax.encoder.selection import ALL, check_poolings, resolve_layers
+from routerjax.encoder.selection import ALL, Selection
 from routerjax.encoder.weights.loading import random_like
 from routerjax.runtime.devices import DATA, in_flight
 from routerjax.runtime.tuning import Tuning
@@ -181,37 +181,34 @@ class Encoder:
     def forward(
         self,
         batch: tuple[np.ndarray, ...],
-        layers: tuple[int, ...],
-        poolings: tuple[str, ...],
+        selection: Selection,
         prefix: tuple[int, ...] = (),
     ) -> jax.Array:
         """Dispatches one packed batch and returns without waiting.
 
         Args:
           batch: tokens_BT, lengths_B, spans_B2, as `pack` makes them; B a multiple of n_devices.
-          layers: Hidden-state indices, ascending.
-          poolings: Names out of POOLINGS.
+          selection: What to return of them.
           prefix: Tokens before every row of the batch. They are read the first time and kept.
 
         Returns:
           h_LPBD [L, P, B, D] float32 on the devices.
         """
-        return self._prefill.forward(batch, layers, poolings, prefix)
+        return self._prefill.forward(batch, selection, prefix)
 
     def compile(
         self,
         shapes: Sequence[tuple[int, int]],
-        layers: tuple[int, ...],
-        poolings: tuple[str, ...],
+        selection: Selection,
         prefix: tuple[int, ...] = (),
     ) -> None:
         """Compiles side by side what `forward` runs, which else compiles a shape when it comes.
 
         Args:
           shapes: (B, T) of the batches.
-          layers: As of `forward`; so are the others.
+          selection: As of `forward`; so is prefix.
         """
-        self._prefill.compile(shapes, layers, poolings, prefix)
+        self._prefill.compile(shapes, selection, prefix)
 
     @functools.cached_property
     def _head(self) -> tuple[int, ...]:
@@ -243,28 +240,24 @@ class Encoder:
         """
         if isinstance(queries, str):
             raise ValueError("queries: expected a list of texts, got one text; write [text]")
-        return self.capture_prompts(self.prompter(queries), layers, poolings)
+        selection = Selection.of(layers, poolings, self.n_states)
+        return self.capture_prompts(self.prompter(queries), selection)
 
-    def capture_prompts(
-        self, prompts: Prompts, layers: str | Sequence[int], poolings: Sequence[str]
-    ) -> np.ndarray:
+    def capture_prompts(self, prompts: Prompts, selection: Selection) -> np.ndarray:
         """As `capture`, of prompts that `prompter` has tokenised."""
-        layers, poolings = resolve_layers(layers, self.n_states), check_poolings(poolings)
-        shape = (len(prompts.tokens), len(layers), len(poolings), self.width)
-        h_NLPD = np.zeros(shape, np.float32)
-        for rows, h_LPBD in in_flight(self.dispatch(prompts, layers, poolings)):
+        h_NLPD = np.zeros((len(prompts.tokens), *selection.shape, self.width), np.float32)
+        for rows, h_LPBD in in_flight(self.dispatch(prompts, selection)):
             h_NLPD[rows] = np.asarray(h_LPBD).transpose(2, 0, 1, 3)[: len(rows)]
         return h_NLPD
 
     def dispatch(
-        self, prompts: Prompts, layers: tuple[int, ...], poolings: tuple[str, ...]
+        self, prompts: Prompts, selection: Selection
     ) -> Iterator[tuple[np.ndarray, jax.Array]]:
         """As `capture_prompts`, batch by batch and without waiting for any.
 
         Args:
           prompts: Of `prompter`.
-          layers: Hidden-state indices, ascending; not checked.
-          poolings: Names out of POOLINGS; not checked.
+          selection: What to return of them.
 
         Yields:
           rows [n] ascending numbers of prompts, and h_LPBD [L, P, B, D] float32 on the devices, of
@@ -278,7 +271,7 @@ class Encoder:
         for rows, n_rows, bucket in shapes:
             bucket = min(bucket, self.max_tokens - len(prefix))
             batch = batches.pack(prompts, rows, n_rows, bucket, prefix)
-            yield rows, self.forward(batch, layers, poolings, prefix)
+            yield rows, self.forward(batch, selection, prefix)
 
     @property
     def max_tokens(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from routerjax.encoder.encoder import Encoder
+from routerjax.encoder.selection import ALL, Selection
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +58,9 @@ def dtype_errors(
             f"encoder: other weights lie at {identity['encoder_id']} now than this encoder has"
         )
     prompts = encoder.prompter(queries)
+    selection = Selection.of(ALL, poolings, encoder.n_states)
     h_NLPD, exact_NLPD = (
-        e.capture_prompts(prompts, "all", poolings).astype(np.float64) for e in (encoder, exact)
+        e.capture_prompts(prompts, selection).astype(np.float64) for e in (encoder, exact)
     )
     error_L = np.square(h_NLPD - exact_NLPD).sum(axis=(0, 2, 3))
     size_L = np.square(exact_NLPD).sum(axis=(0, 2, 3))

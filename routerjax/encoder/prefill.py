@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from routerjax.encoder.capture import FEW_TOKENS, Graph, Prefix, capture, read_prefix, unstacked
 from routerjax.encoder.models import bfloat16
+from routerjax.encoder.selection import Selection
 from routerjax.runtime import resume
 from routerjax.runtime.devices import DATA, by_rows
 from routerjax.runtime.tuning import Tuning
@@ -49,36 +50,34 @@ class Prefill:
     def forward(
         self,
         batch: tuple[np.ndarray, ...],
-        layers: tuple[int, ...],
-        poolings: tuple[str, ...],
+        selection: Selection,
         prefix: tuple[int, ...],
     ) -> jax.Array:
         """See `Encoder.forward`."""
         # For one device the call itself places the arrays, which takes less time.
         placed = jax.device_put(batch, by_rows(self.mesh)) if self.mesh.size > 1 else batch
         shape = batch[0].shape
-        program = self._programs.get((shape, layers, poolings, prefix))
-        known, blocks = self._beside(shape, layers, prefix)
+        program = self._programs.get((shape, selection, prefix))
+        known, blocks = self._beside(shape, selection.layers, prefix)
         with self._on_mesh():
             if program is not None and not jax.config.jax_disable_jit:  # type: ignore[attr-defined]
                 return program(self._weights, *placed, prefix=known, blocks=blocks)
             return capture(
-                self._graph, self._weights, *placed, layers=layers, poolings=poolings, prefix=known,
+                self._graph, self._weights, *placed, selection=selection, prefix=known,
                 blocks=blocks,
             )  # fmt: skip
 
     def compile(
         self,
         shapes: Sequence[tuple[int, int]],
-        layers: tuple[int, ...],
-        poolings: tuple[str, ...],
+        selection: Selection,
         prefix: tuple[int, ...],
     ) -> None:
         """See `Encoder.compile`."""
         rows = by_rows(self.mesh) if self.mesh.size > 1 else None
 
         def compile_one(shape: tuple[int, int]) -> None:
-            key = shape, layers, poolings, prefix
+            key = shape, selection, prefix
             # After SIGTERM, the remaining compilations are skipped.
             if key in self._programs or resume.stop_requested():
                 return
@@ -86,15 +85,15 @@ class Prefill:
                 jax.ShapeDtypeStruct(of, np.int32, sharding=rows)
                 for of in (shape, shape[:1], (shape[0], 2))
             ]
-            known, blocks = self._beside(shape, layers, prefix)
+            known, blocks = self._beside(shape, selection.layers, prefix)
             with self._on_mesh():
                 self._programs[key] = capture.lower(
-                    self._graph, self._weights, *batch, layers=layers, poolings=poolings,
-                    prefix=known, blocks=blocks,
+                    self._graph, self._weights, *batch, selection=selection, prefix=known,
+                    blocks=blocks,
                 ).compile()  # fmt: skip
 
         if prefix:
-            self._read(prefix, layers)  # Once, not in every thread.
+            self._read(prefix, selection.layers)  # Once, not in every thread.
         with concurrent.futures.ThreadPoolExecutor(_COMPILERS) as pool:
             list(pool.map(compile_one, shapes))
 

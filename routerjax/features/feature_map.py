@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from routerjax.encoder.selection import Selection
 from routerjax.features.part import OnDevice, Part, apply_parts, explained_variance_ratio
 from routerjax.features.recipe import Recipe
 from routerjax.features.row_blocks import pad_rows, used_blocks
@@ -50,32 +51,24 @@ class FeatureMap:
         """Encoders whose states it takes."""
         return 1 + self.parts[-1].encoder
 
-    def layers(self, encoder: int = 0) -> tuple[int, ...]:
-        """Hidden-state indices it reads of an encoder, ascending: what to capture."""
-        return tuple(sorted({layer for layer, _ in self._sites(encoder)}))
-
-    def poolings(self, encoder: int = 0) -> tuple[str, ...]:
-        """Poolings it reads of an encoder, in the recipe's order: what to capture."""
-        return tuple(dict.fromkeys(pooling for _, pooling in self._sites(encoder)))
+    def selection(self, encoder: int = 0) -> Selection:
+        """What to capture of an encoder: layers ascending, poolings in the recipe's order."""
+        sites = [site for part in self.parts if part.encoder == encoder for site in part.sites]
+        layers, poolings = zip(*sites, strict=True) if sites else ((), ())
+        return Selection(tuple(sorted(set(layers))), tuple(dict.fromkeys(poolings)))
 
     @property
     def explained_variance_ratio(self) -> float:
         """Share of the standardised training rows' variance that the features keep."""
         return explained_variance_ratio(self.parts)
 
-    def apply(
-        self,
-        h_NLPD: States,
-        layers: Sequence[int] | None = None,
-        poolings: Sequence[str] | None = None,
-    ) -> np.ndarray:
+    def apply(self, h_NLPD: States, captured: Selection | None = None) -> np.ndarray:
         """Features of captured states.
 
         Args:
           h_NLPD: [N, L, P, D] float32 pooled states; of several encoders a list of such.
-          layers: [L] the hidden-state index of each, by default `self.layers(encoder)`. Only with
-            one encoder.
-          poolings: [P] the name of each, by default `self.poolings(encoder)`. Only with one.
+          captured: What the axes L and P are, by default `self.selection(encoder)`. Only with one
+            encoder.
 
         Returns:
           x_NC [N, C] float32.
@@ -85,17 +78,12 @@ class FeatureMap:
         """
         states = tuple(h_NLPD) if isinstance(h_NLPD, Sequence) else (h_NLPD,)
         self._check_number("h_NLPD", len(states))
-        if len(states) > 1 and (layers is not None or poolings is not None):
-            raise ValueError(
-                "layers, poolings: of several encoders pass what the map reads, no more"
-            )
-        columns = []
-        for encoder, parts in self._by_encoder.items():
-            taken = (
-                self.layers(encoder) if layers is None else tuple(layers),
-                self.poolings(encoder) if poolings is None else tuple(poolings),
-            )
-            columns.append(_apply_chunks(states[encoder], parts, *taken))
+        if len(states) > 1 and captured is not None:
+            raise ValueError("captured: of several encoders pass what the map reads, no more")
+        columns = [
+            _apply_chunks(states[encoder], parts, captured or self.selection(encoder))
+            for encoder, parts in self._by_encoder.items()
+        ]
         if len({len(x_NC) for x_NC in columns}) > 1:
             raise ValueError(
                 f"h_NLPD: expected the same queries of every encoder, got "
@@ -107,7 +95,7 @@ class FeatureMap:
         """Features of a captured batch of the only encoder, without waiting for either.
 
         Args:
-          h_LPBD: [L, P, B, D] float32, of `self.layers()` and `self.poolings()`; not checked.
+          h_LPBD: [L, P, B, D] float32, of `self.selection()`; not checked.
 
         Returns:
           x_BC [B, C] float32, on the device that projects.
@@ -133,7 +121,7 @@ class FeatureMap:
         stores = as_tuple(stores)
         self._check_number("store", len(stores))
         columns = [
-            _apply_store(stores[encoder], parts, self.layers(encoder), self.poolings(encoder), ids)
+            _apply_store(stores[encoder], parts, self.selection(encoder), ids)
             for encoder, parts in self._by_encoder.items()
         ]
         return np.concatenate(columns, axis=1)
@@ -183,12 +171,9 @@ class FeatureMap:
         """The parts of each encoder that is read, their axes put on the device once."""
         encoders = dict.fromkeys(part.encoder for part in self.parts)
         return {
-            e: OnDevice([p for p in self.parts if p.encoder == e], self.layers(e), self.poolings(e))
+            e: OnDevice([p for p in self.parts if p.encoder == e], self.selection(e))
             for e in encoders
         }
-
-    def _sites(self, encoder: int) -> list[tuple[int, str]]:
-        return [site for part in self.parts if part.encoder == encoder for site in part.sites]
 
     def _check_number(self, name: str, got: int) -> None:
         if got < self.n_encoders:
@@ -199,16 +184,16 @@ class FeatureMap:
 
 
 def _apply_chunks(
-    h_NLPD: np.ndarray | jax.Array, on_device: OnDevice, layers: tuple[int, ...], poolings: Any
+    h_NLPD: np.ndarray | jax.Array, on_device: OnDevice, captured: Selection
 ) -> np.ndarray:
     """x_NC of one encoder's captured states."""
-    expected = (len(layers), len(poolings), on_device.hidden_width)
+    expected = (*captured.shape, on_device.hidden_width)
     if h_NLPD.ndim != 4 or h_NLPD.shape[1:] != expected:
         raise ValueError(
-            f"h_NLPD: expected [N, {len(layers)} layers, {len(poolings)} poolings, "
+            f"h_NLPD: expected [N, {expected[0]} layers, {expected[1]} poolings, "
             f"{expected[2]} wide], got shape {h_NLPD.shape}"
         )
-    sites = on_device.positions(layers, poolings)
+    sites = on_device.positions(captured)
     chunks = [np.zeros((0, on_device.width), np.float32)]
     for start in range(0, h_NLPD.shape[0], _CHUNK_ROWS):
         h_RLPD = h_NLPD[start : start + _CHUNK_ROWS]
@@ -222,8 +207,7 @@ def _apply_chunks(
 def _apply_store(
     store: ActivationStore,
     on_device: OnDevice,
-    layers: tuple[int, ...],
-    poolings: tuple[str, ...],
+    selection: Selection,
     ids: Sequence[str],
 ) -> np.ndarray:
     """x_NC of one encoder's stored states."""
@@ -235,10 +219,10 @@ def _apply_store(
     positions_n = store.rows_of(ids)
     wanted_N = np.zeros(len(store.ids), bool)
     wanted_N[positions_n] = True
-    sites = on_device.positions(layers, poolings)
+    sites = on_device.positions(selection)
     n_rows = store.block_slice(0).stop
     x_NC = np.zeros((len(store.ids), on_device.width), np.float32)
-    blocks = store.blocks(layers, poolings, used_blocks(store, wanted_N))
+    blocks = store.blocks(selection.layers, selection.poolings, used_blocks(store, wanted_N))
     dispatched = (
         (at, apply_parts(pad_rows(h_LPRD, n_rows), sites, on_device.axes)) for at, h_LPRD in blocks
     )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from routerjax.encoder.selection import Selection
 from routerjax.features.feature_map import FeatureMap, Stores, as_tuple
 from routerjax.features.moments import Moments, collect
 from routerjax.features.part import Part
@@ -53,72 +54,74 @@ def fit_features(recipe: Recipe, stores: Stores, data: "RoutingDataset") -> Feat
     stores = as_tuple(stores)
     rows = [align(store, data) for store in stores]  # A missing id is found before work is done.
     parts = []
-    for encoder, layers, poolings, width in _wanted(recipe, stores, rows):
+    for encoder, selection, width in _wanted(recipe, stores, rows):
         store = stores[encoder]
-        check_held(store, layers, poolings)
-        pca = fit_pca(store, rows[encoder], layers, poolings, width)
+        check_held(store, selection)
+        pca = fit_pca(store, rows[encoder], selection, width)
         fields = {field.name: getattr(pca, field.name) for field in dataclasses.fields(pca)}
-        sites = tuple((layer, pooling) for layer in layers for pooling in poolings)
-        parts.append(Part(**fields, encoder=encoder, sites=sites))
+        parts.append(Part(**fields, encoder=encoder, sites=selection.sites))
         constant = [
-            site for site, v_DC in zip(sites, pca.components_SDC, strict=True) if not v_DC.any()
+            site
+            for site, v_DC in zip(selection.sites, pca.components_SDC, strict=True)
+            if not v_DC.any()
         ]
         if constant:
             logger.warning("constant over all training rows, contribute nothing: %s", constant)
     return FeatureMap(recipe, tuple(parts))
 
 
-def check_held(store: ActivationStore, layers: Sequence[int], poolings: Sequence[str]) -> None:
-    """Refuses layers and poolings that a store has not.
+def check_held(store: ActivationStore, selection: Selection) -> None:
+    """Refuses what a store has not.
 
     Raises:
       ValueError: Names the first.
     """
-    for name, held, wanted in (("pooling", store.poolings, poolings),
-                               ("layers", store.layers, layers)):  # fmt: skip
+    for name, held, wanted in (("pooling", store.poolings, selection.poolings),
+                               ("layers", store.layers, selection.layers)):  # fmt: skip
         for item in wanted:
             if item not in held:
                 raise ValueError(f"{name}: the store holds {list(held)}, got {item!r}")
 
 
 def fisher_of_sites(
-    store: ActivationStore, rows: AlignedOutcomes, layers: Sequence[int], poolings: Sequence[str]
+    store: ActivationStore, rows: AlignedOutcomes, selection: Selection
 ) -> np.ndarray:
-    """J ("trace/standardised") of layers x poolings on the used rows, [L, P, M] float32.
+    """J ("trace/standardised") of every site on the used rows, [L, P, M] float32.
 
     NaN where a target has fewer than two rows of a class, or a state is constant.
     """
-    return np.asarray(_fisher_of_sites(collect(store, rows, layers, poolings)))
+    return np.asarray(_fisher_of_sites(collect(store, rows, selection)))
 
 
 def _wanted(
     recipe: Recipe, stores: Sequence[ActivationStore], rows: Sequence[AlignedOutcomes]
-) -> list[tuple[int, tuple[int, ...], tuple[str, ...], int]]:
-    """(encoder, layers, poolings, width) of each part."""
+) -> list[tuple[int, Selection, int]]:
+    """(encoder, selection, width) of each part."""
     if recipe.sites:
         highest = recipe.sites[-1].encoder
         if highest >= len(stores):
             raise ValueError(
                 f"store: the recipe's sites read encoders 0 to {highest}, got {len(stores)} stores"
             )
-        return [(s.encoder, (s.layer,), (s.pooling,), s.pca_dim) for s in recipe.sites]
+        return [(s.encoder, Selection((s.layer,), (s.pooling,)), s.pca_dim) for s in recipe.sites]
     if recipe.kind == "top_fisher":
         if len(stores) > 1:
             raise ValueError(
                 f"top_fisher chooses among the layers of one store, got {len(stores)} stores: use "
                 f"Recipe.per_target, all_layers or layers"
             )
-        check_held(stores[0], (), recipe.poolings)
-        return [(0, _top_layers(stores[0], rows[0], recipe), recipe.poolings, recipe.pca_dim)]
+        check_held(stores[0], Selection((), recipe.poolings))
+        layers = _top_layers(stores[0], rows[0], recipe)
+        return [(0, Selection(layers, recipe.poolings), recipe.pca_dim)]
     return [
-        (encoder, recipe.indices or store.layers, recipe.poolings, recipe.pca_dim)
+        (encoder, Selection(recipe.indices or store.layers, recipe.poolings), recipe.pca_dim)
         for encoder, store in enumerate(stores)
     ]
 
 
 def _top_layers(store: ActivationStore, rows: AlignedOutcomes, recipe: Recipe) -> tuple[int, ...]:
     """The k layers of the largest J, ascending."""
-    j_LPM = fisher_of_sites(store, rows, store.layers, recipe.poolings)
+    j_LPM = fisher_of_sites(store, rows, Selection(store.layers, recipe.poolings))
     ranked_M = np.isfinite(j_LPM).any(axis=(0, 1))
     if not ranked_M.any():
         raise ValueError(

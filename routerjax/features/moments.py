@@ -10,12 +10,12 @@ No D x D matrix is ever kept per target: J needs per-class means and variances p
 """
 
 import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from routerjax.encoder.selection import Selection
 from routerjax.features.row_blocks import AlignedOutcomes, fold, stream
 from routerjax.stats.numerics import HIGHEST, add_compensated, variance
 from routerjax.store.store import ActivationStore
@@ -149,8 +149,7 @@ def finish(state: Running) -> Moments:
 def collect(
     store: ActivationStore,
     rows: AlignedOutcomes,
-    layers: Sequence[int],
-    poolings: Sequence[str],
+    selection: Selection,
     gram: bool = False,
 ) -> Moments:
     """Streams a store once and returns the moments of all its used rows.
@@ -158,16 +157,13 @@ def collect(
     Args:
       store: The hidden states.
       rows: Weights and outcomes in store order.
-      layers: Hidden-state indices.
-      poolings: Names of poolings.
+      selection: The sites.
       gram: Whether to return covariances: 8 bytes x L x P x D^2 while accumulating.
 
     Returns:
-      `Moments` on the device, leading axes [L, P] as given.
+      `Moments` on the device, leading axes [L, P] as selected.
     """
-    return finish(
-        fold(stream(store, rows, layers, poolings), functools.partial(begin, gram=gram), update)
-    )
+    return finish(fold(stream(store, rows, selection), functools.partial(begin, gram=gram), update))
 
 
 def sums_of(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from routerjax.encoder.selection import Selection
 from routerjax.features.pca import Axes, Pca, project
 
 
@@ -95,7 +96,7 @@ _FEW_ROWS = 8
 class OnDevice:
     """Parts of one encoder, ready to be applied, and where what they read lies in a capture."""
 
-    def __init__(self, parts: Sequence[Part], layers: Sequence[int], poolings: Sequence[str]):
+    def __init__(self, parts: Sequence[Part], captured: Selection):
         self.parts = parts
         self.width = sum(part.width for part in parts)
         self.hidden_width = parts[0].mean_SD.shape[1]
@@ -105,10 +106,11 @@ class OnDevice:
         )
         self.devices = self.axes[0].mean_D.devices()
         # On the devices: otherwise each call would send them anew.
-        self.sites = tuple(map(jnp.asarray, self.positions(layers, poolings)))
+        self.sites = tuple(map(jnp.asarray, self.positions(captured)))
 
-    def positions(self, layers: Sequence[int], poolings: Sequence[str]) -> tuple[np.ndarray, ...]:
-        """[S, 2] int32 of each part: where its sites lie in an array of these layers, poolings."""
+    def positions(self, captured: Selection) -> tuple[np.ndarray, ...]:
+        """[S, 2] int32 of each part: where its sites lie in an array of what was captured."""
+        layers, poolings = captured.layers, captured.poolings
         sites = [site for part in self.parts for site in part.sites]
         missing = [site for site in sites if site[0] not in layers or site[1] not in poolings]
         if missing:

@@ -13,13 +13,13 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from routerjax.encoder.selection import Selection
 from routerjax.features import moments as moments_lib
 from routerjax.features.row_blocks import AlignedOutcomes, RowBlock, fold, stream
 from routerjax.features.sketch import leading_components
@@ -134,21 +134,19 @@ def fix_signs(components_EC: jax.Array) -> jax.Array:
 def fit_pca(
     store: ActivationStore,
     rows: AlignedOutcomes,
-    layers: Sequence[int],
-    poolings: Sequence[str],
+    selection: Selection,
     width: int,
     exact_width: int = EXACT_WIDTH,
 ) -> Pca:
     """Fits standardise + PCA on the used rows of a store.
 
-    The sites are layers x poolings, layer by layer. They are concatenated one row block at a time
-    at most. A narrower fit has the leading components of a wider one.
+    Sites are concatenated one row block at a time at most. A narrower fit has the leading
+    components of a wider one.
 
     Args:
       store: The hidden states.
       rows: Weights in store order.
-      layers: Hidden-state indices.
-      poolings: Names of poolings.
+      selection: The sites, which are concatenated layer by layer.
       width: Components wanted; fewer are returned, and a warning logged, where the rows have a
         smaller rank.
       exact_width: Largest number of columns to diagonalise the covariance of.
@@ -161,13 +159,14 @@ def fit_pca(
     """
     if rows.n_used < 2:
         raise ValueError(f"data: PCA needs at least 2 rows, got {rows.n_used}")
-    n_columns = len(layers) * len(poolings) * store.width
+    n_columns = selection.n_sites * store.width
     fit = _fit_exact if n_columns <= exact_width else _fit_sketched
-    pca = fit(store, rows, layers, poolings, width)
+    pca = fit(store, rows, selection, width)
     n_kept = min(int(np.count_nonzero(pca.eigenvalues_C)), rows.n_used - 1)
     if n_kept == 0:
         raise ValueError(
-            f"the hidden states {list(layers)} with poolings {list(poolings)} are constant over "
+            f"the hidden states {list(selection.layers)} with poolings "
+            f"{list(selection.poolings)} are constant over "
             f"all {rows.n_used} rows: choose others"
         )
     if n_kept < width:
@@ -190,30 +189,28 @@ def _noise(largest: jax.Array, n_columns: int) -> jax.Array:
 def _fit_exact(
     store: ActivationStore,
     rows: AlignedOutcomes,
-    layers: Sequence[int],
-    poolings: Sequence[str],
+    selection: Selection,
     width: int,
 ) -> Pca:
     """By the covariance of the concatenated columns, which makes them one wide site."""
-    blocks = (_concatenated(block) for block in stream(store, rows, layers, poolings))
+    blocks = (_concatenated(block) for block in stream(store, rows, selection))
     start = functools.partial(moments_lib.begin, gram=True)
     moments = moments_lib.finish(fold(blocks, start, moments_lib.update))
-    n_sites = len(layers) * len(poolings)
+    n_sites = selection.n_sites
     return _pca(rows.n_used, *_solve(moments, n_sites, min(width, n_sites * store.width)))
 
 
 def _fit_sketched(
     store: ActivationStore,
     rows: AlignedOutcomes,
-    layers: Sequence[int],
-    poolings: Sequence[str],
+    selection: Selection,
     width: int,
 ) -> Pca:
     """By a sketch, after one pass for means and scales."""
-    moments = moments_lib.collect(store, rows, layers, poolings)
-    mean_SD, inverse_scale_SD = _by_site(moments, len(layers) * len(poolings))
+    moments = moments_lib.collect(store, rows, selection)
+    mean_SD, inverse_scale_SD = _by_site(moments, selection.n_sites)
     result = leading_components(
-        lambda: stream(store, rows, layers, poolings), mean_SD, inverse_scale_SD, width
+        lambda: stream(store, rows, selection), mean_SD, inverse_scale_SD, width
     )
     return _pca(rows.n_used, mean_SD, inverse_scale_SD, *_clean(inverse_scale_SD, *result))
 

@@ -6,13 +6,13 @@ each one's within-class covariance.
 """
 
 import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from routerjax.encoder.selection import Selection
 from routerjax.features.moments import class_weights
 from routerjax.features.pca import Axes, project
 from routerjax.features.row_blocks import AlignedOutcomes, fold, stream
@@ -91,8 +91,7 @@ def pooled_within(weight_K: jax.Array, mean_KC: jax.Array, gram_CC: jax.Array) -
 def collect_projected(
     store: ActivationStore,
     rows: AlignedOutcomes,
-    layers: Sequence[int],
-    poolings: Sequence[str],
+    selection: Selection,
     axes: Axes,
     columns_U: np.ndarray,
 ) -> Projected:
@@ -101,8 +100,7 @@ def collect_projected(
     Args:
       store: The hidden states.
       rows: Weights and outcomes in store order.
-      layers: Hidden-state indices.
-      poolings: Names of poolings.
+      selection: The sites.
       axes: With leading axes [L, P], from the first pass.
       columns_U: [U] of `observed_patterns`.
 
@@ -122,7 +120,7 @@ def collect_projected(
     def step(carry, *block):
         return _update(carry, *block, axes, columns_U)
 
-    blocks = stream(store, rows, layers, poolings)
+    blocks = stream(store, rows, selection)
     sums, _ = fold(blocks, lambda *_: (zeros, jax.tree.map(jnp.zeros_like, zeros)), step)
     return _finish(sums)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import jax
 import numpy as np
 
+from routerjax.encoder.selection import Selection
 from routerjax.store.store import ActivationStore
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def align(store: ActivationStore, data: "RoutingDataset") -> AlignedOutcomes:
 
 
 def stream(
-    store: ActivationStore, rows: AlignedOutcomes, layers: Sequence[int], poolings: Sequence[str]
+    store: ActivationStore, rows: AlignedOutcomes, selection: Selection
 ) -> Iterator[RowBlock]:
     """Reads the blocks that hold used rows, all of one shape.
 
@@ -85,14 +86,15 @@ def stream(
     Args:
       store: The hidden states.
       rows: Which of its rows count.
-      layers: Hidden-state indices to read.
-      poolings: Names of poolings to read.
+      selection: What to read.
 
     Yields:
       h_LPRD float32, weight_R float32, y_RM float32 with R the rows of the store's first block.
     """
     n_rows = store.block_slice(0).stop
-    for at, h_LPRD in store.blocks(layers, poolings, used_blocks(store, rows.weight_N)):
+    for at, h_LPRD in store.blocks(
+        selection.layers, selection.poolings, used_blocks(store, rows.weight_N)
+    ):
         missing = n_rows - (at.stop - at.start)
         yield (
             pad_rows(h_LPRD, n_rows),
@@ -101,19 +103,16 @@ def stream(
         )
 
 
-def read_rows(
-    store: ActivationStore, ids: Sequence[str], layers: Sequence[int], poolings: Sequence[str]
-) -> np.ndarray:
+def read_rows(store: ActivationStore, ids: Sequence[str], selection: Selection) -> np.ndarray:
     """Reads the states of some queries whole, which takes the host memory of all of them.
 
     Args:
       store: The hidden states.
       ids: [N] query ids.
-      layers: Hidden-state indices.
-      poolings: Names of poolings.
+      selection: What to read.
 
     Returns:
-      x_SND [S, N, D] float32 of layers x poolings, layer by layer; row n is that of ids[n].
+      x_SND [S, N, D] float32 of the selection's sites, layer by layer; row n is that of ids[n].
 
     Raises:
       ValueError: An id, layer or pooling is not in the store.
@@ -121,8 +120,10 @@ def read_rows(
     positions_n = store.rows_of(ids)
     place_N = np.full(len(store.ids), -1)
     place_N[positions_n] = np.arange(len(positions_n))
-    x_LPnD = np.empty((len(layers), len(poolings), len(ids), store.width), np.float32)
-    for at, h_LPRD in store.blocks(layers, poolings, used_blocks(store, place_N >= 0)):
+    x_LPnD = np.empty((*selection.shape, len(ids), store.width), np.float32)
+    for at, h_LPRD in store.blocks(
+        selection.layers, selection.poolings, used_blocks(store, place_N >= 0)
+    ):
         used_R = place_N[at] >= 0
         x_LPnD[:, :, place_N[at][used_R]] = h_LPRD[:, :, used_R]
     return x_LPnD.reshape(-1, *x_LPnD.shape[2:])
@@ -174,28 +175,25 @@ def fold(
     return carry
 
 
-def groups(
-    layers: Sequence[int], poolings: Sequence[str], site_bytes: int, budget_bytes: int
-) -> Iterator[tuple[tuple[int, ...], tuple[str, ...]]]:
-    """Cuts layers x poolings into parts whose accumulators fit a budget.
+def groups(selection: Selection, site_bytes: int, budget_bytes: int) -> Iterator[Selection]:
+    """Cuts a selection into parts whose accumulators fit a budget.
 
     Layers are split evenly, so that at most two shapes are compiled. Where one layer with all
     its poolings is too much, its poolings are cut as well; a single (layer, pooling) is always
     taken, whatever it needs.
 
     Args:
-      layers: Hidden-state indices.
-      poolings: Names of poolings.
+      selection: What to cut.
       site_bytes: Bytes one (layer, pooling) needs.
       budget_bytes: Bytes a group may need.
 
     Yields:
-      (layers, poolings) of each group; together they cover each pair once.
+      The groups; together they hold each site once.
     """
     fit = max(1, budget_bytes // site_bytes)
-    for pooling_group in _split(poolings, fit):
-        for layer_group in _split(layers, max(1, fit // len(pooling_group))):
-            yield layer_group, pooling_group
+    for pooling_group in _split(selection.poolings, fit):
+        for layer_group in _split(selection.layers, max(1, fit // len(pooling_group))):
+            yield Selection(layer_group, pooling_group)
 
 
 def _split(items: Sequence[Any], most: int) -> Iterator[tuple[Any, ...]]:

@@ -8,13 +8,13 @@ pooling). The second collects the classes along those axes, for J after PCA.
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from routerjax.encoder.selection import Selection
 from routerjax.features.moments import Moments, collect
 from routerjax.features.pca import Axes
 from routerjax.features.projected import Projected, collect_projected, observed_patterns
@@ -79,20 +79,17 @@ def probe(
     # Accumulator, its compensation and one block's product; the C x C of the second pass likewise.
     site_bytes = 12 * max(store.width**2, len(columns_U) * width**2)
     tables: dict[str, np.ndarray] = {}
-    constant_LP = np.zeros((len(store.layers), len(store.poolings)), bool)
-    for layers, poolings in groups(store.layers, store.poolings, site_bytes, budget_bytes):
-        at = np.ix_(
-            [store.layers.index(layer) for layer in layers],
-            [store.poolings.index(name) for name in poolings],
-        )
-        numbers = _probe_group(store, rows, layers, poolings, width, columns_U, pattern_M,
-                               shrinkage)  # fmt: skip
+    selection = Selection(store.layers, store.poolings)
+    constant_LP = np.zeros(selection.shape, bool)
+    for group in groups(selection, site_bytes, budget_bytes):
+        at = selection.index(group)
+        numbers = _probe_group(store, rows, group, width, columns_U, pattern_M, shrinkage)
         constant_LP[at] = numbers.pop("constant")
         for name, value in numbers.items():
             shape = (*constant_LP.shape, *value.shape[2:])
             tables.setdefault(name, np.full(shape, np.nan, np.float32))[at] = value
-        logger.info("probe: hidden states %d to %d done", layers[0], layers[-1])
-    table = make_table(store.layers, store.poolings, rows, tables, constant_LP)
+        logger.info("probe: hidden states %d to %d done", group.layers[0], group.layers[-1])
+    table = make_table(selection, rows, tables, constant_LP)
     return without_spectra(table, "a quick probe takes no eigenvalues") if quick else table
 
 
@@ -136,8 +133,7 @@ def components(pca_dim: int, shrinkage: float, rows: AlignedOutcomes, n_dimensio
 
 
 def make_table(
-    layers: Sequence[int],
-    poolings: Sequence[str],
+    selection: Selection,
     rows: AlignedOutcomes,
     tables: dict[str, np.ndarray],
     constant_LP: np.ndarray,
@@ -145,12 +141,12 @@ def make_table(
     """The table, with a reason for each number that is not there.
 
     Args:
-      layers: [L] hidden-state indices.
-      poolings: [P] names.
+      selection: The axes L and P.
       rows: What was probed.
       tables: [L, P, M] or [L, P] by name; what does not exist is made NaN in place.
       constant_LP: [L, P] states that do not vary.
     """
+    layers, poolings = selection.layers, selection.poolings
     counts_M2 = rows.class_counts_M2
     scarce_M = counts_M2.min(axis=1) < 2
     reasons: list[dict[str, Any]] = []
@@ -179,8 +175,8 @@ def make_table(
             explain(layers[cell[0]], poolings[cell[1]], target, text)
         table[np.isinf(table)] = np.nan
     return ProbeTable(
-        layers=tuple(layers),
-        poolings=tuple(poolings),
+        layers=layers,
+        poolings=poolings,
         targets=rows.targets,
         fisher={name: table for name, table in tables.items() if table.ndim == 3},
         spectrum={name: table for name, table in tables.items() if table.ndim == 2},
@@ -192,20 +188,19 @@ def make_table(
 def _probe_group(
     store: ActivationStore,
     rows: AlignedOutcomes,
-    layers: tuple[int, ...],
-    poolings: tuple[str, ...],
+    selection: Selection,
     width: int,
     columns_U: np.ndarray,
     pattern_M: np.ndarray,
     shrinkage: float,
 ) -> dict[str, np.ndarray]:
     """All numbers of some layers, by name, [L, P] or [L, P, M]."""
-    moments = collect(store, rows, layers, poolings, gram=True)
+    moments = collect(store, rows, selection, gram=True)
     if not width:
         return {name: np.asarray(value) for name, value in _quick_pass(moments).items()}
     numbers, axes = _first_pass(moments, width)
     del moments  # The covariances go before the second pass takes its own memory.
-    projected = collect_projected(store, rows, layers, poolings, axes, columns_U)
+    projected = collect_projected(store, rows, selection, axes, columns_U)
     numbers |= _second_pass(projected, jnp.asarray(pattern_M), shrinkage, f"pca{width}")
     return {name: np.asarray(value) for name, value in numbers.items()}
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from routerjax.encoder.encoder import Encoder
+from routerjax.encoder.selection import Selection
 from routerjax.features.feature_map import FeatureMap, Stores, as_tuple
 from routerjax.store.identity import identity_differences
 from routerjax.store.store import ActivationStore
@@ -59,9 +60,9 @@ class BoundEncoders:
             ]
             if all(differences):
                 _refuse(differences, [identity])
-            layers, poolings = set(features.layers(i)), set(features.poolings(i))
+            read = set(features.selection(i).sites)
             fitting = [s for s, differ in zip(stores, differences, strict=True) if not differ]
-            holding = [s for s in fitting if layers <= {*s.layers} and poolings <= {*s.poolings}]
+            holding = [s for s in fitting if read <= {*Selection(s.layers, s.poolings).sites}]
             ordered.append((holding or fitting)[0])
         return tuple(ordered)
 

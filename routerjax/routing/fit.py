@@ -249,10 +249,9 @@ def fit_network(
     stores, selection = _without_unread(as_tuple(stores), selection)
     features = fit_features(selection.recipe, stores, fit_rows)
     for encoder, store in enumerate(stores):
-        logger.info(
-            "features: %d of %d hidden states, %s", len(features.layers(encoder)),
-            len(store.layers), "+".join(features.poolings(encoder)),
-        )  # fmt: skip
+        read = features.selection(encoder)
+        logger.info("features: %d of %d hidden states, %s", len(read.layers), len(store.layers),
+                    "+".join(read.poolings))  # fmt: skip
     logger.info("features: %d components keep %.1f%% of the variance",
                 features.width, 100 * features.explained_variance_ratio)  # fmt: skip
     x_NC = features.apply_store(stores, fit_rows.ids + val_rows.ids)

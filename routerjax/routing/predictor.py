@@ -42,7 +42,7 @@ class Predictor:
           x_NC [N, C] float32.
         """
         states = [
-            encoder.capture_prompts(prompts[i], self.features.layers(i), self.features.poolings(i))
+            encoder.capture_prompts(prompts[i], self.features.selection(i))
             for i, encoder in enumerate(encoders)
         ]
         return self.features.apply(states)
@@ -79,8 +79,7 @@ class Predictor:
         if len(encoders) > 1 or len(prompts[0].tokens) > 1:
             x_NC = self.read(encoders, prompts)
             return x_NC, self.trunk.predict_members(x_NC)
-        layers, poolings = self.features.layers(), self.features.poolings()
-        ((_, h_LPBD),) = encoders[0].dispatch(prompts[0], layers, poolings)
+        ((_, h_LPBD),) = encoders[0].dispatch(prompts[0], self.features.selection())
         # On a mesh further rows fill the batch.
         x_1C = self.features.dispatch(h_LPBD if h_LPBD.shape[2] == 1 else h_LPBD[:, :, :1])
         return x_1C, self.trunk.dispatch(x_1C)

@@ -13,6 +13,7 @@ import numpy as np
 
 from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
+from routerjax.encoder.selection import Selection
 from routerjax.features.feature_map import Stores, as_tuple
 from routerjax.features.fit import check_held, fisher_of_sites
 from routerjax.features.pca import EXACT_WIDTH
@@ -81,7 +82,7 @@ def select(
     if recipe.kind not in ("per_target", "greedy"):
         return Chosen(recipe)
     for store in stores:
-        check_held(store, (), recipe.poolings)
+        check_held(store, Selection((), recipe.poolings))
         store.rows_of(data.ids)  # A missing id is found before work is done.
     if recipe.kind == "greedy":
         return _greedy(recipe, stores, data, grouping.folds(data.groups, n_folds, seed))
@@ -127,7 +128,7 @@ def _fishers(
     """Cells at the largest width, and J [Q, M] of each."""
     cells, values = [], []
     for encoder, store in enumerate(stores):
-        j_LPM = fisher_of_sites(store, align(store, data), store.layers, recipe.poolings)
+        j_LPM = fisher_of_sites(store, align(store, data), Selection(store.layers, recipe.poolings))
         cells += _cells(encoder, store.layers, recipe.poolings, (recipe.pca_dim,))
         values.append(j_LPM.reshape(-1, j_LPM.shape[2]))
     return cells, np.concatenate(values)
@@ -144,7 +145,7 @@ def _aucs(
             step = len(jax.local_devices())
             for at in range(0, len(store.layers), step):
                 layers = store.layers[at : at + step]
-                x_SND = read_rows(store, data.ids, layers, recipe.poolings)
+                x_SND = read_rows(store, data.ids, Selection(layers, recipe.poolings))
                 auc_FSWM = _auc_of_sites(x_SND, data.correct_NM, fold_N, recipe.pca_dims)
                 cells += _cells(encoder, layers, recipe.poolings, recipe.pca_dims)
                 values.append(auc_FSWM.reshape(len(auc_FSWM), -1, auc_FSWM.shape[3]))
@@ -166,7 +167,7 @@ def _greedy(
 ) -> Chosen:
     """Forward selection; E columns a layer."""
     store = _one_store(recipe, stores)
-    x_SND = read_rows(store, data.ids, store.layers, recipe.poolings)
+    x_SND = read_rows(store, data.ids, Selection(store.layers, recipe.poolings))
     x_LPND = x_SND.reshape(len(store.layers), -1, *x_SND.shape[1:])
     x_LNE = np.moveaxis(x_LPND, 1, 2).reshape(len(store.layers), len(data.ids), -1)
     step_size = len(jax.local_devices())

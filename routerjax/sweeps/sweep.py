@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from routerjax.data.dataset import RoutingDataset
+from routerjax.encoder.selection import Selection
 from routerjax.features.row_blocks import read_rows
 from routerjax.runtime import resume
 from routerjax.runtime.files import Folder
@@ -210,12 +211,13 @@ class _Job:
 
     def rows_of_layer(self, layer: int, pooling: str) -> np.ndarray:
         """States [N, D] of one site, rows as in the data."""
-        return read_rows(self.store, self.data.ids, (layer,), (pooling,))[0]
+        return read_rows(self.store, self.data.ids, Selection((layer,), (pooling,)))[0]
 
     def evaluate(self, layers: Sequence[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """All arrays of some layers, poolings leading; those of a control as "control/NAME/..."."""
         config, y_NM = self.config, self.data.correct_NM
-        x_SND = read_rows(self.store, self.data.ids, layers, config.poolings)
+        selection = Selection(tuple(layers), config.poolings)
+        x_SND = read_rows(self.store, self.data.ids, selection)
         result = self.evaluator.evaluate(x_SND, y_NM, config.pca_dims, self.devices)
         widest = config.pca_dims[-1:]
         for name in config.controls:
@@ -228,7 +230,7 @@ class _Job:
             elif name == "centred" and self.evaluator.dataset_N is not None:
                 x = control.centred(x_SND, self.evaluator.dataset_N, self.evaluator.fold_N)
             elif name == "random_encoder" and self.random_store is not None:
-                x = read_rows(self.random_store, self.data.ids, layers, config.poolings)
+                x = read_rows(self.random_store, self.data.ids, selection)
             else:
                 continue
             for key, value in self.evaluator.evaluate(x, y, widest, self.devices).items():

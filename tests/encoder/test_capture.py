@@ -14,6 +14,7 @@ from routerjax.encoder.capture import Graph, capture, unstacked
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.models.bert import Bert
 from routerjax.encoder.pooling import POOLINGS, pool
+from routerjax.encoder.selection import Selection
 from routerjax.encoder.weights.loading import make_model
 from routerjax.runtime.devices import make_mesh
 from routerjax.runtime.tuning import Tuning
@@ -35,8 +36,7 @@ def run(encoder, tokens_BT, lengths_B, spans_B2, layers=ALL, poolings=POOLINGS, 
             Graph(encoder.graphdef),
             encoder.params,
             *(np.asarray(x, np.int32) for x in (tokens_BT, lengths_B, spans_B2)),
-            layers=layers,
-            poolings=poolings,
+            selection=Selection(layers, poolings),
             blocks=blocks,
         )
     )
@@ -271,7 +271,9 @@ def lower(family, layers, B=2, T=16, width=128, n_heads=4):
         )
     )
     shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((B, T), (B,), (B, 2))]
-    return capture.trace(Graph(graphdef), params, *shapes, layers=layers, poolings=("last", "mean"))
+    return capture.trace(
+        Graph(graphdef), params, *shapes, selection=Selection(layers, ("last", "mean"))
+    )
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])

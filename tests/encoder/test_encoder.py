@@ -13,6 +13,7 @@ from routerjax.encoder import batches
 from routerjax.encoder.capture import capture
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.precision import dtype_errors
+from routerjax.encoder.selection import Selection
 from routerjax.runtime import resume
 from routerjax.runtime.devices import make_mesh
 from routerjax.runtime.tuning import Tuning
@@ -183,7 +184,7 @@ def test_a_few_tokens_are_read_block_by_block_and_many_from_the_stack(encoder, m
         tokens_BT = np.tile(np.arange(16, dtype=np.int32)[None], (rows, 1))
         lengths_B, spans_B2 = np.full(rows, 16, np.int32), np.tile([[0, 16]], (rows, 1))
         batch = tokens_BT, lengths_B, spans_B2.astype(np.int32)
-        of_rows[rows] = np.asarray(encoder.forward(batch, layers, ("mean",)))
+        of_rows[rows] = np.asarray(encoder.forward(batch, Selection(layers, ("mean",))))
     few, many = given
     assert len(few) == encoder.config.n_layers and many is None
     close(of_rows[1], of_rows[40][:, :, :1])
@@ -193,8 +194,8 @@ def test_the_first_call_may_be_inside_a_trace(tiny_encoder_folder):
     """The weights that a first call lays out block by block are kept, and must not be tracers."""
     fresh = Encoder.from_pretrained(tiny_encoder_folder)
     batch = np.ones((1, 16), np.int32), np.array([16], np.int32), np.array([[0, 16]], np.int32)
-    shape = jax.eval_shape(lambda: fresh.forward(batch, (1, 2), ("mean",)))
-    h_LPBD = np.asarray(fresh.forward(batch, (1, 2), ("mean",)))
+    shape = jax.eval_shape(lambda: fresh.forward(batch, Selection((1, 2), ("mean",))))
+    h_LPBD = np.asarray(fresh.forward(batch, Selection((1, 2), ("mean",))))
     assert shape.shape == h_LPBD.shape and np.isfinite(h_LPBD).all()
 
 
@@ -229,7 +230,7 @@ def test_who_is_asked_to_stop_compiles_no_more(tiny_encoder_folder):
     encoder = Encoder.from_pretrained(tiny_encoder_folder)
     with resume.stoppable():
         os.kill(os.getpid(), signal.SIGTERM)
-        encoder.compile([(2, 16), (4, 16)], (0,), ("last",))
+        encoder.compile([(2, 16), (4, 16)], Selection((0,), ("last",)))
     assert not encoder._prefill._programs
-    encoder.compile([(2, 16)], (0,), ("last",))
+    encoder.compile([(2, 16)], Selection((0,), ("last",)))
     assert len(encoder._prefill._programs) == 1

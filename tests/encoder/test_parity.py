@@ -15,6 +15,7 @@ from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.families.rope import Rope
 from routerjax.encoder.models.feed_forward import ACTIVATIONS
 from routerjax.encoder.pooling import POOLINGS
+from routerjax.encoder.selection import Selection
 from tests.encoder import tiny_models as models
 
 TOLERANCE = 1e-4  # of the largest absolute value of each hidden state
@@ -63,7 +64,7 @@ def test_capture_pools_the_golden_states(golden, name):
     layers = tuple(range(encoder.config.n_states))
     h_LPBD = capture(
         Graph(encoder.graphdef), encoder.params, tokens_BT, lengths_B, spans_B2,
-        layers=layers, poolings=POOLINGS,
+        selection=Selection(layers, POOLINGS),
     )  # fmt: skip
     expected = pool_numpy(expected, lengths_B, spans_B2)
     scale_L = np.abs(expected).max(axis=(1, 2, 3), keepdims=True)

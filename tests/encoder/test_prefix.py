@@ -17,6 +17,7 @@ from routerjax.encoder.models import decoder
 from routerjax.encoder.pooling import POOLINGS
 from routerjax.encoder.prefix import choose_prefix, shared_head, template_head
 from routerjax.encoder.prompts import Prompts
+from routerjax.encoder.selection import Selection
 from routerjax.probes.streaming.captured import Captured
 from routerjax.runtime.devices import make_mesh
 from tests.encoder import tiny_models as models
@@ -53,7 +54,7 @@ def test_states_behind_a_prefix_equal_those_of_whole_prompts(name, layers, monke
     spans_B2 = np.array([[6, 7], [7, 15], [8, 9]], np.int32)
     model, options = (
         (Graph(encoder.graphdef), encoder.params),
-        {"layers": layers, "poolings": POOLINGS},
+        {"selection": Selection(layers, POOLINGS)},
     )
     whole = capture(*model, tokens_BT, lengths_B, spans_B2, **options)
     prefix = read_prefix(*model, tokens_BT[:1, :n_before], layers=layers)
@@ -197,7 +198,7 @@ def test_capture_and_probing_without_a_store_use_it_too(encoder, some, stores):
     one = encoder.capture(some.queries[:1], poolings=POOLINGS)
     assert len(encoder._prefill._prefixes) == 1, "kept from one call to the next"
     assert_close(one.swapaxes(0, 1), expected[:, :1])
-    captured = Captured.prepare(encoder, some, "all", POOLINGS, 128)
+    captured = Captured.prepare(encoder, some, Selection.of("all", POOLINGS, encoder.n_states), 128)
     assert len(captured.plan.prefix) == 19
     x_SRD, _, _ = next(iter(captured.blocks("test")))
     expected = np.stack([plain[name] for name in captured.ids[: captured.block_rows]], axis=2)

@@ -8,6 +8,7 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
+from routerjax.encoder.selection import Selection
 from routerjax.features import part as on_device
 from routerjax.features.feature_map import FeatureMap
 from routerjax.features.fit import fit_features
@@ -51,7 +52,7 @@ def test_captured_and_stored_states_give_the_same_features(toy, fitted, store):
     # Named in another order, with a state and a pooling too many: found all the same.
     h_NLPD = np.concatenate([toy.h_NLPD, toy.h_NLPD[:, :1]], axis=1)
     h_NLPD = np.concatenate([h_NLPD[:, :, :1], h_NLPD], axis=2)
-    found = fitted.apply(h_NLPD, layers=[0, 1, 2, 3, 4, 9], poolings=["max", "last", "mean"])
+    found = fitted.apply(h_NLPD, Selection((0, 1, 2, 3, 4, 9), ("max", "last", "mean")))
     np.testing.assert_allclose(found, x_NC, atol=1e-5)
 
 
@@ -147,7 +148,7 @@ def test_arrays_and_json_restore_the_map(toy, fitted, store):
 def test_a_map_says_what_to_capture(store, train):
     recipe = Recipe.layers([4, 2], pooling=("mean", "last"), pca_dim=3)
     features = fit_features(recipe, store, train)
-    assert features.layers() == (2, 4) and features.poolings() == ("mean", "last")
+    assert features.selection() == Selection((2, 4), ("mean", "last"))
     assert features.parts[0].sites == ((2, "mean"), (2, "last"), (4, "mean"), (4, "last"))
 
 
@@ -168,16 +169,16 @@ def test_top_fisher_takes_the_layers_of_largest_mean_j(toy, store, train):
     for k in (1, 3):
         expected = tuple(sorted(np.argsort(-_mean_j(toy, 1))[:k]))
         found = fit_features(Recipe.top_fisher(k, pooling="mean", pca_dim=4), store, train)
-        assert found.layers() == expected
+        assert found.selection().layers == expected
     j_L = (_mean_j(toy, 0) + _mean_j(toy, 1)) / 2
     expected = tuple(sorted(1 + np.argsort(-j_L[1:])[:2]))
     both = fit_features(Recipe.top_fisher(2, pooling=("last", "mean"), pca_dim=4), store, train)
-    assert both.layers() == expected
+    assert both.selection().layers == expected
 
 
 def test_top_fisher_skips_constant_states_and_names_them(toy, store, train):
     found = fit_features(Recipe.top_fisher(4, pooling="last", pca_dim=4), store, train)
-    assert found.layers() == (1, 2, 3, 4)
+    assert found.selection().layers == (1, 2, 3, 4)
     with pytest.raises(ValueError, match=r"k = 5, .* 5 hidden states and \[0\] .*choose k <= 4"):
         fit_features(Recipe.top_fisher(5, pooling="last"), store, train)
 
@@ -186,7 +187,7 @@ def test_top_fisher_leaves_out_targets_without_two_classes(toy, store, fake_data
     y_NM = np.concatenate([toy.y_NM[:150], np.ones((150, 1), np.float32)], axis=1)
     recipe = Recipe.top_fisher(2, pca_dim=4)
     found = fit_features(recipe, store, fake_data(toy.ids[:150], y_NM))
-    assert found.layers() == fit_features(recipe, store, train).layers()
+    assert found.selection().layers == fit_features(recipe, store, train).selection().layers
     with pytest.raises(ValueError, match="no target has two correct and two wrong"):
         fit_features(recipe, store, fake_data(toy.ids[:150], y_NM[:, 3:]))
 
@@ -197,7 +198,7 @@ def test_refusals_name_what_is_held_and_what_came(toy, fitted, store, train, fak
     with pytest.raises(ValueError, match=r"pooling: the store holds \['last', 'mean'\], got 'max'"):
         fit_features(Recipe.all_layers(pooling="max"), store, train)
     with pytest.raises(ValueError, match="hidden state 4 with pooling 'mean'"):
-        fitted.apply(toy.h_NLPD[:, :4], layers=range(4), poolings=("last", "mean"))
+        fitted.apply(toy.h_NLPD[:, :4], Selection((0, 1, 2, 3), ("last", "mean")))
     with pytest.raises(ValueError, match=r"expected \[N, 5 layers, 2 poolings, 16 wide\]"):
         fitted.apply(toy.h_NLPD[..., :8])
     with pytest.raises(ValueError, match="16 wide, this store's are 8 wide"):
@@ -273,20 +274,20 @@ def test_all_layers_of_several_stores_have_a_pca_each(toy, store, second, train)
     alone = [fit_features(recipe, s, train).apply_store(s, toy.ids) for s in (left, second)]
     found = both.apply_store([left, second], toy.ids)
     np.testing.assert_allclose(found, np.concatenate(alone, axis=1), atol=1e-6)
-    assert both.width == 12 and both.layers(1) == (0, 1, 2)
+    assert both.width == 12 and both.selection(1).layers == (0, 1, 2)
 
 
 def test_states_of_several_encoders(toy, store, second, blocks):
     expected = blocks.apply_store([store, second], toy.ids)
     at = [second.ids.index(name) for name in toy.ids]
     h_NLPD = np.concatenate([rows for _, rows in second.blocks([2])], axis=2)[:, :, at]
-    assert blocks.layers(0) == (1, 3) and blocks.poolings(0) == ("last", "mean")
+    assert blocks.selection() == Selection((1, 3), ("last", "mean"))
     states = [toy.h_NLPD[:, [1, 3]], h_NLPD.transpose(2, 0, 1, 3)]
     np.testing.assert_allclose(blocks.apply(states), expected, atol=1e-5)
     with pytest.raises(ValueError, match="the same queries of every encoder, got .200, 9. rows"):
         blocks.apply([states[0], states[1][:9]])
     with pytest.raises(ValueError, match="pass what the map reads"):
-        blocks.apply(states, layers=[1, 3])
+        blocks.apply(states, Selection((1, 3), ("mean",)))
     again = FeatureMap.from_arrays(json.loads(json.dumps(blocks.to_json())), blocks.arrays())
     assert again.to_json() == blocks.to_json() and again.recipe == BLOCKS
     np.testing.assert_array_equal(again.apply_store([store, second], toy.ids), expected)

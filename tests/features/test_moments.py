@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from routerjax.encoder.selection import Selection
 from routerjax.features.moments import begin, class_weights, collect, finish, update
 from routerjax.features.row_blocks import align
 from routerjax.stats.fisher import fisher_trace
@@ -13,7 +14,8 @@ from routerjax.stats.numerics import add_compensated, inverse_scale, is_constant
 
 def _collect(store, data, gram=True):
     return jax.tree.map(
-        np.asarray, collect(store, align(store, data), store.layers, store.poolings, gram)
+        np.asarray,
+        collect(store, align(store, data), Selection(store.layers, store.poolings), gram),
     )
 
 

@@ -5,6 +5,7 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
+from routerjax.encoder.selection import Selection
 from routerjax.features.pca import fit_pca, fix_signs, principal_components, rank
 from routerjax.features.row_blocks import align
 
@@ -14,7 +15,9 @@ EXACT, SKETCHED = 4096, 1
 def _fit(store, data, width, exact_width=EXACT, layers=None, poolings=None):
     layers = store.layers if layers is None else layers
     poolings = store.poolings if poolings is None else poolings
-    return fit_pca(store, align(store, data), layers, poolings, width, exact_width)
+    return fit_pca(
+        store, align(store, data), Selection(tuple(layers), tuple(poolings)), width, exact_width
+    )
 
 
 def _sklearn(h_NLPD, width):

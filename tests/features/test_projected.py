@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from routerjax.encoder.selection import Selection
 from routerjax.features.pca import Axes
 from routerjax.features.projected import collect_projected, observed_patterns, pooled_within
 from routerjax.features.row_blocks import align
@@ -27,7 +28,7 @@ def test_classes_equal_float64_projections(toy, fake_store, fake_data, block_row
     rows = align(store, fake_data(toy.ids, y_NM))
     columns_U, pattern_M = observed_patterns(rows)
     assert len(columns_U) == (3 if missing else 1)
-    found = collect_projected(store, rows, store.layers, store.poolings, axes, columns_U)
+    found = collect_projected(store, rows, Selection(store.layers, store.poolings), axes, columns_U)
     found = jax.tree.map(np.asarray, found)
     mean_LPD, scale_LPD, v_LPDC = (np.asarray(x, np.float64) for x in axes)
     for i in range(5):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from routerjax.encoder.selection import Selection
 from routerjax.features.row_blocks import align, fold, groups, stream
 
 
@@ -44,7 +45,7 @@ def test_stream_gives_each_used_row_once_in_blocks_of_one_shape(
 ):
     store = fake_store(toy.h_NLPD, toy.ids, block_rows)
     rows = align(store, fake_data(toy.ids[:120], toy.y_NM[:120]))
-    blocks = list(stream(store, rows, (1, 4), ("mean",)))
+    blocks = list(stream(store, rows, Selection((1, 4), ("mean",))))
     assert len({h.shape for h, _, _ in blocks}) == 1
     h_RD = np.concatenate([h[0, 0][w > 0] for h, w, _ in blocks])
     y_RM = np.concatenate([y[w > 0] for _, w, y in blocks])
@@ -58,7 +59,7 @@ def test_blocks_without_a_used_row_are_not_read(toy, fake_store, fake_data):
     store = fake_store(toy.h_NLPD, toy.ids, block_rows=20)
     wanted = store.ids[45:55]  # The third block alone.
     rows = align(store, fake_data(wanted, np.zeros((10, 1))))
-    assert len(list(stream(store, rows, (0,), ("last",)))) == 1
+    assert len(list(stream(store, rows, Selection((0,), ("last",))))) == 1
     assert store.reads == [(2, 0, "last")]
 
 
@@ -80,11 +81,10 @@ def test_groups_cover_each_pair_once_within_the_budget(
     n_layers, n_poolings, site_bytes, budget_bytes
 ):
     layers, poolings = tuple(range(n_layers)), tuple(f"p{j}" for j in range(n_poolings))
-    found = list(groups(layers, poolings, site_bytes, budget_bytes))
-    pairs = [(layer, name) for group in found for layer in group[0] for name in group[1]]
+    found = list(groups(Selection(layers, poolings), site_bytes, budget_bytes))
+    pairs = [site for group in found for site in group.sites]
     assert sorted(pairs) == [(layer, name) for layer in layers for name in poolings]
     for group in found:
-        size = len(group[0]) * len(group[1])
-        assert size == 1 or size * site_bytes <= budget_bytes
+        assert group.n_sites == 1 or group.n_sites * site_bytes <= budget_bytes
     # No more than needed: each compiled shape costs seconds.
-    assert len({len(group[0]) for group in found}) <= 4
+    assert len({len(group.layers) for group in found}) <= 4

@@ -97,8 +97,8 @@ def test_each_chunk_is_read_once_a_pass_whatever_the_budget(toy, fake_store, mon
     shapes = []
     collect = probe_module.collect
 
-    def spy(store, rows, layers, poolings, gram):
-        moments = collect(store, rows, layers, poolings, gram)
+    def spy(store, rows, selection, gram):
+        moments = collect(store, rows, selection, gram)
         shapes.append(moments.covariance_DD.shape)
         return moments
 

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extraction.extract import extract
+from routerjax.encoder.selection import Selection
 from routerjax.evaluation.calibration import expected_calibration_error
 from routerjax.evaluation.evaluate import evaluate
 from routerjax.features.feature_map import FeatureMap
@@ -278,7 +279,7 @@ def test_calibration_is_saved_and_leaves_the_ranking(router, parts, tmp_path):
 def _features(router, query):
     encoder, features = router.encoders[0], router.features
     prompts = encoder.prompter([query])
-    states = encoder.capture_prompts(prompts, features.layers(0), features.poolings(0))
+    states = encoder.capture_prompts(prompts, features.selection())
     return features.apply([states])
 
 
@@ -596,7 +597,7 @@ def test_what_was_chosen_is_recorded_and_validation_rows_choose_nothing(parts, r
 def test_an_encoder_of_which_nothing_is_chosen_is_left_out(two_stores, second_encoder):
     """The outcomes can be read off the second encoder's states."""
     left, right, some = two_stores
-    states_ND = read_rows(right, some.ids, [3], ["mean"])[0]
+    states_ND = read_rows(right, some.ids, Selection((3,), ("mean",)))[0]
     y_NM = (states_ND[:, :3] > np.median(states_ND[:, :3], axis=0)).astype(np.float32)
     data = dataclasses.replace(some, y_NM=y_NM, prices_M2=None)
     router = fit_router([left, right], data, Recipe.per_target(pca_dim=20), CONFIG)

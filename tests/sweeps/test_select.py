@@ -9,6 +9,7 @@ from sklearn.preprocessing import StandardScaler
 
 from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
+from routerjax.encoder.selection import Selection
 from routerjax.features.recipe import Recipe
 from routerjax.features.row_blocks import read_rows
 from routerjax.sweeps import select as select_lib
@@ -53,7 +54,7 @@ def store(planted, fake_store):
 def test_rows_are_read_in_the_order_of_the_data(planted, store):
     h_NLPD, data = planted
     chosen = [400, 3, 77]
-    x_SND = read_rows(store, [data.ids[n] for n in chosen], (5, 0), ("mean", "last"))
+    x_SND = read_rows(store, [data.ids[n] for n in chosen], Selection((5, 0), ("mean", "last")))
     expected = h_NLPD[chosen][:, [2, 0]][:, :, [1, 0]].transpose(1, 2, 0, 3).reshape(4, 3, WIDTH)
     np.testing.assert_array_equal(x_SND, expected)
 

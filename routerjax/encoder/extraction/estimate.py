@@ -10,8 +10,8 @@ import numpy as np
 from routerjax.data.dataset import RoutingDataset
 from routerjax.encoder.batches import pack
 from routerjax.encoder.encoder import Encoder
-from routerjax.encoder.extraction.plan import prepare
-from routerjax.encoder.selection import ALL
+from routerjax.encoder.extraction.plan import ExtractionPlan, prepare
+from routerjax.encoder.selection import ALL, Selection
 from routerjax.store.shards import rows_per_block
 
 # Rounds of the timed batch.
@@ -42,17 +42,18 @@ def estimate(
     Raises:
       ValueError: As `extract`.
     """
-    job = prepare(encoder, data, layers, poolings, store_dtype, batch_tokens, prefix_cache)
+    selection = Selection.of(layers, poolings, encoder.n_states)
+    job = prepare(encoder, data, selection, store_dtype, batch_tokens, prefix_cache)
     plan = job.plan
     lengths_N = job.rows.n_tokens_N - len(plan.prefix)
-    shape = (len(job.identity["layers"]), len(job.identity["poolings"]), encoder.width)
+    shape = (*selection.shape, encoder.width)
     block_rows = rows_per_block(*shape, store_dtype)
     batches = [
         batch
         for start in range(0, len(lengths_N), block_rows)
         for batch in plan.split(lengths_N[start : start + block_rows])
     ]
-    deepest = job.identity["layers"][-1]
+    deepest = selection.layers[-1]
 
     def flops(bucket: int) -> float:
         n_before = len(plan.prefix)
@@ -64,7 +65,7 @@ def estimate(
     tokens_up_to = np.cumsum(lengths_N)
     median_row = int(np.searchsorted(tokens_up_to, tokens_up_to[-1] / 2))
     bucket = plan.buckets[int(np.searchsorted(plan.buckets, lengths_N[median_row]))]
-    seconds = _time_batch(encoder, job, median_row, bucket) * total / flops(bucket)
+    seconds = _time_batch(encoder, job, selection, median_row, bucket) * total / flops(bucket)
     padded = sum(plan.batch_rows(b) * b for _, b in batches)
     computed, tokens = int(lengths_N.sum()), int(job.rows.n_tokens_N.sum())
     n_blocks = -(-len(lengths_N) // block_rows)
@@ -87,18 +88,19 @@ def estimate(
     }
 
 
-def _time_batch(encoder: Encoder, job: Any, row: int, bucket: int) -> float:
+def _time_batch(
+    encoder: Encoder, job: ExtractionPlan, selection: Selection, row: int, bucket: int
+) -> float:
     """Median seconds of a full batch, every row of it the prompt in `row`."""
     prompts = encoder.prompter([job.queries[job.rows.ids[row]]])
     n_rows = job.plan.batch_rows(bucket)
     whole = prompts.take(np.zeros(n_rows, np.int64))
     prefix = job.plan.prefix
     batch = pack(whole, np.arange(n_rows), n_rows, bucket, prefix)
-    layers, poolings = tuple(job.identity["layers"]), tuple(job.identity["poolings"])
-    encoder.forward(batch, layers, poolings, prefix).block_until_ready()
+    encoder.forward(batch, selection, prefix).block_until_ready()
     seconds = []
     for _ in range(_ROUNDS):
         start = time.perf_counter()
-        encoder.forward(batch, layers, poolings, prefix).block_until_ready()
+        encoder.forward(batch, selection, prefix).block_until_ready()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)

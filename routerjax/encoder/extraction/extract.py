@@ -17,7 +17,7 @@ from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extraction import block_buffer
 from routerjax.encoder.extraction.pipeline import captured
 from routerjax.encoder.extraction.plan import identity_of, prepare
-from routerjax.encoder.selection import ALL
+from routerjax.encoder.selection import ALL, Selection
 from routerjax.runtime import processes, resume
 from routerjax.runtime.files import Folder
 from routerjax.store.store import ActivationStore
@@ -73,7 +73,7 @@ def extract(
       resume.Stopped: SIGTERM came, here or to another process, or another one failed; the block in
         hand was finished.
     """
-    options = (layers, poolings, store_dtype)
+    options = (Selection.of(layers, poolings, encoder.n_states), store_dtype)
     if not ActivationStore.exists(path):
         _begin(encoder, data, path, *options, batch_tokens=batch_tokens, prefix_cache=prefix_cache)
     store = ActivationStore.open(path, complete=False)
@@ -111,14 +111,13 @@ def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> 
     for block in mine:
         lengths_R = store.n_tokens_N[store.block_slice(block)] - len(plan.prefix)
         buckets.update(plan.buckets_from(lengths_R[0], lengths_R[-1]))
-    batches = captured(
-        encoder, plan, queries_of, mine, store.layers, store.poolings, sorted(buckets)
-    )
+    selection = Selection(store.layers, store.poolings)
+    batches = captured(encoder, plan, queries_of, mine, selection, sorted(buckets))
     done = len(store.ids) - sum(len(store.n_tokens_N[store.block_slice(b)]) for b in mine)
     n_real = n_padded = 0
     # The same for all row blocks: another buffer shape would be compiled anew.
     n_rows = max(plan.block_rows, *(plan.batch_rows(bucket) for bucket in plan.buckets))
-    buffer_shape = (len(store.layers), len(store.poolings), n_rows, store.width)
+    buffer_shape = (*selection.shape, n_rows, store.width)
     n_writers = encoder.tuning.writers
     with (
         concurrent.futures.ThreadPoolExecutor(n_writers) as writer,

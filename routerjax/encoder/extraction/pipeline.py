@@ -9,6 +9,7 @@ import numpy as np
 from routerjax.encoder.batches import BatchPlan, pack
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.prompts import Prompts
+from routerjax.encoder.selection import Selection
 from routerjax.runtime.devices import in_flight
 
 # Batches whose results are still on the device while the next one is dispatched.
@@ -20,8 +21,7 @@ def captured(
     plan: BatchPlan,
     queries_of: Callable[[int], Sequence[str]],
     blocks: Sequence[int],
-    layers: tuple[int, ...],
-    poolings: tuple[str, ...],
+    selection: Selection,
     buckets: Sequence[int],
 ) -> Iterator[tuple[int, Prompts, slice, int, jax.Array]]:
     """Captured batches, block by block.
@@ -34,8 +34,7 @@ def captured(
       plan: The compiled shapes.
       queries_of: The texts of a block, by token length.
       blocks: Numbers of the blocks, in the order wanted; at least one.
-      layers: Hidden-state indices, ascending.
-      poolings: Names out of POOLINGS.
+      selection: What to capture.
       buckets: Of the plan, those that these blocks take. Where the device is not the host, they are
         compiled side by side before the first batch; what is missing here, or left out because a
         stop was asked for, when it comes.
@@ -50,7 +49,7 @@ def captured(
 
     if encoder.tuning.compiles_ahead:
         shapes = [(plan.batch_rows(bucket), bucket) for bucket in buckets]
-        encoder.compile(shapes, layers, poolings, plan.prefix)
+        encoder.compile(shapes, selection, plan.prefix)
 
     def dispatched() -> Iterator[tuple[int, Prompts, slice, int, jax.Array]]:
         with concurrent.futures.ThreadPoolExecutor(1) as reader:
@@ -62,7 +61,7 @@ def captured(
                 for at, bucket in plan.split(prompts.lengths_N - len(plan.prefix)):
                     n_rows = plan.batch_rows(bucket)
                     batch = pack(prompts, np.arange(at.start, at.stop), n_rows, bucket, plan.prefix)
-                    h_LPBD = encoder.forward(batch, layers, poolings, plan.prefix)
+                    h_LPBD = encoder.forward(batch, selection, plan.prefix)
                     yield block, prompts, at, n_rows * bucket, h_LPBD
 
     yield from in_flight(dispatched(), _IN_FLIGHT)

@@ -3,7 +3,6 @@
 import concurrent.futures
 import hashlib
 import logging
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ from routerjax.data.groups import numbered
 from routerjax.encoder.batches import BatchPlan, choose_buckets
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.prefix import choose_prefix, shared_head, template_head
-from routerjax.encoder.selection import ALL, check_poolings, resolve_layers
+from routerjax.encoder.selection import Selection
 from routerjax.runtime.devices import in_flight
 from routerjax.store.rows import StoreRows
 from routerjax.store.shards import STORE_DTYPES, rows_per_block
@@ -43,9 +42,8 @@ class ExtractionPlan(NamedTuple):
 def prepare(
     encoder: Encoder,
     data: RoutingDataset,
-    layers: str | Sequence[int] = ALL,
-    poolings: Sequence[str] = ("last", "mean"),
-    store_dtype: str = "float16",
+    selection: Selection,
+    store_dtype: str,
     batch_tokens: int | None = None,
     prefix_cache: str = "auto",
 ) -> ExtractionPlan:
@@ -56,7 +54,7 @@ def prepare(
     Raises:
       ValueError: As `extract`.
     """
-    identity = identity_of(encoder, data, layers, poolings, store_dtype)
+    identity = identity_of(encoder, data, selection, store_dtype)
     batch_tokens = encoder.default_batch_tokens if batch_tokens is None else batch_tokens
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens: expected at least 1, got {batch_tokens}")
@@ -82,18 +80,13 @@ def prepare(
     if prefix:
         logger.info("the first %d tokens, which all prompts share, are read once", len(prefix))
     buckets = choose_buckets(lengths_N - len(prefix), encoder.worth_tokens)
-    shape = len(identity["layers"]), len(identity["poolings"]), encoder.width
-    block_rows = min(rows_per_block(*shape, store_dtype), n_queries)
+    block_rows = min(rows_per_block(*selection.shape, encoder.width, store_dtype), n_queries)
     plan = BatchPlan(buckets, batch_tokens, block_rows, encoder.n_devices, prefix)
     return ExtractionPlan(identity, rows, plan, dict(zip(data.ids, data.queries, strict=True)))
 
 
 def identity_of(
-    encoder: Encoder,
-    data: RoutingDataset,
-    layers: str | Sequence[int],
-    poolings: Sequence[str],
-    store_dtype: str,
+    encoder: Encoder, data: RoutingDataset, selection: Selection, store_dtype: str
 ) -> dict[str, Any]:
     """All that decides what a store holds, as JSON values.
 
@@ -118,8 +111,8 @@ def identity_of(
             ) from error
     return {
         **encoder.identity,
-        "layers": list(resolve_layers(layers, encoder.n_states)),
-        "poolings": list(check_poolings(poolings)),
+        "layers": list(selection.layers),
+        "poolings": list(selection.poolings),
         "store_dtype": store_dtype,
         "n_queries": len(data.ids),
         "queries_digest": digest.hexdigest(),

@@ -51,13 +51,13 @@ def check_budget(
     if needed <= budget_bytes:
         return
 
-    n_layers, n_poolings = len(captured.layers), len(captured.poolings)
+    n_layers, n_poolings = captured.selection.shape
     fitting_sites = max(0, budget_bytes - beside) // site
     ways = []
     if fitting := min(n_layers - 1, fitting_sites * n_devices // n_poolings):
         ways.append(f"{fitting} hidden states instead of {n_layers} (layers, --layers)")
     if fitting_sites:
-        ways.append(f"{-(-captured.n_sites // fitting_sites)} devices (mesh, --mesh)")
+        ways.append(f"{-(-captured.selection.n_sites // fitting_sites)} devices (mesh, --mesh)")
     for k in _SKETCHES:
         smaller, beside_it = bytes_of(k, 0)
         total = captured.sites_per_device * smaller + beside_it

@@ -7,7 +7,7 @@ talk between devices. Batches go from the prefill into the block without leaving
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import jax
@@ -19,6 +19,7 @@ from routerjax.encoder.batches import BatchPlan
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extraction.pipeline import captured
 from routerjax.encoder.extraction.plan import prepare
+from routerjax.encoder.selection import Selection
 from routerjax.features.row_blocks import AlignedOutcomes
 from routerjax.runtime import resume
 from routerjax.runtime.devices import over_all, replicated
@@ -34,8 +35,7 @@ class Captured:
 
     Attributes:
       encoder: What reads the queries.
-      layers: [L] hidden-state indices, ascending.
-      poolings: [P] names.
+      selection: What is captured.
       rows: Outcomes in the order of the passes.
       ids: [N] query ids in that order.
       queries: [N] texts in that order. The first block is a sample, every so many-th row in order
@@ -45,8 +45,7 @@ class Captured:
     """
 
     encoder: Encoder
-    layers: tuple[int, ...]
-    poolings: tuple[str, ...]
+    selection: Selection
     rows: AlignedOutcomes
     ids: tuple[str, ...]
     queries: tuple[str, ...]
@@ -57,8 +56,7 @@ class Captured:
         cls,
         encoder: Encoder,
         data: "RoutingDataset",
-        layers: str | Sequence[int],
-        poolings: Sequence[str],
+        selection: Selection,
         batch_tokens: int | None = None,
     ) -> "Captured":
         """Measures every prompt and chooses the shapes; nothing is captured yet.
@@ -73,14 +71,13 @@ class Captured:
                 f"probing without a store runs in one process, on all devices of its machine; this "
                 f"job has {jax.process_count()}: extract a store with all of them and probe that"
             )
-        job = prepare(encoder, data, layers, poolings, "float32", batch_tokens)
-        layers, poolings = tuple(job.identity["layers"]), tuple(job.identity["poolings"])
+        job = prepare(encoder, data, selection, "float32", batch_tokens)
         n_rows = len(job.rows.ids)
         median = float(np.median(job.rows.n_tokens_N)) - len(job.plan.prefix)
         bucket = job.plan.buckets[int(np.searchsorted(job.plan.buckets, median))]
         # Nothing is stored: a block may be as large as a full batch, which keeps the devices busy.
         block_rows = max(
-            rows_per_block(len(layers), len(poolings), encoder.width, "float32"),
+            rows_per_block(*selection.shape, encoder.width, "float32"),
             job.plan.batch_tokens // bucket,
         )
         block_rows = min(block_rows, n_rows)
@@ -90,8 +87,7 @@ class Captured:
         chosen_N = np.array([row_of[job.rows.ids[n]] for n in order_N])
         return cls(
             encoder,
-            layers,
-            poolings,
+            selection,
             AlignedOutcomes(
                 np.ones(n_rows, np.float32), data.correct_NM[chosen_N], tuple(data.targets)
             ),
@@ -106,14 +102,9 @@ class Captured:
         return self.plan.block_rows
 
     @property
-    def n_sites(self) -> int:
-        """L x P."""
-        return len(self.layers) * len(self.poolings)
-
-    @property
     def sites_per_device(self) -> int:
         """Sites on each device; the last device may hold some that are always 0."""
-        return -(-self.n_sites // self.encoder.mesh.size)
+        return -(-self.selection.n_sites // self.encoder.mesh.size)
 
     def blocks(self, what: str) -> Iterator[tuple[jax.Array, np.ndarray, np.ndarray]]:
         """One pass: prefills every query.
@@ -139,8 +130,7 @@ class Captured:
             self.plan,
             lambda block: self.queries[block * R : (block + 1) * R],
             range(-(-n_rows // R)),
-            self.layers,
-            self.poolings,
+            self.selection,
             self.plan.buckets,
         )
         with resume.progress_bar(n_rows, 0, "queries", what) as bar:
@@ -174,19 +164,19 @@ class Captured:
 
     def by_cell(self, value_S: jax.Array | np.ndarray) -> np.ndarray:
         """[L, P, ...] on the host from [S, ...]."""
-        shape = (len(self.layers), len(self.poolings))
-        return np.array(value_S[: self.n_sites]).reshape(*shape, *value_S.shape[1:])
+        value_S = np.array(value_S[: self.selection.n_sites])
+        return value_S.reshape(*self.selection.shape, *value_S.shape[1:])
 
     def _refuse_infinite(self, checked: tuple[int, jax.Array] | None) -> None:
         if checked is None:
             return
-        block, finite_SR = checked
-        finite_LPR = self.by_cell(finite_SR)
-        if not finite_LPR.all():
-            layer, pooling, row = (int(axis[0]) for axis in np.nonzero(~finite_LPR))
+        block, finite_SR = checked[0], np.asarray(checked[1])[: self.selection.n_sites]
+        if not finite_SR.all():
+            i, row = (int(axis[0]) for axis in np.nonzero(~finite_SR))
+            layer, pooling = self.selection.sites[i]
             raise FloatingPointError(
                 f"query {self.ids[block * self.block_rows + row]!r} has a non-finite activation at "
-                f"hidden state {self.layers[layer]}, pooling {self.poolings[pooling]!r}. Try "
+                f"hidden state {layer}, pooling {pooling!r}. Try "
                 f"--compute_dtype=float32; if it persists, the encoder's weights are damaged"
             )
 

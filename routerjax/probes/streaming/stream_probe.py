@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from routerjax.encoder.encoder import Encoder
-from routerjax.encoder.selection import ALL
+from routerjax.encoder.selection import ALL, Selection
 from routerjax.features.moments import moments_of, sums_of
 from routerjax.features.pca import Axes
 from routerjax.features.projected import observed_patterns, projected_of, projected_sums
@@ -85,7 +85,8 @@ def probe_stream(
     """
     _check_sketch(sketch, pca, encoder.width)
     data = draw_sample(data, n_probe, seed)
-    captured = Captured.prepare(encoder, data, layers, poolings, batch_tokens)
+    selection = Selection.of(layers, poolings, encoder.n_states)
+    captured = Captured.prepare(encoder, data, selection, batch_tokens)
     width = components(pca_dim, shrinkage, captured.rows, encoder.width) if pca else 0
     if not pca:
         if captured.rows.n_used < 2:
@@ -99,7 +100,7 @@ def probe_stream(
         numbers |= _second_pass(captured, axes, shrinkage, width)
     tables = {name: captured.by_cell(value_S) for name, value_S in numbers.items()}
     constant_LP = tables.pop("constant")
-    table = make_table(captured.layers, captured.poolings, captured.rows, tables, constant_LP)
+    table = make_table(selection, captured.rows, tables, constant_LP)
     return table if sketch is None else _sketched_table(table, sketch)
 
 

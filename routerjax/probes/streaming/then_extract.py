@@ -11,7 +11,7 @@ from routerjax.data.groups import numbered
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extraction.extract import extract
 from routerjax.encoder.extraction.plan import identity_of
-from routerjax.encoder.selection import ALL
+from routerjax.encoder.selection import ALL, Selection
 from routerjax.probes.streaming.stream_probe import draw_sample, probe_stream
 from routerjax.probes.table import DEFAULT, ProbeTable
 from routerjax.runtime.files import Folder, digest
@@ -70,10 +70,11 @@ def probe_then_extract(
       resume.Stopped: SIGTERM came; a probe starts again, a store goes on.
     """
     sample = draw_sample(data, n_probe, seed)
-    identity = identity_of(encoder, sample, layers, poolings, "float32")
-    if not 1 <= keep <= len(identity["layers"]):
+    selection = Selection.of(layers, poolings, encoder.n_states)
+    identity = identity_of(encoder, sample, selection, "float32")
+    if not 1 <= keep <= len(selection.layers):
         raise ValueError(
-            f"keep (--then_extract): expected 1 to {len(identity['layers'])} hidden states, "
+            f"keep (--then_extract): expected 1 to {len(selection.layers)} hidden states, "
             f"got {keep}"
         )
     settings = {

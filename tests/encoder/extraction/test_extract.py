@@ -22,6 +22,7 @@ from routerjax.encoder.extraction import extract as extract_module
 from routerjax.encoder.extraction.estimate import estimate
 from routerjax.encoder.extraction.extract import extract
 from routerjax.encoder.extraction.plan import prepare
+from routerjax.encoder.selection import Selection
 from routerjax.runtime import resume
 from routerjax.store.store import ActivationStore
 
@@ -240,7 +241,8 @@ def test_a_full_disk_stops_it_and_the_store_resumes(encoder, tiny_data, whole, t
     """No file of this process may grow past 60 kB for a while: a shard is larger."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    prepare(encoder, tiny_data)
+    selection = Selection.of("all", ("last", "mean"), encoder.n_states)
+    prepare(encoder, tiny_data, selection, "float16")
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
     try:
         with pytest.raises(OSError, match="cannot write"):

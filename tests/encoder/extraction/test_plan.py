@@ -7,6 +7,7 @@ import pytest
 
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extraction import plan
+from routerjax.encoder.selection import Selection
 
 
 @pytest.mark.parametrize(
@@ -21,4 +22,9 @@ def test_a_query_that_cannot_be_read_is_named_by_its_id(
     some = tiny_data.select(np.arange(7))
     some = dataclasses.replace(some, ids=(*some.ids[:6], "odd"), queries=(*some.queries[:6], query))
     with pytest.raises(ValueError, match=message):
-        plan.prepare(Encoder.from_pretrained(tiny_encoder_folder), some)
+        plan.prepare(
+            Encoder.from_pretrained(tiny_encoder_folder),
+            some,
+            Selection((0,), ("mean",)),
+            "float32",
+        )

@@ -13,6 +13,7 @@ from routerjax.encoder.capture import Graph, capture
 from routerjax.encoder.families.config import FULL_ATTENTION, NO_ROPE
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.families.rope import DynamicRope, LinearRope, LongRope, Rope, YarnRope
+from routerjax.encoder.selection import Selection
 from tests.encoder import tiny_models as models
 
 
@@ -375,8 +376,7 @@ def test_a_rotation_that_follows_the_length_is_that_of_the_row_alone(name):
             Graph(encoder.graphdef),
             encoder.params,
             *batch,
-            layers=(0, 1, 2),
-            poolings=("last", "mean"),
+            selection=Selection((0, 1, 2), ("last", "mean")),
         )
 
     together = run(tokens_BT, lengths_B)

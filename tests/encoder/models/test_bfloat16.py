@@ -10,6 +10,7 @@ from routerjax.encoder.capture import Graph, capture
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.models import bfloat16
 from routerjax.encoder.prefill import Prefill
+from routerjax.encoder.selection import Selection
 from routerjax.encoder.weights.loading import make_model
 from routerjax.runtime.devices import make_mesh
 from tests.encoder import tiny_models as models
@@ -32,7 +33,7 @@ def batch(lengths=(7, 3)):
 
 def lowered(model, weights):
     layers = (0, 8)
-    return capture.lower(Graph(model[0]), weights, *batch(), layers=layers, poolings=("mean",))
+    return capture.lower(Graph(model[0]), weights, *batch(), selection=Selection(layers, ("mean",)))
 
 
 @pytest.mark.parametrize("name", ["bert", "qwen3", "qwen3_moe"])
@@ -44,7 +45,7 @@ def test_no_batch_makes_a_second_form_of_all_weights(name, dtype, monkeypatch):
     stacks = sum(x.nbytes for x in jax.tree.leaves(model[1]["blocks"]))
     assert stacks > 2**21
     reader = Prefill(model, 8, make_mesh("data:1"), models.CPU)
-    reader.compile([(2, 7)], (0, 8), ("mean",), ())
+    reader.compile([(2, 7)], Selection((0, 8), ("mean",)), ())
     (program,) = reader._programs.values()
     # Of a block at a time: what is indexed is copied, and of a product of float16 widened.
     assert program.memory_analysis().temp_size_in_bytes < 0.3 * stacks
@@ -52,7 +53,7 @@ def test_no_batch_makes_a_second_form_of_all_weights(name, dtype, monkeypatch):
 
 def test_states_are_the_same_from_bits():
     model = wide("qwen3_moe", jnp.bfloat16)
-    options = {"layers": tuple(range(9)), "poolings": ("last", "mean")}
+    options = {"selection": Selection(tuple(range(9)), ("last", "mean"))}
     of_bits, of_numbers = (
         capture(Graph(model[0]), weights, *batch(), **options)
         for weights in (bfloat16.bits_of_stacks(model[1]), model[1])

@@ -11,6 +11,7 @@ from flax import nnx
 from routerjax.encoder.capture import Graph, capture
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.models.attention import attend, attend_cudnn, cudnn_is_legal
+from routerjax.encoder.selection import Selection
 from routerjax.encoder.weights.loading import make_model
 from routerjax.runtime.tuning import Tuning
 from tests.encoder import tiny_models as models
@@ -78,7 +79,7 @@ def temporary_bytes(name, T):
     )
     shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, T), (1,), (1, 2))]
     program = capture.trace(
-        Graph(graphdef), params, *shapes, layers=(0, 1, 2), poolings=("last", "mean")
+        Graph(graphdef), params, *shapes, selection=Selection((0, 1, 2), ("last", "mean"))
     )
     return program.lower().compile().memory_analysis().temp_size_in_bytes
 

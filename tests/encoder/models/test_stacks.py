@@ -17,6 +17,7 @@ from routerjax.encoder.capture import Graph, capture
 from routerjax.encoder.families.config import BlockKind
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.models import decoder
+from routerjax.encoder.selection import Selection
 from routerjax.encoder.weights.loading import make_model
 from tests.encoder import tiny_models as models
 
@@ -42,7 +43,7 @@ def further_kinds(monkeypatch):
 def run(encoder, batch, layers):
     poolings = ("last", "mean")
     return capture(
-        Graph(encoder.graphdef), encoder.params, *batch, layers=layers, poolings=poolings
+        Graph(encoder.graphdef), encoder.params, *batch, selection=Selection(layers, poolings)
     )
 
 
@@ -104,7 +105,7 @@ def trace(n_layers, kinds, depth):
     )
     shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((2, 8), (2,), (2, 2))]
     layers = tuple(range(depth + 1))
-    return capture.trace(Graph(graphdef), params, *shapes, layers=layers, poolings=("last",))
+    return capture.trace(Graph(graphdef), params, *shapes, selection=Selection(layers, ("last",)))
 
 
 @pytest.mark.parametrize("group", [(PLAIN,), (NARROW, NARROW, NARROW, PLAIN)])

@@ -16,6 +16,7 @@ from routerjax.encoder.capture import Graph, capture
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.families.config import BlockKind, EncoderConfig
 from routerjax.encoder.families.rope import Rope
+from routerjax.encoder.selection import Selection
 from routerjax.encoder.weights import meshes
 from routerjax.encoder.weights.loading import load_weights, make_model, param_shapes
 from routerjax.encoder.weights.sharding import bytes_per_device, legal_splits, param_specs
@@ -80,7 +81,9 @@ def states(config, spec):
     batch = jax.device_put((tokens_BT, lengths_B, spans_B2), by_rows(mesh))
     with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext():
         return np.asarray(
-            capture(Graph(graphdef), state, *batch, layers=(0, 1, 2), poolings=("last", "mean"))
+            capture(
+                Graph(graphdef), state, *batch, selection=Selection((0, 1, 2), ("last", "mean"))
+            )
         )
 
 
@@ -164,7 +167,7 @@ def test_devices_of_a_split_hybrid_exchange_sums_alone(name):
     with jax.set_mesh(mesh):
         lowered = capture.lower(
             Graph(graphdef), params, *jax.device_put(batch, by_rows(mesh)),
-            layers=tuple(range(config.n_states)), poolings=("last",),
+            selection=Selection(tuple(range(config.n_states)), ("last",)),
         )  # fmt: skip
         text = lowered.compile().as_text()
     exchanges = re.findall(r" (all-[a-z]+|collective-[a-z]+|reduce-scatter)(?:-start)?\(", text)
@@ -195,9 +198,9 @@ def test_hybrids_and_sinks_loaded_into_shards_capture_the_same(name, spec):
         layers = tuple(range(config.n_states))
         with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext():
             placed = jax.device_put(batch, by_rows(mesh))
-            held.append(np.asarray(
-                capture(Graph(graphdef), params, *placed, layers=layers, poolings=("last", "mean"))
-            ))  # fmt: skip
+            selection = Selection(layers, ("last", "mean"))
+            h_LPBD = capture(Graph(graphdef), params, *placed, selection=selection)
+            held.append(np.asarray(h_LPBD))
     alone, split = held
     error = np.abs(split - alone).max(axis=(1, 2, 3))
     assert (error <= 1e-5 * np.abs(alone).max(axis=(1, 2, 3))).all(), error

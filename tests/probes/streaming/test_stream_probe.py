@@ -19,6 +19,7 @@ from routerjax.data.readers import write_dataset
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extraction.extract import extract
 from routerjax.encoder.extraction.plan import identity_of
+from routerjax.encoder.selection import Selection
 from routerjax.features.moments import sums_of
 from routerjax.probes.probe import probe
 from routerjax.probes.streaming import sketched, stream_probe, then_extract, totals
@@ -150,7 +151,7 @@ def test_memory_does_not_grow_with_the_queries(encoder, tiny_data, monkeypatch):
 def test_batches_are_full_where_blocks_of_a_store_would_be_small(encoder, data, monkeypatch):
     monkeypatch.setattr("routerjax.encoder.extraction.plan.rows_per_block", lambda *_: 5)
     monkeypatch.setattr("routerjax.probes.streaming.captured.rows_per_block", lambda *_: 5)
-    found = Captured.prepare(encoder, data, "all", ("last",), batch_tokens=640)
+    found = Captured.prepare(encoder, data, Selection.of("all", ("last",), encoder.n_states), 640)
     taken = [found.plan.batch_rows(bucket) * bucket for bucket in found.plan.buckets]
     assert found.block_rows > 5 and max(taken) > 640 / 2
 
@@ -310,9 +311,7 @@ def test_the_budget_is_half_of_what_the_fullest_device_has_left():
             mesh=types.SimpleNamespace(devices=np.array(devices)), n_devices=2, width=64
         ),
         sites_per_device=3,
-        n_sites=6,
-        layers=(0, 1, 2),
-        poolings=("last", "mean"),
+        selection=Selection((0, 1, 2), ("last", "mean")),
     )
     check_budget(captured, lambda *_: (900, 300), None, 0, None)
     with pytest.raises(ValueError, match="half of what is free") as caught:
@@ -358,7 +357,9 @@ def test_a_sample_then_only_the_best_hidden_states(
     np.testing.assert_allclose(table.mean_over_targets(), expected.mean_over_targets(), rtol=1e-5)
     with pytest.MonkeyPatch.context() as patch:
         # The same weights, found elsewhere.
-        moved = identity_of(encoder, sample, "all", ("last", "mean"), "float32")
+        moved = identity_of(
+            encoder, sample, Selection.of("all", ("last", "mean"), encoder.n_states), "float32"
+        )
         moved |= {"encoder_id": "elsewhere", "revision": "main"}
         patch.setattr(then_extract, "identity_of", lambda *_: moved)
         probe_then_extract(encoder, data, *places, **job)
@@ -411,9 +412,9 @@ def test_sigterm_ends_it_and_says_that_nothing_is_kept(encoder, data, monkeypatc
 def test_an_activation_that_is_not_finite_is_named(encoder, data, monkeypatch):
     forward, calls = Encoder.forward, []
 
-    def spoil(self, batch, layers, poolings, prefix):
+    def spoil(self, batch, selection, prefix):
         calls.append(batch)
-        h_LPBD = forward(self, batch, layers, poolings, prefix)
+        h_LPBD = forward(self, batch, selection, prefix)
         return h_LPBD.at[2, 1, 0, 5].set(jnp.inf) if len(calls) == 20 else h_LPBD
 
     monkeypatch.setattr(Encoder, "forward", spoil)
