@@ -5,7 +5,7 @@ the parameters that the model has. The layout follows from the leaf: a kernel is
 weight, everything else the weight as it is. Where several of our modules name one of theirs, its
 rows (its outputs) are theirs one after the other, in the table's order; `interleave` says in how
 many rounds they alternate. Experts lie otherwise (ExpertTensor), and in several layouts: of a
-family's tables, that one counts of which a checkpoint has the most keys.
+family's tables, that one is used of which a checkpoint has the most keys.
 """
 
 from typing import NamedTuple
@@ -164,31 +164,19 @@ _QWEN3_NEXT = _QWEN3_5_MOE | {
     "blocks/deltanet/beta": f"{_LINEAR}.in_proj_ba",
     "blocks/deltanet/decay": f"{_LINEAR}.in_proj_ba",
 }
-KEY_TABLES: dict[str, tuple[Table, ...]] = {
-    "bert": (_BERT,),
-    "gemma2": (_POST_NORMS,),
-    "gemma3": (_POST_NORMS,),
-    "gpt_oss": (_GPT_OSS, _GPT_OSS_PACKED),
-    "granite": (_DECODER,),
-    "llama": (_DECODER,),
-    "ministral": (_DECODER,),
-    "ministral3": (_DECODER,),
-    "mistral": (_DECODER,),
-    "mixtral": (_MIXTRAL, _MIXTRAL | _FUSED_EXPERTS),
-    "modernbert": (_MODERNBERT,),
-    "olmo2": (_POST_NORMS,),
-    "olmo3": (_POST_NORMS,),
-    "phi3": (_PHI3,),
-    "qwen2": (_DECODER,),
-    "qwen3": (_DECODER,),
-    "qwen3_5": (_DECODER | _HYBRID,),
-    "qwen3_5_moe": (_QWEN3_5_MOE, _QWEN3_5_MOE | _FUSED_EXPERTS),
-    "qwen3_moe": (_QWEN_EXPERTS, _QWEN_EXPERTS | _FUSED_EXPERTS),
-    "qwen3_next": (_QWEN3_NEXT, _QWEN3_NEXT | _FUSED_EXPERTS),
-    "roberta": (_BERT,),
-    "smollm3": (_DECODER,),
-    "xlm-roberta": (_BERT,),
-}
+
+# The layouts of each kind of checkpoint, for registry.FAMILIES.
+BERT = (_BERT,)
+DECODER = (_DECODER,)
+GPT_OSS = (_GPT_OSS, _GPT_OSS_PACKED)
+HYBRID = (_DECODER | _HYBRID,)
+MIXTRAL = (_MIXTRAL, _MIXTRAL | _FUSED_EXPERTS)
+MODERNBERT = (_MODERNBERT,)
+PHI3 = (_PHI3,)
+POST_NORMS = (_POST_NORMS,)
+QWEN3_5_MOE = (_QWEN3_5_MOE, _QWEN3_5_MOE | _FUSED_EXPERTS)
+QWEN3_NEXT = (_QWEN3_NEXT, _QWEN3_NEXT | _FUSED_EXPERTS)
+QWEN_EXPERTS = (_QWEN_EXPERTS, _QWEN_EXPERTS | _FUSED_EXPERTS)
 
 
 def interleave(config: EncoderConfig, theirs: str) -> int:

@@ -1,25 +1,10 @@
-"""What each family is: one reader a family, from a Hugging Face config.json to EncoderConfig."""
+"""FAMILIES: of each family how its config.json is read, and where its parameters lie."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-from routerjax.encoder.families import bidirectional, hybrids, mixtures
+from routerjax.encoder.families import bidirectional, dense, hybrids, key_tables, mixtures
 from routerjax.encoder.families.config import EncoderConfig
-from routerjax.encoder.families.dense import (
-    gemma2,
-    gemma3,
-    granite,
-    llama,
-    ministral,
-    ministral3,
-    mistral,
-    olmo2,
-    olmo3,
-    phi3,
-    qwen2,
-    qwen3,
-    smollm3,
-)
 from routerjax.encoder.families.fields import Fields, text_config
 
 
@@ -36,9 +21,9 @@ def check_family(raw: dict[str, Any], source: str = "config.json") -> str:
     """
     name = text_config(raw).get("model_type")
     family = _TEXT_TOWERS.get(str(name), str(name))
-    if family not in READERS:
+    if family not in FAMILIES:
         raise ValueError(
-            f"{source}: model_type is {name!r}; supported are {', '.join(sorted(READERS))}. "
+            f"{source}: model_type is {name!r}; supported are {', '.join(sorted(FAMILIES))}. "
             f"A family is added in routerjax/encoder/families/ (what it is) and "
             f"routerjax/encoder/families/key_tables.py (its key table); BUILD_NOTES.md says how"
         )
@@ -63,33 +48,40 @@ def read_config(raw: dict[str, Any], source: str = "config.json") -> EncoderConf
       ValueError: An unknown family, a missing field, a variant this project does not compute.
     """
     family = check_family(raw, source)
-    return READERS[family](family, Fields(text_config(raw), source))
+    return FAMILIES[family].read(family, Fields(text_config(raw), source))
 
 
-READERS: dict[str, Callable[[str, Fields], EncoderConfig]] = {
-    "bert": bidirectional.bert,
-    "gemma2": gemma2,
-    "gemma3": gemma3,
-    "gpt_oss": mixtures.gpt_oss,
-    "granite": granite,
-    "llama": llama,
-    "ministral": ministral,
-    "ministral3": ministral3,
-    "mistral": mistral,
-    "mixtral": mixtures.mixtral,
-    "modernbert": bidirectional.modernbert,
-    "olmo2": olmo2,
-    "olmo3": olmo3,
-    "phi3": phi3,
-    "qwen2": qwen2,
-    "qwen3": qwen3,
-    "qwen3_5": hybrids.qwen3_5,
-    "qwen3_5_moe": hybrids.qwen3_5_moe,
-    "qwen3_moe": mixtures.qwen3_moe,
-    "qwen3_next": hybrids.qwen3_next,
-    "roberta": bidirectional.roberta,
-    "smollm3": smollm3,
-    "xlm-roberta": bidirectional.roberta,
+class Family(NamedTuple):
+    """How a family's config.json is read (from its name and fields), and its key tables."""
+
+    read: Callable[[str, Fields], EncoderConfig]
+    tables: tuple[key_tables.Table, ...]
+
+
+FAMILIES: dict[str, Family] = {
+    "bert": Family(bidirectional.bert, key_tables.BERT),
+    "gemma2": Family(dense.gemma2, key_tables.POST_NORMS),
+    "gemma3": Family(dense.gemma3, key_tables.POST_NORMS),
+    "gpt_oss": Family(mixtures.gpt_oss, key_tables.GPT_OSS),
+    "granite": Family(dense.granite, key_tables.DECODER),
+    "llama": Family(dense.llama, key_tables.DECODER),
+    "ministral": Family(dense.ministral, key_tables.DECODER),
+    "ministral3": Family(dense.ministral3, key_tables.DECODER),
+    "mistral": Family(dense.mistral, key_tables.DECODER),
+    "mixtral": Family(mixtures.mixtral, key_tables.MIXTRAL),
+    "modernbert": Family(bidirectional.modernbert, key_tables.MODERNBERT),
+    "olmo2": Family(dense.olmo2, key_tables.POST_NORMS),
+    "olmo3": Family(dense.olmo3, key_tables.POST_NORMS),
+    "phi3": Family(dense.phi3, key_tables.PHI3),
+    "qwen2": Family(dense.qwen2, key_tables.DECODER),
+    "qwen3": Family(dense.qwen3, key_tables.DECODER),
+    "qwen3_5": Family(hybrids.qwen3_5, key_tables.HYBRID),
+    "qwen3_5_moe": Family(hybrids.qwen3_5_moe, key_tables.QWEN3_5_MOE),
+    "qwen3_moe": Family(mixtures.qwen3_moe, key_tables.QWEN_EXPERTS),
+    "qwen3_next": Family(hybrids.qwen3_next, key_tables.QWEN3_NEXT),
+    "roberta": Family(bidirectional.roberta, key_tables.BERT),
+    "smollm3": Family(dense.smollm3, key_tables.DECODER),
+    "xlm-roberta": Family(bidirectional.roberta, key_tables.BERT),
 }
 
 # Multimodal configs name their text tower by a model_type of its own.

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from routerjax.encoder.families.config import EncoderConfig
-from routerjax.encoder.families.key_tables import KEY_TABLES, ExpertTensor, Table, interleave
+from routerjax.encoder.families.key_tables import ExpertTensor, Table, interleave
+from routerjax.encoder.families.registry import FAMILIES
 from routerjax.encoder.weights import mxfp4
 from routerjax.encoder.weights.sharding import Path
 
@@ -81,7 +82,7 @@ def resolve(
     Raises:
       ValueError: Keys are missing, unexpected or of another shape: all of them in one list.
     """
-    tables = KEY_TABLES[config.family]
+    tables = FAMILIES[config.family].tables
     prefix = next((p for p in _PREFIXES if f"{p}{tables[0]['embed']}.weight" in result), "")
     table = max(tables, key=lambda table: _n_found(table, prefix, config.n_layers, result))
     sources, faults = [], []

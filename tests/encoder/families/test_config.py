@@ -6,8 +6,7 @@ import json
 import pytest
 
 from routerjax.encoder.families.config import FULL_ATTENTION, EncoderConfig
-from routerjax.encoder.families.key_tables import KEY_TABLES
-from routerjax.encoder.families.registry import read_config
+from routerjax.encoder.families.registry import FAMILIES, read_config
 from routerjax.encoder.families.rope import Llama3Rope, Rope
 from tests.encoder import tiny_models as models
 
@@ -214,7 +213,7 @@ def test_odd_rotary_settings_are_refused():
 def test_an_unknown_family_is_named_beside_the_supported_ones(family):
     message = refusal(QWEN2, model_type=family)
     assert f"model_type is {family!r}" in message
-    assert f"supported are {', '.join(sorted(KEY_TABLES))}. " in message
+    assert f"supported are {', '.join(sorted(FAMILIES))}. " in message
     assert "routerjax/encoder/families/" in message
     assert "routerjax/encoder/families/key_tables.py" in message
 
