@@ -25,7 +25,7 @@ from routerjax.probes.measures import (
     spectrum_numbers,
     trace_numbers,
 )
-from routerjax.probes.table import ProbeTable
+from routerjax.probes.table import ProbeTable, reason_for
 from routerjax.stats import fisher
 from routerjax.store.store import ActivationStore
 
@@ -102,8 +102,7 @@ def without_spectra(table: ProbeTable, reason: str) -> ProbeTable:
     """
     nan_LP = np.full((len(table.layers), len(table.poolings)), np.nan, np.float32)
     names = [f"{name}/{space}" for name in NEED_EIGENVALUES for space in ("raw", "standardised")]
-    text = f"{', '.join(NEED_EIGENVALUES)}: {reason}"
-    everywhere = {"layer": None, "pooling": None, "target": None, "reason": text}
+    everywhere = reason_for(f"{', '.join(NEED_EIGENVALUES)}: {reason}")
     return dataclasses.replace(
         table,
         spectrum=table.spectrum | {name: nan_LP.copy() for name in names},
@@ -150,18 +149,13 @@ def make_table(
     counts_M2 = rows.class_counts_M2
     scarce_M = counts_M2.min(axis=1) < 2
     reasons: list[dict[str, Any]] = []
-
-    def explain(layer: int | None, pooling: str | None, target: str | None, reason: str) -> None:
-        cell = {"layer": layer, "pooling": pooling, "target": target, "reason": reason}
-        reasons.append(cell)
-
     for m in np.flatnonzero(scarce_M):
         wrong, correct = counts_M2[m]
         text = f"J takes two rows of each class, there are {correct} correct and {wrong} wrong"
-        explain(None, None, rows.targets[m], text)
+        reasons.append(reason_for(text, target=rows.targets[m]))
     for i, j in np.argwhere(constant_LP):
         text = f"the state is constant over all {rows.n_used} rows"
-        explain(layers[i], poolings[j], None, text)
+        reasons.append(reason_for(text, layers[i], poolings[j]))
     for name, table in tables.items():
         if name != "anisotropy":  # The one number that a constant state has.
             table[constant_LP] = np.nan
@@ -172,7 +166,7 @@ def make_table(
         for cell in np.argwhere(unexplained):
             text = f"{name}: {_why(name, float(table[tuple(cell)]))}"
             target = rows.targets[cell[2]] if len(cell) == 3 else None
-            explain(layers[cell[0]], poolings[cell[1]], target, text)
+            reasons.append(reason_for(text, layers[cell[0]], poolings[cell[1]], target))
         table[np.isinf(table)] = np.nan
     return ProbeTable(
         layers=layers,

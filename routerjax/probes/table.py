@@ -156,6 +156,13 @@ class ProbeTable:
         )
 
 
+def reason_for(
+    text: str, layer: int | None = None, pooling: str | None = None, target: str | None = None
+) -> dict[str, Any]:
+    """An entry of `reasons`: why numbers are missing in all cells of these."""
+    return {"layer": layer, "pooling": pooling, "target": target, "reason": text}
+
+
 def index_of(held: tuple[Any, ...], wanted: Any, argument: str) -> int:
     """The place of `wanted` among what a table holds.
 

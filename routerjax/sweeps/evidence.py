@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from routerjax.probes.table import DEFAULT
 from routerjax.stats.bootstrap import reverse_percentile
 from routerjax.stats.intervals import mean_interval
+from routerjax.sweeps.table import SweepTable
 
 # What is judged, and by what.
 PROBES = {"fisher": "J", "d_eff": "d_eff"}
@@ -23,32 +25,13 @@ _FEWEST_LAYERS = 3
 _CELL = {"auc": "cv_auc", "within_auc": "within_auc"}
 
 
-def find_evidence(
-    layers: tuple[int, ...],
-    poolings: tuple[str, ...],
-    targets: tuple[str, ...],
-    pca_dims: tuple[int, ...],
-    cells: dict[str, np.ndarray],
-    fisher_LPM: np.ndarray,
-    d_eff_LP: np.ndarray,
-    folds: dict[str, np.ndarray],
-    draws: dict[str, np.ndarray],
-    *,
-    named: bool = True,
-) -> dict[str, Any]:
+def find_evidence(table: SweepTable, *, named: bool = True) -> dict[str, Any]:
     """Spearman correlations and AUC lost, by probe, kind of AUC, pooling and target.
 
+    Both are of the widest PCA that every cell has but those of constant states.
+
     Args:
-      layers: [L] hidden-state indices.
-      poolings: [P] names.
-      targets: [M] names.
-      pca_dims: [W] widths; the evidence is at the widest that every cell but constant states has.
-      cells: "cv_auc" and "within_auc" [L, P, W, M].
-      fisher_LPM: J on all rows.
-      d_eff_LP: Effective dimensionality of all rows.
-      folds: "auc" and "within_auc" [F, L, P, W, M] of a fold's rows; "fisher" [F, L, P, M] and
-        "d_eff" [F, L, P] of all other rows.
-      draws: Bootstrap replicates "cv_auc", "within_auc" and "fisher" with [B] leading, or nothing.
+      table: Of the sweep, without evidence yet.
       named: Whether the rows name their datasets; without names nothing is within datasets.
 
     Returns:
@@ -57,9 +40,9 @@ def find_evidence(
       "low" and "high": of correlations by the bootstrap over groups, of AUC lost by Student's t
       over folds, which knows nothing of folds sharing training rows.
     """
-    w = _widest(cells["cv_auc"])
-    shape = fisher_LPM.shape
-    probes = {"fisher": fisher_LPM, "d_eff": np.broadcast_to(d_eff_LP[..., None], shape)}
+    w, folds, fisher_LPM = _widest(table.cells["cv_auc"]), table.folds, table.fisher[DEFAULT]
+    d_eff_LP1 = table.spectrum["d_eff/standardised"][..., None]
+    probes = {"fisher": fisher_LPM, "d_eff": np.broadcast_to(d_eff_LP1, fisher_LPM.shape)}
     fold_probes = {
         "fisher": folds["fisher"],
         "d_eff": np.broadcast_to(folds["d_eff"][..., None], folds["fisher"].shape),
@@ -67,14 +50,14 @@ def find_evidence(
     spearman, lost = [], []
     for probe in PROBES:
         for auc in AUCS:
-            value_LPM = cells[_CELL[auc]][:, :, w]
+            value_LPM = table.cells[_CELL[auc]][:, :, w]
             rho_PM = _spearman(probes[probe], value_LPM)
-            draws_BPM = _spearman_draws(probe, auc, w, probes[probe], draws)
+            draws_BPM = _spearman_draws(probe, auc, w, probes[probe], table.draws)
             loss_FPM = _lost(fold_probes[probe], folds[auc][:, :, :, w])
-            for j, pooling in enumerate(poolings):
-                for m in (*range(len(targets)), None):
+            for j, pooling in enumerate(table.poolings):
+                for m in (*range(len(table.targets)), None):
                     key = {"probe": probe, "auc": auc, "pooling": pooling,
-                           "target": None if m is None else targets[m]}  # fmt: skip
+                           "target": None if m is None else table.targets[m]}  # fmt: skip
                     if auc == "within_auc" and not named:
                         reason = "the rows do not name their datasets"
                         gap = {"value": None, "low": None, "high": None, "reason": reason}
@@ -83,7 +66,7 @@ def find_evidence(
                         continue
                     spearman.append(key | _correlation(rho_PM[j], draws_BPM, j, m))
                     lost.append(key | _loss(loss_FPM[:, j], m))
-    return {"pca_dim": pca_dims[w], "spearman": spearman, "lost": lost}
+    return {"pca_dim": table.pca_dims[w], "spearman": spearman, "lost": lost}
 
 
 def lines(evidence: dict[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from routerjax.data.dataset import RoutingDataset
+from routerjax.probes.table import DEFAULT, reason_for
 from routerjax.sweeps import controls as control
 from routerjax.sweeps.evaluator import SiteEvaluator
 from routerjax.sweeps.evidence import find_evidence
@@ -14,7 +15,6 @@ from routerjax.sweeps.table import SweepTable
 _CELLS = ("cv_auc", "cv_auc_low", "cv_auc_high", "within_auc", "within_auc_low", "within_auc_high",
           "seed_sd")  # fmt: skip
 _FOLDS = ("auc", "within_auc", "fisher", "d_eff")
-J = "trace/standardised"
 # J minus its mean with outcomes shuffled: J is biased upwards on few rows.
 EXCESS = "excess/standardised"
 
@@ -52,7 +52,7 @@ def merge(
         layers=layers,
         poolings=tuple(settings["poolings"]),
         targets=tuple(data.targets),
-        fisher={J: stacked["fisher"], EXCESS: stacked["fisher"] - stacked["fisher_shuffled"]},
+        fisher={DEFAULT: stacked["fisher"], EXCESS: stacked["fisher"] - stacked["fisher_shuffled"]},
         spectrum={"d_eff/standardised": stacked["d_eff"]},
         reasons=_reasons(stacked, layers, settings, data, evaluator.fold_N),
         n_queries=len(data),
@@ -79,13 +79,7 @@ def merge(
             table.controls.extend(_plain_control(name, table, data, evaluator, states, n_tokens_N))
     if "transfer" in settings["controls"] and np.isfinite(table.cells["cv_auc"]).any():
         table.transfer.update(_transfer(table, data, evaluator, states))
-    table.evidence.update(
-        find_evidence(
-            table.layers, table.poolings, table.targets, table.pca_dims, table.cells,
-            table.fisher[J], table.spectrum["d_eff/standardised"], table.folds, table.draws,
-            named=data.datasets is not None,
-        )
-    )  # fmt: skip
+    table.evidence.update(find_evidence(table, named=data.datasets is not None))
     return table
 
 
@@ -100,10 +94,6 @@ def _reasons(
     poolings, pca_dims, n_folds = settings["poolings"], settings["pca_dims"], settings["n_folds"]
     reasons: list[dict[str, Any]] = []
 
-    def explain(layer: int | None, pooling: str | None, target: str | None, text: str) -> None:
-        cell = {"layer": layer, "pooling": pooling, "target": target, "reason": text}
-        reasons.append(cell)
-
     fewest_LP = stacked["fold_n_components"].min(axis=2)
     for i, j in np.argwhere(fewest_LP < pca_dims[-1]):
         fewest = int(fewest_LP[i, j])
@@ -111,7 +101,7 @@ def _reasons(
         text = f"the training rows of a fold have {fewest} components: no width {lost}"
         if fewest == 0:
             text = "the state is constant over the training rows of a fold"
-        explain(layers[i], poolings[j], None, text)
+        reasons.append(reason_for(text, layers[i], poolings[j]))
     available_LPW = fewest_LP[:, :, None] >= np.array(pca_dims)[None, None]
     n_folds_LPWM, both_M = stacked["n_folds"], _folds_of_both(data.correct_NM, fold_N, n_folds)
     for m, target in enumerate(data.targets):
@@ -124,15 +114,15 @@ def _reasons(
                 f"class ({n_right} correct and {n_wrong} wrong in all): "
                 + ("no AUC" if at_best == 0 else "the mean is over the others")
             )
-            explain(None, None, target, text)
+            reasons.append(reason_for(text, target=target))
         for i, j in np.argwhere(((n_LPW < at_best) & available_LPW).any(axis=2)):
             text = "all scores of a fold are equal: no AUC there"
-            explain(layers[i], poolings[j], target, text)
+            reasons.append(reason_for(text, layers[i], poolings[j], target))
         unsolved_LPW = (stacked["n_unsolved"][..., m] > 0) & available_LPW
         for i, j, w in np.argwhere(unsolved_LPW):
             count = int(stacked["n_unsolved"][i, j, w, m])
             text = f"width {pca_dims[w]}: not converged to the tolerance in {count} folds"
-            explain(layers[i], poolings[j], target, text)
+            reasons.append(reason_for(text, layers[i], poolings[j], target))
     return reasons
 
 

@@ -1,5 +1,7 @@
 """Evidence: correlations against scipy's definition, choices from disjoint folds, gaps named."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -24,10 +26,12 @@ def world(auc_LPWM, fisher_LPM, d_eff_LP=None, fold_noise=0.0, draws=0, seed=0, 
     if draws:
         replicates = {name: around(auc_LPWM, draws, 0.01) for name in ("cv_auc", "within_auc")}
         replicates["fisher"] = around(fisher_LPM, draws, 0.01)
-    return evidence.find_evidence(
-        LAYERS, POOLINGS, TARGETS, DIMS, cells, fisher_LPM.astype(np.float32),
-        d_eff_LP.astype(np.float32), folds, replicates, named=named,
+    table = types.SimpleNamespace(
+        layers=LAYERS, poolings=POOLINGS, targets=TARGETS, pca_dims=DIMS, cells=cells, folds=folds,
+        fisher={"trace/standardised": fisher_LPM.astype(np.float32)},
+        spectrum={"d_eff/standardised": d_eff_LP.astype(np.float32)}, draws=replicates,
     )  # fmt: skip
+    return evidence.find_evidence(table, named=named)
 
 
 def row(found, kind, target, probe="fisher", auc="auc", pooling="last"):

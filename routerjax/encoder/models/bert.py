@@ -33,7 +33,9 @@ class BertBlock(nnx.Module):
         q, k, v = (
             project(x_BTD).reshape(B, T, self.n_heads, -1) for project in (self.q, self.k, self.v)
         )
-        mixed_BTHE = attend(q, k, v, lengths_B, self.q.precision, self.tuning, bidirectional=True)
+        mixed_BTHE = attend(
+            q, k, v, lengths_B, precision=self.q.precision, tuning=self.tuning, bidirectional=True
+        )
         mixed_BTD = mixed_BTHE.reshape(B, T, D)
         x_BTD = self.attention_norm(x_BTD + self.o(mixed_BTD))
         return self.ffn_norm(x_BTD + self.down(ACTIVATIONS[self.activation](self.up(x_BTD))))

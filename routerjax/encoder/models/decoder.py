@@ -86,21 +86,14 @@ class Attention(nnx.Module):
         after = k_BTGE, v_BTGE
         k_BSGE, v_BSGE = after if before is None else map(_continued, before, after)
         if self.tuning.cudnn:
-            x_BTHE = attend_cudnn(q_BTHE, k_BSGE, v_BSGE, place.lengths_B, c.query_scale)
+            x_BTHE = attend_cudnn(q_BTHE, k_BSGE, v_BSGE, place.lengths_B, scale=c.query_scale)
         else:
             x_BTHE = attend(
-                q_BTHE,
-                k_BSGE,
-                v_BSGE,
-                place.lengths_B,
-                self.q.precision,
-                self.tuning,
-                bidirectional=place.bidirectional,
-                window=place.window,
-                scale=c.query_scale,
-                soft_cap=c.soft_cap,
+                q_BTHE, k_BSGE, v_BSGE, place.lengths_B, precision=self.q.precision,
+                tuning=self.tuning, bidirectional=place.bidirectional, window=place.window,
+                scale=c.query_scale, soft_cap=c.soft_cap,
                 sinks_H=self.sinks[...] if c.sinks else None,
-            )
+            )  # fmt: skip
         mixed = x_BTHE.reshape(B, T, -1)
         if c.output_gate:
             mixed = mixed * jax.nn.sigmoid(self.gate(x_BTD))

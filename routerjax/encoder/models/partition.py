@@ -21,9 +21,9 @@ def attend(
     k_BSGE: jax.Array,
     v_BSGE: jax.Array,
     lengths_B: jax.Array,
+    *,
     precision: jax.lax.Precision,
     tuning: Tuning,
-    *,
     window: jax.Array | int | None = None,
     sinks_H: jax.Array | None = None,
     **options: Any,
@@ -48,10 +48,7 @@ def attend_cudnn(
     lengths_B: jax.Array,
     scale: float | None = None,
 ) -> jax.Array:
-    """`attention.attend_cudnn`, split alike.
-
-    Args and returns: As of `attention.attend_cudnn`.
-    """
+    """`attention.attend_cudnn`, split alike."""
 
     def local(q, k, v, lengths_B, window, sinks_H):
         del window, sinks_H
