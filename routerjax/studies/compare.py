@@ -2,13 +2,14 @@
 
 A router that chooses by outcomes looks best on the rows it chose by. Here every choice, every PCA,
 every trunk and every calibration is made anew on the training rows of each outer fold, and judged
-on the fold's own rows, which nothing has seen. The rows of all folds together give one estimate
-a contestant.
+on the fold's own rows, which no training saw. The rows of all folds together give one estimate for
+each contestant.
 
-Difficulty, or only the name of the dataset? Beside the AUC within datasets stands that of the same
-contestant trained on outcomes shuffled within each dataset (judged on the real ones): it can learn
-what a dataset looks like and nothing else. Only where the one's interval lies above the other's is
-difficulty claimed. With `dataset_folds` everything is done once more with folds of whole datasets.
+A contestant may have learnt the difficulty of queries, or only the names of datasets. A control
+tells: the same contestant trained on outcomes that are shuffled within each dataset, and judged on
+the real ones, can learn what a dataset looks like and nothing else. A contestant claims difficulty
+only where the interval of its AUC within datasets lies above that of its control. With
+`dataset_folds` everything is done once more with folds of whole datasets.
 """
 
 from collections.abc import Mapping
@@ -57,13 +58,13 @@ def compare(
     The intervals are those of a bootstrap over groups of queries (`stats.bootstrap`), the same
     draws for all contestants; nothing is fitted again in a draw. As reverse percentiles they take
     off the bias that the draws show: noise adds to an ECE, whose interval may lie below its value.
-    How another training seed would move the estimates stands apart as `seed_sd`.
+    `seed_sd` says how far another training seed moves the estimates.
 
     Args:
       stores: The hidden states; several are joined by query id.
       data: The rows.
-      contestants: Recipes or plans (a router is fitted with each) and baselines, by name; the first
-        is what the others are compared with.
+      contestants: Recipes or router specs (a router is fitted with each) and baselines, by name;
+        the others are compared with the first.
       config: The ensemble and its training; by default as published. A further seed shifts the
         members' seeds and that of the validation split.
       n_folds: Outer folds, of whole groups, the same for all contestants and seeds.
@@ -79,14 +80,14 @@ def compare(
 
     Returns:
       JSON values. `contestants[i]` has for each of METRICS {"value", "low", "high", "seed_sd",
-      "by_seed"} and in `difference` the same of what it has more than the first; None where there
-      is no number. Beside them `auc` by target (None where the contestant estimates no
-      probabilities), `ece_floor`, `saving` (the accuracies that go with `cost_save`),
-      `per_dataset`, `frontier` as (cost, accuracy, low, high) of the tolerance policy's settings,
-      and `choices` by seed and fold. `cost_basis` says whether costs are of "recorded" lengths of
-      answers or of "assumed" ones (None without prices). `control` is the within-dataset AUC of
-      the shuffled training (None where nobody learns), `claims_difficulty` whether the contestant's
-      own interval lies above its; `left_out` has LEFT_OUT on datasets not trained on.
+      "by_seed"} and in `difference` the same of its lead over the first; None where there is no
+      number. Beside them `auc` by target (None where the contestant estimates no probabilities),
+      `ece_floor`, `saving` (the accuracies that go with `cost_save`), `per_dataset`, `frontier` as
+      (cost, accuracy, low, high) of the tolerance policy's settings, and `choices` by seed and
+      fold. `control` is the within-dataset AUC of the shuffled training (None for contestants that
+      do not learn), `claims_difficulty` whether the contestant's own interval lies above that of
+      the control; `left_out` has LEFT_OUT on datasets not trained on. `cost_basis` says whether
+      costs are of "recorded" lengths of answers or of "assumed" ones (None without prices).
       `dataset_only` has both AUC of the predictor that knows the dataset's name alone. `singles`
       are the targets themselves as (name, cost, accuracy).
 
@@ -95,10 +96,9 @@ def compare(
       resume.Stopped: SIGTERM came; what is finished is kept.
     """
     config = TrunkConfig() if config is None else config
-    for name, value, lowest in (("contestants", len(contestants), 1), ("n_seeds", n_seeds, 1),
-                                ("draws", draws, 1)):  # fmt: skip
-        if value < lowest:
-            raise ValueError(f"{name}: expected at least {lowest}, got {value}")
+    for name, value in (("contestants", len(contestants)), ("n_seeds", n_seeds), ("draws", draws)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
     named = data.datasets is not None
     if (control or dataset_folds) and not named:
         raise ValueError("control and dataset_folds: the rows do not name their datasets")
@@ -110,7 +110,7 @@ def compare(
     fold_N = grouping.folds(data.groups, n_folds, seed)
     folder = None if workdir is None else Folder(workdir) / "compare"
     parts = resume.Parts(folder, "comparison", _job(stores, data, config, n_folds, seed))
-    # The dataset's name alone stands behind the others.
+    # The predictor that knows the dataset's name alone comes after the contestants.
     everyone = [*contestants.values()] + [BASELINES["dataset"]] * named
     probabilistic_R = [_probabilistic(contestant) for contestant in everyone]
     learning_R = [r for r in range(len(contestants)) if _learns(everyone[r])]
@@ -189,7 +189,7 @@ def compare(
 
 
 def _learns(contestant: Contestant) -> bool:
-    """Whether it estimates probabilities from training outcomes."""
+    """Whether the contestant estimates probabilities from training outcomes."""
     return not isinstance(contestant, Baseline) or (
         contestant.probabilistic and not contestant.hindsight
     )
@@ -211,7 +211,7 @@ def _by_target(data: RoutingDataset, auc_KM: np.ndarray) -> dict[str, float]:
 def _job(
     stores: Stores, data: RoutingDataset, config: TrunkConfig, n_folds: int, seed: int
 ) -> dict[str, Any]:
-    """What decides the estimates, but for recipes and seeds."""
+    """What decides the estimates, apart from recipes and seeds."""
     return {
         "n_folds": n_folds,
         "seed": seed,

@@ -1,9 +1,8 @@
-"""Does it hold? Whether Budget and Quality keep their mean on rows that they were not fitted on.
+"""Whether Budget and Quality hold their mean on rows that they were not fitted on.
 
-Rows with predictions that no model was trained on are split into folds; a policy is fitted on all
-folds but one and decides on that one; the rows of all folds are then judged together. Split anew
-many times, this says how often the mean comes out where it was wanted. Predictions stay as they
-are: what is tested is the policy.
+Rows with out-of-fold predictions are split into folds; a policy is fitted on all folds but one and
+decides on that one; the rows of all folds are then judged together. Many such splits show how often
+the mean is the one asked for. The predictions stay the same: the policy is tested, not the router.
 """
 
 from collections.abc import Sequence
@@ -13,19 +12,20 @@ import numpy as np
 
 from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
-from routerjax.evaluation.frontier import take
 from routerjax.features.feature_map import Stores
 from routerjax.features.recipe import Recipe
 from routerjax.routing.constrained import Budget, Quality, Unreachable
 from routerjax.routing.costs import CostModel
 from routerjax.routing.fit import out_of_fold
 from routerjax.routing.judged import Judged
+from routerjax.routing.policy_rows import take
 from routerjax.runtime.files import Folder
 from routerjax.stats.intervals import LEVEL, ratio_interval
 from routerjax.trunk.config import TrunkConfig
 
-# Where between the cheapest and the dearest reachable mean the policies are asked to land.
+# Means that the policies are asked to hold, as shares of the way from the lowest to the highest.
 PLACES = (0.25, 0.5, 0.75)
+N_FOLDS = 5
 
 
 def constraint_check(
@@ -35,27 +35,25 @@ def constraint_check(
     config: TrunkConfig | None = None,
     *,
     n_splits: int = 20,
-    n_folds: int = 5,
-    places: Sequence[float] = PLACES,
     seed: int = 0,
     workdir: Any = None,
 ) -> dict[str, Any]:
-    """`holding` on the out-of-fold predictions of a recipe, made once.
+    """`constraint_rows` on the out-of-fold predictions of a recipe, made once.
 
     Args:
       stores: The hidden states.
       data: Rows with prices.
       recipe: By default all layers, mean-pooled, PCA 200.
       config: The ensemble; by default as published.
-      n_splits, n_folds, places, seed: As of `holding`.
+      n_splits, seed: As of `constraint_rows`.
       workdir: Folder that keeps the trainings' checkpoints in holding/.
 
     Returns:
-      As `holding`, and `cost_basis`: whether what was paid is of "recorded" lengths of answers or
-      of "assumed" ones.
+      As `constraint_rows`, and `cost_basis`: whether what was paid is of "recorded" lengths of
+      answers or of "assumed" ones.
 
     Raises:
-      ValueError: As `fit_router` and `holding`, or a price is unknown.
+      ValueError: As `fit_router` and `constraint_rows`, or a price is unknown.
       resume.Stopped: SIGTERM came, with a workdir; the next call goes on from there.
     """
     recipe = Recipe.all_layers() if recipe is None else recipe
@@ -64,10 +62,10 @@ def constraint_check(
     if expected_NM is None or paid_NM is None or np.isnan(expected_NM).any():
         raise ValueError("data: every target needs a price: give its pool.json")
     folder = None if workdir is None else Folder(workdir) / "holding"
-    p_NM = out_of_fold(stores, data, recipe, config or TrunkConfig(), n_folds, folder)
+    p_NM = out_of_fold(stores, data, recipe, config or TrunkConfig(), N_FOLDS, folder)
     return {"cost_basis": judged.basis} | constraint_rows(
         p_NM, expected_NM, paid_NM, data.correct_NM, data.groups, data.queries,
-        n_splits=n_splits, n_folds=n_folds, places=places, seed=seed,
+        n_splits=n_splits, seed=seed,
     )  # fmt: skip
 
 
@@ -80,7 +78,7 @@ def constraint_rows(
     keys: Sequence[str] | None = None,
     *,
     n_splits: int = 20,
-    n_folds: int = 5,
+    n_folds: int = N_FOLDS,
     places: Sequence[float] = PLACES,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -96,8 +94,8 @@ def constraint_rows(
       correct_NM: [N, M] 1, 0 or NaN.
       groups: [N] rows of one group stay together.
       keys: [N] the queries' texts; see `Policy.choose`.
-      n_splits: Splits into folds.
-      n_folds: Of each.
+      n_splits: Number of splits into folds.
+      n_folds: Folds of each split.
       places: In [0, 1].
       seed: Of the splits; the k-th takes seed + k.
 
@@ -174,7 +172,7 @@ def _held(
         fit_N, test_N = fold_N != f, fold_N == f
         try:
             fitted = policy.fit(p_NM[fit_N], expected_NM[fit_N], correct_NM[fit_N], paid_NM[fit_N])
-        except Unreachable:  # All rows together reach it, these alone do not.
+        except Unreachable:  # All rows together reach the mean, these alone do not.
             return None
         keys = [key_N[n] for n in np.flatnonzero(test_N).tolist()]
         choice_N[test_N] = fitted.choose(p_NM[test_N], expected_NM[test_N], keys=keys)
@@ -182,7 +180,7 @@ def _held(
 
 
 def constraint_check_lines(result: dict[str, Any]) -> list[str]:
-    """What `holding` found as a table of text."""
+    """The result of `constraint_check` as a table of text."""
     lines = [
         f"{result['n']:,} rows, {result['n_folds']} folds, pooled: largest deviation from the mean "
         f"wanted over the splits, and how often the 95% interval holds it"

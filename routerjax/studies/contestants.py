@@ -1,7 +1,7 @@
-"""What a router must beat: predictors that know less, or that cost nothing to make.
+"""The contestants of a comparison: baselines, and specifications of routers.
 
-Each is given training rows and the queries of other rows, and answers with numbers that argmax can
-route by, [n, M] like P(correct).
+A baseline is given training rows and the queries of other rows, and returns scores [n, M], like
+P(correct), by which argmax can route.
 """
 
 import dataclasses
@@ -28,11 +28,11 @@ class Baseline:
 
     Attributes:
       name: As flags write it.
-      probabilistic: Whether its numbers are estimates of P(correct), so that AUC and calibration
-        say something; the others only rank targets.
+      probabilistic: Whether its scores are estimates of P(correct), so that AUC and calibration
+        have a meaning; other scores only rank targets.
       function: (stores, train, test, config) -> [n, M].
       hindsight: Whether it looks at the outcomes of the rows it is judged on.
-      reads: What it needs beside queries and outcomes: "prices", "datasets", or "".
+      reads: What it needs besides queries and outcomes: "prices", "datasets", or "".
       by_cost: Whether costs, where they are known, decide its answers.
     """
 
@@ -46,17 +46,14 @@ class Baseline:
     def predict(
         self, stores: Stores, train: RoutingDataset, test: RoutingDataset, config: TrunkConfig
     ) -> np.ndarray:
-        """Scores of the test rows.
+        """[n, M] float32 scores of the test rows, in [0, 1].
 
         Args:
-          stores: Hidden states of both; of them baselines that read no text take the number of
-            tokens at most.
+          stores: Hidden states of both; baselines that read no states take at most the numbers of
+            tokens from them.
           train: Rows to learn from.
-          test: Rows to score; their outcomes are for the oracle alone.
-          config: Seeds, validation split and what else a trained baseline takes from the trunk.
-
-        Returns:
-          [n, M] float32 in [0, 1].
+          test: Rows to score; the oracle alone reads their outcomes.
+          config: Seeds, validation split and other settings of trained baselines.
 
         Raises:
           ValueError: As `check`, or the stores lack a query, layer or pooling.
@@ -65,10 +62,10 @@ class Baseline:
         return np.asarray(self.function(stores, train, test, config), np.float32)
 
     def check(self, data: RoutingDataset) -> None:
-        """Looks whether the data say what it reads.
+        """Refuses data that lack what the baseline reads.
 
         Raises:
-          ValueError: They do not.
+          ValueError: They have no names of datasets, or a price is unknown.
         """
         if self.reads == "datasets" and data.datasets is None:
             raise ValueError(f"{self.name}: the rows do not name their datasets")
@@ -90,7 +87,7 @@ def _random(_: Any, train: RoutingDataset, test: RoutingDataset, config: TrunkCo
 
 
 def _cheapest(stores: Stores, train: RoutingDataset, test: RoutingDataset, _: Any) -> np.ndarray:
-    """The target that costs least on the mean of the training queries, in and out."""
+    """The target of the lowest mean cost on the training queries, input and output together."""
     cost_NM = Judged.of(train, stores, CostModel.fit(train)).expected_NM
     assert cost_NM is not None
     rank_M = np.argsort(np.argsort(cost_NM.mean(axis=0), kind="stable"), kind="stable")
@@ -104,9 +101,9 @@ def _dataset(_: Any, train: RoutingDataset, test: RoutingDataset, __: Any) -> np
 
 
 def _oracle(stores: Stores, train: RoutingDataset, test: RoutingDataset, _: Any) -> np.ndarray:
-    """Right or wrong, as it came out; of the right ones the one that was paid least has the most.
+    """The outcomes themselves; of several right targets the one paid least has the highest score.
 
-    Of targets without a price nothing is known but the outcome: they come last.
+    Targets without a price come last among those of equal outcome.
     """
     outcome_NM = np.nan_to_num(np.asarray(test.correct_NM, np.float64), nan=0.0)
     cheap_NM = np.zeros(outcome_NM.shape)
@@ -122,7 +119,7 @@ def _oracle(stores: Stores, train: RoutingDataset, test: RoutingDataset, _: Any)
 def _final(stores: Stores, train: RoutingDataset, test: RoutingDataset) -> tuple[np.ndarray, ...]:
     """The final state of the first encoder, mean-pooled: the embedding that semantic routers read.
 
-    All its dimensions, standardised and turned to principal axes, which changes no distance.
+    All dimensions are kept, standardised and rotated to principal axes, which changes no distance.
     """
     store = as_tuple(stores)[0]
     return _features(store, train, test, Recipe.layers([max(store.layers)], "mean", store.width))
@@ -177,7 +174,7 @@ TRUNKS = ("published", "kernel", "mixed")
 
 @dataclasses.dataclass(frozen=True)
 class RouterSpec:
-    """What a comparison fits as one contestant.
+    """A router that a comparison fits as one contestant.
 
     Attributes:
       recipe: The features.
@@ -192,8 +189,7 @@ class RouterSpec:
     trunk: str = "published"
 
     def __post_init__(self) -> None:
-        if self.trunk not in TRUNKS:
-            raise ValueError(f"trunk: expected one of {', '.join(TRUNKS)}, got {self.trunk!r}")
+        named_trunk(self.trunk, TrunkConfig())  # Refuses what is none.
 
     def config(self, like: TrunkConfig) -> TrunkConfig:
         """The trunk's configuration; seeds, epochs and the split are those of `like`."""
@@ -205,11 +201,11 @@ class RouterSpec:
 
 
 def named_trunk(name: str, like: TrunkConfig) -> TrunkConfig:
-    """One of TRUNKS.
+    """The configuration of one of TRUNKS.
 
     Args:
       name: Its name.
-      like: For all that does not make the difference: members, epochs, patience, split.
+      like: For what all of them share: members, epochs, patience, split.
 
     Raises:
       ValueError: There is no such trunk.
@@ -228,7 +224,7 @@ def named_trunk(name: str, like: TrunkConfig) -> TrunkConfig:
 def parse_router_specs(
     text: str, pooling: str = "mean", pca_dim: int = 200
 ) -> dict[str, RouterSpec]:
-    """Plans from a flag: recipes as `parse_recipes` reads them, "+kernel" or "+mixed" behind some.
+    """Router specs from a flag: recipes as of `parse_recipes`, some with "+kernel" or "+mixed".
 
     Args:
       text: Such as "all_layers,all_layers+kernel,all_layers@last+mean/400+mixed".
@@ -238,11 +234,11 @@ def parse_router_specs(
     Raises:
       ValueError: As `parse_recipes`.
     """
-    plans: dict[str, RouterSpec] = {}
+    specs: dict[str, RouterSpec] = {}
     for part in (part.strip() for part in text.split(",")):
-        if part in plans:
+        if part in specs:
             raise ValueError(f"--recipes: each counts once, got {part!r} again")
         trunk = next((name for name in TRUNKS[1:] if part.endswith(f"+{name}")), TRUNKS[0])
         recipe = part.removesuffix(f"+{trunk}").rstrip()
-        plans[part] = RouterSpec(parse_recipes(recipe, pooling, pca_dim)[recipe], trunk)
-    return plans
+        specs[part] = RouterSpec(parse_recipes(recipe, pooling, pca_dim)[recipe], trunk)
+    return specs

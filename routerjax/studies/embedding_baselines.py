@@ -1,7 +1,7 @@
 """Routers of the literature on one vector a query: neighbours, regression, MLP, factorisation.
 
-What a method has to choose (neighbours, strength of L2, when to stop) it chooses by log loss on a
-share of its training rows, whole groups, the same share that stops the trunk's training.
+Each method chooses its own settings (number of neighbours, strength of L2, when to stop) by log
+loss on a share of its training rows, whole groups, the same share that stops the trunk's training.
 """
 
 import functools
@@ -32,16 +32,13 @@ _STEPS = 400
 def nearest_neighbours(
     x_NC: np.ndarray, train: RoutingDataset, x_nC: np.ndarray, config: TrunkConfig
 ) -> np.ndarray:
-    """Share of right answers among the k nearest training rows by cosine, with a row of the mean.
+    """[n, M] mean outcome of the k nearest training rows by cosine, with one row of the mean.
 
     Args:
       x_NC: [N, C] features of the training rows.
       train: Those rows.
       x_nC: [n, C] features of the rows to score.
-      config: For the split by which k is chosen out of NEIGHBOURS.
-
-    Returns:
-      [n, M].
+      config: For the split by which k is chosen from NEIGHBOURS.
     """
     fit_N, held_N = _split(train, config)
     y_NM = np.asarray(train.correct_NM, np.float32)
@@ -58,7 +55,7 @@ def nearest_neighbours(
 def logistic(
     x_NC: np.ndarray, train: RoutingDataset, x_nC: np.ndarray, config: TrunkConfig
 ) -> np.ndarray:
-    """L2 logistic regression of each target, its strength out of STRENGTHS.
+    """L2 logistic regression of each target, its strength chosen from STRENGTHS.
 
     Args: As `nearest_neighbours`.
     """
@@ -89,10 +86,10 @@ def factorise(
 ) -> np.ndarray:
     """Bilinear matrix factorisation: logit = (x P + c) . v_m + b_m.
 
-    The query's vector is a linear function of its embedding and each target has one of its own, as
-    in RouteLLM's mf and in EmbedLLM; read with v_m as abilities and x P + c as demands it is
-    multidimensional item response theory with items predicted from their text. Adam on all rows at
-    once; the step of the lowest validation loss is kept.
+    The query's vector is a linear function of its embedding and each target has a vector of its
+    own, as in RouteLLM's mf and in EmbedLLM. With v_m as abilities and x P + c as demands this is
+    multidimensional item response theory with items predicted from their text. AdamW on all rows at
+    once; the parameters of the lowest validation loss are kept.
 
     Args: As `nearest_neighbours`.
     """
@@ -142,7 +139,7 @@ def _logistic(x_NC: np.ndarray, y_NM: np.ndarray, x_nC: np.ndarray, strength: fl
     mean_C = x_NC.mean(axis=0)
     z_NC, z_nC = ((x - mean_C) / np.sqrt(np.float32(strength)) for x in (x_NC, x_nC))
     seen_NM = np.isfinite(y_NM)
-    # A target of one class has no finite fit: it gets its share.
+    # A target with outcomes of one class has no finite fit: it gets its share of right answers.
     both_M = (np.nanmin(y_NM, axis=0) < 0.5) & (np.nanmax(y_NM, axis=0) > 0.5)
     observed_QN = (seen_NM & both_M[None]).T.astype(np.float32)
     kept_QC = np.ones((y_NM.shape[1], x_NC.shape[1]), np.float32)

@@ -7,17 +7,18 @@ import numpy as np
 
 from routerjax.evaluation import breakdown
 from routerjax.evaluation.calibration import bin_shares, calibrated_floor
-from routerjax.evaluation.frontier import at_choices, take, tolerance_choices
+from routerjax.evaluation.frontier import at_choices, tolerance_choices
 from routerjax.evaluation.metrics import TOLERANCES
 from routerjax.evaluation.published import ratio
 from routerjax.evaluation.published_report import published_replicates
 from routerjax.routing.constrained import Quality, Unreachable
 from routerjax.routing.judged import Judged
 from routerjax.routing.policies import Argmax
+from routerjax.routing.policy_rows import take
 from routerjax.stats.auc_replicates import AucReplicates, auc_replicates, within_auc_replicates
 from routerjax.stats.bootstrap import reverse_percentile, weighted_means
 from routerjax.stats.intervals import LEVEL
-from routerjax.studies.predictions import Predictions
+from routerjax.studies.fits import Predictions
 
 _PUBLISHED = (
     "avg_acc",
@@ -41,7 +42,7 @@ METRICS = (
     "ece",
     *_PUBLISHED,
 )
-# Those that say how well a contestant ranks and chooses where it has seen no such dataset.
+# Metrics of how well a contestant ranks and chooses on datasets that it was not trained on.
 LEFT_OUT = ("mean_auc", "mean_within_dataset_auc", "headroom_captured")
 
 # [1 + B, R, K] one metric: its value, then its replicates.
@@ -55,11 +56,12 @@ class Estimates(NamedTuple):
       of: The estimate of each of METRICS.
       auc_RKM: [R, K, M] AUC of each target.
       ece_floor: Of each contestant the ECE that perfectly calibrated probabilities would show, mean
-        over targets and seeds; None where it estimates none.
+        over targets and seeds; None where it estimates no probabilities.
       frontier: Of each contestant [T, 4] cost, accuracy and the ends of its interval, means over
         seeds, at the settings TOLERANCES of the tolerance policy; None without prices.
       singles: (name, cost, accuracy) of each target; empty without prices.
-      saving: What goes with each contestant's `cost_save`, means over seeds; None without prices.
+      saving: The accuracies beside each contestant's `cost_save`, means over seeds; None without
+        prices.
     """
 
     of: dict[str, Estimate]
@@ -168,7 +170,7 @@ def _saving_choice(
             policy = Quality(float(wanted)).fit(
                 p_NM[other_N], expected_NM[other_N], correct_NM[other_N], paid_NM[other_N]
             )
-        except Unreachable:  # Nowhere as accurate.
+        except Unreachable:  # No setting is as accurate.
             continue
         test_keys = [key for key, test in zip(keys, test_N, strict=True) if test]
         choice_N[test_N] = policy.choose(p_NM[test_N], expected_NM[test_N], keys=test_keys)
@@ -208,7 +210,7 @@ def auc_estimates(
         )
         of["mean_within_dataset_auc"] = _over_targets(within, shape_RKM)
     for estimate_BRK in of.values():
-        # A number that only ranks targets has no AUC over queries.
+        # A score that only ranks targets has no AUC over queries.
         estimate_BRK[:, ~np.asarray(probabilistic_R)] = np.nan
     return of, aucs.value_Q.reshape(shape_RKM)
 
@@ -267,7 +269,7 @@ def summary(estimate_BRK: Estimate, r: int, against: int | None = None) -> dict[
 
 
 def _ece(p_NM: np.ndarray, correct_NM: np.ndarray, weight_BN: np.ndarray) -> np.ndarray:
-    """[1 + B] mean ECE over targets; bins are those of the rows as they are."""
+    """[1 + B] mean ECE over targets; all replicates have the bins of the rows themselves."""
     total_B = np.zeros(len(weight_BN))
     seen_NM = ~np.isnan(correct_NM)
     known_M = np.flatnonzero(seen_NM.any(axis=0))

@@ -1,9 +1,9 @@
-"""few_labels: how many outcomes a new target needs, and what the frozen trunk is worth to it.
+"""few_labels: how many outcomes a new target needs, and how much the frozen trunk helps.
 
 Each target is left out in turn: a trunk is trained on the others, and the target's head is learnt
-from a few outcomes of its own (`trunk.head`). Beside it, on the same outcomes and features, stand
-an L2 logistic regression from scratch and nearest neighbours; all are judged on the same queries,
-which no training saw.
+from a few outcomes of its own (`trunk.head`). It is compared with an L2 logistic regression from
+scratch and with nearest neighbours on the same outcomes and features; all are judged on the same
+queries, which no training saw.
 """
 
 import functools
@@ -60,9 +60,9 @@ def few_labels(
     Args:
       stores: The hidden states; several are joined by query id.
       data: The rows.
-      families: Texts; a target is of the first family whose text its name contains, and of a family
-        of its own where there is none. "frozen trunk, no family" is a trunk that was trained
-        without the targets of the left-out target's family.
+      families: Texts; a target belongs to the first family whose text its name contains, and
+        otherwise to a family of its own. "frozen trunk, no family" is a trunk that was trained
+        without the family of the left-out target.
       recipe: Features, which must not be chosen by outcomes; by default all layers, PCA 200.
       config: The ensemble; by default as published.
       sizes: Numbers of outcomes; those that the training rows do not have are left out.
@@ -105,7 +105,7 @@ def few_labels(
     held, fit = rest.split(config.val_fraction, config.split_seed)
     features = fit_features(recipe, stores, fit)
     x_NC = features.apply_store(stores, fit.ids + held.ids + test.ids)
-    # Not before it is known that it can be done: a mistake would keep the folder from its mending.
+    # Claimed only now: a call with a mistake would otherwise claim the folder for a wrong job.
     folder = None if workdir is None else Folder(workdir) / "few_labels"
     kept = resume.Parts(folder, "label curve", {
         "recipe": recipe.to_json(), "trunk": config.to_json(), "sizes": list(sizes),
@@ -149,7 +149,7 @@ def _of_target(
     draws: int,
     seed: int,
 ) -> dict[str, _Curves]:
-    """Of one target by figure and method: [sizes][draws], None where there is none."""
+    """Curves of one target by figure and method: [sizes][draws], None where there is no value."""
     x_fit, x_held, x_test = parts
     fit, held, test = rows
     y_fit_NM, y_held_NM = outcomes(fit, config), outcomes(held, config)
@@ -234,7 +234,7 @@ def _neighbours(
     """Share of right answers among the k nearest by cosine; k by log loss, each row left out."""
     unit_NC, unit_nC = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (x_NC, x_nC))
     own_NN = unit_NC @ unit_NC.T
-    own_NN[group_N[:, None] == group_N[None]] = -np.inf  # Itself and its like.
+    own_NN[group_N[:, None] == group_N[None]] = -np.inf  # Each row and its group.
     mean = y_N.mean()
 
     def share(similarity_nN: np.ndarray, k: int) -> np.ndarray:

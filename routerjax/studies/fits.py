@@ -18,7 +18,6 @@ from routerjax.routing.judged import Judged
 from routerjax.runtime import resume
 from routerjax.runtime.files import digest
 from routerjax.studies.contestants import Baseline, RouterSpec
-from routerjax.studies.predictions import Predictions
 from routerjax.sweeps.controls import shuffled
 from routerjax.trunk.config import TrunkConfig
 
@@ -40,6 +39,23 @@ class Run:
     contestants: list[Contestant]
     fold_N: np.ndarray
     shuffle: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictions:
+    """Out-of-fold predictions of R contestants with K seeds; filled in fold by fold.
+
+    Attributes:
+      p_RKNM: [R, K, N, M] P(correct) as a policy sees it.
+      before_RKNM: [R, K, N, M] the same before calibration, by which AUC ranks.
+      single_RKN: [R, K, N] the best single target by the training rows of the row's fold.
+      rows: Outcomes and costs of the rows.
+    """
+
+    p_RKNM: np.ndarray
+    before_RKNM: np.ndarray
+    single_RKN: np.ndarray
+    rows: Judged
 
 
 def predict_folds(
@@ -64,7 +80,9 @@ def predict_folds(
       resume.Stopped: SIGTERM came; what is finished is kept.
     """
     rows = _judged(stores, data, run.fold_N)
-    predictions = Predictions.empty(len(run.contestants), n_seeds, rows)
+    shape = (len(run.contestants), n_seeds, *data.y_NM.shape)
+    p_RKNM, before_RKNM = np.full((2, *shape), np.nan, np.float32)
+    predictions = Predictions(p_RKNM, before_RKNM, np.zeros(shape[:3], np.int64), rows)
     choices: list[list[dict[str, Any]]] = [[] for _ in run.contestants]
     for r, k, f in np.ndindex(len(run.contestants), n_seeds, int(run.fold_N.max()) + 1):
         contestant, test_N = run.contestants[r], run.fold_N == f
@@ -108,14 +126,14 @@ def _fit(
     contestant: Contestant,
     config: TrunkConfig,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """P(correct) [n, M] of the test rows, calibrated and before, and what is to know of it."""
+    """P(correct) [n, M] of the test rows, calibrated and before, and what the fit chose."""
     best_single = int(np.argmax(skill(train)))
     about: dict[str, Any] = {"best_single": train.targets[best_single]}
     if isinstance(contestant, Baseline):
         p_NM = contestant.predict(stores, train, test, config)
         return {"p_NM": p_NM, "before_NM": p_NM}, about
-    plan = RouterSpec(contestant) if isinstance(contestant, Recipe) else contestant
-    router = fit_router(stores, train, plan.recipe, plan.config(config))
+    spec = RouterSpec(contestant) if isinstance(contestant, Recipe) else contestant
+    router = fit_router(stores, train, spec.recipe, spec.config(config))
     before_NM = router.predict_store(stores, test.ids, calibrated=False)
     about |= {
         "choices": router.training["choices"],
@@ -153,17 +171,16 @@ def _judged(stores: Stores, data: RoutingDataset, fold_N: np.ndarray) -> Judged:
 
 
 def _with_seed(config: TrunkConfig, k: int) -> TrunkConfig:
-    """The k-th training: other members, another validation split."""
+    """The configuration of the k-th training: other members and another validation split."""
     span = max(config.seeds) - min(config.seeds) + 1
     seeds = tuple(seed + k * span for seed in config.seeds)
     return dataclasses.replace(config, seeds=seeds, split_seed=config.split_seed + k)
 
 
 def _digest(contestant: Contestant, data: RoutingDataset) -> str:
-    """A folder name for a contestant: its kind, and what tells it from others of that kind.
+    """A folder name for a contestant: its kind, and a digest of what tells it from others.
 
-    Prices and lengths are no part of the comparison's identity: they change no fit but those of
-    baselines that choose by cost.
+    Prices and lengths count for baselines that choose by cost alone: they change no other fit.
     """
     value = contestant.to_json()
     pieces: list[Any] = [json.dumps(value, sort_keys=True)]

@@ -1,7 +1,7 @@
-"""A router against the truth, on simulated queries: what is left to gain, in accuracy and in money.
+"""A router against the best possible one, on simulated queries: gaps in accuracy and in cost.
 
-Of simulated data the true P(correct) is known, and so what the best possible router reaches; every
-answer's length is recorded, and so what a policy would spend that knew all costs beforehand.
+Simulated data have the true P(correct), which gives the accuracy of the best possible router, and
+the length of every answer, which gives the spending of a policy that knows all costs beforehand.
 """
 
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ import numpy as np
 
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.groups import numbered
-from routerjax.evaluation.frontier import take
 from routerjax.features.feature_map import Stores
 from routerjax.features.recipe import Recipe
 from routerjax.routing.constrained import Quality, Unreachable
 from routerjax.routing.costs import CostModel
 from routerjax.routing.fit import fit_router
 from routerjax.routing.judged import judge
+from routerjax.routing.policy_rows import take
 from routerjax.stats.bootstrap import reverse_percentile, value_and_draws
 from routerjax.studies.contestants import BASELINES
 from routerjax.trunk.config import TrunkConfig
@@ -40,14 +40,14 @@ def oracle_gap(
 ) -> dict[str, Any]:
     """How near a router comes to the best possible one, and what its cost head saves.
 
-    Half of the test rows fit the policies that spending is compared with, the other half counts it.
+    Spending is that of policies fitted on half of the test rows, counted on the other half.
 
     Args:
       stores: The hidden states.
       data: Simulated rows.
       recipe: By default all layers, mean-pooled, PCA 200.
       config: The ensemble; by default as published.
-      test_fraction: Share of rows that judge.
+      test_fraction: Share of rows held out to judge by.
       draws: Of the bootstrap over groups.
       seed: Of the split and of the draws.
       checkpoints: As of `fit_router`.
@@ -102,8 +102,8 @@ def _headroom(
     correct_NM = np.asarray(test.correct_NM, np.float64)
     single_N, oracle_N = correct_NM[:, single], correct_NM.max(axis=1)
     headroom_B = weight_BN @ (oracle_N - single_N)
-    # What is gained over the best single target, each answer replaced by its true P(correct): the
-    # luck of single answers would only blur the comparison.
+    # The gain over the best single target, with each outcome replaced by its true P(correct): the
+    # chance in single outcomes would only add noise.
     p_true_NM = np.asarray(test.p_NM, np.float64)
     gain_B = {
         name: weight_BN @ (take(p_true_NM, p_NM.argmax(axis=1)) - p_true_NM[:, single])
@@ -144,7 +144,7 @@ def _spending(
                 )
                 for name, cost_NM in known.items()
             }
-        except Unreachable:  # All rows together reach it, half of them do not.
+        except Unreachable:  # All rows together reach the accuracy, half of them do not.
             table.append(row | dict.fromkeys(known))
             continue
         spent_B, accuracy = {}, {}

@@ -1,12 +1,12 @@
 """Missing outcomes: what a router loses when each query was tried on few targets.
 
-Training outcomes are hidden in three ways, test outcomes in none. A loss that takes a hidden
-outcome for a wrong one would not only lose AUC: it would predict too low a P(correct). So the
-difference between mean prediction and accuracy stands beside it.
+Training outcomes are hidden in one of three patterns; test outcomes are all kept. A loss that took
+hidden outcomes for wrong ones would also predict too low a P(correct), so the difference between
+mean prediction and accuracy is reported beside AUC.
 
-    random       every entry alike
+    random       every outcome is hidden with the same probability
     block        each dataset was tried on a few targets only
-    by accuracy  a target was tried the more often on a dataset the better it does there
+    by accuracy  a target was tried more often on datasets where it does better
 """
 
 from collections.abc import Sequence
@@ -52,8 +52,8 @@ def sparse_outcomes(
       config: The ensemble; by default as published.
       patterns: Some of PATTERNS.
       kept: Share of the training outcomes that stay; of "block" the share of targets, rounded.
-      test_fraction: Share of rows, whole groups, that judge.
-      draws: Of the bootstrap over groups behind the intervals.
+      test_fraction: Share of rows, whole groups, held out to judge by.
+      draws: Of the bootstrap over groups that gives the intervals.
       seed: Of the split, of what is hidden and of the draws.
       workdir: Folder that keeps the trainings' checkpoints in missing/.
 
@@ -142,7 +142,7 @@ def seen_outcomes(pattern: str, data: RoutingDataset, kept: float, seed: int) ->
         assert data.datasets is not None
         names, dataset_N = numbered(data.datasets)
         if pattern == "block":
-            # Targets in turn, in an order by chance: each is tried on about as many datasets.
+            # Targets in turn, in a random order, so that each is tried on about as many datasets.
             n_tried = _n_tried(kept, n_targets)
             order_M = rng.permutation(n_targets)
             tried_DM = np.zeros((len(names), n_targets), bool)
@@ -153,9 +153,9 @@ def seen_outcomes(pattern: str, data: RoutingDataset, kept: float, seed: int) ->
             np.nan_to_num(np.nanmean(data.correct_NM[dataset_N == d], axis=0))
             for d in range(len(names))
         ])  # fmt: skip
-        # What never works is tried now and then as well.
+        # A target that is never right on a dataset is tried there sometimes, too.
         share_NM = share_DM[dataset_N] + 0.05
-        # Scaled to the share wanted; where that passes 1 the others make up for it.
+        # Scaled to the share wanted; where a share is cut off at 1, the others make up for it.
         low, high = 0.0, 1e3
         for _ in range(60):
             middle = (low + high) / 2
@@ -192,7 +192,7 @@ def _n_tried(kept: float, n_targets: int) -> int:
 
 
 def sparse_outcomes_lines(result: dict[str, Any]) -> list[str]:
-    """What `sparse_outcomes` found as a table of text."""
+    """The result of `sparse_outcomes` as a table of text."""
     lines = [
         f"trained on {result['n_train']:,} rows, judged on {result['n_test']:,}; [95% interval "
         f"over groups]",

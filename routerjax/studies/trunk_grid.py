@@ -13,7 +13,7 @@ Value = TypeVar("Value")
 
 
 class TrunkSetting(NamedTuple):
-    """One point of the grid; its members differ in their seeds alone.
+    """One point of the grid, trained once for each seed.
 
     Attributes:
       recipe: Its name in the grid.

@@ -1,8 +1,9 @@
 """sweep_trunks: which recipe, widths and hyperparameters the trunk should have.
 
-Settings sit one exam: the validation rows that `fit_router` holds out, which also stop training. A
-setting is judged by its ensemble, the mean of its members' sigmoids, as a router uses it. Of many
-settings the best is partly the luckiest: what it is worth shows on other rows (`compare`).
+All settings are judged on the same validation rows, those that `fit_router` holds out, which also
+stop the training. A setting is judged by its ensemble, the mean of its members' sigmoids, as a
+router uses it. The best of many settings is best partly by chance: judge it on other rows
+(`compare`).
 """
 
 import logging
@@ -16,9 +17,11 @@ import numpy as np
 from routerjax.data.dataset import RoutingDataset
 from routerjax.features.feature_map import Stores, as_tuple
 from routerjax.features.fit import fit_features
+from routerjax.routing.fit import outcomes
 from routerjax.runtime import resume
 from routerjax.runtime.files import Folder
 from routerjax.stats.bootstrap import group_weights, reverse_percentile
+from routerjax.stats.intervals import LEVEL
 from routerjax.stats.roc_auc import auc_per_target, within_dataset_auc
 from routerjax.store.identity import compared
 from routerjax.studies.trunk_grid import TrunkGrid, TrunkSetting
@@ -28,8 +31,6 @@ from routerjax.trunk.many import Trained, train_trunks
 from routerjax.trunk.member import TrunkMember
 
 logger = logging.getLogger(__name__)
-
-LEVEL = 0.95
 
 
 def sweep_trunks(
@@ -84,13 +85,11 @@ def sweep_trunks(
         x_NC = features.apply_store(stores, fit.ids + val.ids)
         x_train[name], x_val[name] = np.split(x_NC, [len(fit.ids)])
         logger.info("trunks: %s gives %d features", name, features.width)
-    # Not before it is known that it can be done: a mistake would keep the folder from its mending.
+    # Claimed only now: a call with a mistake would otherwise claim the folder for a wrong job.
     folder = None if workdir is None else Folder(workdir) / "trunks"
     if folder is not None:
         resume.claim(folder, "sweep of trunks", _job(stores, data, grid, config))
-    y_train_NM, y_val_NM = (
-        rows.correct_NM if config.trunk_target == "binary" else rows.y_NM for rows in (fit, val)
-    )
+    y_train_NM, y_val_NM = (outcomes(rows, config) for rows in (fit, val))
     settings = list(grid.settings())
     members = [
         TrunkMember(s.recipe, s.hidden, s.dropout, s.learning_rate, s.l2, seed)
@@ -225,7 +224,7 @@ def _ranked(
 
 
 def _mean(auc_M: np.ndarray) -> float | None:
-    """Over the targets that have one; None where none has."""
+    """The mean over the targets that have an AUC; None where none has."""
     return float(np.nanmean(auc_M)) if np.isfinite(auc_M).any() else None
 
 
