@@ -1,11 +1,15 @@
-"""Where a router wins and loses: agreement zones, near misses, win rates, dataset by dataset."""
+"""Where a router wins and loses: agreement zones, near misses, win rates, dataset by dataset.
+
+Arguments: p_NM [N, M] predicted P(correct); correct_NM [N, M] 1 or 0, nothing missing but in
+`win_rates`; choice_N [N] the router's targets; single, the index of the best single target.
+"""
 
 from typing import Any
 
 import numpy as np
 
-from routerjax.evaluation.frontier import take
 from routerjax.routing.judged import Judged
+from routerjax.routing.policy_rows import take
 from routerjax.stats.roc_auc import auc_by_group
 
 NEAR = (0.05, 0.02)
@@ -24,11 +28,6 @@ def mean(value: np.ndarray) -> float | None:
 
 def agreement_zones(correct_NM: np.ndarray, choice_N: np.ndarray, single: int) -> dict[str, Any]:
     """How often the targets agree. Only where they disagree does it matter who answers.
-
-    Args:
-      correct_NM: [N, M] 1 or 0, nothing missing.
-      choice_N: [N] the router's targets.
-      single: Index of the best single target.
 
     Returns:
       `all_right`, `disagree` and `all_wrong`, each with `n` and its `share` of the rows; `disagree`
@@ -52,13 +51,7 @@ def agreement_zones(correct_NM: np.ndarray, choice_N: np.ndarray, single: int) -
 def near_misses(
     p_NM: np.ndarray, correct_NM: np.ndarray, choice_N: np.ndarray, single: int
 ) -> list[dict[str, Any]] | None:
-    """Rows on which the router could hardly tell its two favourites apart.
-
-    Args:
-      p_NM: [N, M] predicted P(correct).
-      correct_NM: [N, M] 1 or 0, nothing missing.
-      choice_N: [N] the router's targets.
-      single: Index of the best single target.
+    """Rows on which the two highest probabilities hardly differ.
 
     Returns:
       For each gap of 0.05 and 0.02 between the two highest p: `gap`, `n`, `share`,
@@ -81,11 +74,9 @@ def near_misses(
 
 
 def win_rates(p_NM: np.ndarray, correct_NM: np.ndarray) -> dict[str, list[list[Any]]]:
-    """P(p_A > p_B | A right, B wrong): how often the router sees who of two is the right one.
+    """P(p_A > p_B | A right, B wrong): how often the router sees which of two targets is right.
 
-    Args:
-      p_NM: [N, M] predicted P(correct).
-      correct_NM: [N, M] 1, 0 or NaN; a row counts for a pair where both are observed.
+    NaN in `correct_NM` is not observed; a row counts for a pair where both are observed.
 
     Returns:
       `probability` and `n`, both [M][M] with A in rows and B in columns; ties of p count half. The
@@ -113,9 +104,8 @@ def per_dataset(
     """Accuracies and AUC of each dataset by itself.
 
     Args:
-      p_NM: [N, M] predicted P(correct).
+      p_NM, choice_N: As above.
       rows: [N] outcomes, and the names of the datasets.
-      choice_N: [N] the router's targets.
       single_N: [N] index of the best single target.
 
     Returns:

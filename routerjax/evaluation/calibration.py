@@ -1,4 +1,4 @@
-"""How far predicted probabilities can be taken at their word: ECE, Brier score, log loss, bins.
+"""How well predicted probabilities match observed rates: ECE, Brier score, log loss, bins.
 
 ECE is never 0 on finite rows: even a perfectly calibrated predictor misses the observed rate of a
 bin by chance. So its floor, the ECE such a predictor would show on the same rows, stands beside it.
@@ -14,6 +14,7 @@ import numpy as np
 
 from routerjax.evaluation.breakdown import mean, number
 from routerjax.runtime.devices import power_of_two
+from routerjax.stats.numerics import HIGHEST
 from routerjax.trunk.calibrate import log_loss
 
 BINS = 15
@@ -30,10 +31,10 @@ def bin_rows(p_N: np.ndarray, bins: int = BINS) -> np.ndarray:
 
 
 def bin_shares(p_N: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """[N, bins] how much of each row lies in each bin.
+    """[N, bins] the share of each row in each bin.
 
-    All of it in the one of `bin_rows`, but for rows of equal p: bins may cut across them, no order
-    tells them apart, and so each lies in these bins by as much as they do together.
+    A row lies in its bin of `bin_rows` alone, except where bins cut across rows of equal p: no
+    order tells these rows apart, so each has the shares that all of them together have.
     """
     _, tie_N = np.unique(p_N, return_inverse=True)
     n_ties = int(tie_N.max(initial=-1)) + 1
@@ -43,15 +44,12 @@ def bin_shares(p_N: np.ndarray, bins: int = BINS) -> np.ndarray:
 
 
 def reliability(p_N: np.ndarray, y_N: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """Mean prediction, observed rate and number of rows of each bin that has any.
+    """[bins with rows, 3] mean prediction, observed rate and number of rows of each bin.
 
     Args:
       p_N: [N] predicted probabilities.
       y_N: [N] outcomes in [0, 1], none missing.
       bins: Of equal mass.
-
-    Returns:
-      [bins with rows, 3].
     """
     n_B = np.bincount(bin_rows(p_N, bins), minlength=bins)
     sums_B2 = bin_shares(p_N, bins).T @ np.stack([p_N, y_N], axis=1)
@@ -72,36 +70,28 @@ def expected_calibration_error(p_N: np.ndarray, y_N: np.ndarray, bins: int = BIN
     return float((n_B * np.abs(p_B - rate_B)).sum() / n_B.sum())
 
 
-def calibrated_floor(p_N: np.ndarray, bins: int = BINS, draws: int = DRAWS, seed: int = 0) -> float:
-    """The mean ECE of outcomes drawn from the predictions themselves; NaN without rows.
-
-    Args:
-      p_N: [N] predicted probabilities.
-      bins: As of the ECE beside it.
-      draws: Sets of outcomes drawn; fewer where the rows are many.
-      seed: Of the draws.
-    """
+def calibrated_floor(p_N: np.ndarray) -> float:
+    """The mean ECE of outcomes drawn from the predictions [N] themselves; NaN without rows."""
     n = len(p_N)
     if not n:
         return float("nan")
-    draws = int(np.clip(_MOST // n, 20, draws))
+    draws = int(np.clip(_MOST // n, 20, DRAWS))
     # Few shapes are compiled: rows are padded with ones in no bin.
     width = power_of_two(n)
-    padded_N, share_NB = np.zeros(width, np.float32), np.zeros((width, bins), np.float32)
-    padded_N[:n], share_NB[:n] = p_N, bin_shares(p_N, bins)
-    return float(_mean_error(padded_N, share_NB, seed, draws)) / n
+    padded_N, share_NB = np.zeros(width, np.float32), np.zeros((width, BINS), np.float32)
+    padded_N[:n], share_NB[:n] = p_N, bin_shares(p_N)
+    return float(_mean_error(padded_N, share_NB, draws)) / n
 
 
 @functools.partial(jax.jit, static_argnames="draws")
-def _mean_error(p_N: jax.Array, share_NB: jax.Array, seed: jax.Array, draws: int) -> jax.Array:
+def _mean_error(p_N: jax.Array, share_NB: jax.Array, draws: int) -> jax.Array:
     """Mean over draws of sum_b |sum over the bin of p - y|."""
 
     def of_draw(key: jax.Array) -> jax.Array:
         error_N = (jax.random.uniform(key, p_N.shape) < p_N) - p_N
-        highest = jax.lax.Precision.HIGHEST
-        return jnp.abs(jnp.einsum("n,nb->b", error_N, share_NB, precision=highest)).sum()
+        return jnp.abs(jnp.einsum("n,nb->b", error_N, share_NB, precision=HIGHEST)).sum()
 
-    keys_D = jax.random.split(jax.random.key(seed), draws)
+    keys_D = jax.random.split(jax.random.key(0), draws)
     return jax.lax.map(of_draw, keys_D, batch_size=20).mean()
 
 

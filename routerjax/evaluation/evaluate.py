@@ -16,12 +16,12 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    router: Router,
-    stores: Stores,
-    data: RoutingDataset,
-    policy: Policy | None = None,
+    router: Router, stores: Stores, data: RoutingDataset, policy: Policy | None = None
 ) -> dict[str, Any]:
-    """Measures a router on rows it was not trained on.
+    """Metrics of a router on rows it was not trained on, as `evaluate_predictions` has them.
+
+    Costs are counted at the router's prices, by which it decides; other prices in the data are
+    warned of.
 
     Args:
       router: To be measured.
@@ -29,11 +29,6 @@ def evaluate(
         any order.
       data: Queries and outcomes; targets as the router has them, in any order.
       policy: Instead of the router's own.
-
-    Costs are of the router's prices, by which it decides; other ones of the data are warned of.
-
-    Returns:
-      The metrics of `metrics.json`, see `evaluate_predictions`.
 
     Raises:
       ValueError: A store is from another encoder or lacks queries; the targets differ.

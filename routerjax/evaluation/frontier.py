@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from routerjax.routing.policies import Tolerance, choose_by_utility
+from routerjax.routing.policies import Tolerance, choose_by_utility, cost_range
 from routerjax.routing.policy_rows import PolicyInputs, cheapest
 
 # Settings of the utility policy: weights of being right against cost, from one end to the other.
@@ -21,21 +21,13 @@ _ODDS = np.geomspace(1e-6, 1e6, 37)
 LAMS = np.concatenate([[0.0], _ODDS / (1 + _ODDS), [1.0]])
 
 
-def take(value_NM: np.ndarray, choice_N: np.ndarray) -> np.ndarray:
-    """[N] the value of each row's chosen target."""
-    return np.take_along_axis(value_NM, choice_N[:, None], axis=1)[:, 0]
-
-
 def at_choices(choice_SN: np.ndarray, cost_NM: np.ndarray, outcome_NM: np.ndarray) -> np.ndarray:
-    """Cost and outcome of each row at each setting; their mean over rows is the setting's point.
+    """[N, S, 2] (cost, outcome) of each row at each setting, whose mean is the setting's point.
 
     Args:
       choice_SN: [S, N] indices of targets.
       cost_NM: [N, M] USD per query, as paid.
       outcome_NM: [N, M] 1 or 0, or scores.
-
-    Returns:
-      [N, S, 2] (cost, outcome).
     """
     each = [np.take_along_axis(value_NM, choice_SN.T, axis=1) for value_NM in (cost_NM, outcome_NM)]
     return np.stack(each, axis=2)
@@ -44,15 +36,12 @@ def at_choices(choice_SN: np.ndarray, cost_NM: np.ndarray, outcome_NM: np.ndarra
 def tolerance_choices(
     p_NM: np.ndarray, expected_cost_NM: np.ndarray, taus: Sequence[float]
 ) -> np.ndarray:
-    """What `Tolerance(tau)` chooses for each tau.
+    """[T, N] what `Tolerance(tau)` chooses for each tau.
 
     Args:
       p_NM: [N, M] predicted P(correct).
       expected_cost_NM: [N, M] USD per query as known before the answer.
       taus: T numbers in [0, 1].
-
-    Returns:
-      [T, N] indices of targets.
 
     Raises:
       ValueError: As `Tolerance` and its `choose`.
@@ -197,20 +186,13 @@ def aiq(points_P2: np.ndarray, low: npt.ArrayLike, high: npt.ArrayLike) -> np.nd
 
 
 def utility_choices(p_NM: np.ndarray, expected_cost_NM: np.ndarray) -> np.ndarray:
-    """What the utility policy chooses at each of LAMS, the settings that AIQ is counted over.
+    """[S, N] choices of the utility policy at each of LAMS, over which AIQ is counted.
 
-    RouterBench's routers are swept alike: by what a right answer is worth in money.
-
-    Args:
-      p_NM: [N, M] predicted P(correct).
-      expected_cost_NM: [N, M] USD per query as known before the answer.
-
-    Returns:
-      [S, N] indices of targets; the last setting is argmax.
+    RouterBench sweeps its routers in the same way, by what a right answer is worth in money. The
+    last setting is argmax. Args: As of `tolerance_choices`.
     """
     rows = PolicyInputs.checked(p_NM, expected_cost_NM)
-    ends = float(rows.cost_NM.min()), float(rows.cost_NM.max())
-    return np.stack([choose_by_utility(rows, lam, ends) for lam in LAMS])
+    return np.stack([choose_by_utility(rows, lam, cost_range(rows)) for lam in LAMS])
 
 
 def router_aiq(points_S2: np.ndarray, singles_M2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

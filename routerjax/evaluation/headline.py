@@ -1,4 +1,9 @@
-"""The headline numbers: AUC, accuracy, headroom captured, and what the best router could reach."""
+"""The headline numbers: AUC, accuracy, headroom captured, and what the best router could reach.
+
+Arguments: p_NM [N, M] predicted P(correct); correct_NM [N, M] 1 or 0, in `discrimination` and
+`observed_accuracy` also NaN; choice_N [N] the router's targets; single, the index of the target
+that was best on training rows; targets [M] and datasets [N] names.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from routerjax.evaluation.breakdown import mean, number
-from routerjax.evaluation.frontier import take
 from routerjax.evaluation.published import ratio
+from routerjax.routing.policy_rows import take
 from routerjax.stats.bootstrap import reverse_percentile, weighted_means
 from routerjax.stats.intervals import LEVEL
 from routerjax.stats.roc_auc import auc_per_target, within_dataset_auc
@@ -23,11 +28,7 @@ def discrimination(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """AUC of each target, overall and within datasets, and their means over the targets with one.
 
-    Args:
-      p_NM: [N, M] predicted P(correct).
-      correct_NM: [N, M] 1, 0 or NaN; every observed row of a target counts.
-      datasets: [N] names, or None.
-      targets: [M] names.
+    Every observed row of a target counts.
 
     Returns:
       The metrics, and the reason for each that is None.
@@ -68,13 +69,7 @@ def discrimination(
 def observed_accuracy(
     correct_NM: np.ndarray, choice_N: np.ndarray, targets: Sequence[str]
 ) -> dict[str, Any]:
-    """Accuracies on whatever is observed: each on rows of its own, so not to be compared.
-
-    Args:
-      correct_NM: [N, M] 1, 0 or NaN.
-      choice_N: [N] the router's targets.
-      targets: [M] names.
-    """
+    """Accuracies on all observed rows: each on rows of its own, so not to be compared."""
     seen_NM = ~np.isnan(correct_NM)
     routed_N = take(correct_NM, choice_N)
     return {
@@ -95,18 +90,15 @@ def accuracy(
     """Router, single targets and oracle on the same rows, by correctness and by raw score.
 
     Args:
-      correct_NM: [N, M] 1 or 0, nothing missing.
       score_NM: [N, M] in [0, 1], nothing missing.
-      choice_N: [N] the router's targets.
-      single: Index of the target that was best on training rows.
-      targets: [M] names.
+      correct_NM, choice_N, single, targets: As above.
 
     Returns:
       The metrics, and the reason for each that is None.
     """
     reasons: dict[str, str] = {}
     metrics: dict[str, Any] = {"best_single": targets[single]}
-    # Without rows this is the first target, of which no number is told: all means are None then.
+    # Without rows this is the first target, but all its means are None then.
     hindsight = int(correct_NM.sum(axis=0).argmax())
     metrics["best_single_in_hindsight"] = targets[hindsight] if len(correct_NM) else None
     metrics["scores_are_fractional"] = bool(((score_NM > 0) & (score_NM < 1)).any())
@@ -147,13 +139,8 @@ def best_possible(
 ) -> dict[str, float | None]:
     """What a router reaches that knows the true P(correct) and takes the largest.
 
-    No router does better in expectation; on the rows at hand it may, by luck.
-
-    Args:
-      true_p_NM: [N, M] the probabilities the outcomes were drawn from.
-      correct_NM: [N, M] 1 or 0, nothing missing.
-      single: Index of the best single target.
-      datasets: [N] names, or None.
+    No router does better in expectation; on the rows at hand it may, by luck. `true_p_NM` [N, M]
+    are the probabilities that the outcomes were drawn from.
     """
     names = [str(m) for m in range(true_p_NM.shape[1])]
     result, _ = discrimination(true_p_NM, correct_NM, datasets, names)
@@ -181,9 +168,7 @@ def intervals(
     moves them too, which no interval here covers.
 
     Args:
-      correct_NM: [N, M] 1 or 0, nothing missing.
-      choice_N: [N] the router's targets.
-      single: Index of the best single target.
+      correct_NM, choice_N, single: As above.
       weight_BN: [1 + B, N] of `value_and_draws`.
       cost_NM: [N, M] USD per query; None where unknown.
 

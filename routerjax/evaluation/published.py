@@ -49,8 +49,7 @@ def apgr(share_U: np.ndarray, accuracy_U: np.ndarray) -> np.ndarray:
     """Average performance gap recovered: (mean accuracy over shares - weak) / (strong - weak).
 
     Args:
-      share_U: [..., U] of `strong_share_curve`.
-      accuracy_U: [..., U] beside it.
+      share_U, accuracy_U: [..., U] of `strong_share_curve`.
 
     Returns:
       [...]; NaN where the strong target is not the better one. A router that flips a coin has 0.5.
@@ -64,8 +63,7 @@ def cpt(share_U: np.ndarray, accuracy_U: np.ndarray, percent: float) -> np.ndarr
     """Call-performance threshold: the least strong share that recovers `percent` of the gap.
 
     Args:
-      share_U: [..., U] of `strong_share_curve`.
-      accuracy_U: [..., U] beside it.
+      share_U, accuracy_U: [..., U] of `strong_share_curve`.
       percent: Of strong - weak, in (0, 100].
 
     Returns:
@@ -78,7 +76,7 @@ def cpt(share_U: np.ndarray, accuracy_U: np.ndarray, percent: float) -> np.ndarr
         raise ValueError(f"percent of the gap: expected a number in (0, 100], got {percent}")
     weak, strong = accuracy_U[..., :1], accuracy_U[..., -1:]
     wanted = weak + percent / 100 * (strong - weak)
-    # A hair of slack: the end of the curve is the strong target's accuracy by another sum.
+    # Some slack: the end of the curve is the strong target's accuracy, but summed otherwise.
     above = np.argmax(accuracy_U >= wanted - 1e-12, axis=-1)[..., None]
     below = np.maximum(above - 1, 0)
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from routerjax.data.groups import numbered
 from routerjax.evaluation import published
-from routerjax.evaluation.frontier import at_choices, router_aiq, take, utility_choices
+from routerjax.evaluation.frontier import at_choices, router_aiq, utility_choices
 from routerjax.routing.policies import Argmax
+from routerjax.routing.policy_rows import take
 from routerjax.stats.bootstrap import reverse_percentile, weighted_means, weighted_sums
 
 CPT_PERCENT = (50, 80)

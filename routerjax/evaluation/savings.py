@@ -15,10 +15,10 @@ from routerjax.evaluation.frontier import (
     cost_at_accuracy,
     hull,
     oracle_choice,
-    take,
     tolerance_choices,
 )
 from routerjax.routing.judged import Judged
+from routerjax.routing.policy_rows import take
 
 KEYS = (
     "cost",

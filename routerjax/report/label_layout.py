@@ -16,7 +16,7 @@ def place_labels(
     box: tuple[float, float],
     obstacle_O2: np.ndarray,
 ) -> np.ndarray:
-    """Lower left corners for labels of points, found greedily.
+    """[P, 2] lower left corners for labels of points, found greedily.
 
     Labels overlap or leave the box only where there is no room otherwise. They avoid points and
     obstacles where they can, and stay near their own point.
@@ -26,9 +26,6 @@ def place_labels(
       size_P2: [P, 2] width and height of each label.
       box: Width and height of the space for labels.
       obstacle_O2: [O, 2] points that a label should not cover, such as samples of a curve.
-
-    Returns:
-      [P, 2] corners, in the order of the points.
     """
     corner_P2 = np.zeros_like(point_P2, dtype=np.float64)
     placed: list[tuple[float, float, float, float]] = []

@@ -1,1 +1,1 @@
-"""From probabilities to decisions: policies, what they are worth, and the report."""
+"""From probabilities to decisions: routers, policies and costs."""

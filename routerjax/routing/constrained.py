@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from routerjax.routing.policies import choose_by_utility, cost_range
-from routerjax.routing.policy_rows import Policy, PolicyInputs, check_share, coins, is_number
+from routerjax.routing.policy_rows import Policy, PolicyInputs, check_share, coins, is_number, take
 
 # Where the bracket is looked for: rates of exchange over sixteen decades, and both extremes.
 _ODDS = np.geomspace(1e-8, 1e8, 33)
@@ -119,7 +119,7 @@ class Budget(_Constrained):
         spent_NM = rows.cost_NM if paid_NM is None else np.asarray(paid_NM, np.float64)
 
         def mean_spending(lam: float) -> float:
-            return float(_taken(spent_NM, choose_by_utility(rows, lam, ends)).mean())
+            return float(take(spent_NM, choose_by_utility(rows, lam, ends)).mean())
 
         spending_G = np.array([mean_spending(lam) for lam in _LAMS])
         if spending_G[0] > self.usd_per_query * (1 + 1e-9):
@@ -168,10 +168,10 @@ class Quality(_Constrained):
 
         def accuracy(lam: float) -> float:
             choice_N = choose_by_utility(rows, lam, ends)
-            mean = float(_taken(rows.p_NM, choice_N).mean())
+            mean = float(take(rows.p_NM, choice_N).mean())
             if error_NM is None:
                 return mean
-            error_N = _taken(error_NM, choice_N)
+            error_N = take(error_NM, choice_N)
             seen_N = ~np.isnan(error_N)
             return mean + (float(error_N[seen_N].mean()) if seen_N.any() else 0.0)
 
@@ -207,7 +207,3 @@ def _between(
         else:
             low, at_low = middle, value
     return float(low), float(high), float((wanted - at_low) / (at_high - at_low))
-
-
-def _taken(value_NM: np.ndarray, choice_N: np.ndarray) -> np.ndarray:
-    return np.take_along_axis(value_NM, choice_N[:, None], axis=1)[:, 0]

@@ -1,15 +1,13 @@
 """The cost of an answer in USD: of input and output tokens, expected beforehand and as paid."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
+from routerjax.data.dataset import RoutingDataset
 from routerjax.routing.lengths import LengthHead
-
-if TYPE_CHECKING:
-    from routerjax.data.dataset import RoutingDataset
 
 # Taken for the length of an answer where none was recorded; metrics say where it was assumed.
 ASSUMED_OUTPUT_TOKENS = 256
@@ -35,8 +33,8 @@ class CostModel:
     @classmethod
     def fit(
         cls,
-        data: "RoutingDataset",
-        rows: "RoutingDataset | None" = None,
+        data: RoutingDataset,
+        rows: RoutingDataset | None = None,
         x_NC: np.ndarray | None = None,
     ) -> "CostModel":
         """Prices of a data set, the medians of its recorded answers, and a head that beats them.
@@ -123,10 +121,7 @@ class CostModel:
         return self._usd(input_tokens_N, self.lengths(len(input_tokens_N), x_NC))
 
     def paid(
-        self,
-        input_tokens_N: np.ndarray,
-        data: "RoutingDataset",
-        x_NC: np.ndarray | None = None,
+        self, input_tokens_N: np.ndarray, data: RoutingDataset, x_NC: np.ndarray | None = None
     ) -> tuple[np.ndarray | None, str | None]:
         """Cost of the answers that were given, and whether it is "recorded" or "assumed".
 

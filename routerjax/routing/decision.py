@@ -49,8 +49,7 @@ def decided(
     Args:
       targets: [M] names.
       choice_N: [N] indices of the chosen.
-      p_NM: [N, M] P(correct).
-      spread_NM: [N, M] its standard deviations over the members.
+      p_NM, spread_NM: [N, M] P(correct), and its standard deviations over the members.
       cost_NM: [N, M] expected USD, NaN where unknown; None without prices.
       policy: The policy that chose.
     """
@@ -74,15 +73,12 @@ def decided(
 def allowed_mask(
     allowed: Allowed | Sequence[Allowed] | None, targets: Sequence[str], n: int
 ) -> np.ndarray | None:
-    """The targets that may answer each of n queries.
+    """[n, M] bool, the targets that may answer each of n queries; None for all.
 
     Args:
       allowed: Names for all queries, or a list of names for each; None for all targets.
       targets: [M] names.
       n: Number of queries.
-
-    Returns:
-      [n, M] bool, or None.
 
     Raises:
       ValueError: Another number of lists, nobody, or an unknown target.

@@ -63,9 +63,6 @@ def fit_router(
       checkpoints: Folder for the training's checkpoints; with it a killed training continues.
       calibration_folds: 0, or at least 2.
 
-    Returns:
-      The router.
-
     Raises:
       ValueError: A query is not in a store, a target has no outcomes to learn from, an argument is
         out of range, or the policy should hold what cannot be reached; names the range that can.
@@ -123,16 +120,13 @@ def fit_router(
 
 
 def fit_policy(policy: Policy, router: Router, stores: Stores, data: RoutingDataset) -> Policy:
-    """Fits what a policy must hold, such as Budget's mean spending, for an existing router.
+    """The policy, fitted to what it must hold, such as Budget's mean spending, for a router.
 
     Args:
       policy: The policy to fit; one that has nothing to fit is returned as it is.
       router: The router by whose predictions the policy should choose.
       stores: Hidden states of these rows, by the router's encoders.
       data: Rows that the router was not trained on.
-
-    Returns:
-      The policy, for `Router.route`, `evaluate` or `router.policy`.
 
     Raises:
       ValueError: A store is from another encoder or lacks queries, the targets differ, prices are
@@ -170,15 +164,12 @@ def out_of_fold(
     n_folds: int,
     checkpoints: Folder | None = None,
 ) -> np.ndarray:
-    """Predictions for each fold by a network that was chosen and trained on the others.
+    """[N, M] float32 predictions of each fold by a network trained on the others, uncalibrated.
 
     Args:
       stores, data, recipe, config: As of `fit_router`.
       n_folds: Folds of whole groups.
       checkpoints: Folder for each fold's checkpoints; with it trainings that were killed continue.
-
-    Returns:
-      [N, M] float32, before calibration.
     """
     p_NM = np.full(data.y_NM.shape, np.nan, np.float32)
     fold_N = grouping.folds(data.groups, n_folds, config.split_seed)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from routerjax.data import groups as grouping
+from routerjax.stats.numerics import same_rows
 
 # With fewer recorded answers of a target, its median is used without a trial.
 FEWEST = 100
@@ -69,19 +70,24 @@ class LengthHead:
                 f"x_NC, tokens_NM and groups: expected as many rows each, got {x_NC.shape}, "
                 f"{log_NM.shape} and {len(groups)}"
             )
-        m, n_groups = log_NM.shape[1], len(set(groups))
+        m = log_NM.shape[1]
         weight_CM, bias_M = np.zeros((x_NC.shape[1], m)), np.zeros(m)
         smear_M, range_M2 = np.ones(m), np.zeros((m, 2))
         used_M, error_M2 = np.zeros(m, bool), np.full((m, 2), np.nan)
-        enough_M = (~np.isnan(log_NM)).sum(axis=0) >= FEWEST
-        fold_N = grouping.folds(groups, N_FOLDS, 0) if n_groups >= N_FOLDS else None
-        for seen_N, targets in _by_rows_seen(log_NM, enough_M if fold_N is not None else []):
-            y_nT = log_NM[seen_N][:, targets]
-            assert fold_N is not None
-            fitted = _fit_targets(x_NC[seen_N], y_nT, fold_N[seen_N])
-            weight_CM[:, targets], bias_M[targets], smear_M[targets] = fitted[:3]
-            error_M2[targets], used_M[targets] = fitted[3:]
-            range_M2[targets] = np.stack([y_nT.min(axis=0), y_nT.max(axis=0)], axis=1)
+        if len(set(groups)) >= N_FOLDS:
+            fold_N = grouping.folds(groups, N_FOLDS, 0)
+            # Targets that were recorded on the same rows share all decompositions.
+            seen_NM = ~np.isnan(log_NM)
+            column_U, pattern_M = same_rows(seen_NM)
+            for u, seen_N in enumerate(seen_NM.T[column_U]):
+                if seen_N.sum() < FEWEST:
+                    continue
+                targets = np.flatnonzero(pattern_M == u)
+                y_nT = log_NM[seen_N][:, targets]
+                fitted = _fit_targets(x_NC[seen_N], y_nT, fold_N[seen_N])
+                weight_CM[:, targets], bias_M[targets], smear_M[targets] = fitted[:3]
+                error_M2[targets], used_M[targets] = fitted[3:]
+                range_M2[targets] = np.stack([y_nT.min(axis=0), y_nT.max(axis=0)], axis=1)
         return cls(
             weight_CM.astype(np.float32),
             bias_M.astype(np.float32),
@@ -128,17 +134,6 @@ class LengthHead:
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "LengthHead":
         """What `arrays` returned."""
         return cls(**arrays | {"used_M": arrays["used_M"] > 0})
-
-
-def _by_rows_seen(
-    log_NM: np.ndarray, wanted_M: np.ndarray | list[bool]
-) -> list[tuple[np.ndarray, list[int]]]:
-    """Targets that were recorded on the same rows together: they share all decompositions."""
-    alike: dict[bytes, tuple[np.ndarray, list[int]]] = {}
-    for m in np.flatnonzero(wanted_M).tolist():
-        seen_N = ~np.isnan(log_NM[:, m])
-        alike.setdefault(seen_N.tobytes(), (np.flatnonzero(seen_N), []))[1].append(m)
-    return list(alike.values())
 
 
 def _fit_targets(

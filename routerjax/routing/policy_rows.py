@@ -32,7 +32,7 @@ class Policy(abc.ABC):
         allowed_NM: np.ndarray | None = None,
         keys: Sequence[str] | None = None,
     ) -> np.ndarray:
-        """Picks a target for every query.
+        """[N] int64 the index of the target that should answer each query.
 
         Args:
           p_NM: [N, M] predicted P(correct), in [0, 1].
@@ -40,9 +40,6 @@ class Policy(abc.ABC):
           allowed_NM: [N, M] bool, which targets may answer each query; None for all.
           keys: [N] texts of the queries, by whose hash a policy that mixes two settings decides
             which of them a query gets; None takes the rows' numbers.
-
-        Returns:
-          [N] int64 indices of targets.
 
         Raises:
           ValueError: A probability is NaN or outside [0, 1], the shapes differ, nobody may answer a
@@ -181,19 +178,21 @@ class PolicyInputs:
 def cheapest(
     eligible_NM: np.ndarray, cost_NM: np.ndarray, p_NM: np.ndarray | None = None
 ) -> np.ndarray:
-    """The cheapest eligible target of each row; of equal costs the most probable, then the first.
+    """[N] int64 the cheapest eligible target; of equal costs the most probable, then the first.
 
     Args:
       eligible_NM: [N, M] bool, at least one of each row.
       cost_NM: [N, M] any unit; infinite where unknown.
       p_NM: [N, M] probabilities; None where only the order of the targets should break ties.
-
-    Returns:
-      [N] int64 indices of targets.
     """
     cost_NM = np.where(eligible_NM, cost_NM, np.inf)
     best_NM = eligible_NM & (cost_NM == cost_NM.min(axis=1, keepdims=True))
     return (best_NM if p_NM is None else np.where(best_NM, p_NM, -np.inf)).argmax(axis=1)
+
+
+def take(value_NM: np.ndarray, choice_N: np.ndarray) -> np.ndarray:
+    """[N] the value of each row's chosen target."""
+    return np.take_along_axis(value_NM, choice_N[:, None], axis=1)[:, 0]
 
 
 def check_probabilities(p_NM: np.ndarray) -> np.ndarray:
@@ -222,17 +221,14 @@ def check_probabilities(p_NM: np.ndarray) -> np.ndarray:
 
 
 def coins(keys: Sequence[str] | None, n: int) -> np.ndarray:
-    """A number in [0, 1) for each query, a function of its key alone (BLAKE2b).
+    """[n] float64 a number in [0, 1) for each query, a function of its key alone (BLAKE2b).
 
     A policy that mixes two settings compares it with their shares. The same query is decided alike
-    today and tomorrow, alone and among others, and no generator has to be carried along.
+    at all times, alone and among others, and no random generator has to be kept.
 
     Args:
       keys: [n] what identifies each query, such as its text; None takes the rows' numbers.
       n: Number of queries.
-
-    Returns:
-      [n] float64.
 
     Raises:
       ValueError: There is another number of keys.

@@ -32,14 +32,11 @@ class Predictor:
     calibration: Calibration
 
     def read(self, encoders: Sequence[Encoder], prompts: Sequence[Prompts]) -> np.ndarray:
-        """Features of prompts.
+        """x_NC [N, C] float32 features of prompts.
 
         Args:
           encoders: Those the features read, in their order.
           prompts: The same N texts as each encoder's prompter tokenised them.
-
-        Returns:
-          x_NC [N, C] float32.
         """
         states = [
             encoder.capture_prompts(prompts[i], self.features.selection(i))
@@ -48,14 +45,11 @@ class Predictor:
         return self.features.apply(states)
 
     def predict(self, x_NC: np.ndarray, calibrated: bool = True) -> np.ndarray:
-        """P(correct) by the whole ensemble.
+        """p_NM [N, M] float32 P(correct) by the whole ensemble.
 
         Args:
           x_NC: [N, C] features.
           calibrated: False for the ensemble's mean as it is.
-
-        Returns:
-          p_NM [N, M] float32.
 
         Raises:
           ValueError: The features have another width.

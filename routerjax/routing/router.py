@@ -151,7 +151,7 @@ class Router:
     def predict_store(
         self, stores: Stores, ids: Sequence[str], calibrated: bool = True
     ) -> np.ndarray:
-        """P(correct) of stored queries.
+        """p_NM [n, M] float32 P(correct) of stored queries.
 
         Args:
           stores: The store with their hidden states, or several with those of several encoders, in
@@ -159,9 +159,6 @@ class Router:
           ids: [n] query ids.
           calibrated: False for the ensemble's mean as it is, which ranks the queries of a target
             best: calibration never changes their order, but may tie some.
-
-        Returns:
-          p_NM [n, M] float32.
 
         Raises:
           ValueError: A store is from another encoder, or lacks a query, layer or pooling.
@@ -200,7 +197,7 @@ class Router:
         policy: Policy | None = None,
         allowed: Allowed | Sequence[Allowed] | None = None,
     ) -> Decision | list[Decision]:
-        """Decides who answers.
+        """The decision which target answers a text, or a list of decisions for several texts.
 
         Args:
           query: A text, or several.
@@ -208,9 +205,6 @@ class Router:
             them.
           allowed: Names of the targets that may answer, for all queries; or a list of names for
             each of several queries. None for all targets.
-
-        Returns:
-          A Decision, or a list of them for several texts.
 
         Raises:
           ValueError: An empty query; a policy that has not been fitted or that needs prices the

@@ -26,7 +26,7 @@ _THRESHOLDS = np.floor(_CUMULATIVE[_CUMULATIVE < 2.0**32 - 1]).astype(np.uint32)
 
 
 def group_weights(groups: Sequence[str], draws: int, seed: int) -> np.ndarray:
-    """Poisson(1) weights, one for each group and draw.
+    """[B, N] float32 Poisson(1) weights, equal for the rows of one group.
 
     A weight is a function of the group's name, the number of the draw and the seed alone: neither
     the order of the rows nor what other groups there are changes it.
@@ -35,9 +35,6 @@ def group_weights(groups: Sequence[str], draws: int, seed: int) -> np.ndarray:
       groups: [N] the group of each row.
       draws: B.
       seed: Of the random numbers, 0 to 2^31 - 1.
-
-    Returns:
-      [B, N] float32; rows of one group have equal columns.
 
     Raises:
       ValueError: The seed is out of range.
@@ -60,14 +57,11 @@ def value_and_draws(groups: Sequence[str], draws: int, seed: int = 0) -> np.ndar
 
 
 def weighted_sums(weight_BN: np.ndarray, value_NQ: np.ndarray) -> np.ndarray:
-    """The sum of values over rows in each replicate.
+    """[B, ...] float64 the sum of values over rows in each replicate.
 
     Args:
       weight_BN: [B, N] how often each row counts.
       value_NQ: [N, ...].
-
-    Returns:
-      [B, ...] float64.
     """
     # In float64 for a few draws at a time: all at once would take too much memory.
     parts = np.array_split(weight_BN, -(-len(weight_BN) // 64))

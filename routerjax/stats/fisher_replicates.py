@@ -60,16 +60,13 @@ def fisher_replicates(
 def fisher_shuffled(
     x_ND: npt.ArrayLike, y_NM: npt.ArrayLike, n_shuffles: int, seed: int
 ) -> np.ndarray:
-    """Mean J under outcomes shuffled over the rows where they are observed: what J is by chance.
+    """[M] float32 mean J by chance: outcomes are shuffled over the rows where they are observed.
 
     Args:
       x_ND: [N, D] float32 states, as for `fisher_replicates`.
       y_NM: [N, M] 1 = correct, 0 = wrong, NaN = not observed.
       n_shuffles: Number of shuffles averaged.
       seed: Of the shuffles. Targets observed on the same rows are shuffled alike.
-
-    Returns:
-      [M] float32; NaN where J does not exist.
     """
     x_ND, y_NM = jnp.asarray(x_ND, jnp.float32), np.asarray(y_NM, np.float32)
     column_U, pattern_M = same_rows(np.isfinite(y_NM))

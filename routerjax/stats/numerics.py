@@ -38,7 +38,7 @@ def same_rows(observed_NM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def add_compensated(high: Tree, low: Tree, more: Tree) -> tuple[Tree, Tree]:
-    """(high, low) + more in double-float: Knuth's two-sum leaf by leaf, then renormalised.
+    """The new (high, low) of (high, low) + more: Knuth's two-sum leaf by leaf, renormalised.
 
     The pair holds a sum to twice float32's digits: `high` is the sum rounded to float32, `low` the
     rounding error. XLA does not reassociate, so the differences below survive compilation.
@@ -47,9 +47,6 @@ def add_compensated(high: Tree, low: Tree, more: Tree) -> tuple[Tree, Tree]:
       high: Arrays, in any tree.
       low: The same tree; zeros to begin with.
       more: The same tree, the numbers added.
-
-    Returns:
-      The new (high, low).
     """
 
     def add(high: jax.Array, low: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -51,14 +51,11 @@ def roc_auc(score_N: npt.ArrayLike, label_N: npt.ArrayLike) -> float:
 
 
 def auc_per_target(p_NM: np.ndarray, correct_NM: np.ndarray) -> np.ndarray:
-    """`roc_auc` of each column.
+    """[M] float64 `roc_auc` of each column.
 
     Args:
       p_NM: [N, M] predicted P(correct).
       correct_NM: [N, M] 1, 0 or NaN.
-
-    Returns:
-      [M] float64; NaN for a target whose observed rows are of one class.
 
     Raises:
       ValueError: As `roc_auc`.
@@ -97,16 +94,12 @@ def within_dataset_auc(
 def auc_by_group(
     p_NM: np.ndarray, correct_NM: np.ndarray, group_N: np.ndarray, n_groups: int
 ) -> np.ndarray:
-    """`roc_auc` of each target inside each group of rows, all groups in one sort a target.
+    """[M, G] float64 `roc_auc` of each target inside each group of rows, by one sort a target.
 
     Args:
-      p_NM: [N, M] predicted P(correct).
-      correct_NM: [N, M] 1, 0 or NaN.
+      p_NM, correct_NM: As of `auc_per_target`.
       group_N: [N] integers in [0, n_groups).
       n_groups: G.
-
-    Returns:
-      [M, G] float64; NaN where a group's observed rows are of one class.
 
     Raises:
       ValueError: As `roc_auc`.

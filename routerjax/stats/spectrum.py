@@ -25,14 +25,7 @@ def d_eff(eigenvalues_D: jax.Array) -> jax.Array:
 
 
 def d_eff_trace(covariance_DD: jax.Array) -> jax.Array:
-    """Effective dimensionality without eigenvalues: (tr C)^2 / |C|_F^2.
-
-    Args:
-      covariance_DD: [D, D] symmetric.
-
-    Returns:
-      [] the same number as `d_eff` of its eigenvalues.
-    """
+    """`d_eff` without eigenvalues, of a covariance [D, D]: (tr C)^2 / |C|_F^2."""
     share_DD = covariance_DD / jnp.trace(covariance_DD)
     return 1.0 / jnp.square(share_DD).sum(axis=1).sum()
 

@@ -16,13 +16,10 @@ def compared(identity: dict[str, Any]) -> dict[str, Any]:
 def identity_differences(
     made: dict[str, Any], now: dict[str, Any], name_made: str, name_now: str
 ) -> list[str]:
-    """What differs between two identities; where an encoder was found does not count.
+    """A text for each compared field in which two identities differ, with both values.
 
     Args:
-      made, now: The two.
+      made, now: The two identities.
       name_made, name_now: What the text calls their owners.
-
-    Returns:
-      A text for each field that differs, with both values.
     """
     return what_differs(compared(made), compared(now), f"{name_made} has", name_now)

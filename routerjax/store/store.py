@@ -81,13 +81,7 @@ class ActivationStore:
         return slice(start, min(start + self.block_rows, len(self.ids)))
 
     def rows_of(self, ids: Sequence[str]) -> np.ndarray:
-        """Store positions of query ids.
-
-        Args:
-          ids: [n] query ids.
-
-        Returns:
-          [n] int64.
+        """[n] int64 store positions of query ids.
 
         Raises:
           ValueError: An id is not in the store.

@@ -1,4 +1,4 @@
-"""Calibration per target: from the ensemble's probabilities to ones to be taken at their word.
+"""Calibration per target: maps the ensemble's probabilities to observed rates.
 
 Fitted on rows that the trunk did not train on. Four methods: "none"; "temperature", a factor on the
 logit; "platt", a factor and a shift; "isotonic", any non-decreasing curve. None of them changes the
@@ -96,11 +96,11 @@ class Calibration:
                 f"p_NM: expected a column for each of the {len(self.curves)} calibrated targets, "
                 f"got shape {p_NM.shape}"
             )
-        found_NM = np.array(p_NM, np.float32)
+        result_NM = np.array(p_NM, np.float32)
         for m, curve in enumerate(self.curves):
             if curve.method != "none":
-                found_NM[..., m] = curve.apply(p_NM[..., m])
-        return found_NM
+                result_NM[..., m] = curve.apply(p_NM[..., m])
+        return result_NM
 
     def to_json(self) -> list[dict[str, Any]]:
         """As JSON values, one object a target."""
@@ -118,11 +118,7 @@ class Calibration:
 
 
 def fit_calibration(
-    p_NM: np.ndarray,
-    y_NM: np.ndarray,
-    groups: Sequence[str],
-    n_folds: int = 5,
-    seed: int = 0,
+    p_NM: np.ndarray, y_NM: np.ndarray, groups: Sequence[str], n_folds: int = 5
 ) -> Calibration:
     """Fits each target's calibration, by the method of the lowest cross-fitted log loss.
 
@@ -135,7 +131,6 @@ def fit_calibration(
       y_NM: [N, M] outcomes in [0, 1], NaN = not observed.
       groups: [N] rows of one group stay together.
       n_folds: Of the cross-fitting.
-      seed: Of the folds.
 
     Returns:
       The calibration; "none" for targets with under FEWEST right or wrong answers, or with all of
@@ -158,7 +153,7 @@ def fit_calibration(
         raise ValueError("p_NM: expected probabilities in [0, 1]")
     if len(set(groups)) < n_folds:
         return Calibration.none(p_NM.shape[1])
-    fold_N = grouping.folds(groups, n_folds, seed)
+    fold_N = grouping.folds(groups, n_folds, 0)
     return Calibration(
         tuple(_fit_target(p_N, y_N, fold_N) for p_N, y_N in zip(p_NM.T, y_NM.T, strict=True))
     )
@@ -213,11 +208,10 @@ def logit(p_N: np.ndarray) -> np.ndarray:
 def _isotonic_knots(
     p_N: np.ndarray, y_N: np.ndarray
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Block centres and block means, the means kept as far from 0 and 1 as n rows can tell.
+    """Centres and means of the steps, the means kept as far from 0 and 1 as n rows can tell.
 
-    Straight lines between the centres in place of steps (Oron and Flournoy, Centered isotonic
-    regression, 2017): a step would turn the last digit of p into a jump, and would tie all queries
-    of a block.
+    Straight lines between the centres replace the steps (Oron and Flournoy, Centered isotonic
+    regression, 2017): a step would turn the last digit of p into a jump, and tie all its queries.
     """
     # Loaded where it is used: a router that only answers does not need it.
     from scipy.optimize import isotonic_regression
@@ -225,10 +219,10 @@ def _isotonic_knots(
     value_U, inverse_N, count_U = np.unique(p_N, return_inverse=True, return_counts=True)
     mean_U = np.bincount(inverse_N, y_N) / count_U
     fitted_U = isotonic_regression(mean_U, weights=count_U).x
-    level_B, block_U = np.unique(fitted_U, return_inverse=True)
-    centre_B = np.bincount(block_U, value_U * count_U) / np.bincount(block_U, count_U)
+    level_S, step_U = np.unique(fitted_U, return_inverse=True)
+    centre_S = np.bincount(step_U, value_U * count_U) / np.bincount(step_U, count_U)
     edge = 1 / (len(p_N) + 2)
-    return tuple(centre_B.tolist()), tuple(np.clip(level_B, edge, 1 - edge).tolist())
+    return tuple(centre_S.tolist()), tuple(np.clip(level_S, edge, 1 - edge).tolist())
 
 
 def _fit_target(p_N: np.ndarray, y_N: np.ndarray, fold_N: np.ndarray) -> Curve:

@@ -88,12 +88,7 @@ class TrunkConfig:
         Args:
           **fields: In place of its own.
         """
-        own: dict[str, Any] = {
-            "hidden": (512, 256),
-            "dropout": (0.4, 0.3),
-            "l2": 1e-3,
-            "kernel": True,
-        }
+        own: dict[str, Any] = dict(hidden=(512, 256), dropout=(0.4, 0.3), l2=1e-3, kernel=True)
         return cls(**(own | fields))
 
     @property

@@ -13,14 +13,11 @@ import numpy as np
 
 
 def row_keys(key: jax.Array, rows_R: jax.Array) -> jax.Array:
-    """A random word for each row's dropout, the same however rows are batched or split.
+    """[R] uint32 a random word for each row's dropout, however rows are batched or split.
 
     Args:
       key: Of jax.random, of one member and epoch.
       rows_R: [R] row numbers.
-
-    Returns:
-      [R] uint32.
     """
     salt_2 = jax.random.bits(key, (2,), jnp.uint32)
     # The second pass, with a salt of its own: keys of one salt alone would be another's, shifted.
@@ -28,15 +25,12 @@ def row_keys(key: jax.Array, rows_R: jax.Array) -> jax.Array:
 
 
 def keep(keys_R: jax.Array, widths: Sequence[int], shares: Any) -> list[jax.Array | None]:
-    """Which units stay.
+    """[R, width] bool which units stay, for each layer; None where its width is 0.
 
     Args:
       keys_R: [R] uint32, as `row_keys` makes them.
       widths: Units of each hidden layer; 0 where none is ever dropped.
       shares: Share dropped of each, below 1; may be traced.
-
-    Returns:
-      [R, width] bool for each layer, None where the width is 0.
     """
     # What tells a row's words apart has nothing in common between neighbours.
     of_units = _mixed(np.arange(1, sum(widths) + 1, dtype=np.uint32))

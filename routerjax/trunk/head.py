@@ -42,9 +42,7 @@ class Head:
     log_loss: float
 
 
-def fit_head(
-    trunk: Trunk, x_NC: np.ndarray, y_N: np.ndarray, groups: Sequence[str], seed: int = 0
-) -> Head:
+def fit_head(trunk: Trunk, x_NC: np.ndarray, y_N: np.ndarray, groups: Sequence[str]) -> Head:
     """Learns a head from observed outcomes; the trunk stays as it is.
 
     With a = the last hidden activations and w_m the existing heads, the prior is the logistic
@@ -58,10 +56,6 @@ def fit_head(
       x_NC: [N, C] features of the queries tried.
       y_N: [N] outcomes in [0, 1], none missing; values between count as that share of right.
       groups: [N] rows of one group stay together.
-      seed: Of the folds.
-
-    Returns:
-      The head.
 
     Raises:
       ValueError: Shapes differ, an outcome is missing or out of range, or all are equal.
@@ -84,7 +78,7 @@ def fit_head(
     penalty, lowest = PENALTIES[0], float("nan")
     n_folds = min(_FOLDS, len(set(groups)))
     if n_folds > 1:
-        fold_N = grouping.folds(groups, n_folds, seed)
+        fold_N = grouping.folds(groups, n_folds, 0)
         losses: list[np.ndarray] = []
         for each in PENALTIES:
             losses.append(_held_out(a_KNH, logit_KNM, y_N, fold_N, each, n_folds))
@@ -116,12 +110,7 @@ def fit_head(
 
 
 def with_head(trunk: Trunk, head: Head) -> Trunk:
-    """The trunk with the head behind its others; those are not touched.
-
-    Args:
-      trunk: The one the head was fitted on.
-      head: Of `fit_head`.
-    """
+    """The trunk that the head was fitted on, with the head as its last; the others stay as is."""
     last = len(trunk.hidden)
     params = dict(trunk.params)
     params[f"{last}.kernel"] = np.concatenate(
@@ -190,7 +179,7 @@ def _held_out(
 def logistic_regression(
     x_NC: np.ndarray, y_N: np.ndarray, offset_N: np.ndarray, penalty: float
 ) -> tuple[np.ndarray, float]:
-    """L2 logistic regression by Newton's method.
+    """Weights [C] and bias b of an L2 logistic regression, by Newton's method.
 
     Minimises sum log loss(offset + x w + b) + penalty / 2 |w|^2; b is free.
 
@@ -199,9 +188,6 @@ def logistic_regression(
       y_N: [N] in [0, 1].
       offset_N: [N] logits to start from.
       penalty: Strength of L2, in units of a row's log loss.
-
-    Returns:
-      Weights [C] and b.
     """
     x_N1C = np.column_stack([x_NC, np.ones(len(x_NC))])
     penalty_C = np.append(np.full(x_NC.shape[1], penalty), 1e-3)

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from routerjax.runtime.devices import power_of_two
-from routerjax.stats.numerics import same_rows
+from routerjax.stats.numerics import HIGHEST, same_rows
 from routerjax.trunk.calibrate import mean_log_loss
-from routerjax.trunk.net import HIGHEST
 
 # Rows remembered at most: the solve is cubic in them (8,192 rows are 256 MiB and 0.2 TFLOP).
 MOST_ROWS = 8192
@@ -62,8 +61,8 @@ class Kernel:
             x_RC = np.asarray(x_NC[start : start + _CHUNK_ROWS], np.float32)
             n = len(x_RC)
             padded_RC = np.pad(x_RC, ((0, power_of_two(n) - n), (0, 0)))
-            found_RM = np.asarray(_predict(padded_RC, *self._on_device))
-            own_NM[start : start + n, :n_fitted] = found_RM[:n]
+            fitted_RM = np.asarray(_predict(padded_RC, *self._on_device))
+            own_NM[start : start + n, :n_fitted] = fitted_RM[:n]
         return own_NM
 
     def mix(self, p_NM: np.ndarray, own_NM: np.ndarray) -> np.ndarray:
@@ -82,7 +81,7 @@ class Kernel:
 
     @functools.cached_property
     def _on_device(self) -> tuple[jax.Array, ...]:
-        """Rows, weights, means and width, put there once: a query is a row, these are thousands."""
+        """Rows, weights, means and width, moved once: a query is one row, these are thousands."""
         fitted_M = self.mean_M[: self.alpha_NM.shape[1]]
         return tuple(jnp.asarray(a) for a in (self.x_NC, self.alpha_NM, fitted_M, self.width))
 
@@ -125,9 +124,6 @@ def fit_kernel(
       y_VM: [V, M] their outcomes.
       p_VM: [V, M] the ensemble's predictions for them.
       seed: Of the random part.
-
-    Returns:
-      The kernel.
 
     References:
       Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, chapter 2: alpha is the

@@ -78,8 +78,8 @@ class Loop:
         mesh = jax.sharding.Mesh(np.array(devices), (DEVICES,))
         self._by_device = NamedSharding(mesh, P(DEVICES))
         # Slots beyond the last member train it once more, and are dropped at the end.
-        dealt_out = layout.rows_split == 1
-        self._n_slots = layout.per_device * (layout.n_devices if dealt_out else 1)
+        members_split = layout.rows_split == 1
+        self._n_slots = layout.per_device * (layout.n_devices if members_split else 1)
         self._seed_K = self._filled_up(np.array(seeds, np.uint32))
         setting = Setting(*(self._filled_up(np.asarray(leaf)) for leaf in setting))
         self._source_K = setting.source
@@ -174,7 +174,7 @@ def run(
     saver: Checkpoints | None,
     watch: Callable[[int, np.ndarray, np.ndarray], None],
 ) -> int:
-    """Trains until all members have stopped.
+    """Trains until all members have stopped; returns the epochs done.
 
     The next epoch is dispatched before the losses of the last one are fetched; whether members stop
     is decided on the device.
@@ -186,9 +186,6 @@ def run(
       every: Epochs between checkpoints.
       saver: For the checkpoints; without it a stop that is asked for waits until the end.
       watch: Called after each epoch with the epochs done and [K] who was running before and is now.
-
-    Returns:
-      Epochs done.
 
     Raises:
       resume.Stopped: SIGTERM came; the state is in the checkpoints.

@@ -8,6 +8,7 @@ their state fits a cache. On an accelerator it is of a few hundred of any kind, 
 member is the one that `train` makes of its seed and hyperparameters, however many train beside it.
 """
 
+import dataclasses
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -75,9 +76,6 @@ def train_trunks(
         to this job from the first call on.
       devices: By default all of this process; members are split among them. How many train side by
         side follows from their number, and so, by rounding, may the last bits.
-
-    Returns:
-      What became of them.
 
     Raises:
       ValueError: Rows or members that do not fit, or a workdir of other data or members or with a
@@ -162,11 +160,8 @@ class _Group:
         per_device = -(-len(members) // len(devices))
         layout = Layout(-(-len(members) // per_device), per_device, 1)
         first = members[0]
-        program = Program(
-            data.x_train_SNC.shape[2], first.hidden, data.y_train_NM.shape[1],
-            tuple(share > 0 for share in first.dropout),
-            config.batch_size, config.patience, config.min_delta,
-        )  # fmt: skip
+        like = dataclasses.replace(config, hidden=first.hidden, dropout=first.dropout)
+        program = Program.of(like, data.x_train_SNC.shape[2], data.y_train_NM.shape[1])
         self._source_K = np.array([names.index(member.features) for member in members], np.int32)
         setting = Setting(
             np.array([member.learning_rate for member in members], np.float32),

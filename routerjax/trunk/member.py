@@ -78,7 +78,7 @@ def wave_of(
 
     Args:
       members: Of a group.
-      per_device: Those that a device has of them.
+      per_device: Number of these members on a device.
       tuning: For the devices.
       read_bytes: Of `bytes_read`.
     """

@@ -12,13 +12,12 @@ import numpy as np
 from flax import nnx
 
 from routerjax.runtime.devices import power_of_two
+from routerjax.stats.numerics import HIGHEST
 from routerjax.trunk.dropout import keep
-
-HIGHEST = jax.lax.Precision.HIGHEST
 
 # Rows are scored in chunks of powers of two up to this, so that few shapes are ever compiled.
 _CHUNK_ROWS = 4096
-# Up to so many rows each member takes a copy of them: turning the weights would take longer.
+# Up to this many rows, each member takes a copy of them: transposing the weights takes longer.
 _FEW_ROWS = 32
 
 
@@ -69,7 +68,7 @@ class SharedTrunkNet(nnx.Module):
     def __call__(
         self, x_RC: jax.Array, keys_R: jax.Array | None = None, dropout: Any = None
     ) -> jax.Array:
-        """Logits of rows.
+        """Logits [R, M] of rows.
 
         Args:
           x_RC: [R, C] features.
@@ -77,9 +76,6 @@ class SharedTrunkNet(nnx.Module):
             none.
           dropout: Shares in place of the module's own, which still say behind which layers nothing
             is dropped; may be traced.
-
-        Returns:
-          [R, M].
         """
         x = x_RC
         shares = self.dropout if dropout is None else dropout
@@ -159,13 +155,7 @@ class Trunk:
         return self.params["0.kernel"].shape[0]
 
     def predict_members(self, x_NC: np.ndarray) -> np.ndarray:
-        """P(correct) by every member.
-
-        Args:
-          x_NC: [N, C] features.
-
-        Returns:
-          p_KNM [K, N, M] float32.
+        """p_KNM [K, N, M] float32 P(correct) by every member, of features [N, C].
 
         Raises:
           ValueError: The features have another width.
@@ -185,38 +175,16 @@ class Trunk:
         return np.concatenate(chunks, axis=1)
 
     def dispatch(self, x_BC: np.ndarray | jax.Array) -> jax.Array:
-        """As `predict_members`, of one batch and without waiting for it.
-
-        Args:
-          x_BC: [B, C] features; not checked.
-
-        Returns:
-          p_KBM [K, B, M] float32 on the device.
-        """
+        """p_KBM [K, B, M] as `predict_members`, of one batch: unchecked and without waiting."""
         return _score(self._shape, self._on_device, x_BC)
 
     def predict(self, x_NC: np.ndarray) -> np.ndarray:
-        """P(correct), the mean of the members' sigmoids.
-
-        Args:
-          x_NC: [N, C] features.
-
-        Returns:
-          p_NM [N, M] float32.
-
-        Raises:
-          ValueError: The features have another width.
-        """
+        """p_NM [N, M] float32, the mean over members; arguments and errors as `predict_members`."""
         return self.predict_members(x_NC).mean(axis=0)
 
     @classmethod
     def from_state(cls, params: Any, members: Sequence[int]) -> "Trunk":
-        """The ensemble of some members of a training state.
-
-        Args:
-          params: nnx.State of all members' parameters, stacked on axis 0.
-          members: Their numbers, best first.
-        """
+        """The ensemble of these members, best first, of the stacked parameters of a training."""
         chosen = np.array(members)
         return cls.from_params(
             {n: np.asarray(v, np.float32)[chosen] for n, v in by_name(params).items()}
@@ -244,8 +212,8 @@ def _score(
     shape: tuple[int, tuple[int, ...], int], params: dict[str, jax.Array], x_RC: jax.Array
 ) -> jax.Array:
     """Sigmoids of all members, [K, R, M]."""
-    # Static is the shape, and parameters come as a dict: a graph is hashed, and a State taken
-    # apart, in Python at every call.
+    # The shape is static and the parameters are a dict: a graph would be hashed, and a State
+    # flattened, in Python at every call.
     n_features, hidden, n_targets = shape
     graphdef, state = member_graph(n_features, hidden, n_targets, (0.0,) * len(hidden))
     layers: dict[int, dict[str, jax.Array]] = {}
@@ -259,6 +227,6 @@ def _score(
 
     if x_RC.shape[0] > _FEW_ROWS:
         return jax.vmap(score, (0, None))(state, x_RC)
-    # Rows that members share make one product of all, for which XLA turns their weights.
+    # For rows that members share, XLA makes one product of all and transposes the weights.
     x_KRC = jnp.broadcast_to(x_RC, (params["0.bias"].shape[0], *x_RC.shape))
     return jax.vmap(score)(state, x_KRC)

@@ -14,10 +14,10 @@ from routerjax.evaluation.frontier import (
     hull,
     oracle_choice,
     router_aiq,
-    take,
     tolerance_choices,
     utility_choices,
 )
+from routerjax.routing.policy_rows import take
 
 # Costs 1, 2, 4, 8: the second lies under the segment from the first to the third, the last below.
 _POINTS = np.array([[8.0, 0.6], [1.0, 0.4], [4.0, 0.7], [2.0, 0.45]])

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from routerjax.evaluation import published as field
-from routerjax.evaluation.frontier import take
 from routerjax.evaluation.metrics import evaluate_predictions
 from routerjax.evaluation.published_report import published_report
 from routerjax.routing.constrained import Quality
 from routerjax.routing.judged import Judged
 from routerjax.routing.policies import Argmax
+from routerjax.routing.policy_rows import take
 from routerjax.stats.bootstrap import value_and_draws
 from routerjax.stats.intervals import ratio_interval
 
