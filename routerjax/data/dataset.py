@@ -95,10 +95,7 @@ class RoutingDataset:
         )
 
     def select_targets(self, targets: Sequence[str]) -> "RoutingDataset":
-        """Some of the targets, in the order wanted.
-
-        Args:
-          targets: Names.
+        """Some of the targets, by name, in the order wanted.
 
         Raises:
           ValueError: A name that is not there.
@@ -133,12 +130,7 @@ class RoutingDataset:
     def folds(self, n: int, seed: int = 0) -> list[tuple["RoutingDataset", "RoutingDataset"]]:
         """Cross-validation: n pairs (training, test), groups kept together.
 
-        Args:
-          n: Number of folds, at least 2.
-          seed: Another seed, other folds.
-
-        Returns:
-          The pairs; every row is in exactly one test part.
+        Every row is in exactly one test part; another seed gives other folds.
 
         Raises:
           ValueError: n is below 2 or above the number of groups.

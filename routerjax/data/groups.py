@@ -11,17 +11,14 @@ from routerjax.runtime.files import digest
 
 
 def group_rows(queries: Sequence[str], *given: Sequence[str | None]) -> tuple[str, ...]:
-    """The group of every row: rows share one if their given groups or their texts are equal.
+    """[N] the group of every row: rows share one if their given groups or their texts are equal.
 
     Texts are equal up to Unicode form, case and white space. Equality is transitive: two given
-    groups that share a text are one group.
+    groups that share a text are one group. Names do not depend on the order of the rows.
 
     Args:
       queries: [N] texts.
       *given: [N] each: group names from a data file, None where it gives none.
-
-    Returns:
-      [N] names; the same for any order of the rows.
     """
     # Keys are (0, given group) and (1, text): the smaller is the root, so that a component is named
     # by its smallest given group where it has one, whatever the order of the rows.
@@ -50,16 +47,10 @@ def normalised(text: str) -> str:
 
 
 def numbered(names: Sequence[str] | np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
-    """The different names in order, and the place of each row's among them.
+    """[G] the different names, ascending by code points, and [N] int64 each row's place in them.
 
     As np.unique with `return_inverse`, but without an array of strings, which would pad every name
     to the longest and drop NUL characters at the end of one.
-
-    Args:
-      names: [N].
-
-    Returns:
-      [G] names, ascending by code points; [N] int64 in [0, G).
     """
     different = tuple(sorted(set(names)))
     place = {name: i for i, name in enumerate(different)}

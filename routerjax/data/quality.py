@@ -90,8 +90,7 @@ class Quality:
 def describe(data: RoutingDataset) -> Quality:
     """Counts missing outcomes, equal and near-equal texts, and constant outcomes.
 
-    Args:
-      data: Any data set. Near-equal texts take 0.1 to 0.4 ms a row.
+    Near-equal texts take 0.1 to 0.4 ms a row.
     """
     missing_NM = np.isnan(data.y_NM)
     texts = [normalised(query) for query in data.queries]

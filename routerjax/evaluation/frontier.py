@@ -5,7 +5,8 @@ can be mixed by flipping a coin for each query, so everything on the segment bet
 in reach as well. The *zero router* is the best mixture of single models, one that never looks at
 the query: the non-decreasing upper convex hull of their points (RouterBench, arXiv 2403.12031).
 
-All arrays here are of rows on which every outcome is observed.
+All arrays are of rows on which every outcome is observed: p_NM [N, M] predicted P(correct),
+expected_cost_NM [N, M] USD per query as known before the answer.
 """
 
 from collections.abc import Sequence
@@ -36,28 +37,16 @@ def at_choices(choice_SN: np.ndarray, cost_NM: np.ndarray, outcome_NM: np.ndarra
 def tolerance_choices(
     p_NM: np.ndarray, expected_cost_NM: np.ndarray, taus: Sequence[float]
 ) -> np.ndarray:
-    """[T, N] what `Tolerance(tau)` chooses for each tau.
-
-    Args:
-      p_NM: [N, M] predicted P(correct).
-      expected_cost_NM: [N, M] USD per query as known before the answer.
-      taus: T numbers in [0, 1].
-
-    Raises:
-      ValueError: As `Tolerance` and its `choose`.
-    """
+    """[T, N] what `Tolerance(tau)` chooses for each of T taus; errors as of its `choose`."""
     return np.stack([Tolerance(tau).choose(p_NM, expected_cost_NM) for tau in taus])
 
 
 def oracle_choice(outcome_NM: np.ndarray, cost_NM: np.ndarray) -> np.ndarray:
-    """The cheapest target with the best outcome: cheapest right one, else cheapest of all.
+    """[N] the cheapest target with the best outcome: the cheapest right one, else of all.
 
     Args:
       outcome_NM: [N, M] 1 or 0; or scores, then the cheapest of the highest score.
-      cost_NM: [N, M] USD per query.
-
-    Returns:
-      [N] int64 indices; ties in cost go to the first target.
+      cost_NM: [N, M] USD per query; ties go to the first target.
 
     Raises:
       ValueError: An outcome is missing: nobody knows what the oracle would do.
@@ -189,7 +178,7 @@ def utility_choices(p_NM: np.ndarray, expected_cost_NM: np.ndarray) -> np.ndarra
     """[S, N] choices of the utility policy at each of LAMS, over which AIQ is counted.
 
     RouterBench sweeps its routers in the same way, by what a right answer is worth in money. The
-    last setting is argmax. Args: As of `tolerance_choices`.
+    last setting is argmax.
     """
     rows = PolicyInputs.checked(p_NM, expected_cost_NM)
     return np.stack([choose_by_utility(rows, lam, cost_range(rows)) for lam in LAMS])

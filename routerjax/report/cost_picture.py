@@ -40,9 +40,10 @@ class _Frame:
         span_2 = np.maximum(np.ptp(at_P2, axis=0), least_2)
         return cls(logarithmic, middle_2 - [0.57, 0.6] * span_2, middle_2 + 0.57 * span_2)
 
-    def share(self, points_P2: np.ndarray) -> np.ndarray:
-        """[P, 2] shares of the axes' width and height."""
-        return (_across(points_P2, self.logarithmic) - self.low_2) / (self.high_2 - self.low_2)
+    def place(self, points_P2: np.ndarray) -> np.ndarray:
+        """[P, 2] in 1/72 inch from the lower left corner of the axes."""
+        from_corner_P2 = _across(points_P2, self.logarithmic) - self.low_2
+        return from_corner_P2 / (self.high_2 - self.low_2) * _INNER_2 * 72
 
     def set(self, axes: Any) -> None:
         left, right = self.low_2[0], self.high_2[0]
@@ -101,11 +102,11 @@ def accuracy_against_cost(metrics: dict[str, Any]) -> Figure:
 
     names = [short_name(single["target"]) for single in frontier["singles"]]
     obstacle_O2 = np.concatenate([
-        *(_along(_inches(frame, line_P2) * 72) for line_P2 in (router_P2, zero_S2)),
+        *(_along(frame.place(line_P2)) for line_P2 in (router_P2, zero_S2)),
         # Repeated, because these symbols are larger than a sample of a curve.
-        np.repeat(_inches(frame, np.array([chosen, oracle])) * 72, 12, axis=0),
+        np.repeat(frame.place(np.array([chosen, oracle])), 12, axis=0),
     ])  # fmt: skip
-    _write_names(axes, names, _inches(frame, singles_P2) * 72, obstacle_O2)
+    _write_names(axes, names, frame.place(singles_P2), obstacle_O2)
 
     axes.set_xlabel(f"USD per 1,000 queries (output tokens {metrics['cost_basis']})", fontsize=9)
     axes.set_ylabel(f"accuracy on {metrics['n_complete']:,} queries", fontsize=9)
@@ -128,10 +129,6 @@ def _write_names(axes: Any, names: list[str], spot_P2: np.ndarray, obstacle_O2: 
         x, y = (corner + [1, 1.5]) / box_2
         axes.text(x, y, name, fontsize=8, transform=axes.transAxes, zorder=6,
                   bbox={"facecolor": "white", "alpha": 0.7, "pad": 0.4, "lw": 0})  # fmt: skip
-
-
-def _inches(frame: _Frame, points_P2: np.ndarray) -> np.ndarray:
-    return frame.share(points_P2) * _INNER_2
 
 
 def _points(entries: list[dict[str, Any]]) -> np.ndarray:

@@ -23,7 +23,7 @@ def add_target(
     price: tuple[float, float] | None = None,
     stores: Stores | None = None,
 ) -> Head:
-    """Learns a new target from few outcomes; the trunk and the other targets stay as they are.
+    """Learns and returns the head of a new target; the trunk and the other targets stay as is.
 
     Its head starts from the mixture of the others' that explains the outcomes best and leaves
     it as far as held-out log loss allows (`trunk.head`). Its probabilities are not calibrated,
@@ -37,9 +37,6 @@ def add_target(
         queries that have nothing in common.
       price: USD per 1M (input, output) tokens; None where unknown.
       stores: Hidden states of the queries; without them the router's encoders read the texts.
-
-    Returns:
-      The head, with what it is made of and its held-out log loss.
 
     Raises:
       ValueError: The name is taken, an outcome or price is out of range, all outcomes are

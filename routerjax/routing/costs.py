@@ -57,11 +57,7 @@ class CostModel:
         return cls(data.prices_M2, length_M, recorded_M, head)
 
     def with_target(self, price: tuple[float, float] | None) -> "CostModel":
-        """The costs with one more target, of which no answer was recorded.
-
-        Args:
-          price: USD per 1M (input, output) tokens; None where unknown.
-        """
+        """The costs with one more target of this price, of which no answer was recorded."""
         prices_M2 = self.prices_M2
         if prices_M2 is not None:
             row_2 = np.array([price or (np.nan, np.nan)], np.float64)
@@ -83,15 +79,7 @@ class CostModel:
         )
 
     def lengths(self, n: int, x_NC: np.ndarray | jax.Array | None = None) -> np.ndarray:
-        """[n, M] output tokens to expect.
-
-        Args:
-          n: Number of queries.
-          x_NC: [n, C] their features; needed, and waited for, where a head is used only.
-
-        Raises:
-          ValueError: A head is used and there are no features, or they have another shape.
-        """
+        """[n, M] output tokens to expect of n queries; features and errors as of `expected`."""
         length_NM = np.tile(self.output_tokens_M[None], (n, 1))
         if self.head is None or not self.head.used_M.any():
             return length_NM
@@ -105,18 +93,15 @@ class CostModel:
     def expected(
         self, input_tokens_N: np.ndarray, x_NC: np.ndarray | jax.Array | None = None
     ) -> np.ndarray | None:
-        """Cost as it can be known before the answer.
+        """[N, M] USD per query as known before the answer; NaN without a price, None without any.
 
         Args:
           input_tokens_N: [N] tokens of the query, by the encoder's tokenizer.
-          x_NC: [N, C] features of the query; needed, and waited for, where lengths are predicted
-            from them only.
-
-        Returns:
-          [N, M] USD per query, NaN for targets without a price; None without any prices.
+          x_NC: [N, C] features of the query; needed, and waited for, only where a head predicts
+            lengths from them.
 
         Raises:
-          ValueError: As `lengths`.
+          ValueError: A head is used and there are no features, or they have another shape.
         """
         return self._usd(input_tokens_N, self.lengths(len(input_tokens_N), x_NC))
 

@@ -43,7 +43,7 @@ class LengthHead:
 
     @classmethod
     def fit(cls, x_NC: np.ndarray, tokens_NM: np.ndarray, groups: Sequence[str]) -> "LengthHead":
-        """Fits and tries a head for every target.
+        """Fits and tries a head for every target; `used_M` is False where the median is as good.
 
         The penalty is chosen, and head and median are compared, by squared errors of log(1 +
         tokens) over folds of whole groups: on that scale a few very long answers do not decide. A
@@ -54,9 +54,6 @@ class LengthHead:
           x_NC: [N, C] features.
           tokens_NM: [N, M] recorded output tokens, NaN = not recorded.
           groups: [N] rows of one group stay together.
-
-        Returns:
-          The head; `used_M` is False for targets whose median is as good.
 
         Raises:
           ValueError: Shapes differ.

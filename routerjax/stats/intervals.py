@@ -47,13 +47,7 @@ def ratio_interval(
 
 
 def mean_interval(value_N: np.ndarray) -> tuple[float, float, float]:
-    """The mean of a few independent values and its 95% interval by Student's t.
-
-    Args:
-      value_N: [N] at least two.
-
-    Returns:
-      The mean and both ends.
+    """The mean of at least two independent values, and both ends of its 95% interval (Student's t).
 
     >>> low, high = mean_interval(np.array([1.0, 2.0, 3.0]))[1:]
     >>> round(low, 3), round(high, 3)

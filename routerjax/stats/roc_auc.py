@@ -71,8 +71,7 @@ def within_dataset_auc(
     Datasets with under 5 observed rows of either class are left out of a target's AUC.
 
     Args:
-      p_NM: [N, M] predicted P(correct).
-      correct_NM: [N, M] 1, 0 or NaN.
+      p_NM, correct_NM: As of `auc_per_target`.
       datasets: [N] names, or None.
 
     Returns:

@@ -15,8 +15,6 @@ only where the interval of its AUC within datasets lies above that of its contro
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
 from routerjax.features.feature_map import Stores, as_tuple
@@ -130,7 +128,10 @@ def compare(
     (predictions, choices), *others = results
     weight_BN = value_and_draws(data.groups, draws, seed)
     estimates = estimates_of(predictions, probabilistic_R, weight_BN, fold_N)
-    within = estimates.of["mean_within_dataset_auc"]
+    within, auc_RM = (
+        estimates.of["mean_within_dataset_auc"],
+        estimates.auc_RKM.mean(axis=1).tolist(),
+    )
     shuffled_of: dict[int, Any] = {}
     if control:
         before_RKNM = others.pop(0)[0].before_RKNM
@@ -176,7 +177,9 @@ def compare(
                 "control": shuffled_of.get(r),
                 "claims_difficulty": _above(summary(within, r), shuffled_of.get(r)),
                 "left_out": left_out[r],
-                "auc": _by_target(data, estimates.auc_RKM[r]) if probabilistic_R[r] else None,
+                "auc": dict(zip(data.targets, auc_RM[r], strict=True))
+                if probabilistic_R[r]
+                else None,
                 "ece_floor": estimates.ece_floor[r],
                 "saving": estimates.saving[r],
                 "per_dataset": per_dataset(predictions, r, probabilistic_R[r]) if named else None,
@@ -202,10 +205,6 @@ def _above(own: dict[str, Any] | None, control: dict[str, Any] | None) -> bool |
 
 def _probabilistic(contestant: Contestant) -> bool:
     return contestant.probabilistic if isinstance(contestant, Baseline) else True
-
-
-def _by_target(data: RoutingDataset, auc_KM: np.ndarray) -> dict[str, float]:
-    return dict(zip(data.targets, auc_KM.mean(axis=0).tolist(), strict=True))
 
 
 def _job(

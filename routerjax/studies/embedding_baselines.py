@@ -40,8 +40,7 @@ def nearest_neighbours(
       x_nC: [n, C] features of the rows to score.
       config: For the split by which k is chosen from NEIGHBOURS.
     """
-    fit_N, held_N = _split(train, config)
-    y_NM = np.asarray(train.correct_NM, np.float32)
+    fit_N, held_N, y_NM = _split(train, config)
     ks = [k for k in NEIGHBOURS if k <= len(fit_N)] or [len(fit_N)]
     losses = [
         mean_log_loss(p_NM, y_NM[held_N])
@@ -59,8 +58,7 @@ def logistic(
 
     Args: As `nearest_neighbours`.
     """
-    fit_N, held_N = _split(train, config)
-    y_NM = np.asarray(train.correct_NM, np.float32)
+    fit_N, held_N, y_NM = _split(train, config)
     losses = [
         mean_log_loss(_logistic(x_NC[fit_N], y_NM[fit_N], x_NC[held_N], strength), y_NM[held_N])
         for strength in STRENGTHS
@@ -75,8 +73,7 @@ def mlp(
 
     Args: As `nearest_neighbours`; the network and its training are `config`'s.
     """
-    fit_N, held_N = _split(train, config)
-    y_NM = np.asarray(train.correct_NM, np.float32)
+    fit_N, held_N, y_NM = _split(train, config)
     trunk, _ = train_trunk(x_NC[fit_N], y_NM[fit_N], x_NC[held_N], y_NM[held_N], config)
     return trunk.predict(x_nC)
 
@@ -93,20 +90,19 @@ def factorise(
 
     Args: As `nearest_neighbours`.
     """
-    fit_N, held_N = _split(train, config)
-    y_NM = np.asarray(train.correct_NM, np.float32)
+    fit_N, held_N, y_NM = _split(train, config)
     scale_C = np.maximum(x_NC[fit_N].std(axis=0), 1e-6)
     x_fit, x_held, x_new = (x / scale_C for x in (x_NC[fit_N], x_NC[held_N], x_nC))
     params = _factorised(x_fit, y_NM[fit_N], x_held, y_NM[held_N], config.seeds[0], RANK)
     return np.asarray(jax.nn.sigmoid(_bilinear(params, jnp.asarray(x_new))))
 
 
-def _split(train: RoutingDataset, config: TrunkConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers to fit on and to choose by."""
+def _split(train: RoutingDataset, config: TrunkConfig) -> tuple[np.ndarray, ...]:
+    """Row numbers to fit on and to choose by, and the outcomes [N, M] of all rows."""
     held, fit = train.split(config.val_fraction, config.split_seed)
     row_of = {name: row for row, name in enumerate(train.ids)}
     fit_N, held_N = (np.array([row_of[name] for name in part.ids]) for part in (fit, held))
-    return fit_N, held_N
+    return fit_N, held_N, np.asarray(train.correct_NM, np.float32)
 
 
 def _neighbours(

@@ -133,17 +133,13 @@ def estimates_of(
                 key: float(np.mean([beside[key] for beside in beside_K])) for key in beside_K[0]
             }
         if priced:
-            frontier[r] = _with_ends(weighted_means(weight_Bn, np.mean(points_KnT2, axis=0)))
+            points_BT2 = weighted_means(weight_Bn, np.mean(points_KnT2, axis=0))
+            ends = reverse_percentile(points_BT2[0, :, 1], points_BT2[1:, :, 1], LEVEL)
+            frontier[r] = np.column_stack([points_BT2[0], *ends]).tolist()
     if priced:
         means_M = paid_nM.mean(axis=0).tolist(), correct_nM.mean(axis=0).tolist()
         singles = list(zip(complete.data.targets, *means_M, strict=True))
     return Estimates(of, auc_RKM, ece_floor, frontier, singles, saving)
-
-
-def _with_ends(points_BT2: np.ndarray) -> list[list[float]]:
-    """[T, 4] cost, accuracy and the ends of its interval."""
-    ends = reverse_percentile(points_BT2[0, :, 1], points_BT2[1:, :, 1], LEVEL)
-    return np.column_stack([points_BT2[0], *ends]).tolist()
 
 
 def _saving_choice(

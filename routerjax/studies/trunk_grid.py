@@ -17,10 +17,7 @@ class TrunkSetting(NamedTuple):
 
     Attributes:
       recipe: Its name in the grid.
-      hidden: Widths of the hidden layers.
-      dropout: Share of units dropped behind each.
-      learning_rate: Of Adam.
-      l2: Coupled L2.
+      hidden, dropout, learning_rate, l2: As of TrunkConfig.
     """
 
     recipe: str

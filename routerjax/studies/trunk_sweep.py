@@ -91,11 +91,7 @@ def sweep_trunks(
         resume.claim(folder, "sweep of trunks", _job(stores, data, grid, config))
     y_train_NM, y_val_NM = (outcomes(rows, config) for rows in (fit, val))
     settings = list(grid.settings())
-    members = [
-        TrunkMember(s.recipe, s.hidden, s.dropout, s.learning_rate, s.l2, seed)
-        for s in settings
-        for seed in grid.seeds
-    ]
+    members = [TrunkMember(*setting, member) for setting in settings for member in grid.seeds]
     result = train_trunks(
         x_train, y_train_NM, x_val, y_val_NM, members, config,
         None if folder is None else folder / "members", devices,

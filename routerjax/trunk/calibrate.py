@@ -61,11 +61,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """The calibration of every target.
-
-    Attributes:
-      curves: [M] one a target.
-    """
+    """The calibration of every target: [M] curves."""
 
     curves: tuple[Curve, ...]
 
@@ -80,13 +76,7 @@ class Calibration:
         return tuple(curve.method for curve in self.curves)
 
     def apply(self, p_NM: np.ndarray) -> np.ndarray:
-        """Calibrated probabilities.
-
-        Args:
-          p_NM: [..., M] the ensemble's probabilities.
-
-        Returns:
-          [..., M] float32.
+        """[..., M] float32 calibrated probabilities, of the ensemble's [..., M].
 
         Raises:
           ValueError: There is another number of targets.
@@ -160,15 +150,12 @@ def fit_calibration(
 
 
 def fit_curve(method: str, p_N: np.ndarray, y_N: np.ndarray) -> Curve:
-    """Fits one method to one target.
+    """One method fitted to one target; "none" where the fit would reverse the order of queries.
 
     Args:
       method: One of METHODS.
       p_N: [N] probabilities.
       y_N: [N] outcomes in [0, 1], none missing.
-
-    Returns:
-      The curve; "none" where the fit would turn the order of queries round.
     """
     n = len(p_N)
     if method == "isotonic":

@@ -19,10 +19,7 @@ class TrunkMember(NamedTuple):
 
     Attributes:
       features: Name of the features it reads.
-      hidden: Widths of its hidden layers.
-      dropout: Share of units dropped behind each.
-      learning_rate: Of Adam.
-      l2: Coupled L2.
+      hidden, dropout, learning_rate, l2: As of TrunkConfig.
       seed: Decides its initial weights, its order of rows and its dropout.
     """
 

@@ -110,13 +110,9 @@ def member_graph(
 def init_members(
     n_features: int, hidden: Sequence[int], n_targets: int, keys_K: jax.Array
 ) -> nnx.State:
-    """Independent initial parameters of K members, stacked on axis 0.
+    """Independent initial parameters of K members, of random keys [K], stacked on axis 0.
 
-    Args:
-      n_features: C.
-      hidden: Widths of the hidden layers.
-      n_targets: M.
-      keys_K: [K] random keys.
+    Args: As of SharedTrunkNet.
     """
 
     def make(key: jax.Array) -> nnx.State:

@@ -88,12 +88,9 @@ class Program:
 
     Attributes:
       n_features: C.
-      hidden: Widths of the hidden layers.
       n_targets: M.
       drops: Whether anything is dropped, for each hidden layer.
-      batch_size: Rows of a step, over all devices.
-      patience: A member stops after this many epochs without improvement.
-      min_delta: By which the validation loss must fall to count as an improvement.
+      hidden, batch_size, patience, min_delta: As of TrunkConfig.
     """
 
     n_features: int
