@@ -387,6 +387,6 @@ def cases(tuning: Tuning) -> Table:
             _of(embedding_baselines._factorised, x_NC, y_NM, x_NC, y_NM, _SEED, rank=2)
         ],
         "evaluation/calibration.py:_mean_error": lambda: [
-            _of(calibration._mean_error, array(N), array(N, 3), _SEED, draws=20)
+            _of(calibration._mean_error, array(N), array(N, 3), draws=20)
         ],
     }
