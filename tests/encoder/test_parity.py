@@ -82,6 +82,10 @@ def test_capture_pools_the_golden_states(golden, name):
         ("qwen2", {"windows": (6, 6, 6)}),
         ("qwen3_wide", {"windows": (FULL_ATTENTION, 4, FULL_ATTENTION)}),
         ("qwen3", {"activation": "gelu"}),
+        ("gemma3_embedding", {"bidirectional": False}),
+        ("gemma3_embedding", {"windows": (6, FULL_ATTENTION, 6)}),
+        ("mistral_embedding", {"windows": (4, 4, 4)}),
+        ("mistral_embedding", {"last_normed": True}),
         ("bert", {"activation": "gelu_tanh"}),
     ],
 )

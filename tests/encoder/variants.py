@@ -185,6 +185,22 @@ VARIANTS = {
             },
         },
     ),
+    # EmbeddingGemma, and a decoder whose last state is not normed; both see both ways.
+    "gemma3_embedding": (
+        "gemma3_text",
+        _SMALL
+        | {
+            "head_dim": 8,
+            "sliding_window": 6,
+            "query_pre_attn_scalar": 8,
+            "layer_types": [_SLIDING, _FULL, _SLIDING],
+            "use_bidirectional_attention": True,
+        },
+    ),
+    "mistral_embedding": (
+        "mistral",
+        _SMALL | {"sliding_window": 4, "is_causal": False, "tie_last_hidden_states": False},
+    ),
     "phi3": ("phi3", _SMALL | {"num_key_value_heads": 2, "sliding_window": 6}),
     "phi3_long": (
         "phi3",

@@ -44,6 +44,7 @@ def bert(family: str, c: Fields) -> EncoderConfig:
         out_bias=True,
         ffn_bias=True,
         n_segments=c.get("type_vocab_size", 2),
+        tied=bool(c.get("tie_word_embeddings", False)),
     )
 
 
@@ -79,6 +80,8 @@ def modernbert(family: str, c: Fields) -> EncoderConfig:
         norm_bias=bool(c.get("norm_bias", False)),
         first_norm=False,
         embed_norm=True,
+        tied=bool(c.get("tie_word_embeddings", False)),
+        last_normed=bool(c.get("tie_last_hidden_states", True)),
         **attention_bias(c),
         ffn_bias=bool(c.get("mlp_bias", False)),
         # Half of the window lies to either side, and the token itself does not count.

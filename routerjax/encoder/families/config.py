@@ -70,6 +70,8 @@ class EncoderConfig:
       norm_placement: "pre" (of what a branch reads), "post" (of what it adds) or "both".
       first_norm: Whether block 0 norms what its attention reads (ModernBERT: no).
       embed_norm: Whether the embedding is normed.
+      last_normed: Whether the last hidden state is taken after the final norm, as Hugging Face does
+        unless config.json says `tie_last_hidden_states: false`.
       embed_scale: Multiplies the embedding.
       residual_scale: Multiplies what a branch adds (Granite).
       query_scale: Multiplies the attention scores; None for E^-0.5.
@@ -97,6 +99,8 @@ class EncoderConfig:
       shared_expert_width: Inner width of the expert that every token goes through, which a sigmoid
         weighs; 0 for none.
       n_segments: Rows of the segment embedding (BERT).
+      tied: Whether the head's weights are the embedding's, which a checkpoint may then hold under
+        the head's name alone.
       padding_token: None, or the token whose position is not counted; the embedded positions begin
         after this number (RoBERTa).
     """
@@ -120,6 +124,7 @@ class EncoderConfig:
     norm_placement: str = "pre"
     first_norm: bool = True
     embed_norm: bool = False
+    last_normed: bool = True
     embed_scale: float = 1.0
     residual_scale: float = 1.0
     query_scale: float | None = None
@@ -144,6 +149,7 @@ class EncoderConfig:
     expert_clamp: tuple[float, float] | None = None
     shared_expert_width: int = 0
     n_segments: int = 0
+    tied: bool = dataclasses.field(default=False, compare=False)  # Of the file, not of the model.
     padding_token: int | None = None
 
     def __post_init__(self):

@@ -76,6 +76,7 @@ def _qwen_windows(c: Fields) -> tuple[int, ...]:
 
 def gemma2(family: str, c: Fields) -> EncoderConfig:
     """Gemma 2: norms on both sides, soft-capped scores, a window in every second layer."""
+    c.forbid("use_bidirectional_attention")
     kinds = layer_types(c, [FULL if i % 2 else SLIDING for i in range(c["num_hidden_layers"])])
     return _gemma(
         family,
@@ -86,25 +87,29 @@ def gemma2(family: str, c: Fields) -> EncoderConfig:
 
 
 def gemma3(family: str, c: Fields) -> EncoderConfig:
-    """Gemma 3: norms on heads; five windowed layers to a full one, each kind with its rotations."""
+    """Gemma 3: norms on heads; five windowed layers to a full one, each kind with its rotations.
+
+    EmbeddingGemma sees both ways: half of a window's tokens lie behind, half ahead.
+    """
     # Hugging Face reads this field and does not apply it.
     c.forbid("attn_logit_softcapping")
     n_layers, every = c["num_hidden_layers"], c.get("sliding_window_pattern", 6)
     kinds = layer_types(c, [SLIDING if (i + 1) % every else FULL for i in range(n_layers)])
     thetas = {FULL: ("rope_theta", 1e6), SLIDING: ("rope_local_base_freq", 10000.0)}
     ropes, rope_of_layer = read_layer_ropes(c, kinds, thetas, scaled=(FULL,))
+    both_ways, window = bool(c.get("use_bidirectional_attention", False)), c["sliding_window"]
     return _gemma(
         family,
         c,
         qk_norm="head",
-        windows=windows_of(kinds, c["sliding_window"]),
+        bidirectional=both_ways,
+        windows=windows_of(kinds, window // 2 + 1 if both_ways else window),
         ropes=ropes,
         rope_of_layer=rope_of_layer,
     )
 
 
 def _gemma(family: str, c: Fields, **different: Any) -> EncoderConfig:
-    c.forbid("use_bidirectional_attention")
     return read_decoder(
         family,
         c,

@@ -75,9 +75,11 @@ def read_activation(c: Fields, field: str, default: str) -> str:
 
 
 def read_decoder(family: str, c: Fields, **different: Any) -> EncoderConfig:
-    """What all decoders share, and what this one has different."""
-    if not c.get("is_causal", True):
-        raise c.refuse("a decoder without a causal mask (is_causal: false) is not supported")
+    """What all decoders share, and what this one has different.
+
+    With `is_causal: false` tokens see both ways, and a window reaches as far ahead as back: up to a
+    distance of sliding_window, which a causal window keeps one short of.
+    """
     if c.get("per_layer_config", None):
         raise c.refuse("layers of different shapes (per_layer_config) are not supported")
     shared = {
@@ -90,6 +92,8 @@ def read_decoder(family: str, c: Fields, **different: Any) -> EncoderConfig:
         "vocab_size": c["vocab_size"],
         "norm_eps": c.get("rms_norm_eps", 1e-6),
         "max_positions": c.get("max_position_embeddings", 2048),
+        "tied": bool(c.get("tie_word_embeddings", False)),
+        "last_normed": bool(c.get("tie_last_hidden_states", True)),
     }
     if "activation" not in different:
         shared["activation"] = read_activation(c, "hidden_act", "silu")
@@ -98,6 +102,9 @@ def read_decoder(family: str, c: Fields, **different: Any) -> EncoderConfig:
     if "ropes" not in different:
         shared["ropes"] = (read_rope(c),)
     config = EncoderConfig(**(shared | different))
+    if not c.get("is_causal", True):
+        windows = tuple(w if w == FULL_ATTENTION else w + 1 for w in config.windows)
+        config = dataclasses.replace(config, bidirectional=True, windows=windows)
     if isinstance(scaling := config.ropes[0].scaling, DynamicRope):
         # Its max_position_embeddings is the length from which the base begins to grow.
         longest = int(scaling.factor * config.max_positions)

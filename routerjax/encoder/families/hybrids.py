@@ -27,6 +27,8 @@ def qwen3_5(family: str, c: Fields, **different: Any) -> EncoderConfig:
     ffns = different.pop("kinds", (BlockKind(),) * n_layers)
     if read_activation(c, "hidden_act", "silu") != "silu":
         raise c.refuse("hidden_act: with gated DeltaNet layers only 'silu' is supported")
+    if not c.get("is_causal", True):
+        raise c.refuse("gated DeltaNet without a causal mask (is_causal: false) is not supported")
     if not c.get("attn_output_gate", True):
         raise c.refuse(
             "attention without an output gate (attn_output_gate: false) is not supported"

@@ -252,5 +252,5 @@ class Decoder(nnx.Module):
         return block(x_BTD, place, before)
 
     def finish(self, x_BTD: jax.Array) -> jax.Array:
-        """The last hidden state, which Hugging Face returns after the final norm."""
-        return self.norm(x_BTD)
+        """The last hidden state: after the final norm, unless the config says otherwise."""
+        return self.norm(x_BTD) if self.config.last_normed else x_BTD

@@ -98,6 +98,12 @@ def load_weights(
     specs = param_specs(shapes, config, mesh.shape[MODEL])
     shardings = {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
     sources = resolve(folder, config, shapes, checkpoint.shapes)
+    for source in sources:
+        if not source.scales and checkpoint.dtype(source.key).kind in "iub":
+            raise ValueError(
+                f"{folder}: the tensor {source.key!r} is of {checkpoint.dtype(source.key)} and has "
+                f"no scales: its weights are quantised; take the model that they were made from"
+            )
     # Of each tensor its own: pieces are cut as the mesh wants, and come side by side.
     digests = [[hashlib.blake2b(digest_size=16) for _ in range(2)] for _ in sources]
 

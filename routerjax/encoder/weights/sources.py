@@ -27,6 +27,8 @@ _PREFIXES = (
     "language_model.model.",
     "model.language_model.",
 )
+# The head's weights, which are the embedding's where the two are tied.
+_HEAD = re.compile(r"(^|\.)(lm_head|lm_head\.decoder|cls\.predictions\.decoder|decoder)\.weight$")
 # Parts that a prefill has no use for, and buffers that old checkpoints carry.
 _IGNORED = re.compile(
     r"^(lm_head|cls|pooler|classifier|score|qa_outputs)\.|rotary_emb\.inv_freq$|position_ids$"
@@ -82,9 +84,9 @@ def resolve(
     Raises:
       ValueError: Keys are missing, unexpected or of another shape: all of them in one list.
     """
-    tables = FAMILIES[config.family].tables
-    prefix = next((p for p in _PREFIXES if f"{p}{tables[0]['embed']}.weight" in result), "")
-    table = max(tables, key=lambda table: _n_found(table, prefix, config.n_layers, result))
+    layouts = [(prefix, table) for prefix in _PREFIXES for table in FAMILIES[config.family].tables]
+    n_found = [_n_found(prefix, table, config.n_layers, result) for prefix, table in layouts]
+    prefix, table = layouts[n_found.index(max(n_found))]
     sources, faults = [], []
 
     def expect(key: str, expected: tuple[int, ...]) -> None:
@@ -119,6 +121,8 @@ def resolve(
             if not config.first_norm and (module, i) == ("blocks/attention_norm", 0):
                 continue
             key = _key(prefix + theirs.format(i=i), leaf, result)
+            if module == "embed" and config.tied and key not in result:
+                key = next((head for head in result if _HEAD.search(head)), key)
             expect(key, expected)
             at = () if stack is None else (row,)
             for nth, begin in enumerate(starts):
@@ -141,7 +145,7 @@ def resolve(
     return sorted(sources, key=lambda source: (source.name, source.number, source.first))
 
 
-def _n_found(table: Table, prefix: str, n_layers: int, result: dict[str, Any]) -> int:
+def _n_found(prefix: str, table: Table, n_layers: int, result: dict[str, Any]) -> int:
     """How many of a table's tensors a checkpoint has, of every block and of the first expert."""
     keys = [x.kernel_key if isinstance(x, ExpertTensor) else f"{x}.weight" for x in table.values()]
     return sum(prefix + key.format(i=i, e=0) in result for key in keys for i in range(n_layers))

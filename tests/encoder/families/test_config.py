@@ -114,7 +114,8 @@ def test_all_switches_of_the_variants_are_read(name):
     assert config.qkv_bias == (attention_bias or family == "qwen2")
     assert config.out_bias == attention_bias
     assert config.ffn_bias == (always or settings.get("mlp_bias", False))
-    assert config.bidirectional == (always or family == "modernbert")
+    assert config.bidirectional == (always or family == "modernbert" or "embedding" in name)
+    assert config.last_normed == (name != "mistral_embedding")
     assert bool(config.ropes) == (not always)
 
 
@@ -244,7 +245,7 @@ def test_a_missing_field_is_named(name, field):
         ("bert", {"is_decoder": True}, "is_decoder"),
         ("bert", {"hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu'"),
         ("llama", {"hidden_act": "mish"}, "only gelu, gelu_fast, gelu_new"),
-        ("llama", {"is_causal": False}, "is_causal"),
+        ("qwen3_5", {"is_causal": False}, "is_causal"),
         ("llama", {"per_layer_config": {"0": {"head_dim": 4}}}, "per_layer_config"),
         ("llama", {"quantization_config": {"quant_method": "fp8"}}, "quantised"),
         ("llama", {"quantization_config": {"quant_method": "mxfp4"}}, "quantised"),

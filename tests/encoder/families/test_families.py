@@ -280,7 +280,6 @@ def test_what_longrope_was_called_first(older):
     "name, changes, part",
     [
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
-        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma3", {"attn_logit_softcapping": 30.0}, "attn_logit_softcapping"),
         ("gemma3", {"rope_parameters": {"rope_type": "default"}}, "a table by layer type"),
         ("gemma2", {"hidden_activation": "quick_gelu"}, "hidden_activation 'quick_gelu'"),

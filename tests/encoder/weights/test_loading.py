@@ -81,6 +81,38 @@ def test_bert_prefix_and_heads_change_nothing(tmp_path, layout):
     assert_equal_weights(models.load(tmp_path), models.load(BERT))
 
 
+@pytest.mark.parametrize(
+    "source, embed, head",
+    [(QWEN3, "model.embed_tokens.weight", "lm_head.weight"),
+     (BERT, "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight")],
+)  # fmt: skip
+def test_a_tied_embedding_may_be_kept_under_the_name_of_the_head(tmp_path, source, embed, head):
+    """As safetensors.torch.save_model does; without the tie it is missing, and nothing else is."""
+    prefix = embed.split(".")[0] + "."
+    models.rewrite(
+        source, tmp_path, lambda key, x: [(head if prefix + key == embed else prefix + key, x)]
+    )
+    config = json.loads((tmp_path / "config.json").read_text())
+    for tied in (True, False):
+        text = json.dumps(config | {"tie_word_embeddings": tied})
+        (tmp_path / "config.json").write_text(text)
+        if tied:
+            assert_equal_weights(models.load(tmp_path), models.load(source))
+            assert models.load(tmp_path).digest == models.load(source).digest
+    with pytest.raises(ValueError) as caught:
+        models.load(tmp_path)
+    assert str(caught.value).splitlines()[1:] == [f"  missing: {embed} (64, 32)"]
+
+
+def test_weights_of_integers_without_scales_are_refused(tmp_path):
+    def quantise(key, x):
+        return [(key, (x * 50).astype(np.int8) if key.endswith("o_proj.weight") else x)]
+
+    models.rewrite(QWEN3, tmp_path, quantise)
+    with pytest.raises(ValueError, match=r"o_proj.weight' is of int8 and has no scales"):
+        models.load(tmp_path)
+
+
 def test_gamma_and_beta_of_tensorflow_checkpoints_are_the_norms_weight_and_bias(tmp_path):
     def rename(key, x):
         if "LayerNorm" in key:
