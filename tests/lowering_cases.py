@@ -228,7 +228,9 @@ def _probe_cases() -> Table:
             )
         ],
         "probes/probe.py:_quick_pass": lambda: [_of(probe._quick_pass, _moments(L, P)[1])],
-        "probes/probe.py:_first_pass": lambda: [_of(probe._first_pass, _moments(L, P)[1], width=C)],
+        "probes/probe.py:_first_pass": lambda: [
+            _of(probe._first_pass, _moments(L, P)[1], n_components=C)
+        ],
         "probes/probe.py:_second_pass": lambda: [_of(probe._second_pass, *classes, space="pca4")],
         "probes/streaming/sketched.py:draw_signs": lambda: [_of(sketched.draw_signs, D, K, _SEED)],
     }  # fmt: skip

@@ -128,8 +128,8 @@ def pool(
     """Pools real tokens into one vector per prompt and pooling.
 
     Args:
+      x_BTD, lengths_B, spans_B2, tuning, n_before, before_3D: As in `State`.
       poolings: Names out of POOLINGS.
-      x_BTD, lengths_B, spans_B2, tuning, n_before, before_3D: As of `State`.
 
     Returns:
       [P, B, D] float32.

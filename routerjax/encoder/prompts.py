@@ -1,4 +1,4 @@
-"""Prompts: the chat template around a query, its tokens, and what goes when it is too long."""
+"""Prompts: the chat template around a query, its tokens, and the cut in a long query's middle."""
 
 import dataclasses
 import json
@@ -88,8 +88,9 @@ class Prompter:
                     "chat_template_kwargs %s leave the prompt as it is without them", self._settings
                 )
         self._adds_bos = self.templated and self._leaves_out_bos()
-        # Added tokens may take the white space beside them, the query's too, and stay the frame's.
-        # Those of white space alone (Gemma has some) merge with a newline of the query's.
+        # An added token may absorb white space beside it, the query's too, and counts as the
+        # template's. Not so tokens of white space alone (Gemma has some): they can hold a newline
+        # of the query.
         added = tokenizer.added_tokens_decoder.items()
         self._marks = np.array([i for i, token in added if token.content.strip()], np.int64)
         # A row is looked through only where the tokenizer has more tokens than the model: most
@@ -114,7 +115,7 @@ class Prompter:
         del backend["truncation"], backend["padding"]
         text = json.dumps(backend)
         if self.tokenizer.split_special_tokens:
-            text += "\0split"  # Of which the backend knows at calls alone.
+            text += "\0split"  # Passed to the backend at each call: not in what it serialises.
         template = "\0".join(map(str, self._frame)) + ("\0BOS" if self._adds_bos else "")
         return {
             "tokenizer_digest": digest(text),
@@ -227,7 +228,8 @@ class Prompter:
     ) -> np.ndarray:
         """Which tokens are the query's, whose text goes from `first` to before `past`."""
         starts, ends = np.array(offsets, np.int64).reshape(-1, 2).T
-        # White space is cut off its offsets by some tokenizers, which leaves its end alone.
+        # Some tokenizers leave white space out of a token's offsets. A token of white space alone
+        # then starts and ends at its end.
         within = (ends > first) & np.where(starts == ends, ends <= past, starts < past)
         # A token that reaches over the edge (a merged newline) belongs to the query, a mark of the
         # template that has swallowed the query's white space does not.

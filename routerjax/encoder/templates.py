@@ -57,8 +57,8 @@ def frame_of(tokenizer: Any, settings: Mapping[str, Any]) -> Frame:
         except Exception as error:
             raise ValueError(f"the tokenizer's chat template does not render: {error}") from error
 
-    head, result, tail = render(_PROBE).partition(_PROBE)
-    if not result or _PROBE in tail:
+    head, shown, tail = render(_PROBE).partition(_PROBE)
+    if not shown or _PROBE in tail:
         raise ValueError(
             "the tokenizer's chat template does not show the query, as it is, exactly once"
         )

@@ -1,4 +1,4 @@
-"""The probes' numbers of one (layer, pooling), by name, from its moments."""
+"""The probes' numbers of one site (a layer and a pooling), by name, from its moments."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from routerjax.stats.numerics import inverse_scale, is_constant
 
 
 def moment_numbers(one: Moments) -> dict[str, jax.Array]:
-    """The numbers of one (layer, pooling) that take no covariance.
+    """The numbers of one site that take no covariance.
 
     Args:
       one: Its moments.
@@ -28,12 +28,12 @@ def moment_numbers(one: Moments) -> dict[str, jax.Array]:
     }
 
 
-def spectrum_numbers(one: Moments, width: int) -> tuple[dict[str, jax.Array], Axes | None]:
-    """The dimensions of one (layer, pooling), and where its PCA projects to.
+def spectrum_numbers(one: Moments, n_components: int) -> tuple[dict[str, jax.Array], Axes | None]:
+    """The effective dimensions of one site, and the axes of its PCA.
 
     Args:
       one: Its moments, with the covariance.
-      width: C, components of the PCA; 0 for none, which saves the eigenvectors.
+      n_components: C, of the PCA; 0 skips the eigenvectors and returns no axes.
 
     Returns:
       Numbers [] as "NAME/raw" and "NAME/standardised", and the axes, or None.
@@ -43,8 +43,8 @@ def spectrum_numbers(one: Moments, width: int) -> tuple[dict[str, jax.Array], Ax
     assert one.covariance_DD is not None
     raw_DD = one.covariance_DD * (varies_D[:, None] * varies_D[None, :])
     standard_DD = one.covariance_DD * (inverse_D[:, None] * inverse_D[None, :])
-    if width:
-        components_DC, standard_D = principal_components(standard_DD, varies_D, width)
+    if n_components:
+        components_DC, standard_D = principal_components(standard_DD, varies_D, n_components)
         axes = Axes(one.mean_D, inverse_D, components_DC)
     else:
         standard_D, axes = jnp.linalg.eigvalsh(standard_DD), None
@@ -59,7 +59,7 @@ def trace_numbers(one: Moments) -> dict[str, jax.Array]:
     """Effective dimensionality by traces alone, which takes no eigendecomposition.
 
     Args:
-      one: Moments of one (layer, pooling), with the covariance.
+      one: Moments of one site, with the covariance.
 
     Returns:
       [] each: "d_eff" and "d_eff_trace", which are one number here, of both spaces.
@@ -77,7 +77,7 @@ def trace_numbers(one: Moments) -> dict[str, jax.Array]:
 def projected_numbers(
     one: Projected, pattern_M: jax.Array, shrinkage: float | jax.Array, space: str
 ) -> dict[str, jax.Array]:
-    """J [M] of one (layer, pooling) in its PCA space.
+    """J [M] of one site in its PCA space.
 
     Args:
       one: The classes there.

@@ -71,19 +71,19 @@ def probe(
         range.
     """
     rows = align(store, data)
-    width = components(pca_dim, shrinkage, rows, store.width)
+    n_components = components(pca_dim, shrinkage, rows, store.width)
     columns_U, pattern_M = observed_patterns(rows)
     if quick:
-        width = 0
+        n_components = 0
 
     # Accumulator, its compensation and one block's product; the C x C of the second pass likewise.
-    site_bytes = 12 * max(store.width**2, len(columns_U) * width**2)
+    site_bytes = 12 * max(store.width**2, len(columns_U) * n_components**2)
     tables: dict[str, np.ndarray] = {}
     selection = Selection(store.layers, store.poolings)
     constant_LP = np.zeros(selection.shape, bool)
     for group in groups(selection, site_bytes, budget_bytes):
         at = selection.index(group)
-        numbers = _probe_group(store, rows, group, width, columns_U, pattern_M, shrinkage)
+        numbers = _probe_group(store, rows, group, n_components, columns_U, pattern_M, shrinkage)
         constant_LP[at] = numbers.pop("constant")
         for name, value in numbers.items():
             shape = (*constant_LP.shape, *value.shape[2:])
@@ -122,13 +122,13 @@ def components(pca_dim: int, shrinkage: float, rows: AlignedOutcomes, n_dimensio
         raise ValueError(f"shrinkage: expected a share from 0 to 1, got {shrinkage}")
     if rows.n_used < 2:
         raise ValueError(f"data: probing needs at least 2 rows, got {rows.n_used}")
-    width = min(pca_dim, n_dimensions, rows.n_used - 1)
-    if width < pca_dim:
+    n_components = min(pca_dim, n_dimensions, rows.n_used - 1)
+    if n_components < pca_dim:
         logger.info(
             "probe: PCA to %d instead of %d components: %d rows of %d dimensions have no more",
-            width, pca_dim, rows.n_used, n_dimensions,
+            n_components, pca_dim, rows.n_used, n_dimensions,
         )  # fmt: skip
-    return width
+    return n_components
 
 
 def make_table(
@@ -183,19 +183,19 @@ def _probe_group(
     store: ActivationStore,
     rows: AlignedOutcomes,
     selection: Selection,
-    width: int,
+    n_components: int,
     columns_U: np.ndarray,
     pattern_M: np.ndarray,
     shrinkage: float,
 ) -> dict[str, np.ndarray]:
     """All numbers of some layers, by name, [L, P] or [L, P, M]."""
     moments = collect(store, rows, selection, gram=True)
-    if not width:
+    if not n_components:
         return {name: np.asarray(value) for name, value in _quick_pass(moments).items()}
-    numbers, axes = _first_pass(moments, width)
+    numbers, axes = _first_pass(moments, n_components)
     del moments  # The covariances go before the second pass takes its own memory.
     projected = collect_projected(store, rows, selection, axes, columns_U)
-    numbers |= _second_pass(projected, jnp.asarray(pattern_M), shrinkage, f"pca{width}")
+    numbers |= _second_pass(projected, jnp.asarray(pattern_M), shrinkage, f"pca{n_components}")
     return {name: np.asarray(value) for name, value in numbers.items()}
 
 
@@ -205,12 +205,12 @@ def _quick_pass(moments: Moments) -> dict[str, jax.Array]:
     return jax.vmap(jax.vmap(lambda one: moment_numbers(one) | trace_numbers(one)))(moments)
 
 
-@functools.partial(jax.jit, static_argnames="width")
-def _first_pass(moments: Moments, width: int) -> tuple[dict[str, jax.Array], Axes]:
+@functools.partial(jax.jit, static_argnames="n_components")
+def _first_pass(moments: Moments, n_components: int) -> tuple[dict[str, jax.Array], Axes]:
     """Numbers on raw and standardised states, and the axes of each PCA."""
 
     def of_one(one: Moments) -> tuple[dict[str, jax.Array], Axes]:
-        numbers, axes = spectrum_numbers(one, width)
+        numbers, axes = spectrum_numbers(one, n_components)
         assert axes is not None
         return moment_numbers(one) | numbers, axes
 

@@ -9,11 +9,12 @@ from routerjax.runtime.files import Folder
 
 SCHEMA_VERSION = 1
 
+# J where no variant is named: `stats.fisher.fisher_trace` on standardised states.
 DEFAULT = "trace/standardised"
 
 
 class Ranked(NamedTuple):
-    """A cell of the table and its number."""
+    """A site of the table and its number."""
 
     layer: int
     pooling: str
@@ -90,7 +91,9 @@ class ProbeTable:
         return sorted(cells, key=lambda cell: -cell.value)
 
     def mean_over_targets(self, name: str = DEFAULT) -> np.ndarray:
-        """[L, P] mean of a J over the targets that have one anywhere; NaN where one of those fails.
+        """[L, P] mean of a J over the targets whose J is finite at one site at least.
+
+        NaN at a site where the J of one of these targets is not finite.
 
         Args:
           name: Of a J.

@@ -78,6 +78,8 @@ def fisher_lda(
 def fisher_trace(weight_K: jax.Array, offset_KD: jax.Array, variance_KD: jax.Array) -> jax.Array:
     """Fisher separability by traces: J = |mu1 - mu0|^2 / (tr S0 + tr S1).
 
+    On standardised states this is the J of tables and pictures that name no variant.
+
     Args: As of `fisher_mean`.
 
     Returns:

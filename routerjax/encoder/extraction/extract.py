@@ -24,9 +24,9 @@ from routerjax.store.store import ActivationStore
 
 logger = logging.getLogger(__name__)
 
-# Between two looks at what other processes have committed.
+# Seconds between checks of what other processes have committed.
 _WAIT_SECONDS = 0.5
-# Until a store that process 0 has made counts as one that this process cannot see.
+# Seconds that a process waits to see a store that process 0 has made, before it raises.
 _UNSEEN_SECONDS = 60.0
 
 

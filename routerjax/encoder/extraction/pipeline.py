@@ -35,9 +35,9 @@ def captured(
       queries_of: The texts of a block, by token length.
       blocks: Numbers of the blocks, in the order wanted; at least one.
       selection: What to capture.
-      buckets: Of the plan, those that these blocks take. Where the device is not the host, they are
-        compiled side by side before the first batch; what is missing here, or left out because a
-        stop was asked for, when it comes.
+      buckets: Those of the plan that these blocks need. Where the device is not the host, they are
+        compiled side by side before the first batch; others, and those skipped because a stop was
+        requested, are compiled on first use.
 
     Yields:
       (block, its prompts, rows in it, B x T, h_LPBD) of each batch; rows of h_LPBD beyond those in

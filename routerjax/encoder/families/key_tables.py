@@ -1,11 +1,12 @@
 """Key tables: where each parameter lies in a family's checkpoint.
 
-Our module -> the checkpoint's module; {i} is the block. Which of a table's rows count is decided by
-the parameters that the model has. The layout follows from the leaf: a kernel is the transposed
-weight, everything else the weight as it is. Where several of our modules name one of theirs, its
-rows (its outputs) are theirs one after the other, in the table's order; `interleave` says in how
-many rounds they alternate. Experts lie otherwise (ExpertTensor), and in several layouts: of a
-family's tables, that one is used of which a checkpoint has the most keys.
+A table maps a module of the model to one of the checkpoint; {i} is the transformer block's number.
+Rows for parameters that the model lacks do not count. A kernel is the checkpoint's weight
+transposed, every other parameter is as it is there. Where several modules of the model map to one
+of the checkpoint, its rows hold their outputs one module after the other, in the table's order, or
+in the rounds that `interleave` says. Experts lie otherwise (ExpertTensor), and in several layouts:
+of a family's tables, that one is used of which a checkpoint has the most keys. Suffixes of tensors
+and prefixes of checkpoints: weights/sources.py.
 """
 
 from typing import NamedTuple
@@ -183,7 +184,7 @@ def interleave(config: EncoderConfig, theirs: str) -> int:
     """How often the rows of a fused projection alternate between our modules.
 
     Args:
-      config: Of the encoder.
+      config: The encoder's.
       theirs: The checkpoint's module, as in the table.
 
     Returns:

@@ -24,8 +24,9 @@ def check_family(raw: dict[str, Any], source: str = "config.json") -> str:
     if family not in FAMILIES:
         raise ValueError(
             f"{source}: model_type is {name!r}; supported are {', '.join(sorted(FAMILIES))}. "
-            f"A family is added in routerjax/encoder/families/ (what it is) and "
-            f"routerjax/encoder/families/key_tables.py (its key table); BUILD_NOTES.md says how"
+            f"To add one: a reader in routerjax/encoder/families/, its parameters in "
+            f"routerjax/encoder/families/key_tables.py, its line in registry.FAMILIES there; "
+            f"BUILD_NOTES.md says how"
         )
     quantised = raw.get("quantization_config") or text_config(raw).get("quantization_config")
     if quantised and not (family == "gpt_oss" and quantised.get("quant_method") == "mxfp4"):

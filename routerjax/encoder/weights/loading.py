@@ -31,7 +31,7 @@ from routerjax.runtime.tuning import Tuning
 
 logger = logging.getLogger(__name__)
 
-# Of a tensor that is read, sent and written at a time.
+# Bytes of a tensor that are read, sent and written at a time, at most.
 PIECE_BYTES = 8 * 2**20
 
 

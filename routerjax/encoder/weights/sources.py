@@ -45,13 +45,13 @@ class Source(NamedTuple):
       path: The parameter in the state.
       at: The block's place on the parameter's first axis, the expert's on its second; empty outside
         blocks.
-      key: The checkpoint's.
-      rows: Of the checkpoint's tensor.
+      key: The checkpoint's tensor.
+      rows: Rows of that tensor to read.
       n_axes: How many of its first axes count as one, that of the rows.
-      columns: Of a row, those that count.
-      transposed: Whether the rows are the parameter's last axis.
-      scales: "", or where the scales of a key in MXFP4 lie.
-      first: Of the parameter's outputs that are these rows.
+      columns: Columns to read of each row.
+      transposed: Whether the rows lie along the parameter's last axis.
+      scales: The tensor of the scales of a key in MXFP4, or "".
+      first: Index in the parameter of the first output that these rows fill.
     """
 
     name: str
@@ -71,29 +71,29 @@ def resolve(
     folder: pathlib.Path,
     config: EncoderConfig,
     wanted: dict[Path, tuple[int, ...]],
-    result: dict[str, tuple[int, ...]],
+    held: dict[str, tuple[int, ...]],
 ) -> list[Source]:
-    """Where everything lies, in an order that knows no stacks.
+    """Where each parameter lies in the checkpoint: blocks in order, however they are stacked.
 
     Args:
       folder: Of the checkpoint, for the error.
       config: Of the encoder.
       wanted: {path in the state: shape} of the model's parameters.
-      result: {key: shape} of the checkpoint's tensors.
+      held: {key: shape} of the checkpoint's tensors.
 
     Raises:
       ValueError: Keys are missing, unexpected or of another shape: all of them in one list.
     """
     layouts = [(prefix, table) for prefix in _PREFIXES for table in FAMILIES[config.family].tables]
-    n_found = [_n_found(prefix, table, config.n_layers, result) for prefix, table in layouts]
+    n_found = [_n_found(prefix, table, config.n_layers, held) for prefix, table in layouts]
     prefix, table = layouts[n_found.index(max(n_found))]
     sources, faults = [], []
 
     def expect(key: str, expected: tuple[int, ...]) -> None:
-        if key not in result:
+        if key not in held:
             faults.append(f"missing: {key} {expected}")
-        elif result[key] != expected:
-            faults.append(f"misshapen: {key} is {result[key]}, expected {expected}")
+        elif held[key] != expected:
+            faults.append(f"misshapen: {key} is {held[key]}, expected {expected}")
 
     for path, shape in wanted.items():
         stack, module, leaf = _parse(path)
@@ -120,9 +120,9 @@ def resolve(
         for row, i in enumerate(blocks):
             if not config.first_norm and (module, i) == ("blocks/attention_norm", 0):
                 continue
-            key = _key(prefix + theirs.format(i=i), leaf, result)
-            if module == "embed" and config.tied and key not in result:
-                key = next((head for head in result if _HEAD.search(head)), key)
+            key = _key(prefix + theirs.format(i=i), leaf, held)
+            if module == "embed" and config.tied and key not in held:
+                key = next((head for head in held if _HEAD.search(head)), key)
             expect(key, expected)
             at = () if stack is None else (row,)
             for nth, begin in enumerate(starts):
@@ -130,11 +130,11 @@ def resolve(
                 source = Source(f"{module}/{leaf}", i, path, at, key, rows, first=nth * n_rows)
                 sources.append(source._replace(transposed=leaf == "kernel"))
     used = {key for source in sources for key in (source.key, source.scales)}
-    for key in sorted(set(result) - used):
+    for key in sorted(set(held) - used):
         inside = key.startswith(prefix)
         if inside and not _IGNORED.search(key.removeprefix(prefix)) and not _IGNORED.search(key):
             # Beside the base model may lie its head; inside it nothing may be left over.
-            faults.append(f"unexpected: {key} {result[key]}")
+            faults.append(f"unexpected: {key} {held[key]}")
     if faults:
         faults = list(dict.fromkeys(faults))
         shown = "\n  ".join(faults[:40] + [f"... {len(faults) - 40} more"] * (len(faults) > 40))
@@ -145,10 +145,10 @@ def resolve(
     return sorted(sources, key=lambda source: (source.name, source.number, source.first))
 
 
-def _n_found(prefix: str, table: Table, n_layers: int, result: dict[str, Any]) -> int:
+def _n_found(prefix: str, table: Table, n_layers: int, held: dict[str, Any]) -> int:
     """How many of a table's tensors a checkpoint has, of every block and of the first expert."""
     keys = [x.kernel_key if isinstance(x, ExpertTensor) else f"{x}.weight" for x in table.values()]
-    return sum(prefix + key.format(i=i, e=0) in result for key in keys for i in range(n_layers))
+    return sum(prefix + key.format(i=i, e=0) in held for key in keys for i in range(n_layers))
 
 
 def _expert_sources(
@@ -213,6 +213,6 @@ def _n_outputs(wanted: dict[Path, tuple[int, ...]], path: Any, module: str) -> i
     return wanted.get((*inside, path[-1]), (0,))[-1]
 
 
-def _key(module: str, leaf: str, result: dict[str, Any]) -> str:
+def _key(module: str, leaf: str, held: dict[str, Any]) -> str:
     renamed = f"{module}.{_TENSORFLOW.get(leaf, '')}"
-    return renamed if renamed in result else f"{module}.{_LEAVES[leaf]}"
+    return renamed if renamed in held else f"{module}.{_LEAVES[leaf]}"

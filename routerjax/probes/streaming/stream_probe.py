@@ -87,17 +87,17 @@ def probe_stream(
     data = draw_sample(data, n_probe, seed)
     selection = Selection.of(layers, poolings, encoder.n_states)
     captured = Captured.prepare(encoder, data, selection, batch_tokens)
-    width = components(pca_dim, shrinkage, captured.rows, encoder.width) if pca else 0
+    n_components = components(pca_dim, shrinkage, captured.rows, encoder.width) if pca else 0
     if not pca:
         if captured.rows.n_used < 2:
             raise ValueError(f"data: probing needs at least 2 rows, got {captured.rows.n_used}")
         logger.info("probe: no J after PCA, which takes a second prefill (pca=True, --pca)")
-    check_budget(captured, functools.partial(_bytes, captured), sketch, width, budget_bytes)
+    check_budget(captured, functools.partial(_bytes, captured), sketch, n_components, budget_bytes)
 
-    numbers, axes = _first_pass(captured, sketch, width, seed)
-    if width:
+    numbers, axes = _first_pass(captured, sketch, n_components, seed)
+    if n_components:
         assert axes is not None
-        numbers |= _second_pass(captured, axes, shrinkage, width)
+        numbers |= _second_pass(captured, axes, shrinkage, n_components)
     tables = {name: captured.by_cell(value_S) for name, value_S in numbers.items()}
     constant_LP = tables.pop("constant")
     table = make_table(selection, captured.rows, tables, constant_LP)
@@ -135,13 +135,13 @@ def _check_sketch(sketch: int | None, pca: bool, width: int) -> None:
 
 
 def _first_pass(
-    captured: Captured, sketch: int | None, width: int, seed: int
+    captured: Captured, sketch: int | None, n_components: int, seed: int
 ) -> tuple[dict[str, np.ndarray], list[Axes] | None]:
     """All numbers [S] and [S, M] but those after PCA, and the axes of that."""
     mesh = captured.encoder.mesh
     if sketch is None:
         slots = total(captured, "probe", _exact_sums, sketched.pilot_of)
-        pairs = map_slots(_exact_numbers(width), mesh, [(s.high, s.fixed) for s in slots])
+        pairs = map_slots(_exact_numbers(n_components), mesh, [(s.high, s.fixed) for s in slots])
         return _to_host([numbers for numbers, _ in pairs]), [axes for _, axes in pairs]
     signs_DK = sketched.draw_signs(captured.encoder.width, sketch, seed)
     slots = total(captured, "probe", _sketched_sums, sketched.pilot_of, signs_DK)
@@ -150,13 +150,13 @@ def _first_pass(
 
 
 def _second_pass(
-    captured: Captured, axes: list[Axes], shrinkage: float, width: int
+    captured: Captured, axes: list[Axes], shrinkage: float, n_components: int
 ) -> dict[str, np.ndarray]:
     """J in the PCA spaces, [S, M]."""
     columns_U, pattern_M = observed_patterns(captured.rows)
     slots = total(captured, "probe after PCA", _projected_sums, axes, columns_U)
     shared = (pattern_M, np.float32(shrinkage))
-    one = _projected_numbers(f"pca{width}")
+    one = _projected_numbers(f"pca{n_components}")
     return _to_host(map_slots(one, captured.encoder.mesh, [slot.high for slot in slots], *shared))
 
 
@@ -185,11 +185,11 @@ def _projected_sums(x_RD, axes, weight_R, y_RM, columns_U):
 
 
 @functools.cache
-def _exact_numbers(width: int) -> Callable[[Any], tuple[dict[str, jax.Array], Axes | None]]:
+def _exact_numbers(n_components: int) -> Callable[[Any], tuple[dict[str, jax.Array], Axes | None]]:
     def of_one(site):
         sums, pilot = site
         moments = moments_of(sums, pilot.shift_D)
-        numbers, axes = spectrum_numbers(moments, width)
+        numbers, axes = spectrum_numbers(moments, n_components)
         return moment_numbers(moments) | numbers, axes
 
     return of_one
@@ -223,7 +223,7 @@ def _sketched_table(table: ProbeTable, sketch: int) -> ProbeTable:
     )
 
 
-def _bytes(captured: Captured, sketch: int | None, width: int) -> tuple[int, int]:
+def _bytes(captured: Captured, sketch: int | None, n_components: int) -> tuple[int, int]:
     """Bytes of one site's totals, and of what one site at a time takes beside all of them."""
 
     def array(*shape: int) -> Any:
@@ -236,10 +236,10 @@ def _bytes(captured: Captured, sketch: int | None, width: int) -> tuple[int, int
         sums = jax.eval_shape(_sketched_sums, array(R, D), pilot, *block, array(D, sketch))
         return bytes_of(sums), 4 * _SCRATCH * D * sketch
     site = bytes_of(jax.eval_shape(_exact_sums, array(R, D), pilot, *block, None))
-    if width:
-        axes = Axes(array(D), array(D), array(D, width))
+    if n_components:
+        axes = Axes(array(D), array(D), array(D, n_components))
         columns_U = jax.ShapeDtypeStruct(observed_patterns(captured.rows)[0].shape, jnp.int32)
         sums = jax.eval_shape(_projected_sums, array(R, D), axes, *block, columns_U)
         # The axes come while the first totals are there, and stay beside the second ones.
-        site = max(site, bytes_of(sums)) + 4 * D * width
+        site = max(site, bytes_of(sums)) + 4 * D * n_components
     return site, 4 * _SCRATCH * D * D
