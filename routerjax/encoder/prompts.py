@@ -44,11 +44,11 @@ class Prompts:
 
 
 class Prompter:
-    """Turns queries into token rows: one user turn, generation prompt included, BOS once.
+    """Turns queries into token rows: one user turn, generation prompt included.
 
     Without a chat template the raw text is used, with the tokenizer's own special tokens. With one,
-    the tokens are those of `apply_chat_template`, behind the BOS that the tokenizer adds to plain
-    text where the template leaves it out.
+    the tokens are those of transformers' `apply_chat_template` and of vLLM's chat: BOS stands where
+    the template writes it, and nowhere else.
 
     Args:
       tokenizer: A Hugging Face tokenizer (backed by the `tokenizers` library).
@@ -87,7 +87,6 @@ class Prompter:
                 logger.warning(
                     "chat_template_kwargs %s leave the prompt as it is without them", self._settings
                 )
-        self._adds_bos = self.templated and self._leaves_out_bos()
         # An added token may absorb white space beside it, the query's too, and counts as the
         # template's. Not so tokens of white space alone (Gemma has some): they can hold a newline
         # of the query.
@@ -116,7 +115,7 @@ class Prompter:
         text = json.dumps(backend)
         if self.tokenizer.split_special_tokens:
             text += "\0split"  # Passed to the backend at each call: not in what it serialises.
-        template = "\0".join(map(str, self._frame)) + ("\0BOS" if self._adds_bos else "")
+        template = "\0".join(map(str, self._frame))
         return {
             "tokenizer_digest": digest(text),
             "template_digest": digest(template) if self.templated else None,
@@ -201,9 +200,6 @@ class Prompter:
                 others = foreign.tolist()
             else:
                 others = encoding.special_tokens_mask
-            if self._adds_bos:
-                tokens = np.insert(tokens, 0, self.tokenizer.bos_token_id)
-                others = [True, *others]
             start = end = len(others)
             if False in others:
                 start, end = others.index(False), end - others[::-1].index(False)
@@ -235,14 +231,3 @@ class Prompter:
         # template that has swallowed the query's white space does not.
         over_edge = (starts < first) | (ends > past)
         return within & ~(over_edge & np.isin(tokens, self._marks))
-
-    def _leaves_out_bos(self) -> bool:
-        """Whether plain text begins with a BOS that the template does not write."""
-        bos = self.tokenizer.bos_token_id
-        if bos is None:
-            return False
-        plain, bare, framed = (
-            self.tokenizer(text, add_special_tokens=adds)["input_ids"]
-            for text, adds in (("a", True), ("a", False), ("".join(self._frame[:2]), False))
-        )
-        return plain[:1] == [bos] and bare[:1] != [bos] and bos not in framed

@@ -139,7 +139,7 @@ MISTRAL = (
     "{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
     "{% else %}{{ m.content + '</s>' }}{% endif %}{% endfor %}"
 )
-# Zephyr's: a fine-tuned Mistral, whose template leaves BOS to the tokenizer.
+# Zephyr's: a fine-tuned Mistral, whose template writes no BOS.
 ZEPHYR = (
     "{% for m in messages %}\n{% if m.role == 'user' %}\n{{ '<|user|>\n' + m.content + '</s>' }}\n"
     "{% elif m.role == 'system' %}\n{{ '<|system|>\n' + m.content + '</s>' }}\n{% endif %}\n"
@@ -253,7 +253,7 @@ def families() -> dict[str, Family]:
             sentence_piece(MISTRAL, ["</s>"]), "<s>[INST] two words [/INST]", n_bos=1
         ),
         "zephyr": Family(
-            sentence_piece(ZEPHYR, ["</s>"]), "<s><|user|>\ntwo words</s>\n<|assistant|>\n", n_bos=1
+            sentence_piece(ZEPHYR, ["</s>"]), "<|user|>\ntwo words</s>\n<|assistant|>\n"
         ),
         "gemma": Family(
             sentence_piece(

@@ -1,4 +1,4 @@
-"""Prompter: the tokens Hugging Face's chat template gives, BOS once, the middle cut, any date."""
+"""Prompter: the tokens Hugging Face's chat template gives, the middle cut, any date."""
 
 import datetime
 
@@ -163,12 +163,17 @@ def test_a_template_that_trims_is_seen_to_trim(today):
 
 @pytest.mark.parametrize("template", [None, CHATML, LLAMA3])
 @pytest.mark.parametrize("adds_bos", [False, True])
-def test_bos_stands_once_where_the_template_or_the_tokenizer_puts_it(template, adds_bos):
+def test_bos_stands_where_the_template_writes_it_and_without_one_where_the_tokenizer_does(
+    template, adds_bos, today
+):
+    today(PROMPT_DATE)
     tokenizer = byte_tokenizer(template, adds_bos)
     prompts = Prompter(tokenizer, 500)(["hello"])
     row, (start, end) = prompts.tokens[0], prompts.spans_N2[0]
-    # Where transformers, given a template, leaves out the BOS that the tokenizer adds, it stands.
-    expected = adds_bos or template is LLAMA3
+    # As transformers and vLLM do: given a template, the tokenizer adds no BOS to it.
+    expected = adds_bos if template is None else template is LLAMA3
+    if template is not None:
+        assert row.tolist() == hugging_face(tokenizer, "hello")
     assert (row == tokenizer.bos_token_id).sum() == expected
     assert not expected or row[0] == tokenizer.bos_token_id
     assert tokenizer.decode(row[start:end]) == "hello"
