@@ -1,1 +1,1 @@
-"""Queries, recorded outcomes and stored activations: what every other room reads."""
+"""Queries and recorded outcomes: data sets, label files, groups of rows, simulated data."""

@@ -151,7 +151,7 @@ def _text(row: dict[str, Any], key: str) -> str | None:
 
 
 def _check_unicode(text: str, key: str) -> None:
-    """Refuses what JSON can write and UTF-8 cannot: half of a character cut in two."""
+    """Refuses half of a character cut in two, which JSON can write and UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""RoutingDataset: queries, targets and what is known of each target's answer."""
+"""RoutingDataset: queries, targets, and the recorded outcomes of each target."""
 
 import collections
 import dataclasses
@@ -176,7 +176,7 @@ class RoutingDataset:
 
         y_NM = beside("y_NM")
         assert y_NM is not None
-        # Both sides' groups count: what either keeps together stays together.
+        # Rows that either side groups together stay together.
         given = [_first_known([side.groups], [at], n) for side, at in zip(sides, rows, strict=True)]
         datasets = _first_known([side.datasets for side in sides], rows, n)
         return dataclasses.replace(
@@ -198,7 +198,7 @@ class RoutingDataset:
         return {name: None if value is None else pick(value) for name, value in values.items()}
 
     def _positions(self, rows: Sequence[int] | Sequence[str] | np.ndarray) -> np.ndarray:
-        # Not as an array: NumPy's text type drops zero characters at the end.
+        # Not as an array: NumPy's text type drops NUL characters at the end.
         if len(rows) and isinstance(rows[0], str):
             position_of = {name: i for i, name in enumerate(self.ids)}
             unknown = [name for name in rows if name not in position_of]

@@ -104,7 +104,12 @@ def evaluate_predictions(
         "targets": list(targets),
         "policy": policy.to_json(),
     }
-    rank_NM = p_NM if before_NM is None else _checked_before(before_NM, p_NM.shape)
+    rank_NM = p_NM if before_NM is None else check_probabilities(before_NM)
+    if rank_NM.shape != p_NM.shape:
+        raise ValueError(
+            f"before_NM, P(correct) before calibration: expected the shape of p_NM, {p_NM.shape}, "
+            f"got {rank_NM.shape}"
+        )
     part, reasons = discrimination(rank_NM, correct_NM, data.datasets, targets)
     metrics |= part
     metrics["dataset_only_auc"] = None
@@ -189,16 +194,6 @@ def evaluate_predictions(
             rank_NM, rows, choice_N, np.full(len(p_NM), best_single)
         )
     return metrics | {"reasons": reasons}
-
-
-def _checked_before(before_NM: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    before_NM = check_probabilities(before_NM)
-    if before_NM.shape != shape:
-        raise ValueError(
-            f"before_NM, P(correct) before calibration: expected the shape of p_NM, {shape}, got "
-            f"{before_NM.shape}"
-        )
-    return before_NM
 
 
 def _no_cost(rows: Judged) -> str:

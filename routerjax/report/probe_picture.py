@@ -105,7 +105,7 @@ def curve(
     width: float = 1.3,
     peak: bool = False,
 ) -> None:
-    """A line over the hidden states; few states show as points too, or one alone would not."""
+    """A line over the hidden states, with points where they are few: one alone makes no line."""
     label = plain(label if len(label) <= 34 else label[:33] + "…")
     axes.plot(layers, value_L, color=colour, linestyle=dash, linewidth=width, label=label,
               marker="." if len(layers) <= 16 else None, markersize=4)  # fmt: skip

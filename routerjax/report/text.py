@@ -127,10 +127,7 @@ def comparison_lines(study: dict[str, Any]) -> list[str]:
             lines.append(f"  {'(the name of the dataset alone)':{width}}  {only}")
     if study["dataset_folds"]:
         for metric in LEFT_OUT:
-            lines += [
-                "",
-                f"{metric}, datasets not trained on ({study['dataset_folds']} folds)",
-            ]
+            lines += ["", f"{metric}, datasets not trained on ({study['dataset_folds']} folds)"]
             for i, row in enumerate(rows):
                 line = f"  {row['name']:{width}}  {_text(row['left_out'][metric], '.4f')}"
                 if i:
@@ -148,20 +145,12 @@ def _text(number: dict[str, Any] | None, form: str) -> str:
     return f"{number['value']:{form}} {ends}" + (f" seed sd {sd:.4f}" if sd is not None else "")
 
 
-_TITLES = {
-    "auc": "AUC of a new target",
-    "within_dataset_auc": "AUC within datasets",
-}
-
-
 def few_labels_lines(study: dict[str, Any]) -> list[str]:
     """What `few_labels` returned: tables of AUC and of AUC within datasets, a row a method."""
-    return [
-        line
-        for metric, title in _TITLES.items()
-        if study[metric] is not None
-        for line in _table(study, study[metric], title)
-    ]
+    lines = _table(study, study["auc"], "AUC of a new target")
+    if study["within_dataset_auc"] is not None:
+        lines += _table(study, study["within_dataset_auc"], "AUC within datasets")
+    return lines
 
 
 def _table(study: dict[str, Any], of: dict[str, Any], title: str) -> list[str]:

@@ -81,15 +81,12 @@ class Judged:
 
 
 def judge(router: Router, stores: Stores, data: RoutingDataset) -> tuple[Judged, np.ndarray]:
-    """Rows as a router has them, with its costs, and their features.
+    """Rows with the targets, prices and lengths of a router in its order; x_NC [N, C] features.
 
     Args:
       router: Whose prices and lengths count.
       stores: Hidden states of the rows, by the router's encoders, in any order.
       data: N rows; the router's targets, in any order.
-
-    Returns:
-      The rows, with targets in the router's order; x_NC [N, C] their features.
 
     Raises:
       ValueError: The targets differ, or a store is from another encoder or lacks queries.

@@ -81,11 +81,10 @@ class Predictor:
     def collect(
         self, x_NC: np.ndarray | jax.Array, p_KNM: np.ndarray | jax.Array
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Calibrated P(correct) and its spread, of what `dispatch` returned.
+        """p_NM and spread_NM [N, M] float32, of what `dispatch` returned.
 
-        Returns:
-          p_NM and spread_NM, both [N, M] float32: P(correct) by the ensemble's mean, and the
-          standard deviation over the members, each calibrated as the mean is.
+        These are the calibrated P(correct) by the ensemble's mean, and the standard deviation over
+        the members, each calibrated as the mean is.
         """
         p_KNM = self._mixed(np.asarray(p_KNM), np.asarray(x_NC))
         p_XNM = np.concatenate([p_KNM.mean(axis=0, keepdims=True), p_KNM])

@@ -17,13 +17,9 @@ _VERSIONS_OF = ("routerjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint
 
 
 def write_config(workdir: Any, config: Any) -> None:
-    """Puts `config.json` into the work folder: the frozen config, versions, git revision, devices.
+    """Writes `describe_run(config)`, of a dataclass of JSON values, to `config.json` in a workdir.
 
-    Of several processes the first one does.
-
-    Args:
-      workdir: A local path or a URL.
-      config: A frozen dataclass of JSON values.
+    Of several processes only the first one writes.
 
     Raises:
       OSError: The folder cannot be written.

@@ -174,10 +174,7 @@ class Parts:
             self.folder.write_json(name, value)
 
     def stop_if_asked(self, bar: tqdm) -> None:
-        """Ends the job where SIGTERM has come.
-
-        Args:
-          bar: Counts the parts that are done.
+        """Ends the job where SIGTERM has come; `bar` counts the parts that are done.
 
         Raises:
           Stopped: SIGTERM came.

@@ -20,7 +20,7 @@ from routerjax.data.groups import numbered
 from routerjax.runtime.files import digest
 
 LARGEST_SEED = 2**31 - 1  # An int32, as compiled programs take it.
-# P(Poisson(1) <= k) in units of 2^-32, up to the largest k that 32 bits tell from certainty.
+# P(Poisson(1) <= k) in units of 2^-32, for every k for which 32 bits can tell it from 1.
 _CUMULATIVE = np.cumsum(np.exp(-1.0) / np.cumprod([1.0, *range(1, 13)])) * 2.0**32
 _THRESHOLDS = np.floor(_CUMULATIVE[_CUMULATIVE < 2.0**32 - 1]).astype(np.uint32)
 
@@ -114,7 +114,7 @@ def reverse_percentile(
 
 @functools.partial(jax.jit, static_argnames="draws")
 def _poisson(name_G2: jax.Array, seed: jax.Array, draws: int) -> jax.Array:
-    """[G, B] uint8 draws by inversion: how many thresholds 32 random bits reach."""
+    """[G, B] uint8 draws by inversion: the number of thresholds that 32 random bits reach."""
 
     def of_group(name_2: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), name_2[0]), name_2[1])

@@ -48,8 +48,7 @@ def fisher_lda(
     condition number of Sw then bounds what float32 can resolve.
 
     Args:
-      weight_K: [2] rows of the wrong and of the correct class.
-      offset_KC: [2, C] class means, about any common origin.
+      weight_K, offset_KC: As of `fisher_mean`.
       within_CC: [C, C] pooled within-class covariance; rows of zeros (beyond the rank of the PCA)
         are left out.
       shrinkage: g in [0, 1].

@@ -189,7 +189,7 @@ class RouterSpec:
     trunk: str = "published"
 
     def __post_init__(self) -> None:
-        named_trunk(self.trunk, TrunkConfig())  # Refuses what is none.
+        named_trunk(self.trunk, TrunkConfig())  # Raises where there is no such trunk.
 
     def config(self, like: TrunkConfig) -> TrunkConfig:
         """The trunk's configuration; seeds, epochs and the split are those of `like`."""

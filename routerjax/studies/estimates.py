@@ -288,7 +288,7 @@ def _floor(p_KNM: np.ndarray, correct_NM: np.ndarray) -> float:
 
 
 def _over_targets(aucs: AucReplicates, shape_RKM: tuple[int, ...]) -> Estimate:
-    """Means over the targets that have an AUC in every contestant and seed that has any."""
+    """Means over the targets whose AUC exists for all contestants and seeds that have any AUC."""
     value_RKM = aucs.value_Q.reshape(shape_RKM).astype(np.float64)
     draws_BRKM = aucs.draws_BQ.reshape(-1, *shape_RKM)
     some_R = np.isfinite(value_RKM).any(axis=(1, 2))

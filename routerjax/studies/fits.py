@@ -93,7 +93,9 @@ def predict_folds(
             parts.stop_if_asked(bar)
             train = data.select(_apart(data, test_N))
             if run.shuffle:
-                train = _shuffled(train, seed)
+                assert train.datasets is not None
+                y_NM = shuffled(train.y_NM, numbered(train.datasets)[1], seed)
+                train = dataclasses.replace(train, y_NM=y_NM)
             test = data.select(test_N)
             arrays, about = _fit(stores, train, test, contestant, _with_seed(config, k))
             arrays = {key: np.ascontiguousarray(p_NM, np.float32) for key, p_NM in arrays.items()}
@@ -111,12 +113,6 @@ def _apart(data: RoutingDataset, test_N: np.ndarray) -> np.ndarray:
     """[N] bool, rows of other groups than the test rows have."""
     _, group_N = numbered(data.groups)
     return ~test_N & ~np.isin(group_N, group_N[test_N])
-
-
-def _shuffled(train: RoutingDataset, seed: int) -> RoutingDataset:
-    assert train.datasets is not None
-    _, dataset_N = numbered(train.datasets)
-    return dataclasses.replace(train, y_NM=shuffled(train.y_NM, dataset_N, seed))
 
 
 def _fit(

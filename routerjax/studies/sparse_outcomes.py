@@ -203,7 +203,7 @@ def sparse_outcomes_lines(result: dict[str, Any]) -> list[str]:
             row[key] for key in ("difference", "mean_auc", "mean_within_dataset_auc")
         )
         less = (
-            # 0 - 0 and not -0.
+            # 0 - x, as -x would print 0 as -0.
             f"{0 - lead['value']:10.4f} [{0 - lead['high']:.4f}, {0 - lead['low']:.4f}]"
             if lead
             else "none"

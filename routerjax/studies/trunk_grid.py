@@ -93,13 +93,13 @@ def parse_trunk_grid(text: str, pooling: str = "mean", pca_dim: int = 200) -> Tr
 
     Args:
       text: Such as "recipe=all_layers|layers:6@last;hidden=256x128|512x256;dropout=0.3x0.2|0.5;
-        lr=1e-3|3e-4;l2=1e-4;seeds=5". What is not named is the default; "default" names nothing.
-        Seeds are a number; they count up from 42.
+        lr=1e-3|3e-4;l2=1e-4;seeds=5". Fields that are not named keep their defaults; "default"
+        names none. Seeds are their number; they count up from 42.
       pooling: Of recipes that name none.
       pca_dim: Of recipes that name none.
 
     Raises:
-      ValueError: The text is no such thing.
+      ValueError: The text is not of this form.
     """
     fields: dict[str, Any] = {"recipes": parse_recipes("all_layers", pooling, pca_dim)}
     for part in (part.strip() for part in text.split(";")):

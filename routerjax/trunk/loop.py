@@ -213,13 +213,7 @@ def run(
 
 
 def restore(loop: Loop, losses_2EK: np.ndarray, saver: Checkpoints | None) -> int:
-    """Continues from a checkpoint where there is one; returns the epochs done.
-
-    Args:
-      loop: Gets the state of the checkpoint.
-      losses_2EK: Gets the losses so far.
-      saver: Has the checkpoints; None for none.
-    """
+    """Puts the newest checkpoint, if any, into the loop and the losses; returns the epochs done."""
     if saver is None:
         return 0
     like = _by_name(jax.tree.leaves(loop.members()))

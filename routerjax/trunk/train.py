@@ -78,7 +78,14 @@ def train_trunk(
     x, y, x_val, y_val = arrays
     data = Data(x[None], y, x_val[None], y_val)
     program = Program.of(config, x.shape[1], y.shape[1])
-    setting = _same_for_all(config)
+    # The members of an ensemble differ in their seeds alone.
+    n = config.n_members
+    setting = Setting(
+        np.full(n, config.learning_rate, np.float32),
+        np.full(n, config.l2, np.float32),
+        np.tile(np.array(config.dropout, np.float32), (n, 1)),
+        np.zeros(n, np.int32),
+    )
     loop = Loop(data, program, config.seeds, setting, layout, devices[: layout.n_devices])
     saver = Checkpoints(checkpoints, _job(arrays, config)) if checkpoints is not None else None
     try:
@@ -98,17 +105,6 @@ def train_trunk(
         best_K[kept[0]], best_K[kept[-1]],
     )  # fmt: skip
     return Trunk.from_state(state.best_params, kept), history
-
-
-def _same_for_all(config: TrunkConfig) -> Setting:
-    """The ensemble's setting: its members differ in their seeds alone."""
-    n = config.n_members
-    return Setting(
-        np.full(n, config.learning_rate, np.float32),
-        np.full(n, config.l2, np.float32),
-        np.tile(np.array(config.dropout, np.float32), (n, 1)),
-        np.zeros(n, np.int32),
-    )
 
 
 def _run(loop: Loop, config: TrunkConfig, saver: Checkpoints | None) -> np.ndarray:

@@ -54,6 +54,6 @@ class Draw:
 
 
 def listed(items: Iterable[Any], last: str = "and") -> str:
-    """Items as a sentence has them: "a, b and c"."""
+    """Items joined as in a sentence: "a, b and c"."""
     *head, tail = [str(item) for item in items]
     return f"{', '.join(head)} {last} {tail}"

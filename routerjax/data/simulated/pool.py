@@ -1,4 +1,4 @@
-"""The seven simulated targets: prices, abilities and habits."""
+"""The seven simulated targets: prices, abilities and lengths of answers."""
 
 import dataclasses
 from collections.abc import Mapping
