@@ -6,11 +6,15 @@ import pathlib
 import shutil
 
 # Before JAX starts its backend: sharded code is tested on eight devices, plain code uses the first.
-# Tests compile far more than they compute: LLVM should not optimise, and every compiled program is
-# kept for the other workers and for the next run.
+# Tests compile far more than they compute: LLVM should not optimise, loops are emitted as LLVM IR
+# directly (through MLIR a program takes twice as long) and as one module, and every compiled
+# program is kept for the other workers and for the next run. With
+# XLA_FLAGS=--xla_force_host_platform_device_count=8 the tests run what users run; in CI the
+# quickstart and the guard of the benchmark do.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
 )
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".pytest_cache/xla")
@@ -51,12 +55,18 @@ MOST_MAPPINGS = 30_000
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_mappings():
-    """Drops the compiled programs after a module where the process holds many mappings."""
+    """Drops the compiled programs after a module where the process holds many mappings.
+
+    What a module leaves, mostly JAX's caches, is left out of further collections: each would look
+    at gigabytes.
+    """
     yield
     maps = pathlib.Path("/proc/self/maps")
     if not maps.exists() or maps.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        gc.unfreeze()
         jax.clear_caches()
-        gc.collect()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

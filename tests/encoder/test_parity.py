@@ -127,6 +127,7 @@ def test_every_state_of_minilm_equals_the_golden_one(minilm):
     assert models.worst_error(states, expected, lengths_B) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_every_state_of_minilm_equals_that_of_torch(minilm):
     torch = pytest.importorskip("torch")
     from transformers import AutoModel

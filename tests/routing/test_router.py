@@ -219,7 +219,7 @@ def test_saved_and_loaded_it_decides_the_same(router, tmp_path, tiny_data):
 
 def test_a_kernel_answers_with_the_ensemble_and_goes_to_disk_with_it(parts, encoder, tmp_path):
     store, test, train = parts
-    config = dataclasses.replace(CONFIG, kernel=True)
+    config, train = dataclasses.replace(CONFIG, kernel=True), train.select(range(600))
     router = fit_router(store, train, Recipe.all_layers(pca_dim=20), config)
     x_NC, kernel = router.read(store, test.ids), router.kernel
     p_NM = router.predict(x_NC, calibrated=False)

@@ -13,7 +13,7 @@ from routerjax.trunk.kernel import Kernel, fit_kernel
 @pytest.fixture
 def split(rows):
     """Training rows that know two targets alike and a third less often; a guess for the others."""
-    x, y, x_val, y_val = (a.copy() for a in rows)
+    x, y, x_val, y_val = (a[:n].copy() for a, n in zip(rows, (260, 260, 130, 130), strict=True))
     y[:, 1], y_val[:, 1] = y[:, 0], y_val[:, 0]
     return x, y, x_val, y_val, np.full(y_val.shape, 0.5, np.float32)
 

@@ -74,7 +74,8 @@ class Cluster:
         return [
             subprocess.Popen(
                 [sys.executable, "-c", self.script, *map(str, (store, port, n, i, seconds))],
-                env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+                env=os.environ
+                | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=1")},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
