@@ -51,6 +51,12 @@ def same(a, b) -> None:
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.fixture(scope="module")
+def whole(rows):
+    """All members, trained without a stop."""
+    return run(rows, members())
+
+
 @pytest.fixture(params=[True, False], ids=["one by one", "side by side"])
 def either_way(request, tune):
     """As on a CPU, and as on an accelerator."""
@@ -58,35 +64,41 @@ def either_way(request, tune):
         tune(one_by_one=False, wave_members=3)
 
 
-@pytest.mark.usefixtures("either_way")
-@pytest.mark.parametrize("n_devices", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_each_member_is_the_one_that_train_makes(rows, n_devices):
-    chosen = members()
-    found = run(rows, chosen, devices=jax.devices()[:n_devices])
+@pytest.fixture(scope="module")
+def alone(rows):
+    """The validation predictions and the history of each member, trained by itself."""
     x_train, x_val = features(rows)
-    epochs = set()
-    for k, one in enumerate(chosen):
+    trained = []
+    for one in members():
         config = dataclasses.replace(
             CONFIG, hidden=one.hidden, dropout=one.dropout, l2=one.l2,
             learning_rate=one.learning_rate, seeds=(one.seed,), keep=1,
         )  # fmt: skip
         x, x_v = x_train[one.features], x_val[one.features]
         trunk, history = train_trunk(x, rows[1], x_v, rows[3], config, devices=jax.devices()[:1])
-        assert found.best_epoch_K[k] == history.best_epoch_K[0]
-        assert found.best_val_loss_K[k] == pytest.approx(history.best_val_loss_K[0], rel=2e-4)
-        np.testing.assert_allclose(found.p_KVM[k], trunk.predict(x_v), atol=2e-3)
+        trained.append((trunk.predict(x_v), history))
+    return trained
+
+
+@pytest.mark.parametrize("n_devices", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_each_member_is_the_one_that_train_makes(rows, alone, either_way, n_devices):
+    result = run(rows, members(), devices=jax.devices()[:n_devices])
+    epochs = set()
+    for k, (p_VM, history) in enumerate(alone):
+        assert result.best_epoch_K[k] == history.best_epoch_K[0]
+        assert result.best_val_loss_K[k] == pytest.approx(history.best_val_loss_K[0], rel=2e-4)
+        np.testing.assert_allclose(result.p_KVM[k], p_VM, atol=2e-3)
         epochs.add(len(history.val_loss_EK))
     assert len(epochs) > 2  # They stop at different times, so that turns were left out.
-    assert (found.failed_K == -1).all()
+    assert (result.failed_K == -1).all()
 
 
-def test_a_loss_that_is_not_finite_stops_its_member_alone(rows):
+def test_a_loss_that_is_not_finite_stops_its_member_alone(rows, whole):
     chosen = members()
-    alone = run(rows, chosen)
     wild = chosen[0]._replace(learning_rate=1e30)
     both = run(rows, [*chosen, wild])
     # Another member in a turn changes the shapes of its products, not more.
-    for one, two in zip(alone, both, strict=True):
+    for one, two in zip(whole, both, strict=True):
         np.testing.assert_allclose(two[:-1], one, rtol=1e-4, atol=2e-3)
     assert both.failed_K[-1] >= 0 and (both.failed_K[:-1] == -1).all()
     assert not np.isfinite(both.best_val_loss_K[-1]) or both.failed_K[-1] > 0
@@ -126,9 +138,8 @@ def test_groups_are_bounded_in_bytes(rows, tune):
     np.testing.assert_allclose(parts.best_val_loss_K, whole.best_val_loss_K, rtol=2e-4)
 
 
-def test_a_stopped_sweep_continues_to_the_same_bits(rows, tmp_path, monkeypatch):
+def test_a_stopped_sweep_continues_to_the_same_bits(rows, whole, tmp_path, monkeypatch):
     chosen = members()
-    whole = run(rows, chosen)
     plain, seen = Loop.fetch, []
 
     def stop(self, dispatched):
