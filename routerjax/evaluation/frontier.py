@@ -108,31 +108,22 @@ def _hull(points_P2: np.ndarray) -> np.ndarray:
 
 
 def cost_at_accuracy(hull_V2: np.ndarray, accuracy: float) -> float:
-    """The lowest cost at which a mixture is at least this accurate.
+    """The lowest cost, in USD per query, at which a mixture is at least this accurate.
 
-    Args:
-      hull_V2: What `hull` returned.
-      accuracy: In the unit of its second column.
-
-    Returns:
-      USD per query; the cheapest point's where that is accurate enough, NaN above the hull's top.
+    Of what `hull` returned: its cheapest point's cost where that is accurate enough, NaN above its
+    top.
     """
     cost_V, accuracy_V = hull_V2.T
-    # A hair of slack: an accuracy that equals the top is in reach whatever the order of summation.
+    # Some slack: an accuracy that equals the top is in reach whatever the order of summation.
     if accuracy > accuracy_V[-1] + 1e-12:
         return float("nan")
     return float(np.interp(accuracy, accuracy_V, cost_V))
 
 
 def accuracy_at_cost(hull_V2: np.ndarray, cost: float) -> float:
-    """The best accuracy of a mixture at this cost or less.
+    """The best accuracy of a mixture at this cost, in USD per query, or less.
 
-    Args:
-      hull_V2: What `hull` returned.
-      cost: USD per query.
-
-    Returns:
-      The accuracy; the top's beyond its cost, NaN below the cheapest point's.
+    Of what `hull` returned: the top's accuracy beyond its cost, NaN below the cheapest point's.
     """
     cost_V, accuracy_V = hull_V2.T
     if cost < cost_V[0] * (1 - 1e-12):

@@ -21,10 +21,7 @@ NO_COMPLETE_ROW = "no query has an outcome of every target, so nothing can be co
 
 
 def discrimination(
-    p_NM: np.ndarray,
-    correct_NM: np.ndarray,
-    datasets: Sequence[str] | None,
-    targets: Sequence[str],
+    p_NM: np.ndarray, correct_NM: np.ndarray, datasets: Sequence[str] | None, targets: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """AUC of each target, overall and within datasets, and their means over the targets with one.
 

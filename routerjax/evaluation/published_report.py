@@ -47,10 +47,7 @@ def published_report(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Every metric of `published_replicates` with its interval, on rows with all outcomes.
 
-    Args:
-      p_NM, correct_NM, choice_N, weight_BN, datasets, cost_NM, expected_cost_NM, saving_choice_N:
-        As of `published_replicates`.
-      single: Index of the target that was best on training rows; of two it is the strong one.
+    Args: As of `published_replicates`, with one `single` for all rows.
 
     Returns:
       By name {"value", "low", "high"} of a 95% interval or None, and the reason for each None.

@@ -11,10 +11,7 @@ _RADII = (7.0, 11.0, 18.0, 27.0, 38.0, 52.0, 70.0, 90.0, 115.0)
 
 
 def place_labels(
-    point_P2: np.ndarray,
-    size_P2: np.ndarray,
-    box: tuple[float, float],
-    obstacle_O2: np.ndarray,
+    point_P2: np.ndarray, size_P2: np.ndarray, box: tuple[float, float], obstacle_O2: np.ndarray
 ) -> np.ndarray:
     """[P, 2] lower left corners for labels of points, found greedily.
 

@@ -125,10 +125,7 @@ class PolicyInputs:
 
     @classmethod
     def checked(
-        cls,
-        p_NM: np.ndarray,
-        cost_NM: np.ndarray | None,
-        allowed_NM: np.ndarray | None = None,
+        cls, p_NM: np.ndarray, cost_NM: np.ndarray | None, allowed_NM: np.ndarray | None = None
     ) -> "PolicyInputs":
         """The arguments of `Policy.choose`, checked.
 

@@ -179,10 +179,7 @@ class Router:
 
     @overload
     def route(
-        self,
-        query: str,
-        policy: Policy | None = None,
-        allowed: Allowed | None = None,
+        self, query: str, policy: Policy | None = None, allowed: Allowed | None = None
     ) -> Decision: ...
     @overload
     def route(

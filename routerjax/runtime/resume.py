@@ -60,11 +60,9 @@ def log(text: str) -> None:
 def what_differs(
     made: dict[str, Any], now: dict[str, Any], there: str = "there", here: str = "here"
 ) -> list[str]:
-    """A text for each field in which two records differ, with both values.
+    """A text for each field in which a kept record and today's differ, with both values.
 
-    Args:
-      made, now: The record that was kept, and the one of today.
-      there, here: What the text calls their owners.
+    `there` and `here` are what the text calls their owners.
     """
     return [
         f"{key}: {there} {made.get(key)!r}, {here} {now.get(key)!r}"

@@ -174,10 +174,7 @@ def _saving_choice(
 
 
 def auc_estimates(
-    score_RKNM: np.ndarray,
-    probabilistic_R: Sequence[bool],
-    rows: Judged,
-    weight_BN: np.ndarray,
+    score_RKNM: np.ndarray, probabilistic_R: Sequence[bool], rows: Judged, weight_BN: np.ndarray
 ) -> tuple[dict[str, Estimate], np.ndarray]:
     """AUC over all rows and within datasets.
 
@@ -241,13 +238,7 @@ def _costs(rows: Judged) -> np.ndarray:
 
 
 def summary(estimate_BRK: Estimate, r: int, against: int | None = None) -> dict[str, Any] | None:
-    """Value, interval and spread over seeds of a contestant, or of its lead over another.
-
-    Args:
-      estimate_BRK: [1 + B, R, K] of one metric.
-      r: The contestant.
-      against: Another, or None.
-    """
+    """Value, interval and spread over seeds of contestant r, or of its lead over `against`."""
     estimate_BK = estimate_BRK[:, r]
     if against is not None:
         estimate_BK = estimate_BK - estimate_BRK[:, against]

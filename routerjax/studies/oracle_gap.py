@@ -94,10 +94,7 @@ def oracle_gap(
 
 
 def _headroom(
-    contestants: Mapping[str, np.ndarray],
-    test: RoutingDataset,
-    single: int,
-    weight_BN: np.ndarray,
+    contestants: Mapping[str, np.ndarray], test: RoutingDataset, single: int, weight_BN: np.ndarray
 ) -> dict[str, Any]:
     correct_NM = np.asarray(test.correct_NM, np.float64)
     single_N, oracle_N = correct_NM[:, single], correct_NM.max(axis=1)
