@@ -51,9 +51,7 @@ def cost_metrics(
 
     Args:
       rows: [N] with every outcome and every cost known; at least one.
-      p_NM: [N, M] predicted P(correct).
-      choice_N: [N] the router's targets.
-      single: Index of the best single target.
+      p_NM, choice_N, single: As in headline.py.
       policy: Its name, as a flag writes it.
       tolerances: The settings of the tolerance policy that the frontier shows; 0 and 1 are added.
 
@@ -119,14 +117,9 @@ def cost_metrics(
 def cost_coverage(
     field: dict[str, Any], cost: dict[str, float]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The two AIQ of the published metrics, and the costs that they are counted over.
+    """The two AIQ of `published_report`, and the costs (USD per query) they are counted over.
 
-    Args:
-      field: What `published_report` returned.
-      cost: Mean USD per query of each target.
-
-    Returns:
-      The metric, and the reason where its AIQ are None.
+    The second dict has the reason where the AIQ are None.
     """
     coverage: dict[str, Any] = {
         name: field[key] and field[key]["value"]

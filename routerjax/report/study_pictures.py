@@ -14,13 +14,9 @@ _MOST_BANDS = 4
 
 
 def draw_comparison(study: dict[str, Any]) -> Figure | None:
-    """Frontiers of the tolerance policy, single targets, and what mixing these reaches.
+    """What `compare` returned: frontiers of the tolerance policy, single targets, their mixtures.
 
-    Args:
-      study: What `compare` returned.
-
-    Returns:
-      The figure; None where prices are unknown.
+    None where prices are unknown.
     """
     if not study["singles"]:
         return None
@@ -58,12 +54,9 @@ def draw_comparison(study: dict[str, Any]) -> Figure | None:
 
 
 def draw_few_labels(study: dict[str, Any]) -> Figure:
-    """AUC of each method against the number of outcomes, and its lead over training from scratch.
+    """What `few_labels` returned: AUC against the number of outcomes, and its lead over scratch.
 
     Where datasets have names, a second row shows the AUC within datasets.
-
-    Args:
-      study: What `few_labels` returned.
     """
     rows = [(study["auc"], "AUC")]
     if study["within_dataset_auc"] is not None:

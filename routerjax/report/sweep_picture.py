@@ -195,11 +195,7 @@ def _control(
 
 
 def draw_evidence(evidence: dict[str, Any]) -> Figure:
-    """Two panels for each kind of AUC: Spearman over layers and AUC lost, a row a target.
-
-    Args:
-      evidence: Of `find_evidence`.
-    """
+    """Of `find_evidence`, two panels for each kind of AUC: Spearman over layers, and AUC lost."""
     rows = evidence["spearman"]
     targets = list(dict.fromkeys(row["target"] for row in rows))
     series = list(dict.fromkeys((row["probe"], row["pooling"]) for row in rows))

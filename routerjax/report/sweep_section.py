@@ -13,9 +13,6 @@ from routerjax.sweeps.table import SweepTable
 def sweep_section(sweep: SweepTable) -> dict[str, Any]:
     """What `report.html.jinja` says of a sweep.
 
-    Args:
-      sweep: Cross-validated AUC of every cell.
-
     Returns:
       `best_cells`, `controls` and `transfer` as rows of text, `settings`, `spread` (the median
       deviation over repeats, or None), `reasons` with their counts, and the lines of `evidence`.

@@ -26,10 +26,7 @@ POLICIES: dict[str, Any] = {
 
 
 def policy_from_json(value: dict[str, Any]) -> Policy:
-    """Reads what `to_json` wrote.
-
-    Args:
-      value: `{"name": ...}` with the policy's own numbers beside it.
+    """Reads what `to_json` wrote: `{"name": ...}` with the policy's own numbers beside it.
 
     Raises:
       ValueError: There is no such policy, or its numbers are missing, unknown or out of range.

@@ -71,10 +71,7 @@ def create(path: Any, identity: dict[str, Any], rows: StoreRows, width: int, pla
 
 
 def load(path: Any) -> Files:
-    """Opens the files of a store.
-
-    Args:
-      path: The folder, local or a URL.
+    """Opens the files of a store in a folder, local or a URL.
 
     Raises:
       ValueError: There is no store, it is of another schema version, or its description or its rows

@@ -44,11 +44,7 @@ class StoreRows:
 
     @classmethod
     def load(cls, folder: Folder, digest: str) -> "StoreRows":
-        """Reads rows.json.
-
-        Args:
-          folder: Where it lies.
-          digest: What `save` returned.
+        """Reads rows.json, of which `save` returned the digest.
 
         Raises:
           ValueError: It is missing, or not what was saved.

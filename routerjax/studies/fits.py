@@ -187,12 +187,7 @@ def _digest(contestant: Contestant, data: RoutingDataset) -> str:
 
 
 def dataset_folds_of(data: RoutingDataset, n: int, seed: int) -> np.ndarray:
-    """[N] the fold of each row's dataset; one each where there are no more than n.
-
-    Args:
-      data: Names its datasets.
-      n: Most folds.
-      seed: Of the assignment to folds.
+    """[N] the fold of each row's dataset, of at most n folds that the seed decides.
 
     Raises:
       ValueError: There is only one dataset.

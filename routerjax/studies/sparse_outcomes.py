@@ -123,14 +123,7 @@ def sparse_outcomes(
 def seen_outcomes(pattern: str, data: RoutingDataset, kept: float, seed: int) -> np.ndarray:
     """[N, M] bool, which outcomes a pattern leaves; every row keeps at least one.
 
-    Args:
-      pattern: One of PATTERNS.
-      data: The rows.
-      kept: Share of outcomes that stay.
-      seed: Of what is hidden.
-
-    Raises:
-      ValueError: As `sparse_outcomes`.
+    Arguments and errors as of `sparse_outcomes`.
     """
     _check(pattern, data, kept)
     rng = np.random.default_rng([seed, PATTERNS.index(pattern)])

@@ -113,12 +113,7 @@ def sweep_trunks(
 
 
 def trunk_lines(result: dict[str, Any], most: int = 10) -> list[str]:
-    """The best settings as a table of text.
-
-    Args:
-      result: What `sweep_trunks` returned.
-      most: Settings shown.
-    """
+    """The first `most` settings that `sweep_trunks` returned, best first, as a table of text."""
     rows = result["settings"]
     head = (
         f"{result['n_members']} trunks of {len(rows)} settings, judged on "

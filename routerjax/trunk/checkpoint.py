@@ -32,10 +32,7 @@ class Checkpoints:
         self._manager = self._orbax.CheckpointManager(path, options=options)
 
     def restore(self, like: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
-        """The newest whole checkpoint, or None.
-
-        Args:
-          like: Arrays of the shapes and dtypes expected, by name.
+        """The newest checkpoint, of the names, shapes and dtypes of `like`; None without one.
 
         Raises:
           ValueError: It cannot be read, or is damaged.

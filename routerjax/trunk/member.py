@@ -38,17 +38,14 @@ def groups(
     n_targets: int,
     devices: Sequence[jax.Device],
 ) -> Iterator[list[int]]:
-    """Who trains together: members of one shape, siblings side by side, bounded in bytes.
+    """Places of members that train together: of one shape, siblings side by side, within memory.
 
     Args:
-      members: All of them.
+      members: All members.
       left: Places of those to be trained.
       x_of: Features [N, C] by name.
       n_targets: M.
       devices: Which the members are split among.
-
-    Yields:
-      Places of the members of a group.
     """
 
     def shape(k: int) -> tuple[Any, ...]:
@@ -73,11 +70,7 @@ def wave_of(
 ) -> int:
     """Members of a wave: the most that suit the device, in equal waves of those that may share.
 
-    Args:
-      members: Of a group.
-      per_device: Number of these members on a device.
-      tuning: For the devices.
-      read_bytes: Of `bytes_read`.
+    The members are those of a group, of which a device has `per_device`; each reads `read_bytes`.
     """
     if tuning.one_by_one:
         siblings = itertools.groupby(members, lambda m: (m.features, m.seed))

@@ -137,10 +137,7 @@ def _refuse_non_finite(
 
 
 def check_rows(arrays: Sequence[np.ndarray]) -> None:
-    """Refuses rows that nothing can be trained on.
-
-    Args:
-      arrays: Features and outcomes of the training rows, then of the validation rows.
+    """Refuses features and outcomes, of training and validation rows, that cannot be trained on.
 
     Raises:
       ValueError: Says what is wrong.
