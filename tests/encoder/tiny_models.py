@@ -26,7 +26,8 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 HIGHEST = jax.lax.Precision.HIGHEST
 CPU = Tuning.cpu()
 
-_MASKED = ("bert", "roberta", "xlm-roberta", "modernbert")
+_MASKED = ("bert", "roberta", "xlm-roberta", "modernbert", "distilbert")
+_TOWERS = ("qwen3_vl_text", "qwen3_vl_moe_text")  # Of multimodal models; alone without a head.
 
 # Said by most config.json of the hub; a test of one family says what it has of its own.
 HUB_FIELDS = {
@@ -64,6 +65,7 @@ def build(variant: str, seed: int):
     import torch
     from transformers import (
         AutoConfig,
+        AutoModel,
         AutoModelForCausalLM,
         AutoModelForMaskedLM,
         AutoModelForPreTraining,
@@ -72,6 +74,7 @@ def build(variant: str, seed: int):
     family, settings = VARIANTS[variant]
     make = AutoModelForMaskedLM if family in _MASKED else AutoModelForCausalLM
     make = AutoModelForPreTraining if family == "bert" else make  # Two heads more.
+    make = AutoModel if family in _TOWERS else make
     model = make.from_config(AutoConfig.for_model(family, **settings), dtype=torch.float32)
     numbers = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():

@@ -69,6 +69,7 @@ _HYBRID = {
     },
 }
 
+_MROPE = {"rope_type": "default", "rope_theta": 50.0, "mrope_section": [2, 1, 1]}
 _MIXED = {
     "num_experts": 5,
     "num_experts_per_tok": 2,
@@ -200,6 +201,47 @@ VARIANTS = {
     "mistral_embedding": (
         "mistral",
         _SMALL | {"sliding_window": 4, "is_causal": False, "tie_last_hidden_states": False},
+    ),
+    "exaone4": (
+        "exaone4",
+        _SMALL | {"head_dim": 8, "sliding_window": 5, "layer_types": [_SLIDING, _FULL, _SLIDING]},
+    ),
+    "glm4": (
+        "glm4",
+        _SMALL
+        | {
+            "head_dim": 8,
+            "attention_bias": True,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 20.0,
+                "partial_rotary_factor": 0.5,
+            },
+        },
+    ),
+    "distilbert": (
+        "distilbert",
+        {
+            "vocab_size": 64,
+            "dim": 16,
+            "hidden_dim": 20,
+            "n_layers": 3,
+            "n_heads": 2,
+            "max_position_embeddings": 40,
+        },
+    ),
+    "qwen3_vl": ("qwen3_vl_text", _SMALL | {"head_dim": 8, "rope_parameters": _MROPE}),
+    "qwen3_vl_moe": (
+        "qwen3_vl_moe_text",
+        _SMALL
+        | {
+            "head_dim": 8,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 12,
+            "mlp_only_layers": [1],
+            "rope_parameters": _MROPE,
+        },
     ),
     "phi3": ("phi3", _SMALL | {"num_key_value_heads": 2, "sliding_window": 6}),
     "phi3_long": (

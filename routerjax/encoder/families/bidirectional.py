@@ -56,6 +56,33 @@ def roberta(family: str, c: Fields) -> EncoderConfig:
     return dataclasses.replace(config, max_positions=longest, padding_token=padding)
 
 
+def distilbert(family: str, c: Fields) -> EncoderConfig:
+    """DistilBERT: as BERT, without segments."""
+    return EncoderConfig(
+        family=family,
+        n_layers=c["n_layers"],
+        width=c["dim"],
+        n_heads=c["n_heads"],
+        n_kv_heads=c["n_heads"],
+        head_dim=c["dim"] // c["n_heads"],
+        ffn_width=c["hidden_dim"],
+        vocab_size=c["vocab_size"],
+        norm_eps=1e-12,
+        max_positions=c["max_position_embeddings"],
+        activation=read_activation(c, "activation", "gelu"),
+        bidirectional=True,
+        gated=False,
+        norm="layer",
+        norm_bias=True,
+        norm_placement="post",
+        embed_norm=True,
+        qkv_bias=True,
+        out_bias=True,
+        ffn_bias=True,
+        tied=bool(c.get("tie_word_embeddings", False)),
+    )
+
+
 def modernbert(family: str, c: Fields) -> EncoderConfig:
     """ModernBERT: rotary, norms before, global and local layers, gated feed-forward."""
     n_layers, n_heads = c["num_hidden_layers"], c["num_attention_heads"]

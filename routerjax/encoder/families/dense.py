@@ -176,3 +176,29 @@ def smollm3(family: str, c: Fields) -> EncoderConfig:
         ropes=(read_rope(c, theta=2e6),),
         rope_of_layer=tuple(0 if each else NO_ROPE for each in turned),
     )
+
+
+def glm4(family: str, c: Fields) -> EncoderConfig:
+    """GLM-4: norms on both sides, interleaved rotations of half of each head, biases of q, k, v."""
+    return read_decoder(
+        family,
+        c,
+        norm_placement="both",
+        qkv_bias=bool(c.get("attention_bias", True)),
+        ropes=(read_rope(c, partial=True, share=0.5, interleaved=True),),
+    )
+
+
+def exaone4(family: str, c: Fields) -> EncoderConfig:
+    """EXAONE 4: norms behind and on heads; full layers among windowed ones are not rotated."""
+    n_layers, window = c["num_hidden_layers"], c.get("sliding_window", 0)
+    kinds = layer_types(c, [SLIDING if window and (i + 1) % 4 else FULL for i in range(n_layers)])
+    turned = (0 if kind == SLIDING or not window else NO_ROPE for kind in kinds)
+    return read_decoder(
+        family,
+        c,
+        norm_placement="post",
+        qk_norm="head",
+        windows=windows_of(kinds, window or FULL_ATTENTION),
+        rope_of_layer=tuple(turned),
+    )

@@ -148,6 +148,7 @@ def read_rope(
     aliases: dict[str, str] | None = None,
     partial: bool = False,
     share: float = 1.0,
+    interleaved: bool = False,
 ) -> Rope:
     """The one rotary table of a model.
 
@@ -157,6 +158,7 @@ def read_rope(
       aliases: Further names of rotary types.
       partial: Whether the family lets the last channels of a head stay.
       share: The family's default of a head's channels that turn.
+      interleaved: As in `Rope`.
     """
     table = c.get("rope_scaling", None) or c.get("rope_parameters", None) or {}
     if any(isinstance(value, dict) for value in table.values()):
@@ -167,7 +169,7 @@ def read_rope(
     if original is not None:
         rope["original_max_position_embeddings"] = original
     rope.setdefault("partial_rotary_factor", c.get("partial_rotary_factor", share))
-    return _rope(c, rope, aliases or {}, partial)
+    return dataclasses.replace(_rope(c, rope, aliases or {}, partial), interleaved=interleaved)
 
 
 def read_layer_ropes(

@@ -72,6 +72,19 @@ _BERT: Table = {
     "blocks/down": "encoder.layer.{i}.output.dense",
     "blocks/ffn_norm": "encoder.layer.{i}.output.LayerNorm",
 }
+_DISTILBERT: Table = {
+    "embed": "embeddings.word_embeddings",
+    "positions": "embeddings.position_embeddings",
+    "embed_norm": "embeddings.LayerNorm",
+    "blocks/q": "transformer.layer.{i}.attention.q_lin",
+    "blocks/k": "transformer.layer.{i}.attention.k_lin",
+    "blocks/v": "transformer.layer.{i}.attention.v_lin",
+    "blocks/o": "transformer.layer.{i}.attention.out_lin",
+    "blocks/attention_norm": "transformer.layer.{i}.sa_layer_norm",
+    "blocks/up": "transformer.layer.{i}.ffn.lin1",
+    "blocks/down": "transformer.layer.{i}.ffn.lin2",
+    "blocks/ffn_norm": "transformer.layer.{i}.output_layer_norm",
+}
 _POST_NORMS = _DECODER | {
     "blocks/attention_post_norm": "layers.{i}.post_attention_layernorm",
     "blocks/ffn_norm": "layers.{i}.pre_feedforward_layernorm",
@@ -81,6 +94,12 @@ _PHI3 = _DECODER | {
     "blocks/attention/q": "layers.{i}.self_attn.qkv_proj",
     "blocks/attention/k": "layers.{i}.self_attn.qkv_proj",
     "blocks/attention/v": "layers.{i}.self_attn.qkv_proj",
+    "blocks/ffn/gate": "layers.{i}.mlp.gate_up_proj",
+    "blocks/ffn/up": "layers.{i}.mlp.gate_up_proj",
+}
+_GLM4 = _DECODER | {
+    "blocks/attention_post_norm": "layers.{i}.post_self_attn_layernorm",
+    "blocks/ffn_post_norm": "layers.{i}.post_mlp_layernorm",
     "blocks/ffn/gate": "layers.{i}.mlp.gate_up_proj",
     "blocks/ffn/up": "layers.{i}.mlp.gate_up_proj",
 }
@@ -115,6 +134,15 @@ _FUSED_EXPERTS: Table = {
     "blocks/ffn/experts/gate": ExpertTensor("layers.{i}.mlp.experts.gate_up_proj", 0, 2),
     "blocks/ffn/experts/up": ExpertTensor("layers.{i}.mlp.experts.gate_up_proj", 1, 2),
     "blocks/ffn/experts/down": ExpertTensor("layers.{i}.mlp.experts.down_proj"),
+}
+_QWEN3_VL_EXPERTS = _QWEN_EXPERTS | {
+    "blocks/ffn/experts/gate": ExpertTensor(
+        "layers.{i}.mlp.experts.gate_up_proj", 0, 2, outputs_last=True
+    ),
+    "blocks/ffn/experts/up": ExpertTensor(
+        "layers.{i}.mlp.experts.gate_up_proj", 1, 2, outputs_last=True
+    ),
+    "blocks/ffn/experts/down": ExpertTensor("layers.{i}.mlp.experts.down_proj", outputs_last=True),
 }
 _MIXTRAL = _DECODER | {
     "blocks/ffn/router": "layers.{i}.block_sparse_moe.gate",
@@ -169,6 +197,8 @@ _QWEN3_NEXT = _QWEN3_5_MOE | {
 # The layouts of each kind of checkpoint, for registry.FAMILIES.
 BERT = (_BERT,)
 DECODER = (_DECODER,)
+DISTILBERT = (_DISTILBERT,)
+GLM4 = (_GLM4,)
 GPT_OSS = (_GPT_OSS, _GPT_OSS_PACKED)
 HYBRID = (_DECODER | _HYBRID,)
 MIXTRAL = (_MIXTRAL, _MIXTRAL | _FUSED_EXPERTS)
@@ -177,6 +207,7 @@ PHI3 = (_PHI3,)
 POST_NORMS = (_POST_NORMS,)
 QWEN3_5_MOE = (_QWEN3_5_MOE, _QWEN3_5_MOE | _FUSED_EXPERTS)
 QWEN3_NEXT = (_QWEN3_NEXT, _QWEN3_NEXT | _FUSED_EXPERTS)
+QWEN3_VL_EXPERTS = (_QWEN3_VL_EXPERTS,)
 QWEN_EXPERTS = (_QWEN_EXPERTS, _QWEN_EXPERTS | _FUSED_EXPERTS)
 
 

@@ -31,6 +31,12 @@ def qwen3_moe(family: str, c: Fields) -> EncoderConfig:
     )
 
 
+def qwen3_vl_moe(family: str, c: Fields) -> EncoderConfig:
+    """The text tower of Qwen3-VL's mixtures: as qwen3_moe, the experts' weights summing to 1."""
+    experts = qwen_experts(c) | {"expert_softmax": "chosen"}
+    return read_decoder(family, c, **attention_bias(c), qk_norm="head", **experts)
+
+
 def qwen_experts(c: Fields) -> dict[str, Any]:
     """What Qwen's mixtures share: which layers have experts, and which experts."""
     dense, step = c.get("mlp_only_layers", ()), c.get("decoder_sparse_step", 1)

@@ -61,8 +61,11 @@ class Family(NamedTuple):
 
 FAMILIES: dict[str, Family] = {
     "bert": Family(bidirectional.bert, key_tables.BERT),
+    "distilbert": Family(bidirectional.distilbert, key_tables.DISTILBERT),
+    "exaone4": Family(dense.exaone4, key_tables.POST_NORMS),
     "gemma2": Family(dense.gemma2, key_tables.POST_NORMS),
     "gemma3": Family(dense.gemma3, key_tables.POST_NORMS),
+    "glm4": Family(dense.glm4, key_tables.GLM4),
     "gpt_oss": Family(mixtures.gpt_oss, key_tables.GPT_OSS),
     "granite": Family(dense.granite, key_tables.DECODER),
     "llama": Family(dense.llama, key_tables.DECODER),
@@ -80,6 +83,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_5_moe": Family(hybrids.qwen3_5_moe, key_tables.QWEN3_5_MOE),
     "qwen3_moe": Family(mixtures.qwen3_moe, key_tables.QWEN_EXPERTS),
     "qwen3_next": Family(hybrids.qwen3_next, key_tables.QWEN3_NEXT),
+    "qwen3_vl_moe": Family(mixtures.qwen3_vl_moe, key_tables.QWEN3_VL_EXPERTS),
     "roberta": Family(bidirectional.roberta, key_tables.BERT),
     "smollm3": Family(dense.smollm3, key_tables.DECODER),
     "xlm-roberta": Family(bidirectional.roberta, key_tables.BERT),
@@ -92,4 +96,8 @@ _TEXT_TOWERS: dict[str, str] = {
     "qwen3_5_moe_text": "qwen3_5_moe",
     "qwen3_5_text": "qwen3_5",
     "qwen3_text": "qwen3",
+    # Its images take three positions a token; a text's three are equal.
+    "qwen3_vl": "qwen3",
+    "qwen3_vl_moe_text": "qwen3_vl_moe",
+    "qwen3_vl_text": "qwen3",
 }

@@ -92,11 +92,13 @@ class Rope:
       theta: Base: unscaled, pair e turns theta^(-2e/W) radians per position.
       width: W, channels of a head that turn: the first ones. The others stay.
       scaling: None, or how the frequencies are stretched.
+      interleaved: Whether channels 2e and 2e + 1 are a pair (GLM), instead of e and e + W / 2.
     """
 
     theta: float
     width: int
     scaling: Scaling | None = None
+    interleaved: bool = False
 
     @property
     def follows_length(self) -> bool:

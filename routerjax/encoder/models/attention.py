@@ -15,20 +15,31 @@ from routerjax.encoder.models.blockwise import (
 from routerjax.runtime.tuning import Tuning
 
 
-def rotate(x_BTNE: jax.Array, angles_BTW: jax.Array, factor: jax.Array | float = 1) -> jax.Array:
+def rotate(
+    x_BTNE: jax.Array,
+    angles_BTW: jax.Array,
+    factor: jax.Array | float = 1,
+    interleaved: bool = False,
+) -> jax.Array:
     """Rotates every head by its position; of W channels, e is paired with e + W/2.
 
     Args:
       x_BTNE: [B, T, heads, E] queries or keys.
       angles_BTW: [B or 1, T, W / 2] float32 radians; W at most E, channels from W on stay.
       factor: Multiplies the rotated channels.
+      interleaved: Whether 2e is paired with 2e + 1. First members of all pairs are returned before
+        the second ones, in queries as in keys, whose products do not depend on the order.
 
     Returns:
       As x_BTNE; computed in float32.
     """
     cos, sin = (f(angles_BTW)[:, :, None, :] * factor for f in (jnp.cos, jnp.sin))
     half = angles_BTW.shape[-1]
-    first, second, kept = jnp.split(x_BTNE, (half, 2 * half), axis=-1)
+    if interleaved:
+        first, second = x_BTNE[..., : 2 * half : 2], x_BTNE[..., 1 : 2 * half : 2]
+        kept = x_BTNE[..., 2 * half :]
+    else:
+        first, second, kept = jnp.split(x_BTNE, (half, 2 * half), axis=-1)
     first, second = first.astype(jnp.float32), second.astype(jnp.float32)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return jnp.concatenate([rotated.astype(x_BTNE.dtype), kept], axis=-1)

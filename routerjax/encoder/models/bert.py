@@ -1,4 +1,4 @@
-"""BERT and RoBERTa: bidirectional, post-norm, embedded positions. MiniLM is one, the default."""
+"""BERT, RoBERTa, DistilBERT: bidirectional, post-norm, embedded positions; MiniLM is a BERT."""
 
 from typing import Any
 
@@ -70,7 +70,9 @@ class Bert(nnx.Module):
         unread = 0 if config.padding_token is None else config.padding_token + 1
         self.embed = nnx.Embed(config.vocab_size, D, rngs=rngs, **types)
         self.positions = nnx.Embed(unread + config.max_positions, D, rngs=rngs, **types)
-        self.segments = nnx.Embed(config.n_segments, D, rngs=rngs, **types)
+        if config.n_segments:
+            self.segments = nnx.Embed(config.n_segments, D, rngs=rngs, **types)
+        self.has_segments = config.n_segments > 0
         self.embed_norm = norm(D, rngs=rngs)
 
         @nnx.split_rngs(splits=config.n_layers)
@@ -95,7 +97,8 @@ class Bert(nnx.Module):
             known_BT = jnp.minimum(jnp.cumsum(counted_BT, axis=1), self.max_positions) * counted_BT
             known_BT = known_BT + self.padding_token
         x_BTD = self.embed(tokens_BT) + self.positions(known_BT)
-        x_BTD = x_BTD + self.segments(jnp.zeros((1, 1), jnp.int32))
+        if self.has_segments:
+            x_BTD = x_BTD + self.segments(jnp.zeros((1, 1), jnp.int32))
         return self.embed_norm(x_BTD), lengths_B
 
     def apply_block(

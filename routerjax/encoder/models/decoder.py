@@ -78,7 +78,10 @@ class Attention(nnx.Module):
         q_BTHE, k_BTGE, v_BTGE = (x.reshape(B, T, -1, c.head_dim) for x in (q, k, v))
         if c.qk_norm == "head":
             q_BTHE, k_BTGE = self.q_norm(q_BTHE), self.k_norm(k_BTGE)
-        q_BTHE, k_BTGE = (rotate(x, place.angles_BTW, place.factor) for x in (q_BTHE, k_BTGE))
+        q_BTHE, k_BTGE = (
+            rotate(x, place.angles_BTW, place.factor, c.ropes[0].interleaved)
+            for x in (q_BTHE, k_BTGE)
+        )
         if c.query_growth is not None:
             beta, step = c.query_growth
             growth_T = 1 + beta * jnp.log1p((place.positions_T // step).astype(jnp.float32))

@@ -98,13 +98,16 @@ def test_bert_of_the_golden_files():
 @pytest.mark.parametrize("name", models.VARIANTS)
 def test_all_switches_of_the_variants_are_read(name):
     config, (family, settings) = golden(name), models.VARIANTS[name]
-    always = family in ("bert", "roberta", "xlm-roberta")
+    always = family in ("bert", "roberta", "xlm-roberta", "distilbert")
+    if family == "distilbert":
+        settings = {"num_attention_heads": settings["n_heads"], "hidden_size": settings["dim"]}
     n_heads, width = settings["num_attention_heads"], settings["hidden_size"]
     grouped = not always and family != "modernbert"
-    assert config.family == family.removesuffix("_text")
+    assert config.family == ("qwen3" if name == "qwen3_vl" else family.removesuffix("_text"))
     assert config.n_kv_heads == (settings.get("num_key_value_heads", 4) if grouped else n_heads)
     assert config.head_dim == settings.get("head_dim", width // n_heads)
     heads = ("qwen3", "qwen3_moe", "qwen3_5", "qwen3_next", "qwen3_5_moe", "gemma3")
+    heads = (*heads, "qwen3_vl_moe", "exaone4")
     norms = dict.fromkeys(heads, "head") | {"olmo2": "projection", "olmo3": "projection"}
     assert config.qk_norm == norms.get(config.family, "")
     experts = settings.get("num_experts", settings.get("num_local_experts", 0))
@@ -112,7 +115,7 @@ def test_all_switches_of_the_variants_are_read(name):
     assert config.n_experts_per_token == settings.get("num_experts_per_tok", 0)
     attention_bias = always or settings.get("attention_bias", family == "gpt_oss")
     assert config.qkv_bias == (attention_bias or family == "qwen2")
-    assert config.out_bias == attention_bias
+    assert config.out_bias == (attention_bias and family != "glm4")
     assert config.ffn_bias == (always or settings.get("mlp_bias", False))
     assert config.bidirectional == (always or family == "modernbert" or "embedding" in name)
     assert config.last_normed == (name != "mistral_embedding")
