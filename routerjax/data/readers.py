@@ -150,7 +150,7 @@ def read_json_rows(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a JSONL file, each with the number of its line, counted from 1.
 
-    Arguments and errors as of `read_csv_rows`; the targets are not needed.
+    Arguments and errors as in `read_csv_rows`; the targets are not needed.
     """
     del targets
     for number, line in enumerate(lines, 1):

@@ -121,7 +121,7 @@ def default_batch_tokens(tuning: Tuning, flops_per_token: float) -> int:
 def worth_tokens(tuning: Tuning, flops_per_token: float) -> int:
     """Tokens that one more compiled shape has to save a job, to pay for its compilation.
 
-    Args: As of `default_batch_tokens`.
+    Args: As in `default_batch_tokens`.
     """
     return max(1, min(tuning.shape_tokens, int(tuning.shape_flops / flops_per_token)))
 

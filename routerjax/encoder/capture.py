@@ -116,7 +116,7 @@ def unstacked(
     """The weights of each block by itself, for `capture`.
 
     Args:
-      params: As of `capture`.
+      params: As in `capture`.
       n_layers: Blocks.
       mesh: Where the parameters lie.
       tuning: Whether these devices gain by it.
@@ -151,7 +151,7 @@ def read_prefix(
 
     Args:
       graph: Of a Decoder.
-      params: As of `capture`.
+      params: As in `capture`.
       tokens_BP: [B, P] int32 the same P tokens in every row; as many rows as there are devices.
       layers: Those of `capture`'s selection.
     """

@@ -149,7 +149,7 @@ class Encoder:
         Args:
           identity: Has encoder_id, revision, max_tokens, compute_dtype and chat_template_kwargs.
           source: Where it lies, if not where it was.
-          mesh: As of `from_pretrained`, and so are the errors.
+          mesh: As in `from_pretrained`, and so are the errors.
         """
         return cls.from_pretrained(
             identity["encoder_id"] if source is None else source,
@@ -206,7 +206,7 @@ class Encoder:
 
         Args:
           shapes: (B, T) of the batches.
-          selection: As of `forward`; so is prefix.
+          selection: As in `forward`; so is prefix.
         """
         self._prefill.compile(shapes, selection, prefix)
 

@@ -52,7 +52,7 @@ def load(
 ) -> Loaded:
     """Reads config, tokenizer and weights, and puts the weights on the mesh.
 
-    Args: As of `Encoder.from_pretrained`, and so are the errors.
+    Args: As in `Encoder.from_pretrained`, and so are the errors.
     """
     if compute_dtype not in COMPUTE_DTYPES:
         raise ValueError(

@@ -59,7 +59,7 @@ def reliability(p_N: np.ndarray, y_N: np.ndarray, bins: int = BINS) -> np.ndarra
 def expected_calibration_error(p_N: np.ndarray, y_N: np.ndarray, bins: int = BINS) -> float:
     """sum_b n_b / n |mean p - observed rate| over bins of equal mass (ECE); NaN without rows.
 
-    Args: As of `reliability`.
+    Args: As in `reliability`.
 
     References:
       Nixon et al., Measuring calibration in deep learning, 2019 (bins of equal mass).

@@ -20,8 +20,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Metrics of a router on rows it was not trained on, as `evaluate_predictions` has them.
 
-    Costs are counted at the router's prices, by which it decides; other prices in the data are
-    warned of.
+    Costs are counted at the router's prices, by which it decides. Where the data has other prices,
+    a warning says so.
 
     Args:
       router: To be measured.

@@ -47,7 +47,7 @@ def published_report(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Every metric of `published_replicates` with its interval, on rows with all outcomes.
 
-    Args: As of `published_replicates`, with one `single` for all rows.
+    Args: As in `published_replicates`, with one `single` for all rows.
 
     Returns:
       By name {"value", "low", "high"} of a 95% interval or None, and the reason for each None.

@@ -82,7 +82,7 @@ def projected_numbers(
     Args:
       one: The classes there.
       pattern_M: [M] of `observed_patterns`.
-      shrinkage: As of `probe`.
+      shrinkage: As in `probe`.
       space: Its name.
     """
 

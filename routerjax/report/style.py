@@ -23,12 +23,12 @@ def plain(name: str) -> str:
 
 
 def short(name: str) -> str:
-    """A long name without its middle, as models of a family differ at the end; as of `plain`."""
+    """A long name without its middle, as models of a family differ at the end; as in `plain`."""
     return plain(name if len(name) <= 34 else f"{name[:15]}…{name[-18:]}")
 
 
 def short_name(name: str) -> str:
-    """A long name without its end; as of `plain`."""
+    """A long name without its end; as in `plain`."""
     return plain(name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…")
 
 

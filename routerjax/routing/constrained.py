@@ -1,12 +1,13 @@
 """Budget and Quality: policies that hold a mean, of spending or of accuracy.
 
-Both maximise sum p subject to a bound on sum cost, or the reverse. By Lagrange's rule the best
-choices are those of a utility lam p - (1 - lam) c for some lam; fitting finds the lam at which the
-mean on held-out rows meets the bound. That mean moves in steps, and one step can be large where
-many queries look alike. So two neighbouring lam on either side of the bound are kept, and a fixed
-share of queries is decided by each: the mean is met exactly in expectation, as a mixture of two
-points of the frontier. Who decides on a query depends on a hash of its text (`coins`), so that it
-is decided alike each time.
+Budget maximises the mean P(correct) at a mean cost of at most `usd_per_query`; Quality minimises
+the mean cost at a mean accuracy of at least `min_accuracy`. By Lagrange's rule the best choices are
+those of a utility lam p - (1 - lam) c for some lam; fitting finds the lam at which the mean on
+held-out rows meets the bound. That mean moves in steps, and one step can be large where many
+queries look alike. So two neighbouring lam on either side of the bound are kept, and a fixed share
+of queries is decided by each: the mean is met exactly in expectation, as a mixture of two points of
+the frontier. Who decides on a query depends on a hash of its text (`coins`), so that it is decided
+alike each time.
 """
 
 import dataclasses
@@ -189,9 +190,10 @@ class Quality(_Constrained):
 def _between(
     measure: Callable[[float], float], value_G: np.ndarray, wanted: float
 ) -> tuple[float, float, float]:
-    """The lam just below and just above the first crossing of `wanted`, and the share of the upper.
+    """(lam_low, lam_high, share): lam_low and lam_high enclose the first lam at which `measure`
+    reaches `wanted`, and lam_high decides on that share of the queries.
 
-    Either end of the grid where all values lie on one side.
+    (0, 0, 1) where the first value of the grid reaches it already, (1, 1, 1) where none does.
     """
     reached_G = value_G >= wanted
     if reached_G[0] or not reached_G.any():

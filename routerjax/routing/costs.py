@@ -79,7 +79,7 @@ class CostModel:
         )
 
     def lengths(self, n: int, x_NC: np.ndarray | jax.Array | None = None) -> np.ndarray:
-        """[n, M] output tokens to expect of n queries; features and errors as of `expected`."""
+        """[n, M] output tokens to expect of n queries; features and errors as in `expected`."""
         length_NM = np.tile(self.output_tokens_M[None], (n, 1))
         if self.head is None or not self.head.used_M.any():
             return length_NM

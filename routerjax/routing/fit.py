@@ -167,7 +167,7 @@ def out_of_fold(
     """[N, M] float32 predictions of each fold by a network trained on the others, uncalibrated.
 
     Args:
-      stores, data, recipe, config: As of `fit_router`.
+      stores, data, recipe, config: As in `fit_router`.
       n_folds: Folds of whole groups.
       checkpoints: Folder for each fold's checkpoints; with it trainings that were killed continue.
     """
@@ -226,7 +226,7 @@ def fit_network(
 ) -> FittedNetwork:
     """Chooses and fits features and trains the ensemble.
 
-    Args: As of `fit_router`, which says what is raised.
+    Args: As in `fit_router`, which says what is raised.
     """
     val_rows, fit_rows = data.split(config.val_fraction, config.split_seed)
     for target, y_N in zip(data.targets, fit_rows.y_NM.T, strict=True):

@@ -96,7 +96,7 @@ class Policy(abc.ABC):
     def _fit(
         self, rows: "PolicyInputs", correct_NM: np.ndarray | None, paid_NM: np.ndarray | None
     ) -> Any:
-        """The value of the field `learns`; arguments as of `fit`."""
+        """The value of the field `learns`; arguments as in `fit`."""
         raise TypeError(f"{type(self).__name__} learns {self.learns!r} and has no _fit")
 
     def to_json(self) -> dict[str, Any]:

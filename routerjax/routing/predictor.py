@@ -65,7 +65,7 @@ class Predictor:
         A single query passes encoder, features and trunk without a wait in between: the host
         prepares each step while the device computes the step before.
 
-        Args: As of `read`.
+        Args: As in `read`.
 
         Returns:
           x_NC [N, C] and p_KNM [K, N, M] float32, which may still be computed; for `collect`.

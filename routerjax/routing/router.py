@@ -166,7 +166,7 @@ class Router:
         return self.predict(self.read(stores, ids), calibrated)
 
     def read(self, stores: Stores, ids: Sequence[str]) -> np.ndarray:
-        """Features [n, C] of stored queries; arguments and errors as of `predict_store`."""
+        """Features [n, C] of stored queries; arguments and errors as in `predict_store`."""
         return self.features.apply_store(self.stores_in_order(stores), ids)
 
     def read_texts(self, queries: Sequence[str]) -> np.ndarray:

@@ -94,7 +94,7 @@ def within_auc_replicates(
     its intervals are up to an eighth shorter there and cover as stated.
 
     Args:
-      score_NQ, y_NQ, fold_N, n_folds, weight_BN: As of `auc_replicates`.
+      score_NQ, y_NQ, fold_N, n_folds, weight_BN: As in `auc_replicates`.
       dataset_N: [N] integers in [0, n_datasets).
       n_datasets: Number of datasets.
 

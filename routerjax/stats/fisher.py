@@ -48,7 +48,7 @@ def fisher_lda(
     condition number of Sw then bounds what float32 can resolve.
 
     Args:
-      weight_K, offset_KC: As of `fisher_mean`.
+      weight_K, offset_KC: As in `fisher_mean`.
       within_CC: [C, C] pooled within-class covariance; rows of zeros (beyond the rank of the PCA)
         are left out.
       shrinkage: g in [0, 1].
@@ -79,7 +79,7 @@ def fisher_trace(weight_K: jax.Array, offset_KD: jax.Array, variance_KD: jax.Arr
 
     On standardised states this is the J of tables and pictures that name no variant.
 
-    Args: As of `fisher_mean`.
+    Args: As in `fisher_mean`.
 
     Returns:
       [] J >= 0; NaN with fewer than two rows in a class, or where nothing varies; infinite where

@@ -83,7 +83,7 @@ def inverse_scale(mean_D: jax.Array, variance_D: jax.Array) -> jax.Array:
 
     Constant columns, and all columns of a constant state, are therefore 0 once standardised.
 
-    Args: As of `is_constant`.
+    Args: As in `is_constant`.
     """
     varies_D = variance_D > jnp.square(CONSTANT_COLUMN * mean_D)
     varies_D = varies_D & ~is_constant(mean_D, variance_D)

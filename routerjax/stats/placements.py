@@ -71,7 +71,7 @@ def placements(
 def auc(score_N: jax.Array, y_N: jax.Array) -> jax.Array:
     """[] float32 P(a correct row is scored above a wrong one), ties counting half.
 
-    NaN without rows of both classes. Args: As of `placements`.
+    NaN without rows of both classes. Args: As in `placements`.
     """
     placed = placements(score_N, y_N, jnp.zeros(len(score_N), jnp.int32), 1)
     n_correct, n_wrong = placed.correct_G[0], placed.wrong_G[0]

@@ -71,7 +71,7 @@ def within_dataset_auc(
     Datasets with under 5 observed rows of either class are left out of a target's AUC.
 
     Args:
-      p_NM, correct_NM: As of `auc_per_target`.
+      p_NM, correct_NM: As in `auc_per_target`.
       datasets: [N] names, or None.
 
     Returns:
@@ -96,7 +96,7 @@ def auc_by_group(
     """[M, G] float64 `roc_auc` of each target inside each group of rows, by one sort a target.
 
     Args:
-      p_NM, correct_NM: As of `auc_per_target`.
+      p_NM, correct_NM: As in `auc_per_target`.
       group_N: [N] integers in [0, n_groups).
       n_groups: G.
 

@@ -32,8 +32,8 @@ class Files(NamedTuple):
 
     Attributes:
       folder: Where they lie.
-      meta: Of store.json.
-      rows: Of rows.json.
+      meta: The values of store.json.
+      rows: The rows of rows.json.
       array: h_LPND.
     """
 
@@ -78,18 +78,18 @@ def load(path: Any) -> Files:
         are damaged.
     """
     folder = Folder(path)
-    result = folder.read_json("store.json")
-    if result is None:
+    raw = folder.read_json("store.json")
+    if raw is None:
         raise ValueError(f"{folder.path} holds no activation store (store.json): run extract")
     # Those of other versions have no seal, or another.
-    version = result.get("schema_version") if isinstance(result, dict) else None
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:
         raise ValueError(
             f"{folder.path}store.json has schema version {version!r}, this routerjax reads "
             f"{SCHEMA_VERSION}: extract again with it"
         )
     try:
-        meta = unsealed(result, f"{folder.path}store.json")
+        meta = unsealed(raw, f"{folder.path}store.json")
     except ValueError as error:
         raise ValueError(
             f"{error}: copy it from where the store was made, or delete it and extract again"

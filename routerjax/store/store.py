@@ -119,6 +119,7 @@ class ActivationStore:
           record: Further JSON fields of the commit (counts of tokens, batches).
 
         Raises:
+          ValueError: `held` has another number of rows than the row block.
           FloatingPointError: A state is not finite; nothing is written.
           OSError: The folder cannot be written; the row block stays uncommitted.
         """
@@ -243,7 +244,7 @@ class ActivationStore:
     def create(
         cls, path: Any, identity: dict[str, Any], rows: StoreRows, width: int, plan: dict[str, Any]
     ) -> "ActivationStore":
-        """Makes an empty store; arguments and errors as of `layout.create`."""
+        """Makes an empty store; arguments and errors as in `layout.create`."""
         return cls(layout.create(path, identity, rows, width, plan))
 
     @classmethod

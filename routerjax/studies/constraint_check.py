@@ -45,7 +45,7 @@ def constraint_check(
       data: Rows with prices.
       recipe: By default all layers, mean-pooled, PCA 200.
       config: The ensemble; by default as published.
-      n_splits, seed: As of `constraint_rows`.
+      n_splits, seed: As in `constraint_rows`.
       workdir: Folder that keeps the trainings' checkpoints in holding/.
 
     Returns:

@@ -224,7 +224,7 @@ def named_trunk(name: str, like: TrunkConfig) -> TrunkConfig:
 def parse_router_specs(
     text: str, pooling: str = "mean", pca_dim: int = 200
 ) -> dict[str, RouterSpec]:
-    """Router specs from a flag: recipes as of `parse_recipes`, some with "+kernel" or "+mixed".
+    """Router specs from a flag: recipes as in `parse_recipes`, some with "+kernel" or "+mixed".
 
     Args:
       text: Such as "all_layers,all_layers+kernel,all_layers@last+mean/400+mixed".

@@ -180,7 +180,7 @@ def auc_estimates(
 
     Args:
       score_RKNM: [R, K, N, M] probabilities before calibration, out of fold.
-      probabilistic_R: As of `estimates_of`.
+      probabilistic_R: As in `estimates_of`.
       rows: Their outcomes.
       weight_BN: [1 + B, N] of `value_and_draws`.
 
@@ -211,7 +211,7 @@ def auc_estimates(
 def choice_estimates(predictions: Predictions, weight_BN: np.ndarray) -> dict[str, Estimate]:
     """Headroom captured, accuracy and cost of argmax on the rows with all outcomes.
 
-    Args: As of `estimates_of`.
+    Args: As in `estimates_of`.
     """
     at, complete = predictions.rows.complete_N, predictions.rows.complete
     correct_nM, (paid_nM, expected_nM) = complete.correct_NM, _costs(complete)

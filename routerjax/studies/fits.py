@@ -72,7 +72,7 @@ def predict_folds(
 
     Args:
       run: What to fit.
-      stores, data, config, n_seeds, seed: As of `compare`.
+      stores, data, config, n_seeds, seed: As in `compare`.
       parts: The finished fits.
       bar: A progress bar, moved on by one a fit.
 

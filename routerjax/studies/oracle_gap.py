@@ -50,7 +50,7 @@ def oracle_gap(
       test_fraction: Share of rows held out to judge by.
       draws: Of the bootstrap over groups.
       seed: Of the split and of the draws.
-      checkpoints: As of `fit_router`.
+      checkpoints: As in `fit_router`.
 
     Returns:
       JSON values. `headroom` by contestant ("router", "dataset" or the name alone, "logistic" on

@@ -123,7 +123,7 @@ def sparse_outcomes(
 def seen_outcomes(pattern: str, data: RoutingDataset, kept: float, seed: int) -> np.ndarray:
     """[N, M] bool, which outcomes a pattern leaves; every row keeps at least one.
 
-    Arguments and errors as of `sparse_outcomes`.
+    Arguments and errors as in `sparse_outcomes`.
     """
     _check(pattern, data, kept)
     rng = np.random.default_rng([seed, PATTERNS.index(pattern)])

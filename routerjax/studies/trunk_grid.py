@@ -17,7 +17,7 @@ class TrunkSetting(NamedTuple):
 
     Attributes:
       recipe: Its name in the grid.
-      hidden, dropout, learning_rate, l2: As of TrunkConfig.
+      hidden, dropout, learning_rate, l2: As in TrunkConfig.
     """
 
     recipe: str

@@ -19,7 +19,7 @@ class TrunkMember(NamedTuple):
 
     Attributes:
       features: Name of the features it reads.
-      hidden, dropout, learning_rate, l2: As of TrunkConfig.
+      hidden, dropout, learning_rate, l2: As in TrunkConfig.
       seed: Decides its initial weights, its order of rows and its dropout.
     """
 

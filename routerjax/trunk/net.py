@@ -98,7 +98,7 @@ def member_graph(
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """The graph definition of one member and its abstract parameters; nothing is computed.
 
-    Args: As of SharedTrunkNet.
+    Args: As in SharedTrunkNet.
     """
 
     def make() -> SharedTrunkNet:
@@ -112,7 +112,7 @@ def init_members(
 ) -> nnx.State:
     """Independent initial parameters of K members, of random keys [K], stacked on axis 0.
 
-    Args: As of SharedTrunkNet.
+    Args: As in SharedTrunkNet.
     """
 
     def make(key: jax.Array) -> nnx.State:

@@ -90,7 +90,7 @@ class Program:
       n_features: C.
       n_targets: M.
       drops: Whether anything is dropped, for each hidden layer.
-      hidden, batch_size, patience, min_delta: As of TrunkConfig.
+      hidden, batch_size, patience, min_delta: As in TrunkConfig.
     """
 
     n_features: int

@@ -20,8 +20,8 @@ def empty(shape_LPRD: tuple[int, ...], mesh: Mesh) -> jax.Array:
     """An empty buffer for a row block.
 
     Args:
-      shape_LPRD: Of it; R rows at least as many as the largest batch, and enough for every batch
-        to be put whole.
+      shape_LPRD: The buffer's shape; R rows at least as many as the largest batch, and enough for
+        every batch to be put whole.
       mesh: The encoder's devices, which share the buffer by D where they divide it.
     """
     axes = mesh.axis_names if shape_LPRD[-1] % mesh.size == 0 else None

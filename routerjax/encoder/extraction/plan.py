@@ -49,7 +49,7 @@ def prepare(
 ) -> ExtractionPlan:
     """Measures every prompt and chooses the shapes; nothing is captured or written.
 
-    Args: As of `extract`.
+    Args: As in `extract`.
 
     Raises:
       ValueError: As `extract`.
@@ -90,7 +90,7 @@ def identity_of(
 ) -> dict[str, Any]:
     """All that decides what a store holds, as JSON values.
 
-    Args: As of `extract`.
+    Args: As in `extract`.
 
     Raises:
       ValueError: As `extract`.

@@ -178,7 +178,7 @@ def attend_cudnn(
 
     Args:
       implementation: Of `jax.nn.dot_product_attention`; "xla" computes the same anywhere.
-      Others: As of `attend`.
+      Others: As in `attend`.
     """
     T, n_before = q_BTHE.shape[1], k_BSGE.shape[1] - q_BTHE.shape[1]
     # cuDNN counts queries and keys from the same token: a prefix gets queries too, which are 0.

@@ -27,8 +27,8 @@ def visible(
       query: [Q, 1] positions among the keys.
       key: [1, K] positions.
       n_real: [heads, 1, 1] keys of each row that are not padding.
-      bidirectional: As of `attend`.
-      window: As of `attend`.
+      bidirectional: As in `attend`.
+      window: As in `attend`.
 
     Returns:
       [1 or heads, Q or 1, K] bool.
@@ -64,7 +64,7 @@ def attend_blockwise(
 
     Args:
       tuning: Tokens of a tile, and how many scores are held at a time (those of one tile at least).
-      Others: As of `attend`.
+      Others: As in `attend`.
 
     Returns:
       [B, T, H, E]. Rows of padding are finite, no more.

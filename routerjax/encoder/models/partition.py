@@ -30,7 +30,7 @@ def attend(
 ) -> jax.Array:
     """`attention.attend`, each device with its own rows and its own query heads.
 
-    Args and returns: As of `attention.attend`.
+    Args and returns: As in `attention.attend`.
     """
 
     def local(q, k, v, lengths_B, window, sinks_H):

@@ -26,7 +26,7 @@ def choose_mesh(
     anything.
 
     Args:
-      spec: As of `make_mesh`.
+      spec: As in `make_mesh`.
       config: Of the encoder.
       shapes_of: Gives {path: shape} of its parameters; asked where devices tell their memory.
       itemsize: Bytes of a parameter's number.

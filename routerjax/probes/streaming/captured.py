@@ -61,7 +61,7 @@ class Captured:
     ) -> "Captured":
         """Measures every prompt and chooses the shapes; nothing is captured yet.
 
-        Args: As of `extract`.
+        Args: As in `extract`.
 
         Raises:
           ValueError: As `extract`; or this is one of several processes.

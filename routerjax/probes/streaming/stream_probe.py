@@ -64,8 +64,8 @@ def probe_stream(
       layers: "all", or hidden-state indices.
       poolings: Names out of POOLINGS.
       pca: Whether to have J after PCA too.
-      pca_dim: As of `probe`.
-      shrinkage: As of `probe`.
+      pca_dim: As in `probe`.
+      shrinkage: As in `probe`.
       sketch: K, to estimate d_eff from K random projections of each covariance instead of the
         covariance: its relative standard error is about sqrt(2 / K) ("d_eff_error" in the table
         has the bound of each cell), and entropy_dim, n95 and rank are NaN. J is exact either way.
@@ -73,7 +73,7 @@ def probe_stream(
       seed: Of the sample and of the projections.
       budget_bytes: What the totals may take on each device; by default half of what is free there,
         or 4 GiB where the device does not tell.
-      batch_tokens: As of `extract`.
+      batch_tokens: As in `extract`.
 
     Returns:
       The table; without `pca` it has no "VARIANT/pcaC".

@@ -56,8 +56,8 @@ def probe_then_extract(
       n_probe: Rows of the sample, about: whole groups are drawn. None for all rows.
       layers: To choose from: "all", or hidden-state indices.
       poolings: Names out of POOLINGS; all are extracted.
-      store_dtype: As of `extract`.
-      batch_tokens: As of `extract`.
+      store_dtype: As in `extract`.
+      batch_tokens: As in `extract`.
       seed: Of the sample, and of a sketch.
       **probing: Further arguments of `probe_stream`.
 
