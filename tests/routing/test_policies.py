@@ -98,8 +98,8 @@ def test_unfitted_policies_say_what_to_do(policy):
 
 @pytest.fixture(scope="module")
 def pool():
-    """True p, costs and outcomes of 50,000 simulated rows, and a split of them in three folds."""
-    data = simulate(50_000, seed=3)
+    """True p, costs and outcomes of 20,000 simulated rows, and a split of them in three folds."""
+    data = simulate(20_000, seed=3)
     usd_NM = 50 * data.prices_M2[None, :, 0] + data.output_tokens_NM * data.prices_M2[None, :, 1]
     fold_N = np.random.default_rng(0).integers(0, 3, len(data))
     return data.p_NM.astype(np.float64), usd_NM / 1e6, data.correct_NM.astype(np.float64), fold_N

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 
+import jax
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
@@ -19,10 +20,14 @@ from routerjax.report.sweep_picture import draw_sweep
 from routerjax.report.text import sweep_lines
 from routerjax.runtime import resume
 from routerjax.sweeps import sweep as sweep_module
-from routerjax.sweeps.sweep import sweep
 from routerjax.sweeps.table import SweepTable
 
 DIMS = (4, 16)
+
+
+def sweep(*args, **more):
+    """Sweeps on two devices: each compiles its own programs."""
+    return sweep_module.sweep(*args, **({"devices": jax.devices()[:2]} | more))
 
 
 class Store:
@@ -180,7 +185,7 @@ def test_a_stopped_sweep_goes_on_and_does_nothing_twice(world, tmp_path, monkeyp
     store, data, _ = world
     whole = sweep(store, data, DIMS, draws=50)
     stops = iter([False, True])
-    one = {"devices": sweep_module.jax.devices()[:1]}
+    one = {"devices": jax.devices()[:1]}
     with monkeypatch.context() as patch:
         patch.setattr(resume, "stop_requested", lambda: next(stops))
         with pytest.raises(resume.Stopped, match="3 of 4 layers to go"):

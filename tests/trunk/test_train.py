@@ -11,11 +11,10 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from routerjax.runtime import resume
-from routerjax.trunk import step
+from routerjax.trunk import step, train
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.loop import Layout
 from routerjax.trunk.net import init_members
-from routerjax.trunk.train import train_trunk
 
 SMALL = TrunkConfig(
     hidden=(16, 8),
@@ -27,6 +26,11 @@ SMALL = TrunkConfig(
     checkpoint_every=4,
 )
 NO_DROPOUT = dataclasses.replace(SMALL, dropout=(0.0, 0.0))
+
+
+def train_trunk(*args, devices=None):
+    """Trains on one device unless told otherwise, so that the tests share their programs."""
+    return train.train_trunk(*args, devices=jax.devices()[:1] if devices is None else devices)
 
 
 def mean_auc(trunk, x, y) -> float:
@@ -195,11 +199,11 @@ def test_the_best_members_are_kept(rows):
     assert history.kept == tuple(order[: SMALL.keep])
 
 
-@pytest.mark.parametrize("n_devices", [1, 8])
+@pytest.mark.parametrize("n_devices", [1, 2, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_stopped_training_continues_to_the_same_bits(rows, tmp_path, n_devices, monkeypatch):
     devices = jax.devices()[:n_devices]
-    whole, history = train_trunk(*rows, SMALL, tmp_path / "whole", devices)
-    refuse = train_trunk.__globals__["_refuse_non_finite"]
+    whole, history = train_trunk(*rows, SMALL, tmp_path / "whole", devices=devices)
+    refuse = train._refuse_non_finite
 
     def stop(losses, running, epoch, config):
         refuse(losses, running, epoch, config)
@@ -208,8 +212,8 @@ def test_a_stopped_training_continues_to_the_same_bits(rows, tmp_path, n_devices
 
     monkeypatch.setattr("routerjax.trunk.train._refuse_non_finite", stop)
     with resume.stoppable(), pytest.raises(resume.Stopped, match="after epoch 7"):
-        train_trunk(*rows, SMALL, tmp_path / "resumed", devices)
-    resumed, history_resumed = train_trunk(*rows, SMALL, tmp_path / "resumed", devices)
+        train_trunk(*rows, SMALL, tmp_path / "resumed", devices=devices)
+    resumed, history_resumed = train_trunk(*rows, SMALL, tmp_path / "resumed", devices=devices)
     for name, value in whole.params.items():
         np.testing.assert_array_equal(resumed.params[name], value)
     np.testing.assert_array_equal(history_resumed.val_loss_EK, history.val_loss_EK)
