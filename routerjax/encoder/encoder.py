@@ -102,16 +102,20 @@ class Encoder:
         source: str | pathlib.Path,
         *,
         revision: str | None = None,
+        gguf_file: str | None = None,
         max_tokens: int = MAX_TOKENS,
         compute_dtype: str = "auto",
         chat_template_kwargs: Mapping[str, Any] | None = None,
         mesh: Mesh | str = "data:1",
     ) -> "Encoder":
-        """Loads config, tokenizer and safetensors; no torch, no remote code.
+        """Loads config, tokenizer and weights; no torch, no remote code.
 
         Args:
-          source: A local folder in Hugging Face's format, or a hub id such as "Qwen/Qwen3-0.6B".
+          source: A local folder in Hugging Face's format, a GGUF file or a folder that holds one
+            (which takes the package gguf), or a hub id such as "Qwen/Qwen3-0.6B".
           revision: Of the hub repository; a branch, tag or commit.
+          gguf_file: A GGUF file in that folder or hub repository; the same as
+            "source/gguf_file" as source. Of a split file any part.
           max_tokens: Longest prompt; longer queries lose text from their middle. At most what the
             model's positions allow.
           compute_dtype: "float32", "bfloat16", "float16", or "auto": float32 on CPU, bfloat16
@@ -123,10 +127,12 @@ class Encoder:
             of them if it fits. One device by default.
 
         Raises:
-          ValueError: Not such a folder, an unsupported family, weights that do not fit the config,
+          ValueError: Not such a path, an unsupported family, weights that do not fit the config,
             a mesh that the model cannot be split over or does not fit, or an argument out of range.
           OSError: The hub cannot be reached or has no such repository.
         """
+        if gguf_file is not None:
+            source = f"{source}/{gguf_file}"
         encoder = cls(
             *load(source, revision, max_tokens, compute_dtype, chat_template_kwargs, mesh)
         )

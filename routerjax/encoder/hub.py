@@ -1,7 +1,8 @@
-"""hub: where a checkpoint lies, its config and its tokenizer."""
+"""hub: where a checkpoint lies; of a folder the config and the tokenizer."""
 
 import json
 import pathlib
+import re
 from typing import Any
 
 from routerjax.encoder.families.config import EncoderConfig
@@ -9,36 +10,79 @@ from routerjax.encoder.families.registry import check_family, read_config
 
 # What a hub download takes: no other framework's weights, no code, no folder with another copy.
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")  # What the name of a split file's part ends in.
 # Of a tokenizer one of these is there; of none transformers makes one that knows no word.
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tekken.json", "*.model")
 
 
 def locate(source: str, revision: str | None) -> tuple[pathlib.Path, str | None]:
-    """The folder of a checkpoint, downloaded if need be, and the commit it came from.
+    """The folder of a checkpoint or its GGUF file, downloaded if need be, and the commit it is of.
+
+    Args:
+      source: A folder, a GGUF file, a hub id, or a hub id and the name of a GGUF file within:
+        "org/name/file.gguf". Of a folder with GGUF files and no safetensors, the GGUF file.
+      revision: Of the hub repository.
 
     Raises:
-      ValueError: A path that is not there, or a revision of a local folder.
+      ValueError: A path that is not there, a revision of a local one, or a folder with GGUF files
+        of several models.
       OSError: The hub does not give it.
     """
-    folder = pathlib.Path(source).expanduser()
-    if folder.is_dir():
+    path = pathlib.Path(source).expanduser()
+    kind = "file" if source.endswith(".gguf") else "folder"
+    if path.exists():
         if revision is not None:
-            raise ValueError(f"revision: {source} is a local folder, which has none: leave it out")
-        return folder, None
-    if source.count("/") > 1 or source.startswith((".", "/", "~")):
-        raise ValueError(f"encoder: there is no folder {source}, and it is not a hub id either")
+            raise ValueError(f"revision: {source} is a local {kind}, which has none: leave it out")
+        return _gguf_within(path) or path, None
+    repository, file = source, ""
+    if kind == "file":
+        owner, name, file = [*source.split("/", 2), "", ""][:3]
+        repository = f"{owner}/{name}"
+    is_id = not source.startswith((".", "/", "~")) and repository.count("/") <= 1
+    if not is_id or (kind == "file" and not file):
+        raise ValueError(f"encoder: there is no {kind} {source}, and it is not a hub id either")
     from huggingface_hub import snapshot_download
 
+    # Of a split file all parts.
+    wanted = [_PART.sub(r"-*-of-\1.gguf", file)] if file else _HUB_FILES
+    others = None if file else ["*/*"]
     try:
-        result = snapshot_download(source, revision=revision, allow_patterns=_HUB_FILES,
-                                  ignore_patterns=["*/*"])  # fmt: skip
+        result = snapshot_download(repository, revision=revision, allow_patterns=wanted,
+                                   ignore_patterns=others)  # fmt: skip
     except Exception as error:
         raise OSError(
-            f"encoder: there is no folder {source!r}, and the Hugging Face hub did not give a "
+            f"encoder: there is no {kind} {source!r}, and the Hugging Face hub did not give a "
             f"model of that id: {error}"
         ) from error
-    path = pathlib.Path(result)
-    return path, path.name  # A snapshot's folder is named by its commit.
+    folder = pathlib.Path(result)
+    if file and not (folder / file).is_file():
+        raise OSError(f"encoder: the Hugging Face hub has no {file} in {repository}")
+    if not file and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"encoder: {source} has no config.json on the Hugging Face hub; of GGUF files name "
+            f"one: {source}/NAME.gguf"
+        )
+    return folder / file, folder.name  # A snapshot's folder is named by its commit.
+
+
+def _gguf_within(path: pathlib.Path) -> pathlib.Path | None:
+    """The GGUF file of a folder without safetensors; None where it has none."""
+    if path.is_file():
+        return None
+    # Of a split one the first part. Beside the text model may lie the tower of another modality.
+    files = sorted(
+        file for file in path.glob("*.gguf")
+        if not file.name.startswith("mmproj")
+        and (not _PART.search(file.name) or "-00001-of-" in file.name)
+    )  # fmt: skip
+    if not files or any(path.glob("*.safetensors")):
+        return None
+    if len(files) > 1:
+        raise ValueError(
+            f"encoder: {path} has {len(files)} GGUF files, {', '.join(f.name for f in files)}: "
+            f"name one of them"
+        )
+    return files[0]
 
 
 def read_config_file(folder: pathlib.Path) -> EncoderConfig:

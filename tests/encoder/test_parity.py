@@ -44,7 +44,7 @@ def pool_numpy(states, lengths_B, spans_B2):
 
 def test_golden_files_cover_every_variant():
     folders = sorted(path.name for path in models.GOLDEN.iterdir())
-    assert folders == sorted([*models.VARIANTS, "minilm"])
+    assert folders == sorted([*models.VARIANTS, "minilm", "smollm2"])
     files = [path for path in models.GOLDEN.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 3e6
 

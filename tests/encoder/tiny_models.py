@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.families.registry import read_config
+from routerjax.encoder.weights.checkpoint import Checkpoint
 from routerjax.encoder.weights.loading import load_weights
 from routerjax.runtime.devices import make_mesh
 from routerjax.runtime.tuning import Tuning
@@ -28,6 +29,49 @@ CPU = Tuning.cpu()
 
 _MASKED = ("bert", "roberta", "xlm-roberta", "modernbert", "distilbert")
 _TOWERS = ("qwen3_vl_text", "qwen3_vl_moe_text")  # Of multimodal models; alone without a head.
+
+SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# Its prompt for "Is 2+2=4?".
+SMOLLM2_TOKENS = [
+    1,
+    9690,
+    198,
+    2683,
+    359,
+    253,
+    5356,
+    5646,
+    11173,
+    3365,
+    3511,
+    308,
+    34519,
+    28,
+    7018,
+    411,
+    407,
+    19712,
+    8182,
+    2,
+    198,
+    1,
+    4093,
+    198,
+    4182,
+    216,
+    34,
+    27,
+    34,
+    45,
+    36,
+    47,
+    2,
+    198,
+    1,
+    520,
+    9531,
+    198,
+]
 
 # Said by most config.json of the hub; a test of one family says what it has of its own.
 HUB_FIELDS = {
@@ -137,7 +181,8 @@ def load(folder: pathlib.Path, dtype=jnp.float32, tuning=CPU, **changes) -> Load
     raw = json.loads((folder / "config.json").read_text())
     config = dataclasses.replace(read_config(raw, str(folder / "config.json")), **changes)
     return Loaded(
-        config, *load_weights(folder, config, dtype, HIGHEST, make_mesh("data:1"), tuning)
+        config,
+        *load_weights(Checkpoint(folder), config, dtype, HIGHEST, make_mesh("data:1"), tuning),
     )
 
 

@@ -43,6 +43,17 @@ class ExpertTensor(NamedTuple):
 
 Table = dict[str, str | ExpertTensor]
 
+
+def packed(table: Table) -> Table:
+    """The table of a checkpoint whose experts lie in MXFP4."""
+    return {
+        module: where._replace(outputs_last=False, packed=True)
+        if isinstance(where, ExpertTensor)
+        else where
+        for module, where in table.items()
+    }
+
+
 _DECODER: Table = {
     "embed": "embed_tokens",
     "blocks/attention_norm": "layers.{i}.input_layernorm",
@@ -162,12 +173,6 @@ _GPT_OSS = _DECODER | {
     ),
     "blocks/ffn/experts/down": ExpertTensor("layers.{i}.mlp.experts.down_proj", outputs_last=True),
 }
-_GPT_OSS_PACKED: Table = {
-    module: where._replace(outputs_last=False, packed=True)
-    if isinstance(where, ExpertTensor)
-    else where
-    for module, where in _GPT_OSS.items()
-}
 _LINEAR = "layers.{i}.linear_attn"
 _HYBRID: Table = {
     "blocks/attention/gate": "layers.{i}.self_attn.q_proj",
@@ -199,7 +204,7 @@ BERT = (_BERT,)
 DECODER = (_DECODER,)
 DISTILBERT = (_DISTILBERT,)
 GLM4 = (_GLM4,)
-GPT_OSS = (_GPT_OSS, _GPT_OSS_PACKED)
+GPT_OSS = (_GPT_OSS, packed(_GPT_OSS))
 HYBRID = (_DECODER | _HYBRID,)
 MIXTRAL = (_MIXTRAL, _MIXTRAL | _FUSED_EXPERTS)
 MODERNBERT = (_MODERNBERT,)
@@ -222,8 +227,9 @@ def interleave(config: EncoderConfig, theirs: str) -> int:
       1 where all rows of a module lie together; else the heads that each give their rows of every
       module in turn.
     """
-    if config.output_gate and theirs.endswith(".self_attn.q_proj"):
+    if config.output_gate and theirs.endswith((".self_attn.q_proj", ".attn_q")):
         return config.n_heads
-    if config.delta is not None and theirs.endswith((".in_proj_qkvz", ".in_proj_ba")):
+    by_key_heads = (".in_proj_qkvz", ".in_proj_ba", ".ssm_in", ".ssm_ba")
+    if config.delta is not None and theirs.endswith(by_key_heads):
         return config.delta.n_key_heads
     return 1

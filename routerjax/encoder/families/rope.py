@@ -103,7 +103,12 @@ class Rope:
     @property
     def follows_length(self) -> bool:
         """Whether the frequencies of a prompt depend on its length."""
-        return isinstance(self.scaling, DynamicRope | LongRope)
+        match self.scaling:
+            case LongRope(short_factors, long_factors):
+                return short_factors != long_factors
+            case DynamicRope():
+                return True
+        return False
 
     @property
     def attention_factor(self) -> float:

@@ -7,11 +7,14 @@ checkpoint ends up in memory as a second copy of the model.
 import json
 import math
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
+
+from routerjax.encoder.families.key_tables import Table
+from routerjax.encoder.families.registry import FAMILIES
 
 _DTYPES: dict[str, Any] = {
     "BOOL": np.bool_,
@@ -29,6 +32,43 @@ _DTYPES: dict[str, Any] = {
 }
 
 
+class Tensors(Protocol):
+    """What the loader reads: the tensors of a checkpoint of any format.
+
+    Attributes:
+      folder: Where the checkpoint lies; errors name it.
+    """
+
+    folder: pathlib.Path
+
+    def tables(self, family: str) -> tuple[Table, ...]:
+        """The key tables of a family in this format, one a layout."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """{key: shape} of all tensors."""
+
+    def dtype(self, key: str) -> np.dtype:
+        """The dtype of what `rows` returns of a tensor.
+
+        Raises:
+          ValueError: The tensor is of a type that is not supported.
+        """
+
+    def rows(self, key: str, start: int, stop: int, n_axes: int = 1) -> np.ndarray:
+        """[stop - start, ...] some of a tensor's rows; memory of their own.
+
+        Args:
+          key: The tensor; it has at least one axis.
+          start: First row.
+          stop: The row after the last.
+          n_axes: How many first axes count as one, that of the rows.
+
+        Raises:
+          ValueError: The file has changed or cannot be read.
+        """
+
+
 class _Held(NamedTuple):
     """Where a tensor lies: its file, first byte there, safetensors' name of its dtype, shape."""
 
@@ -38,7 +78,7 @@ class _Held(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Checkpoint:
+class Checkpoint(Tensors):
     """Every tensor of `model.safetensors`, or of the shards that an index names.
 
     Args:
@@ -54,17 +94,14 @@ class Checkpoint:
         for path in _files(folder):
             self._held |= _header(path)
 
+    def tables(self, family: str) -> tuple[Table, ...]:
+        return FAMILIES[family].tables
+
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """{key: shape} of all tensors."""
         return {key: held.shape for key, held in self._held.items()}
 
     def dtype(self, key: str) -> np.dtype:
-        """The dtype of a tensor in its file.
-
-        Raises:
-          ValueError: NumPy has none like it.
-        """
         name = self._held[key].dtype
         if name not in _DTYPES:
             raise ValueError(
@@ -74,17 +111,6 @@ class Checkpoint:
         return np.dtype(_DTYPES[name])
 
     def rows(self, key: str, start: int, stop: int, n_axes: int = 1) -> np.ndarray:
-        """[stop - start, ...] some of a tensor's rows as they are in the file; memory of their own.
-
-        Args:
-          key: The tensor; it has at least one axis.
-          start: First row.
-          stop: The row after the last.
-          n_axes: How many first axes count as one, that of the rows.
-
-        Raises:
-          ValueError: The file has changed or cannot be read.
-        """
         held, dtype = self._held[key], self.dtype(key)
         row = held.shape[n_axes:]
         row_bytes = math.prod(row) * dtype.itemsize

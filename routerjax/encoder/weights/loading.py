@@ -1,4 +1,4 @@
-"""Weights: safetensors to a pytree on the device, through the family's key table."""
+"""Weights: a checkpoint's tensors to a pytree on the device, through the family's key table."""
 
 import concurrent.futures
 import contextlib
@@ -6,7 +6,6 @@ import functools
 import hashlib
 import logging
 import math
-import pathlib
 import time
 from collections import deque
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.models.bert import Bert
 from routerjax.encoder.models.decoder import Decoder
 from routerjax.encoder.weights import mxfp4
-from routerjax.encoder.weights.checkpoint import Checkpoint
+from routerjax.encoder.weights.checkpoint import Tensors
 from routerjax.encoder.weights.sharding import Path, param_specs
 from routerjax.encoder.weights.sources import Source, resolve
 from routerjax.runtime.devices import MODEL, in_flight, replicated
@@ -62,22 +61,22 @@ def param_shapes(state: nnx.State) -> dict[Path, tuple[int, ...]]:
 
 
 def load_weights(
-    folder: pathlib.Path,
+    checkpoint: Tensors,
     config: EncoderConfig,
     dtype: Any,
     precision: jax.lax.Precision,
     mesh: Mesh,
     tuning: Tuning,
 ) -> tuple[nnx.GraphDef, nnx.State, str]:
-    """Reads safetensors into a stacked pytree on the devices, a few rows of a tensor at a time.
+    """Reads a checkpoint into a stacked pytree on the devices, a few rows of a tensor at a time.
 
     The stacks are made empty on the devices and written in place (donated), piece by piece; threads
     read the next pieces and digest the last ones meanwhile. Beside the parameters there are never
     more than a few pieces of PIECE_BYTES, on the host or on a device.
 
     Args:
-      folder: Holds `model.safetensors`, or an index and its shards.
-      config: Of the encoder in that folder.
+      checkpoint: Its tensors.
+      config: Of the encoder.
       dtype: Of the parameters on the devices.
       precision: Of the model's products.
       mesh: The devices; parameters are split over its model axis as `sharding.py` says, and every
@@ -85,24 +84,25 @@ def load_weights(
       tuning: For these devices.
 
     Returns:
-      The model's graph definition, its parameters, and a digest of all tensors used, as they are in
-      the file: independent of sharding over files, of key prefixes and of `dtype`.
+      The model's graph definition, its parameters, and a digest of all tensors used, as the
+      checkpoint gives them: independent of sharding over files, of key prefixes and of `dtype`.
 
     Raises:
-      ValueError: No safetensors, a damaged file, or keys that are missing, unexpected or of another
-        shape: all of them in one list.
+      ValueError: A damaged file, or keys that are missing, unexpected or of another shape: all of
+        them in one list.
     """
-    checkpoint = Checkpoint(folder)
     graphdef, state = abstract_model(config, dtype, precision, tuning)
     shapes = param_shapes(state)
     specs = param_specs(shapes, config, mesh.shape[MODEL])
     shardings = {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
-    sources = resolve(folder, config, shapes, checkpoint.shapes)
+    tables = checkpoint.tables(config.family)
+    sources = resolve(checkpoint.folder, config, tables, shapes, checkpoint.shapes)
     for source in sources:
-        if not source.scales and checkpoint.dtype(source.key).kind in "iub":
+        dtype_held = checkpoint.dtype(source.key)
+        if not source.scales and dtype_held.kind in "iub":
             raise ValueError(
-                f"{folder}: the tensor {source.key!r} is of {checkpoint.dtype(source.key)} and has "
-                f"no scales: its weights are quantised; take the model that they were made from"
+                f"{checkpoint.folder}: the tensor {source.key!r} is of {dtype_held} and has no "
+                f"scales: its weights are quantised; take the model that they were made from"
             )
     # Of each tensor its own: pieces are cut as the mesh wants, and come side by side.
     digests = [[hashlib.blake2b(digest_size=16) for _ in range(2)] for _ in sources]
@@ -178,7 +178,7 @@ def load_weights(
         jax.block_until_ready(list(loaded.values()))
     seconds = time.perf_counter() - began
     logger.info("%s: %.2f GB of weights in %.1f s, %.2f GB/s",
-                folder, n_bytes / 1e9, seconds, n_bytes / 1e9 / seconds)  # fmt: skip
+                checkpoint.folder, n_bytes / 1e9, seconds, n_bytes / 1e9 / seconds)  # fmt: skip
     nnx.replace_by_pure_dict(state, nnx.traversals.unflatten_mapping(loaded))
     return graphdef, state, digest(*(d.digest() for two in digests for d in two))
 
@@ -196,13 +196,13 @@ class _Piece(NamedTuple):
     stop: int
 
 
-def _read(checkpoint: Checkpoint, key: str, source: Source, piece: _Piece) -> np.ndarray:
+def _read(checkpoint: Tensors, key: str, source: Source, piece: _Piece) -> np.ndarray:
     """A piece's own rows and columns of a tensor, contiguous."""
     held = checkpoint.rows(key, piece.start, piece.stop, source.n_axes)[:: source.rows.step]
     return np.ascontiguousarray(held if held.ndim == 1 else held[:, source.columns])
 
 
-def _pieces(source: Source, number: int, checkpoint: Checkpoint, n_cuts: int) -> list[_Piece]:
+def _pieces(source: Source, number: int, checkpoint: Tensors, n_cuts: int) -> list[_Piece]:
     """A source cut into pieces of at most PIECE_BYTES (or one row), at n_cuts even places too."""
     n_rows = len(source.rows) // n_cuts
     row = checkpoint.shapes[source.key][source.n_axes :]

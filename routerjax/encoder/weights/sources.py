@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.families.key_tables import ExpertTensor, Table, interleave
-from routerjax.encoder.families.registry import FAMILIES
 from routerjax.encoder.weights import mxfp4
 from routerjax.encoder.weights.sharding import Path
 
@@ -71,21 +70,23 @@ class Source(NamedTuple):
 def resolve(
     folder: pathlib.Path,
     config: EncoderConfig,
+    tables: tuple[Table, ...],
     wanted: dict[Path, tuple[int, ...]],
     held: dict[str, tuple[int, ...]],
 ) -> list[Source]:
     """Where each parameter lies in the checkpoint: blocks in order, however they are stacked.
 
     Args:
-      folder: Of the checkpoint, for the error.
+      folder: Where the checkpoint lies, for the error.
       config: Of the encoder.
+      tables: The key tables of the checkpoint, one a layout.
       wanted: {path in the state: shape} of the model's parameters.
       held: {key: shape} of the checkpoint's tensors.
 
     Raises:
       ValueError: Keys are missing, unexpected or of another shape: all of them in one list.
     """
-    layouts = [(prefix, table) for prefix in _PREFIXES for table in FAMILIES[config.family].tables]
+    layouts = [(prefix, table) for prefix in _PREFIXES for table in tables]
     n_found = [_n_found(prefix, table, config.n_layers, held) for prefix, table in layouts]
     prefix, table = layouts[n_found.index(max(n_found))]
     sources, faults = [], []

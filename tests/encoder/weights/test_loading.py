@@ -170,6 +170,7 @@ def test_loading_holds_no_second_copy_of_the_weights(tmp_path, dtype):
         import jax
         from routerjax.encoder.families.config import EncoderConfig
         from routerjax.encoder.families.registry import read_config
+        from routerjax.encoder.weights.checkpoint import Checkpoint
         from routerjax.encoder.weights.loading import load_weights
         from routerjax.runtime.devices import make_mesh
         from routerjax.runtime.tuning import Tuning
@@ -184,7 +185,8 @@ def test_loading_holds_no_second_copy_of_the_weights(tmp_path, dtype):
         before = resident("VmRSS")
         dtype, precision = jax.numpy.dtype({dtype!r}), jax.lax.Precision.HIGHEST
         place = make_mesh("data:1"), Tuning.cpu()
-        _, params, _ = load_weights(folder, config, dtype, precision, *place)
+        checkpoint = Checkpoint(folder)
+        _, params, _ = load_weights(checkpoint, config, dtype, precision, *place)
         live = sum(x.nbytes for x in jax.tree.leaves(params))
         print(json.dumps([before, live, resident("VmHWM")]))
     """

@@ -18,6 +18,7 @@ from routerjax.encoder.families.config import BlockKind, EncoderConfig
 from routerjax.encoder.families.rope import Rope
 from routerjax.encoder.selection import Selection
 from routerjax.encoder.weights import meshes
+from routerjax.encoder.weights.checkpoint import Checkpoint
 from routerjax.encoder.weights.loading import load_weights, make_model, param_shapes
 from routerjax.encoder.weights.sharding import bytes_per_device, legal_splits, param_specs
 from routerjax.runtime.devices import DATA, MODEL, by_rows, make_mesh
@@ -134,7 +135,9 @@ def test_weights_go_straight_into_their_shards(name, spec, piece_bytes, on_host,
     monkeypatch.setattr("routerjax.encoder.weights.loading.PIECE_BYTES", piece_bytes)
     mesh = make_mesh(spec)
     folder, config = models.GOLDEN / name, whole.config
-    _, params, digest = load_weights(folder, config, jnp.float32, models.HIGHEST, mesh, tuning)
+    _, params, digest = load_weights(
+        Checkpoint(folder), config, jnp.float32, models.HIGHEST, mesh, tuning
+    )
     assert digest == whole.digest
     jax.tree.map(np.testing.assert_array_equal, params, whole.params)
     shapes, n_model = param_shapes(params), mesh.shape[MODEL]
@@ -159,7 +162,7 @@ def test_devices_of_a_split_hybrid_exchange_sums_alone(name):
     tokens_BT, lengths_B = models.random_batch((5, 16))
     batch = tokens_BT, lengths_B, np.stack([lengths_B // 3, lengths_B], axis=1)
     graphdef, params, _ = load_weights(
-        folder, config, jnp.float32, models.HIGHEST, mesh, models.CPU
+        Checkpoint(folder), config, jnp.float32, models.HIGHEST, mesh, models.CPU
     )
     for path, x in nnx.traversals.flatten_mapping(nnx.to_pure_dict(params)).items():
         if "deltanet" in path and "norm" not in path:
@@ -193,7 +196,7 @@ def test_hybrids_and_sinks_loaded_into_shards_capture_the_same(name, spec):
     config = models.load(folder).config
     for mesh in (make_mesh("data:1"), make_mesh(spec)):
         graphdef, params, _ = load_weights(
-            folder, config, jnp.float32, models.HIGHEST, mesh, models.CPU
+            Checkpoint(folder), config, jnp.float32, models.HIGHEST, mesh, models.CPU
         )
         layers = tuple(range(config.n_states))
         with jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext():
