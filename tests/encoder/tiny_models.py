@@ -33,45 +33,9 @@ _TOWERS = ("qwen3_vl_text", "qwen3_vl_moe_text")  # Of multimodal models; alone 
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # Its prompt for "Is 2+2=4?".
 SMOLLM2_TOKENS = [
-    1,
-    9690,
-    198,
-    2683,
-    359,
-    253,
-    5356,
-    5646,
-    11173,
-    3365,
-    3511,
-    308,
-    34519,
-    28,
-    7018,
-    411,
-    407,
-    19712,
-    8182,
-    2,
-    198,
-    1,
-    4093,
-    198,
-    4182,
-    216,
-    34,
-    27,
-    34,
-    45,
-    36,
-    47,
-    2,
-    198,
-    1,
-    520,
-    9531,
-    198,
-]
+    1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407,
+    19712, 8182, 2, 198, 1, 4093, 198, 4182, 216, 34, 27, 34, 45, 36, 47, 2, 198, 1, 520, 9531, 198,
+]  # fmt: skip
 
 # Said by most config.json of the hub; a test of one family says what it has of its own.
 HUB_FIELDS = {
