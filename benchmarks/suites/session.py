@@ -136,7 +136,7 @@ class Session:
         """Folder or hub id of the encoder; one of random weights is written where it is first."""
         name = self.scale.encoder
         if self._config.encoder or not name:
-            return self._config.encoder or options.minilm()
+            return options.find_encoder(self._config.encoder)
         return self.checkpoint(name)
 
     def checkpoint(self, name: str) -> str:
