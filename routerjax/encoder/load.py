@@ -18,9 +18,10 @@ from routerjax.encoder.gguf.tokenizer import read_gguf_tokenizer
 from routerjax.encoder.hub import locate, read_config_file, read_tokenizer
 from routerjax.encoder.models.attention import cudnn_is_legal
 from routerjax.encoder.prompts import Prompter
-from routerjax.encoder.weights.checkpoint import Checkpoint, Tensors
+from routerjax.encoder.weights.checkpoint import Tensors
 from routerjax.encoder.weights.loading import abstract_model, load_weights, param_shapes
 from routerjax.encoder.weights.meshes import choose_mesh
+from routerjax.encoder.weights.quantised import open_checkpoint
 from routerjax.encoder.weights.sharding import Path, check_split
 from routerjax.runtime.tuning import Tuning
 
@@ -105,4 +106,4 @@ def _open(where: pathlib.Path) -> tuple[EncoderConfig, Any, Tensors]:
         file = GgufFile(where)
         config = read_gguf_config(file)
         return config, read_gguf_tokenizer(file), GgufCheckpoint(file, config)
-    return read_config_file(where), read_tokenizer(where), Checkpoint(where)
+    return read_config_file(where), read_tokenizer(where), open_checkpoint(where)

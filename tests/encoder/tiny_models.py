@@ -17,8 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.families.registry import read_config
-from routerjax.encoder.weights.checkpoint import Checkpoint
 from routerjax.encoder.weights.loading import load_weights
+from routerjax.encoder.weights.quantised import open_checkpoint
 from routerjax.runtime.devices import make_mesh
 from routerjax.runtime.tuning import Tuning
 from tests.encoder.variants import VARIANTS
@@ -146,7 +146,7 @@ def load(folder: pathlib.Path, dtype=jnp.float32, tuning=CPU, **changes) -> Load
     config = dataclasses.replace(read_config(raw, str(folder / "config.json")), **changes)
     return Loaded(
         config,
-        *load_weights(Checkpoint(folder), config, dtype, HIGHEST, make_mesh("data:1"), tuning),
+        *load_weights(open_checkpoint(folder), config, dtype, HIGHEST, make_mesh("data:1"), tuning),
     )
 
 

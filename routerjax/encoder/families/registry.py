@@ -16,8 +16,7 @@ def check_family(raw: dict[str, Any], source: str = "config.json") -> str:
       source: Where it came from, for errors.
 
     Raises:
-      ValueError: It is not among the supported ones, which the error lists, or its weights are
-        quantised.
+      ValueError: It is not among the supported ones, which the error lists.
     """
     name = text_config(raw).get("model_type")
     family = _TEXT_TOWERS.get(str(name), str(name))
@@ -27,12 +26,6 @@ def check_family(raw: dict[str, Any], source: str = "config.json") -> str:
             f"To add one: a reader in routerjax/encoder/families/, its parameters in "
             f"routerjax/encoder/families/key_tables.py, its line in registry.FAMILIES there; "
             f"BUILD_NOTES.md says how"
-        )
-    quantised = raw.get("quantization_config") or text_config(raw).get("quantization_config")
-    if quantised and not (family == "gpt_oss" and quantised.get("quant_method") == "mxfp4"):
-        raise ValueError(
-            f"{source}: the weights are quantised (quantization_config), which is supported of "
-            f"gpt_oss in mxfp4 alone: take the model they were made from"
         )
     return family
 

@@ -4,6 +4,7 @@ Read, not mapped: a mapped page counts as resident until the system wants it bac
 checkpoint ends up in memory as a second copy of the model.
 """
 
+import functools
 import json
 import math
 import pathlib
@@ -29,6 +30,7 @@ _DTYPES: dict[str, Any] = {
     "BF16": ml_dtypes.bfloat16,
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
     "F8_E5M2": ml_dtypes.float8_e5m2,
+    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
 }
 
 
@@ -97,7 +99,7 @@ class Checkpoint(Tensors):
     def tables(self, family: str) -> tuple[Table, ...]:
         return FAMILIES[family].tables
 
-    @property
+    @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {key: held.shape for key, held in self._held.items()}
 
@@ -126,6 +128,25 @@ class Checkpoint(Tensors):
                 f"{held.path}: cannot read the tensor {key!r}: the file ends within it"
             )
         return result.view(dtype).reshape(stop - start, *row)
+
+    def columns(self, key: str, start: int, stop: int) -> np.ndarray:
+        """[rows, stop - start] some columns of a tensor of two axes.
+
+        Raises:
+          ValueError: As of `rows`.
+        """
+        held, dtype = self._held[key], self.dtype(key)
+        n_rows, n_columns = held.shape
+        result = np.empty((n_rows, (stop - start) * dtype.itemsize), np.uint8)
+        try:
+            with held.path.open("rb", buffering=0) as file:
+                for i, row in enumerate(result):
+                    file.seek(held.offset + (i * n_columns + start) * dtype.itemsize)
+                    if file.readinto(row.data) < len(row):
+                        raise OSError("the file ends within it")
+        except OSError as error:
+            raise ValueError(f"{held.path}: cannot read the tensor {key!r}: {error}") from error
+        return result.view(dtype)
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -14,7 +14,8 @@ import numpy as np
 GROUP = 32  # elements that share a scale
 
 _MAGNITUDES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
-_ELEMENTS = np.concatenate([_MAGNITUDES, -_MAGNITUDES])
+# By code.
+ELEMENTS = np.concatenate([_MAGNITUDES, -_MAGNITUDES])
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
@@ -33,7 +34,7 @@ def unpack(blocks: jax.Array, scales: jax.Array, dtype: Any) -> jax.Array:
       [..., groups * 32].
     """
     pairs = jnp.stack([blocks & 15, blocks >> 4], axis=-1)
-    elements = jnp.asarray(_ELEMENTS)[pairs].reshape(*scales.shape, GROUP)
+    elements = jnp.asarray(ELEMENTS)[pairs].reshape(*scales.shape, GROUP)
     # The scale is a float32's exponent: put into its bits, it is exact on every device.
     powers = jax.lax.bitcast_convert_type(scales.astype(jnp.uint32) << 23, jnp.float32)
     return (elements * powers[..., None]).astype(dtype).reshape(*scales.shape[:-1], -1)

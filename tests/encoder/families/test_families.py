@@ -293,7 +293,6 @@ def test_what_longrope_was_called_first(older):
         ("qwen3_5", {"attn_output_gate": False}, "attn_output_gate"),
         ("qwen3_5", {"layer_types": ["sliding_attention"] * 3}, "'sliding_attention'"),
         ("qwen3_5", {"linear_key_head_dim": None}, "'linear_key_head_dim' is missing"),
-        ("olmo2", {"quantization_config": {"bits": 4}}, "quantised"),
     ],
 )
 def test_variants_that_are_not_computed_are_refused(name, changes, part):
