@@ -57,30 +57,16 @@ def roberta(family: str, c: Fields) -> EncoderConfig:
 
 
 def distilbert(family: str, c: Fields) -> EncoderConfig:
-    """DistilBERT: as BERT, without segments."""
-    return EncoderConfig(
-        family=family,
-        n_layers=c["n_layers"],
-        width=c["dim"],
-        n_heads=c["n_heads"],
-        n_kv_heads=c["n_heads"],
-        head_dim=c["dim"] // c["n_heads"],
-        ffn_width=c["hidden_dim"],
-        vocab_size=c["vocab_size"],
-        norm_eps=1e-12,
-        max_positions=c["max_position_embeddings"],
-        activation=read_activation(c, "activation", "gelu"),
-        bidirectional=True,
-        gated=False,
-        norm="layer",
-        norm_bias=True,
-        norm_placement="post",
-        embed_norm=True,
-        qkv_bias=True,
-        out_bias=True,
-        ffn_bias=True,
-        tied=bool(c.get("tie_word_embeddings", False)),
-    )
+    """DistilBERT: as BERT, its fields under other names, without segments."""
+    names = {
+        "num_hidden_layers": "n_layers",
+        "hidden_size": "dim",
+        "num_attention_heads": "n_heads",
+        "intermediate_size": "hidden_dim",
+        "hidden_act": "activation",
+    }
+    fields = {theirs: c[own] for theirs, own in names.items()} | {"type_vocab_size": 0}
+    return bert(family, Fields(c.raw | fields, c.source))
 
 
 def modernbert(family: str, c: Fields) -> EncoderConfig:
