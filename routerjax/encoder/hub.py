@@ -5,8 +5,8 @@ import pathlib
 import re
 from typing import Any
 
+from routerjax.encoder.families import registry
 from routerjax.encoder.families.config import EncoderConfig
-from routerjax.encoder.families.registry import check_family, read_config
 
 # What a hub download takes: no other framework's weights, no code, no folder with another copy.
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -85,7 +85,7 @@ def _gguf_within(path: pathlib.Path) -> pathlib.Path | None:
     return files[0]
 
 
-def read_config_file(folder: pathlib.Path) -> EncoderConfig:
+def read_config(folder: pathlib.Path) -> EncoderConfig:
     """Reads config.json.
 
     Raises:
@@ -100,7 +100,7 @@ def read_config_file(folder: pathlib.Path) -> EncoderConfig:
         ) from error
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: expected a JSON object, the config of a model, got {raw!r:.80}")
-    check_family(raw, str(path))
+    registry.check_family(raw, str(path))
     # transformers fills in what the file leaves to its class's defaults.
     from transformers import AutoConfig
 
@@ -108,7 +108,7 @@ def read_config_file(folder: pathlib.Path) -> EncoderConfig:
         full = AutoConfig.from_pretrained(folder).get_text_config().to_dict()
     except Exception as error:
         raise ValueError(f"{path}: transformers cannot read this config: {error}") from error
-    return read_config(full, str(path))
+    return registry.read_config(full, str(path))
 
 
 def read_tokenizer(folder: pathlib.Path) -> Any:

@@ -15,7 +15,7 @@ from routerjax.encoder.gguf.checkpoint import GgufCheckpoint
 from routerjax.encoder.gguf.config import read_gguf_config
 from routerjax.encoder.gguf.file import GgufFile
 from routerjax.encoder.gguf.tokenizer import read_gguf_tokenizer
-from routerjax.encoder.hub import locate, read_config_file, read_tokenizer
+from routerjax.encoder.hub import locate, read_config, read_tokenizer
 from routerjax.encoder.models.attention import cudnn_is_legal
 from routerjax.encoder.prompts import Prompter
 from routerjax.encoder.weights.checkpoint import Tensors
@@ -106,4 +106,4 @@ def _open(where: pathlib.Path) -> tuple[EncoderConfig, Any, Tensors]:
         file = GgufFile(where)
         config = read_gguf_config(file)
         return config, read_gguf_tokenizer(file), GgufCheckpoint(file, config)
-    return read_config_file(where), read_tokenizer(where), open_checkpoint(where)
+    return read_config(where), read_tokenizer(where), open_checkpoint(where)

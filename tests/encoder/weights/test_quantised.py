@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from routerjax.encoder.hub import read_config_file
+from routerjax.encoder.hub import read_config
 from routerjax.encoder.weights.loading import load_weights
 from routerjax.encoder.weights.quantised import open_checkpoint
 from routerjax.runtime.devices import make_mesh
@@ -383,7 +383,7 @@ def test_the_scheme_is_found_wherever_a_config_names_it(tmp_path, outer, name):
 @pytest.mark.parametrize("name", SCHEMES)
 def test_the_config_of_a_quantised_model_is_that_of_the_plain_one(tmp_path, name):
     quantised, plain = write(name, tmp_path)
-    assert read_config_file(quantised) == read_config_file(plain)
+    assert read_config(quantised) == read_config(plain)
 
 
 @pytest.mark.parametrize(
