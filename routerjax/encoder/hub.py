@@ -7,6 +7,7 @@ from typing import Any
 
 from routerjax.encoder.families import registry
 from routerjax.encoder.families.config import EncoderConfig
+from routerjax.runtime.files import stand_in
 
 # What a hub download takes: no other framework's weights, no code, no folder with another copy.
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -85,6 +86,21 @@ def _gguf_within(path: pathlib.Path) -> pathlib.Path | None:
     return files[0]
 
 
+def refuse_stand_ins(path: pathlib.Path) -> None:
+    """Refuses a checkpoint of which a file is a Git LFS pointer or an HTML page.
+
+    Args:
+      path: The folder, or a GGUF file.
+
+    Raises:
+      ValueError: Names the file.
+    """
+    files = [path] if path.is_file() else [f for each in _HUB_FILES for f in path.glob(each)]
+    for file in files:
+        if what := stand_in(file):
+            raise ValueError(f"{file} is {what}")
+
+
 def read_config(folder: pathlib.Path) -> EncoderConfig:
     """Reads config.json.
 
@@ -125,6 +141,11 @@ def read_tokenizer(folder: pathlib.Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        # Multimodal models may keep it here, where transformers reads it for their processor alone.
+        path = folder / "chat_template.json"
+        if tokenizer.chat_template is None and path.is_file():
+            tokenizer.chat_template = json.loads(path.read_text())["chat_template"]
     except Exception as error:  # Of a damaged file any.
         raise ValueError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
+    return tokenizer

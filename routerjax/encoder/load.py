@@ -15,7 +15,7 @@ from routerjax.encoder.gguf.checkpoint import GgufCheckpoint
 from routerjax.encoder.gguf.config import read_gguf_config
 from routerjax.encoder.gguf.file import GgufFile
 from routerjax.encoder.gguf.tokenizer import read_gguf_tokenizer
-from routerjax.encoder.hub import locate, read_config, read_tokenizer
+from routerjax.encoder.hub import locate, read_config, read_tokenizer, refuse_stand_ins
 from routerjax.encoder.models.attention import cudnn_is_legal
 from routerjax.encoder.prompts import Prompter
 from routerjax.encoder.weights.checkpoint import Tensors
@@ -102,6 +102,7 @@ def load(
 
 def _open(where: pathlib.Path) -> tuple[EncoderConfig, Any, Tensors]:
     """Config, tokenizer and tensors of what `locate` has found."""
+    refuse_stand_ins(where)
     if where.is_file():
         file = GgufFile(where)
         config = read_gguf_config(file)

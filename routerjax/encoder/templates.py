@@ -45,7 +45,8 @@ def frame_of(tokenizer: Any, settings: Mapping[str, Any]) -> Frame:
       ValueError: The template does not render, or not to a text that shows the query as it is.
     """
 
-    def render(content: str) -> str:
+    def render(query: str, in_parts: bool) -> str:
+        content = [{"type": "text", "text": query}] if in_parts else query
         try:
             return tokenizer.apply_chat_template(
                 [{"role": "user", "content": content}],
@@ -57,12 +58,21 @@ def frame_of(tokenizer: Any, settings: Mapping[str, Any]) -> Frame:
         except Exception as error:
             raise ValueError(f"the tokenizer's chat template does not render: {error}") from error
 
-    head, shown, tail = render(_PROBE).partition(_PROBE)
-    if not shown or _PROBE in tail:
-        raise ValueError(
+    # Templates of multimodal models may take a list of parts alone, and lose or spell out a text.
+    failure: ValueError | None = None
+    for in_parts in (False, True):
+        try:
+            head, shown, tail = render(_PROBE, in_parts).partition(_PROBE)
+        except ValueError as error:
+            failure = failure or error
+            continue
+        if shown and _PROBE not in tail:
+            break
+    else:
+        raise failure or ValueError(
             "the tokenizer's chat template does not show the query, as it is, exactly once"
         )
-    spaced = render(f"  {_PROBE}  ")
+    spaced = render(f"  {_PROBE}  ", in_parts)
     if spaced == f"{head}  {_PROBE}  {tail}":
         return Frame(head, tail, False)
     if spaced == f"{head}{_PROBE}{tail}":

@@ -196,6 +196,21 @@ def unsealed(value: Any, path: str) -> dict[str, Any]:
     return content
 
 
+def stand_in(path: pathlib.Path) -> str:
+    """What lies at a path in place of the file that is meant, in words; "" where nothing is known.
+
+    Raises:
+      OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        start = file.read(64).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file: fetch it with `git lfs pull`"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page, not the file: download it again"
+    return ""
+
+
 def digest(*pieces: Any, size: int = 16) -> str:
     """BLAKE2b of pieces one after the other, in hexadecimal.
 

@@ -74,6 +74,9 @@ def test_wrong_arguments_are_named(encoder, arguments, message):
         encoder.capture(**{"queries": ["abc"]} | arguments)
 
 
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 269060552\n"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -82,6 +85,10 @@ def test_wrong_arguments_are_named(encoder, arguments, message):
         ("tokenizer.json", "{}", "its tokenizer cannot be loaded"),
         ("tokenizer.json", "[]", "its tokenizer cannot be loaded"),
         ("tokenizer_config.json", "[]", "its tokenizer cannot be loaded"),
+        ("chat_template.json", "[]", "its tokenizer cannot be loaded"),
+        ("model.safetensors", LFS, r"model\.safetensors is a Git LFS pointer"),
+        ("tokenizer.json", LFS, r"tokenizer\.json is a Git LFS pointer"),
+        ("config.json", "\n<!DOCTYPE html><html>", r"config\.json is an HTML page"),
         ("chat_template.jinja", "{% if", "chat template does not render"),
         # transformers would make one that knows no word, and all states would be alike.
         ("tokenizer.json", None, r"has no tokenizer, expected one of tokenizer\.json, vocab\.txt"),
@@ -92,6 +99,8 @@ def test_a_damaged_folder_is_refused_by_its_name(
 ):
     folder = tmp_path / "model"
     shutil.copytree(tiny_encoder_folder, folder)
+    if name == "chat_template.json":
+        (folder / "chat_template.jinja").unlink()
     if content is None:
         (folder / name).unlink()
     else:
@@ -99,6 +108,16 @@ def test_a_damaged_folder_is_refused_by_its_name(
     with pytest.raises(ValueError, match=message) as error:
         Encoder.from_pretrained(folder)
     assert str(folder) in str(error.value)
+
+
+def test_a_chat_template_of_a_multimodal_model_is_read(tiny_encoder_folder, encoder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_encoder_folder, folder)
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    identity = Encoder.from_pretrained(folder).identity
+    assert identity["template_digest"] == encoder.identity["template_digest"] is not None
 
 
 def test_a_model_without_heads_is_refused(tiny_encoder_folder, tmp_path):

@@ -152,6 +152,23 @@ def test_a_token_that_the_model_does_not_embed_is_named():
         Prompter(byte_tokenizer(CHATML), 50, vocab_size=258)
 
 
+PARTS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content %}"
+    "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("refuses_texts", [False, True])
+def test_a_template_of_content_parts_gets_parts(refuses_texts):
+    check = "{% if messages[0].content is string %}{{ raise_exception('parts') }}{% endif %}"
+    tokenizer = byte_tokenizer(check * refuses_texts + PARTS)
+    prompts = Prompter(tokenizer, 500)(["two words"])
+    parts = [{"role": "user", "content": [{"type": "text", "text": "two words"}]}]
+    assert prompts.tokens[0].tolist() == tokenizer.apply_chat_template(parts)["input_ids"]
+    start, end = prompts.spans_N2[0]
+    assert tokenizer.decode(prompts.tokens[0][start:end]) == "two words"
+
+
 def test_a_template_that_trims_is_seen_to_trim(today):
     today(PROMPT_DATE)
     tokenizer = byte_tokenizer(LLAMA3)

@@ -28,7 +28,7 @@ def bert(family: str, c: Fields) -> EncoderConfig:
         width=c["hidden_size"],
         n_heads=c["num_attention_heads"],
         n_kv_heads=c["num_attention_heads"],
-        head_dim=c["hidden_size"] // c["num_attention_heads"],
+        head_dim=_head_width(c),
         ffn_width=c["intermediate_size"],
         vocab_size=c["vocab_size"],
         norm_eps=c.get("layer_norm_eps", 1e-12),
@@ -82,7 +82,7 @@ def modernbert(family: str, c: Fields) -> EncoderConfig:
         width=c["hidden_size"],
         n_heads=n_heads,
         n_kv_heads=n_heads,
-        head_dim=c["hidden_size"] // n_heads,
+        head_dim=_head_width(c),
         ffn_width=c["intermediate_size"],
         vocab_size=c["vocab_size"],
         norm_eps=c.get("norm_eps", 1e-5),
@@ -102,3 +102,11 @@ def modernbert(family: str, c: Fields) -> EncoderConfig:
         ropes=ropes,
         rope_of_layer=rope_of_layer,
     )
+
+
+def _head_width(c: Fields) -> int:
+    """E; the heads of these families share the hidden width out without a rest."""
+    width, n_heads = c["hidden_size"], c["num_attention_heads"]
+    if n_heads < 1 or width % n_heads:
+        raise c.refuse(f"hidden_size {width} is not a multiple of its {n_heads} attention heads")
+    return width // n_heads

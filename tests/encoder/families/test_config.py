@@ -246,6 +246,7 @@ def test_a_missing_field_is_named(name, field):
     [
         ("bert", {"position_embedding_type": "relative_key"}, "'relative_key'"),
         ("bert", {"is_decoder": True}, "is_decoder"),
+        ("bert", {"num_attention_heads": 5}, "32 is not a multiple of its 5 attention heads"),
         ("bert", {"hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu'"),
         ("llama", {"hidden_act": "mish"}, "only gelu, gelu_fast, gelu_new"),
         ("qwen3_5", {"is_causal": False}, "is_causal"),
