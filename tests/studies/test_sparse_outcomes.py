@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments.options import minilm
+from experiments.options import find_encoder
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.readers import read_dataset
 from routerjax.encoder.encoder import Encoder
@@ -120,7 +120,7 @@ def test_where_there_is_no_auc_the_lines_say_so():
 @pytest.mark.slow
 def test_real_outcomes_70_percent_hidden(shared_data, tmp_path):
     data = read_dataset(shared_data / "routing9/train.jsonl")
-    encoder = Encoder.from_pretrained(minilm())
+    encoder = Encoder.from_pretrained(find_encoder("minilm"))
     store = extract(encoder, data, tmp_path / "store", layers="all", poolings=("mean",))
     config = TrunkConfig(seeds=tuple(range(42, 48)), keep=4)
     found = sparse_outcomes(store, data, config=config, patterns=("random",), draws=200)
