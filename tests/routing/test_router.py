@@ -217,16 +217,17 @@ def test_saved_and_loaded_it_decides_the_same(router, tmp_path, tiny_data):
     assert Router.load(tmp_path / "router").policy == Argmax()
 
 
-def test_a_kernel_answers_with_the_ensemble_and_goes_to_disk_with_it(parts, encoder, tmp_path):
-    store, test, train = parts
-    config, train = dataclasses.replace(CONFIG, kernel=True), train.select(range(600))
+def test_a_kernel_answers_with_the_ensemble_and_goes_to_disk_with_it(
+    router, parts, encoder, tmp_path
+):
+    alone, (store, test, train) = router, parts
+    config = dataclasses.replace(CONFIG, kernel=True)
     router = fit_router(store, train, Recipe.all_layers(pca_dim=20), config)
     x_NC, kernel = router.read(store, test.ids), router.kernel
     p_NM = router.predict(x_NC, calibrated=False)
     wanted_NM = kernel.mix(router.trunk.predict(x_NC), kernel.predict(x_NC))
     np.testing.assert_array_equal(p_NM, wanted_NM)
     # The ensemble is the one that is trained without a kernel, and the share is not its alone.
-    alone = fit_router(store, train, Recipe.all_layers(pca_dim=20), CONFIG)
     np.testing.assert_array_equal(alone.trunk.predict(x_NC), router.trunk.predict(x_NC))
     assert kernel.share_M[0] > 0 and np.abs(p_NM - alone.predict(x_NC, calibrated=False)).max() > 0
     router.save(tmp_path)
@@ -416,7 +417,7 @@ def test_the_router_learns_and_is_measured(router, parts):
         evaluate(router, store, test.select_targets(("dear", "cheap")))
 
 
-def test_validation_rows_train_nothing(parts):
+def test_validation_rows_train_nothing(router, parts):
     """Other outcomes on the validation rows change neither features nor first-epoch losses."""
     store, _, train = parts
     val, fit = train.split(CONFIG.val_fraction, CONFIG.split_seed)
@@ -424,13 +425,11 @@ def test_validation_rows_train_nothing(parts):
     in_val = np.isin(train.ids, val.ids)
     y_NM[in_val] = 1 - y_NM[in_val]
     flipped = dataclasses.replace(train, y_NM=y_NM)
-    one, other = (
-        fit_router(store, d, Recipe.all_layers(pca_dim=20), CONFIG) for d in (train, flipped)
-    )
-    ours, theirs = one.features.arrays(), other.features.arrays()
+    other = fit_router(store, flipped, Recipe.all_layers(pca_dim=20), CONFIG)
+    ours, theirs = router.features.arrays(), other.features.arrays()
     for name in ours:
         np.testing.assert_array_equal(ours[name], theirs[name])
-    losses = [r.training["history"]["train_loss_EK"][0] for r in (one, other)]
+    losses = [r.training["history"]["train_loss_EK"][0] for r in (router, other)]
     np.testing.assert_array_equal(*losses)
     assert len(fit) + len(val) == len(train)
 
@@ -469,11 +468,10 @@ def test_other_prices_than_the_routers_are_told_of(router, parts, caplog):
     assert "the router was trained without prices" in caplog.records[0].message
 
 
-def test_texts_that_are_alike_stay_together_when_a_target_is_added(parts, encoder):
+def test_texts_that_are_alike_stay_together_when_a_target_is_added(router, parts):
     """Nothing can be learnt of coins; four times the same text would seem to tell them."""
-    store, _, train = parts
-    router = fit_router(store, train, Recipe.all_layers(pca_dim=20), CONFIG)
-    router.use_encoder(encoder)
+    _, _, train = parts
+    router = copy.copy(router)  # It gets a target.
     rng = np.random.default_rng(0)
     outcomes = {}
     for query in train.queries[:40]:
@@ -610,11 +608,10 @@ def test_an_encoder_of_which_nothing_is_chosen_is_left_out(two_stores, second_en
     assert len(router.route(["abc"])) == 1
 
 
-def test_a_target_is_added_from_few_outcomes(parts, encoder, tmp_path):
+def test_a_target_is_added_from_few_outcomes(router, parts, encoder, tmp_path):
     """As good as its twin among the old targets almost, saved and loaded, the others untouched."""
     store, test, train = parts
-    router = fit_router(store, train, Recipe.all_layers(pca_dim=20), CONFIG)
-    router.use_encoder(encoder)
+    router = copy.copy(router)  # It gets a target.
     before_NM = router.predict_store(store, test.ids)
     twin = train.correct_NM[:, 0]
     rows = np.flatnonzero(np.isfinite(twin))[:150]

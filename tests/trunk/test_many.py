@@ -125,8 +125,14 @@ def test_members_that_have_stopped_are_in_no_wave(rows, monkeypatch):
     assert min(turns) < max(turns)
 
 
+def alike() -> list[TrunkMember]:
+    """Members of one program, so that groups of them compile few shapes."""
+    chosen = members((1, 2, 3))
+    return [m for m in chosen if m.hidden == (16, 8) and m.features != "narrow" and min(m.dropout)]
+
+
 def test_groups_are_bounded_in_bytes(rows, tune):
-    chosen = [m for m in members((1, 2, 3)) if m.hidden == (16, 8) and m.features != "narrow"]
+    chosen = alike()
     whole = run(rows, chosen, devices=jax.devices()[:1])
     n_params = 13 * 16 + 17 * 8 + 9 * 3
     tune(state_bytes=2 * 5 * 4 * n_params)
@@ -170,7 +176,7 @@ def test_a_stopped_sweep_continues_to_the_same_bits(rows, whole, tmp_path, monke
 
 def test_other_devices_take_over_what_is_finished(rows, tmp_path, monkeypatch, tune):
     """Groups are cut by the devices' memory: another number of devices cuts others."""
-    chosen = [m for m in members((1, 2, 3)) if m.hidden == (16, 8) and m.features != "narrow"]
+    chosen = alike()
     n_params = 13 * 16 + 17 * 8 + 9 * 3
     tune(state_bytes=2 * 5 * 4 * n_params)
     whole = run(rows, chosen, workdir=tmp_path, devices=jax.devices()[:1])
