@@ -5,8 +5,8 @@ Rows for parameters that the model lacks do not count. A kernel is the checkpoin
 transposed, every other parameter is as it is there. Where several modules of the model map to one
 of the checkpoint, its rows hold their outputs one module after the other, in the table's order, or
 in the rounds that `interleave` says. Experts lie otherwise (ExpertTensor), and in several layouts:
-of a family's tables, that one is used of which a checkpoint has the most keys. Suffixes of tensors
-and prefixes of checkpoints: weights/sources.py.
+of a family's tables, that one is used of which a checkpoint has the most keys, and which its shapes
+fit. Suffixes of tensors and prefixes of checkpoints: weights/sources.py.
 """
 
 from typing import NamedTuple
@@ -212,7 +212,7 @@ PHI3 = (_PHI3,)
 POST_NORMS = (_POST_NORMS,)
 QWEN3_5_MOE = (_QWEN3_5_MOE, _QWEN3_5_MOE | _FUSED_EXPERTS)
 QWEN3_NEXT = (_QWEN3_NEXT, _QWEN3_NEXT | _FUSED_EXPERTS)
-QWEN3_VL_EXPERTS = (_QWEN3_VL_EXPERTS,)
+QWEN3_VL_EXPERTS = (_QWEN3_VL_EXPERTS, _QWEN_EXPERTS | _FUSED_EXPERTS)
 QWEN_EXPERTS = (_QWEN_EXPERTS, _QWEN_EXPERTS | _FUSED_EXPERTS)
 
 

@@ -88,8 +88,30 @@ def resolve(
     """
     layouts = [(prefix, table) for prefix in _PREFIXES for table in tables]
     n_found = [_n_found(prefix, table, config.n_layers, held) for prefix, table in layouts]
-    prefix, table = layouts[n_found.index(max(n_found))]
-    sources, faults = [], []
+    # Layouts of the same keys differ in shapes.
+    likely = [layout for layout, n in zip(layouts, n_found, strict=True) if n == max(n_found)]
+    resolved = [_in_layout(prefix, table, config, wanted, held) for prefix, table in likely]
+    sources, faults = min(resolved, key=lambda each: len(each[1]))
+    if faults:
+        faults = list(dict.fromkeys(faults))
+        shown = "\n  ".join(faults[:40] + [f"... {len(faults) - 40} more"] * (len(faults) > 40))
+        raise ValueError(
+            f"{folder} does not hold the {config.family} model that its config.json describes:\n"
+            f"  {shown}"
+        )
+    return sorted(sources, key=lambda source: (source.name, source.number, source.first))
+
+
+def _in_layout(
+    prefix: str,
+    table: Table,
+    config: EncoderConfig,
+    wanted: dict[Path, tuple[int, ...]],
+    held: dict[str, tuple[int, ...]],
+) -> tuple[list[Source], list[str]]:
+    """Where everything would lie in a layout, and how the checkpoint differs from that."""
+    sources: list[Source] = []
+    faults: list[str] = []
 
     def expect(key: str, expected: tuple[int, ...]) -> None:
         if key not in held:
@@ -137,14 +159,7 @@ def resolve(
         if inside and not _IGNORED.search(key.removeprefix(prefix)) and not _IGNORED.search(key):
             # Beside the base model may lie its head; inside it nothing may be left over.
             faults.append(f"unexpected: {key} {held[key]}")
-    if faults:
-        faults = list(dict.fromkeys(faults))
-        shown = "\n  ".join(faults[:40] + [f"... {len(faults) - 40} more"] * (len(faults) > 40))
-        raise ValueError(
-            f"{folder} does not hold the {config.family} model that its config.json describes:\n"
-            f"  {shown}"
-        )
-    return sorted(sources, key=lambda source: (source.name, source.number, source.first))
+    return sources, faults
 
 
 def _n_found(prefix: str, table: Table, n_layers: int, held: dict[str, Any]) -> int:

@@ -104,6 +104,19 @@ def test_a_tied_embedding_may_be_kept_under_the_name_of_the_head(tmp_path, sourc
     assert str(caught.value).splitlines()[1:] == [f"  missing: {embed} (64, 32)"]
 
 
+def test_experts_of_qwen3_vl_lie_either_way_round(tmp_path):
+    """As on the hub, and as transformers saves the text tower alone."""
+    source = models.GOLDEN / "qwen3_vl_moe"
+
+    def turn(key, x):
+        return [(key, x.swapaxes(1, 2).copy() if ".experts." in key else x)]
+
+    models.rewrite(source, tmp_path, turn)
+    turned, plain = models.load(tmp_path), models.load(source)
+    jax.tree.map(np.testing.assert_array_equal, turned.params, plain.params)
+    assert turned.digest != plain.digest  # It is of the tensors as they are in the file.
+
+
 def test_weights_of_integers_without_scales_are_refused(tmp_path):
     def quantise(key, x):
         return [(key, (x * 50).astype(np.int8) if key.endswith("o_proj.weight") else x)]
