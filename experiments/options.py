@@ -23,7 +23,7 @@ _SHARED: dict[str, tuple[Any, ...]] = {
     "workdir": (None, "Folder for results and config.json; local or a URL (gs://, s3://)."),
     "data": (None, "Label file: .jsonl or .csv, plain or .gz."),
     "pool": (None, "pool.json with the targets and their prices."),
-    "encoder": (None, "Encoder: hub id, folder, GGUF file, or minilm (the default) or smollm2."),
+    "encoder": (None, "Encoder: hub id, local folder, GGUF file, minilm or smollm2."),
     "revision": (None, "Hub revision of the encoder: branch, tag or commit."),
     "store": (None, "Folder of the activation store; local or a URL. Of several encoders: a,b."),
     "router": (None, "Folder of a trained router; local or a URL."),
@@ -221,7 +221,7 @@ def load_router_encoders(router: rj.Router, names: str, mesh: str = "auto") -> l
 
     Args:
       router: Says how each is to be read.
-      names: Hub ids or folders in the router's order, separated by commas.
+      names: As --encoder takes them, in the router's order, separated by commas.
       mesh: As `--mesh`.
     """
     paths, identities = split_names(names), router.encoder_identities
@@ -232,7 +232,7 @@ def load_router_encoders(router: rj.Router, names: str, mesh: str = "auto") -> l
             f"of them, in this order, got {names!r}"
         )
     return [
-        rj.Encoder.from_identity(identity, path, mesh=mesh)
+        rj.Encoder.from_identity(identity, find_encoder(path), mesh=mesh)
         for path, identity in zip(paths, identities, strict=True)
     ]
 

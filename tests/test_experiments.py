@@ -272,6 +272,9 @@ def test_quickstart_is_their_sum(files, tiny_encoder_folder, tmp_path):
 def test_minilm_and_smollm2_are_found_in_their_wheels(minilm, monkeypatch):
     assert options.find_encoder(None) == options.find_encoder("minilm") == str(minilm)
     assert options.find_encoder("org/name") == "org/name"
+    monkeypatch.setattr(options.rj.Encoder, "from_identity", lambda _, path, mesh: path)
+    router = types.SimpleNamespace(encoder_identities=[{"encoder_id": "elsewhere"}])
+    assert options.load_router_encoders(router, "minilm") == [str(minilm)]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"--encoder=smollm2 .* -r requirements-smollm2.txt"):
         options.find_encoder("smollm2")
