@@ -17,7 +17,7 @@ from experiments import options
 class Config(options.Training):
     """The flags."""
 
-    splits: int = options.flag(20, "Deals of the rows to folds.", 1)
+    splits: int = options.flag(20, "Assignments of the rows to folds.", 1)
 
 
 options.define(Config)

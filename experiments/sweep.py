@@ -36,7 +36,7 @@ class Config:
         [], "Numbers of components; by default 50,100,150,200,300 as far as the states are as wide."
     )
     folds: int = options.flag(5, "Folds of the cross-validation; groups stay together.", 2)
-    repeats: int = options.flag(1, "Deals of the rows to folds; from 2 on their spread shows.", 1)
+    repeats: int = options.flag(1, "Assignments of rows to folds; from 2 on their spread shows.", 1)
     draws: int = options.flag(1000, "Bootstrap draws behind the intervals; 0 for none.", 0)
     controls: list[str] = options.flag(
         [],
