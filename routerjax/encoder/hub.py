@@ -97,7 +97,8 @@ def refuse_stand_ins(path: pathlib.Path) -> None:
     """
     files = [path] if path.is_file() else [f for each in _HUB_FILES for f in path.glob(each)]
     for file in files:
-        if what := stand_in(file):
+        # A folder of such a name, or a link to nothing, is for those who read the file to name.
+        if file.is_file() and (what := stand_in(file)):
             raise ValueError(f"{file} is {what}")
 
 

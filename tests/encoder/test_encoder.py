@@ -110,6 +110,16 @@ def test_a_damaged_folder_is_refused_by_its_name(
     assert str(folder) in str(error.value)
 
 
+def test_a_link_to_nothing_is_a_missing_file(tiny_encoder_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_encoder_folder, folder)
+    (folder / "notes.json").mkdir()
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"model\.safetensors is missing"):
+        Encoder.from_pretrained(folder)
+
+
 def test_a_chat_template_of_a_multimodal_model_is_read(tiny_encoder_folder, encoder, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(tiny_encoder_folder, folder)
