@@ -344,7 +344,7 @@ def cases(tuning: Tuning) -> Table:
         "encoder/weights/loading.py:_empty": lambda: [
             _inside(
                 lambda: loading._empty(
-                    {("a",): (3, D, D)}, jnp.bfloat16, {("a",): replicated(mesh)}
+                    {("a",): array(3, D, D, dtype=jnp.bfloat16)}, {("a",): replicated(mesh)}
                 )
             )
         ],

@@ -178,7 +178,7 @@ def _modules(name: str) -> tuple[object, ...]:
     """What decides which of the encoder's code a golden model runs."""
     path = GOLDEN / name / "config.json"
     config = read_config(json.loads(path.read_text()), str(path))
-    rotary = config.follows_length, bool(config.soft_cap)
+    rotary = config.follows_length, bool(config.soft_cap), config.routing is not None
     return (
         config.family in ("bert", "roberta", "xlm-roberta"),
         frozenset(map(str, config.kinds)),

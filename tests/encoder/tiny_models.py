@@ -97,6 +97,9 @@ def build(variant: str, seed: int):
             parameter.data = scale * noise
         else:
             parameter.data = 0.3 * noise + (0.0 if name.endswith("bias") else 1.0)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.copy_(0.3 * torch.randn(buffer.shape, generator=numbers))
     return model.eval()
 
 

@@ -76,6 +76,18 @@ _MIXED = {
     "moe_intermediate_size": 12,
     "shared_expert_intermediate_size": 10,
 }
+# Behind a dense layer; two of three groups of experts.
+_DEEPSEEK = {
+    "moe_intermediate_size": 8,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 6,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "n_group": 3,
+    "topk_group": 2,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.7,
+}
 _BARE = {name: value for name, value in _SMALL.items() if name != "intermediate_size"}
 
 # name -> (model_type, config). Every window is shorter than the prompts; each family's switches
@@ -217,6 +229,35 @@ VARIANTS = {
                 "rope_theta": 20.0,
                 "partial_rotary_factor": 0.5,
             },
+        },
+    ),
+    "glm4_moe": (
+        "glm4_moe",
+        _SMALL
+        | _DEEPSEEK
+        | {
+            "head_dim": 8,
+            "attention_bias": True,
+            "use_qk_norm": True,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 20.0,
+                "partial_rotary_factor": 0.25,
+            },
+        },
+    ),
+    # One group, and the weights as they are.
+    "glm4_moe_plain": (
+        "glm4_moe",
+        _SMALL
+        | _FLAT
+        | _DEEPSEEK
+        | {
+            "n_routed_experts": 5,
+            "n_shared_experts": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": False,
         },
     ),
     "distilbert": (

@@ -43,6 +43,27 @@ class DeltaShape:
 
 
 @dataclasses.dataclass(frozen=True)
+class Routing:
+    """How a router of DeepSeek's kind chooses experts, by logits of float32 in any dtype.
+
+    Attributes:
+      sigmoid: Whether an expert's score is the sigmoid of its logit, else the softmax over all.
+      corrected: Whether a learnt number is added to each expert's score, for the choice alone.
+      n_groups: Groups of experts, of which the experts of a token are chosen ...
+      n_groups_kept: ... from so many, those with the largest sums of ...
+      n_group_best: ... so many of their best experts' scores.
+      scale: Multiplies the weights of the experts.
+    """
+
+    sigmoid: bool = True
+    corrected: bool = True
+    n_groups: int = 1
+    n_groups_kept: int = 1
+    n_group_best: int = 2
+    scale: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
 class EncoderConfig:
     """The shape of an encoder; one description for every family.
 
@@ -94,13 +115,17 @@ class EncoderConfig:
       n_experts_per_token: How many of them a token goes through.
       expert_width: Inner width of an expert.
       expert_softmax: Of the router's logits: over "all" experts, or over the "chosen" ones alone.
+        With `routing`: whether the scores of the chosen ones are divided by their sum ("chosen").
+      routing: None, or what the router has of DeepSeek's.
       expert_bias: Biases of the router and of the experts (gpt-oss).
       expert_clamp: None, or gpt-oss's (alpha, limit); see moe.gating.
-      shared_expert_width: Inner width of the expert that every token goes through, which a sigmoid
-        weighs; 0 for none.
+      shared_expert_width: Inner width of the expert that every token goes through; 0 for none.
+      shared_expert_gate: Whether a sigmoid weighs what the shared expert adds.
       n_segments: Rows of the segment embedding (BERT).
       tied: Whether the head's weights are the embedding's, which a checkpoint may then hold under
         the head's name alone.
+      n_unread_blocks: Blocks that a checkpoint may hold beyond n_layers: those that predict further
+        tokens (num_nextn_predict_layers).
       padding_token: None, or the token whose position is not counted; the embedded positions begin
         after this number (RoBERTa).
     """
@@ -145,11 +170,15 @@ class EncoderConfig:
     n_experts_per_token: int = 0
     expert_width: int = 0
     expert_softmax: str = "chosen"
+    routing: Routing | None = None
     expert_bias: bool = False
     expert_clamp: tuple[float, float] | None = None
     shared_expert_width: int = 0
+    shared_expert_gate: bool = True
     n_segments: int = 0
-    tied: bool = dataclasses.field(default=False, compare=False)  # Of the file, not of the model.
+    # Of the file, not of the model.
+    tied: bool = dataclasses.field(default=False, compare=False)
+    n_unread_blocks: int = dataclasses.field(default=0, compare=False)
     padding_token: int | None = None
 
     def __post_init__(self):
@@ -213,4 +242,5 @@ class EncoderConfig:
             return self.width * (3 if self.gated else 2) * self.ffn_width
         assert kind.ffn == "experts", kind
         active = 3 * (self.n_experts_per_token * self.expert_width + self.shared_expert_width)
-        return self.width * (self.n_experts + active + (self.shared_expert_width > 0))
+        gate = self.shared_expert_width > 0 and self.shared_expert_gate
+        return self.width * (self.n_experts + active + gate)

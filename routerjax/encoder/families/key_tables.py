@@ -139,6 +139,13 @@ _QWEN_EXPERTS = _DECODER | {
     "blocks/ffn/shared/down": "layers.{i}.mlp.shared_expert.down_proj",
     "blocks/ffn/shared_gate": "layers.{i}.mlp.shared_expert_gate",
 }
+# Of mixtures after DeepSeek's: the shared experts are one, and the router has a correction.
+_DEEPSEEK_EXPERTS = _QWEN_EXPERTS | {
+    "blocks/ffn": "layers.{i}.mlp.gate",
+    "blocks/ffn/shared/gate": "layers.{i}.mlp.shared_experts.gate_proj",
+    "blocks/ffn/shared/up": "layers.{i}.mlp.shared_experts.up_proj",
+    "blocks/ffn/shared/down": "layers.{i}.mlp.shared_experts.down_proj",
+}
 # As transformers 5 holds experts in memory, and saves them with save_original_format=False.
 _FUSED_EXPERTS: Table = {
     "blocks/ffn/router": "layers.{i}.mlp.gate",
@@ -202,6 +209,7 @@ _QWEN3_NEXT = _QWEN3_5_MOE | {
 # The layouts of each kind of checkpoint, for registry.FAMILIES.
 BERT = (_BERT,)
 DECODER = (_DECODER,)
+DEEPSEEK_EXPERTS = (_DEEPSEEK_EXPERTS, _DEEPSEEK_EXPERTS | _FUSED_EXPERTS)
 DISTILBERT = (_DISTILBERT,)
 GLM4 = (_GLM4,)
 GPT_OSS = (_GPT_OSS, packed(_GPT_OSS))

@@ -1,8 +1,9 @@
 """The families with experts: readers as in dense.py."""
 
+import dataclasses
 from typing import Any
 
-from routerjax.encoder.families.config import BlockKind, EncoderConfig
+from routerjax.encoder.families.config import BlockKind, EncoderConfig, Routing
 from routerjax.encoder.families.fields import (
     FULL,
     SLIDING,
@@ -67,6 +68,58 @@ def mixtral(family: str, c: Fields) -> EncoderConfig:
         n_experts_per_token=c["num_experts_per_tok"],
         expert_width=c["intermediate_size"],
     )
+
+
+def glm4_moe(family: str, c: Fields) -> EncoderConfig:
+    """GLM-4.5: as llama, half of each head turns; experts behind the first layers."""
+    return read_decoder(
+        family,
+        c,
+        qkv_bias=bool(c.get("attention_bias", False)),
+        qk_norm="head" if c.get("use_qk_norm", False) else "",
+        ropes=(read_rope(c, partial=True, share=0.5),),
+        **deepseek_experts(c),
+    )
+
+
+def deepseek_experts(c: Fields, **different: Any) -> dict[str, Any]:
+    """What mixtures after DeepSeek's share: where experts begin, which experts, which of them.
+
+    Args:
+      c: The fields.
+      different: What `Routing` has different.
+    """
+    n_layers = c["num_hidden_layers"]
+    n_experts, n_chosen = c["n_routed_experts"], c["num_experts_per_tok"]
+    # Of the models' own code, from before they were part of transformers.
+    if (step := c.get("moe_layer_freq", 1)) != 1:
+        raise c.refuse(f"moe_layer_freq: {step} is not supported, only 1")
+    n_groups, n_kept = c["n_group"], c["topk_group"]
+    routing = Routing(
+        n_groups=n_groups, n_groups_kept=n_kept, scale=float(c["routed_scaling_factor"])
+    )
+    routing = dataclasses.replace(routing, **different)
+    size = n_experts // max(1, n_groups)
+    if not 1 <= n_kept <= n_groups or n_experts % n_groups or size < routing.n_group_best:
+        raise c.refuse(
+            f"n_group {n_groups} and topk_group {n_kept} are no groups of {n_experts} experts"
+        )
+    if n_chosen > n_kept * size:
+        raise c.refuse(
+            f"num_experts_per_tok: {n_chosen} of the {n_kept * size} experts in topk_group groups"
+        )
+    dense = min(c["first_k_dense_replace"], n_layers)
+    return {
+        "kinds": (BlockKind(),) * dense + (EXPERTS,) * (n_layers - dense),
+        "n_experts": n_experts,
+        "n_experts_per_token": n_chosen,
+        "expert_width": c["moe_intermediate_size"],
+        "expert_softmax": "chosen" if c.get("norm_topk_prob", True) else "all",
+        "routing": routing,
+        "shared_expert_width": c["moe_intermediate_size"] * c["n_shared_experts"],
+        "shared_expert_gate": False,
+        "n_unread_blocks": c.get("num_nextn_predict_layers", 0),
+    }
 
 
 def gpt_oss(family: str, c: Fields) -> EncoderConfig:

@@ -59,6 +59,7 @@ FAMILIES: dict[str, Family] = {
     "gemma2": Family(dense.gemma2, key_tables.POST_NORMS),
     "gemma3": Family(dense.gemma3, key_tables.POST_NORMS),
     "glm4": Family(dense.glm4, key_tables.GLM4),
+    "glm4_moe": Family(mixtures.glm4_moe, key_tables.DEEPSEEK_EXPERTS),
     "gpt_oss": Family(mixtures.gpt_oss, key_tables.GPT_OSS),
     "granite": Family(dense.granite, key_tables.DECODER),
     "llama": Family(dense.llama, key_tables.DECODER),

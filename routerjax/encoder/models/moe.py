@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.families.config import EncoderConfig, Routing
 from routerjax.encoder.models import bfloat16
 from routerjax.encoder.models.feed_forward import ACTIVATIONS, GatedFeedForward
 from routerjax.encoder.models.partition import by_experts
@@ -31,23 +31,36 @@ class Experts(nnx.Module):
     """A router, its experts and, where the family has one, an expert that every token goes through.
 
     y = sum over the chosen experts of weight * expert(x), + sigmoid(shared_gate(x)) * shared(x)
+
+    where the shared expert may come without a gate.
     """
 
     def __init__(self, config: EncoderConfig, tuning: Tuning, linear: Any, rngs: nnx.Rngs):
         D, X, F, bias = config.width, config.n_experts, config.expert_width, config.expert_bias
-        self.router = linear(D, X, use_bias=bias, rngs=rngs)
+        routing = config.routing
+        logits_dtype = None if routing is None else jnp.float32
+        self.router = linear(D, X, use_bias=bias, rngs=rngs, preferred_element_type=logits_dtype)
+        if routing is not None and routing.corrected:
+            # Two experts may differ by less than bfloat16 can tell.
+            self.correction = nnx.Param(jnp.zeros(X, jnp.float32))
         self.experts = _ExpertStack(X, D, F, bias, self.router.param_dtype, rngs)
         if config.shared_expert_width:
             shared = dataclasses.replace(config, ffn_width=config.shared_expert_width)
             self.shared = GatedFeedForward(shared, linear, rngs)
-            self.shared_gate = linear(D, 1, use_bias=False, rngs=rngs)
+            if config.shared_expert_gate:
+                self.shared_gate = linear(D, 1, use_bias=False, rngs=rngs)
         self.config, self.tuning = config, tuning
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         c = self.config
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
+        corrected = c.routing is not None and c.routing.corrected
         experts_NK, weights_NK = choose_experts(
-            self.router(x_ND), c.n_experts_per_token, c.expert_softmax
+            self.router(x_ND),
+            c.n_experts_per_token,
+            c.expert_softmax,
+            c.routing,
+            self.correction[...] if corrected else None,
         )
         mix = functools.partial(
             mix_experts, gate=gating(c), precision=self.router.precision, tuning=self.tuning
@@ -55,7 +68,10 @@ class Experts(nnx.Module):
         experts = {name: part.pair() for name, part in self.experts.parts().items()}
         y_ND = by_experts(mix, x_ND, experts_NK, weights_NK, experts)
         if c.shared_expert_width:
-            y_ND = y_ND + jax.nn.sigmoid(self.shared_gate(x_ND)) * self.shared(x_ND)
+            shared_ND = self.shared(x_ND)
+            if c.shared_expert_gate:
+                shared_ND = jax.nn.sigmoid(self.shared_gate(x_ND)) * shared_ND
+            y_ND = y_ND + shared_ND
         return y_ND.reshape(x_BTD.shape)
 
 
@@ -101,7 +117,11 @@ def gating(config: EncoderConfig) -> Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def choose_experts(
-    logits_NX: jax.Array, n_chosen: int, softmax: str
+    logits_NX: jax.Array,
+    n_chosen: int,
+    softmax: str,
+    routing: Routing | None = None,
+    correction_X: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The experts of each token and how much each of them counts.
 
@@ -110,15 +130,38 @@ def choose_experts(
       n_chosen: K.
       softmax: "all": the weights are the softmax over all experts, as far as chosen (their sum is
         below 1). "chosen": the softmax over the chosen ones, which is the same divided by its sum.
+      routing: What is different in a router of DeepSeek's kind; None for nothing.
+      correction_X: [X] float32 added to the scores for the choice alone; None for 0.
 
     Returns:
       [N, K] int32 experts, the heaviest first, and their weights [N, K] float32.
     """
     logits_NX = logits_NX.astype(jnp.float32)
+    if routing is not None:
+        scores_NX = jax.nn.sigmoid(logits_NX) if routing.sigmoid else jax.nn.softmax(logits_NX)
+        chosen_by_NX = scores_NX if correction_X is None else scores_NX + correction_X[None]
+        chosen_by_NX = _of_best_groups(chosen_by_NX, routing)
+        experts_NK = jax.lax.top_k(chosen_by_NX, n_chosen)[1]
+        weights_NK = jnp.take_along_axis(scores_NX, experts_NK, axis=1)
+        if softmax == "chosen":
+            weights_NK = weights_NK / (weights_NK.sum(axis=1, keepdims=True) + 1e-20)
+        return experts_NK, weights_NK * routing.scale
     logits_NK, experts_NK = jax.lax.top_k(logits_NX, n_chosen)
     if softmax == "chosen":
         return experts_NK, jax.nn.softmax(logits_NK, axis=-1)
     return experts_NK, jnp.exp(logits_NK - jax.nn.logsumexp(logits_NX, axis=-1, keepdims=True))
+
+
+def _of_best_groups(scores_NX: jax.Array, routing: Routing) -> jax.Array:
+    """The scores, -inf outside each token's best groups."""
+    if routing.n_groups_kept == routing.n_groups:
+        return scores_NX
+    N, n_groups = len(scores_NX), routing.n_groups
+    groups_NGX = scores_NX.reshape(N, n_groups, -1)
+    best_NG = jax.lax.top_k(groups_NGX, routing.n_group_best)[0].sum(axis=2)
+    kept_NK = jax.lax.top_k(best_NG, routing.n_groups_kept)[1]
+    kept_NG = jnp.zeros((N, n_groups), bool).at[jnp.arange(N)[:, None], kept_NK].set(True)
+    return jnp.where(kept_NG[:, :, None], groups_NGX, -jnp.inf).reshape(N, -1)
 
 
 def mix_experts(

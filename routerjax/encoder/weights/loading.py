@@ -77,7 +77,7 @@ def load_weights(
     Args:
       checkpoint: Its tensors.
       config: Of the encoder.
-      dtype: Of the parameters on the devices.
+      dtype: Of the parameters on the devices, but for a few that stay float32.
       precision: Of the model's products.
       mesh: The devices; parameters are split over its model axis as `sharding.py` says, and every
         device gets only its own share of a piece that is split.
@@ -92,6 +92,7 @@ def load_weights(
         them in one list.
     """
     graphdef, state = abstract_model(config, dtype, precision, tuning)
+    params = nnx.traversals.flatten_mapping(nnx.to_pure_dict(state))
     shapes = param_shapes(state)
     specs = param_specs(shapes, config, mesh.shape[MODEL])
     shardings = {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
@@ -143,7 +144,7 @@ def load_weights(
         return written
 
     began, n_bytes = time.perf_counter(), 0
-    loaded = _empty(shapes, dtype, shardings)
+    loaded = _empty(params, shardings)
     pieces = [
         piece
         for number, source in enumerate(sources)
@@ -229,14 +230,14 @@ def _n_cuts(source: Source, whole: tuple[int, ...], spec: P, mesh: Mesh) -> int:
 
 
 def _empty(
-    shapes: dict[Path, tuple[int, ...]], dtype: Any, shardings: dict[Path, NamedSharding]
+    params: dict[Path, jax.ShapeDtypeStruct], shardings: dict[Path, NamedSharding]
 ) -> dict[Path, jax.Array]:
     """Zeros made where they belong: what does not fit fails before anything is read."""
     make = jax.jit(
-        lambda: [jnp.zeros(shape, dtype) for shape in shapes.values()],
-        out_shardings=[shardings[path] for path in shapes],
+        lambda: [jnp.zeros(x.shape, x.dtype) for x in params.values()],
+        out_shardings=[shardings[path] for path in params],
     )
-    return dict(zip(shapes, make(), strict=True))
+    return dict(zip(params, make(), strict=True))
 
 
 def _spec_of_piece(spec: P, whole: tuple[int, ...], piece: tuple[int, ...]) -> P:

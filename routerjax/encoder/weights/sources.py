@@ -12,6 +12,7 @@ from routerjax.encoder.weights.sharding import Path
 
 _LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 _LEAVES |= {name: name for name in ("sinks", "A_log", "dt_bias")}
+_LEAVES |= {"correction": "e_score_correction_bias"}
 # BERT checkpoints converted from TensorFlow call a norm's parameters gamma and beta.
 _TENSORFLOW = {"scale": "gamma", "bias": "beta"}
 
@@ -154,8 +155,10 @@ def _in_layout(
                 source = Source(f"{module}/{leaf}", i, path, at, key, rows, first=nth * n_rows)
                 sources.append(source._replace(transposed=leaf == "kernel"))
     used = {key for source in sources for key in (source.key, source.scales)}
+    further = range(config.n_layers, config.n_layers + config.n_unread_blocks)
+    unread = tuple(f"{prefix}layers.{i}." for i in further)
     for key in sorted(set(held) - used):
-        inside = key.startswith(prefix)
+        inside = key.startswith(prefix) and not key.startswith(unread)
         if inside and not _IGNORED.search(key.removeprefix(prefix)) and not _IGNORED.search(key):
             # Beside the base model may lie its head; inside it nothing may be left over.
             faults.append(f"unexpected: {key} {held[key]}")

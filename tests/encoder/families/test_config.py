@@ -108,14 +108,15 @@ def test_all_switches_of_the_variants_are_read(name):
     assert config.head_dim == settings.get("head_dim", width // n_heads)
     heads = ("qwen3", "qwen3_moe", "qwen3_5", "qwen3_next", "qwen3_5_moe", "gemma3")
     heads = (*heads, "qwen3_vl_moe", "exaone4")
+    heads += ("glm4_moe",) * settings.get("use_qk_norm", False)
     norms = dict.fromkeys(heads, "head") | {"olmo2": "projection", "olmo3": "projection"}
     assert config.qk_norm == norms.get(config.family, "")
-    experts = settings.get("num_experts", settings.get("num_local_experts", 0))
-    assert config.n_experts == experts
+    fields = ("num_experts", "num_local_experts", "n_routed_experts")
+    assert config.n_experts == sum(settings.get(field, 0) for field in fields)
     assert config.n_experts_per_token == settings.get("num_experts_per_tok", 0)
     attention_bias = always or settings.get("attention_bias", family == "gpt_oss")
     assert config.qkv_bias == (attention_bias or family == "qwen2")
-    assert config.out_bias == (attention_bias and family != "glm4")
+    assert config.out_bias == (attention_bias and family not in ("glm4", "glm4_moe"))
     assert config.ffn_bias == (always or settings.get("mlp_bias", False))
     assert config.bidirectional == (always or family == "modernbert" or "embedding" in name)
     assert config.last_normed == (name != "mistral_embedding")

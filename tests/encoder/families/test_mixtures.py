@@ -1,13 +1,15 @@
 """Families with experts: what sets them apart is read and computed, and every layout loads."""
 
 import dataclasses
+import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from routerjax.encoder.families.config import FULL_ATTENTION, BlockKind
+from routerjax.encoder.families.config import FULL_ATTENTION, BlockKind, Routing
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.families.rope import Rope, YarnRope
 from tests.encoder import tiny_models as models
@@ -21,6 +23,10 @@ def truncated(name):
     return {"ropes": (dataclasses.replace(rope, scaling=scaling),)}
 
 
+def routed(name, **changes):
+    return {"routing": dataclasses.replace(models.golden_config(name).routing, **changes)}
+
+
 @pytest.mark.parametrize(
     "name, changes",
     [
@@ -31,6 +37,15 @@ def truncated(name):
         ("gpt_oss", {"expert_clamp": (1.0, 0.8)}),
         ("gpt_oss", {"windows": (5, 6, FULL_ATTENTION)}),
         ("gpt_oss", truncated("gpt_oss")),
+        ("glm4_moe", {"expert_softmax": "all"}),
+        ("glm4_moe", {"ropes": (Rope(20.0, 4),)}),
+        ("glm4_moe", routed("glm4_moe", sigmoid=False)),
+        ("glm4_moe", routed("glm4_moe", n_groups=1, n_groups_kept=1)),
+        ("glm4_moe", routed("glm4_moe", n_groups_kept=1)),
+        ("glm4_moe", routed("glm4_moe", n_group_best=1)),
+        ("glm4_moe", routed("glm4_moe", scale=1.0)),
+        ("glm4_moe_plain", {"expert_softmax": "chosen"}),
+        ("glm4_moe_plain", {"n_experts_per_token": 2}),
     ],
 )
 @pytest.mark.slow
@@ -41,11 +56,17 @@ def test_parity_would_notice_a_wrong_setting(name, changes):
     assert models.worst_error(states, expected, lengths_B) > 1e-3
 
 
-def test_parity_would_notice_missing_sinks(tmp_path):
-    tokens_BT, lengths_B, expected = models.golden_states("gpt_oss")
-    models.rewrite(
-        models.GOLDEN / "gpt_oss", tmp_path, lambda k, x: [(k, x - 100 if "sinks" in k else x)]
-    )
+@pytest.mark.parametrize(
+    "name, part, off", [("gpt_oss", "sinks", -100.0), ("glm4_moe", "score_correction", 10.0)]
+)
+def test_parity_would_notice_missing_sinks_and_corrections(name, part, off, tmp_path):
+    tokens_BT, lengths_B, expected = models.golden_states(name)
+    off = np.float32(off) * np.arange(1, 7, dtype=np.float32)
+
+    def spoil(key, x):
+        return [(key, x + off[: len(x)] if part in key else x)]
+
+    models.rewrite(models.GOLDEN / name, tmp_path, spoil)
     states = models.our_states(models.load(tmp_path), tokens_BT, lengths_B)
     assert models.worst_error(states, expected, lengths_B) > 1e-3
 
@@ -91,6 +112,37 @@ HUB = {
             "sliding_window": None,
         },
         {"n_experts": 8, "n_experts_per_token": 2, "expert_width": 640},
+    ),
+    "glm4_moe": (
+        {
+            "model_type": "glm4_moe",
+            "attention_bias": True,
+            "first_k_dense_replace": 3,
+            "head_dim": 128,
+            "moe_intermediate_size": 1536,
+            "n_group": 1,
+            "n_routed_experts": 160,
+            "n_shared_experts": 1,
+            "norm_topk_prob": True,
+            "num_experts_per_tok": 8,
+            "num_nextn_predict_layers": 1,
+            "partial_rotary_factor": 0.5,
+            "rope_scaling": None,
+            "rope_theta": 1000000,
+            "routed_scaling_factor": 2.5,
+            "topk_group": 1,
+            "use_qk_norm": True,
+        },
+        {
+            "kinds": (DENSE,) * 3 + (EXPERTS,) * 5,
+            "n_experts": 160,
+            "expert_width": 1536,
+            "shared_expert_width": 1536,
+            "routing": Routing(scale=2.5),
+            "qk_norm": "head",
+            "ropes": (Rope(1e6, 64),),
+            "n_unread_blocks": 1,
+        },
     ),
     "gpt_oss": (
         {
@@ -144,10 +196,27 @@ def test_configs_of_the_hub(family):
     assert read_config(AutoConfig.for_model(**raw).to_dict()) == config
 
 
+@pytest.mark.parametrize(
+    "name, changes, part",
+    [
+        ("glm4_moe", {"moe_layer_freq": 2}, "moe_layer_freq: 2"),
+        ("glm4_moe", {"n_group": 4}, "n_group 4 and topk_group 2"),
+        ("glm4_moe", {"topk_group": 4}, "n_group 3 and topk_group 4"),
+        ("glm4_moe", {"n_group": 6}, "n_group 6"),  # Their two best are one.
+        ("glm4_moe", {"num_experts_per_tok": 5}, "num_experts_per_tok: 5 of the 4"),
+        ("glm4_moe", {"routed_scaling_factor": None}, "'routed_scaling_factor' is missing"),
+    ],
+)
+def test_routers_that_are_not_computed_are_refused(name, changes, part):
+    with pytest.raises(ValueError) as error:
+        models.golden_config(name, **changes)
+    assert str(error.value).startswith("some/config.json: ") and part in str(error.value)
+
+
 # --- weights ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral", "glm4_moe"])
 def test_experts_apart_and_experts_in_one_tensor_load_alike(name, tmp_path):
     pytest.importorskip("torch")
     model = models.build(name, seed=3)
@@ -181,6 +250,31 @@ def test_a_missing_expert_is_named(tmp_path):
         f"  missing: {lost} (12, 16)",
         "  misshapen: layers.2.mlp.experts.0.down_proj.weight is (12, 16), expected (16, 12)",
     ]
+
+
+def test_blocks_that_predict_further_tokens_are_passed_over(tmp_path):
+    folder = models.GOLDEN / "glm4_moe"
+    config = json.loads((folder / "config.json").read_text())
+    further = [("layers.3.eh_proj.weight", np.ones(2, np.float32)),
+               ("layers.3.mlp.gate.weight", np.ones(2, np.float32))]  # fmt: skip
+    config["num_nextn_predict_layers"] = 1
+    models.rewrite(folder, tmp_path, lambda key, x: [(key, x), *further], config)
+    assert models.load(tmp_path).digest == models.load(folder).digest
+    for lacks, key in ((0, "layers.3"), (1, "layers.4")):
+        config["num_nextn_predict_layers"] = lacks
+        spare = (f"{key}.eh_proj.weight", np.ones(2, np.float32))
+        models.rewrite(folder, tmp_path, lambda k, x, spare=spare: [(k, x), spare], config)
+        with pytest.raises(ValueError, match=f"unexpected: {key}.eh_proj.weight"):
+            models.load(tmp_path)
+
+
+def test_a_correction_stays_float32():
+    block = models.load(models.GOLDEN / "glm4_moe", dtype=jnp.bfloat16).params["blocks"][1]
+    correction = block["ffn"]["correction"][...]
+    held = load_file(models.GOLDEN / "glm4_moe" / "model.safetensors")
+    np.testing.assert_array_equal(correction[0], held["layers.1.mlp.gate.e_score_correction_bias"])
+    assert correction.dtype == jnp.float32
+    assert block["ffn"]["router"]["kernel"][...].dtype == jnp.bfloat16
 
 
 def test_the_digest_sees_every_expert(tmp_path):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from routerjax.encoder.families.config import BlockKind
+from routerjax.encoder.families.config import BlockKind, Routing
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.models import moe
 from routerjax.runtime.tuning import Tuning
@@ -109,6 +109,34 @@ def test_weights_of_the_chosen_experts():
 
 
 # --- what it costs ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sigmoid", "best", "softmax", "scale"),
+    [(True, 2, "chosen", 2.5), (True, 2, "all", 1.0), (False, 1, "all", 16.0)],
+)
+def test_experts_come_from_the_best_groups_and_weigh_what_they_score(sigmoid, best, softmax, scale):
+    rng = np.random.default_rng(5)
+    logits_NX = rng.normal(size=(50, 12)).astype(np.float32)
+    correction_X = (0.1 * rng.normal(size=12)).astype(np.float32)
+    kind = Routing(sigmoid, True, 4, 2, best, scale)
+    experts_NK, weights_NK = moe.choose_experts(
+        jnp.asarray(logits_NX), 3, softmax, kind, jnp.asarray(correction_X)
+    )
+    outside = 0
+    for logits_X, experts_K, weights_K in zip(logits_NX, experts_NK, weights_NK, strict=True):
+        odds_X = np.exp(logits_X.astype(np.float64))
+        scores_X = odds_X / (1 + odds_X) if sigmoid else odds_X / odds_X.sum()
+        corrected_X = scores_X + correction_X
+        groups = [np.sort(group)[-best:].sum() for group in corrected_X.reshape(4, 3)]
+        kept = np.argsort(groups)[-2:]
+        allowed = [x for x in range(12) if x // 3 in kept]
+        expected = sorted(allowed, key=lambda x: -corrected_X[x])[:3]
+        outside += expected != sorted(range(12), key=lambda x: -corrected_X[x])[:3]
+        assert experts_K.tolist() == expected
+        weights = scores_X[expected] / (scores_X[expected].sum() if softmax == "chosen" else 1)
+        np.testing.assert_allclose(weights_K, scale * weights, rtol=1e-5)
+    assert outside > 5, "groups made no difference"
 
 
 def executed_products(n_experts, name, monkeypatch, n_tokens, k=4):
