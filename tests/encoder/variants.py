@@ -88,6 +88,8 @@ _DEEPSEEK = {
     "norm_topk_prob": True,
     "routed_scaling_factor": 1.7,
 }
+_LATENT = {"kv_lora_rank": 12, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 8}
+_LATENT |= {"rms_norm_eps": 1e-2}  # The norms of the few channels have an eps of their own.
 _BARE = {name: value for name, value in _SMALL.items() if name != "intermediate_size"}
 
 # name -> (model_type, config). Every window is shorter than the prompts; each family's switches
@@ -258,6 +260,52 @@ VARIANTS = {
             "n_group": 1,
             "topk_group": 1,
             "norm_topk_prob": False,
+        },
+    ),
+    "deepseek_v3": (
+        "deepseek_v3",
+        _SMALL
+        | _DEEPSEEK
+        | _LATENT
+        | {
+            "num_key_value_heads": 2,
+            "q_lora_rank": 10,
+            "attention_bias": True,
+            "rope_parameters": _YARN | {"mscale": 1.0, "mscale_all_dim": 0.4},
+        },
+    ),
+    "deepseek_v3_plain": (
+        "deepseek_v3",
+        _SMALL
+        | _FLAT
+        | _DEEPSEEK
+        | _LATENT
+        | {
+            "num_key_value_heads": 2,
+            "q_lora_rank": None,
+            "rope_interleave": False,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 20.0},
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": False,
+        },
+    ),
+    "deepseek_v2": (
+        "deepseek_v2",
+        _SMALL
+        | _FLAT
+        | _DEEPSEEK
+        | _LATENT
+        | {
+            "num_key_value_heads": 2,
+            "q_lora_rank": None,
+            "mlp_bias": True,
+            "norm_topk_prob": False,
+            "topk_method": "group_limited_greedy",
+            "rope_parameters": _YARN | {"mscale": 0.7, "mscale_all_dim": 0.7},
         },
     ),
     "distilbert": (

@@ -43,6 +43,25 @@ class DeltaShape:
 
 
 @dataclasses.dataclass(frozen=True)
+class LatentShape:
+    """The shape of the attentions whose keys and values come from few channels of a token.
+
+    Attributes:
+      query_rank: Channels that the queries come from; 0 where they come from the hidden state.
+      rank: Channels that the keys and values come from.
+      key_dim: Channels of a query or key head that do not turn.
+      rope_dim: Channels of a query or key head that turn; of the keys, all heads share them.
+      value_dim: E', width of a value head.
+    """
+
+    query_rank: int
+    rank: int
+    key_dim: int
+    rope_dim: int
+    value_dim: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Routing:
     """How a router of DeepSeek's kind chooses experts, by logits of float32 in any dtype.
 
@@ -105,6 +124,8 @@ class EncoderConfig:
       sinks: Each query head has a learnt score that joins its softmax without a value (gpt-oss).
       output_gate: Whether what attention mixed is multiplied by sigmoid(gate(x)) (Qwen3-Next).
       delta: Of the layers whose mixer is "deltanet"; None without such.
+      latent: Of the layers whose mixer is "latent"; None without such. Their head_dim is that of
+        queries and keys.
       qkv_bias, out_bias, ffn_bias: Biases of the projections.
       windows: [n_layers] how many tokens back a token sees, itself included (and as many ahead if
         bidirectional); FULL_ATTENTION for all of them.
@@ -159,6 +180,7 @@ class EncoderConfig:
     sinks: bool = False
     output_gate: bool = False
     delta: DeltaShape | None = None
+    latent: LatentShape | None = None
     qkv_bias: bool = False
     out_bias: bool = False
     ffn_bias: bool = False
@@ -217,7 +239,11 @@ class EncoderConfig:
         return sum(self._block_flops(kind, n_tokens) for kind in self.kinds[:deepest])
 
     def _block_flops(self, kind: BlockKind, n_tokens: int) -> float:
-        mixers = {"attention": self._attention_products, "deltanet": self._delta_products}
+        mixers = {
+            "attention": self._attention_products,
+            "deltanet": self._delta_products,
+            "latent": self._latent_products,
+        }
         return n_tokens * 2.0 * (mixers[kind.mixer](n_tokens) + self._ffn_products(kind))
 
     def _attention_products(self, n_tokens: int) -> int:
@@ -235,6 +261,14 @@ class EncoderConfig:
         # Three products with the memory, four within a chunk, and the triangular inverse.
         chunk = 2 * s.chunk * (keys + values) + s.n_value_heads * s.chunk**2 // 3
         return projections + 3 * s.key_dim * values + chunk
+
+    def _latent_products(self, n_tokens: int) -> int:
+        """Multiplications of a latent attention for one of so many tokens."""
+        assert self.latent is not None
+        s, H, E = self.latent, self.n_heads, self.head_dim
+        queries = s.query_rank * (self.width + H * E) if s.query_rank else self.width * H * E
+        keys = self.width * (s.rank + s.rope_dim) + s.rank * H * (s.key_dim + s.value_dim)
+        return queries + keys + H * (s.value_dim * self.width + (E + s.value_dim) * n_tokens)
 
     def _ffn_products(self, kind: BlockKind) -> int:
         """Multiplications of a feed-forward layer for a token, of its own experts alone."""

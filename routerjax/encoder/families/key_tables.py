@@ -146,6 +146,19 @@ _DEEPSEEK_EXPERTS = _QWEN_EXPERTS | {
     "blocks/ffn/shared/up": "layers.{i}.mlp.shared_experts.up_proj",
     "blocks/ffn/shared/down": "layers.{i}.mlp.shared_experts.down_proj",
 }
+# Keys and values come from few channels, by head the key's rows before the value's.
+_LATENT = _DEEPSEEK_EXPERTS | {
+    "blocks/latent/q": "layers.{i}.self_attn.q_proj",
+    "blocks/latent/q_down": "layers.{i}.self_attn.q_a_proj",
+    "blocks/latent/q_down_norm": "layers.{i}.self_attn.q_a_layernorm",
+    "blocks/latent/q_up": "layers.{i}.self_attn.q_b_proj",
+    "blocks/latent/kv_down": "layers.{i}.self_attn.kv_a_proj_with_mqa",
+    "blocks/latent/k_rope": "layers.{i}.self_attn.kv_a_proj_with_mqa",
+    "blocks/latent/kv_down_norm": "layers.{i}.self_attn.kv_a_layernorm",
+    "blocks/latent/k": "layers.{i}.self_attn.kv_b_proj",
+    "blocks/latent/v": "layers.{i}.self_attn.kv_b_proj",
+    "blocks/latent/o": "layers.{i}.self_attn.o_proj",
+}
 # As transformers 5 holds experts in memory, and saves them with save_original_format=False.
 _FUSED_EXPERTS: Table = {
     "blocks/ffn/router": "layers.{i}.mlp.gate",
@@ -214,6 +227,7 @@ DISTILBERT = (_DISTILBERT,)
 GLM4 = (_GLM4,)
 GPT_OSS = (_GPT_OSS, packed(_GPT_OSS))
 HYBRID = (_DECODER | _HYBRID,)
+LATENT = (_LATENT, _LATENT | _FUSED_EXPERTS)
 MIXTRAL = (_MIXTRAL, _MIXTRAL | _FUSED_EXPERTS)
 MODERNBERT = (_MODERNBERT,)
 PHI3 = (_PHI3,)
@@ -236,6 +250,8 @@ def interleave(config: EncoderConfig, theirs: str) -> int:
       module in turn.
     """
     if config.output_gate and theirs.endswith((".self_attn.q_proj", ".attn_q")):
+        return config.n_heads
+    if config.latent is not None and theirs.endswith(".kv_b_proj"):
         return config.n_heads
     by_key_heads = (".in_proj_qkvz", ".in_proj_ba", ".ssm_in", ".ssm_ba")
     if config.delta is not None and theirs.endswith(by_key_heads):

@@ -1,9 +1,10 @@
 """The families with experts: readers as in dense.py."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
-from routerjax.encoder.families.config import BlockKind, EncoderConfig, Routing
+from routerjax.encoder.families.config import BlockKind, EncoderConfig, LatentShape, Routing
 from routerjax.encoder.families.fields import (
     FULL,
     SLIDING,
@@ -15,6 +16,7 @@ from routerjax.encoder.families.fields import (
     read_rope,
     windows_of,
 )
+from routerjax.encoder.families.rope import YarnRope, yarn_attention_factor
 
 EXPERTS = BlockKind(ffn="experts")
 
@@ -79,6 +81,69 @@ def glm4_moe(family: str, c: Fields) -> EncoderConfig:
         qk_norm="head" if c.get("use_qk_norm", False) else "",
         ropes=(read_rope(c, partial=True, share=0.5),),
         **deepseek_experts(c),
+    )
+
+
+def deepseek_v3(family: str, c: Fields) -> EncoderConfig:
+    """DeepSeek-V3, Kimi K2: latent attention; experts behind the first layers."""
+    # Of the models' own code: transformers computes these alone, whatever the fields say.
+    _only(c, "scoring_func", ("sigmoid",))
+    _only(c, "topk_method", ("noaux_tc",))
+    interleaved = bool(c.get("rope_interleave", True))
+    return _latent_decoder(family, c, interleaved, deepseek_experts(c))
+
+
+def deepseek_v2(family: str, c: Fields) -> EncoderConfig:
+    """As deepseek_v3, but experts weigh the softmax over all, which alone chooses them."""
+    c.forbid("norm_topk_prob")  # Hugging Face reads this field and does not apply it.
+    _only(c, "scoring_func", ("softmax",))
+    _only(c, "topk_method", ("greedy", "group_limited_greedy"))
+    one_group = {"n_group": 1, "topk_group": 1}
+    if c.get("topk_method", "greedy") == "greedy":
+        c = Fields(c.raw | one_group, c.source)
+    experts = deepseek_experts(c, sigmoid=False, corrected=False, n_group_best=1)
+    experts |= {"expert_softmax": "all", "ffn_bias": bool(c.get("mlp_bias", False))}
+    return _latent_decoder(family, c, True, experts)
+
+
+def _only(c: Fields, field: str, known: Sequence[str]) -> None:
+    """Refuses what a field says, unless it is known or nothing."""
+    if (value := c.get(field, known[0])) not in known:
+        raise c.refuse(f"{field} {value!r} is not supported, only {', '.join(map(repr, known))}")
+
+
+def _latent_decoder(
+    family: str, c: Fields, interleaved: bool, experts: dict[str, Any]
+) -> EncoderConfig:
+    """A decoder with latent attention in every layer."""
+    n_heads, turns = c["num_attention_heads"], c["qk_rope_head_dim"]
+    if (n_kv := c.get("num_key_value_heads", n_heads)) != n_heads:
+        raise c.refuse(f"num_key_value_heads: {n_kv} is not supported, only one each query head")
+    rope = read_rope(Fields(c.raw | {"head_dim": turns}, c.source), interleaved=interleaved)
+    head_dim = c["qk_nope_head_dim"] + turns
+    table = c.get("rope_scaling", None) or c.get("rope_parameters", None) or {}
+    scale, under = head_dim**-0.5, table.get("mscale_all_dim")
+    if rope.scaling is not None and under:
+        if not isinstance(rope.scaling, YarnRope):
+            raise c.refuse("mscale_all_dim is supported with yarn alone")
+        scale *= yarn_attention_factor(rope.scaling.factor, float(under)) ** 2
+    kinds = (dataclasses.replace(kind, mixer="latent") for kind in experts["kinds"])
+    different = experts | {"kinds": tuple(kinds)}
+    return read_decoder(
+        family,
+        c,
+        **attention_bias(c),
+        head_dim=head_dim,
+        ropes=(rope,),
+        query_scale=scale,
+        latent=LatentShape(
+            query_rank=c.get("q_lora_rank", 0),
+            rank=c["kv_lora_rank"],
+            key_dim=c["qk_nope_head_dim"],
+            rope_dim=turns,
+            value_dim=c["v_head_dim"],
+        ),
+        **different,
     )
 
 

@@ -54,6 +54,8 @@ class Family(NamedTuple):
 
 FAMILIES: dict[str, Family] = {
     "bert": Family(bidirectional.bert, key_tables.BERT),
+    "deepseek_v2": Family(mixtures.deepseek_v2, key_tables.LATENT),
+    "deepseek_v3": Family(mixtures.deepseek_v3, key_tables.LATENT),
     "distilbert": Family(bidirectional.distilbert, key_tables.DISTILBERT),
     "exaone4": Family(dense.exaone4, key_tables.POST_NORMS),
     "gemma2": Family(dense.gemma2, key_tables.POST_NORMS),
@@ -86,6 +88,7 @@ FAMILIES: dict[str, Family] = {
 # Multimodal configs name their text tower by a model_type of its own.
 _TEXT_TOWERS: dict[str, str] = {
     "gemma3_text": "gemma3",
+    "kimi_k2": "deepseek_v3",
     "qwen2_text": "qwen2",
     "qwen3_5_moe_text": "qwen3_5_moe",
     "qwen3_5_text": "qwen3_5",

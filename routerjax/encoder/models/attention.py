@@ -45,6 +45,12 @@ def rotate(
     return jnp.concatenate([rotated.astype(x_BTNE.dtype), kept], axis=-1)
 
 
+def continued(before_1PGE: jax.Array, x_BTGE: jax.Array) -> jax.Array:
+    """[B, P + T, G, E] a prefix's keys or values before every row's own."""
+    shape = (x_BTGE.shape[0], *before_1PGE.shape[1:])
+    return jnp.concatenate([jnp.broadcast_to(before_1PGE, shape), x_BTGE], axis=1)
+
+
 def attend(
     q_BTHE: jax.Array,
     k_BSGE: jax.Array,
@@ -70,7 +76,7 @@ def attend(
       q_BTHE: [B, T, H, E] queries.
       k_BSGE: [B, S, G, E] keys; query head h reads key head h // (H / G). The last T of them are
         the queries' own tokens, those before a prefix that every row has whole.
-      v_BSGE: [B, S, G, E] values.
+      v_BSGE: [B, S, G, E'] values; they may be of another width.
       lengths_B: [B] int32 real tokens of each row's T, at least 1. Rows are padded on the right, so
         that causality alone hides padding from every real token.
       precision: Of the two products.
@@ -84,7 +90,7 @@ def attend(
         that the softmax divides by.
 
     Returns:
-      [B, T, H, E]; the softmax is taken in float32. The rows of padding are finite, no more.
+      [B, T, H, E']; the softmax is taken in float32. The rows of padding are finite, no more.
     """
     B, T, H, E = q_BTHE.shape
     S, G = k_BSGE.shape[1:3]
@@ -99,7 +105,7 @@ def attend(
     # key/value head are further rows of its product.
     q = (q_BTHE * scale).transpose(0, 2, 1, 3).reshape(n_chunks, -1, H // G * T, E)
     k = k_BSGE.transpose(0, 2, 3, 1).reshape(n_chunks, -1, E, S)
-    v = v_BSGE.transpose(0, 2, 1, 3).reshape(n_chunks, -1, S, E)
+    v = v_BSGE.transpose(0, 2, 1, 3).reshape(n_chunks, -1, S, v_BSGE.shape[-1])
     # Of each key/value head's matrices: how many of its keys are real, and its rows' sinks.
     n_real = jnp.repeat(S - T + lengths_B, G).reshape(n_chunks, -1, 1, 1)
     sinks = None
@@ -135,7 +141,7 @@ def attend(
         mixed = jnp.stack([one_chunk(chunk) for chunk in each])
     else:
         mixed = jax.lax.map(one_chunk, heads)
-    return mixed.reshape(B, H, T, E).transpose(0, 2, 1, 3)
+    return mixed.reshape(B, H, T, -1).transpose(0, 2, 1, 3)
 
 
 def longest_whole(tuning: Tuning, bidirectional: bool) -> int:
@@ -148,7 +154,7 @@ def cudnn_is_legal(config: EncoderConfig, dtype: Any, max_tokens: int) -> bool:
 
     cuDNN has no cap of the scores, no sinks and one window for all layers at most; of these only
     the plain case is taken: causal, half precision, heads of a multiple of 8 up to 128 channels,
-    and windows that no prompt reaches.
+    values as wide as keys, and windows that no prompt reaches.
 
     Args:
       config: Of the encoder.
@@ -160,6 +166,7 @@ def cudnn_is_legal(config: EncoderConfig, dtype: Any, max_tokens: int) -> bool:
         and not config.bidirectional
         and not config.soft_cap
         and not config.sinks
+        and config.latent is None
         and config.head_dim % 8 == 0
         and config.head_dim <= 128
         and min(config.windows) >= max_tokens

@@ -67,9 +67,9 @@ def attend_blockwise(
       Others: As in `attend`.
 
     Returns:
-      [B, T, H, E]. Rows of padding are finite, no more.
+      [B, T, H, E']. Rows of padding are finite, no more.
     """
-    B, T, H, E = q_BTHE.shape
+    B, T, H, _ = q_BTHE.shape
     S, G = k_BSGE.shape[1:3]
     R, tile = H // G, tuning.attention_tile
     n_q, n_k = -(-T // tile), -(-S // tile)
@@ -78,11 +78,11 @@ def attend_blockwise(
     def cut(x_BTNE: jax.Array, n: int) -> jax.Array:
         """[chunks, tiles, key/value heads of a chunk, query heads of each, tokens of a tile, E]."""
         x = jnp.pad(x_BTNE, ((0, 0), (0, n * tile - x_BTNE.shape[1]), (0, 0), (0, 0)))
-        x = x.reshape(B, n, tile, G, -1, E).transpose(1, 0, 3, 4, 2, 5)
-        return x.reshape(n, n_chunks, B * G // n_chunks, -1, tile, E).swapaxes(0, 1)
+        x = x.reshape(B, n, tile, G, -1, x.shape[-1]).transpose(1, 0, 3, 4, 2, 5)
+        return x.reshape(n, n_chunks, B * G // n_chunks, -1, *x.shape[-2:]).swapaxes(0, 1)
 
     rows = (B * G // n_chunks, R * tile)
-    q = cut(q_BTHE * scale, n_q).reshape(n_chunks, n_q, *rows, E)
+    q = cut(q_BTHE * scale, n_q).reshape(n_chunks, n_q, *rows, q_BTHE.shape[-1])
     k, v = (cut(x, n_k)[:, :, :, 0] for x in (k_BSGE, v_BSGE))
     n_real = jnp.repeat(S - T + lengths_B, G).reshape(n_chunks, -1, 1, 1)
     sinks = None
@@ -130,7 +130,7 @@ def attend_blockwise(
             # A sink is a key that has been seen already, with the value 0.
             most = jnp.full((*rows, 1), HIDDEN) if sinks is None else sinks
             total = jnp.full((*rows, 1), 0.0 if sinks is None else 1.0)
-            state = most, total, jnp.zeros((*rows, E))
+            state = most, total, jnp.zeros((*rows, v.shape[-1]))
             _, total, mixed = jax.lax.fori_loop(start, stop, of_keys, state)
             # A tile of padding alone has seen nothing.
             return (mixed / jnp.maximum(total, 1e-30)).astype(v.dtype)
@@ -138,8 +138,8 @@ def attend_blockwise(
         return jax.lax.map(of_queries, (jnp.arange(n_q), q))
 
     mixed = jax.lax.map(one_chunk, (q, k, v, n_real, sinks))
-    mixed = mixed.swapaxes(0, 1).reshape(n_q, B, G, R, tile, E).transpose(1, 0, 4, 2, 3, 5)
-    return mixed.reshape(B, n_q * tile, H, E)[:, :T]
+    mixed = mixed.swapaxes(0, 1).reshape(n_q, B, G, R, tile, -1).transpose(1, 0, 4, 2, 3, 5)
+    return mixed.reshape(B, n_q * tile, H, -1)[:, :T]
 
 
 def head_chunks(n_heads: int, scores_per_head: int, most_scores: int) -> int:

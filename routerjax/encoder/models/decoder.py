@@ -9,9 +9,10 @@ from flax import nnx
 from routerjax.encoder.families.config import FULL_ATTENTION, NO_ROPE, BlockKind, EncoderConfig
 from routerjax.encoder.families.rope import row_frequencies
 from routerjax.encoder.models import bfloat16
-from routerjax.encoder.models.attention import rotate
+from routerjax.encoder.models.attention import continued, rotate
 from routerjax.encoder.models.deltanet import DeltaNet
 from routerjax.encoder.models.feed_forward import GatedFeedForward
+from routerjax.encoder.models.latent import LatentAttention
 from routerjax.encoder.models.moe import Experts
 from routerjax.encoder.models.norms import norm_maker
 from routerjax.encoder.models.partition import attend, attend_cudnn
@@ -87,7 +88,7 @@ class Attention(nnx.Module):
             growth_T = 1 + beta * jnp.log1p((place.positions_T // step).astype(jnp.float32))
             q_BTHE = q_BTHE * growth_T[None, :, None, None].astype(q_BTHE.dtype)
         after = k_BTGE, v_BTGE
-        k_BSGE, v_BSGE = after if before is None else map(_continued, before, after)
+        k_BSGE, v_BSGE = after if before is None else map(continued, before, after)
         if self.tuning.cudnn:
             x_BTHE = attend_cudnn(q_BTHE, k_BSGE, v_BSGE, place.lengths_B, scale=c.query_scale)
         else:
@@ -103,16 +104,14 @@ class Attention(nnx.Module):
         return self.o(mixed), after
 
 
-def _continued(before_1PGE: jax.Array, x_BTGE: jax.Array) -> jax.Array:
-    """[B, P + T, G, E] a prefix's keys or values before every row's own."""
-    shape = (x_BTGE.shape[0], *before_1PGE.shape[1:])
-    return jnp.concatenate([jnp.broadcast_to(before_1PGE, shape), x_BTGE], axis=1)
-
-
 # BlockKind.mixer -> a module of (config, tuning, linear, norm, rngs); the block's attribute of that
 # name. mixer(x_BTD, place, before) -> (y_BTD, after): `after` is what a continuation needs of these
 # tokens, `before` None or the same of a prefix shared by all rows (leading axis 1).
-MIXERS: dict[str, Any] = {"attention": Attention, "deltanet": DeltaNet}
+MIXERS: dict[str, Any] = {
+    "attention": Attention,
+    "deltanet": DeltaNet,
+    "latent": LatentAttention,
+}
 # BlockKind.ffn -> a module of (config, tuning, linear, rngs), called with x_BTD; the block's `ffn`.
 FEED_FORWARDS: dict[str, Any] = {
     "dense": lambda config, _, linear, rngs: GatedFeedForward(config, linear, rngs),

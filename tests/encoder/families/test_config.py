@@ -105,7 +105,8 @@ def test_all_switches_of_the_variants_are_read(name):
     grouped = not always and family != "modernbert"
     assert config.family == ("qwen3" if name == "qwen3_vl" else family.removesuffix("_text"))
     assert config.n_kv_heads == (settings.get("num_key_value_heads", 4) if grouped else n_heads)
-    assert config.head_dim == settings.get("head_dim", width // n_heads)
+    head_dim = settings.get("qk_nope_head_dim", 0) + settings.get("qk_rope_head_dim", 0)
+    assert config.head_dim == (head_dim or settings.get("head_dim", width // n_heads))
     heads = ("qwen3", "qwen3_moe", "qwen3_5", "qwen3_next", "qwen3_5_moe", "gemma3")
     heads = (*heads, "qwen3_vl_moe", "exaone4")
     heads += ("glm4_moe",) * settings.get("use_qk_norm", False)

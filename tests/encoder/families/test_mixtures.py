@@ -9,18 +9,24 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from routerjax.encoder.families.config import FULL_ATTENTION, BlockKind, Routing
+from routerjax.encoder.families.config import FULL_ATTENTION, BlockKind, LatentShape, Routing
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.families.rope import Rope, YarnRope
 from tests.encoder import tiny_models as models
 
 DENSE, EXPERTS = BlockKind(), BlockKind(ffn="experts")
+LATENT = BlockKind("latent"), BlockKind("latent", "experts")
 
 
 def truncated(name):
     (rope,) = models.golden_config(name).ropes
     scaling = dataclasses.replace(rope.scaling, truncate=True)
     return {"ropes": (dataclasses.replace(rope, scaling=scaling),)}
+
+
+def interleaved(name, value):
+    (rope,) = models.golden_config(name).ropes
+    return {"ropes": (dataclasses.replace(rope, interleaved=value),)}
 
 
 def routed(name, **changes):
@@ -44,6 +50,16 @@ def routed(name, **changes):
         ("glm4_moe", routed("glm4_moe", n_groups_kept=1)),
         ("glm4_moe", routed("glm4_moe", n_group_best=1)),
         ("glm4_moe", routed("glm4_moe", scale=1.0)),
+        ("deepseek_v3", {"query_scale": None}),
+        ("deepseek_v3", {"norm_eps": 1e-6}),
+        ("deepseek_v3", interleaved("deepseek_v3", False)),
+        ("deepseek_v3", routed("deepseek_v3", n_group_best=1)),
+        ("deepseek_v3_plain", interleaved("deepseek_v3_plain", True)),
+        ("deepseek_v2", {"query_scale": None}),
+        ("deepseek_v2", {"expert_softmax": "chosen"}),
+        ("deepseek_v2", routed("deepseek_v2", sigmoid=True)),
+        ("deepseek_v2", routed("deepseek_v2", n_groups=1, n_groups_kept=1)),
+        ("deepseek_v2", routed("deepseek_v2", n_group_best=2)),
         ("glm4_moe_plain", {"expert_softmax": "chosen"}),
         ("glm4_moe_plain", {"n_experts_per_token": 2}),
     ],
@@ -81,6 +97,9 @@ def test_which_layers_have_experts():
 
 
 YARN = YarnRope(32.0, 4096, 32.0, 1.0, 0.1 * np.log(32) + 1, truncate=False)
+
+_YARN_40 = {"type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1}
+_YARN_40 |= {"original_max_position_embeddings": 4096}
 
 # As on the Hugging Face hub: the fields of each that matter.
 HUB = {
@@ -144,6 +163,107 @@ HUB = {
             "n_unread_blocks": 1,
         },
     ),
+    "deepseek_v3": (
+        {
+            "model_type": "deepseek_v3",
+            "attention_bias": False,
+            "ep_size": 1,
+            "first_k_dense_replace": 3,
+            "kv_lora_rank": 512,
+            "moe_intermediate_size": 2048,
+            "moe_layer_freq": 1,
+            "n_group": 8,
+            "n_routed_experts": 256,
+            "n_shared_experts": 1,
+            "norm_topk_prob": True,
+            "num_experts_per_tok": 8,
+            "num_nextn_predict_layers": 1,
+            "q_lora_rank": 1536,
+            "qk_nope_head_dim": 128,
+            "qk_rope_head_dim": 64,
+            "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+            "rope_scaling": _YARN_40 | {"mscale": 1.0, "mscale_all_dim": 1.0},
+            "rope_theta": 10000,
+            "routed_scaling_factor": 2.5,
+            "scoring_func": "sigmoid",
+            "topk_group": 4,
+            "topk_method": "noaux_tc",
+            "v_head_dim": 128,
+        },
+        {
+            "kinds": LATENT[:1] * 3 + LATENT[1:] * 5,
+            "routing": Routing(n_groups=8, n_groups_kept=4, scale=2.5),
+            "latent": LatentShape(1536, 512, 128, 64, 128),
+            "head_dim": 192,
+            "query_scale": 192**-0.5 * (0.1 * np.log(40) + 1) ** 2,
+            "ropes": (Rope(1e4, 64, YarnRope(40.0, 4096), interleaved=True),),
+            "n_unread_blocks": 1,
+        },
+    ),
+    # Kimi K2: one group, and a ramp of YaRN of one pair.
+    "kimi_k2": (
+        {
+            "model_type": "deepseek_v3",
+            "first_k_dense_replace": 1,
+            "kv_lora_rank": 512,
+            "moe_intermediate_size": 2048,
+            "n_group": 1,
+            "n_routed_experts": 384,
+            "n_shared_experts": 1,
+            "norm_topk_prob": True,
+            "num_experts_per_tok": 8,
+            "num_nextn_predict_layers": 0,
+            "q_lora_rank": 1536,
+            "qk_nope_head_dim": 128,
+            "qk_rope_head_dim": 64,
+            "rope_scaling": _YARN_40
+            | {"factor": 64.0, "beta_fast": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0},
+            "rope_theta": 50000.0,
+            "routed_scaling_factor": 2.827,
+            "scoring_func": "sigmoid",
+            "topk_group": 1,
+            "topk_method": "noaux_tc",
+            "v_head_dim": 128,
+        },
+        {
+            "kinds": LATENT[:1] + LATENT[1:] * 7,
+            "routing": Routing(scale=2.827),
+            "query_scale": 192**-0.5 * (0.1 * np.log(64) + 1) ** 2,
+            "ropes": (Rope(5e4, 64, YarnRope(64.0, 4096, 1.0), interleaved=True),),
+        },
+    ),
+    # DeepSeek-V2-Lite.
+    "deepseek_v2": (
+        {
+            "model_type": "deepseek_v2",
+            "first_k_dense_replace": 1,
+            "kv_lora_rank": 512,
+            "moe_intermediate_size": 1408,
+            "n_group": 1,
+            "n_routed_experts": 64,
+            "n_shared_experts": 2,
+            "norm_topk_prob": False,
+            "num_experts_per_tok": 6,
+            "q_lora_rank": None,
+            "qk_nope_head_dim": 128,
+            "qk_rope_head_dim": 64,
+            "rope_scaling": _YARN_40 | {"mscale": 0.707, "mscale_all_dim": 0.707},
+            "rope_theta": 10000,
+            "routed_scaling_factor": 1.0,
+            "scoring_func": "softmax",
+            "topk_group": 1,
+            "topk_method": "greedy",
+            "v_head_dim": 128,
+        },
+        {
+            "kinds": LATENT[:1] + LATENT[1:] * 7,
+            "routing": Routing(sigmoid=False, corrected=False, n_group_best=1),
+            "expert_softmax": "all",
+            "shared_expert_width": 2816,
+            "latent": LatentShape(0, 512, 128, 64, 128),
+            "query_scale": 192**-0.5 * (0.0707 * np.log(40) + 1) ** 2,
+        },
+    ),
     "gpt_oss": (
         {
             "model_type": "gpt_oss",
@@ -205,6 +325,18 @@ def test_configs_of_the_hub(family):
         ("glm4_moe", {"n_group": 6}, "n_group 6"),  # Their two best are one.
         ("glm4_moe", {"num_experts_per_tok": 5}, "num_experts_per_tok: 5 of the 4"),
         ("glm4_moe", {"routed_scaling_factor": None}, "'routed_scaling_factor' is missing"),
+        ("deepseek_v3", {"n_group": None}, "'n_group' is missing"),
+        ("deepseek_v3", {"scoring_func": "softmax"}, "'softmax' is not supported, only 'sigmoid'"),
+        ("deepseek_v3", {"topk_method": "greedy"}, "topk_method 'greedy'"),
+        ("deepseek_v3", {"num_key_value_heads": 1}, "num_key_value_heads: 1"),
+        ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob: True"),
+        ("deepseek_v2", {"topk_method": "noaux_tc"}, "only 'greedy', 'group_limited_greedy'"),
+        ("deepseek_v2", {"scoring_func": "sigmoid"}, "scoring_func 'sigmoid'"),
+        (
+            "deepseek_v2",
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "mscale_all_dim": 1.0}},
+            "mscale_all_dim is supported with yarn alone",
+        ),
     ],
 )
 def test_routers_that_are_not_computed_are_refused(name, changes, part):

@@ -21,7 +21,7 @@ def naive(q, k, v, lengths_B, bidirectional, window, soft_cap, sinks_H):
     """Attention of every real query, one after the other, in float64; padding's rows are NaN."""
     B, T, H, E = q.shape
     S, G = k.shape[1:3]
-    out = np.full((B, T, H, E), np.nan)
+    out = np.full((B, T, H, v.shape[-1]), np.nan)
     for b, h in np.ndindex(B, H):
         for t in range(lengths_B[b]):
             back = t + S - T - np.arange(S)
@@ -53,7 +53,8 @@ SINKS_H = np.linspace(-1, 2, 6).astype(np.float32)
 def test_attention_equals_numpy(n_kv_heads, bidirectional, n_before, window, soft_cap, sinks_H):
     B, T, H, E = 3, 7, 6, 4
     q = heads(0, B, T, H, E)
-    k, v = (heads(i, B, n_before + T, n_kv_heads, E) for i in (1, 2))
+    # Values wider than keys.
+    k, v = (heads(i, B, n_before + T, n_kv_heads, E + (i == 2)) for i in (1, 2))
     lengths_B = np.array([7, 1, 5], np.int32)
     options = {"bidirectional": bidirectional, "window": window, "soft_cap": soft_cap}
     out = attend(

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from routerjax.encoder.capture import Graph, capture
+from routerjax.encoder.families.config import LatentShape
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.models.attention import attend, attend_cudnn, cudnn_is_legal
 from routerjax.encoder.selection import Selection
@@ -48,7 +49,8 @@ def whole_and_blockwise(q, k, v, lengths_B, tile, **options):
 def test_block_by_block_equals_whole(bidirectional, n_before, window, soft_cap, sinks_H):
     B, T, H, G, E = 3, 29, 6, 2, 8  # Neither the tokens nor the keys fill their last block.
     q = heads(0, B, T, H, E)
-    k, v = (heads(i, B, n_before + T, G, E) for i in (1, 2))
+    # Values narrower than keys.
+    k, v = (heads(i, B, n_before + T, G, E - 2 * (i == 2)) for i in (1, 2))
     lengths_B = np.array([29, 3, 17], np.int32)  # The second row has blocks of padding alone.
     whole, blocks = whole_and_blockwise(
         q, k, v, lengths_B, 8, bidirectional=bidirectional,
@@ -85,7 +87,8 @@ def temporary_bytes(name, T):
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "gemma3", "gpt_oss", "qwen3_next", "qwen3_5", "bert", "modernbert"]
+    "name",
+    ["llama", "gemma3", "gpt_oss", "qwen3_next", "qwen3_5", "deepseek_v3", "bert", "modernbert"],
 )
 def test_memory_grows_as_the_prompt_does(name):
     shorter, longer = (temporary_bytes(name, T) for T in (2**14, 2**15))
@@ -120,6 +123,6 @@ def test_cudnn_is_taken_where_it_is_legal():
     assert cudnn_is_legal(dataclasses.replace(config, windows=windows), "float16", 4096)
     for change in (
         {"windows": windows}, {"head_dim": 256}, {"head_dim": 12}, {"soft_cap": 50.0},
-        {"sinks": True}, {"bidirectional": True},
+        {"sinks": True}, {"bidirectional": True}, {"latent": LatentShape(0, 8, 8, 8, 16)},
     ):  # fmt: skip
         assert not cudnn_is_legal(dataclasses.replace(config, **change), "float16", 4097)

@@ -217,3 +217,14 @@ def test_flops_count_the_experts_of_a_token_alone():
     dense, experts = 3 * width * 20, width * 128 + 8 * 3 * width * 12
     assert config.flops(T, 1) == T * (attention + 2 * dense)
     assert config.flops(T, 3) - config.flops(T, 2) == T * (attention + 2 * experts)
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "deepseek_v2"])
+def test_flops_of_a_token_are_its_kernels_and_its_scores(name):
+    encoder = models.load(models.GOLDEN / name)
+    config, block = encoder.config, encoder.params["blocks"][0]  # Without experts.
+    kernels = sum(
+        x.size for path, x in jax.tree_util.tree_leaves_with_path(block) if "kernel" in str(path)
+    )
+    scores = config.n_heads * (config.head_dim + config.latent.value_dim)
+    assert config.flops(10, 1) == 10 * 2 * (kernels + 10 * scores)

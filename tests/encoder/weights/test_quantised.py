@@ -19,7 +19,7 @@ from routerjax.encoder.weights.quantised import open_checkpoint
 from routerjax.runtime.devices import make_mesh
 from tests.encoder import tiny_models as models
 
-QWEN3 = models.GOLDEN / "qwen3"
+QWEN3, DEEPSEEK = models.GOLDEN / "qwen3", models.GOLDEN / "deepseek_v3"
 FP8 = ml_dtypes.float8_e4m3fn
 E8M0 = ml_dtypes.float8_e8m0fnu
 FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
@@ -240,27 +240,31 @@ SCHEMES = {
 }  # fmt: skip
 
 
-def write(name, folder, change=None, n_files=1, **fields):
-    """A quantised qwen3, and beside it the plain one of the same numbers.
+def write(name, folder, change=None, n_files=1, source=QWEN3, **fields):
+    """A quantised model, and beside it the plain one of the same numbers.
 
     Args:
       name: Of the scheme.
       folder: Holds both folders.
       change: None, or changes the dict of tensors before it is written.
       n_files: Over how many the tensors are spread.
+      source: The folder of the model.
       fields: Other fields of the quantisation's config.
     """
     writer, arguments, config = SCHEMES[name]
     written, numbers = {}, {}
-    for key, x in load_file(QWEN3 / "model.safetensors").items():
+    for key, x in load_file(source / "model.safetensors").items():
         tensors, numbers[key] = {key: x}, x
-        if key.endswith("_proj.weight") and "layers.1.self_attn.o" not in key:
+        if (
+            key.endswith(("_proj.weight", "_proj_with_mqa.weight"))
+            and "layers.1.self_attn.o" not in key
+        ):
             tensors, numbers[key] = writer(key, x, **arguments)
         written |= {key: np.asarray(tensor) for key, tensor in tensors.items()}
     if change is not None:
         change(written)
     quantised, plain = folder / "quantised", folder / "plain"
-    raw = json.loads((QWEN3 / "config.json").read_text())
+    raw = json.loads((source / "config.json").read_text())
     for each in (quantised, plain):
         each.mkdir(parents=True)
         (each / "config.json").write_text(json.dumps(raw))
@@ -309,10 +313,21 @@ def assert_equal(ours, theirs):
     assert ours.digest == theirs.digest
 
 
-@pytest.mark.parametrize("name", ["fp8 blocks", "ct int4 zeros", "awq", "gptq ordered"])
-def test_the_model_is_that_of_its_numbers_in_pieces_and_on_two_devices(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "name, source",
+    [
+        ("fp8 blocks", QWEN3),
+        ("fp8 blocks", DEEPSEEK),  # As its own checkpoints are, experts too.
+        ("ct int4 zeros", QWEN3),
+        ("awq", QWEN3),
+        ("gptq ordered", QWEN3),
+    ],
+)
+def test_the_model_is_that_of_its_numbers_in_pieces_and_on_two_devices(
+    name, source, tmp_path, monkeypatch
+):
     """Also the digest: it is of the numbers, so that neither files nor pieces change it."""
-    quantised, plain = write(name, tmp_path, n_files=3)
+    quantised, plain = write(name, tmp_path, n_files=3, source=source)
     expected = models.load(plain)
     assert_equal(models.load(quantised), expected)
     # 400 bytes are two or three rows: fewer than a word's codes or a block's rows.
