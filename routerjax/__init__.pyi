@@ -1,11 +1,11 @@
 """The public surface: every name, and the module that it is loaded from when first used."""
 
 from .data.dataset import RoutingDataset as RoutingDataset
+from .data.pool import write_pool as write_pool
 from .data.quality import describe as describe
 from .data.readers import read_dataset as read_dataset
-from .data.readers import write_dataset as write_dataset
-from .data.readers import write_pool as write_pool
 from .data.simulated.simulate import simulate as simulate
+from .data.writers import write_dataset as write_dataset
 from .encoder.encoder import Encoder as Encoder
 from .encoder.extraction.estimate import estimate as estimate
 from .encoder.extraction.extract import extract as extract

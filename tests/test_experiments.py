@@ -21,7 +21,8 @@ from absl.flags import FLAGS
 from absl.testing import flagsaver
 
 from experiments import compare, options
-from routerjax.data.readers import write_dataset, write_pool
+from routerjax.data.pool import write_pool
+from routerjax.data.writers import write_dataset
 from routerjax.data.simulated.simulate import simulate
 from routerjax.runtime import script as script_module
 from routerjax.store.store import ActivationStore

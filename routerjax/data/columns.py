@@ -1,194 +1,292 @@
-"""Rows of a label file, checked one by one and collected column by column."""
+"""Rows of outcome files, checked one by one and collected column by column."""
 
 import array
-import math
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from routerjax.data.dataset import RoutingDataset
+from routerjax.data.fields import PER_TARGET, ROW, Unread
 from routerjax.data.groups import group_rows
+from routerjax.data.pool import Pool
+from routerjax.data.values import PARSE, check_unicode, pairs, text, whole_number
+from routerjax.runtime.files import digest
 
-# Whole numbers up to here are exact in float32.
-MOST_TOKENS = 2**24
+logger = logging.getLogger(__name__)
+
+# The array type of each field's values: costs of a fraction of a cent keep their digits.
+_TYPES = {"cost": "d"}
 
 
 class Columns:
     """The columns of a data set, filled row by row; memory is that of the numbers and the texts.
 
+    Rows of one id are one query: of several outcomes of a target (runs) the mean is taken. A row
+    without an id is known by its text, and gets a digest of it as id.
+
     Args:
-      targets: Names from the pool; None to take those that occur, in order of appearance.
+      wanted: Which targets are read, by name.
+      long: Whether the file has a line an answer, so that rows of one text (and dataset) without
+        an id are one query; else they are queries of their own.
+      partial: Whether a row may lack its query or its outcomes, which another file has.
     """
 
-    def __init__(self, targets: tuple[str, ...] | None):
-        self._pooled = targets is not None
-        self._place = {name: m for m, name in enumerate(targets or ())}
-        self._line_of: dict[str, int] = {}
-        self._queries: list[str] = []
-        self._datasets: list[str | None] = []
-        self._groups: list[str | None] = []
+    def __init__(self, wanted: Callable[[str], bool], long: bool = False, partial: bool = False):
+        self._wanted, self._long, self._partial = wanted, long, partial
+        self.place: dict[str, int] = {}
+        self.ids: dict[str, int] = {}
+        self.rows_of_text: dict[str, list[int]] = {}
+        self.queries: list[str | None] = []
+        self.datasets: list[str | None] = []
+        self.groups: list[str | None] = []
+        self.where: list[str] = []
+        # Rows whose id is a digest of the text.
+        self.unnamed: set[int] = set()
         # Only what was observed is kept: in most formats few targets of each row.
-        self._scores = _Cells()
-        self._tokens = _Cells()
+        self.cells = {field: Cells(_TYPES.get(field, "f")) for field in PER_TARGET}
+        self._left_out: dict[str, int] = {}
+        self.unread = Unread((*ROW, *PER_TARGET))
+        self._known = frozenset(self.unread.known)
 
     def __len__(self) -> int:
-        return len(self._queries)
+        return len(self.queries)
 
-    def add(self, line: int, row: dict[str, Any]) -> None:
+    def add(self, where: str, row: dict[str, Any]) -> None:
         """Checks and takes one row.
 
         Args:
-          line: Its number in the file.
+          where: File and line, as errors name them.
           row: As in the JSONL format.
 
         Raises:
           ValueError: A field is missing or wrong; the text does not name file and line.
         """
-        for field in ("id", "query", "correct"):
-            if field not in row:
-                raise ValueError(f'the field "{field}" is missing')
-        name, query = _text(row, "id"), _text(row, "query")
-        if name is None or query is None or not query.strip():
-            empty = "id" if name is None else "query"
-            raise ValueError(f"{empty}: expected a text that is not empty, got {row[empty]!r}")
-        if name in self._line_of:
-            raise ValueError(f"the id {name!r} was already in line {self._line_of[name]}")
-        dataset, group = (_text(row, key) for key in ("dataset", "group"))
-        scores = [(self._target(t), _score(t, s)) for t, s in _pairs(row, "correct")]
-        tokens = [(self._target(t), _tokens(t, n)) for t, n in _pairs(row, "output_tokens")]
-        at = len(self._queries)
-        self._line_of[name] = line
-        self._queries.append(query)
-        self._datasets.append(dataset)
-        self._groups.append(group)
-        self._scores.add(at, scores)
-        self._tokens.add(at, tokens)
+        if not row.keys() <= self._known:
+            for field in row.keys() - self._known:
+                self.unread.count(field)
+        if not self._partial:
+            for field in ("query", "correct"):
+                if field not in row:
+                    raise ValueError(f'the field "{field}" is missing')
+        at = self._row(where, row)
+        runs = {
+            name: whole_number("runs", name, value, 1) for name, value in pairs(row, "runs")
+        }  # fmt: skip
+        for field, parse in PARSE.items():
+            cells = self.cells[field]
+            for name, value in pairs(row, field):
+                if not self._wanted(name):
+                    self._left_out[name] = self._left_out.get(name, 0) + (field == "correct")
+                    continue
+                column = self.place.get(name)
+                if column is None:
+                    column = self._target(name)
+                number = parse(field, name, value)
+                if number == number:
+                    cells.add(at, column, number, int(runs.get(name, 1)))
 
-    def finish(self, prices_M2: np.ndarray | None) -> RoutingDataset:
+    def finish(self, pool: Pool | None = None, joined: bool = False) -> RoutingDataset:
         """The data set of all rows taken.
 
         Args:
-          prices_M2: Prices of the pool's targets; None without a pool.
+          pool: Its targets, in its order, and their prices; None for those of the rows.
+          joined: Whether the rows are of several files, of which some may not name datasets.
 
         Raises:
           ValueError: A target has no outcome at all, or only some rows name their dataset.
         """
-        shape = (len(self), len(self._place))
-        y_NM = self._scores.dense(shape)
-        targets = tuple(self._place)
-        if not targets:
+        targets = tuple(self.place) if pool is None else pool.names
+        if self._left_out:
+            names = ", ".join(f"{name!r} ({n:,} outcomes)" for name, n in self._left_out.items())
+            logger.warning("targets that are left out: %s", names)
+        if not self.place or not targets:
             raise ValueError("no row has an outcome of any target")
+        shape = (len(self), len(self.place))
+        order = [self.place.get(name, -1) for name in targets]
+
+        def table(field: str) -> np.ndarray | None:
+            cells = self.cells[field]
+            if not len(cells) and field != "correct":
+                return None
+            dense = cells.dense(shape)
+            dense = np.pad(dense, ((0, 0), (0, 1)), constant_values=np.nan)[:, order]
+            if field.endswith("tokens"):
+                dense = np.round(dense)
+            return dense if field == "correct" or not np.isnan(dense).all() else None
+
+        y_NM = table("correct")
+        assert y_NM is not None
         empty = [name for name, y_N in zip(targets, y_NM.T, strict=True) if np.isnan(y_N).all()]
         if empty:
+            has = ", ".join(self.place)
             raise ValueError(
-                f"no row has an outcome of the target {empty[0]!r}: take it out of the pool"
-                if self._pooled
+                f"no row has an outcome of the target {empty[0]!r}: take it out of the pool (there "
+                f"are outcomes of {has})"
+                if pool is not None
                 else f"no row has an outcome of the target {empty[0]!r}, only nulls"
             )
-        named = [dataset is not None for dataset in self._datasets]
-        if any(named) and not all(named):
-            lines = list(self._line_of.values())
-            raise ValueError(
-                f'"dataset" is in line {lines[named.index(True)]} and not in line '
-                f"{lines[named.index(False)]}: name it in all rows or in none"
-            )
+        runs_NM = self.cells["correct"].runs(shape)
+        if runs_NM is not None:
+            runs_NM = np.pad(runs_NM, ((0, 0), (0, 1)))[:, order]
+            several = int((runs_NM > 1).sum())
+            runs_NM = runs_NM if several else None
+            if several:
+                logger.warning("outcomes that are means of several runs: %d of %d", several,
+                               np.isfinite(y_NM).sum())  # fmt: skip
+        queries = tuple(query for query in self.queries if query is not None)
         return RoutingDataset(
-            ids=tuple(self._line_of),
-            queries=tuple(self._queries),
+            ids=tuple(self.ids),
+            queries=queries,
             targets=targets,
             y_NM=y_NM,
-            groups=group_rows(self._queries, self._groups),
-            datasets=tuple(str(name) for name in self._datasets) if all(named) else None,
-            output_tokens_NM=self._tokens.dense(shape) if len(self._tokens) else None,
-            prices_M2=prices_M2,
+            groups=group_rows(queries, self.groups),
+            datasets=self._dataset_names(joined),
+            output_tokens_NM=table("output_tokens"),
+            input_tokens_NM=table("input_tokens"),
+            cached_input_tokens_NM=table("cached_input_tokens"),
+            costs_NM=table("cost"),
+            runs_NM=runs_NM,
+            **({} if pool is None else pool.facts),
         )
+
+    def _row(self, where: str, row: dict[str, Any]) -> int:
+        """The number of the row's query: a new one, or that of an earlier row."""
+        name, query = text(row, "id"), text(row, "query")
+        if query is not None and not query.strip():
+            raise ValueError(f"query: expected a text that is not empty, got {query!r}")
+        if query is None and (name is None or not self._partial):
+            raise ValueError(f"query: expected a text that is not empty, got {row.get('query')!r}")
+        dataset, group = text(row, "dataset"), text(row, "group")
+        if name is not None:
+            at = self.ids.get(name)
+        elif self._long:
+            at = self._same_text(str(query), dataset)
+        else:
+            at = None
+        if at is None:
+            at = len(self.queries)
+            if name is None:
+                assert query is not None
+                name = self._name(query, dataset)
+                self.unnamed.add(at)
+            self.ids[name] = at
+            self.queries.append(query)
+            self.datasets.append(dataset)
+            self.groups.append(group)
+            self.where.append(where)
+            if query is not None:
+                self.rows_of_text.setdefault(query, []).append(at)
+            return at
+        before = _line(self.where[at], where)
+        if query is not None and self.queries[at] != query:
+            raise ValueError(f"the id {name!r} was already in {before}, with another text")
+        for field, column, value in (
+            ("dataset", self.datasets, dataset),
+            ("group", self.groups, group),
+        ):
+            if column[at] is None:
+                column[at] = value
+            elif value is not None and column[at] != value:
+                raise ValueError(
+                    f"{field}: this query has {column[at]!r} in {before}, got {value!r}"
+                )
+        return at
+
+    def _same_text(self, query: str, dataset: str | None) -> int | None:
+        """The row of this text and dataset; a dataset that is not named may be any."""
+        for at in self.rows_of_text.get(query, ()):
+            if at in self.unnamed and (not dataset or self.datasets[at] in (None, dataset)):
+                return at
+        return None
+
+    def _name(self, query: str, dataset: str | None) -> str:
+        """An id for a text: its digest, with dataset or number behind it where it is taken."""
+        name = digest(query, size=8)
+        if name in self.ids and self._long and dataset:
+            name = f"{name}-{dataset}"
+        taken, times = name, 1
+        while name in self.ids:
+            times += 1
+            name = f"{taken}-{times}"
+        return name
+
+    def _dataset_names(self, joined: bool) -> tuple[str, ...] | None:
+        named = [dataset is not None for dataset in self.datasets]
+        if all(named):
+            return tuple(str(name) for name in self.datasets)
+        if any(named) and joined:
+            logger.warning("datasets are left out: %d rows name none", len(named) - sum(named))
+        elif any(named):
+            first, lacking = (self.where[named.index(value)] for value in (True, False))
+            raise ValueError(
+                f'"dataset" is in {_line(first, lacking)} and not in {_line(lacking, first)}: '
+                f"name it in all rows or in none"
+            )
+        return None
 
     def _target(self, name: str) -> int:
-        if name not in self._place:
-            if self._pooled:
-                raise ValueError(
-                    f"the target {name!r} is not in the pool, which has {', '.join(self._place)}"
-                )
-            if not name.strip():
-                raise ValueError(f"correct: expected names of targets, got {name!r}")
-            _check_unicode(name, "correct")
-            self._place[name] = len(self._place)
-        return self._place[name]
+        if not name.strip():
+            raise ValueError(f"correct: expected names of targets, got {name!r}")
+        check_unicode(name, "correct")
+        self.place[name] = len(self.place)
+        return self.place[name]
 
 
-class _Cells:
-    """Observed cells of a sparse table, as (row, column, value)."""
+class Cells:
+    """Observed cells of a sparse table, as (row, column, value, how many runs it is the mean of).
 
-    def __init__(self) -> None:
-        self._row, self._column = array.array("q"), array.array("i")
-        self._value = array.array("f")
+    Args:
+      kind: Type of the values, as `array.array` names it.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.row, self.column = array.array("q"), array.array("i")
+        self.value: array.array[float] = array.array(kind)
+        self.times = array.array("i")
 
     def __len__(self) -> int:
-        return len(self._value)
+        return len(self.value)
 
-    def add(self, row: int, cells: list[tuple[int, float]]) -> None:
-        for column, value in cells:
-            if not math.isnan(value):
-                self._row.append(row)
-                self._column.append(column)
-                self._value.append(value)
+    def add(self, row: int, column: int, value: float, times: int) -> None:
+        """Takes a cell; one that was there already counts as a further run."""
+        self.row.append(row)
+        self.column.append(column)
+        self.value.append(value)
+        self.times.append(times)
 
     def dense(self, shape: tuple[int, int]) -> np.ndarray:
-        """[N, M] float32, NaN elsewhere."""
-        table = np.full(shape, np.nan, np.float32)
-        table[np.asarray(self._row), np.asarray(self._column)] = np.asarray(self._value)
+        """[N, M] the mean of each cell's runs, NaN elsewhere."""
+        value, times = np.asarray(self.value), np.asarray(self.times)
+        table = np.full(shape, np.nan, value.dtype)
+        cell, start, order = self._cells(shape)
+        if len(start) < len(value):
+            weighted = np.add.reduceat(value[order].astype(np.float64) * times[order], start)
+            value = weighted / np.add.reduceat(times[order], start)
+        table.reshape(-1)[cell] = value if len(start) < len(order) else value[order]
         return table
 
+    def runs(self, shape: tuple[int, int]) -> np.ndarray | None:
+        """[N, M] int32 runs of each cell; None where none has more than one."""
+        times = np.asarray(self.times)
+        cell, start, order = self._cells(shape)
+        if len(start) == len(times) and (times <= 1).all():
+            return None
+        table = np.zeros(shape, np.int32)
+        table.reshape(-1)[cell] = np.add.reduceat(times[order], start)
+        return table
 
-def _text(row: dict[str, Any], key: str) -> str | None:
-    value = row.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{key}: expected a text that is not empty, got {value!r}")
-    _check_unicode(value, key)
-    return value
-
-
-def _check_unicode(text: str, key: str) -> None:
-    """Refuses half of a character cut in two, which JSON can write and UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{key}: expected Unicode text, got the lone surrogate {text[error.start]!r} at "
-            f"character {error.start}: the text was cut within a character"
-        ) from error
+    def _cells(self, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Flat numbers of the different cells, where each starts in `order`, and the order."""
+        flat = np.asarray(self.row, np.int64) * shape[1] + np.asarray(self.column)
+        order = np.argsort(flat, kind="stable")
+        ordered = flat[order]
+        start = np.flatnonzero(np.diff(ordered, prepend=-1))
+        return ordered[start], start, order
 
 
-def _pairs(row: dict[str, Any], key: str) -> Any:
-    value = row.get(key)
-    if value is None and key != "correct":
-        return ()
-    if not isinstance(value, dict):
-        raise ValueError(f"{key}: expected an object with a value for each target, got {value!r}")
-    return value.items()
-
-
-def _score(target: str, score: Any) -> float:
-    if score is None:
-        return math.nan
-    number = isinstance(score, int | float) and not isinstance(score, bool)
-    # Written so that a NaN, which Python's JSON reader lets through, fails too.
-    if not number or not 0 <= score <= 1:
-        raise ValueError(
-            f"correct[{target!r}]: expected a number in [0, 1], or null where not observed, got "
-            f"{score!r}"
-        )
-    return float(score)
-
-
-def _tokens(target: str, tokens: Any) -> float:
-    if tokens is None:
-        return math.nan
-    if isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 <= tokens <= MOST_TOKENS:
-        raise ValueError(
-            f"output_tokens[{target!r}]: expected an integer from 0 to {MOST_TOKENS}, got "
-            f"{tokens!r}"
-        )
-    return float(tokens)
+def _line(where: str, here: str) -> str:
+    """A place as another line of the same file says it."""
+    path, _, line = where.rpartition(":")
+    return f"line {line}" if line.isdecimal() and here.startswith(f"{path}:") else where

@@ -12,7 +12,10 @@ from routerjax.runtime.files import digest
 
 # A score of at least this counts as correct.
 CORRECT = 0.5
-_ARRAYS_NM = ("y_NM", "output_tokens_NM", "p_NM")
+# Fields of one value a query and target, and of one value a target.
+_ARRAYS_NM = ("y_NM", "output_tokens_NM", "input_tokens_NM", "cached_input_tokens_NM", "costs_NM",
+              "runs_NM", "p_NM")  # fmt: skip
+_ARRAYS_M = ("prices_M2", "cached_prices_M", "context_windows_M")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,6 +32,14 @@ class RoutingDataset:
       output_tokens_NM: [N, M] float32 tokens of the recorded answers, NaN = not recorded; or None.
       prices_M2: [M, 2] float64 USD per 1M (input, output) tokens, NaN = unknown; or None.
       p_NM: [N, M] float32 the true P(correct), known of simulated data only; else None.
+      input_tokens_NM: [N, M] float32 tokens of the recorded prompts, cached ones included, as the
+        target's tokenizer counts them; NaN = not recorded; or None.
+      cached_input_tokens_NM: [N, M] float32 those of them that the provider had cached; or None.
+      costs_NM: [N, M] float64 recorded cost of each answer in USD, NaN = not recorded; or None.
+      runs_NM: [N, M] int32 runs that the other numbers are means of; None where all are of one.
+      cached_prices_M: [M] float64 USD per 1M cached input tokens, NaN = unknown; or None.
+      context_windows_M: [M] float64 most tokens of a prompt, NaN = unknown; or None.
+      modalities: [M] what each target takes ("text", "image", ...), empty = unknown; or None.
 
     Raises:
       ValueError: A shape that does not fit, a repeated id or target, a score outside [0, 1].
@@ -43,6 +54,13 @@ class RoutingDataset:
     output_tokens_NM: np.ndarray | None = None
     prices_M2: np.ndarray | None = None
     p_NM: np.ndarray | None = None
+    input_tokens_NM: np.ndarray | None = None
+    cached_input_tokens_NM: np.ndarray | None = None
+    costs_NM: np.ndarray | None = None
+    runs_NM: np.ndarray | None = None
+    cached_prices_M: np.ndarray | None = None
+    context_windows_M: np.ndarray | None = None
+    modalities: tuple[tuple[str, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         n, m = len(self.ids), len(self.targets)
@@ -50,8 +68,11 @@ class RoutingDataset:
             value = getattr(self, name)
             if value is not None and len(value) != n:
                 raise ValueError(f"{name}: expected one for each of the {n} ids, got {len(value)}")
-        for name, shape in (("y_NM", (n, m)), ("output_tokens_NM", (n, m)), ("prices_M2", (m, 2)),
-                            ("p_NM", (n, m))):  # fmt: skip
+        if self.modalities is not None and len(self.modalities) != m:
+            raise ValueError(f"modalities: expected {m}, as many as targets, got {self.modalities}")
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_ARRAYS_NM, (n, m))
+        shapes |= dict.fromkeys(_ARRAYS_M, (m,)) | {"prices_M2": (m, 2)}
+        for name, shape in shapes.items():
             value = getattr(self, name)
             if value is not None and value.shape != shape:
                 raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
@@ -108,7 +129,8 @@ class RoutingDataset:
             self,
             targets=tuple(targets),
             **self._picked(_ARRAYS_NM, lambda array: array[:, index_m]),
-            **self._picked(("prices_M2",), lambda array: array[index_m]),
+            **self._picked(_ARRAYS_M, lambda array: array[index_m]),
+            **self._picked(("modalities",), lambda each: tuple(each[m] for m in index_m)),
         )
 
     def split(self, fraction: float, seed: int = 0) -> tuple["RoutingDataset", "RoutingDataset"]:
@@ -166,7 +188,9 @@ class RoutingDataset:
             arrays = [getattr(side, name) for side in sides]
             if all(array is None for array in arrays):
                 return None
-            joined = np.full((n, len(targets)), np.nan, np.float32)
+            empty = 0 if name == "runs_NM" else np.nan
+            dtype = np.result_type(*(array for array in arrays if array is not None))
+            joined = np.full((n, len(targets)), empty, dtype)
             for array, at, columns in zip(
                 arrays, rows, (slice(n_left), slice(n_left, None)), strict=True
             ):
@@ -174,8 +198,9 @@ class RoutingDataset:
                     joined[at, columns] = array
             return joined
 
-        y_NM = beside("y_NM")
-        assert y_NM is not None
+        tables: dict[str, Any] = {name: beside(name) for name in _ARRAYS_NM}
+        if self.p_NM is None or other.p_NM is None:
+            tables["p_NM"] = None
         # Rows that either side groups together stay together.
         given = [_first_known([side.groups], [at], n) for side, at in zip(sides, rows, strict=True)]
         datasets = _first_known([side.datasets for side in sides], rows, n)
@@ -184,12 +209,11 @@ class RoutingDataset:
             ids=tuple(text_of),
             queries=tuple(text_of.values()),
             targets=targets,
-            y_NM=y_NM,
             groups=grouping.group_rows(tuple(text_of.values()), *given),
             datasets=None if None in datasets else tuple(str(name) for name in datasets),
-            output_tokens_NM=beside("output_tokens_NM"),
-            prices_M2=_prices(self, other),
-            p_NM=beside("p_NM") if self.p_NM is not None and other.p_NM is not None else None,
+            modalities=_modalities(self, other),
+            **tables,
+            **{name: _by_target(name, self, other) for name in _ARRAYS_M},
         )
 
     def _picked(self, names: Sequence[str], pick: Callable[[Any], Any]) -> dict[str, Any]:
@@ -231,10 +255,17 @@ def _first_known(
     return known
 
 
-def _prices(left: RoutingDataset, right: RoutingDataset) -> np.ndarray | None:
-    sides = [
-        np.full((len(side.targets), 2), np.nan) if side.prices_M2 is None else side.prices_M2
-        for side in (left, right)
-    ]
-    prices_M2 = np.concatenate(sides)
-    return None if np.isnan(prices_M2).all() else prices_M2
+def _by_target(name: str, *sides: RoutingDataset) -> Any:
+    """A field of one value (or row) a target, NaN where a side has none; None where neither has."""
+    given = [getattr(side, name) for side in sides]
+    known = next((array for array in given if array is not None), None)
+    if known is None:
+        return None
+    empty = [np.full((len(side.targets), *known.shape[1:]), np.nan) for side in sides]
+    joined = np.concatenate([e if g is None else g for g, e in zip(given, empty, strict=True)])
+    return None if np.isnan(joined).all() else joined
+
+
+def _modalities(*sides: RoutingDataset) -> tuple[tuple[str, ...], ...] | None:
+    each = tuple(m for side in sides for m in side.modalities or ((),) * len(side.targets))
+    return each if any(each) else None

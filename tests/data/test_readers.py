@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from routerjax.data.readers import read_dataset, read_pool
+from routerjax.data.pool import read_pool
+from routerjax.data.readers import read_dataset
 
 NAN = np.nan
 FULL = {
@@ -125,10 +126,10 @@ JSONL = {
     "invalid JSON": ('{"id": "a", "query": ', 2, "not valid JSON: Expecting value"),
     "nested without end": ("[" * 100_000, 2, "not valid JSON: "),
     "not an object": ("[1, 2]", 2, r"expected a JSON object, got '\[1, 2\]"),
-    "no id": (_line(id=...), 2, 'the field "id" is missing'),
     "no query": (_line(query=...), 2, 'the field "query" is missing'),
     "no correct": (_line(correct=...), 2, 'the field "correct" is missing'),
-    "id not a text": (_line(id=7), 2, "id: expected a text that is not empty, got 7"),
+    "id a fraction": (_line(id=7.5), 2, "id: expected a text that is not empty, got 7.5"),
+    "id a truth value": (_line(id=True), 2, "id: expected a text that is not empty, got True"),
     "empty id": (_line(id=""), 2, "id: expected a text that is not empty"),
     "empty query": (_line(query=""), 2, "query: expected a text that is not empty, got ''"),
     "blank query": (_line(query=" \n"), 2, "query: expected a text that is not empty"),
@@ -138,7 +139,6 @@ JSONL = {
     "score below 0": (_line(correct={"X": -1}), 2, r"correct\['X'\]: .*got -1"),
     "score NaN": (_line(correct={"X": NAN}), 2, r"correct\['X'\]: .*got nan"),
     "score infinite": (_line(correct={"X": np.inf}), 2, r"correct\['X'\]: .*got inf"),
-    "score bool": (_line(correct={"X": True}), 2, r"correct\['X'\]: .*got True"),
     "score text": (_line(correct={"X": "1"}), 2, r"correct\['X'\]: .*got '1'"),
     "correct a list": (_line(correct=[1]), 2, r"correct: expected an object .*got \[1\]"),
     "target without name": (_line(correct={" ": 1}), 2, "expected names of targets, got ' '"),
@@ -150,8 +150,15 @@ JSONL = {
         2,
         r"output_tokens\['X'\]: .*to 167",
     ),
-    "group a number": (_line(group=3), 2, "group: expected a text that is not empty, got 3"),
-    "duplicate id": (_line() + "\n" + _line(), 3, "the id 'a' was already in line 2"),
+    "group a list": (_line(group=[3]), 2, r"group: expected a text that is not empty, got \[3\]"),
+    "id of two texts": (_line() + "\n" + _line(query="Or?"), 3, "the id 'a' was already in line 2"),
+    "id of two datasets": (
+        _line(dataset="d") + "\n" + _line(dataset="e"),
+        3,
+        "dataset: .*'d' in line 2, got 'e'",
+    ),
+    "cost negative": (_line(cost={"X": -1}), 2, r"cost\['X'\]: expected USD >= 0, got -1"),
+    "no runs": (_line(runs={"X": 0}), 2, r"runs\['X'\]: expected an integer from 1 .*got 0"),
 }
 OK = json.dumps({"id": "first", "query": "ok", "correct": {"X": 1}})
 
@@ -169,7 +176,6 @@ def test_jsonl_refusals(write, case, packing):
 LONG = "question,model,isCorrect,output_tokens\nq?,X,1,3\n"
 WIDE = "query,X,Y\nq?,1,0\n"
 CSV = {
-    "answered twice": (LONG + "r?,X,1,\nq?,X,0,\n", 4, "'X' has answered .* already in line 2"),
     "line of a later answer": (LONG + '"r\n?",X,1,\nq?,Y,2,\n', 5, "isCorrect: .*got '2'"),
     "long: not a number": (LONG + "r?,X,maybe,\n", 3, "isCorrect: .*True or False.* got 'maybe'"),
     "long: NaN": (LONG + "r?,X,nan,\n", 3, "isCorrect: .*got 'nan'"),
@@ -179,7 +185,9 @@ CSV = {
     "long: tokens": (LONG + "r?,X,1,2.5\n", 3, "output_tokens: expected an integer .*got '2.5'"),
     "long: tokens negative": (LONG + "r?,X,1,-2\n", 3, "output_tokens: .*got '-2'"),
     "long: two datasets": (
-        "question,model,isCorrect,dataset\nq?,X,1,d\nq?,Y,1,e\n", 3, "'d' in line 2, got 'e'"),
+        "id,question,model,isCorrect,dataset\n1,q?,X,1,d\n1,q?,Y,1,e\n", 3, "'d' in line 2, got"),
+    "long: an id of two texts": (
+        "id,question,model,isCorrect\n1,q?,X,1\n1,r?,X,1\n", 3, "the id '1' was already"),
     "too few cells": (LONG + "r?,X\n", 3, "expected 4 cells as in the header, got 2"),
     "quote never closed": (LONG + '"r?,X,1,\ns?,X,1,\n', 3, "not valid CSV: unexpected end"),
     "wide: above 1": (WIDE + '"r\n?",1,1\ns?,1,1.5\n', 5, r"Y: .*in \[0, 1\].*got '1.5'"),
@@ -200,18 +208,16 @@ def test_csv_refusals(write, case):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "line"),
+    ("name", "content"),
     [
-        ("a.jsonl", _line(correct={"X": 1, "Y": 1}) + "\n" + _line(id="b", correct={"Z": 1}), 2),
-        ("a.csv", "question,model,isCorrect\nq?,X,1\nq?,Y,1\nq?,Z,1\n", 4),
-        ("b.csv", "query,X,Y,Z\nq?,1,1,1\n", 1),
+        ("a.jsonl", _line(correct={"X": 1, "Y": 1}) + "\n" + _line(id="b", correct={"Z": 1})),
+        ("a.csv", "question,model,isCorrect\nq?,X,1\nq?,Y,1\nq?,Z,1\n"),
+        ("b.csv", "query,X,Y,Z\nq?,1,1,1\n"),
     ],
 )
-def test_a_target_outside_the_pool_is_refused(write, pool, name, content, line):
-    path = write(name, content)
-    with pytest.raises(ValueError, match="'Z' is not in the pool, which has Y, X") as error:
-        read_dataset(path, pool)
-    assert str(error.value).startswith(f"{path}:{line}: ")
+def test_a_target_outside_the_pool_is_left_out_and_named(write, pool, caplog, name, content):
+    assert read_dataset(write(name, content), pool).targets == ("Y", "X")
+    assert "targets that are left out: 'Z' (1 outcomes)" in caplog.text
 
 
 # ---- refusals of a whole file
@@ -268,8 +274,12 @@ def test_a_damaged_gzip_file_is_refused_with_its_line(write, damage):
 
 
 def test_other_names_and_missing_files_are_refused(write, tmp_path):
-    with pytest.raises(ValueError, match=r"expected a file named \.jsonl or \.csv"):
-        read_dataset(write("a.parquet", "x"))
+    with pytest.raises(ValueError, match=r"a\.txt:1: expected the columns question, .*got x"):
+        read_dataset(write("a.txt", "x"))
+    with pytest.raises(ValueError, match="format: expected one of jsonl, .*got 'xls'"):
+        read_dataset(write("a.txt", "x"), format="xls")
+    with pytest.raises(ValueError, match="a folder with no files of a known format"):
+        read_dataset(tmp_path)
     with pytest.raises(FileNotFoundError, match="nothing.jsonl"):
         read_dataset(tmp_path / "nothing.jsonl")
 

@@ -10,7 +10,9 @@ import pytest
 
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.groups import group_rows
-from routerjax.data.readers import read_dataset, write_dataset, write_pool
+from routerjax.data.pool import write_pool
+from routerjax.data.readers import read_dataset
+from routerjax.data.writers import write_dataset
 
 NAN = np.nan
 OK = json.dumps({"id": "first", "query": "ok", "correct": {"X": 1}})

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from routerjax.data.readers import write_dataset
+from routerjax.data.writers import write_dataset
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extraction.extract import extract
 from routerjax.store import shards

@@ -122,7 +122,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bytes(
     n_blocks_before, tiny_encoder_folder, encoder, tiny_data, whole, tmp_path
 ):
     """kill -9 of another process, once so many blocks are committed."""
-    from routerjax.data.readers import write_dataset
+    from routerjax.data.writers import write_dataset
 
     write_dataset(tiny_data, tmp_path / "data.jsonl")
     script = f"""

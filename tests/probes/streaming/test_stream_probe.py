@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from routerjax.data.readers import write_dataset
+from routerjax.data.writers import write_dataset
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extraction.extract import extract
 from routerjax.encoder.extraction.plan import identity_of

@@ -1,0 +1,1 @@
+"""Layouts of outcome files: each module recognises one and yields rows of the JSONL format."""

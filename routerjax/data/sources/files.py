@@ -1,0 +1,243 @@
+"""Files of outcomes: lines that know their numbers, tables, whole writes, how a file begins."""
+
+import contextlib
+import csv
+import dataclasses
+import functools
+import gzip
+import json
+import os
+import pathlib
+import zlib
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+from routerjax.runtime.files import stand_in
+
+# File and line of a row, as errors name them, and the row itself, as in the JSONL format.
+Row = tuple[str, dict[str, Any]]
+# Whether a target, by name, is to be read.
+Wanted = Callable[[str], bool]
+# A prompt may hold a book; the csv module's own limit is 131072 characters.
+_CELL_CHARACTERS = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """How a file begins, by which its format is recognised.
+
+    Attributes:
+      path: The file.
+      header: Names of a table's columns; empty where it is none.
+      cells: Of a table's first row, by column.
+      value: The first object of a file of JSON lines, or the one of a JSON file; {} where it is
+        none.
+    """
+
+    path: pathlib.Path
+    header: tuple[str, ...] = ()
+    cells: dict[str, Any] = dataclasses.field(default_factory=dict)
+    value: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A format.
+
+    Attributes:
+      read: Yields the rows of a file, or of a folder where `folder` says that it is one.
+      file: Whether a file that begins so is in this format.
+      folder: Whether a folder is.
+      long: Whether a row is an answer, not a query: see `Columns`.
+      partial: Whether its rows lack query or outcomes, which must come from another file.
+    """
+
+    read: Callable[[pathlib.Path, Wanted], Iterator[Row]]
+    file: Callable[[Start], bool]
+    folder: Callable[[pathlib.Path], bool] = lambda path: False
+    long: bool = False
+    partial: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A CSV or parquet file.
+
+    Attributes:
+      header: Names of the columns.
+      rows: Yields the number of each row's (first) line and its cells, texts in a CSV file.
+    """
+
+    header: tuple[str, ...]
+    rows: Iterator[tuple[int, tuple[Any, ...]]]
+
+
+def lines(path: pathlib.Path) -> Iterator[str]:
+    """The lines with their line ends, decoded one by one, so that an error can name its line.
+
+    Raises:
+      ValueError: It is not UTF-8, not a whole gzip file, or something else lies in its place.
+    """
+    instead = stand_in(path)
+    if instead:
+        raise ValueError(f"{path} is {instead}")
+    opener: Any = gzip.open if _gzipped(path) else open
+    number = 0
+    with opener(path, "rb") as file:
+        try:
+            for number, line in enumerate(file, 1):
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}:{number}: not UTF-8: {error}") from error
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"{path}:{number + 1}: not a whole gzip file: {error}") from error
+
+
+def start_of(path: pathlib.Path) -> Start:
+    """How a file begins.
+
+    Raises:
+      ValueError: It cannot be decoded, or something else lies in its place.
+      OSError: It cannot be read.
+    """
+    if is_parquet(path):
+        table = open_table(path)
+        return Start(path, table.header, _first(table))
+    if _magic(path, b"PK"):
+        return Start(path)
+    first = next((line for line in lines(path) if line.strip()), "").strip()
+    if not first.startswith(("{", "[")):
+        table = open_table(path)
+        return Start(path, table.header, _first(table))
+    try:
+        value = json.loads(first)
+    except (ValueError, RecursionError):
+        value = None
+        with contextlib.suppress(ValueError):
+            value = read_json(path)
+    if isinstance(value, list):
+        value = value[0] if value else {}
+    return Start(path, value=value if isinstance(value, dict) else {})
+
+
+def _first(table: Table) -> dict[str, Any]:
+    cells = next(table.rows, (0, ()))[1]
+    return dict(zip(table.header, cells, strict=False))
+
+
+def is_parquet(path: pathlib.Path) -> bool:
+    """Whether this is a parquet file."""
+    return _magic(path, b"PAR1")
+
+
+def open_table(path: pathlib.Path) -> Table:
+    """A CSV or parquet file, row by row.
+
+    Raises:
+      ValueError: A column is there twice; later, a line that does not fit the header.
+    """
+    if is_parquet(path):
+        return _open_parquet(path)
+    # Strict: a quote that is never closed would swallow the rest of the file in silence.
+    numbered = _numbered(csv.reader(lines(path), strict=True), str(path))
+    header = tuple(name.strip() for name in next(numbered, (1, []))[1])
+    twice = [name for i, name in enumerate(header) if name and name in header[:i]]
+    if twice:
+        raise ValueError(f"{path}:1: the column {twice[0]!r} is there twice")
+
+    def rows() -> Iterator[tuple[int, tuple[Any, ...]]]:
+        for line, cells in numbered:
+            if len(cells) != len(header):
+                raise ValueError(
+                    f"{path}:{line}: expected {len(header)} cells as in the header, got "
+                    f"{len(cells)}"
+                )
+            yield line, tuple(cells)
+
+    return Table(header, rows())
+
+
+def _open_parquet(path: pathlib.Path) -> Table:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise ValueError(
+            f"{path}: a parquet file is read by pyarrow: pip install 'routerjax[data]'"
+        ) from error
+    try:
+        file = parquet.ParquetFile(path)
+    except Exception as error:
+        raise ValueError(f"{path}: not a whole parquet file: {error}") from error
+
+    def rows() -> Iterator[tuple[int, tuple[Any, ...]]]:
+        number = 0
+        for batch in file.iter_batches(batch_size=4096):
+            for cells in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                number += 1
+                yield number, cells
+
+    return Table(tuple(file.schema_arrow.names), rows())
+
+
+@functools.lru_cache(maxsize=1)
+def read_json(path: pathlib.Path) -> Any:
+    """The value of a JSON file, plain or gzipped; the last one is kept.
+
+    Raises:
+      ValueError: It is not JSON.
+    """
+    try:
+        return json.loads("".join(lines(path)))
+    except (ValueError, RecursionError) as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+
+
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; refuses a name given twice, whose first value would be lost in silence."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ValueError(f"the name {twice!r} is twice in one object")
+    return value
+
+
+@contextlib.contextmanager
+def whole(path: pathlib.Path) -> Iterator[IO[str]]:
+    """A text file to write, gzipped where the name ends in .gz; it appears once it is complete."""
+    partial = path.with_name(f".{path.name}.partial")
+    opener: Any = gzip.open if path.name.endswith(".gz") else open
+    try:
+        with opener(partial, "wt", encoding="utf-8") as file:
+            yield file
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _gzipped(path: pathlib.Path) -> bool:
+    return path.name.endswith(".gz") or _magic(path, b"\x1f\x8b")
+
+
+def _magic(path: pathlib.Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
+
+
+def _numbered(reader: Any, path: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of cells, each with the number of its first line: a quoted cell may have several."""
+    while True:
+        start = reader.line_num + 1
+        limit = csv.field_size_limit(_CELL_CHARACTERS)
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(f"{path}:{start}: not valid CSV: {error}") from error
+        finally:
+            csv.field_size_limit(limit)
+        if cells is None:
+            return
+        if cells:
+            yield start, cells
