@@ -39,6 +39,7 @@ from tests.encoder.test_capture import assert_close
         pytest.param("qwen3_moe", (1, 3), marks=pytest.mark.slow),
         # What a recurrence remembers.
         pytest.param("qwen3_5", (0, 2, 3), marks=pytest.mark.slow),
+        ("lfm2", (1, 2, 4)),  # What short convolutions see.
         ("deepseek_v3", (0, 2, 3)),  # The few channels that keys and values come from.
         pytest.param("qwen3_next", (1, 3), marks=pytest.mark.slow),
         ("alternating", (0, 1, 3)),  # Blocks of two kinds: one whole group, and one block more.

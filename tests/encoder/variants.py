@@ -308,6 +308,28 @@ VARIANTS = {
             "rope_parameters": _YARN | {"mscale": 0.7, "mscale_all_dim": 0.7},
         },
     ),
+    # Three convolutions run behind each other before an attention; the width becomes 16.
+    "lfm2": (
+        "lfm2",
+        _SMALL
+        | {
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", "conv", _FULL, "conv"],
+            "conv_bias": True,
+            "conv_L_cache": 4,
+            "block_multiple_of": 8,
+            "block_ffn_dim_multiplier": 0.8,
+            "norm_eps": 1e-2,
+            "tie_word_embeddings": False,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 50.0},
+        },
+    ),
+    "lfm2_plain": (
+        "lfm2",
+        _SMALL
+        | _FLAT
+        | {"block_auto_adjust_ff_dim": False, "layer_types": [_FULL, "conv"], "conv_L_cache": 3},
+    ),
     "distilbert": (
         "distilbert",
         {

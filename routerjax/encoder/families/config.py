@@ -124,6 +124,8 @@ class EncoderConfig:
       sinks: Each query head has a learnt score that joins its softmax without a value (gpt-oss).
       output_gate: Whether what attention mixed is multiplied by sigmoid(gate(x)) (Qwen3-Next).
       delta: Of the layers whose mixer is "deltanet"; None without such.
+      conv_width: K, tokens that the layers whose mixer is "conv" see (LFM2); 0 without such.
+      conv_bias: Biases of their projections and convolutions.
       latent: Of the layers whose mixer is "latent"; None without such. Their head_dim is that of
         queries and keys.
       qkv_bias, out_bias, ffn_bias: Biases of the projections.
@@ -180,6 +182,8 @@ class EncoderConfig:
     sinks: bool = False
     output_gate: bool = False
     delta: DeltaShape | None = None
+    conv_width: int = 0
+    conv_bias: bool = False
     latent: LatentShape | None = None
     qkv_bias: bool = False
     out_bias: bool = False
@@ -241,6 +245,7 @@ class EncoderConfig:
     def _block_flops(self, kind: BlockKind, n_tokens: int) -> float:
         mixers = {
             "attention": self._attention_products,
+            "conv": lambda n_tokens: 4 * self.width**2,
             "deltanet": self._delta_products,
             "latent": self._latent_products,
         }

@@ -1,4 +1,7 @@
-"""The families that mix tokens by gated DeltaNet in most layers: readers as in dense.py."""
+"""The families that mix tokens by something else than attention in most layers.
+
+Readers as in dense.py.
+"""
 
 import dataclasses
 from typing import Any
@@ -16,7 +19,8 @@ from routerjax.encoder.families.fields import (
 )
 from routerjax.encoder.families.mixtures import EXPERTS, qwen_experts
 
-_MIXERS = {FULL: "attention", LINEAR: "deltanet"}
+_CONV = "conv"
+_MIXERS = {FULL: "attention", LINEAR: "deltanet", _CONV: "conv"}
 
 
 def qwen3_5(family: str, c: Fields, **different: Any) -> EncoderConfig:
@@ -69,3 +73,38 @@ def qwen3_5_moe(family: str, c: Fields) -> EncoderConfig:
     # Every layer has experts, whose weights always sum to 1: the config has no switches for these.
     always = {"kinds": (EXPERTS,) * c["num_hidden_layers"], "expert_softmax": "chosen"}
     return qwen3_5(family, c, **(qwen_experts(c) | always), ffn_width=0)
+
+
+def lfm2(family: str, c: Fields) -> EncoderConfig:
+    """LFM2: short gated convolutions, and attention with norms on heads in some layers."""
+    if not c.get("is_causal", True):
+        raise c.refuse("short convolutions without a causal mask (is_causal: false)")
+    attends = c.get("full_attn_idxs", range(c["num_hidden_layers"]))
+    default = [FULL if i in attends else _CONV for i in range(c["num_hidden_layers"])]
+    types = layer_types(c, default, known=(FULL, _CONV))
+    return read_decoder(
+        family,
+        c,
+        activation="silu",
+        ffn_width=_adjusted_width(c),
+        norm_eps=c.get("norm_eps", 1e-5),
+        tied=bool(c.get("tie_embedding", c.get("tie_word_embeddings", True))),
+        qk_norm="head",
+        ropes=(read_rope(c, theta=1e6),),
+        kinds=tuple(BlockKind(mixer=_MIXERS[each]) for each in types),
+        conv_width=c.get("conv_L_cache", 3),
+        conv_bias=bool(c.get("conv_bias", False)),
+    )
+
+
+def _adjusted_width(c: Fields) -> int:
+    """The feed-forward layer's inner width: two thirds of the one given, rounded up."""
+    # block_ff_dim is what LFM2's own files call it, and counts first.
+    width = c["block_ff_dim" if c.get("block_ff_dim", 0) else "intermediate_size"]
+    if not c.get("block_auto_adjust_ff_dim", True):
+        return width
+    width = int(2 * width / 3)
+    if (times := c.get("block_ffn_dim_multiplier", 0)) == 0:
+        return width
+    multiple = c.get("block_multiple_of", 256)
+    return -(-int(times * width) // multiple) * multiple

@@ -193,6 +193,22 @@ _GPT_OSS = _DECODER | {
     ),
     "blocks/ffn/experts/down": ExpertTensor("layers.{i}.mlp.experts.down_proj", outputs_last=True),
 }
+_LFM2 = _DECODER | {
+    "blocks/attention_norm": "layers.{i}.operator_norm",
+    "blocks/attention/o": "layers.{i}.self_attn.out_proj",
+    "blocks/attention/q_norm": "layers.{i}.self_attn.q_layernorm",
+    "blocks/attention/k_norm": "layers.{i}.self_attn.k_layernorm",
+    "blocks/conv/in_gate": "layers.{i}.conv.in_proj",
+    "blocks/conv/out_gate": "layers.{i}.conv.in_proj",
+    "blocks/conv/value": "layers.{i}.conv.in_proj",
+    "blocks/conv/conv": "layers.{i}.conv.conv",
+    "blocks/conv/out": "layers.{i}.conv.out_proj",
+    "blocks/ffn_norm": "layers.{i}.ffn_norm",
+    "blocks/ffn/gate": "layers.{i}.feed_forward.w1",
+    "blocks/ffn/up": "layers.{i}.feed_forward.w3",
+    "blocks/ffn/down": "layers.{i}.feed_forward.w2",
+    "norm": "embedding_norm",
+}
 _LINEAR = "layers.{i}.linear_attn"
 _HYBRID: Table = {
     "blocks/attention/gate": "layers.{i}.self_attn.q_proj",
@@ -228,6 +244,7 @@ GLM4 = (_GLM4,)
 GPT_OSS = (_GPT_OSS, packed(_GPT_OSS))
 HYBRID = (_DECODER | _HYBRID,)
 LATENT = (_LATENT, _LATENT | _FUSED_EXPERTS)
+LFM2 = (_LFM2,)
 MIXTRAL = (_MIXTRAL, _MIXTRAL | _FUSED_EXPERTS)
 MODERNBERT = (_MODERNBERT,)
 PHI3 = (_PHI3,)

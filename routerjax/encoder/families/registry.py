@@ -64,6 +64,7 @@ FAMILIES: dict[str, Family] = {
     "glm4_moe": Family(mixtures.glm4_moe, key_tables.DEEPSEEK_EXPERTS),
     "gpt_oss": Family(mixtures.gpt_oss, key_tables.GPT_OSS),
     "granite": Family(dense.granite, key_tables.DECODER),
+    "lfm2": Family(hybrids.lfm2, key_tables.LFM2),
     "llama": Family(dense.llama, key_tables.DECODER),
     "ministral": Family(dense.ministral, key_tables.DECODER),
     "ministral3": Family(dense.ministral3, key_tables.DECODER),

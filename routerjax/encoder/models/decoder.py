@@ -16,6 +16,7 @@ from routerjax.encoder.models.latent import LatentAttention
 from routerjax.encoder.models.moe import Experts
 from routerjax.encoder.models.norms import norm_maker
 from routerjax.encoder.models.partition import attend, attend_cudnn
+from routerjax.encoder.models.short_conv import ShortConv
 from routerjax.runtime.tuning import Tuning
 
 
@@ -109,6 +110,7 @@ class Attention(nnx.Module):
 # tokens, `before` None or the same of a prefix shared by all rows (leading axis 1).
 MIXERS: dict[str, Any] = {
     "attention": Attention,
+    "conv": ShortConv,
     "deltanet": DeltaNet,
     "latent": LatentAttention,
 }

@@ -10,6 +10,7 @@ from flax import nnx
 from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.models import partition
 from routerjax.encoder.models.delta_rule import delta_rule
+from routerjax.encoder.models.short_conv import DepthwiseConv, last_inputs
 from routerjax.runtime.tuning import Tuning
 
 
@@ -75,9 +76,7 @@ class DeltaNet(nnx.Module):
         )
         rule = functools.partial(delta_rule, most_floats=self.tuning.delta_floats, chunk=s.chunk)
         mixed_BTHE, memory = partition.by_memory(rule, tokens, memory)
-        # The K - 1 last real inputs of a row begin, in `inputs`, at its length.
-        last_BK = place.lengths_B[:, None] + jnp.arange(s.conv_width - 1)[None]
-        tails = [jnp.take_along_axis(x, last_BK[:, :, None], axis=1) for x in inputs]
+        tails = [last_inputs(x, place.lengths_B, s.conv_width) for x in inputs]
         z_BTHE = self.z(x_BTD).reshape(mixed_BTHE.shape).astype(jnp.float32)
         mixed_BTHE = self.norm(mixed_BTHE).astype(jnp.float32) * jax.nn.silu(z_BTHE)
         y_BTD = self.out(mixed_BTHE.reshape(B, T, -1).astype(x_BTD.dtype))
@@ -92,21 +91,3 @@ class DeltaNet(nnx.Module):
 
     def _vector(self, param: nnx.Param) -> jax.Array:
         return param[...].astype(jnp.float32)[None, None]
-
-
-class DepthwiseConv(nnx.Module):
-    """Each channel's sum over the K last tokens, weighted by K numbers of its own; no bias."""
-
-    def __init__(self, width: int, size: int, dtype: Any, rngs: nnx.Rngs):
-        noise = jax.random.normal(rngs.params(), (size, 1, width), jnp.float32)
-        self.kernel = nnx.Param((noise * size**-0.5).astype(dtype))
-
-    def __call__(self, x_BTC: jax.Array) -> jax.Array:
-        """[B, K - 1 + T, C] to [B, T, C]; as K shifted products, which fuse into one loop."""
-        kernel_KC = self.kernel[...][:, 0].astype(jnp.float32)
-        n_tokens = x_BTC.shape[1] - len(kernel_KC) + 1
-        shifted = (
-            x_BTC[:, k : k + n_tokens].astype(jnp.float32) * weight_C[None, None]
-            for k, weight_C in enumerate(kernel_KC)
-        )
-        return sum(shifted, start=jnp.zeros((), jnp.float32)).astype(x_BTC.dtype)

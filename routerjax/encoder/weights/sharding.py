@@ -91,6 +91,9 @@ def _model_axis(
         return 0 if names == ("embed",) else None
     if "deltanet" in names:
         return _deltanet_axis(module, shape, config, n_model)
+    if "conv" in names:  # By channels, each of which is convolved by itself.
+        by_inputs = module == "out"
+        return last - by_inputs if path[-1] == "kernel" or not by_inputs else None
     if "experts" in names:
         return 1  # After the stack's axis.
     if module in ("k", "v", "k_norm") and config.n_kv_heads % n_model:

@@ -108,7 +108,7 @@ def test_all_switches_of_the_variants_are_read(name):
     head_dim = settings.get("qk_nope_head_dim", 0) + settings.get("qk_rope_head_dim", 0)
     assert config.head_dim == (head_dim or settings.get("head_dim", width // n_heads))
     heads = ("qwen3", "qwen3_moe", "qwen3_5", "qwen3_next", "qwen3_5_moe", "gemma3")
-    heads = (*heads, "qwen3_vl_moe", "exaone4")
+    heads = (*heads, "qwen3_vl_moe", "exaone4", "lfm2")
     heads += ("glm4_moe",) * settings.get("use_qk_norm", False)
     norms = dict.fromkeys(heads, "head") | {"olmo2": "projection", "olmo3": "projection"}
     assert config.qk_norm == norms.get(config.family, "")

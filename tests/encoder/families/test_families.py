@@ -31,6 +31,12 @@ def plain(name):
     }
 
 
+def plain_of_theta(name, theta):
+    """The ropes of a golden model with another base."""
+    ropes = models.golden_config(name).ropes
+    return {"ropes": tuple(dataclasses.replace(rope, theta=theta) for rope in ropes)}
+
+
 def refusal(name, **changes):
     with pytest.raises(ValueError) as error:
         models.golden_config(name, **changes)
@@ -78,6 +84,9 @@ def refusal(name, **changes):
         ("qwen3_5", {"ropes": (Rope(80.0, 4),)}),
         ("qwen3_next", {"expert_softmax": "chosen"}),
         ("qwen3_next", {"n_experts_per_token": 3}),
+        ("lfm2", {"norm_eps": 1e-5}),
+        ("lfm2", {"activation": "gelu"}),
+        ("lfm2", plain_of_theta("lfm2", 60.0)),
         ("modernbert", {"windows": (FULL_ATTENTION, 5, 5)}),
         ("modernbert", {"windows": (FULL_ATTENTION, 3, 3)}),
         ("modernbert", {"bidirectional": False}),
@@ -204,6 +213,24 @@ OLDER = {
         "shared_expert_intermediate_size": 512,
         "use_sliding_window": False,
     },
+    "lfm2": {
+        "model_type": "lfm2",
+        "block_auto_adjust_ff_dim": True,
+        "block_dim": 512,
+        "block_ff_dim": 1024,
+        "block_ffn_dim_multiplier": 1.0,
+        "block_multiple_of": 256,
+        "block_norm_eps": 1e-05,
+        "conv_L_cache": 3,
+        "conv_bias": False,
+        "conv_dim": 512,
+        "conv_use_xavier_init": True,
+        "full_attn_idxs": [2, 5, 7],
+        "norm_eps": 1e-05,
+        "rope_theta": 1000000.0,
+        "tie_embedding": True,
+        "use_pos_enc": True,
+    },
     "olmo3": {
         "model_type": "olmo3",
         "rope_theta": 500000,
@@ -293,6 +320,8 @@ def test_what_longrope_was_called_first(older):
         ("qwen3_5", {"attn_output_gate": False}, "attn_output_gate"),
         ("qwen3_5", {"layer_types": ["sliding_attention"] * 3}, "'sliding_attention'"),
         ("qwen3_5", {"linear_key_head_dim": None}, "'linear_key_head_dim' is missing"),
+        ("lfm2", {"is_causal": False}, "is_causal: false"),
+        ("lfm2", {"layer_types": ["sliding_attention"] * 4}, "'sliding_attention'"),
     ],
 )
 def test_variants_that_are_not_computed_are_refused(name, changes, part):
@@ -306,6 +335,23 @@ def test_stretches_by_layer_type_that_hugging_face_reads_otherwise_are_refused()
     assert "truncate" in refusal("olmo3", rope_parameters=table)
     growth = {"rope_type": "default", "llama_4_scaling_beta": 0.1}
     assert "llama_4_scaling_beta" in refusal("ministral3", rope_parameters=growth)
+
+
+def test_widths_and_layers_of_lfm2():
+    raw = models.HUB_FIELDS | OLDER["lfm2"]
+    config = read_config(raw)
+    assert [kind.mixer == "attention" for kind in config.kinds] == [
+        i in (2, 5, 7) for i in range(8)
+    ]
+    assert (config.ffn_width, config.conv_width, config.tied) == (768, 3, True)
+    # Two thirds of 1,000 are 666; times 1.5 they are 999, and 1,024 the multiple of 256 above.
+    for change, width in (
+        ({"block_ff_dim": 1000, "block_ffn_dim_multiplier": 1.5}, 1024),
+        ({"block_ff_dim": 1000, "block_ffn_dim_multiplier": None}, 666),
+        ({"block_auto_adjust_ff_dim": False}, 1024),
+        ({"block_ff_dim": None, "block_auto_adjust_ff_dim": False}, 640),
+    ):
+        assert read_config(raw | change).ffn_width == width
 
 
 # --- weights ------------------------------------------------------------------------------------
@@ -407,6 +453,29 @@ def _with_weights_of(model, name):
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         return models.load(pathlib.Path(folder))
+
+
+@pytest.mark.parametrize(
+    "name, part, spoil",
+    [
+        ("lfm2", "conv.conv.weight", lambda x: x[:, :, ::-1]),  # The first tap is the oldest token.
+        ("lfm2", "conv.in_proj.weight", lambda x: np.roll(x, 16, axis=0)),
+        ("lfm2", "conv.conv.bias", lambda x: 0 * x),
+        ("deepseek_v3", "kv_a_proj_with_mqa", lambda x: np.roll(x, 4, axis=0)),
+        ("deepseek_v3", "kv_b_proj", lambda x: np.roll(x, 6, axis=0)),
+        ("deepseek_v3", "q_b_proj", lambda x: np.roll(x, 4, axis=0)),
+    ],
+)
+@pytest.mark.slow
+def test_parity_would_notice_rows_in_another_order(name, part, spoil, tmp_path):
+    tokens_BT, lengths_B, expected = models.golden_states(name)
+
+    def rename(key, x):
+        return [(key, np.ascontiguousarray(spoil(x)) if part in key else x)]
+
+    models.rewrite(models.GOLDEN / name, tmp_path, rename)
+    states = models.our_states(models.load(tmp_path), tokens_BT, lengths_B)
+    assert models.worst_error(states, expected, lengths_B) > 1e-3
 
 
 @pytest.mark.parametrize(

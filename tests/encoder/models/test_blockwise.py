@@ -88,7 +88,17 @@ def temporary_bytes(name, T):
 
 @pytest.mark.parametrize(
     "name",
-    ["llama", "gemma3", "gpt_oss", "qwen3_next", "qwen3_5", "deepseek_v3", "bert", "modernbert"],
+    [
+        "llama",
+        "gemma3",
+        "gpt_oss",
+        "qwen3_next",
+        "qwen3_5",
+        "deepseek_v3",
+        "lfm2",
+        "bert",
+        "modernbert",
+    ],
 )
 def test_memory_grows_as_the_prompt_does(name):
     shorter, longer = (temporary_bytes(name, T) for T in (2**14, 2**15))

@@ -188,6 +188,7 @@ def test_devices_of_a_split_hybrid_exchange_sums_alone(name):
         ("qwen3_next", "data:4,model:2"),
         ("gpt_oss", "model:2"),
         ("glm4_moe", "data:4,model:2"),
+        ("lfm2", "data:4,model:2"),
         ("deepseek_v3", "data:4,model:2"),
         ("deepseek_v2", "data:4,model:2"),
     ],
