@@ -573,7 +573,11 @@ def test_of_several_stores_of_one_encoder_that_with_the_layers_is_read(two, two_
 
 
 @pytest.mark.parametrize(
-    "recipe", [Recipe.per_target("cv_auc", ("last", "mean"), (5, 20)), Recipe.greedy(2, "mean", 20)]
+    "recipe",
+    [
+        Recipe.per_target("cv_auc", ("last", "mean"), (5, 20)),
+        pytest.param(Recipe.greedy(2, "mean", 20), marks=pytest.mark.slow),
+    ],
 )
 def test_what_was_chosen_is_recorded_and_validation_rows_choose_nothing(parts, recipe, tmp_path):
     store, _, train = parts

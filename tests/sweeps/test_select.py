@@ -161,6 +161,7 @@ def test_several_encoders_joined_by_id(planted, fake_store):
         assert cells == {"a": (0, 5, "mean"), "b": (1, 4, "last"), "c": (1, 4, "last")}
 
 
+@pytest.mark.slow
 def test_widths_beyond_the_columns_and_constant_layers(planted, fake_store):
     """A width that no fold has counts as all components there are; a constant layer as nothing."""
     h_NLPD, data = planted

@@ -174,6 +174,7 @@ def test_a_stopped_sweep_continues_to_the_same_bits(rows, whole, tmp_path, monke
     assert not [path for path in tmp_path.rglob("*") if "checkpoint" in str(path)]
 
 
+@pytest.mark.slow
 def test_other_devices_take_over_what_is_finished(rows, tmp_path, monkeypatch, tune):
     """Groups are cut by the devices' memory: another number of devices cuts others."""
     chosen = alike()

@@ -114,10 +114,8 @@ def test_stopped_by_sigterm_it_resumes_to_the_same_bytes(encoder, tiny_data, who
     assert arrays_of(tmp_path / "store") == arrays_of(whole.folder.local_path())
 
 
-@pytest.mark.parametrize(
-    "n_blocks_before",
-    [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(5, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("n_blocks_before", [0, 1, 5])
 def test_killed_at_any_moment_it_resumes_to_the_same_bytes(
     n_blocks_before, tiny_encoder_folder, encoder, tiny_data, whole, tmp_path
 ):
@@ -193,7 +191,8 @@ def test_a_store_made_differently_is_refused(
         extract(encoder, tiny_data, whole.folder.path, **options)
 
 
-@pytest.mark.parametrize("mesh", [pytest.param("data:1", marks=pytest.mark.slow), "data:2,model:2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["data:1", "data:2,model:2"])
 def test_an_accelerators_way_leaves_the_same_bytes(
     mesh, tiny_encoder_folder, tiny_data, tmp_path, monkeypatch, tune
 ):
@@ -277,6 +276,7 @@ def test_an_unwritable_path_is_an_error_that_names_it(encoder, tiny_data, tmp_pa
         extract(encoder, tiny_data, tmp_path / "file" / "store")
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_same_states(tiny_encoder_folder, tiny_data, whole, tmp_path):
     from routerjax.runtime.devices import make_mesh
 

@@ -91,13 +91,13 @@ def temporary_bytes(name, T):
     [
         "llama",
         "gemma3",
-        "gpt_oss",
-        "qwen3_next",
+        pytest.param("gpt_oss", marks=pytest.mark.slow),
+        pytest.param("qwen3_next", marks=pytest.mark.slow),
         "qwen3_5",
         "deepseek_v3",
-        "lfm2",
+        pytest.param("lfm2", marks=pytest.mark.slow),
         "bert",
-        "modernbert",
+        pytest.param("modernbert", marks=pytest.mark.slow),
     ],
 )
 def test_memory_grows_as_the_prompt_does(name):

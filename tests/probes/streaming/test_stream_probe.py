@@ -82,10 +82,8 @@ def test_the_same_numbers_as_through_a_store(encoder, data, exact, tmp_path):
             )
 
 
-@pytest.mark.parametrize(
-    "mesh, layers",
-    [("data:4,model:2", [0, 1, 3]), pytest.param("data:3", "all", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh, layers", [("data:4,model:2", [0, 1, 3]), ("data:3", "all")])
 def test_sites_dealt_out_over_devices_give_the_same(
     mesh, layers, tiny_encoder_folder, data, exact, monkeypatch
 ):
