@@ -23,7 +23,7 @@ from routerjax.runtime.files import Folder
 from routerjax.stats.bootstrap import value_and_draws
 from routerjax.stats.intervals import LEVEL
 from routerjax.store.identity import compared
-from routerjax.studies.contestants import BASELINES, Baseline
+from routerjax.studies.contestants import BASELINES, Baseline, RouterSpec
 from routerjax.studies.estimates import (
     LEFT_OUT,
     METRICS,
@@ -103,8 +103,11 @@ def compare(
     if dataset_folds < 0 or dataset_folds == 1:
         raise ValueError(f"dataset_folds: expected 0 or at least 2, got {dataset_folds}")
     for contestant in contestants.values():
+        # Before routers are fitted for a comparison that cannot end.
         if isinstance(contestant, Baseline):
-            contestant.check(data)  # Before routers are fitted for a comparison that cannot end.
+            contestant.check(data)
+        elif isinstance(contestant, RouterSpec):
+            contestant.read_by(stores)
     fold_N = grouping.folds(data.groups, n_folds, seed)
     folder = None if workdir is None else Folder(workdir) / "compare"
     parts = resume.Parts(folder, "comparison", _job(stores, data, config, n_folds, seed))

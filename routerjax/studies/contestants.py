@@ -5,6 +5,7 @@ P(correct), by which argmax can route.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from routerjax.features.recipe import Recipe
 from routerjax.features.recipe_flags import parse_recipes
 from routerjax.routing.costs import CostModel
 from routerjax.routing.judged import Judged
+from routerjax.store.store import ActivationStore
 from routerjax.studies import embedding_baselines as embedding
 from routerjax.trunk.config import TrunkConfig
 
@@ -180,6 +182,7 @@ class RouterSpec:
       recipe: The features.
       trunk: "published", "kernel" (the same with a kernel regression beside it) or "mixed"
         (`TrunkConfig.mixed`: wider besides).
+      encoders: Places among the stores of those it reads, from 0; empty for all of them.
 
     Raises:
       ValueError: There is no such trunk.
@@ -187,6 +190,7 @@ class RouterSpec:
 
     recipe: Recipe
     trunk: str = "published"
+    encoders: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         named_trunk(self.trunk, TrunkConfig())  # Raises where there is no such trunk.
@@ -195,9 +199,25 @@ class RouterSpec:
         """The trunk's configuration; seeds, epochs and the split are those of `like`."""
         return named_trunk(self.trunk, like)
 
+    def read_by(self, stores: Stores) -> tuple[ActivationStore, ...]:
+        """The stores that it reads.
+
+        Raises:
+          ValueError: There are fewer stores than it names.
+        """
+        given = as_tuple(stores)
+        if self.encoders and max(self.encoders) >= len(given):
+            raise ValueError(
+                f"--recipes: #{max(self.encoders)} is the encoder of the store in that place of "
+                f"--store, from 0; there are {len(given)}"
+            )
+        return tuple(given[i] for i in self.encoders) or given
+
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        return self.recipe.to_json() | ({} if self.trunk == "published" else {"trunk": self.trunk})
+        value = self.recipe.to_json()
+        value |= {} if self.trunk == "published" else {"trunk": self.trunk}
+        return value | ({"encoders": list(self.encoders)} if self.encoders else {})
 
 
 def named_trunk(name: str, like: TrunkConfig) -> TrunkConfig:
@@ -226,19 +246,25 @@ def parse_router_specs(
 ) -> dict[str, RouterSpec]:
     """Router specs from a flag: recipes as in `parse_recipes`, some with "+kernel" or "+mixed".
 
+    Behind that "#" and places of stores, from 0, say which encoders one reads: by default all.
+
     Args:
-      text: Such as "all_layers,all_layers+kernel,all_layers@last+mean/400+mixed".
+      text: Such as "all_layers#0,all_layers#0+1,all_layers@last+mean/400+mixed".
       pooling: Of recipes that name none.
       pca_dim: Of recipes that name none.
 
     Raises:
-      ValueError: As `parse_recipes`.
+      ValueError: As `parse_recipes`, or what follows "#" is not a place or several.
     """
     specs: dict[str, RouterSpec] = {}
     for part in (part.strip() for part in text.split(",")):
         if part in specs:
             raise ValueError(f"--recipes: each counts once, got {part!r} again")
-        trunk = next((name for name in TRUNKS[1:] if part.endswith(f"+{name}")), TRUNKS[0])
-        recipe = part.removesuffix(f"+{trunk}").rstrip()
-        specs[part] = RouterSpec(parse_recipes(recipe, pooling, pca_dim)[recipe], trunk)
+        recipe, marked, places = part.partition("#")
+        if marked and not re.fullmatch(r"\d+(\+\d+)*", places):
+            raise ValueError(f"--recipes: expected #0 or #0+1 and so on, got {part!r}")
+        encoders = tuple(sorted({int(place) for place in places.split("+")})) if marked else ()
+        trunk = next((name for name in TRUNKS[1:] if recipe.endswith(f"+{name}")), TRUNKS[0])
+        recipe = recipe.removesuffix(f"+{trunk}").rstrip()
+        specs[part] = RouterSpec(parse_recipes(recipe, pooling, pca_dim)[recipe], trunk, encoders)
     return specs

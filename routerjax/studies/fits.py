@@ -129,6 +129,7 @@ def _fit(
         p_NM = contestant.predict(stores, train, test, config)
         return {"p_NM": p_NM, "before_NM": p_NM}, about
     spec = RouterSpec(contestant) if isinstance(contestant, Recipe) else contestant
+    stores = spec.read_by(stores)
     router = fit_router(stores, train, spec.recipe, spec.config(config))
     before_NM = router.predict_store(stores, test.ids, calibrated=False)
     about |= {

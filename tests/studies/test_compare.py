@@ -19,7 +19,7 @@ from routerjax.routing.policies import Argmax
 from routerjax.runtime import resume
 from routerjax.studies import fits
 from routerjax.studies.compare import compare
-from routerjax.studies.contestants import BASELINES
+from routerjax.studies.contestants import BASELINES, RouterSpec, parse_router_specs
 from routerjax.studies.estimates import LEFT_OUT
 from routerjax.trunk.calibrate import Calibration
 from routerjax.trunk.config import TrunkConfig
@@ -364,6 +364,24 @@ def test_recipes_of_a_flag():
     ):
         with pytest.raises(ValueError, match=message):
             parse_recipes(text)
+
+
+def test_a_spec_names_the_encoders_it_reads():
+    found = parse_router_specs("all_layers+kernel#1,layers:2#1+0,all_layers")
+    assert found == {
+        "all_layers+kernel#1": RouterSpec(Recipe.all_layers(), "kernel", (1,)),
+        "layers:2#1+0": RouterSpec(Recipe.layers([2]), encoders=(0, 1)),
+        "all_layers": RouterSpec(Recipe.all_layers()),
+    }
+    stores = ("first", "second")
+    read = [spec.read_by(stores) for spec in found.values()]
+    assert read == [("second",), stores, stores]
+    assert "encoders" not in found["all_layers"].to_json()  # As comparisons before it have it.
+    with pytest.raises(ValueError, match="#2 is the encoder of the store in that place.* are 2"):
+        RouterSpec(Recipe.all_layers(), encoders=(0, 2)).read_by(stores)
+    for wrong in ("all_layers#", "all_layers#a", "all_layers#1+"):
+        with pytest.raises(ValueError, match="expected #0 or #0"):
+            parse_router_specs(wrong)
 
 
 def _priced(data, prices_M2, lengths_NM=None):
