@@ -5,8 +5,10 @@
 
 Writes probes.json and probes.png. MiniLM, 4,608 queries, 9 targets: seconds on two CPU cores from a
 store. `--stream` captures on the way and stores nothing, so it takes as long as an extraction; with
-`--n_probe=2000 --then_extract=6` it probes a sample and then extracts the six hidden states of the
-largest J for all queries, into --store or the workdir; run again, that goes on where it was.
+`--n_probe=2000 --then_extract=6` it probes a sample and then extracts the six best hidden states
+for all queries, into --store or the workdir; run again, that goes on where it was. What is best is
+--rank_by: the ridge discriminant's J, which orders layers most like the sweep does, or another name
+of probes.json such as trace/standardised, the published J.
 """
 
 import dataclasses
@@ -42,6 +44,11 @@ class Config:
     store_dtype: str
     mesh: str
     pca_dim: int
+    rank_by: str = options.flag(
+        "auto",
+        "What the best hidden states have most of; auto: ridge/standardised, or with "
+        "--sketch, which has no covariances, trace/standardised.",
+    )
     stream: bool = options.flag(False, "Probe what --encoder reads, without a store.")
     pca: bool = options.flag(False, "With --stream: J after PCA too, in a second prefill.")
     sketch: int | None = options.flag(
@@ -70,12 +77,19 @@ def main() -> None:
     else:
         table = rj.probe(rj.ActivationStore.open(config.store), data, pca_dim=config.pca_dim)
     rj.save_probes(table, config.workdir)
-    print("J (trace, standardised), mean over targets:")
-    ranked = table.rank()[:5]
+    name = _rank_by(config)
+    ranked = table.rank(name)[:5]
+    print(f"{name}{', mean over targets' if name in table.fisher else ''}:")
     for layer, pooling, value in ranked:
         print(f"  hidden state {layer:3d}, {pooling:10} {value:.4f}")
     if not ranked:
         print("  none has a number; probes.json gives the reasons")
+
+
+def _rank_by(config: Config) -> str:
+    if config.rank_by != "auto":
+        return config.rank_by
+    return "ridge/standardised" if config.sketch is None else "trace/standardised"
 
 
 def _stream(config: Config, data: rj.RoutingDataset) -> rj.ProbeTable:
@@ -93,7 +107,7 @@ def _stream(config: Config, data: rj.RoutingDataset) -> rj.ProbeTable:
     path = config.store or rj.Folder(config.workdir) / "store"
     table, store = rj.probe_then_extract(
         encoder, data, path, config.workdir, keep=config.then_extract,
-        store_dtype=config.store_dtype, **choices,
+        store_dtype=config.store_dtype, rank_by=_rank_by(config), **choices,
     )  # fmt: skip
     print(f"store: {store.folder.path}")
     return table

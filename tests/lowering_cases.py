@@ -262,6 +262,7 @@ def _feature_cases() -> Table:
             for n in (R, 4 * R)
         ],
         "features/fit.py:_fisher_of_sites": lambda: [_of(fit._fisher_of_sites, _moments(L, P)[1])],
+        "features/fit.py:_ridge_of_sites": lambda: [_of(fit._ridge_of_sites, _moments(L, P)[1])],
         "features/moments.py:begin": lambda: [
             _of(moments.begin, *_BLOCK, gram=gram) for gram in (0, 1)
         ],

@@ -15,8 +15,8 @@ from routerjax.features.moments import Moments, collect
 from routerjax.features.part import Part
 from routerjax.features.pca import fit_pca
 from routerjax.features.recipe import Recipe
-from routerjax.features.row_blocks import AlignedOutcomes, align
-from routerjax.stats.fisher import fisher_trace
+from routerjax.features.row_blocks import BUDGET_BYTES, AlignedOutcomes, align, groups
+from routerjax.stats.fisher import fisher_ridge, fisher_trace, ridge_of
 from routerjax.stats.numerics import inverse_scale
 from routerjax.store.store import ActivationStore
 
@@ -43,8 +43,8 @@ def fit_features(recipe: Recipe, stores: Stores, data: "RoutingDataset") -> Feat
 
     Raises:
       ValueError: An id, layer or pooling is not in a store; nothing varies; the recipe is still to
-        be resolved; or, for `top_fisher`, there are several stores or fewer than k layers can be
-        ranked.
+        be resolved; or, for `top_fisher` and `top_ridge`, there are several stores or fewer than k
+        layers can be ranked.
     """
     if recipe.kind in ("per_target", "greedy"):
         raise ValueError(
@@ -84,13 +84,26 @@ def check_held(store: ActivationStore, selection: Selection) -> None:
 
 
 def fisher_of_sites(
-    store: ActivationStore, rows: AlignedOutcomes, selection: Selection
+    store: ActivationStore, rows: AlignedOutcomes, selection: Selection, rank_by: str = "fisher"
 ) -> np.ndarray:
-    """J ("trace/standardised") of every site on the used rows, [L, P, M] float32.
+    """J of every site on the used rows, [L, P, M] float32.
 
     NaN where a target has fewer than two rows of a class, or a state is constant.
+
+    Args:
+      store: The hidden states.
+      rows: Weights and outcomes in store order.
+      selection: The sites.
+      rank_by: Of `recipe.RANKED_BY`: "fisher" (by traces) or "ridge".
     """
-    return np.asarray(_fisher_of_sites(collect(store, rows, selection)))
+    if rank_by == "fisher":
+        return np.asarray(_fisher_of_sites(collect(store, rows, selection)))
+    j_LPM = np.empty((*selection.shape, len(rows.targets)), np.float32)
+    # Accumulator, its compensation and one block's product.
+    for group in groups(selection, 12 * store.width**2, BUDGET_BYTES):
+        moments = collect(store, rows, group, gram=True)
+        j_LPM[selection.index(group)] = _ridge_of_sites(moments)
+    return j_LPM
 
 
 def _wanted(
@@ -104,11 +117,11 @@ def _wanted(
                 f"store: the recipe's sites read encoders 0 to {highest}, got {len(stores)} stores"
             )
         return [(s.encoder, Selection((s.layer,), (s.pooling,)), s.pca_dim) for s in recipe.sites]
-    if recipe.kind == "top_fisher":
+    if recipe.kind in ("top_fisher", "top_ridge"):
         if len(stores) > 1:
             raise ValueError(
-                f"top_fisher chooses among the layers of one store, got {len(stores)} stores: use "
-                f"Recipe.per_target, all_layers or layers"
+                f"{recipe.kind} chooses among the layers of one store, got {len(stores)} stores: "
+                f"use Recipe.per_target, all_layers or layers"
             )
         check_held(stores[0], Selection((), recipe.poolings))
         layers = _top_layers(stores[0], rows[0], recipe)
@@ -121,20 +134,21 @@ def _wanted(
 
 def _top_layers(store: ActivationStore, rows: AlignedOutcomes, recipe: Recipe) -> tuple[int, ...]:
     """The k layers of the largest J, ascending."""
-    j_LPM = fisher_of_sites(store, rows, Selection(store.layers, recipe.poolings))
+    rank_by = recipe.kind.removeprefix("top_")
+    j_LPM = fisher_of_sites(store, rows, Selection(store.layers, recipe.poolings), rank_by)
     ranked_M = np.isfinite(j_LPM).any(axis=(0, 1))
     if not ranked_M.any():
         raise ValueError(
-            "top_fisher: no target has two correct and two wrong outcomes on the training rows, "
-            "so no layer can be ranked; use Recipe.all_layers or Recipe.layers"
+            f"{recipe.kind}: no target has two correct and two wrong outcomes on the training "
+            "rows, so no layer can be ranked; use Recipe.all_layers or Recipe.layers"
         )
     j_L = j_LPM[:, :, ranked_M].mean(axis=(1, 2))
     usable = [i for i in range(len(j_L)) if np.isfinite(j_L[i])]
     if len(usable) < recipe.k:
         constant = [layer for i, layer in enumerate(store.layers) if i not in usable]
         raise ValueError(
-            f"top_fisher: k = {recipe.k}, but the store has {len(store.layers)} hidden states and "
-            f"{constant or 'none'} of them are constant over the training rows with pooling "
+            f"{recipe.kind}: k = {recipe.k}, but the store has {len(store.layers)} hidden states "
+            f"and {constant or 'none'} of them are constant over the training rows with pooling "
             f"{', '.join(recipe.poolings)}: choose k <= {len(usable)} or other poolings"
         )
     best = sorted(usable, key=lambda i: -j_L[i])[: recipe.k]
@@ -154,3 +168,20 @@ def _fisher_of_sites(moments: Moments) -> jax.Array:
         )
 
     return jax.vmap(jax.vmap(of_one))(moments)
+
+
+@jax.jit
+def _ridge_of_sites(moments: Moments) -> jax.Array:
+    """J ("ridge/standardised"), [L, P, M]."""
+
+    def of_one(one: Moments) -> jax.Array:
+        inverse_D = inverse_scale(one.mean_D, one.variance_D)
+        assert one.covariance_DD is not None
+        ridge = ridge_of(one.covariance_DD * (inverse_D[:, None] * inverse_D[None, :]))
+        offset_MKD = one.class_offset_MKD * inverse_D[None, None]
+        return jax.vmap(fisher_ridge, (0, 0, None))(one.class_weight_MK, offset_MKD, ridge)
+
+    # One after the other: a factorisation needs several D x D of its own.
+    shape = moments.mean_D.shape[:2]
+    sites = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), moments)
+    return jax.lax.map(of_one, sites).reshape(*shape, -1)

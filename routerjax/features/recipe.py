@@ -10,6 +10,7 @@ _FIELDS = {
     "all_layers": ("poolings", "pca_dim"),
     "layers": ("indices", "poolings", "pca_dim"),
     "top_fisher": ("k", "poolings", "pca_dim"),
+    "top_ridge": ("k", "poolings", "pca_dim"),
     "greedy": ("k", "poolings", "pca_dim"),
     "per_target": ("select", "poolings", "pca_dims"),
     "blocks": ("sites",),
@@ -17,7 +18,9 @@ _FIELDS = {
 KINDS = tuple(_FIELDS)
 # Fields that have another name in JSON, where stores of results keep it.
 _KEYS = {"sites": "blocks"}
-SELECTS = ("cv_auc", "fisher")
+# The J that each ranks by, a name of `probes`' tables.
+RANKED_BY = {"fisher": "trace/standardised", "ridge": "ridge/standardised"}
+SELECTS = ("cv_auc", *RANKED_BY)
 # Widths a target can choose from, where it is not said.
 WIDTHS = (50, 100, 150, 200)
 
@@ -53,7 +56,7 @@ class Recipe:
         each store's. Fewer where the training rows have a smaller rank. Of `per_target` the largest
         of `pca_dims`, of `blocks` the sum over the sites.
       indices: For `layers`, the hidden-state indices, ascending; 0 is the embedding output.
-      k: For `top_fisher` and `greedy`, the number of layers.
+      k: For `top_fisher`, `top_ridge` and `greedy`, the number of layers.
       select: For `per_target`, by what a target chooses: one of SELECTS.
       pca_dims: For `per_target`, the widths to choose from, ascending.
       sites: For `blocks`, ascending; each (encoder, layer, pooling) once.
@@ -170,6 +173,22 @@ class Recipe:
         return cls("top_fisher", _names(pooling), _integer("pca_dim", pca_dim), k=_integer("k", k))
 
     @classmethod
+    def top_ridge(
+        cls, k: int, pooling: str | Sequence[str] = "mean", pca_dim: int = 200
+    ) -> "Recipe":
+        """As `top_fisher`, ranked by the ridge discriminant's J ("ridge/standardised").
+
+        It finds the layers of decoders, which J by traces does not (docs/comparison.md); it takes
+        the states' covariances, one pass more than their variances cost.
+
+        Args:
+          k: Number of layers.
+          pooling: One name or several.
+          pca_dim: Components kept.
+        """
+        return cls("top_ridge", _names(pooling), _integer("pca_dim", pca_dim), k=_integer("k", k))
+
+    @classmethod
     def greedy(cls, k: int, pooling: str | Sequence[str] = "mean", pca_dim: int = 200) -> "Recipe":
         """k hidden states by forward selection on the training rows.
 
@@ -194,8 +213,9 @@ class Recipe:
         """To each target its own (encoder, layer, pooling, width), side by side for the trunk.
 
         Args:
-          select: "cv_auc", the highest cross-validated AUC of a logistic regression; "fisher", the
-            largest J ("trace/standardised"), which says nothing about widths: the largest is taken.
+          select: "cv_auc", the highest cross-validated AUC of a logistic regression; "fisher" or
+            "ridge", the largest J ("trace/standardised" or "ridge/standardised"), which says
+            nothing about widths: the largest is taken.
           pooling: One name or several, of which each target takes one.
           pca_dim: One width or several, of which each target takes one.
         """
@@ -231,7 +251,7 @@ class Recipe:
     @property
     def by_outcomes(self) -> bool:
         """Whether what it reads is chosen by the outcomes of the rows it is fitted on."""
-        return self.kind in ("top_fisher", "greedy", "per_target")
+        return self.kind in ("top_fisher", "top_ridge", "greedy", "per_target")
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as JSON values; only the fields its kind has."""

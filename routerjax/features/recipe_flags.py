@@ -5,6 +5,12 @@ import re
 from routerjax.encoder.selection import parse_layers
 from routerjax.features.recipe import SELECTS, WIDTHS, Recipe
 
+_OF_K = {
+    "top_fisher": Recipe.top_fisher,
+    "top_ridge": Recipe.top_ridge,
+    "greedy": Recipe.greedy,
+}
+
 
 def parse_recipe(
     recipe: str, layers: str = "", pooling: str = "mean", pca_dim: int = 200
@@ -13,7 +19,7 @@ def parse_recipe(
 
     Args:
       recipe: "all_layers", "layers" (or "layers:3+4-6", without the next flag),
-        "top_fisher:K", "greedy:K", "per_target:cv_auc" or "per_target:fisher".
+        "top_fisher:K", "top_ridge:K", "greedy:K", or "per_target:" and cv_auc, fisher or ridge.
       layers: For "layers", indices such as "3,4,6" or ranges such as "4-6" (both ends).
       pooling: Names, separated by commas.
       pca_dim: Components kept. `per_target` chooses among 50, 100, 150 and 200, as far as they
@@ -36,16 +42,14 @@ def parse_recipe(
                 f"--recipe=all_layers"
             )
         return Recipe.layers(indices, names, pca_dim)
-    if kind == "top_fisher" and detail.isdecimal():
-        return Recipe.top_fisher(int(detail), names, pca_dim)
-    if kind == "greedy" and detail.isdecimal():
-        return Recipe.greedy(int(detail), names, pca_dim)
+    if kind in _OF_K and detail.isdecimal():
+        return _OF_K[kind](int(detail), names, pca_dim)
     if kind == "per_target" and detail in SELECTS:
         widths = [width for width in WIDTHS if width < pca_dim]
         return Recipe.per_target(detail, names, (*widths, pca_dim))
     raise ValueError(
-        f"--recipe: expected all_layers, layers (with --layers=3,4,6), top_fisher:K such as "
-        f"top_fisher:4, greedy:K, per_target:cv_auc or per_target:fisher, got {recipe!r}"
+        f"--recipe: expected all_layers, layers (with --layers=3,4,6), top_ridge:K such as "
+        f"top_ridge:4, top_fisher:K, greedy:K or per_target:{'|'.join(SELECTS)}, got {recipe!r}"
     )
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from routerjax.features.moments import Moments
 from routerjax.features.pca import Axes, principal_components, rank
 from routerjax.features.projected import Projected, pooled_within
+from routerjax.probes.table import RIDGE
 from routerjax.stats import fisher, spectrum
 from routerjax.stats.numerics import inverse_scale, is_constant
 
@@ -36,7 +37,8 @@ def spectrum_numbers(one: Moments, n_components: int) -> tuple[dict[str, jax.Arr
       n_components: C, of the PCA; 0 skips the eigenvectors and returns no axes.
 
     Returns:
-      Numbers [] as "NAME/raw" and "NAME/standardised", and the axes, or None.
+      Numbers [] as "NAME/raw" and "NAME/standardised", J by `fisher_ridge` [M], and the axes, or
+      None.
     """
     inverse_D = inverse_scale(one.mean_D, one.variance_D)
     varies_D = jnp.where(inverse_D > 0, 1.0, 0.0)
@@ -49,6 +51,7 @@ def spectrum_numbers(one: Moments, n_components: int) -> tuple[dict[str, jax.Arr
     else:
         standard_D, axes = jnp.linalg.eigvalsh(standard_DD), None
     numbers = {
+        **_ridge(one, inverse_D, standard_DD),
         **_dimensions("raw", raw_DD, jnp.linalg.eigvalsh(raw_DD)),
         **_dimensions("standardised", standard_DD, standard_D),
     }
@@ -56,22 +59,24 @@ def spectrum_numbers(one: Moments, n_components: int) -> tuple[dict[str, jax.Arr
 
 
 def trace_numbers(one: Moments) -> dict[str, jax.Array]:
-    """Effective dimensionality by traces alone, which takes no eigendecomposition.
+    """What the covariance tells without an eigendecomposition.
 
     Args:
       one: Moments of one site, with the covariance.
 
     Returns:
-      [] each: "d_eff" and "d_eff_trace", which are one number here, of both spaces.
+      "d_eff" and "d_eff_trace" [], which are one number here, of both spaces, and J by
+      `fisher_ridge` [M].
     """
     inverse_D = inverse_scale(one.mean_D, one.variance_D)
     assert one.covariance_DD is not None
     numbers: dict[str, jax.Array] = {}
     varies_D = jnp.where(inverse_D > 0, 1.0, 0.0)
     for space, scale_D in (("raw", varies_D), ("standardised", inverse_D)):
-        value = spectrum.d_eff_trace(one.covariance_DD * (scale_D[:, None] * scale_D[None, :]))
+        scaled_DD = one.covariance_DD * (scale_D[:, None] * scale_D[None, :])
+        value = spectrum.d_eff_trace(scaled_DD)
         numbers |= {f"d_eff/{space}": value, f"d_eff_trace/{space}": value}
-    return numbers
+    return numbers | _ridge(one, inverse_D, scaled_DD)
 
 
 def projected_numbers(
@@ -109,6 +114,14 @@ def _dimensions(
         f"entropy_dim/{space}": spectrum.entropy_dim(eigenvalues_D),
         f"n95/{space}": spectrum.n_components(eigenvalues_D, 0.95),
         f"rank/{space}": rank(eigenvalues_D).astype(jnp.float32),
+    }
+
+
+def _ridge(one: Moments, inverse_D: jax.Array, standard_DD: jax.Array) -> dict[str, jax.Array]:
+    ridge = fisher.ridge_of(standard_DD)
+    offset_MKD = one.class_offset_MKD * inverse_D[None, None]
+    return {
+        RIDGE: jax.vmap(fisher.fisher_ridge, (0, 0, None))(one.class_weight_MK, offset_MKD, ridge)
     }
 
 

@@ -11,6 +11,8 @@ SCHEMA_VERSION = 1
 
 # J where no variant is named: `stats.fisher.fisher_trace` on standardised states.
 DEFAULT = "trace/standardised"
+# `stats.fisher.fisher_ridge`, which finds layers better (docs/comparison.md).
+RIDGE = "ridge/standardised"
 
 
 class Ranked(NamedTuple):

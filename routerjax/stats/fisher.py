@@ -1,15 +1,24 @@
-"""Fisher separability J of one target's correct and wrong rows, in its three variants.
+"""Fisher separability J of one target's correct and wrong rows, in its four variants.
 
 Each is a pure function of the statistics of one (layer, pooling, target); the feature space (raw,
-standardised, PCA) is decided by what statistics go in. All are biased upwards on few rows.
+standardised, PCA) is decided by what statistics go in. All but `fisher_ridge` are biased upwards on
+few rows.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from routerjax.stats.numerics import HIGHEST
+
 # Share of the isotropic matrix of equal trace mixed into the within-class covariance. Enough to
 # invert it safely in float32; more, on thousands of rows, makes J a worse guide to AUC.
 SHRINKAGE = 0.01
+
+# What `fisher_ridge` adds to each variance of standardised states. Of 0.03 to 3, on thousands of
+# rows, the values around it order the layers most like cross-validated AUC (docs/comparison.md).
+RIDGE = 0.3
 
 
 def fisher_mean(weight_K: jax.Array, offset_KD: jax.Array, variance_KD: jax.Array) -> jax.Array:
@@ -87,6 +96,59 @@ def fisher_trace(weight_K: jax.Array, offset_KD: jax.Array, variance_KD: jax.Arr
     """
     gap = jnp.square(offset_KD[1] - offset_KD[0]).sum()
     return where_two_rows(weight_K, gap / variance_KD.sum())
+
+
+class Ridge(NamedTuple):
+    """What `fisher_ridge` needs of one (layer, pooling) beside a target's classes.
+
+    Attributes:
+      whiten_DD: [D, D] W with W (R + g I) W' = I, R the correlation matrix of the states.
+      effective_rank: [] tr(R (R + g I)^-1): the dimensions that the ridge leaves.
+    """
+
+    whiten_DD: jax.Array
+    effective_rank: jax.Array
+
+
+def ridge_of(correlation_DD: jax.Array, ridge: float = RIDGE) -> Ridge:
+    """Factors R + g I, once for all targets.
+
+    Args:
+      correlation_DD: [D, D] covariance of all rows' standardised states; rows of zeros (states that
+        do not vary) count for nothing.
+      ridge: g > 0.
+    """
+    factor_DD = jnp.linalg.cholesky(correlation_DD + ridge * jnp.eye(len(correlation_DD)))
+    whiten_DD = jax.scipy.linalg.solve_triangular(
+        factor_DD, jnp.eye(len(correlation_DD)), lower=True
+    )
+    # R (R + g I)^-1 = I - g (R + g I)^-1, and the inverse is W' W.
+    effective_rank = len(correlation_DD) - ridge * jnp.square(whiten_DD).sum()
+    return Ridge(whiten_DD, jnp.where(jnp.trace(correlation_DD) > 0, effective_rank, 0.0))
+
+
+def fisher_ridge(weight_K: jax.Array, offset_KD: jax.Array, ridge: Ridge) -> jax.Array:
+    """Separability along the ridge discriminant, less what chance gives.
+
+    J = d' (R + g I)^-1 d - (1/n0 + 1/n1) tr(R (R + g I)^-1), d = mu1 - mu0 on standardised states.
+    The first term is `fisher_lda`'s with the covariance of all rows and a fixed ridge: unlike the
+    trace it gives no weight to directions in which the states vary much and the classes do not
+    differ. The second is its mean where outcomes are dealt out at random, so that a layer that uses
+    more dimensions has no advantage by that alone.
+
+    Args:
+      weight_K: As in `fisher_mean`.
+      offset_KD: [2, D] class means of standardised states, about any common origin.
+      ridge: Of the same states.
+
+    Returns:
+      [] J, around 0 where nothing separates the classes; NaN with fewer than two rows in a class,
+      or where nothing varies.
+    """
+    gap_D = jnp.einsum("de,e->d", ridge.whiten_DD, offset_KD[1] - offset_KD[0], precision=HIGHEST)
+    chance = (1 / weight_K).sum() * ridge.effective_rank
+    value = jnp.square(gap_D).sum() - chance
+    return where_two_rows(weight_K, jnp.where(ridge.effective_rank > 0, value, jnp.nan))
 
 
 def where_two_rows(weight_K: jax.Array, value: jax.Array) -> jax.Array:

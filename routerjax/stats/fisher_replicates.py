@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from routerjax.stats.fisher import fisher_trace
+from routerjax.stats.fisher import Ridge, fisher_ridge, fisher_trace, ridge_of
 from routerjax.stats.numerics import EPS, HIGHEST, same_rows
 
 # Floats that an intermediate array of one chunk may hold.
@@ -16,21 +16,27 @@ _CHUNK = 2**24
 
 
 class FisherReplicates(NamedTuple):
-    """J of M targets and its bootstrap replicates, on the host.
+    """J of M targets and its bootstrap replicates, by `fisher_trace` and by `fisher_ridge`.
+
+    On the host, float32.
 
     Attributes:
-      value_M: [M] float32 J; NaN where it does not exist.
-      draws_BM: [B, M] float32 the replicates; NaN where a draw has none.
+      value_M: [M] J by traces; NaN where it does not exist.
+      draws_BM: [B, M] the replicates; NaN where a draw has none.
+      ridge_M: [M] J by the ridge discriminant.
+      ridge_draws_BM: [B, M] its replicates; the correlations of the states stay those of all rows.
     """
 
     value_M: np.ndarray
     draws_BM: np.ndarray
+    ridge_M: np.ndarray
+    ridge_draws_BM: np.ndarray
 
 
 def fisher_replicates(
     x_ND: npt.ArrayLike, y_NM: npt.ArrayLike, weight_BN: npt.ArrayLike
 ) -> FisherReplicates:
-    """Bootstraps J by traces (`fisher_trace`), exactly, on states standardised beforehand.
+    """Bootstraps J on states standardised beforehand; J by traces exactly.
 
     Args:
       x_ND: [N, D] float32 states, centred: a mean far from 0 costs digits.
@@ -52,9 +58,15 @@ def fisher_replicates(
             f"{x_ND.shape}, {y_NM.shape} and {weight_BN.shape}"
         )
     column_U, pattern_M = same_rows(np.isfinite(y_NM))
-    draws_BM = _fisher_replicates(x_ND, y_NM, column_U, pattern_M, weight_BN)
-    value_1M = _fisher_replicates(x_ND, y_NM, column_U, pattern_M, jnp.ones((1, len(y_NM))))
-    return FisherReplicates(np.asarray(value_1M)[0], np.asarray(draws_BM))
+    draws_BM, ridge_draws_BM = _fisher_replicates(x_ND, y_NM, column_U, pattern_M, weight_BN)
+    once_1N = jnp.ones((1, len(y_NM)))
+    value_1M, ridge_1M = _fisher_replicates(x_ND, y_NM, column_U, pattern_M, once_1N)
+    return FisherReplicates(
+        np.asarray(value_1M)[0],
+        np.asarray(draws_BM),
+        np.asarray(ridge_1M)[0],
+        np.asarray(ridge_draws_BM),
+    )
 
 
 def fisher_shuffled(
@@ -77,8 +89,9 @@ def fisher_shuffled(
 def _fisher_replicates(x_ND, y_NM, column_U, pattern_M, weight_BN):
     square_N = jnp.square(x_ND).sum(axis=1)
     rows_held = (y_NM.shape[1] + len(column_U)) * sum(x_ND.shape)
+    ridge = ridge_of(jnp.einsum("nd,ne->de", x_ND, x_ND, precision=HIGHEST) / len(x_ND))
     return jax.lax.map(
-        lambda weight_N: _fisher(x_ND, square_N, y_NM, column_U, pattern_M, weight_N),
+        lambda weight_N: _fisher(x_ND, square_N, y_NM, column_U, pattern_M, weight_N, ridge),
         weight_BN,
         batch_size=max(1, min(len(weight_BN), _CHUNK // rows_held)),
     )
@@ -99,7 +112,7 @@ def _fisher_shuffled(x_ND, y_NM, column_U, pattern_M, seed, n_shuffles):
         from_NM = jnp.argsort(random_NU, axis=0)[:, pattern_M]
         moved_NM = jnp.take_along_axis(y_NM, from_NM, axis=0)
         shuffled_NM = jnp.put_along_axis(y_NM, to_NM, moved_NM, axis=0, inplace=False)
-        return _fisher(x_ND, square_N, shuffled_NM, column_U, pattern_M, ones_N)
+        return _fisher(x_ND, square_N, shuffled_NM, column_U, pattern_M, ones_N)[0]
 
     return jax.lax.map(one, jax.random.split(jax.random.key(seed), n_shuffles)).mean(axis=0)
 
@@ -111,8 +124,12 @@ def _fisher(
     column_U: jax.Array,
     pattern_M: jax.Array,
     weight_N: jax.Array,
-) -> jax.Array:
-    """[M] J of weighted rows. Sums of the wrong class are those observed minus the correct."""
+    ridge: Ridge | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """[M] J of weighted rows, by traces and by ridge where one is given.
+
+    Sums of the wrong class are those observed minus the correct.
+    """
     class_MKN = (y_NM.T[:, None] == jnp.arange(2.0)[None, :, None]).astype(jnp.float32)
     observed_UN = class_MKN[column_U].sum(axis=1)
     n_targets = len(pattern_M)
@@ -127,4 +144,7 @@ def _fisher(
     square_MK = square_MK / rows_MK
     trace_MK = square_MK - jnp.square(mean_MKD).sum(axis=2)
     trace_MK = jnp.where(trace_MK <= 4 * EPS * square_MK, 0.0, trace_MK)
-    return jax.vmap(fisher_trace)(rows_MK, mean_MKD, trace_MK[:, :, None])
+    by_trace_M = jax.vmap(fisher_trace)(rows_MK, mean_MKD, trace_MK[:, :, None])
+    if ridge is None:
+        return by_trace_M, None
+    return by_trace_M, jax.vmap(fisher_ridge, (0, 0, None))(rows_MK, mean_MKD, ridge)

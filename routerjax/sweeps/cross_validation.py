@@ -17,7 +17,7 @@ import numpy as np
 from routerjax.features.moments import class_weights
 from routerjax.features.pca import principal_components
 from routerjax.stats import logistic, spectrum
-from routerjax.stats.fisher import fisher_trace
+from routerjax.stats.fisher import fisher_ridge, fisher_trace, ridge_of
 from routerjax.stats.folds import FoldLayout
 from routerjax.stats.numerics import HIGHEST, inverse_scale, variance
 from routerjax.stats.placements import auc
@@ -34,6 +34,7 @@ class Scores(NamedTuple):
         fold's rows are of one class, or all its scores are equal.
       solved_FSWM: [F, S, W, M] bool, whether the solver met its tolerance.
       fisher_FSM: [F, S, M] float32 J ("trace/standardised") on fold f's training rows.
+      ridge_FSM: [F, S, M] float32 J ("ridge/standardised") on the same.
       d_eff_FS: [F, S] float32 effective dimensionality of the standardised training rows.
       n_components_FS: [F, S] int32 principal components there can be: columns that vary, but no
         more than the training rows less one.
@@ -43,6 +44,7 @@ class Scores(NamedTuple):
     auc_FSWM: np.ndarray
     solved_FSWM: np.ndarray
     fisher_FSM: np.ndarray
+    ridge_FSM: np.ndarray
     d_eff_FS: np.ndarray
     n_components_FS: np.ndarray
 
@@ -145,8 +147,11 @@ def _site(
         y_NM = y_FRM[others].reshape(-1, y_FRM.shape[2])
         cells = _solve(pca_dims, z_NC, eigenvalue_D[:n_widest], y_NM, z_RC, y_FRM[fold],
                        weight_FR[fold], n_components)  # fmt: skip
-        fisher_M = jax.vmap(fisher_trace)(*_classes(x_ND, weight_N, y_NM))
-        return *cells, fisher_M, spectrum.d_eff(eigenvalue_D), n_components
+        rows_MK, mean_MKD, trace_MK1 = _classes(x_ND, weight_N, y_NM)
+        fisher_M = jax.vmap(fisher_trace)(rows_MK, mean_MKD, trace_MK1)
+        ridge = ridge_of(covariance_DD * (scale_D[:, None] * scale_D[None]))
+        ridge_M = jax.vmap(fisher_ridge, (0, 0, None))(rows_MK, mean_MKD, ridge)
+        return *cells, fisher_M, ridge_M, spectrum.d_eff(eigenvalue_D), n_components
 
     return jax.lax.map(of_fold, jnp.arange(n_folds))
 

@@ -91,11 +91,11 @@ class SiteEvaluator:
 
         Returns:
           Float32 arrays by name, sites leading: "cv_auc", "within_auc", "seed_sd" and "n_folds"
-          (folds in which AUC is defined) and "n_unsolved" [S, W, M]; "fisher" and
-          "fisher_shuffled" [S, M]; "d_eff" [S]; of folds "fold_auc" and "fold_within_auc"
-          [S, F, W, M], "fold_fisher" [S, F, M], "fold_d_eff" and "fold_n_components" [S, F]; with
-          draws "draws_cv_auc", "draws_within_auc" [S, B, W, M] and "draws_fisher" [S, B, M], and
-          "cv_auc_low", "cv_auc_high" and so on.
+          (folds in which AUC is defined) and "n_unsolved" [S, W, M]; "fisher", "fisher_shuffled"
+          and "ridge" [S, M]; "d_eff" [S]; of folds "fold_auc" and "fold_within_auc" [S, F, W, M],
+          "fold_fisher" and "fold_ridge" [S, F, M], "fold_d_eff" and "fold_n_components" [S, F];
+          with draws "draws_cv_auc", "draws_within_auc" [S, B, W, M], "draws_fisher" and
+          "draws_ridge" [S, B, M], and "cv_auc_low", "cv_auc_high" and so on.
         """
         scores = cross_validate(x_SND, y_NM, self.fold_N, pca_dims, self.n_folds, devices)
         result = self._of_scores(scores, y_NM)
@@ -118,6 +118,7 @@ class SiteEvaluator:
             "n_unsolved": (~scores.solved_FSWM).sum(axis=0),
             "fold_auc": np.moveaxis(scores.auc_FSWM, 0, 1),
             "fold_fisher": np.moveaxis(scores.fisher_FSM, 0, 1),
+            "fold_ridge": np.moveaxis(scores.ridge_FSM, 0, 1),
             "fold_d_eff": scores.d_eff_FS.T,
             "fold_n_components": scores.n_components_FS.T,
         }
@@ -156,25 +157,29 @@ class SiteEvaluator:
         result[f"draws_{name}"] = draws.swapaxes(0, 1)
 
     def _fishers(self, x_SND: np.ndarray, y_NM: np.ndarray) -> dict[str, np.ndarray]:
-        """J on all rows, its interval, its mean under shuffled outcomes, and d_eff."""
-        result: dict[str, list[np.ndarray]] = {"fisher": [], "d_eff": [], "fisher_shuffled": []}
-        draws_SBM: list[np.ndarray] = []
+        """J on all rows by traces and ridge, its draws, its mean under shuffled outcomes, d_eff."""
+        result: dict[str, list[np.ndarray]] = {
+            "fisher": [], "ridge": [], "d_eff": [], "fisher_shuffled": []
+        }  # fmt: skip
+        draws: dict[str, list[np.ndarray]] = {"fisher": [], "ridge": []}
         for x_ND in x_SND:
             standard_ND, d_eff = _standardise(jnp.asarray(x_ND))
             replicates = fisher_replicates(standard_ND, y_NM, self.weight_BN)
             result["fisher"].append(replicates.value_M)
-            draws_SBM.append(replicates.draws_BM)
+            result["ridge"].append(replicates.ridge_M)
+            draws["fisher"].append(replicates.draws_BM)
+            draws["ridge"].append(replicates.ridge_draws_BM)
             result["d_eff"].append(np.asarray(d_eff))
             result["fisher_shuffled"].append(
                 fisher_shuffled(standard_ND, y_NM, _SHUFFLES, self.seed)
             )
         arrays = {name: np.stack(values) for name, values in result.items()}
         if len(self.weight_BN):
-            draws = np.stack(draws_SBM)
+            arrays |= {f"draws_{name}": np.stack(values) for name, values in draws.items()}
             low, high = bootstrap.reverse_percentile(
-                arrays["fisher"], draws.swapaxes(0, 1), smallest=0
+                arrays["fisher"], arrays["draws_fisher"].swapaxes(0, 1), smallest=0
             )
-            arrays |= {"fisher_low": low, "fisher_high": high, "draws_fisher": draws}
+            arrays |= {"fisher_low": low, "fisher_high": high}
         return arrays
 
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from routerjax.probes.table import DEFAULT
+from routerjax.probes.table import DEFAULT, RIDGE
 from routerjax.stats.bootstrap import reverse_percentile
 from routerjax.stats.intervals import mean_interval
 from routerjax.sweeps.table import SweepTable
 
 # What is judged, and by what.
-PROBES = {"fisher": "J", "d_eff": "d_eff"}
+PROBES = {"fisher": "J", "ridge": "J by ridge", "d_eff": "d_eff"}
 AUCS = {"auc": "AUC", "within_auc": "AUC within datasets"}
 
 _FEWEST_LAYERS = 3
@@ -42,9 +42,14 @@ def find_evidence(table: SweepTable, *, named: bool = True) -> dict[str, Any]:
     """
     w, folds, fisher_LPM = _widest(table.cells["cv_auc"]), table.folds, table.fisher[DEFAULT]
     d_eff_LP1 = table.spectrum["d_eff/standardised"][..., None]
-    probes = {"fisher": fisher_LPM, "d_eff": np.broadcast_to(d_eff_LP1, fisher_LPM.shape)}
+    probes = {
+        "fisher": fisher_LPM,
+        "ridge": table.fisher[RIDGE],
+        "d_eff": np.broadcast_to(d_eff_LP1, fisher_LPM.shape),
+    }
     fold_probes = {
         "fisher": folds["fisher"],
+        "ridge": folds["ridge"],
         "d_eff": np.broadcast_to(folds["d_eff"][..., None], folds["fisher"].shape),
     }
     spearman, lost = [], []
@@ -139,9 +144,7 @@ def _spearman_draws(
     if _CELL[auc] not in draws:
         return None
     auc_BLPM = draws[_CELL[auc]][:, :, :, w]
-    probe_BLPM = (
-        draws["fisher"] if probe == "fisher" else np.broadcast_to(value_LPM, auc_BLPM.shape)
-    )
+    probe_BLPM = draws[probe] if probe in draws else np.broadcast_to(value_LPM, auc_BLPM.shape)
     return _spearman(probe_BLPM, auc_BLPM)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from routerjax.data.dataset import RoutingDataset
-from routerjax.probes.table import DEFAULT, reason_for
+from routerjax.probes.table import DEFAULT, RIDGE, reason_for
 from routerjax.sweeps import controls as control
 from routerjax.sweeps.evaluator import SiteEvaluator
 from routerjax.sweeps.evidence import find_evidence
@@ -14,7 +14,7 @@ from routerjax.sweeps.table import SweepTable
 
 _CELLS = ("cv_auc", "cv_auc_low", "cv_auc_high", "within_auc", "within_auc_low", "within_auc_high",
           "seed_sd")  # fmt: skip
-_FOLDS = ("auc", "within_auc", "fisher", "d_eff")
+_FOLDS = ("auc", "within_auc", "fisher", "ridge", "d_eff")
 # J minus its mean with outcomes shuffled: J is biased upwards on few rows.
 EXCESS = "excess/standardised"
 
@@ -52,7 +52,11 @@ def merge(
         layers=layers,
         poolings=tuple(settings["poolings"]),
         targets=tuple(data.targets),
-        fisher={DEFAULT: stacked["fisher"], EXCESS: stacked["fisher"] - stacked["fisher_shuffled"]},
+        fisher={
+            DEFAULT: stacked["fisher"],
+            EXCESS: stacked["fisher"] - stacked["fisher_shuffled"],
+            RIDGE: stacked["ridge"],
+        },
         spectrum={"d_eff/standardised": stacked["d_eff"]},
         reasons=_reasons(stacked, layers, settings, data, evaluator.fold_N),
         n_queries=len(data),
@@ -65,7 +69,7 @@ def merge(
         },
         draws={
             name: np.ascontiguousarray(np.moveaxis(stacked[f"draws_{name}"], 2, 0))
-            for name in ("cv_auc", "within_auc", "fisher")
+            for name in ("cv_auc", "within_auc", "fisher", "ridge")
             if f"draws_{name}" in stacked
         },
         controls=[],

@@ -17,7 +17,7 @@ from routerjax.encoder.selection import Selection
 from routerjax.features.feature_map import Stores, as_tuple
 from routerjax.features.fit import check_held, fisher_of_sites
 from routerjax.features.pca import EXACT_WIDTH
-from routerjax.features.recipe import Recipe, RecipeSite
+from routerjax.features.recipe import RANKED_BY, Recipe, RecipeSite
 from routerjax.features.row_blocks import align, read_rows
 from routerjax.runtime import resume
 from routerjax.store.store import ActivationStore
@@ -34,8 +34,8 @@ class Chosen(NamedTuple):
     Attributes:
       recipe: Ready for `fit_features`: nothing in it is left to choose.
       choices: JSON values. Of `per_target` one a target: {"target", "encoder", "layer", "pooling",
-        "pca_dim"} and "cv_auc" or "fisher", what it was chosen by. Of `greedy` one a step: {"step",
-        "layer", "cv_auc"}, the AUC with all layers so far. Of other recipes none.
+        "pca_dim"} and "cv_auc", "fisher" or "ridge", what it was chosen by. Of `greedy` one a
+        step: {"step", "layer", "cv_auc"}, the AUC with all layers so far. Of other recipes none.
     """
 
     recipe: Recipe
@@ -86,7 +86,7 @@ def select(
         store.rows_of(data.ids)  # A missing id is found before work is done.
     if recipe.kind == "greedy":
         return _greedy(recipe, stores, data, grouping.folds(data.groups, n_folds, seed))
-    if recipe.select == "fisher":
+    if recipe.select in RANKED_BY:
         return _per_target(recipe, stores, data, *_fishers(recipe, stores, data))
     fold_N = grouping.folds(data.groups, n_folds, seed)
     return _per_target(recipe, stores, data, *_aucs(recipe, stores, data, fold_N))
@@ -128,7 +128,8 @@ def _fishers(
     """Cells at the largest width, and J [Q, M] of each."""
     cells, values = [], []
     for encoder, store in enumerate(stores):
-        j_LPM = fisher_of_sites(store, align(store, data), Selection(store.layers, recipe.poolings))
+        selection = Selection(store.layers, recipe.poolings)
+        j_LPM = fisher_of_sites(store, align(store, data), selection, recipe.select)
         cells += _cells(encoder, store.layers, recipe.poolings, (recipe.pca_dim,))
         values.append(j_LPM.reshape(-1, j_LPM.shape[2]))
     return cells, np.concatenate(values)

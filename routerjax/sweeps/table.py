@@ -30,8 +30,8 @@ class SweepTable(ProbeTable):
 
     Intervals are 95% ones of a bootstrap over groups of queries; models are not refitted.
 
-    `fisher` has J as "trace/standardised", and as "excess/standardised" less its mean with outcomes
-    shuffled.
+    `fisher` has J as "trace/standardised", as "excess/standardised" less its mean with outcomes
+    shuffled, and as "ridge/standardised".
 
     Attributes (after those of `ProbeTable`):
       pca_dims: [W] ascending.
@@ -39,11 +39,11 @@ class SweepTable(ProbeTable):
         pairs of rows of equal dataset; each with "_low" and "_high". "seed_sd" is the standard
         deviation of cv_auc over other assignments of the rows to folds (NaN unless asked for).
       folds: By name: "auc" and "within_auc" [F, L, P, W, M] of each fold's own rows, "fisher"
-        [F, L, P, M] and "d_eff" [F, L, P] of all other rows.
+        and "ridge" [F, L, P, M] and "d_eff" [F, L, P] of all other rows.
       fisher_range: [L, P, M] by name: "low" and "high" of J's interval, "shuffled", J's mean with
         outcomes shuffled.
       draws: Bootstrap replicates, the same weights for all: "cv_auc" and "within_auc"
-        [B, L, P, W, M], "fisher" [B, L, P, M].
+        [B, L, P, W, M], "fisher" and "ridge" [B, L, P, M].
       controls: Rows {"control", "layer", "pooling", "pca_dim", "target", "auc", "low", "high",
         "within_auc", "fisher"}; a layer of None for features that are of no layer.
       transfer: {"layer", "pooling", "pca_dim", "datasets" [A], "auc" [A, A, M]}: trained on the

@@ -13,6 +13,7 @@ from routerjax.features import part as on_device
 from routerjax.features.feature_map import FeatureMap
 from routerjax.features.fit import fit_features
 from routerjax.features.recipe import Recipe
+from routerjax.probes.probe import probe
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +175,16 @@ def test_top_fisher_takes_the_layers_of_largest_mean_j(toy, store, train):
     expected = tuple(sorted(1 + np.argsort(-j_L[1:])[:2]))
     both = fit_features(Recipe.top_fisher(2, pooling=("last", "mean"), pca_dim=4), store, train)
     assert both.selection().layers == expected
+
+
+def test_top_ridge_takes_the_layers_of_the_probes_largest_ridge_j(toy, store, train):
+    j_LP = probe(store, train, pca_dim=4).mean_over_targets("ridge/standardised")
+    for poolings, j_L in (("mean", j_LP[:, 1]), (("last", "mean"), j_LP.mean(axis=1))):
+        found = fit_features(Recipe.top_ridge(2, pooling=poolings, pca_dim=4), store, train)
+        order = [i for i in np.argsort(-j_L) if np.isfinite(j_L[i])]
+        assert found.selection().layers == tuple(sorted(order[:2]))
+    with pytest.raises(ValueError, match=r"top_ridge: k = 5, .*\[0\] .*choose k <= 4"):
+        fit_features(Recipe.top_ridge(5, pooling="last"), store, train)
 
 
 def test_top_fisher_skips_constant_states_and_names_them(toy, store, train):

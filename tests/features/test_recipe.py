@@ -23,11 +23,12 @@ _recipes = st.one_of(
         st.integers(1, 500),
     ),
     st.builds(Recipe.top_fisher, st.integers(1, 40), _poolings, st.integers(1, 500)),
+    st.builds(Recipe.top_ridge, st.integers(1, 40), _poolings, st.integers(1, 500)),
     st.builds(Recipe.greedy, st.integers(1, 40), _poolings, st.integers(1, 500)),
 )
 _per_target = st.builds(
     Recipe.per_target,
-    st.sampled_from(["cv_auc", "fisher"]),
+    st.sampled_from(["cv_auc", "fisher", "ridge"]),
     _poolings,
     st.lists(st.integers(1, 500), min_size=1, max_size=5),
 )
@@ -125,11 +126,11 @@ def test_is_frozen_and_hashable():
         ),
         (lambda: Recipe("blocks", sites=(RecipeSite(0, 1, "last", 3),)), "use Recipe.of_sites"),
         (lambda: Recipe("all_layers", select="fisher"), "nothing for others, got 'fisher'"),
-        (lambda: parse_recipe("greedy:x"), "greedy:K, per_target:cv_auc .* got 'greedy:x'"),
+        (lambda: parse_recipe("greedy:x"), "greedy:K or per_target:cv_auc.* got 'greedy:x'"),
         (lambda: parse_recipe("per_target:best"), "got 'per_target:best'"),
         (lambda: parse_recipe("layers:3", "4"), "goes with --recipe=layers, got"),
         (lambda: parse_recipe("layers:"), "got 'layers:'"),
-        (lambda: parse_recipe("top_fisher"), "top_fisher:K such as top_fisher:4"),
+        (lambda: parse_recipe("top_fisher"), "top_ridge:K such as top_ridge:4"),
         (lambda: parse_recipe("top_fisher:x"), "got 'top_fisher:x'"),
         (lambda: parse_recipe("layers", "3,,4"), "such as 3,4,6 or 4-6, got '3,,4'"),
         (lambda: parse_recipe("all_layers", "3"), "goes with --recipe=layers"),

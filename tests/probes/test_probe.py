@@ -6,6 +6,7 @@ import pytest
 from routerjax.probes import probe as probe_module
 from routerjax.probes.probe import probe
 from routerjax.report.probe_picture import draw_probes
+from routerjax.stats.fisher import RIDGE
 from routerjax.store.rows import StoreRows
 from routerjax.store.shards import decode, encode
 from routerjax.store.store import ActivationStore
@@ -38,6 +39,14 @@ def _loop(x_ND, y_N, shrinkage):
     return j
 
 
+def _ridge(z_ND, y_N):
+    """J by ridge: explained by the eigenvectors of the correlations, one by one."""
+    eigenvalues_D, vectors_DD = np.linalg.eigh(z_ND.T @ z_ND / len(z_ND))
+    gap_D = (z_ND[y_N == 1].mean(axis=0) - z_ND[y_N == 0].mean(axis=0)) @ vectors_DD
+    chance = (1 / (y_N == 1).sum() + 1 / (y_N == 0).sum()) * eigenvalues_D
+    return ((gap_D**2 - chance) / (eigenvalues_D + RIDGE)).sum()
+
+
 def _massive(h_NLPD):
     """As real decoders have them: a few channels are hundreds of times the others.
 
@@ -63,12 +72,16 @@ def test_every_cell_equals_a_float64_loop(toy, fake_store, states, shrinkage):
     table = probe(fake_store(h_NLPD, toy.ids), toy.data, pca_dim=6, shrinkage=shrinkage)
     spaces = {"raw", "standardised", "pca6"}
     names = {f"{variant}/{space}" for variant in ("trace", "mean") for space in spaces}
-    assert set(table.fisher) == names | {"lda/pca6"}
+    assert set(table.fisher) == names | {"lda/pca6", "ridge/standardised"}
     for i in range(5):
         for p in range(2):
             if (i, p) == (0, 0):
                 continue
             x_NDs = _spaces(h_NLPD[:, i, p], 6)
+            for m in range(3):
+                found = table.fisher["ridge/standardised"][i, p, m]
+                expected = _ridge(x_NDs["standardised"], toy.y_NM[:, m])
+                assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
             for space, x_ND in x_NDs.items():
                 for m in range(3):
                     expected = _loop(x_ND, toy.y_NM[:, m], shrinkage)
@@ -118,7 +131,7 @@ def test_block_size_row_order_and_memory_budget_do_not_matter(toy, fake_store, f
     store = fake_store(toy.h_NLPD, toy.ids, block_rows=71, seed=8)
     other = probe(store, data, pca_dim=6, budget_bytes=2 * 12 * 16**2)
     for name in [*table.fisher, *table.spectrum]:
-        np.testing.assert_allclose(other.get(name), table.get(name), rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(other.get(name), table.get(name), 1e-4, 1e-6, err_msg=name)
     assert other.reasons == table.reasons
 
 
@@ -214,6 +227,8 @@ def test_classes_without_spread_are_nan_with_a_reason(fake_store, fake_data):
     h_NLPD = np.repeat(y_NM, 4, axis=1)[:, None, None] * np.array([1.0, 2.0, -1.0, 0.5])
     ids = [f"q{n}" for n in range(40)]
     table = probe(fake_store(h_NLPD, ids), fake_data(ids, y_NM), pca_dim=2)
+    ridge_LPM = table.fisher.pop("ridge/standardised")
+    assert np.isfinite(ridge_LPM).all()  # The ridge bounds it.
     for name, value_LPM in table.fisher.items():
         assert np.isnan(value_LPM).all(), name
     assert any("trace/raw" in text and "no bound" in text for text in table.reason(0, "last", "t0"))
@@ -236,11 +251,11 @@ def test_a_store_on_disk_gives_the_same_table(toy, tmp_path, table):
     made.write_block(0, toy.h_NLPD[order].transpose(1, 2, 0, 3), {})
     found = probe(ActivationStore.open(tmp_path), toy.data, pca_dim=6)
     for name in [*table.fisher, *table.spectrum]:
-        np.testing.assert_allclose(found.get(name), table.get(name), rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(found.get(name), table.get(name), 1e-4, 1e-6, err_msg=name)
 
 
 def test_j_finds_the_layer_that_separates(table):
-    for name in ("trace/standardised", "mean/standardised", "lda/pca6"):
+    for name in ("trace/standardised", "mean/standardised", "lda/pca6", "ridge/standardised"):
         assert table.rank(name, pooling="mean")[0].layer == 3
 
 

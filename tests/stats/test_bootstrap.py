@@ -14,6 +14,7 @@ from routerjax.stats.bootstrap import (
     weighted_means,
     weighted_sums,
 )
+from routerjax.stats.fisher import RIDGE
 from routerjax.stats.fisher_replicates import fisher_replicates, fisher_shuffled
 from routerjax.stats.roc_auc import roc_auc, within_dataset_auc
 from routerjax.sweeps.evaluator import SiteEvaluator
@@ -166,6 +167,8 @@ def test_intervals_within_datasets_cover():
 def test_j_is_resampled_whole():
     rng = np.random.default_rng(0)
     x_ND = rng.normal(size=(200, 6)).astype(np.float32)
+    shrunk_DD = np.linalg.inv(x_ND.T @ x_ND / 200 + RIDGE * np.eye(6))
+    effective_rank = 6 - RIDGE * np.trace(shrunk_DD)
     y_NM = (rng.random((200, 2)) < 0.4).astype(np.float32)
     y_NM[:20, 1] = np.nan
     weight_BN = group_weights(groups_of(200, 2), 30, seed=0)
@@ -178,6 +181,10 @@ def test_j_is_resampled_whole():
             gap = np.square(right.mean(axis=0) - wrong.mean(axis=0)).sum()
             j = gap / (right.var(axis=0).sum() + wrong.var(axis=0).sum())
             assert found.draws_BM[b, m] == pytest.approx(j, rel=1e-4)
+            gap_D = right.mean(axis=0) - wrong.mean(axis=0)
+            chance = (1 / len(right) + 1 / len(wrong)) * effective_rank
+            by_ridge = gap_D @ shrunk_DD @ gap_D - chance
+            assert found.ridge_draws_BM[b, m] == pytest.approx(by_ridge, rel=1e-4, abs=1e-6)
     chance_M = fisher_shuffled(x_ND, y_NM, 200, seed=0)
     # Under shuffled labels E|gap|^2 is (1/n1 + 1/n0) tr S, and tr S0 + tr S1 about 2 tr S.
     for m in range(2):

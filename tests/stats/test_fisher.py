@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from routerjax.stats.fisher import fisher_lda, fisher_mean, fisher_trace
+from routerjax.stats.fisher import fisher_lda, fisher_mean, fisher_ridge, fisher_trace, ridge_of
 
 
 def _statistics(x_ND, y_N):
@@ -137,3 +137,54 @@ def test_vmaps_over_targets_as_a_loop(classes):
     found_M = jax.vmap(fisher_lda)(weight_MK, mean_MKD, within_MDD)
     expected_M = [fisher_lda(weight_K, mean_KD, w_DD) for weight_K, mean_KD, _, w_DD in each]
     np.testing.assert_allclose(found_M, expected_M, rtol=1e-5)
+
+
+def _ridge(x_ND, y_N, ridge=0.3):
+    z_ND = (x_ND - x_ND.mean(axis=0)) / np.where(x_ND.std(axis=0) > 0, x_ND.std(axis=0), 1)
+    weight_K, mean_KD, _, _ = _statistics(z_ND, y_N)
+    return float(
+        fisher_ridge(weight_K, mean_KD, ridge_of(np.float32(z_ND.T @ z_ND / len(z_ND)), ridge))
+    )
+
+
+def test_the_ridge_discriminant_without_a_ridge_is_lda(classes):
+    """By all rows' covariance: 1 / J_within = 1 / J_all - p (1 - p), which keeps the order."""
+    x_ND, y_N = classes
+    n_rows, p = len(y_N), y_N.mean()
+    chance = (1 / y_N.sum() + 1 / (n_rows - y_N.sum())) * 6
+    of_all = _ridge(x_ND, y_N, ridge=1e-6) + chance
+    within = _all(x_ND, y_N)["lda unshrunk"]
+    assert 1 / of_all - p * (1 - p) == pytest.approx(1 / within, rel=1e-3)
+
+
+def test_the_ridge_discriminant_of_shuffled_outcomes_is_0_on_average(classes):
+    x_ND, y_N = classes
+    wide_ND = np.concatenate([x_ND, np.random.default_rng(1).normal(size=(len(y_N), 60))], axis=1)
+    rng = np.random.default_rng(2)
+    found = np.array([_ridge(wide_ND, rng.permutation(y_N)) for _ in range(300)])
+    assert abs(found.mean()) < 4 * found.std() / np.sqrt(len(found))
+    assert _ridge(wide_ND, y_N) > found.max()
+
+
+def test_the_ridge_discriminant_looks_past_what_varies_most():
+    """The classes differ in one quiet direction among loud ones; a second layer has it louder."""
+    rng = np.random.default_rng(0)
+    y_N = np.arange(2_000) % 2
+    loud_ND = np.repeat(rng.normal(size=(2_000, 1)), 20, axis=1) + 0.1 * rng.normal(
+        size=(2_000, 20)
+    )
+    quiet_ND = loud_ND.copy()
+    quiet_ND[:, 0] += 0.1 * y_N  # Hidden by the common direction; one standard deviation beside it.
+    weak_ND = loud_ND + 0.15 * y_N[:, None] * np.ones(20)
+    weight_K, mean_KD, variance_KD, _ = _statistics(quiet_ND, y_N)
+    quiet_trace = fisher_trace(weight_K, mean_KD, variance_KD)
+    weak_trace = fisher_trace(*_statistics(weak_ND, y_N)[:3])
+    assert quiet_trace < weak_trace
+    assert _ridge(quiet_ND, y_N, 1e-3) > 5 * _ridge(weak_ND, y_N, 1e-3)
+
+
+def test_the_ridge_discriminant_of_nothing_is_no_number():
+    ridge = ridge_of(np.zeros((3, 3), np.float32))
+    assert np.isnan(fisher_ridge(np.float32([5, 5]), np.zeros((2, 3), np.float32), ridge))
+    ridge = ridge_of(np.eye(3, dtype=np.float32))
+    assert np.isnan(fisher_ridge(np.float32([1, 5]), np.zeros((2, 3), np.float32), ridge))

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from routerjax.stats.fisher import fisher_trace
+from routerjax.stats.fisher import fisher_ridge, fisher_trace, ridge_of
 from routerjax.sweeps.cross_validation import cross_validate
 
 FOLDS, DIMS = 4, (3, 8, 20)
@@ -82,8 +82,11 @@ def test_j_and_d_eff_are_those_of_the_training_rows(rows, found):
         classes = [x_ND[y_NM[fit, m] == k] for k in (0, 1)]
         mean = np.stack([rows.mean(axis=0) for rows in classes])
         variance = np.stack([rows.var(axis=0) for rows in classes])
-        j = fisher_trace(np.array([len(rows) for rows in classes], np.float32), mean, variance)
+        weight_K = np.array([len(rows) for rows in classes], np.float32)
+        j = fisher_trace(weight_K, mean, variance)
         assert found.fisher_FSM[2, 1, m] == pytest.approx(float(j), rel=1e-4)
+        by_ridge = fisher_ridge(weight_K, mean, ridge_of(x_ND.T @ x_ND / len(x_ND)))
+        assert found.ridge_FSM[2, 1, m] == pytest.approx(float(by_ridge), rel=1e-3, abs=1e-5)
     lambda_D = np.linalg.eigvalsh(x_ND.T @ x_ND)
     d_eff = lambda_D.sum() ** 2 / np.square(lambda_D).sum()
     assert found.d_eff_FS[2, 1] == pytest.approx(d_eff, rel=1e-4)

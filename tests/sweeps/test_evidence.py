@@ -21,14 +21,18 @@ def world(auc_LPWM, fisher_LPM, d_eff_LP=None, fold_noise=0.0, draws=0, seed=0, 
     d_eff_LP = np.ones(fisher_LPM.shape[:2]) if d_eff_LP is None else d_eff_LP
     folds = {name: around(auc_LPWM, 5, fold_noise) for name in ("auc", "within_auc")}
     folds |= {"fisher": around(fisher_LPM, 5, fold_noise), "d_eff": around(d_eff_LP, 5, 0)}
+    # The ridge discriminant says the opposite of the traces.
+    folds["ridge"] = around(-fisher_LPM, 5, fold_noise)
     cells = {name: auc_LPWM.astype(np.float32) for name in ("cv_auc", "within_auc")}
     replicates = {}
     if draws:
         replicates = {name: around(auc_LPWM, draws, 0.01) for name in ("cv_auc", "within_auc")}
         replicates["fisher"] = around(fisher_LPM, draws, 0.01)
+        replicates["ridge"] = around(-fisher_LPM, draws, 0.01)
     table = types.SimpleNamespace(
         layers=LAYERS, poolings=POOLINGS, targets=TARGETS, pca_dims=DIMS, cells=cells, folds=folds,
-        fisher={"trace/standardised": fisher_LPM.astype(np.float32)},
+        fisher={"trace/standardised": fisher_LPM.astype(np.float32),
+                "ridge/standardised": -fisher_LPM.astype(np.float32)},
         spectrum={"d_eff/standardised": d_eff_LP.astype(np.float32)}, draws=replicates,
     )  # fmt: skip
     return evidence.find_evidence(table, named=named)
@@ -67,6 +71,8 @@ def test_a_probe_that_orders_as_auc_does_loses_nothing(numbers):
     assert best["value"] == pytest.approx(1)
     assert best["low"] > 0.5 and best["high"] == 1
     assert row(found, "lost", "a")["value"] == pytest.approx(0)
+    ridge = row(found, "spearman", "a", probe="ridge")
+    assert ridge["value"] == pytest.approx(-1) and ridge["low"] == -1 and ridge["high"] < -0.5
     against = row(found, "spearman", "a", probe="d_eff")
     assert against["value"] == pytest.approx(-1)
     lost = auc_LPWM[:, 0, 1, 0].max() - auc_LPWM[:, 0, 1, 0].min()
@@ -122,7 +128,7 @@ def test_what_is_missing_is_left_out_or_named(numbers):
         gap = row(found, kind, target, pooling=pooling)
         assert gap["value"] is None and gap["reason"]
     lines = evidence.lines(found)
-    assert len(lines) == 8
+    assert len(lines) == 12
     assert any("unknown" in line for line in lines)
     assert len(sweep_picture.draw_evidence(found).axes) == 4
 

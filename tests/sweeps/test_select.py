@@ -59,7 +59,7 @@ def test_rows_are_read_in_the_order_of_the_data(planted, store):
     np.testing.assert_array_equal(x_SND, expected)
 
 
-@pytest.mark.parametrize("how", ["cv_auc", "fisher"])
+@pytest.mark.parametrize("how", ["cv_auc", "fisher", "ridge"])
 def test_each_target_finds_the_cell_its_signal_was_planted_in(planted, store, how):
     _, data = planted
     found = select(Recipe.per_target(how, POOLINGS, (2, 9)), store, data)
@@ -155,7 +155,7 @@ def test_several_encoders_joined_by_id(planted, fake_store):
     h_NLPD, data = planted
     left = fake_store(h_NLPD[:, [0, 2]], data.ids, layers=(0, 5), poolings=POOLINGS, seed=1)
     right = fake_store(h_NLPD[:, :2, :, :8], data.ids, layers=(1, 4), poolings=POOLINGS, seed=2)
-    for how in ("cv_auc", "fisher"):
+    for how in ("cv_auc", "fisher", "ridge"):
         found = select(Recipe.per_target(how, POOLINGS, 8), [left, right], data)
         cells = {c["target"]: (c["encoder"], c["layer"], c["pooling"]) for c in found.choices}
         assert cells == {"a": (0, 5, "mean"), "b": (1, 4, "last"), "c": (1, 4, "last")}
@@ -180,7 +180,7 @@ def test_targets_that_cannot_be_judged(planted, store, caplog):
     y_NM = data.y_NM.copy()
     y_NM[:, 1] = 1.0
     one_class = _data(data.ids, y_NM, data.targets)
-    for how in ("cv_auc", "fisher"):
+    for how in ("cv_auc", "fisher", "ridge"):
         with caplog.at_level("WARNING"):
             found = select(Recipe.per_target(how, POOLINGS, 9), store, one_class)
         assert [c["target"] for c in found.choices] == ["a", "c"]

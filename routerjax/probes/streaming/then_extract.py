@@ -40,6 +40,7 @@ def probe_then_extract(
     store_dtype: str = "float16",
     batch_tokens: int | None = None,
     seed: int = 0,
+    rank_by: str = DEFAULT,
     **probing: Any,
 ) -> tuple[ProbeTable, ActivationStore]:
     """Probes a sample without storing it, then extracts all queries at the best hidden states.
@@ -52,13 +53,14 @@ def probe_then_extract(
       path: The store's folder.
       workdir: Where the table goes: probes.json, probes.png and probe_stream.json, which says what
         it is the table of.
-      keep: Hidden states to extract, those of the largest J.
+      keep: Hidden states to extract, those of the largest number.
       n_probe: Rows of the sample, about: whole groups are drawn. None for all rows.
       layers: To choose from: "all", or hidden-state indices.
       poolings: Names out of POOLINGS; all are extracted.
       store_dtype: As in `extract`.
       batch_tokens: As in `extract`.
       seed: Of the sample, and of a sketch.
+      rank_by: The number they are ranked by, a name of the table's.
       **probing: Further arguments of `probe_stream`.
 
     Returns:
@@ -96,7 +98,7 @@ def probe_then_extract(
         )  # fmt: skip
         table.save(folder)
         folder.write_json(_SETTINGS, settings | {"table_digest": folder.digest("probes.json")})
-    chosen = best_layers(table, keep)
+    chosen = best_layers(table, keep, rank_by)
     store = extract(
         encoder, data, path, layers=chosen, poolings=poolings, store_dtype=store_dtype,
         batch_tokens=batch_tokens,
@@ -104,20 +106,22 @@ def probe_then_extract(
     return table, store
 
 
-def best_layers(table: ProbeTable, keep: int) -> tuple[int, ...]:
+def best_layers(table: ProbeTable, keep: int, rank_by: str = DEFAULT) -> tuple[int, ...]:
     """The hidden states of the largest J, ascending; logs which and why.
 
-    A hidden state counts by the pooling it does best with: J "trace/standardised", mean over the
-    targets that have one.
+    A hidden state counts by the pooling it does best with: mean over the targets that have a J.
 
     Args:
       table: Of the probes.
       keep: How many, at most.
+      rank_by: The name of the J.
 
     Raises:
-      ValueError: No hidden state has a J.
+      ValueError: The table has no such J, or no hidden state has one.
     """
-    value_LP = table.mean_over_targets(DEFAULT)
+    if rank_by not in table.fisher:
+        raise ValueError(f"rank_by: expected one of {', '.join(table.fisher)}, got {rank_by!r}")
+    value_LP = table.mean_over_targets(rank_by)
     value_L = np.where(np.isfinite(value_LP), value_LP, -np.inf).max(axis=1)
     order = [i for i in np.argsort(-value_L, kind="stable") if np.isfinite(value_L[i])]
     if not order:
@@ -134,7 +138,7 @@ def best_layers(table: ProbeTable, keep: int) -> tuple[int, ...]:
         )
     logger.info(
         "J (%s, mean over targets, best pooling) on %d queries:\n%s",
-        DEFAULT, table.n_queries, "\n".join(lines),
+        rank_by, table.n_queries, "\n".join(lines),
     )  # fmt: skip
     return tuple(sorted(table.layers[i] for i in order[:keep]))
 

@@ -386,6 +386,10 @@ def test_states_without_a_j_are_never_the_best():
     table = ProbeTable((2, 4, 6), ("a", "b"), ("t",), {"trace/standardised": value_LPM}, {}, [], 9)
     assert best_layers(table, 1) == (2,)
     assert best_layers(table, 3) == (2, 4)
+    table.fisher["ridge/standardised"] = -value_LPM
+    assert best_layers(table, 1, "ridge/standardised") == (4,)
+    with pytest.raises(ValueError, match="rank_by: expected one of trace/standardised, ridge/"):
+        best_layers(table, 1, "lda/pca10")
     value_LPM[:] = np.nan
     with pytest.raises(ValueError, match="no hidden state has a J"):
         best_layers(table, 1)
