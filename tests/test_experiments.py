@@ -22,8 +22,8 @@ from absl.testing import flagsaver
 
 from experiments import compare, options
 from routerjax.data.pool import write_pool
-from routerjax.data.writers import write_dataset
 from routerjax.data.simulated.simulate import simulate
+from routerjax.data.writers import write_dataset
 from routerjax.runtime import script as script_module
 from routerjax.store.store import ActivationStore
 from routerjax.studies.contestants import BASELINES

@@ -35,6 +35,7 @@ from routerjax.evaluation.headline import (
 from routerjax.evaluation.published_report import published_report
 from routerjax.evaluation.savings import KEYS as COST_KEYS
 from routerjax.evaluation.savings import cost_coverage, cost_metrics
+from routerjax.routing.costs import BASES
 from routerjax.routing.judged import Judged
 from routerjax.routing.policy import Policy
 from routerjax.routing.policy_rows import check_probabilities
@@ -221,12 +222,12 @@ def _checked(p_NM: np.ndarray, rows: Judged, best_single: int) -> tuple[np.ndarr
         )
     if rows.paid_NM is None:
         return p_NM, dataclasses.replace(rows, expected_NM=None, basis=None)
-    if rows.basis not in ("recorded", "assumed"):
+    if rows.basis not in BASES and BASES[0] not in str(rows.basis):
         raise ValueError(
             f"basis, where the output tokens behind paid_NM come from: expected 'recorded' or "
             f"'assumed', got {rows.basis!r}"
         )
-    if rows.expected_NM is None and rows.basis == "recorded":
+    if rows.expected_NM is None and rows.basis != "assumed":
         raise ValueError(
             "expected_NM: recorded output tokens are known only once the answer is there, so a "
             "policy must not see their cost: pass what was expected beforehand, such as each "

@@ -10,6 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from routerjax.report.label_layout import place_labels
 from routerjax.report.style import BLUE, GREEN, GREY, ORANGE, PERCENT, WIDTH, clean, short_name
+from routerjax.routing.costs import basis_in_words
 
 # Inches. Fixed, so that the labels' places can be worked out before anything is drawn.
 _HEIGHT, _LEFT, _RIGHT, _BOTTOM, _TOP = 5.2, 0.72, 0.15, 0.5, 0.58
@@ -108,7 +109,8 @@ def accuracy_against_cost(metrics: dict[str, Any]) -> Figure:
     ])  # fmt: skip
     _write_names(axes, names, frame.place(singles_P2), obstacle_O2)
 
-    axes.set_xlabel(f"USD per 1,000 queries (output tokens {metrics['cost_basis']})", fontsize=9)
+    basis = basis_in_words(metrics["cost_basis"], "output tokens {}")
+    axes.set_xlabel(f"USD per 1,000 queries ({basis})", fontsize=9)
     axes.set_ylabel(f"accuracy on {metrics['n_complete']:,} queries", fontsize=9)
     handles, texts = axes.get_legend_handles_labels()
     figure.legend(handles, texts, loc="upper left", ncols=3, fontsize=8, frameon=False,

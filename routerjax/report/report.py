@@ -15,6 +15,7 @@ import jinja2
 
 from routerjax.probes.table import ProbeTable
 from routerjax.report.sweep_section import sweep_section
+from routerjax.routing.costs import basis_in_words
 from routerjax.runtime.files import Folder
 from routerjax.sweeps.table import SweepTable
 
@@ -66,6 +67,7 @@ def write_report(
         metrics=metrics,
         reasons=metrics["reasons"],
         policy=_policy(metrics["policy"]),
+        cost_basis=basis_in_words(metrics["cost_basis"]),
         expected_lengths=_expected_lengths(metrics["output_tokens_from"] or {}),
         pictures=pictures,
         probes=None if probes is None else _probe_rows(probes),

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from routerjax.routing.costs import basis_in_words
 from routerjax.studies.estimates import LEFT_OUT, METRICS
 from routerjax.sweeps import evidence
 from routerjax.sweeps.table import SweepTable
@@ -43,7 +44,7 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
         *lines,
         f"saves {saving:.1%} against {metrics['most_expensive']}, at an accuracy of "
         f"{metrics['router_accuracy']:.1%} against its {metrics['most_expensive_accuracy']:.1%} "
-        f"({metrics['cost_basis']} output tokens)",
+        f"({basis_in_words(metrics['cost_basis'])})",
     ]
 
 
@@ -104,7 +105,11 @@ def comparison_lines(study: dict[str, Any]) -> list[str]:
         if all(row[metric] is None for row in rows):
             continue
         form = "#.3g" if metric == "cost" else ".4f"
-        of = f", output tokens {study['cost_basis']}" if metric == "cost" else ""
+        of = (
+            f", {basis_in_words(study['cost_basis'], 'output tokens {}')}"
+            if metric == "cost"
+            else ""
+        )
         lines += ["", _NAMES.get(metric, metric) + of]
         for i, row in enumerate(rows):
             line = f"  {row['name']:{width}}  {_text(row[metric], form)}"

@@ -1,4 +1,8 @@
-"""The cost of an answer in USD: of input and output tokens, expected beforehand and as paid."""
+"""The cost of an answer in USD: of input and output tokens, expected beforehand and as paid.
+
+What was paid is the recorded cost of an answer where there is one, else its recorded tokens times
+the prices, else what was expected; `cost_basis` says which share of the answers is which.
+"""
 
 import dataclasses
 from typing import Any
@@ -13,6 +17,66 @@ from routerjax.routing.lengths import LengthHead
 ASSUMED_OUTPUT_TOKENS = 256
 
 
+# How `cost_basis` begins where all answers are of one kind.
+BASES = ("recorded cost", "recorded", "assumed")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bills:
+    """What training rows recorded of prompts and costs, beside the lengths of answers.
+
+    Attributes:
+      extra_tokens_M: [M] median of recorded input tokens less the query's own (a few-shot prompt,
+        the target's own tokenizer); 0 where none were recorded.
+      cached_share_M: [M] share of the recorded input tokens that was cached; 0 likewise.
+      cached_prices_M: [M] USD per 1M cached input tokens, NaN where unknown.
+      cost_M: [M] mean recorded cost in USD, NaN where none was; expected of a target without a
+        price.
+    """
+
+    extra_tokens_M: np.ndarray
+    cached_share_M: np.ndarray
+    cached_prices_M: np.ndarray
+    cost_M: np.ndarray
+
+    @classmethod
+    def fit(cls, data: RoutingDataset, query_tokens_N: np.ndarray | None) -> "Bills | None":
+        """Of training rows; None where they recorded nothing of the kind."""
+        input_NM, cached_NM = data.input_tokens_NM, data.cached_input_tokens_NM
+        if input_NM is None and data.costs_NM is None and data.cached_prices_M is None:
+            return None
+        m = len(data.targets)
+        extra_M, share_M, cost_M = np.zeros(m), np.zeros(m), np.full(m, np.nan)
+        for i in range(m):
+            if input_NM is not None and query_tokens_N is not None:
+                extra_N = input_NM[:, i] - np.asarray(query_tokens_N, np.float64)
+                extra_M[i] = np.median(extra_N[~np.isnan(extra_N)]) if _any(extra_N) else 0.0
+            if input_NM is not None and cached_NM is not None:
+                both_N = ~np.isnan(input_NM[:, i] + cached_NM[:, i])
+                total = input_NM[both_N, i].sum(dtype=np.float64)
+                share_M[i] = cached_NM[both_N, i].sum(dtype=np.float64) / total if total else 0.0
+            if data.costs_NM is not None and _any(data.costs_NM[:, i]):
+                cost_M[i] = np.nanmean(data.costs_NM[:, i])
+        cached_M = np.full(m, np.nan) if data.cached_prices_M is None else data.cached_prices_M
+        return cls(extra_M, np.minimum(share_M, 1.0), cached_M, cost_M)
+
+    def with_unrecorded_target(self) -> "Bills":
+        """With one more target, of which nothing was recorded."""
+        return Bills(
+            np.append(self.extra_tokens_M, 0.0), np.append(self.cached_share_M, 0.0),
+            np.append(self.cached_prices_M, np.nan), np.append(self.cost_M, np.nan),
+        )  # fmt: skip
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Bills":
+        """What `to_json` wrote."""
+        return cls(**{name: np.array(column, np.float64) for name, column in value.items()})
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class CostModel:
     """Prices, and the length of answer to expect of every target.
@@ -23,12 +87,14 @@ class CostModel:
         ASSUMED_OUTPUT_TOKENS.
       recorded_M: [M] bool, whether it is a median.
       head: Predicts lengths query by query, for the targets of `head.used_M`; None without.
+      bills: What was recorded of prompts and costs; None where nothing was.
     """
 
     prices_M2: np.ndarray | None
     output_tokens_M: np.ndarray
     recorded_M: np.ndarray
     head: LengthHead | None = None
+    bills: Bills | None = None
 
     @classmethod
     def fit(
@@ -36,6 +102,7 @@ class CostModel:
         data: RoutingDataset,
         rows: RoutingDataset | None = None,
         x_NC: np.ndarray | None = None,
+        query_tokens_N: np.ndarray | None = None,
     ) -> "CostModel":
         """Prices of a data set, the medians of its recorded answers, and a head that beats them.
 
@@ -43,6 +110,8 @@ class CostModel:
           data: The training rows.
           rows: Those to fit the head on; None for no head.
           x_NC: [N, C] features of `rows`.
+          query_tokens_N: [N] tokens of the queries of `data`, by the encoder's tokenizer; None
+            where recorded input tokens should not be compared with them.
         """
         length_M = np.full(len(data.targets), float(ASSUMED_OUTPUT_TOKENS))
         recorded_M = np.zeros(len(data.targets), bool)
@@ -54,7 +123,7 @@ class CostModel:
         head = None
         if rows is not None and x_NC is not None and rows.output_tokens_NM is not None:
             head = LengthHead.fit(x_NC, rows.output_tokens_NM, rows.groups)
-        return cls(data.prices_M2, length_M, recorded_M, head)
+        return cls(data.prices_M2, length_M, recorded_M, head, Bills.fit(data, query_tokens_N))
 
     def with_target(self, price: tuple[float, float] | None) -> "CostModel":
         """The costs with one more target of this price, of which no answer was recorded."""
@@ -67,6 +136,7 @@ class CostModel:
             np.append(self.output_tokens_M, float(ASSUMED_OUTPUT_TOKENS)),
             np.append(self.recorded_M, False),
             None if self.head is None else self.head.with_unused_target(),
+            None if self.bills is None else self.bills.with_unrecorded_target(),
         )
 
     @property
@@ -103,41 +173,75 @@ class CostModel:
         Raises:
           ValueError: A head is used and there are no features, or they have another shape.
         """
-        return self._usd(input_tokens_N, self.lengths(len(input_tokens_N), x_NC))
+        tokens_N1 = np.asarray(input_tokens_N, np.float64)[:, None]
+        length_NM = self.lengths(len(tokens_N1), x_NC)
+        if self.bills is None:
+            return self._usd(tokens_N1, length_NM)
+        input_NM = np.maximum(tokens_N1 + self.bills.extra_tokens_M[None], 0.0)
+        cached_NM = input_NM * self.bills.cached_share_M[None]
+        cost_NM = self._usd(input_NM, length_NM, cached_NM)
+        mean_NM = np.broadcast_to(self.bills.cost_M[None], length_NM.shape)
+        if cost_NM is None:
+            return None if np.isnan(self.bills.cost_M).all() else np.array(mean_NM)
+        return np.where(np.isnan(cost_NM), mean_NM, cost_NM)
 
     def paid(
         self, input_tokens_N: np.ndarray, data: RoutingDataset, x_NC: np.ndarray | None = None
     ) -> tuple[np.ndarray | None, str | None]:
-        """Cost of the answers that were given, and whether it is "recorded" or "assumed".
+        """Cost of the answers that were given, and what it is based on.
 
-        Recorded only where the length of every answer with an outcome is, and every target's were
-        in training, where what is expected comes from; a mixture of both would compare targets on
-        unlike grounds.
+        Where no cost was recorded, recorded tokens count only where the length of every answer with
+        an outcome is, and every target's were in training, where what is expected comes from: then
+        the basis is "recorded", else all are expected ones, "assumed". Where any cost was recorded,
+        each answer's counts as it is known, see `cost_basis`.
 
         Args:
-          input_tokens_N: [N] tokens of the query.
+          input_tokens_N: [N] tokens of the query; of an answer whose input tokens were recorded,
+            those count.
           data: The rows evaluated.
           x_NC: [N, C] features of the queries, as for `expected`.
 
         Returns:
-          [N, M] USD per query (None without prices), and the basis.
+          [N, M] USD per query (None without prices and recorded costs), and the basis.
         """
-        if self.prices_M2 is None:
+        if self.prices_M2 is None and data.costs_NM is None:
             return None, None
         lengths_NM = data.output_tokens_NM
         seen_NM = ~np.isnan(data.y_NM)
-        if lengths_NM is None or np.isnan(lengths_NM[seen_NM]).any() or not self.recorded_M.all():
+        unknown = lengths_NM is None or np.isnan(lengths_NM[seen_NM]).any()
+        if data.costs_NM is None and (unknown or not self.recorded_M.all()):
             return self.expected(input_tokens_N, x_NC), "assumed"
-        # Answers that were never given have no length; they enter no sum.
-        known_NM = np.where(np.isnan(lengths_NM), self.output_tokens_M[None], lengths_NM)
-        return self._usd(input_tokens_N, known_NM), "recorded"
+        cost_NM = None
+        if lengths_NM is not None:
+            tokens_NM = np.asarray(input_tokens_N, np.float64)[:, None]
+            if data.input_tokens_NM is not None:
+                tokens_NM = np.where(
+                    np.isnan(data.input_tokens_NM), tokens_NM, data.input_tokens_NM
+                )
+            # Answers that were never given have no length; they enter no sum.
+            if data.costs_NM is None:
+                lengths_NM = np.where(np.isnan(lengths_NM), self.output_tokens_M[None], lengths_NM)
+            cost_NM = self._usd(tokens_NM, lengths_NM, data.cached_input_tokens_NM)
+        if data.costs_NM is None:
+            return cost_NM, "recorded"
+        paid_NM = np.array(data.costs_NM, np.float64)
+        for other_NM in (cost_NM, self.expected(input_tokens_N, x_NC)):
+            if other_NM is not None:
+                paid_NM = np.where(np.isnan(paid_NM), other_NM, paid_NM)
+        return paid_NM, cost_basis(data)
 
-    def _usd(self, input_tokens_N: np.ndarray, output_tokens: np.ndarray) -> np.ndarray | None:
+    def _usd(
+        self, input_tokens: np.ndarray, output_tokens: np.ndarray, cached: np.ndarray | None = None
+    ) -> np.ndarray | None:
+        """[N, M] USD of tokens; `cached` of the input tokens at their own price, where known."""
         if self.prices_M2 is None:
             return None
         price_in_M, price_out_M = self.prices_M2.T
-        tokens_N1 = np.asarray(input_tokens_N, np.float64)[:, None]
-        return (tokens_N1 * price_in_M[None] + output_tokens * price_out_M[None]) / 1e6
+        usd = (input_tokens * price_in_M[None] + output_tokens * price_out_M[None]) / 1e6
+        if cached is not None and self.bills is not None:
+            less_M = price_in_M - self.bills.cached_prices_M
+            usd = usd - np.nan_to_num(cached * less_M[None]) / 1e6
+        return usd
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -149,7 +253,7 @@ class CostModel:
             "held_out_log_error_of_head_and_median": None
             if self.head is None
             else self.head.error_M2,
-        }
+        } | ({} if self.bills is None else {"bills": self.bills.to_json()})
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays that go with `to_json`."""
@@ -166,4 +270,30 @@ class CostModel:
             np.array(value["expected_output_tokens"], np.float64),
             np.array(value["output_tokens_recorded"], bool),
             LengthHead.from_arrays(arrays) if arrays else None,
+            Bills.from_json(value["bills"]) if value.get("bills") else None,
         )
+
+
+def cost_basis(data: RoutingDataset) -> str:
+    """Which share of the answers with an outcome has which basis, where any cost was recorded."""
+    seen_NM = ~np.isnan(data.y_NM)
+    assert data.costs_NM is not None
+    billed_N = ~np.isnan(data.costs_NM[seen_NM])
+    counted_N = np.zeros_like(billed_N)
+    if data.output_tokens_NM is not None:
+        counted_N = ~billed_N & ~np.isnan(data.output_tokens_NM[seen_NM])
+    shares = (billed_N.mean(), counted_N.mean(), 1 - billed_N.mean() - counted_N.mean())
+    if 1.0 in shares:
+        return BASES[shares.index(1.0)]
+    words = (BASES[0], "recorded output tokens", "assumed output tokens")
+    parts = (f"{share:.1%} {word}" for share, word in zip(shares, words, strict=True) if share > 0)
+    return ", ".join(parts)
+
+
+def basis_in_words(basis: str | None, form: str = "{} output tokens") -> str:
+    """A `cost_basis` as a text says it; `form` is that of "recorded" and "assumed"."""
+    return form.format(basis) if basis in BASES[1:] else str(basis)
+
+
+def _any(values: np.ndarray) -> bool:
+    return bool((~np.isnan(values)).any())

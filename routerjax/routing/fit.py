@@ -15,7 +15,7 @@ from routerjax.features.fit import fit_features
 from routerjax.features.recipe import Recipe
 from routerjax.routing.constrained import Quality, Unreachable
 from routerjax.routing.costs import CostModel
-from routerjax.routing.judged import Judged, judge
+from routerjax.routing.judged import Judged, judge, query_tokens
 from routerjax.routing.policies import Argmax
 from routerjax.routing.policy import Policy
 from routerjax.routing.predictor import Predictor
@@ -105,7 +105,10 @@ def fit_router(
         },
     }
     best_single = int(np.argmax(np.nanmean(data.correct_NM, axis=0, dtype=np.float64)))
-    costs = CostModel.fit(data, network.fit_rows, network.features_of(network.fit_rows))
+    costs = CostModel.fit(
+        data, network.fit_rows, network.features_of(network.fit_rows),
+        query_tokens(network.stores, data),
+    )  # fmt: skip
     judged = Judged.of(held, network.stores, costs, network.features_of(held))
     p_NM = calibration.apply(before_NM)
     return Router(

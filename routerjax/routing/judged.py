@@ -22,7 +22,8 @@ class Judged:
       expected_NM: [N, M] USD per query as known before the answer, NaN without a price; None
         without any prices.
       paid_NM: [N, M] USD per query as paid; None without prices.
-      basis: What `paid_NM` is based on, "recorded" or "assumed" output tokens; None without prices.
+      basis: What `paid_NM` is based on: "recorded" or "assumed" output tokens, "recorded cost", or
+        the share of each where there are several (`costs.cost_basis`); None without prices.
     """
 
     data: RoutingDataset
@@ -47,8 +48,7 @@ class Judged:
         Raises:
           ValueError: A query is not in the store, or features are needed and missing.
         """
-        store = as_tuple(stores)[0]
-        tokens_N = store.query_tokens_N[store.rows_of(data.ids)]
+        tokens_N = query_tokens(stores, data)
         paid_NM, basis = costs.paid(tokens_N, data, x_NC)
         return cls(data, tokens_N, costs.expected(tokens_N, x_NC), paid_NM, basis)
 
@@ -78,6 +78,12 @@ class Judged:
     def by_dataset(self) -> tuple[tuple[str, ...], np.ndarray] | None:
         """[D] names, ascending, and [N] the number of each row's; None where no names are given."""
         return None if self.data.datasets is None else numbered(self.data.datasets)
+
+
+def query_tokens(stores: Stores, data: RoutingDataset) -> np.ndarray:
+    """[N] tokens of each query itself, by the tokenizer of the first store's encoder."""
+    store = as_tuple(stores)[0]
+    return store.query_tokens_N[store.rows_of(data.ids)]
 
 
 def judge(router: Router, stores: Stores, data: RoutingDataset) -> tuple[Judged, np.ndarray]:

@@ -109,7 +109,7 @@ def _oracle(stores: Stores, train: RoutingDataset, test: RoutingDataset, _: Any)
     """
     outcome_NM = np.nan_to_num(np.asarray(test.correct_NM, np.float64), nan=0.0)
     cheap_NM = np.zeros(outcome_NM.shape)
-    if train.prices_M2 is not None:
+    if train.prices_M2 is not None or test.costs_NM is not None:
         paid_NM = Judged.of(test, stores, CostModel.fit(train)).paid_NM
         assert paid_NM is not None
         dear_NM = np.where(np.isnan(paid_NM), np.inf, paid_NM)

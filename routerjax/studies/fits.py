@@ -12,9 +12,9 @@ from routerjax.data.groups import numbered
 from routerjax.data.outcomes import skill
 from routerjax.features.feature_map import Stores
 from routerjax.features.recipe import Recipe
-from routerjax.routing.costs import CostModel
+from routerjax.routing.costs import CostModel, cost_basis
 from routerjax.routing.fit import fit_router
-from routerjax.routing.judged import Judged
+from routerjax.routing.judged import Judged, query_tokens
 from routerjax.runtime import resume
 from routerjax.runtime.files import digest
 from routerjax.studies.contestants import Baseline, RouterSpec
@@ -146,18 +146,21 @@ def _judged(stores: Stores, data: RoutingDataset, fold_N: np.ndarray) -> Judged:
     """The rows with their costs, by the median lengths of each fold's training rows.
 
     What was paid is based on "recorded" lengths, or on "assumed" ones in all folds where one fold
-    must assume them.
+    must assume them; where costs were recorded, each answer's counts as it is known.
     """
-    if data.prices_M2 is None:
+    if data.prices_M2 is None and data.costs_NM is None:
         return Judged(data)
     paid_NM, expected_NM = np.full((2, *data.y_NM.shape), np.nan)
     bases = set()
     for f in range(fold_N.max() + 1):
         test_N = fold_N == f
-        costs = CostModel.fit(data.select(_apart(data, test_N)))
+        train = data.select(_apart(data, test_N))
+        costs = CostModel.fit(train, query_tokens_N=query_tokens(stores, train))
         part = Judged.of(data.select(test_N), stores, costs)
         bases.add(part.basis)
         paid_NM[test_N], expected_NM[test_N] = part.paid_NM, part.expected_NM
+    if data.costs_NM is not None:
+        return Judged(data, None, expected_NM, paid_NM, cost_basis(data))
     recorded = bases == {"recorded"}
     return Judged(
         data,
@@ -182,7 +185,9 @@ def _digest(contestant: Contestant, data: RoutingDataset) -> str:
     value = contestant.to_json()
     pieces: list[Any] = [json.dumps(value, sort_keys=True)]
     if isinstance(contestant, Baseline) and contestant.by_cost:
-        arrays = data.prices_M2, data.output_tokens_NM
+        arrays = [data.prices_M2, data.output_tokens_NM]
+        recorded = (data.input_tokens_NM, data.cached_input_tokens_NM, data.costs_NM)
+        arrays += [array for array in recorded if array is not None]
         pieces += ["none" if array is None else array for array in arrays]
     return f"{value['kind']}-{digest(*pieces, size=6)}"
 
