@@ -29,13 +29,12 @@ from experiments import options
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(options.Outcomes):
     """The flags."""
 
     workdir: str
     seed: int
     data: str | None
-    pool: str | None
     encoder: str | None
     compute_dtype: str
     suite: list[str] = options.flag(list(SUITES), f"Suites: {', '.join(SUITES)}.")

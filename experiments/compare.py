@@ -21,13 +21,12 @@ from experiments import options
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(options.Outcomes):
     """The flags."""
 
     workdir: str
     seed: int
     data: str
-    pool: str | None
     store: str
     pooling: str
     pca_dim: int

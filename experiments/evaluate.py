@@ -18,13 +18,12 @@ from experiments import options
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(options.Outcomes):
     """The flags."""
 
     workdir: str
     seed: int
     data: str
-    pool: str | None
     router: str
     store: str | None
     encoder: str | None

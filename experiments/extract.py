@@ -14,13 +14,12 @@ from experiments import options
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(options.Outcomes):
     """The flags."""
 
     workdir: str
     seed: int
     data: str
-    pool: str | None
     encoder: str
     revision: str | None
     store: str | None

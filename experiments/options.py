@@ -21,8 +21,12 @@ Config = TypeVar("Config", bound="DataclassInstance")
 # Default, help, and bounds if any.
 _SHARED: dict[str, tuple[Any, ...]] = {
     "workdir": (None, "Folder for results and config.json; local or a URL (gs://, s3://)."),
-    "data": (None, "Label file: .jsonl or .csv, plain or .gz."),
+    "data": (None, "Outcomes: a file or folder of any format that is read, plain or gzipped; "
+             "several, separated by commas, are joined by id or by text."),
     "pool": (None, "pool.json with the targets and their prices."),
+    "format": (None, "Format of --data where its content should not decide, see read_dataset."),
+    "targets": ([], "Only these targets of the pool or the data, separated by commas."),
+    "exclude_targets": ([], "All targets but these, separated by commas."),
     "encoder": (None, "Encoder: hub id, local folder, GGUF file, minilm or smollm2."),
     "revision": (None, "Hub revision of the encoder: branch, tag or commit."),
     "store": (None, "Folder of the activation store; local or a URL. Of several encoders: a,b."),
@@ -66,6 +70,16 @@ _DEFINE: dict[Any, Callable[..., Any]] = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Outcomes:
+    """The flags of every script that reads outcomes, beside --data."""
+
+    pool: str | None
+    format: str | None
+    targets: list[str]
+    exclude_targets: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
 class Fitting:
     """The flags that say what is fitted: features and ensemble."""
 
@@ -79,13 +93,12 @@ class Fitting:
 
 
 @dataclasses.dataclass(frozen=True)
-class Training(Fitting):
+class Training(Outcomes, Fitting):
     """The flags of every script that trains on a store; scripts add their own."""
 
     workdir: str
     seed: int
     data: str
-    pool: str | None
     store: str
 
 
@@ -200,11 +213,24 @@ def find_encoder(name: str | None) -> str:
 
 
 def read_data(config: Any) -> tuple[rj.RoutingDataset, list[str]]:
-    """The label file of a config, and what is to know about it, which is logged too."""
-    data = rj.read_dataset(config.data, pool=config.pool)
+    """The outcomes of a config, and what is to know about them, which is logged too."""
+    data = read_outcomes(config)
     lines = rj.describe(data).lines()
     rj.log("\n".join([f"{config.data}:", *lines]))
     return data, lines
+
+
+def read_outcomes(config: Any) -> rj.RoutingDataset:
+    """The outcomes that --data, --pool, --format, --targets and --exclude_targets describe."""
+    # A path may hold commas itself.
+    several = not pathlib.Path(config.data).exists() and "," in config.data
+    return rj.read_dataset(
+        split_names(config.data) if several else config.data,
+        pool=config.pool,
+        format=config.format,
+        targets=config.targets or None,
+        exclude_targets=config.exclude_targets,
+    )
 
 
 def open_stores(text: str) -> list[rj.ActivationStore]:

@@ -25,13 +25,12 @@ _STREAMING = ("pca", "sketch", "budget_gib", "n_probe", "then_extract")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(options.Outcomes):
     """The flags."""
 
     workdir: str
     seed: int
     data: str
-    pool: str | None
     store: str | None
     encoder: str | None
     revision: str | None

@@ -18,13 +18,12 @@ TEST_SHARE = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(options.Outcomes):
     """The flags."""
 
     workdir: str
     seed: int
     data: str | None
-    pool: str | None
     encoder: str | None
     chat_template_kwargs: str | None
     mesh: str

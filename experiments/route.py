@@ -2,8 +2,11 @@
 
 python -m experiments.route --router=runs/quickstart/router --query="What is 17 * 23?"
 python -m experiments.route --router=runs/quickstart/router --policy=tolerance:0.2 < queries.txt
+python -m experiments.route --router=runs/quickstart/router --queries=prompts.jsonl
 
-Decisions go to standard output; with --workdir the flags and versions go there as config.json.
+--queries names a file of JSON lines or a CSV table (`rj.read_queries`); each decision has the id of
+its query. On standard input each line is a query; a line that is a JSON object is one of such a
+file. Decisions go to standard output; with --workdir flags and versions go there as config.json.
 """
 
 import dataclasses
@@ -30,15 +33,17 @@ class Config:
     policy: str
     encoder: str | None
     query: str | None = options.flag(
-        None, "The query; without it every line of standard input is one."
+        None, "The query; without it and --queries every line of standard input is one."
     )
+    queries: str | None = options.flag(None, "File of queries: JSON lines or CSV, with ids.")
+    allowed: list[str] = options.flag([], "Only these targets may answer, separated by commas.")
 
 
 options.define(Config)
 
 
-def lines() -> Iterator[str]:
-    """The lines of standard input that are not empty, without their ends.
+def lines() -> Iterator[tuple[str, str]]:
+    """The lines of standard input that are not empty, without their ends, and where each is.
 
     Raises:
       ValueError: A line is not UTF-8; what came before it has been given out.
@@ -49,12 +54,12 @@ def lines() -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise ValueError(f"standard input, line {number}: not UTF-8: {error}") from error
         if line.strip():
-            yield line
+            yield f"standard input, line {number}", line
 
 
-def chunks(queries: Iterator[str], size: int) -> Iterator[list[str]]:
+def chunks(queries: Iterator[rj.Query], size: int) -> Iterator[list[rj.Query]]:
     """Up to `size` queries at a time; those before a faulty one too."""
-    chunk: list[str] = []
+    chunk: list[rj.Query] = []
     try:
         for query in queries:
             chunk.append(query)
@@ -84,10 +89,22 @@ def main() -> None:
         router.use_encoder(options.load_router_encoders(router, config.encoder, "data:1"))
     if config.workdir is not None:
         rj.write_config(config.workdir, config)
-    queries = lines() if config.query is None else iter([config.query])
-    for chunk in chunks(queries, 1 if sys.stdin.isatty() else _CHUNK):
-        for query, decision in zip(chunk, router.route(chunk, policy), strict=True):
-            print(json.dumps({"query": query} | decision.to_json(), ensure_ascii=False), flush=True)
+    if config.query is not None and config.queries is not None:
+        raise ValueError("--query is one query, --queries a file of them: give one of the two")
+    if config.queries is not None:
+        queries = rj.read_queries(config.queries)
+    else:
+        queries = rj.parse_queries(
+            lines() if config.query is None else [("--query", config.query)]
+        )  # fmt: skip
+    at_once = 1 if config.queries is None and sys.stdin.isatty() else _CHUNK
+    for chunk in chunks(queries, at_once):
+        texts = [each.query for each in chunk]
+        decisions = router.route(texts, policy, config.allowed or None)
+        for each, decision in zip(chunk, decisions, strict=True):
+            named = {} if each.id is None else {"id": each.id}
+            value = named | {"query": each.query} | decision.to_json()
+            print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
 if __name__ == "__main__":

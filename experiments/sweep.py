@@ -20,13 +20,12 @@ from experiments import options
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(options.Outcomes):
     """The flags."""
 
     workdir: str
     seed: int
     data: str
-    pool: str | None
     store: str
     layers: str
     encoder: str | None

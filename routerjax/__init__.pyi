@@ -1,8 +1,12 @@
 """The public surface: every name, and the module that it is loaded from when first used."""
 
+from .data.conversation import Conversation as Conversation
 from .data.dataset import RoutingDataset as RoutingDataset
 from .data.pool import write_pool as write_pool
 from .data.quality import describe as describe
+from .data.queries import Query as Query
+from .data.queries import parse_queries as parse_queries
+from .data.queries import read_queries as read_queries
 from .data.readers import read_dataset as read_dataset
 from .data.simulated.simulate import simulate as simulate
 from .data.writers import write_dataset as write_dataset

@@ -176,6 +176,32 @@ def test_route_decides_for_a_flag_and_for_lines(work, tmp_path):
     assert {line["target"] for line in lines} == {"wren-1b"}
 
 
+def test_route_reads_files_of_queries_and_keeps_ids(work, tmp_path):
+    (tmp_path / "x.jsonl").write_text(
+        '{"global index": "mmlu_12", "query": "Which is prime?\\nA. 4\\nB. 7"}\n'
+        '{"id": 3, "messages": [{"role": "system", "content": "Be brief."},'
+        ' {"role": "user", "content": "What is 7 + 5?"}]}\n'
+    )
+    job = run("route", f"--router={work}/router", f"--queries={tmp_path}/x.jsonl",
+              "--policy=tolerance:1", "--allowed=heron-70b,wren-1b")  # fmt: skip
+    lines = [json.loads(line) for line in job.stdout.splitlines()]
+    assert [line["id"] for line in lines] == ["mmlu_12", "3"]
+    assert lines[0]["query"].count("\n") == 2
+    assert {line["target"] for line in lines} <= {"heron-70b", "wren-1b"}
+
+
+def test_convert_writes_one_file_of_the_targets_that_are_named(tmp_path):
+    (tmp_path / "a.csv").write_text("id,query,a,b,c\n1,q?,1,0,1\n2,r?,0,,1\n")
+    (tmp_path / "b.jsonl").write_text('{"id": "1", "correct": {"d": 0.5}}\n')
+    job = run("convert", f"--data={tmp_path}/a.csv,{tmp_path}/b.jsonl", "--exclude_targets=c",
+              f"--output={tmp_path}/out/x.jsonl")  # fmt: skip
+    assert job.returncode == 0, job.stderr
+    assert "targets that are left out: 'c' (2 outcomes)" in job.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out/x.jsonl").read_text().splitlines()]
+    assert [row["correct"] for row in rows] == [
+        {"a": 1, "b": 0, "d": 0.5}, {"a": 0, "b": None, "d": None}]  # fmt: skip
+
+
 def test_route_answers_what_comes_before_a_faulty_line(work):
     job = run_apart("route", f"--router={work}/router",
                     stdin=b"\xef\xbb\xbfone\n\ntwo\n\xff bad\n")  # fmt: skip

@@ -2,11 +2,12 @@
 
 import array
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from routerjax.data.conversation import as_query, is_messages
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.fields import PER_TARGET, ROW, Unread
 from routerjax.data.groups import group_rows
@@ -36,17 +37,19 @@ class Columns:
     def __init__(self, wanted: Callable[[str], bool], long: bool = False, partial: bool = False):
         self._wanted, self._long, self._partial = wanted, long, partial
         self.place: dict[str, int] = {}
+        self.names: list[str] = []
         self.ids: dict[str, int] = {}
         self.rows_of_text: dict[str, list[int]] = {}
         self.queries: list[str | None] = []
         self.datasets: list[str | None] = []
         self.groups: list[str | None] = []
+        self._more_groups: dict[int, list[str]] = {}
         self.where: list[str] = []
         # Rows whose id is a digest of the text.
         self.unnamed: set[int] = set()
         # Only what was observed is kept: in most formats few targets of each row.
         self.cells = {field: Cells(_TYPES.get(field, "f")) for field in PER_TARGET}
-        self._left_out: dict[str, int] = {}
+        self.left_out: dict[str, int] = {}
         self.unread = Unread((*ROW, *PER_TARGET))
         self._known = frozenset(self.unread.known)
 
@@ -68,7 +71,7 @@ class Columns:
                 self.unread.count(field)
         if not self._partial:
             for field in ("query", "correct"):
-                if field not in row:
+                if field not in row and not (field == "query" and "messages" in row):
                     raise ValueError(f'the field "{field}" is missing')
         at = self._row(where, row)
         runs = {
@@ -78,7 +81,9 @@ class Columns:
             cells = self.cells[field]
             for name, value in pairs(row, field):
                 if not self._wanted(name):
-                    self._left_out[name] = self._left_out.get(name, 0) + (field == "correct")
+                    self.left_out[name] = self.left_out.get(name, 0) + (
+                        field == "correct" and value is not None
+                    )
                     continue
                 column = self.place.get(name)
                 if column is None:
@@ -98,8 +103,8 @@ class Columns:
           ValueError: A target has no outcome at all, or only some rows name their dataset.
         """
         targets = tuple(self.place) if pool is None else pool.names
-        if self._left_out:
-            names = ", ".join(f"{name!r} ({n:,} outcomes)" for name, n in self._left_out.items())
+        if self.left_out:
+            names = ", ".join(f"{name!r} ({n:,} outcomes)" for name, n in self.left_out.items())
             logger.warning("targets that are left out: %s", names)
         if not self.place or not targets:
             raise ValueError("no row has an outcome of any target")
@@ -137,11 +142,11 @@ class Columns:
                                np.isfinite(y_NM).sum())  # fmt: skip
         queries = tuple(query for query in self.queries if query is not None)
         return RoutingDataset(
-            ids=tuple(self.ids),
+            ids=tuple(self.names),
             queries=queries,
             targets=targets,
             y_NM=y_NM,
-            groups=group_rows(queries, self.groups),
+            groups=group_rows(queries, self.groups, *self._other_groups()),
             datasets=self._dataset_names(joined),
             output_tokens_NM=table("output_tokens"),
             input_tokens_NM=table("input_tokens"),
@@ -151,48 +156,107 @@ class Columns:
             **({} if pool is None else pool.facts),
         )
 
+    # ---- rows, also of other files
+
+    def empty(self) -> "Columns":
+        """Columns without rows that take what these took."""
+        return Columns(self._wanted, self._long, self._partial)
+
+    def take(
+        self,
+        name: str,
+        query: str | None,
+        dataset: str | None,
+        group: str | None,
+        where: str,
+        named: bool = True,
+    ) -> int:
+        """A new row, and its number; `named` says that it came with its id."""
+        at = len(self.queries)
+        if not named:
+            self.unnamed.add(at)
+        while name in self.ids:
+            name = f"{name}-2"
+        self.ids[name] = at
+        self.names.append(name)
+        self.queries.append(query)
+        self.datasets.append(dataset)
+        self.groups.append(group)
+        self.where.append(where)
+        if query is not None:
+            self.rows_of_text.setdefault(query, []).append(at)
+        return at
+
+    def merge(
+        self,
+        at: int,
+        query: str | None,
+        dataset: str | None,
+        group: str | None,
+        where: str,
+        joining: bool = False,
+    ) -> None:
+        """Another row of the same query: fills what the row lacks.
+
+        Raises:
+          ValueError: They have different texts, datasets or groups; where files are joined, rows of
+            both groups stay together.
+        """
+        if joining and group is not None and self.groups[at] not in (None, group):
+            self._more_groups.setdefault(at, []).append(group)
+            group = None
+        for field, column, value in (
+            ("query", self.queries, query),
+            ("dataset", self.datasets, dataset),
+            ("group", self.groups, group),
+        ):
+            before = column[at]
+            if value is None or before == value:
+                continue
+            if before is not None:
+                there = _line(self.where[at], where)
+                if field == "query":
+                    raise ValueError(
+                        f"the id {self.names[at]!r} was already in {there}, with another text"
+                    )
+                raise ValueError(f"{field}: this query has {before!r} in {there}, got {value!r}")
+            column[at] = value
+            if field == "query":
+                self.rows_of_text.setdefault(value, []).append(at)
+
+    def rename(self, at: int, name: str) -> None:
+        """Gives a row that had no id of its own this one."""
+        self.unnamed.discard(at)
+        del self.ids[self.names[at]]
+        self.names[at], self.ids[name] = name, at
+
+    def take_cells(self, other: "Columns", rows: Sequence[int]) -> None:
+        """The outcomes of other columns, of which row i is row `rows[i]` here, or none (-1)."""
+        place = [self.place.setdefault(name, len(self.place)) for name in other.place]
+        row_N, column_M = np.array(rows, np.int64), np.array(place, np.int32)
+        for field, cells in other.cells.items():
+            self.cells[field].extend(cells, row_N, column_M)
+        for name, times in other.left_out.items():
+            self.left_out[name] = self.left_out.get(name, 0) + times
+
     def _row(self, where: str, row: dict[str, Any]) -> int:
         """The number of the row's query: a new one, or that of an earlier row."""
-        name, query = text(row, "id"), text(row, "query")
-        if query is not None and not query.strip():
-            raise ValueError(f"query: expected a text that is not empty, got {query!r}")
+        name, query = text(row, "id"), _query(row)
         if query is None and (name is None or not self._partial):
             raise ValueError(f"query: expected a text that is not empty, got {row.get('query')!r}")
         dataset, group = text(row, "dataset"), text(row, "group")
+        at = None
         if name is not None:
             at = self.ids.get(name)
         elif self._long:
             at = self._same_text(str(query), dataset)
-        else:
-            at = None
-        if at is None:
-            at = len(self.queries)
-            if name is None:
-                assert query is not None
-                name = self._name(query, dataset)
-                self.unnamed.add(at)
-            self.ids[name] = at
-            self.queries.append(query)
-            self.datasets.append(dataset)
-            self.groups.append(group)
-            self.where.append(where)
-            if query is not None:
-                self.rows_of_text.setdefault(query, []).append(at)
+        if at is not None:
+            self.merge(at, query, dataset, group, where)
             return at
-        before = _line(self.where[at], where)
-        if query is not None and self.queries[at] != query:
-            raise ValueError(f"the id {name!r} was already in {before}, with another text")
-        for field, column, value in (
-            ("dataset", self.datasets, dataset),
-            ("group", self.groups, group),
-        ):
-            if column[at] is None:
-                column[at] = value
-            elif value is not None and column[at] != value:
-                raise ValueError(
-                    f"{field}: this query has {column[at]!r} in {before}, got {value!r}"
-                )
-        return at
+        named = name is not None
+        return self.take(
+            name or self._name(str(query), dataset), query, dataset, group, where, named
+        )
 
     def _same_text(self, query: str, dataset: str | None) -> int | None:
         """The row of this text and dataset; a dataset that is not named may be any."""
@@ -211,6 +275,15 @@ class Columns:
             times += 1
             name = f"{taken}-{times}"
         return name
+
+    def _other_groups(self) -> list[list[str | None]]:
+        """Further groups of the rows, each list one of each row."""
+        layers = max(map(len, self._more_groups.values()), default=0)
+        columns: list[list[str | None]] = [[None] * len(self) for _ in range(layers)]
+        for at, groups in self._more_groups.items():
+            for column, group in zip(columns, groups, strict=False):
+                column[at] = group
+        return columns
 
     def _dataset_names(self, joined: bool) -> tuple[str, ...] | None:
         named = [dataset is not None for dataset in self.datasets]
@@ -256,6 +329,17 @@ class Cells:
         self.value.append(value)
         self.times.append(times)
 
+    def extend(self, other: "Cells", row_N: np.ndarray, column_M: np.ndarray) -> None:
+        """Takes the cells of another table, whose rows and columns have these numbers here."""
+        if not len(other):
+            return
+        rows = row_N[np.asarray(other.row)]
+        known = rows >= 0
+        self.row.frombytes(rows[known].tobytes())
+        self.column.frombytes(column_M[np.asarray(other.column)][known].tobytes())
+        for mine, theirs in ((self.value, other.value), (self.times, other.times)):
+            mine.frombytes(np.asarray(theirs)[known].tobytes())
+
     def dense(self, shape: tuple[int, int]) -> np.ndarray:
         """[N, M] the mean of each cell's runs, NaN elsewhere."""
         value, times = np.asarray(self.value), np.asarray(self.times)
@@ -284,6 +368,20 @@ class Cells:
         ordered = flat[order]
         start = np.flatnonzero(np.diff(ordered, prepend=-1))
         return ordered[start], start, order
+
+
+def _query(row: dict[str, Any]) -> str | None:
+    """The text or conversation of a row; None where it has none."""
+    if row.get("messages") is not None:
+        if row.get("query") is not None:
+            raise ValueError("query: there are messages too: leave one of the two out")
+        return as_query(row["messages"])
+    if is_messages(row.get("query")):
+        return as_query(row["query"])
+    query = text(row, "query")
+    if query is not None and not query.strip():
+        raise ValueError(f"query: expected a text that is not empty, got {query!r}")
+    return query
 
 
 def _line(where: str, here: str) -> str:

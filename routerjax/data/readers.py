@@ -6,13 +6,14 @@ row dropped in silence would change every number computed from the file.
 
 import os
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from routerjax.data.columns import Columns
 from routerjax.data.dataset import RoutingDataset
+from routerjax.data.joined import joined
 from routerjax.data.pool import Pool, read_pool
 from routerjax.data.sources import jsonl, long, wide
-from routerjax.data.sources.files import Source, start_of
+from routerjax.data.sources.files import Source, Wanted, start_of
 
 # A file or folder is read by the first that recognises it.
 FORMATS: dict[str, Source] = {
@@ -23,7 +24,7 @@ FORMATS: dict[str, Source] = {
 
 
 def read_dataset(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     pool: str | os.PathLike[str] | None = None,
     *,
     format: str | None = None,
@@ -45,7 +46,8 @@ def read_dataset(
     missing outcome.
 
     Args:
-      path: The label file.
+      path: A file or folder; or several, whose rows are joined by id or by text (`joined`). Of
+        several, one may have only queries, another only outcomes or tokens by id.
       pool: A pool.json with the targets and their prices. It decides which targets there are and
         their order; without it they are those of the file, in order of appearance, unpriced.
       format: A name of the above; None to recognise it.
@@ -56,7 +58,9 @@ def read_dataset(
       ValueError: Anything that is not as described; the text starts with file and line.
       OSError: A file cannot be read.
     """
-    path = pathlib.Path(path)
+    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+    if not paths:
+        raise ValueError("path: expected a file, or several, got none")
     known = None if pool is None else _narrowed(read_pool(pool), targets, exclude_targets)
 
     def wanted(name: str) -> bool:
@@ -64,8 +68,21 @@ def read_dataset(
             return name in known.names
         return (targets is None or name in targets) and name not in exclude_targets
 
+    read = [(str(p), _columns(pathlib.Path(p), format, wanted, len(paths) > 1)) for p in paths]
+    columns = read[0][1] if len(read) == 1 else joined(read)
+    try:
+        data = columns.finish(known, len(read) > 1)
+    except ValueError as error:
+        raise ValueError(f"{', '.join(name for name, _ in read)}: {error}") from error
+    if known is None:
+        _refuse_unknown(data.targets, targets or (), f"the data have {', '.join(data.targets)}")
+    return data
+
+
+def _columns(path: pathlib.Path, format: str | None, wanted: Wanted, several: bool) -> Columns:
+    """The rows of one file or folder."""
     source = _source(path, format)
-    columns = Columns(wanted, source.long, source.partial)
+    columns = Columns(wanted, source.long, several or source.partial)
     for where, row in source.read(path, wanted):
         try:
             columns.add(where, row)
@@ -73,14 +90,13 @@ def read_dataset(
             raise ValueError(f"{where}: {error}") from error
     if not len(columns):
         raise ValueError(f"{path}: expected at least one query, the file has none")
+    if source.partial and not several:
+        raise ValueError(
+            f"{path}: such a file has no texts of queries: give the file that has them too, they "
+            f"are joined by id"
+        )
     columns.unread.say(str(path))
-    try:
-        data = columns.finish(known)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if known is None:
-        _refuse_unknown(data.targets, targets or (), f"the file has {', '.join(data.targets)}")
-    return data
+    return columns
 
 
 def _source(path: pathlib.Path, name: str | None) -> Source:

@@ -5,6 +5,7 @@ import os
 import pathlib
 from typing import Any
 
+from routerjax.data.conversation import Conversation
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.pool import or_null
 from routerjax.data.sources.files import whole
@@ -29,7 +30,9 @@ def _json_row(data: RoutingDataset, i: int) -> dict[str, Any]:
     row: dict[str, Any] = {"id": data.ids[i]}
     if data.datasets is not None:
         row["dataset"] = data.datasets[i]
-    row |= {"group": data.groups[i], "query": data.queries[i]}
+    query = data.queries[i]
+    row["group"] = data.groups[i]
+    row |= {"messages": query.messages} if isinstance(query, Conversation) else {"query": query}
     row["correct"] = dict(zip(data.targets, map(or_null, data.y_NM[i]), strict=True))
     for field in _TOKENS:
         table = getattr(data, f"{field}_NM")

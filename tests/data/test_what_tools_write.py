@@ -204,5 +204,5 @@ def test_targets_are_taken_and_left_out_by_name(tmp_path, caplog):
     assert read_dataset(tmp_path / "x.csv", targets=("c", "a")).targets == ("a", "c")
     assert "left out: 'b'" in caplog.text
     assert read_dataset(tmp_path / "x.csv", exclude_targets=("b", "notes")).targets == ("a", "c")
-    with pytest.raises(ValueError, match="targets: there is no 'd': the file has a"):
+    with pytest.raises(ValueError, match="targets: there is no 'd': the data have a"):
         read_dataset(tmp_path / "x.csv", targets=("d", "a"))

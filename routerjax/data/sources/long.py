@@ -60,7 +60,11 @@ def read_answers(
         if not isinstance(text, str) or not text.strip() or target is None:
             raise ValueError(f"{where}: {names['question']} and {names['model']} must not be empty")
         if not wanted(target):
-            yield where, {"query": text, "correct": {target: None}} | _given(row, optional)
+            yield (
+                where,
+                {"query": text, "correct": {target: cells.text(row[correct])}}
+                | _given(row, optional),
+            )
             continue
         value: dict[str, Any] = {"query": text} | _given(row, optional)
         try:

@@ -51,7 +51,7 @@ def read_scores(
     columns = [c for c in table.header if c not in taken and not INDEX.fullmatch(c)]
     targets, behind, others = _kinds(path, columns)
     scored = [(name, place[name]) for name in targets if wanted(name)]
-    left_out: dict[str, None] = dict.fromkeys(name for name in targets if not wanted(name))
+    left_out = {name: place[name] for name in targets if not wanted(name)}
     counted = [
         (field, name, place[column], column)
         for column, (name, field) in behind.items()
@@ -61,11 +61,13 @@ def read_scores(
     for line, row in table.rows:
         where = f"{path}:{line}"
         n_rows += 1
-        value: dict[str, Any] = {"query": row[query], "correct": dict(left_out)}
+        value: dict[str, Any] = {"query": row[query]}
         for field, i in optional:
             given = cells.text(row[i])
             if given is not None:
                 value[field] = given
+        # Not looked at, but counted.
+        value["correct"] = {name: cells.text(row[i]) for name, i in left_out.items()}
         try:
             for name, i in scored:
                 value["correct"][name] = cells.score(row[i], name)

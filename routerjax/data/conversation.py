@@ -1,0 +1,130 @@
+"""A conversation as a query: messages as OpenAI's chat API has them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+# Not read: no later turn is shown them.
+_HIDDEN_PARTS = ("reasoning", "thinking", "redacted_thinking")
+_MODALITY_OF = {
+    "image": "image", "image_url": "image", "input_image": "image",
+    "audio": "audio", "audio_url": "audio", "input_audio": "audio",
+    "video": "video", "video_url": "video", "input_video": "video",
+    "file": "file", "input_file": "file", "document": "file",
+}  # fmt: skip
+
+
+class Conversation(str):
+    """A query of several turns, or of content other than text.
+
+    It is a text too, for all that knows texts alone, and for encoders without a chat template:
+    each turn as "role: text", an empty line between two turns. Encoders with a chat template read
+    its turns. A conversation of one user turn of text alone is that text: see `as_query`.
+
+    Attributes:
+      messages: As given, JSON values.
+      turns: (role, text) of each message; the texts of its parts one after the other.
+      modalities: What it holds besides text, such as ("image",), in order of appearance.
+    """
+
+    messages: tuple[Mapping[str, Any], ...]
+    turns: tuple[tuple[str, str], ...]
+    modalities: tuple[str, ...]
+
+    def __new__(cls, messages: Sequence[Mapping[str, Any]]) -> "Conversation":
+        """Of messages.
+
+        Raises:
+          ValueError: There is no message, one has no known role or content, or none has any text.
+        """
+        modalities: dict[str, None] = {}
+        turns = tuple(_turn(i, message, modalities) for i, message in enumerate(messages))
+        if not any(text.strip() for _, text in turns):
+            raise ValueError("messages: expected a text in one of them at least, by which to route")
+        made = super().__new__(cls, "\n\n".join(f"{role}: {text}" for role, text in turns))
+        made.messages, made.turns = tuple(messages), turns
+        made.modalities = tuple(modalities)
+        return made
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return (self.messages,)
+
+
+def as_query(messages: Any) -> str:
+    """Messages as a query: their text where they are one user turn of text alone.
+
+    Raises:
+      ValueError: They are no list of messages, or as of `Conversation`.
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, str):
+        raise ValueError(f"messages: expected a list of messages, got {messages!r}")
+    made = Conversation(messages)
+    alone = len(made.turns) == 1 and made.turns[0][0] == "user" and not made.modalities
+    return made.turns[0][1] if alone else made
+
+
+def is_messages(value: Any) -> bool:
+    """Whether this is a list of messages, not of queries."""
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and bool(value)
+        and all(isinstance(message, Mapping) for message in value)
+    )
+
+
+def modalities_of(query: str) -> tuple[str, ...]:
+    """What a query holds besides text."""
+    return query.modalities if isinstance(query, Conversation) else ()
+
+
+def _turn(i: int, message: Any, modalities: dict[str, None]) -> tuple[str, str]:
+    if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+        raise ValueError(
+            f"messages[{i}]: expected an object with a role of {', '.join(ROLES)}, got {message!r}"
+        )
+    content = message.get("content")
+    if isinstance(content, str):
+        texts = [content]
+    elif content is None:
+        texts = []
+    elif isinstance(content, Sequence):
+        texts = [
+            text for part in content if (text := _part(i, part, modalities)) is not None
+        ]  # fmt: skip
+    else:
+        raise ValueError(f"messages[{i}]: content: expected a text or a list, got {content!r}")
+    calls = message.get("tool_calls") or ()
+    texts += [_call(call) for call in calls]
+    if content is None and not texts:
+        raise ValueError(f"messages[{i}]: expected content, got {message!r}")
+    return str(message["role"]), "\n".join(texts)
+
+
+def _part(i: int, part: Any, modalities: dict[str, None]) -> str | None:
+    """The text of a content part; None where it has none."""
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind in _TEXT_PARTS:
+        text = part.get("text", part.get(kind))
+        if isinstance(text, str):
+            return text
+    elif kind in _MODALITY_OF:
+        modalities[_MODALITY_OF[kind]] = None
+        return None
+    elif kind in _HIDDEN_PARTS:
+        return None
+    raise ValueError(
+        f"messages[{i}]: content: expected parts of the types {', '.join(_TEXT_PARTS[:2])}, "
+        f"{', '.join(_MODALITY_OF)}, got {part!r}"
+    )
+
+
+def _call(call: Any) -> str:
+    """A tool call as a text: name and arguments."""
+    function = call.get("function", call) if isinstance(call, Mapping) else {}
+    if not isinstance(function, Mapping):
+        function = {"name": function, "arguments": call.get("arguments")}
+    return f"{function.get('name', 'tool')}({function.get('arguments', '')})"

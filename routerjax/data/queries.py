@@ -1,0 +1,115 @@
+"""Queries alone, of which nothing is known yet: files and lines of them."""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from routerjax.data.conversation import as_query, is_messages
+from routerjax.data.sources import cells
+from routerjax.data.sources.files import lines, open_table, read_json, start_of, unique_names
+from routerjax.runtime.files import digest
+
+# What other tools call a query and its id; the first that is there counts.
+_QUERY = ("query", "messages", "question", "prompt")
+_ID = ("id", "global index", "prompt_id", "sample_id", "custom_id", "doc_id")
+
+
+class Query(NamedTuple):
+    """A query to route.
+
+    Attributes:
+      id: Its id; None where it has none.
+      query: A text or a `Conversation`.
+    """
+
+    id: str | None
+    query: str
+
+
+def read_queries(path: str | os.PathLike[str]) -> Iterator[Query]:
+    """Reads queries one by one; those without an id get the digest of their text.
+
+    Args:
+      path: JSON lines (or a JSON list) of {"query": text or messages} or {"messages": [...]} with
+        an "id"; or a CSV or parquet table with a column query and perhaps one id. question and
+        prompt are read as query too, and other names of ids (global index, prompt_id, ...) as id.
+
+    Raises:
+      ValueError: Anything that is not as described; the text starts with file and line.
+      OSError: The file cannot be read.
+    """
+    path = pathlib.Path(path)
+    start = start_of(path)
+    if start.header:
+        if not set(_QUERY) & set(start.header):
+            raise ValueError(
+                f"{path}:1: expected a column query and perhaps id, got {', '.join(start.header)}"
+            )
+        table = open_table(path)
+        for number, row in table.rows:
+            value = {name: cell for name, cell in zip(table.header, row, strict=True) if cell != ""}
+            yield _named(f"{path}:{number}", value)
+        return
+    first = next((line for line in lines(path) if line.strip()), "")
+    if first.lstrip().startswith("["):
+        for i, value in enumerate(read_json(path)):
+            yield _named(f"{path}: [{i}]", value)
+        return
+    for number, line in enumerate(lines(path), 1):
+        if line.strip():
+            where = f"{path}:{number}"
+            try:
+                value = json.loads(line, object_pairs_hook=unique_names)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{where}: not valid JSON: {error}") from error
+            yield _named(where, value)
+
+
+def parse_queries(texts: Iterable[tuple[str, str]]) -> Iterator[Query]:
+    """Queries from lines of text: a line that is a JSON object is read as in a file of them.
+
+    Args:
+      texts: Where each line is, for errors, and the line.
+
+    Raises:
+      ValueError: An object has no query.
+    """
+    for where, line in texts:
+        value = None
+        if line.lstrip().startswith("{"):
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                value = None
+        if isinstance(value, dict):
+            yield _query(where, value)
+        elif line.strip():
+            yield Query(None, line)
+
+
+def _named(where: str, value: Any) -> Query:
+    made = _query(where, value)
+    return made if made.id is not None else Query(digest(made.query, size=8), made.query)
+
+
+def _query(where: str, value: Any) -> Query:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected a JSON object, got {str(value)[:40]!r}")
+    key = next((key for key in _QUERY if value.get(key) is not None), None)
+    if key is None:
+        raise ValueError(
+            f'{where}: expected an object with "query" or "messages", got one with '
+            f"{', '.join(map(repr, value)) or 'nothing'}"
+        )
+    query = value[key]
+    try:
+        if key == "messages" or is_messages(query):
+            query = as_query(query)
+        if not isinstance(query, str) or not query.strip():
+            raise ValueError(f"{key}: expected a text that is not empty, got {query!r}")
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    name = next((text for key in _ID if (text := cells.text(value.get(key)))), None)
+    return Query(name, query)
