@@ -441,6 +441,17 @@ VARIANTS = {
             "rope_parameters": _YARN | {"truncate": False},
         },
     ),
+    # Of its 34 rows of distances 32 are read; its positions begin behind 1, whatever the padding.
+    "mpnet": (
+        "mpnet",
+        _SMALL
+        | _FLAT
+        | {
+            "max_position_embeddings": 42,
+            "pad_token_id": 3,
+            "relative_attention_num_buckets": 34,
+        },
+    ),
     # The positions up to the padding's number are not counted; 40 remain.
     "roberta": ("roberta", _SMALL | _FLAT | {"max_position_embeddings": 44, "pad_token_id": 3}),
     "xlm_roberta": (

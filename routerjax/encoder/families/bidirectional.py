@@ -56,6 +56,17 @@ def roberta(family: str, c: Fields) -> EncoderConfig:
     return dataclasses.replace(config, max_positions=longest, padding_token=padding)
 
 
+def mpnet(family: str, c: Fields) -> EncoderConfig:
+    """MPNet: as RoBERTa without segments; distances from query to key are embedded too."""
+    # Hugging Face's positions begin after 1 whatever the padding, and it reads 32 distances.
+    n_distances = c.get("relative_attention_num_buckets", 32)
+    if n_distances < 32:
+        raise c.refuse(f"relative_attention_num_buckets: expected at least 32, got {n_distances}")
+    fields = {"pad_token_id": 1, "type_vocab_size": 0}
+    config = roberta(family, Fields(c.raw | fields, c.source))
+    return dataclasses.replace(config, n_distances=n_distances)
+
+
 def distilbert(family: str, c: Fields) -> EncoderConfig:
     """DistilBERT: as BERT, its fields under other names, without segments."""
     names = {

@@ -149,6 +149,8 @@ class EncoderConfig:
         the head's name alone.
       n_unread_blocks: Blocks that a checkpoint may hold beyond n_layers: those that predict further
         tokens (num_nextn_predict_layers).
+      n_distances: Rows of the table of what each head's scores get by the distance from query to
+        key, which all layers share (MPNet); 0 for none.
       padding_token: None, or the token whose position is not counted; the embedded positions begin
         after this number (RoBERTa).
     """
@@ -202,6 +204,7 @@ class EncoderConfig:
     shared_expert_width: int = 0
     shared_expert_gate: bool = True
     n_segments: int = 0
+    n_distances: int = 0
     # Of the file, not of the model.
     tied: bool = dataclasses.field(default=False, compare=False)
     n_unread_blocks: int = dataclasses.field(default=0, compare=False)

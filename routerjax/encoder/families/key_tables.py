@@ -96,6 +96,14 @@ _DISTILBERT: Table = {
     "blocks/down": "transformer.layer.{i}.ffn.lin2",
     "blocks/ffn_norm": "transformer.layer.{i}.output_layer_norm",
 }
+_MPNET = _BERT | {
+    "distances": "encoder.relative_attention_bias",
+    "blocks/q": "encoder.layer.{i}.attention.attn.q",
+    "blocks/k": "encoder.layer.{i}.attention.attn.k",
+    "blocks/v": "encoder.layer.{i}.attention.attn.v",
+    "blocks/o": "encoder.layer.{i}.attention.attn.o",
+    "blocks/attention_norm": "encoder.layer.{i}.attention.LayerNorm",
+}
 _POST_NORMS = _DECODER | {
     "blocks/attention_post_norm": "layers.{i}.post_attention_layernorm",
     "blocks/ffn_norm": "layers.{i}.pre_feedforward_layernorm",
@@ -247,6 +255,7 @@ LATENT = (_LATENT, _LATENT | _FUSED_EXPERTS)
 LFM2 = (_LFM2,)
 MIXTRAL = (_MIXTRAL, _MIXTRAL | _FUSED_EXPERTS)
 MODERNBERT = (_MODERNBERT,)
+MPNET = (_MPNET,)
 PHI3 = (_PHI3,)
 POST_NORMS = (_POST_NORMS,)
 QWEN3_5_MOE = (_QWEN3_5_MOE, _QWEN3_5_MOE | _FUSED_EXPERTS)

@@ -9,6 +9,7 @@ from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.models.blockwise import (
     HIDDEN,
     attend_blockwise,
+    by_distance,
     head_chunks,
     visible,
 )
@@ -64,6 +65,7 @@ def attend(
     scale: float | None = None,
     soft_cap: float = 0.0,
     sinks_H: jax.Array | None = None,
+    bias_HR: jax.Array | None = None,
 ) -> jax.Array:
     """Scaled dot-product attention with grouped key/value heads.
 
@@ -88,6 +90,8 @@ def attend(
       soft_cap: Scaled scores s become cap * tanh(s / cap); 0 for none.
       sinks_H: None, or for each query head the score of a key without a value: it joins the sum
         that the softmax divides by.
+      bias_HR: None, or [H, S + T - 1] float32 what is added to a scaled score by the distance from
+        its query to its key, the key S - 1 tokens before its query first.
 
     Returns:
       [B, T, H, E']; the softmax is taken in float32. The rows of padding are finite, no more.
@@ -98,7 +102,7 @@ def attend(
     if T * S > longest_whole(tuning, bidirectional) ** 2:
         return attend_blockwise(
             q_BTHE, k_BSGE, v_BSGE, lengths_B, precision, tuning, bidirectional=bidirectional,
-            window=window, scale=scale, soft_cap=soft_cap, sinks_H=sinks_H,
+            window=window, scale=scale, soft_cap=soft_cap, sinks_H=sinks_H, bias_HR=bias_HR,
         )  # fmt: skip
     n_chunks = head_chunks(B * G, H // G * T * S, tuning.attention_scores)
     # Axes: chunks, key/value heads of a chunk, then the matrices. The H / G query heads of a
@@ -112,12 +116,18 @@ def attend(
     if sinks_H is not None:
         sinks_GR = jnp.repeat(sinks_H.astype(jnp.float32), T).reshape(G, -1)
         sinks = jnp.tile(sinks_GR, (B, 1)).reshape(n_chunks, -1, H // G * T, 1)
+    bias = None
+    if bias_HR is not None:
+        bias_GR = bias_HR.reshape(G, -1)
+        bias = jnp.tile(bias_GR, (B, 1)).reshape(n_chunks, -1, H // G, S + T - 1)
 
     def one_chunk(heads: tuple[Any, ...]) -> jax.Array:
-        q, k, v, n_real, sinks = heads
+        q, k, v, n_real, sinks, bias = heads
         scores = jnp.matmul(q, k, precision=precision, preferred_element_type=jnp.float32)
         if soft_cap:
             scores = soft_cap * jnp.tanh(scores / soft_cap)
+        if bias is not None:
+            scores = scores + by_distance(bias, T).reshape(scores.shape)
         t_R1 = jnp.tile(jnp.arange(S - T, S), H // G)[:, None]
         seen = visible(t_R1, jnp.arange(S)[None], n_real, bidirectional, window)
         # An addition, as a select would split what XLA's CPU backend makes one parallel kernel of,
@@ -135,7 +145,7 @@ def attend(
         )
         return (mixed / total).astype(v.dtype)
 
-    heads = (q, k, v, n_real, sinks)
+    heads = (q, k, v, n_real, sinks, bias)
     if n_chunks <= tuning.unrolled_head_chunks:
         each = [jax.tree.map(lambda x, i=i: x[i], heads) for i in range(n_chunks)]
         mixed = jnp.stack([one_chunk(chunk) for chunk in each])

@@ -1,9 +1,14 @@
-"""BERT, RoBERTa, DistilBERT: bidirectional, post-norm, embedded positions; MiniLM is a BERT."""
+"""BERT, RoBERTa, DistilBERT, MPNet: bidirectional, post-norm, embedded positions.
 
+MiniLM is a BERT.
+"""
+
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from routerjax.encoder.families.config import EncoderConfig
@@ -28,14 +33,17 @@ class BertBlock(nnx.Module):
         self.n_heads, self.activation = config.n_heads, config.activation
         self.tuning = tuning
 
-    def __call__(self, x_BTD: jax.Array, lengths_B: jax.Array) -> jax.Array:
+    def __call__(
+        self, x_BTD: jax.Array, lengths_B: jax.Array, bias_HR: jax.Array | None
+    ) -> jax.Array:
         B, T, D = x_BTD.shape
         q, k, v = (
             project(x_BTD).reshape(B, T, self.n_heads, -1) for project in (self.q, self.k, self.v)
         )
         mixed_BTHE = attend(
-            q, k, v, lengths_B, precision=self.q.precision, tuning=self.tuning, bidirectional=True
-        )
+            q, k, v, lengths_B, precision=self.q.precision, tuning=self.tuning,
+            bidirectional=True, bias_HR=bias_HR,
+        )  # fmt: skip
         mixed_BTD = mixed_BTHE.reshape(B, T, D)
         x_BTD = self.attention_norm(x_BTD + self.o(mixed_BTD))
         return self.ffn_norm(x_BTD + self.down(ACTIVATIONS[self.activation](self.up(x_BTD))))
@@ -73,6 +81,9 @@ class Bert(nnx.Module):
         if config.n_segments:
             self.segments = nnx.Embed(config.n_segments, D, rngs=rngs, **types)
         self.has_segments = config.n_segments > 0
+        if config.n_distances:
+            self.distances = nnx.Embed(config.n_distances, config.n_heads, rngs=rngs, **types)
+        self.has_distances = config.n_distances > 0
         self.embed_norm = norm(D, rngs=rngs)
 
         @nnx.split_rngs(splits=config.n_layers)
@@ -99,7 +110,12 @@ class Bert(nnx.Module):
         x_BTD = self.embed(tokens_BT) + self.positions(known_BT)
         if self.has_segments:
             x_BTD = x_BTD + self.segments(jnp.zeros((1, 1), jnp.int32))
-        return self.embed_norm(x_BTD), lengths_B
+        bias_HR = None
+        if self.has_distances:
+            T = len(positions_T)
+            rows_R = distance_rows(np.arange(1 - T, T))
+            bias_HR = self.distances(jnp.asarray(rows_R)).T.astype(jnp.float32)
+        return self.embed_norm(x_BTD), (lengths_B, bias_HR)
 
     def apply_block(
         self,
@@ -110,8 +126,24 @@ class Bert(nnx.Module):
         before: None = None,
     ) -> tuple[jax.Array, None]:
         """Hidden state i + 1 from hidden state i; what sees both ways leaves nothing behind."""
-        return block(x_BTD, batch), None
+        return block(x_BTD, *batch), None
 
     def finish(self, x_BTD: jax.Array) -> jax.Array:
         """The last hidden state: BERT has no final norm."""
         return x_BTD
+
+
+def distance_rows(distance_R: np.ndarray) -> np.ndarray:
+    """The rows of MPNet's table of distances: 16 for keys up to the query's token, 16 for later ones.
+
+    Of these 16, the first 8 are of one distance each, the others of distances up to 128 in steps of
+    equal ratio; the last one is also of all beyond.
+
+    Args:
+      distance_R: [R] whole numbers, from the query to the key.
+    """
+    away = np.abs(distance_R)
+    steps = np.log(np.maximum(away, 1).astype(np.float32) / np.float32(8))
+    steps = steps / np.float32(math.log(16)) * np.float32(8)
+    far = np.minimum(8 + steps.astype(np.int32), 15)
+    return np.where(away < 8, away, far) + 16 * (distance_R > 0)

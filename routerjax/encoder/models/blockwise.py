@@ -41,6 +41,26 @@ def visible(
     return (seen if window is None else seen & (back < window))[None]
 
 
+def by_distance(bias_R: jax.Array, n_queries: int) -> jax.Array:
+    """Numbers by the distance of key and query, for every pair of T queries and S keys.
+
+    By copying and cutting, as a gather of single numbers is slow: row t of the copies, each cut by
+    one, begins t numbers earlier than the first.
+
+    Args:
+      bias_R: [..., S + T - 1] by distance, the most negative first.
+      n_queries: T.
+
+    Returns:
+      [..., T, S] bias_R[..., s - t + T - 1].
+    """
+    *lead, R = bias_R.shape
+    padded = jnp.pad(bias_R, [(0, 0)] * len(lead) + [(0, 1)])
+    copies = jnp.broadcast_to(padded[..., None, :], (*lead, n_queries, R + 1))
+    cut = copies.reshape(*lead, -1)[..., : n_queries * R].reshape(*lead, n_queries, R)
+    return cut[..., n_queries - 1 :]
+
+
 def attend_blockwise(
     q_BTHE: jax.Array,
     k_BSGE: jax.Array,
@@ -54,6 +74,7 @@ def attend_blockwise(
     scale: float,
     soft_cap: float,
     sinks_H: jax.Array | None,
+    bias_HR: jax.Array | None,
 ) -> jax.Array:
     """`attend` with an online softmax (arXiv 2205.14135, 2112.05682).
 
@@ -89,9 +110,14 @@ def attend_blockwise(
     if sinks_H is not None:
         sinks_GR = jnp.repeat(sinks_H.astype(jnp.float32), tile).reshape(G, -1)
         sinks = jnp.tile(sinks_GR, (B, 1)).reshape(n_chunks, *rows, 1)
+    bias = None
+    if bias_HR is not None:
+        # What lies beyond the first and the last distance is of padding.
+        bias_GR = jnp.pad(bias_HR, ((0, 0), (tile, tile))).reshape(G, -1)
+        bias = jnp.tile(bias_GR, (B, 1)).reshape(n_chunks, rows[0], R, -1)
 
     def one_chunk(heads: tuple[Any, ...]) -> jax.Array:
-        q, k, v, n_real, sinks = heads
+        q, k, v, n_real, sinks, bias = heads
         n_seen = jnp.max(n_real)
 
         def of_queries(numbered: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -115,6 +141,10 @@ def attend_blockwise(
                 )
                 if soft_cap:
                     scores = soft_cap * jnp.tanh(scores / soft_cap)
+                if bias is not None:
+                    nearest = j * tile - last + S - 1 + tile
+                    near = jax.lax.dynamic_slice_in_dim(bias, nearest, 2 * tile - 1, axis=-1)
+                    scores = scores + by_distance(near, tile).reshape(scores.shape)
                 keys = (j * tile + jnp.arange(tile))[None]
                 seen = visible(positions, keys, n_real, bidirectional, window)
                 scores = jnp.where(seen, scores, HIDDEN)
@@ -137,7 +167,7 @@ def attend_blockwise(
 
         return jax.lax.map(of_queries, (jnp.arange(n_q), q))
 
-    mixed = jax.lax.map(one_chunk, (q, k, v, n_real, sinks))
+    mixed = jax.lax.map(one_chunk, (q, k, v, n_real, sinks, bias))
     mixed = mixed.swapaxes(0, 1).reshape(n_q, B, G, R, tile, -1).transpose(1, 0, 4, 2, 3, 5)
     return mixed.reshape(B, n_q * tile, H, -1)[:, :T]
 

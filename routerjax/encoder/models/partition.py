@@ -26,6 +26,7 @@ def attend(
     tuning: Tuning,
     window: jax.Array | int | None = None,
     sinks_H: jax.Array | None = None,
+    bias_HR: jax.Array | None = None,
     **options: Any,
 ) -> jax.Array:
     """`attention.attend`, each device with its own rows and its own query heads.
@@ -33,12 +34,13 @@ def attend(
     Args and returns: As in `attention.attend`.
     """
 
-    def local(q, k, v, lengths_B, window, sinks_H):
+    def local(q, k, v, lengths_B, window, of_heads):
         return attention.attend(
-            q, k, v, lengths_B, precision, tuning, window=window, sinks_H=sinks_H, **options
+            q, k, v, lengths_B, precision, tuning, window=window, **of_heads, **options
         )
 
-    return _by_heads(local, q_BTHE, k_BSGE, v_BSGE, lengths_B, window, sinks_H)
+    of_heads = {"sinks_H": sinks_H, "bias_HR": bias_HR}
+    return _by_heads(local, q_BTHE, k_BSGE, v_BSGE, lengths_B, window, of_heads)
 
 
 def attend_cudnn(
@@ -50,11 +52,11 @@ def attend_cudnn(
 ) -> jax.Array:
     """`attention.attend_cudnn`, split alike."""
 
-    def local(q, k, v, lengths_B, window, sinks_H):
-        del window, sinks_H
+    def local(q, k, v, lengths_B, window, of_heads):
+        del window, of_heads
         return attention.attend_cudnn(q, k, v, lengths_B, scale)
 
-    return _by_heads(local, q_BTHE, k_BSGE, v_BSGE, lengths_B, None, None)
+    return _by_heads(local, q_BTHE, k_BSGE, v_BSGE, lengths_B, None, {})
 
 
 def by_memory(
@@ -145,7 +147,7 @@ def _by_heads(
     v_BSGE: jax.Array,
     lengths_B: jax.Array,
     window: jax.Array | int | None,
-    sinks_H: jax.Array | None,
+    of_heads: dict[str, jax.Array | None],
 ) -> jax.Array:
     """`local` of each device's rows and query heads, and of the key/value heads that these read.
 
@@ -154,7 +156,7 @@ def _by_heads(
     """
     mesh = _mesh()
     if mesh is None:
-        return local(q_BTHE, k_BSGE, v_BSGE, lengths_B, window, sinks_H)
+        return local(q_BTHE, k_BSGE, v_BSGE, lengths_B, window, of_heads)
     per_key = q_BTHE.shape[2] // k_BSGE.shape[2]
     split_keys = k_BSGE.shape[2] % mesh.shape[MODEL] == 0
     rows = _rows(q_BTHE, mesh)
@@ -175,7 +177,7 @@ def _by_heads(
         out_specs=heads,
         # Loop counters and sums that start at 0 count as the same on all devices.
         check_vma=False,
-    )(q_BTHE, k_BSGE, v_BSGE, lengths_B, window, sinks_H)
+    )(q_BTHE, k_BSGE, v_BSGE, lengths_B, window, of_heads)
 
 
 def _own_heads(x_BSGE: jax.Array, first: jax.Array, n_own: int, per_key: int) -> jax.Array:

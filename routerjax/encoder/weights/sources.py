@@ -24,6 +24,7 @@ _PREFIXES = (
     "bert.",
     "roberta.",
     "distilbert.",
+    "mpnet.",
     "language_model.",
     "language_model.model.",
     "model.language_model.",

@@ -13,6 +13,7 @@ from routerjax.encoder.capture import Graph, capture
 from routerjax.encoder.families.config import FULL_ATTENTION, NO_ROPE
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.families.rope import DynamicRope, LinearRope, LongRope, Rope, YarnRope
+from routerjax.encoder.models.bert import distance_rows
 from routerjax.encoder.selection import Selection
 from tests.encoder import tiny_models as models
 
@@ -129,7 +130,8 @@ def test_which_rotations_follow_the_length(name):
 
 
 @pytest.mark.parametrize(
-    "name, longest", [("roberta", 40), ("xlm_roberta", 40), ("llama_dynamic", 48), ("bert", 40)]
+    "name, longest",
+    [("roberta", 40), ("xlm_roberta", 40), ("mpnet", 40), ("llama_dynamic", 48), ("bert", 40)],
 )
 def test_the_longest_prompt(name, longest):
     assert models.golden_config(name).max_positions == longest
@@ -271,6 +273,15 @@ OLDER = {
         "norm_eps": 1e-5,
         "position_embedding_type": "absolute",
     },
+    "mpnet": {
+        "model_type": "mpnet",
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 514,
+        "pad_token_id": 1,
+        "relative_attention_num_buckets": 32,
+        "vocab_size": 30527,
+    },
     "qwen3": {
         "model_type": "qwen3",
         "head_dim": 64,
@@ -320,6 +331,7 @@ def test_what_longrope_was_called_first(older):
         ("qwen3_5", {"attn_output_gate": False}, "attn_output_gate"),
         ("qwen3_5", {"layer_types": ["sliding_attention"] * 3}, "'sliding_attention'"),
         ("qwen3_5", {"linear_key_head_dim": None}, "'linear_key_head_dim' is missing"),
+        ("mpnet", {"relative_attention_num_buckets": 16}, "at least 32, got 16"),
         ("lfm2", {"is_causal": False}, "is_causal: false"),
         ("lfm2", {"layer_types": ["sliding_attention"] * 4}, "'sliding_attention'"),
     ],
@@ -432,21 +444,30 @@ def test_a_rotation_that_follows_the_length_is_that_of_the_row_alone(name):
     assert np.abs(states[-1, 0, :9] - states[-1, 1, :9]).max() > 1e-3
 
 
-def test_roberta_does_not_count_padding_tokens_inside_a_prompt():
+@pytest.mark.parametrize("name, padding", [("roberta", 3), ("mpnet", 1)])
+def test_roberta_does_not_count_padding_tokens_inside_a_prompt(name, padding):
     pytest.importorskip("torch")
-    model = models.build("roberta", seed=3)
+    model = models.build(name, seed=3)
     tokens_BT, lengths_B = models.random_batch((9, 5), seed=1)
-    padding = model.config.pad_token_id
     tokens_BT[0, [2, 3, 7]] = padding
     tokens_BT[1, 5:] = 9  # Any token may stand where nothing is read.
     expected = models.hf_states(model, tokens_BT, lengths_B)
-    encoder = models.load(models.GOLDEN / "roberta")
+    encoder = _with_weights_of(model)
     assert encoder.config.padding_token == padding
-    states = models.our_states(_with_weights_of(model, "roberta"), tokens_BT, lengths_B)
+    states = models.our_states(encoder, tokens_BT, lengths_B)
     assert models.worst_error(states, expected, lengths_B) < 1e-5
 
 
-def _with_weights_of(model, name):
+def test_every_distance_has_the_row_that_torch_takes():
+    torch = pytest.importorskip("torch")
+    from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
+
+    distance_R = np.arange(-3000, 3001)
+    theirs = MPNetEncoder.relative_position_bucket(torch.tensor(distance_R), num_buckets=32)
+    np.testing.assert_array_equal(distance_rows(distance_R), theirs.numpy())
+
+
+def _with_weights_of(model):
     import pathlib
     import tempfile
 
@@ -461,6 +482,8 @@ def _with_weights_of(model, name):
         ("lfm2", "conv.conv.weight", lambda x: x[:, :, ::-1]),  # The first tap is the oldest token.
         ("lfm2", "conv.in_proj.weight", lambda x: np.roll(x, 16, axis=0)),
         ("lfm2", "conv.conv.bias", lambda x: 0 * x),
+        ("mpnet", "attention_bias", lambda x: 0 * x),
+        ("mpnet", "attention_bias", lambda x: np.roll(x, 16, axis=0)),  # Keys behind and ahead.
         ("deepseek_v3", "kv_a_proj_with_mqa", lambda x: np.roll(x, 4, axis=0)),
         ("deepseek_v3", "kv_b_proj", lambda x: np.roll(x, 6, axis=0)),
         ("deepseek_v3", "q_b_proj", lambda x: np.roll(x, 4, axis=0)),

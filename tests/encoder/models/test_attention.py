@@ -17,7 +17,7 @@ def heads(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def naive(q, k, v, lengths_B, bidirectional, window, soft_cap, sinks_H):
+def naive(q, k, v, lengths_B, bidirectional, window, soft_cap, sinks_H, bias_HR):
     """Attention of every real query, one after the other, in float64; padding's rows are NaN."""
     B, T, H, E = q.shape
     S, G = k.shape[1:3]
@@ -29,6 +29,8 @@ def naive(q, k, v, lengths_B, bidirectional, window, soft_cap, sinks_H):
             seen = (near < (2**30 if window is None else window)) & (back > t - lengths_B[b])
             scores = k[b, seen, h // (H // G)].astype(float) @ q[b, t, h] / np.sqrt(E)
             scores = soft_cap * np.tanh(scores / soft_cap) if soft_cap else scores
+            if bias_HR is not None:
+                scores = scores + bias_HR[h, S - 1 - back[seen]]
             weights = np.exp(scores)
             total = weights.sum() + (0 if sinks_H is None else np.exp(float(sinks_H[h])))
             out[b, t, h] = weights / total @ v[b, seen, h // (H // G)]
@@ -40,31 +42,29 @@ SINKS_H = np.linspace(-1, 2, 6).astype(np.float32)
 
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 6])
 @pytest.mark.parametrize(
-    "bidirectional, n_before, window, soft_cap, sinks_H",
+    "bidirectional, n_before, window, soft_cap, sinks_H, biased",
     [
-        (False, 0, None, 0.0, None),
-        (False, 0, 3, 0.0, SINKS_H),
-        (False, 4, None, 1.5, SINKS_H),
-        (False, 4, 3, 0.0, None),
-        (True, 0, None, 0.0, None),
-        (True, 0, 2, 0.0, None),
+        (False, 0, None, 0.0, None, False),
+        (False, 0, 3, 0.0, SINKS_H, False),
+        (False, 4, None, 1.5, SINKS_H, True),
+        (False, 4, 3, 0.0, None, False),
+        (True, 0, None, 0.0, None, True),
+        (True, 0, 2, 0.0, None, False),
     ],
 )
-def test_attention_equals_numpy(n_kv_heads, bidirectional, n_before, window, soft_cap, sinks_H):
+def test_attention_equals_numpy(
+    n_kv_heads, bidirectional, n_before, window, soft_cap, sinks_H, biased
+):
     B, T, H, E = 3, 7, 6, 4
     q = heads(0, B, T, H, E)
     # Values wider than keys.
     k, v = (heads(i, B, n_before + T, n_kv_heads, E + (i == 2)) for i in (1, 2))
     lengths_B = np.array([7, 1, 5], np.int32)
     options = {"bidirectional": bidirectional, "window": window, "soft_cap": soft_cap}
-    out = attend(
-        *map(jnp.asarray, (q, k, v, lengths_B)),
-        models.HIGHEST,
-        models.CPU,
-        **options,
-        sinks_H=sinks_H,
-    )
-    expected = naive(q, k, v, lengths_B, **options, sinks_H=sinks_H)
+    options |= {"sinks_H": sinks_H}
+    options |= {"bias_HR": heads(3, H, n_before + 2 * T - 1) if biased else None}
+    out = attend(*map(jnp.asarray, (q, k, v, lengths_B)), models.HIGHEST, models.CPU, **options)
+    expected = naive(q, k, v, lengths_B, **options)
     assert np.isfinite(out).all()
     np.testing.assert_allclose(np.where(np.isnan(expected), np.nan, out), expected, atol=1e-5)
 

@@ -37,16 +37,16 @@ def whole_and_blockwise(q, k, v, lengths_B, tile, **options):
 
 
 @pytest.mark.parametrize(
-    "bidirectional, n_before, window, soft_cap, sinks_H",
+    "bidirectional, n_before, window, soft_cap, sinks_H, biased",
     [
-        (False, 0, 5, 0.0, SINKS_H),
-        (False, 11, None, 2.0, None),
-        (False, 11, 5, 0.0, None),
-        (True, 0, None, 0.0, None),
-        (True, 0, 4, 0.0, None),
+        (False, 0, 5, 0.0, SINKS_H, False),
+        (False, 11, None, 2.0, None, True),
+        (False, 11, 5, 0.0, None, False),
+        (True, 0, None, 0.0, None, True),
+        (True, 0, 4, 0.0, None, False),
     ],
 )
-def test_block_by_block_equals_whole(bidirectional, n_before, window, soft_cap, sinks_H):
+def test_block_by_block_equals_whole(bidirectional, n_before, window, soft_cap, sinks_H, biased):
     B, T, H, G, E = 3, 29, 6, 2, 8  # Neither the tokens nor the keys fill their last block.
     q = heads(0, B, T, H, E)
     # Values narrower than keys.
@@ -55,6 +55,7 @@ def test_block_by_block_equals_whole(bidirectional, n_before, window, soft_cap, 
     whole, blocks = whole_and_blockwise(
         q, k, v, lengths_B, 8, bidirectional=bidirectional,
         window=None if window is None else jnp.int32(window), soft_cap=soft_cap, sinks_H=sinks_H,
+        bias_HR=jnp.asarray(heads(3, H, n_before + 2 * T - 1)) if biased else None,
     )  # fmt: skip
     np.testing.assert_allclose(blocks, whole, atol=1e-5)
 
@@ -97,6 +98,7 @@ def temporary_bytes(name, T):
         "deepseek_v3",
         pytest.param("lfm2", marks=pytest.mark.slow),
         "bert",
+        "mpnet",
         pytest.param("modernbert", marks=pytest.mark.slow),
     ],
 )
