@@ -56,12 +56,15 @@ class Prefix(NamedTuple):
 
     Attributes:
       tokens_P: [P] int32.
-      groups: For each stack what its blocks' mixers left: axis 0 the groups, axis 1 one row.
+      lead: What the mixers of the blocks before the repeating ones left, one row each.
+      groups: For each stack of the others what its blocks' mixers left: axis 0 the groups, axis 1
+        one row.
       rest: The same of the blocks after the last whole group.
       pooled_L3D: [L, 3, D] float32 first token, mean and maximum of each hidden state.
     """
 
     tokens_P: jax.Array
+    lead: tuple[Any, ...]
     groups: tuple[Any, ...]
     rest: tuple[Any, ...]
     pooled_L3D: jax.Array
@@ -83,16 +86,17 @@ def capture(
 
     The blocks run in one `lax.scan` that stops at the deepest state asked for and pools on the way,
     so that the temporary memory is that of one block at any depth. Where blocks of several kinds
-    alternate, a step is one group of them, so that the program does not grow with depth; the blocks
-    of a last, incomplete group run after the scan. The scan runs over group *numbers* and indexes
-    the stacked weights inside: scanning over `weights[:depth]` would copy them all. A CPU still
-    copies what a step indexes, which takes a noticeable share of a small batch's time; with
-    `blocks` the weights are read where they lie, and the loop is unrolled.
+    alternate, a step is one group of them, so that the program does not grow with depth; first
+    blocks of kinds that do not repeat run before the scan, those of a last, incomplete group after.
+    The scan runs over group *numbers* and indexes the stacked weights inside: scanning over
+    `weights[:depth]` would copy them all. A CPU still copies what a step indexes, which takes a
+    noticeable share of a small batch's time; with `blocks` the weights are read where they lie, and
+    the loop is unrolled.
 
     Args:
       graph: Of a Bert or Decoder.
-      params: Its parameters; of p stacks of blocks, stack s holds the blocks s, s + p, s + 2p ...
-        on axis 0. The stacks may be bits (`bfloat16.bits_of_stacks`).
+      params: Its parameters; on axis 0 of stack s the blocks `EncoderConfig.blocks_of(s)`. The
+        stacks may be bits (`bfloat16.bits_of_stacks`).
       tokens_BT: [B, T] int32, padded on the right with any valid token.
       lengths_B: [B] int32 real tokens, at least 1.
       spans_B2: [B, 2] int32, where the query's own tokens start and end.
@@ -158,9 +162,11 @@ def read_prefix(
     B, P = tokens_BP.shape
     batch = tokens_BP, jnp.full(B, P), jnp.tile(jnp.array([[0, P]]), (B, 1))
     model = nnx.merge(graph.graphdef, params)
-    h_L3BD, groups, rest = _prefill(model, batch, Selection(layers, _OF_A_PREFIX), None, True)
+    h_L3BD, left = _prefill(model, batch, Selection(layers, _OF_A_PREFIX), None, True)
+    lead, groups, rest = left
     groups = jax.tree.map(lambda x: x[:, :1], groups)
-    return Prefix(tokens_BP[0], groups, jax.tree.map(lambda x: x[:1], rest), h_L3BD[:, :, 0])
+    lead, rest = jax.tree.map(lambda x: x[:1], (lead, rest))
+    return Prefix(tokens_BP[0], lead, groups, rest, h_L3BD[:, :, 0])
 
 
 def _prefill(
@@ -170,11 +176,12 @@ def _prefill(
     prefix: Prefix | None,
     leaves: bool,
     blocks: tuple[Any, ...] | None = None,
-) -> tuple[jax.Array, tuple[Any, ...], tuple[Any, ...]]:
-    """h_LPBD and, if `leaves`, the groups and the rest of a Prefix."""
+) -> tuple[jax.Array, tuple[tuple[Any, ...], ...]]:
+    """h_LPBD and, if `leaves`, lead, groups and rest of a Prefix."""
     tokens_BT, lengths_B, spans_B2 = batch
     stacks = [nnx.split(stack) for stack in model.blocks]
-    period, n_layers = len(stacks), sum(len(jax.tree.leaves(w)[0]) for _, w in stacks)
+    lead, n_layers = model.lead, sum(len(jax.tree.leaves(w)[0]) for _, w in stacks)
+    period = len(stacks) - lead
     layers, poolings = selection.layers, selection.poolings
     depth = layers[-1]
     assert list(layers) == sorted(set(layers)) and 0 <= layers[0] and depth <= n_layers, layers
@@ -198,6 +205,13 @@ def _prefill(
         weights = jax.tree.map(lambda w: bfloat16.index(w, group), stacked)
         return apply(carry, nnx.merge(block_def, weights), group * period + s, before)
 
+    def run_some(carry: tuple[jax.Array, jax.Array], group: Any, some: range, befores: Any):
+        left = []
+        for s, before in zip(some, befores, strict=False):
+            carry, after = run(carry, group, s, before)
+            left.append(after)
+        return carry, tuple(left)
+
     def apply(carry: tuple[jax.Array, jax.Array], block: Any, i: jax.Array | int, before: Any):
         x_BTD, h_LPBD = carry
         i = jnp.asarray(i)
@@ -206,12 +220,8 @@ def _prefill(
         return (x_BTD, keep(h_LPBD, slots_L[i + 1], x_BTD)), after
 
     def step(carry: tuple[jax.Array, jax.Array], numbered: tuple[jax.Array, tuple[Any, ...]]):
-        group, before = numbered
-        left = []
-        for s in range(period):
-            carry, after = run(carry, group, s, before[s])
-            left.append(after if leaves else None)
-        return carry, tuple(left)
+        carry, left = run_some(carry, numbered[0], range(lead, len(stacks)), numbered[1])
+        return carry, left if leaves else None
 
     def last(x_BTD: jax.Array, h_LPBD: jax.Array) -> jax.Array:
         return h_LPBD.at[-1].set(pooled(model.finish(x_BTD), -1)) if depth == n_layers else h_LPBD
@@ -221,7 +231,7 @@ def _prefill(
     h_LPBD = jnp.zeros((len(layers), len(poolings), x_BTD.shape[0], x_BTD.shape[2]), jnp.float32)
     h_LPBD = keep(h_LPBD, slots_L[0], x_BTD)
     if blocks is not None:
-        assert period == 1 and prefix is None and not leaves, "only of one stack, without a prefix"
+        assert len(stacks) == 1 and prefix is None and not leaves, "of one stack, without a prefix"
 
         @jax.jit  # Traced once, not for each block.
         def one_block(carry: tuple[jax.Array, jax.Array], weights: Any, i: jax.Array):
@@ -229,13 +239,13 @@ def _prefill(
 
         for i, weights in enumerate(blocks[:depth]):
             x_BTD, h_LPBD = one_block((x_BTD, h_LPBD), weights, i)
-        return last(x_BTD, h_LPBD), (), ()
-    n_groups, n_more = divmod(depth, period)
-    nothing = (None,) * period
-    before, before_rest = (nothing, nothing) if prefix is None else (prefix.groups, prefix.rest)
-    carry, groups = jax.lax.scan(step, (x_BTD, h_LPBD), (jnp.arange(n_groups), before))
-    rest = []
-    for s in range(n_more):
-        carry, after = run(carry, n_groups, s, before_rest[s])
-        rest.append(after)
-    return last(*carry), groups, tuple(rest)
+        return last(x_BTD, h_LPBD), ()
+    n_groups, n_more = divmod(max(0, depth - lead), period)
+    nothing = (None,) * len(stacks)
+    before = (nothing, nothing[lead:], nothing)
+    if prefix is not None:
+        before = (prefix.lead, prefix.groups, prefix.rest)
+    carry, first = run_some((x_BTD, h_LPBD), 0, range(min(depth, lead)), before[0])
+    carry, groups = jax.lax.scan(step, carry, (jnp.arange(n_groups), before[1]))
+    carry, rest = run_some(carry, n_groups, range(lead, lead + n_more), before[2])
+    return last(*carry), (first, groups, rest)

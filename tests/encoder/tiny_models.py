@@ -165,7 +165,8 @@ def our_states(encoder: Loaded, tokens_BT: np.ndarray, lengths_B: np.ndarray) ->
     x_BTD, batch = jax.jit(model.start)(tokens_BT, lengths_B)
     states = [x_BTD]
     for i in range(encoder.config.n_layers):
-        group, s = divmod(i, len(stacks))
+        (s,) = (s for s in range(len(stacks)) if i in encoder.config.blocks_of(s))
+        group = encoder.config.blocks_of(s).index(i)
         weights = jax.tree.map(lambda stack, group=group: stack[group], stacks[s][1])
         x_BTD, _ = apply_block(weights, i, x_BTD, batch, s)
         states.append(x_BTD)

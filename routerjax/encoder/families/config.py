@@ -1,6 +1,7 @@
 """EncoderConfig: what an encoder is. Families (registry.py) are readers that fill it in."""
 
 import dataclasses
+import functools
 
 from routerjax.encoder.families.rope import Rope
 
@@ -224,10 +225,19 @@ class EncoderConfig:
         return self.n_layers + 1
 
     @property
+    def lead(self) -> int:
+        """How many first blocks are each a stack of its own, before the kinds repeat."""
+        return _stacking(self.kinds)[0]
+
+    @property
     def period(self) -> int:
-        """The least p for which every block is of the kind of the block p before it."""
-        same = (p for p in range(1, self.n_layers) if self.kinds[p:] == self.kinds[:-p])
-        return next(same, self.n_layers)
+        """Behind the lead, every block is of the kind of the block this many before it."""
+        return _stacking(self.kinds)[1]
+
+    def blocks_of(self, stack: int) -> range:
+        """The numbers of the blocks that a stack holds."""
+        last = stack + 1 if stack < self.lead else self.n_layers
+        return range(stack, last, self.period)
 
     @property
     def follows_length(self) -> bool:
@@ -286,3 +296,15 @@ class EncoderConfig:
         active = 3 * (self.n_experts_per_token * self.expert_width + self.shared_expert_width)
         gate = self.shared_expert_width > 0 and self.shared_expert_gate
         return self.width * (self.n_experts + active + gate)
+
+
+@functools.lru_cache
+def _stacking(kinds: tuple[BlockKind, ...]) -> tuple[int, int]:
+    """The lead and the period that make the fewest stacks, and of these the shortest lead."""
+    numbers = [kinds.index(kind) for kind in kinds]
+
+    def period(rest: list[int]) -> int:
+        return next(p for p in range(1, len(rest) + 1) if rest[p:] == rest[:-p])
+
+    leads = range(len(numbers))
+    return min(((n, period(numbers[n:])) for n in leads), key=lambda each: (sum(each), each[0]))

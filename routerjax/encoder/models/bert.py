@@ -91,7 +91,7 @@ class Bert(nnx.Module):
         def stack(rngs: nnx.Rngs) -> BertBlock:
             return BertBlock(config, tuning, linear, norm, rngs)
 
-        self.blocks = nnx.List([stack(rngs)])
+        self.blocks, self.lead = nnx.List([stack(rngs)]), config.lead
 
     def start(
         self, tokens_BT: jax.Array, lengths_B: jax.Array, n_before: int = 0
@@ -134,7 +134,7 @@ class Bert(nnx.Module):
 
 
 def distance_rows(distance_R: np.ndarray) -> np.ndarray:
-    """The rows of MPNet's table of distances: 16 for keys up to the query's token, 16 for later ones.
+    """The rows of MPNet's table of distances: 16 for keys up to the query, 16 for later ones.
 
     Of these 16, the first 8 are of one distance each, the others of distances up to 128 in steps of
     equal ratio; the last one is also of all beyond.

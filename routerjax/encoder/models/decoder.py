@@ -161,9 +161,7 @@ def scaled(x_BTD: jax.Array, config: EncoderConfig) -> jax.Array:
 
 
 class Decoder(nnx.Module):
-    """Embedding, n_layers blocks in as many stacks as their kinds repeat in, final norm.
-
-    Stack s of p holds the blocks s, s + p, s + 2p ...; p is 1 where all blocks are of one kind.
+    """Embedding, n_layers blocks in stacks (`EncoderConfig.blocks_of`), final norm.
 
     Args:
       config: The family's shape.
@@ -197,8 +195,9 @@ class Decoder(nnx.Module):
 
             return make(rngs)
 
-        period = config.period
-        self.blocks = nnx.List([stack(config.kinds[s::period]) for s in range(period)])
+        numbers = [config.blocks_of(s) for s in range(config.lead + config.period)]
+        self.blocks = nnx.List([stack(tuple(config.kinds[i] for i in each)) for each in numbers])
+        self.lead = config.lead
         self.norm = norm(config.width, rngs=rngs)
         self.config, self.tuning = config, tuning
 

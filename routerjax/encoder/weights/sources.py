@@ -123,7 +123,7 @@ def _in_layout(
 
     for path, shape in wanted.items():
         stack, module, leaf = _parse(path)
-        blocks = [0] if stack is None else range(config.n_layers)[stack :: config.period]
+        blocks = [0] if stack is None else config.blocks_of(stack)
         theirs = table[module]
         if isinstance(theirs, ExpertTensor):
             for row, i in enumerate(blocks):

@@ -379,8 +379,8 @@ def test_a_missing_expert_is_named(tmp_path):
     with pytest.raises(ValueError) as error:
         models.load(tmp_path)
     assert str(error.value).splitlines()[1:] == [
-        f"  missing: {lost} (12, 16)",
         "  misshapen: layers.2.mlp.experts.0.down_proj.weight is (12, 16), expected (16, 12)",
+        f"  missing: {lost} (12, 16)",
     ]
 
 

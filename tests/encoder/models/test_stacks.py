@@ -48,19 +48,19 @@ def run(encoder, batch, layers):
 
 
 @pytest.mark.parametrize(
-    "kinds, period",
+    "kinds, lead, period",
     [
-        ((PLAIN, PLAIN, PLAIN), 1),
-        ((PLAIN, TWIN, PLAIN), 2),
-        ((PLAIN, PLAIN, TWIN), 3),
-        pytest.param((TWIN, PLAIN, PLAIN), 3, marks=pytest.mark.slow),
+        ((PLAIN, PLAIN, PLAIN), 0, 1),
+        ((PLAIN, TWIN, PLAIN), 0, 2),
+        ((TWIN, PLAIN, PLAIN), 1, 1),
+        pytest.param((PLAIN, PLAIN, TWIN), 0, 3, marks=pytest.mark.slow),
     ],
 )
-def test_the_arrangement_in_stacks_changes_neither_numbers_nor_digest(kinds, period):
+def test_the_arrangement_in_stacks_changes_neither_numbers_nor_digest(kinds, lead, period):
     folder = models.GOLDEN / "qwen3_wide"  # Windows that differ between layers.
     one, many = models.load(folder), models.load(folder, kinds=kinds)
-    assert many.config.period == period
-    assert len(nnx.merge(many.graphdef, many.params).blocks) == period
+    assert (many.config.lead, many.config.period) == (lead, period)
+    assert len(nnx.merge(many.graphdef, many.params).blocks) == lead + period
     assert many.digest == one.digest
     tokens_BT, lengths_B, expected = models.golden_states("qwen3_wide")
     states = models.our_states(many, tokens_BT, lengths_B)
@@ -81,15 +81,21 @@ def random_encoder(n_layers, kinds):
     return models.Loaded(config, graphdef, params, "")
 
 
-def test_kinds_with_other_parameters_give_the_numbers_of_a_plain_loop():
-    # Two whole groups of three and one block more.
-    encoder = random_encoder(7, (PLAIN, NARROW, NARROW) * 2 + (PLAIN,))
-    assert encoder.config.period == 3
+@pytest.mark.parametrize(
+    "kinds, lead, period",
+    [
+        ((PLAIN, NARROW, NARROW) * 2 + (PLAIN,), 0, 3),  # Two whole groups and one block more.
+        ((NARROW, NARROW) + (PLAIN, NARROW) * 2 + (PLAIN,), 1, 2),
+    ],
+)
+def test_kinds_with_other_parameters_give_the_numbers_of_a_plain_loop(kinds, lead, period):
+    encoder = random_encoder(7, kinds)
+    assert (encoder.config.lead, encoder.config.period) == (lead, period)
     tokens_BT, lengths_B = models.random_batch((9, 4, 1))
     batch = (tokens_BT, lengths_B, np.stack([0 * lengths_B, lengths_B], axis=1))
     states = models.our_states(encoder, tokens_BT, lengths_B)
     last = states[:, np.arange(3), lengths_B - 1]
-    for layers in (tuple(range(8)), (2,), (3, 5), (4,), (6,)):
+    for layers in (tuple(range(8)), (1,), (3, 5), (4,), (6,)):
         h_LPBD = run(encoder, batch, layers)
         # The state after block 6 is index 7, behind the final norm; the others are before it.
         np.testing.assert_allclose(h_LPBD[:, 0], last[list(layers)], rtol=1e-4, atol=1e-5)
@@ -108,10 +114,12 @@ def trace(n_layers, kinds, depth):
     return capture.trace(Graph(graphdef), params, *shapes, selection=Selection(layers, ("last",)))
 
 
-@pytest.mark.parametrize("group", [(PLAIN,), (NARROW, NARROW, NARROW, PLAIN)])
-def test_the_program_does_not_grow_with_depth(group):
+@pytest.mark.parametrize(
+    "lead, group", [((), (PLAIN,)), ((), (NARROW, NARROW, NARROW, PLAIN)), ((NARROW,), (PLAIN,))]
+)
+def test_the_program_does_not_grow_with_depth(lead, group):
     shallow, deep, rest = (
-        trace(n, group * (n // len(group)), depth).lower().as_text()
+        trace(n + len(lead), lead + group * (n // len(group)), depth + len(lead)).lower().as_text()
         for n, depth in ((8, 8), (64, 64), (64, 63))
     )
     assert deep.count("dot_general") == shallow.count("dot_general") >= 7
@@ -128,13 +136,19 @@ def test_a_group_scans_as_often_as_it_is_repeated():
     assert re.findall(r" length=(\d+)", program) == ["5"]  # And one block after it.
 
 
-def test_period_of_kinds():
-    def period(*kinds):
+def test_lead_and_period_of_kinds():
+    def stacking(*kinds):
         raw = {"model_type": "qwen3", **models.VARIANTS["qwen3"][1]}
         raw |= {"num_hidden_layers": len(kinds)}
-        return dataclasses.replace(read_config(raw), kinds=kinds).period
+        config = dataclasses.replace(read_config(raw), kinds=kinds)
+        stacks = [config.blocks_of(s) for s in range(config.lead + config.period)]
+        assert sorted(i for blocks in stacks for i in blocks) == list(range(len(kinds)))
+        assert all(len({kinds[i] for i in blocks}) == 1 for blocks in stacks)
+        return config.lead, config.period
 
-    assert period(PLAIN) == 1
-    assert period(PLAIN, TWIN, PLAIN, TWIN, PLAIN) == 2
-    assert period(PLAIN, PLAIN, TWIN, PLAIN, PLAIN) == 3
-    assert period(TWIN, PLAIN, PLAIN, PLAIN) == 4
+    assert stacking(PLAIN) == (0, 1)
+    assert stacking(PLAIN, TWIN, PLAIN, TWIN, PLAIN) == (0, 2)
+    assert stacking(PLAIN, PLAIN, TWIN, PLAIN, PLAIN) == (0, 3)
+    assert stacking(TWIN, PLAIN, PLAIN, PLAIN) == (1, 1)
+    assert stacking(TWIN, TWIN, TWIN, PLAIN, NARROW, PLAIN, NARROW) == (3, 2)
+    assert stacking(PLAIN, TWIN, NARROW) == (0, 3), "nothing repeats"
