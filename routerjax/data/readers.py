@@ -12,13 +12,33 @@ from routerjax.data.columns import Columns
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.joined import joined
 from routerjax.data.pool import Pool, read_pool
-from routerjax.data.sources import jsonl, long, wide
+from routerjax.data.sources import (
+    embedllm,
+    inspect_ai,
+    jsonl,
+    llmrouterbench,
+    lm_eval,
+    long,
+    openai_batch,
+    routellm,
+    routerbench,
+    swe_bench,
+    wide,
+)
 from routerjax.data.sources.files import Source, Wanted, start_of
 
 # A file or folder is read by the first that recognises it.
 FORMATS: dict[str, Source] = {
     "jsonl": jsonl.SOURCE,
+    "lm_eval": lm_eval.SOURCE,
+    "inspect_ai": inspect_ai.SOURCE,
+    "llmrouterbench": llmrouterbench.SOURCE,
+    "swe_bench": swe_bench.SOURCE,
+    "openai_batch": openai_batch.SOURCE,
     "long": long.SOURCE,
+    "embedllm": embedllm.SOURCE,
+    "routerbench": routerbench.SOURCE,
+    "routellm": routellm.SOURCE,
     "wide": wide.SOURCE,
 }
 
@@ -42,8 +62,11 @@ def read_dataset(
         perhaps those fields.
       wide: CSV or parquet with a column query and a column for each target, and perhaps
         TARGET|cost, TARGET|output_tokens, ... beside it.
-    All may have id, dataset and group; without id it is a digest of the text. An empty cell is a
-    missing outcome.
+      lm_eval, inspect_ai, llmrouterbench, swe_bench, openai_batch, embedllm, routerbench,
+        routellm: what these tools write (see the modules of data/sources). The first five may
+        be folders.
+    The first three may have id, dataset and group; without id it is a digest of the text. An empty
+    cell is a missing outcome.
 
     Args:
       path: A file or folder; or several, whose rows are joined by id or by text (`joined`). Of

@@ -8,6 +8,7 @@ import gzip
 import json
 import os
 import pathlib
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
@@ -103,7 +104,7 @@ def start_of(path: pathlib.Path) -> Start:
     if is_parquet(path):
         table = open_table(path)
         return Start(path, table.header, _first(table))
-    if _magic(path, b"PK"):
+    if zipfile.is_zipfile(path):
         return Start(path)
     first = next((line for line in lines(path) if line.strip()), "").strip()
     if not first.startswith(("{", "[")):
@@ -118,6 +119,11 @@ def start_of(path: pathlib.Path) -> Start:
     if isinstance(value, list):
         value = value[0] if value else {}
     return Start(path, value=value if isinstance(value, dict) else {})
+
+
+def a_file(folder: pathlib.Path, pattern: str) -> pathlib.Path | None:
+    """A file of a folder, or of the folders in it, by which to tell its format; None without."""
+    return next((path for path in sorted(folder.rglob(pattern)) if path.is_file()), None)
 
 
 def _first(table: Table) -> dict[str, Any]:

@@ -1,0 +1,164 @@
+"""lm-evaluation-harness: folders of `samples_<task>_<date>.jsonl` beside `results_<date>.json`.
+
+A row of samples is one answer, seen through one filter. Of several filters the first is read, of
+several metrics the first of METRICS, else of the row's own list; of several dates the newest. A
+query is `<task>/<hash of the document>`, its text the prompt: of a multiple-choice task without the
+options, which are scored one by one.
+"""
+
+import json
+import logging
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from routerjax.data.sources.files import Row, Source, Start, Wanted, a_file, lines, read_json
+
+logger = logging.getLogger(__name__)
+
+METRICS = ("exact_match", "acc", "pass@1", "pass_at_1", "acc_norm", "f1")
+_NAME = re.compile(r"samples_(.+?)_(\d{4}-\d\d-\d\dT[\d.:-]+)\.jsonl(\.gz)?")
+
+
+def _is_file(start: Start) -> bool:
+    return "doc_id" in start.value and bool({"resps", "filtered_resps"} & start.value.keys())
+
+
+def _is_folder(path: pathlib.Path) -> bool:
+    return a_file(path, "samples_*.jsonl*") is not None
+
+
+def _read(path: pathlib.Path, wanted: Wanted) -> Iterator[Row]:
+    newest: dict[tuple[pathlib.Path, str], pathlib.Path] = {}
+    files = [path]
+    if path.is_dir():
+        files = sorted(path.rglob("samples_*.jsonl*"))
+    for file in files:
+        newest[file.parent, _task(file)] = file
+    if len(newest) < len(files):
+        logger.warning("%s: files of an older date, left out: %d", path, len(files) - len(newest))
+    for (folder, task), file in newest.items():
+        model = _model(folder, file)
+        if wanted(model):
+            yield from _samples(file, task, model)
+
+
+def _task(path: pathlib.Path) -> str:
+    dated = _NAME.fullmatch(path.name)
+    name = path.name.removesuffix(".gz").removesuffix(".jsonl")
+    return dated[1] if dated else name.removeprefix("samples_")
+
+
+def _model(folder: pathlib.Path, samples: pathlib.Path) -> str:
+    """The model's name in the results of the same date, else that of the folder."""
+    dated = _NAME.fullmatch(samples.name)
+    own = folder / f"results_{dated[2]}.json" if dated else None
+    others = sorted(folder.glob("results_*.json"))
+    for results in [*([own] if own is not None and own.exists() else []), *reversed(others)]:
+        value = read_json(results)
+        value = value if isinstance(value, dict) else {}
+        config = value.get("config")
+        config = config if isinstance(config, dict) else {}
+        arguments = config.get("model_args") or {}
+        if isinstance(arguments, str):
+            pairs = (pair.partition("=") for pair in arguments.split(","))
+            arguments = {key.strip(): text.strip() for key, _, text in pairs}
+        named = (arguments.get(key) for key in ("pretrained", "model", "path"))
+        name = value.get("model_name") or next((text for text in named if text), None)
+        if name:
+            return str(name)
+    # The harness writes __ for what a folder's name may not hold.
+    return folder.name.replace("__", "/")
+
+
+def _samples(path: pathlib.Path, task: str, model: str) -> Iterator[Row]:
+    chosen: tuple[str, str] | None = None
+    filters: dict[str, None] = {}
+    documents: dict[str, list[Any]] = {}
+    for number, line in enumerate(lines(path), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where}: not valid JSON: {error}") from error
+        if not isinstance(row, dict) or "doc_id" not in row:
+            raise ValueError(f"{where}: expected a sample of lm-evaluation-harness with a doc_id")
+        name = str(row.get("filter", "none"))
+        if chosen is None:
+            chosen = name, _metric(where, row)
+        filters[name] = None
+        if name != chosen[0]:
+            continue
+        score = row.get(chosen[1])
+        if isinstance(score, float) and score != score:
+            score = None
+        yield (
+            where,
+            {
+                "id": f"{task}/{_document(row, documents)}",
+                "dataset": task,
+                **_query(where, row),
+                "correct": {model: score},
+            },
+        )
+    if len(filters) > 1 and chosen is not None:
+        others = ", ".join(list(filters)[1:])
+        logger.warning("%s: filter %r is read, not %s", path, chosen[0], others)
+
+
+def _metric(where: str, row: dict[str, Any]) -> str:
+    """The metric that is the outcome."""
+    named = row.get("metrics")
+    has = [name for name in named or row if _in_range(row.get(name))]
+    found = next((name for name in METRICS if name in has), None)
+    found = found or (has[0] if named and has else None)
+    if found is None:
+        raise ValueError(
+            f"{where}: no metric with a value in [0, 1] among {named or list(row)}: such a task "
+            f"has no outcomes that are right or wrong"
+        )
+    others = [name for name in named or () if name != found]
+    if others:
+        logger.warning("%s: metric %r is read, not %s", where, found, ", ".join(others))
+    return found
+
+
+def _in_range(value: Any) -> bool:
+    return isinstance(value, int | float) and (value != value or 0 <= value <= 1)
+
+
+def _document(row: dict[str, Any], documents: dict[str, list[Any]]) -> str:
+    """A name for the document: its hash, numbered where documents of one file are equal."""
+    name = str(row.get("doc_hash") or row["doc_id"])[:16]
+    equal = documents.setdefault(name, [])
+    if row["doc_id"] not in equal:
+        equal.append(row["doc_id"])
+    place = equal.index(row["doc_id"])
+    return name if place == 0 else f"{name}-{place + 1}"
+
+
+def _query(where: str, row: dict[str, Any]) -> dict[str, Any]:
+    """The prompt: a text, or the messages that it is the JSON of."""
+    arguments = row.get("arguments")
+    prompt = None
+    if isinstance(arguments, dict):
+        first = arguments.get("gen_args_0", next(iter(arguments.values()), None))
+        prompt = first.get("arg_0") if isinstance(first, dict) else first
+    elif isinstance(arguments, list) and arguments:
+        prompt = arguments[0][0] if isinstance(arguments[0], list) else arguments[0]
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    if not isinstance(prompt, str):
+        raise ValueError(f"{where}: arguments: expected a prompt, got {arguments!r}"[:300])
+    if prompt.startswith('[{"role"') or prompt.startswith('[{"content"'):
+        try:
+            return {"messages": json.loads(prompt)}
+        except ValueError:
+            pass
+    return {"query": prompt}
+
+
+SOURCE = Source(_read, _is_file, _is_folder)
