@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup quickstart test test-slow lint bench
+.PHONY: setup quickstart test test-slow lint bench bench-tpu
 
 setup: $(STAMP)
 
@@ -46,3 +46,15 @@ SUITES := capture,probes,sweep,trunk,router,compile
 bench: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench,report]'
 	$(BIN)/python -m experiments.benchmark --suite=$(SUITES) $(ARGS)
+
+# libtpu, the TPU's compiler, of the version that constraints.txt's jax asks for; in a folder of its
+# own, because jax would look for a TPU wherever it is installed.
+LIBTPU := .libtpu
+
+$(LIBTPU)/.installed: constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(LIBTPU) libtpu==0.0.42.1
+	touch $@
+
+bench-tpu: setup $(LIBTPU)/.installed
+	PYTHONPATH=$(LIBTPU):$$PYTHONPATH JAX_PLATFORMS=cpu \
+		$(BIN)/python -m experiments.benchmark --suite=tpu $(ARGS)

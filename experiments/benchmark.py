@@ -3,6 +3,7 @@
     make bench                                            # simulated queries, MiniLM, CPU
     python -m experiments.benchmark --workdir=runs/bench --data=train.jsonl --scale=full
     python -m experiments.benchmark --scale=accelerator --suite=encoders --shapes=qwen3-0.6b
+    make bench-tpu ARGS="--shapes=qwen3-0.6b --topology=v5e:2x2,v6e:2x2"    # compiles, runs nothing
 
 Contestants run A B A B after a warm-up; results are checked equal before a time is shown; medians
 and the ratios of each pair. Writes benchmark.json, benchmark.md and benchmark.png. Peers come with
@@ -37,7 +38,9 @@ class Config(options.Outcomes):
     data: str | None
     encoder: str | None
     compute_dtype: str
-    suite: list[str] = options.flag(list(SUITES), f"Suites: {', '.join(SUITES)}.")
+    suite: list[str] = options.flag(
+        [name for name in SUITES if name != "tpu"], f"Suites: {', '.join(SUITES)}."
+    )
     scale: str = options.flag(
         "cpu", "Sizes of the suites; full for results that are kept.", *SCALES
     )
@@ -45,8 +48,16 @@ class Config(options.Outcomes):
         0, "Queries of capture and encoders; 0 for those of the scale.", 0
     )
     shapes: list[str] = options.flag(
-        [], "Of the encoders suite: some of the scale's, all by default."
+        [], "Of the encoders suite: some of the scale's, all by default. Of the tpu suite: some of "
+        "qwen3-0.6b, qwen3-8b, gpt-oss-20b."
+    )  # fmt: skip
+    topology: list[str] = options.flag(
+        ["v5e:2x2"], "Of the tpu suite: chips to compile for, such as v5e:2x2,v6e:2x2,v5p:2x2x1."
     )
+    mesh: str = options.flag(
+        "", "Of the tpu suite: chips that share a program, such as data:2,model:4; by default the "
+        "fewest that hold the weights."
+    )  # fmt: skip
     rounds: int = options.flag(5, "Rounds of A B.", 1)
     cpu_devices: int = options.flag(2, "Devices that JAX makes of a CPU.", 1)
     profile: bool = options.flag(False, "Write a jax.profiler trace of each suite into --workdir.")

@@ -41,6 +41,15 @@ SHAPES: dict[str, dict[str, Any]] = {
         num_key_value_heads=8, head_dim=128, intermediate_size=12288, vocab_size=151936,
         rms_norm_eps=1e-6, rope_theta=1000000.0, max_position_embeddings=40960,
     ),
+    "gpt-oss-20b": _decoder(
+        "gpt_oss", hidden_size=2880, num_hidden_layers=24, num_attention_heads=64,
+        num_key_value_heads=8, head_dim=64, intermediate_size=2880, vocab_size=201088,
+        rms_norm_eps=1e-5, rope_theta=150000.0, max_position_embeddings=131072,
+        attention_bias=True, sliding_window=128, num_local_experts=32, num_experts_per_tok=4,
+        swiglu_limit=7.0, tie_word_embeddings=False,
+        rope_scaling={"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
+                      "truncate": False, "original_max_position_embeddings": 4096},
+    ),
 }  # fmt: skip
 
 

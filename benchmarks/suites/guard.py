@@ -14,6 +14,7 @@ def ratios(results: dict[str, Any]) -> dict[str, float]:
         f"{name}: {row['contestant']}": round(row["ratio"]["median"], 3)
         for name, result in results.items()
         for row in result.get("rows", [])[1:]
+        if "ratio" in row
     }
 
 

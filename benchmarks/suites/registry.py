@@ -9,6 +9,7 @@ from benchmarks.suites.probes import probes
 from benchmarks.suites.router import router
 from benchmarks.suites.session import Session
 from benchmarks.suites.sweep import sweep
+from benchmarks.suites.tpu import tpu
 from benchmarks.suites.trunk import trunk, trunks
 
 SUITES: dict[str, Callable[[Session], dict[str, Any]]] = {
@@ -20,4 +21,5 @@ SUITES: dict[str, Callable[[Session], dict[str, Any]]] = {
     "trunks": trunks,
     "router": router,
     "compile": compile,
+    "tpu": tpu,
 }

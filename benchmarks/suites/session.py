@@ -145,6 +145,21 @@ class Session:
         return checkpoints.write(path, checkpoints.SHAPES[name], file_dtype())
 
     @property
+    def asked_shapes(self) -> list[str]:
+        """Those of --shapes, not checked yet."""
+        return self._config.shapes
+
+    @property
+    def topologies(self) -> list[str]:
+        """Of the tpu suite."""
+        return self._config.topology
+
+    @property
+    def tpu_mesh(self) -> str:
+        """Of the tpu suite's programs; empty for the fewest chips that hold the weights."""
+        return self._config.mesh
+
+    @property
     def shapes(self) -> list[tuple[str, int, int]]:
         """(name, queries, mean tokens) of the encoders suite: those of the scale that are wanted.
 

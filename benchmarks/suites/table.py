@@ -5,6 +5,17 @@ import io
 from typing import Any
 
 _MIB = 2**20
+_PROGRAM_HEAD = (
+    "program",
+    "batch x tokens",
+    "chips",
+    "memory of a chip",
+    "cycles",
+    "of the matrix rate",
+    "dearest operations",
+    "copied and converted",
+    "collectives",
+)
 _HEAD = ("contestant", "seconds", "times ours", "compiling s", "limit", "share of it", "padding",
          "tokens/s", "host MiB", "device MiB")  # fmt: skip
 
@@ -37,7 +48,8 @@ def markdown(results: dict[str, Any], run: dict[str, Any]) -> str:
 def suite(name: str, result: dict[str, Any]) -> str:
     """One suite as Markdown."""
     lines = [f"## {name}", "", f"{result['title']} {result['minutes']:.1f} minutes.", ""]
-    lines += _rows(result.get("rows", []))
+    rows = result.get("rows", [])
+    lines += _programs(rows) if "cycles" in next(iter(rows), {}) else _rows(rows)
     return "\n".join([*lines, *(f"- {text}" for text in notes(result))]) + "\n"
 
 
@@ -66,7 +78,11 @@ def picture(results: dict[str, Any]) -> bytes | None:
         return None
     from matplotlib.figure import Figure
 
-    shown = {name: result for name, result in results.items() if result.get("rows")}
+    shown = {
+        name: result
+        for name, result in results.items()
+        if result.get("rows") and "seconds" in result["rows"][0]
+    }
     if not shown:
         return None
     heights = [1 + len(result["rows"]) for result in shown.values()]
@@ -103,6 +119,40 @@ def _rows(rows: list[dict[str, Any]]) -> list[str]:
     lines = ["| " + " | ".join(_HEAD[i] for i in used) + " |", "|" + " --- |" * len(used)]
     lines += ["| " + " | ".join(row[i] for i in used) + " |" for row in cells]
     return [*lines, ""]
+
+
+def _programs(rows: list[dict[str, Any]]) -> list[str]:
+    """Programs that were compiled and not run, a table a topology and shape."""
+    lines = []
+    for topology, shape in dict.fromkeys((row["topology"], row["shape"]) for row in rows):
+        lines += [f"### {shape} on {topology}", "", "| " + " | ".join(_PROGRAM_HEAD) + " |",
+                  "|" + " --- |" * len(_PROGRAM_HEAD)]  # fmt: skip
+        own = [row for row in rows if (row["topology"], row["shape"]) == (topology, shape)]
+        lines += ["| " + " | ".join(_program_cells(row)) + " |" for row in own]
+        lines.append("")
+    return lines
+
+
+def _program_cells(row: dict[str, Any]) -> list[str]:
+    behind = f" behind {row['prefix_tokens']}" if row["prefix_tokens"] else ""
+    name = [row["program"], f"{row['batch']} x {row['tokens']}{behind}", str(row["chips"])]
+    if row["cycles"] is None:
+        return [*name, "does not fit", "", "", row["why"], "", ""]
+    exchanged, moved = row["collectives"], row["moved"]
+    loops = f" (loops of data: {row['loops_of_data_run']:g} times)" if row["loops_of_data"] else ""
+    collectives = (
+        f"{exchanged['count']:g}, {_mebibytes(exchanged['bytes'])} MiB, "
+        f"{exchanged['share_of_cycles']:.0%} of cycles"
+    )
+    return [
+        *name,
+        f"{row['memory_bytes'] / 2**30:.2f} GiB ({row['memory_bytes'] / row['chip_bytes']:.0%})",
+        f"{row['cycles']:,.0f}" + loops,
+        _percent(row["share_of_matrix_rate"]),
+        "; ".join(f"{d['name']} {d['cycles'] / row['cycles']:.0%}" for d in row["dearest"]),
+        f"{_mebibytes(moved['bytes'])} MiB, {moved['cycles'] / row['cycles']:.1%}",
+        collectives if exchanged["count"] else "",
+    ]
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

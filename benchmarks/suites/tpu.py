@@ -1,0 +1,204 @@
+"""The tpu suite: every program of the line compiled for described chips, none of which is here.
+
+All numbers are the compiler's estimate of its own schedule, not a run.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from benchmarks.suites import hlo, tpu_programs
+from benchmarks.suites.hlo import Cost
+from benchmarks.suites.session import Session
+from benchmarks.suites.tpu_programs import Model, Program
+from routerjax.runtime.chips import chip_of, topology_devices
+from routerjax.runtime.devices import make_mesh
+
+SHAPES = ("qwen3-0.6b", "qwen3-8b", "gpt-oss-20b")
+ESTIMATE = "Compiler's estimate, not a run."
+
+
+def tpu(s: Session) -> dict[str, Any]:
+    """A row a program, shape and topology."""
+    unknown = [name for name in s.asked_shapes if name not in SHAPES]
+    if unknown:
+        raise ValueError(f"--shapes: expected some of {', '.join(SHAPES)}, got {unknown[0]!r}")
+    rows: list[dict[str, Any]] = []
+    rates: dict[str, float] = {}
+    for topology in s.topologies:
+        devices = list(topology_devices(topology))
+        rate = Rate(topology, devices[0])
+        rates |= {f"{topology}, {name}": value for name, value in rate.to_json().items()}
+        for i, shape in enumerate(s.asked_shapes or SHAPES):
+            # What follows a prefill differs by the width alone: of one shape it says enough.
+            rows += _of_shape(shape, devices, rate, s.tpu_mesh, with_others=i == 0)
+    return {
+        "title": f"{ESTIMATE} Cycles of one chip, all operations one after the other; the share is "
+        f"that of the rate at which the compiler schedules a bfloat16 product of 8192 x 8192 x "
+        f"8192. What has no estimate (collectives, gathers, fused kernels) counts as its bytes and "
+        f"operations take at the chip's rates, at least.",
+        "rows": rows,
+        "rates": rates,
+    }
+
+
+class Rate:
+    """What the compiler makes of a chip at its best.
+
+    Args:
+      topology: Its name.
+      device: One of its chips.
+
+    Attributes:
+      chip: Its kind.
+      flops: Floating-point operations of a large bfloat16 product in a cycle.
+      n_bytes: Bytes read and written in a cycle by one pass over a large array.
+      ring_bytes: That a chip sends and receives in a cycle along one axis of the interconnect.
+    """
+
+    def __init__(self, topology: str, device: jax.Device):
+        self.topology, self.chip = topology, chip_of(topology)
+        self.flops, self.n_bytes = (
+            amount / hlo.analyse(text_of(compiled)).cycles
+            for amount, compiled in (
+                tpu_programs.matrix_product(device),
+                tpu_programs.copied_array(device),
+            )
+        )
+        self.ring_bytes = self.chip.ring_bytes_per_second / self.chip.hertz
+
+    def to_json(self) -> dict[str, float]:
+        """By what they are of."""
+        return {"flops a cycle": self.flops, "bytes a cycle": self.n_bytes}
+
+    def collective_cycles(self, cost: Cost, n_chips: int) -> float:
+        """Of an exchange over a ring of chips: an all-reduce passes everything twice."""
+        twice = 2 if cost.opcode == "all-reduce" else 1
+        return twice * cost.n_bytes * (n_chips - 1) / n_chips / self.ring_bytes
+
+
+def _of_shape(
+    shape: str, devices: list[jax.Device], rate: Rate, mesh: str, with_others: bool
+) -> Iterator[dict[str, Any]]:
+    try:
+        chips = (
+            make_mesh(mesh, devices)
+            if mesh
+            else tpu_programs.smallest_mesh(shape, devices, rate.chip.hbm_bytes)
+        )
+    except ValueError as error:
+        yield _row_of(shape, rate, "none", 1, Program("prefill", 0, 0, 0.0, list)) | {
+            "fits": False, "why": str(error)
+        }  # fmt: skip
+        return
+    model = Model(shape, chips)
+    others = model.others() if with_others else ()
+    for program in (*model.prefills(), *others):
+        n_chips = chips.size if program.tokens else 1
+        row = _row_of(shape, rate, dict(chips.shape), n_chips, program)
+        start = time.monotonic()
+        try:
+            compiled = program.compile()
+        except jax.errors.JaxRuntimeError as error:
+            # What does not fit is refused while it is compiled.
+            row |= {"fits": False, "why": str(error).partition("\n")[0][:300]}
+        else:
+            row |= measure(compiled, program, rate, n_chips)
+        row["seconds_compiling"] = time.monotonic() - start
+        print(f"{rate.topology}, {shape}: {line(row)}", flush=True)
+        yield row
+
+
+def _row_of(shape: str, rate: Rate, mesh: Any, n_chips: int, program: Program) -> dict[str, Any]:
+    return {
+        "topology": rate.topology,
+        "shape": shape,
+        "program": program.name,
+        "batch": program.batch,
+        "tokens": program.tokens,
+        "prefix_tokens": program.prefix_tokens,
+        "chips": n_chips,
+        "mesh": mesh,
+        "flops": program.flops,
+        "chip_bytes": rate.chip.hbm_bytes,
+        "cycles": None,
+        "share_of_matrix_rate": None,
+    }
+
+
+def measure(
+    compiled: list[jax.stages.Compiled], program: Program, rate: Rate, n_chips: int
+) -> dict[str, Any]:
+    """What a row says of compiled programs that follow one another.
+
+    Args:
+      compiled: They.
+      program: What they are.
+      rate: Of the chips.
+      n_chips: That share the work.
+    """
+    analyses = [hlo.analyse(text_of(each), program.data_trips) for each in compiled]
+    costs = [cost for analysis in analyses for cost in analysis.costs]
+    exchanged = [cost for cost in costs if cost.collective]
+    kernels = [cost for cost in costs if cost.kernel]
+    collective_cycles = sum(rate.collective_cycles(cost, n_chips) for cost in exchanged)
+    kernel_cycles = max(
+        program.kernel_flops / n_chips / rate.flops,
+        sum(cost.n_bytes for cost in kernels) / rate.n_bytes,
+    ) if kernels else 0.0  # fmt: skip
+    others = [cost for cost in costs if not (cost.estimated or cost.collective or cost.kernel)]
+    gathered = sum(2 * cost.n_bytes for cost in others if not cost.beside) / rate.n_bytes
+    cycles = sum(cost.cycles for cost in costs) + collective_cycles + kernel_cycles + gathered
+    moved = [cost for cost in costs if cost.moves]
+    return {
+        "fits": True,
+        "memory_bytes": max(_memory(each.memory_analysis()) for each in compiled),
+        "cycles": cycles,
+        "share_of_matrix_rate": (program.flops / n_chips / cycles / rate.flops if cycles else 0.0)
+        or None,
+        "dearest": [
+            {"name": cost.name, "cycles": cost.cycles, "times": cost.times}
+            for cost in sorted(costs, key=lambda cost: -cost.cycles)[:5]
+        ],
+        "moved": {"bytes": sum(cost.n_bytes for cost in moved),
+                  "cycles": sum(cost.cycles for cost in moved)},
+        "collectives": {"count": sum(cost.times for cost in exchanged),
+                        "bytes": sum(cost.n_bytes for cost in exchanged),
+                        "cycles_at_least": collective_cycles,
+                        "share_of_cycles": collective_cycles / cycles if exchanged else 0.0},
+        "kernels": {"count": sum(cost.times for cost in kernels),
+                    "cycles_at_least": kernel_cycles},
+        "loops_of_data": sum(analysis.data_loops for analysis in analyses),
+        "loops_of_data_run": program.data_trips,
+    }  # fmt: skip
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row in short."""
+    what = f"{row['program']}, {row['batch']} x {row['tokens']}"
+    if row["cycles"] is None:
+        return f"{what}: {row['why']}"
+    share = row["share_of_matrix_rate"]
+    shown = "" if share is None else f", {share:.1%} of the matrix rate"
+    loops = row["loops_of_data"]
+    assumed = f", {loops} loop(s) taken to run {row['loops_of_data_run']:g} times" if loops else ""
+    return f"{what}: {row['cycles']:,.0f} cycles{shown}{assumed}"
+
+
+def text_of(compiled: jax.stages.Compiled) -> str:
+    """The scheduled program."""
+    text = compiled.as_text()
+    assert text, "the TPU's compiler gives a text"
+    return text
+
+
+def _memory(stats: Any) -> int:
+    """Bytes that a program holds on a chip."""
+    return (
+        stats.argument_size_in_bytes
+        + stats.output_size_in_bytes
+        + stats.temp_size_in_bytes
+        - stats.alias_size_in_bytes
+    )

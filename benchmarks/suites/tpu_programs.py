@@ -1,0 +1,294 @@
+"""The programs of the line at real sizes, with abstract arguments: nothing of them is allocated."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from benchmarks.suites import checkpoints
+from routerjax.encoder.capture import Graph, capture, read_prefix
+from routerjax.encoder.extraction import block_buffer
+from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.families.registry import read_config
+from routerjax.encoder.models.attention import longest_whole
+from routerjax.encoder.selection import Selection
+from routerjax.encoder.weights.loading import abstract_model, param_shapes
+from routerjax.encoder.weights.meshes import PARAMETERS_SHARE
+from routerjax.encoder.weights.sharding import bytes_per_device, check_split, param_specs
+from routerjax.features import moments, part
+from routerjax.features.pca import Axes
+from routerjax.runtime.devices import DATA, MODEL, by_rows, make_mesh, replicated
+from routerjax.runtime.tuning import Tuning
+from routerjax.store.shards import rows_per_block
+from routerjax.sweeps import cross_validation
+from routerjax.trunk import loop, net, step
+
+LENGTHS = (32, 128, 512, 2048)
+PREFIX_TOKENS = 64
+BATCH_TOKENS = 8192
+POOLINGS = ("last", "mean")
+TARGETS, FOLDS, MEMBERS, COMPONENTS = 9, 5, 10, 200
+SWEEP_ROWS, SWEEP_DIMS, TRUNK_ROWS, QUERY_TOKENS = 4096, (50, 100, 150, 200, 300), 4096, 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One row: programs that follow one another, mostly a single one.
+
+    Attributes:
+      name: What it does.
+      batch: Prompts, rows or members.
+      tokens: Of a prompt; 0 where there is none.
+      prefix_tokens: That all prompts share and that have been read before.
+      flops: Of the products that cannot be done without, on all chips.
+      kernel_flops: Of them, those that fused kernels do.
+      compile: Compiles for the described chips.
+      data_trips: How often a loop runs whose number of steps comes from data.
+    """
+
+    name: str
+    batch: int
+    tokens: int
+    flops: float
+    compile: Callable[[], list[jax.stages.Compiled]]
+    prefix_tokens: int = 0
+    kernel_flops: float = 0.0
+    data_trips: float = 1.0
+
+
+class Model:
+    """A shape on a mesh of described chips.
+
+    Args:
+      shape: Name in checkpoints.SHAPES.
+      mesh: The chips.
+    """
+
+    def __init__(self, shape: str, mesh: Mesh):
+        self.config, self.mesh = config_of(shape), mesh
+        self.tuning = Tuning.of(mesh)
+        check_split(self.config, mesh, mesh.size)
+        self.graphdef, self.params = abstract_params(self.config, mesh, self.tuning)
+        self.selection = Selection(tuple(range(self.config.n_states)), POOLINGS)
+
+    def prefills(self) -> Iterator[Program]:
+        """Of every length, without a shared prefix and with one."""
+        for n_before in (0, PREFIX_TOKENS):
+            if n_before:
+                flops = self.config.flops(n_before, self.config.n_layers)
+                yield Program("prefix", 1, n_before, flops, lambda: [self.prefix])
+            for tokens in LENGTHS:
+                yield self.prefill(BATCH_TOKENS // tokens, tokens, n_before)
+
+    def prefill(self, batch: int, tokens: int, n_before: int = 0) -> Program:
+        """All states, last and mean."""
+        c = self.config
+        whole, before = (c.flops(n, c.n_layers) for n in (n_before + tokens, n_before))
+        tile, longest = self.tuning.attention_tile, longest_whole(self.tuning, c.bidirectional)
+        # Of the tiles of keys a tile of queries sees, on average, half and its own.
+        tiles = -(-(n_before + tokens) // tile)
+        loops = (tiles + 1) / 2 if tokens * (n_before + tokens) > longest**2 else 1.0
+        return Program(
+            "prefill behind a prefix" if n_before else "prefill",
+            batch, tokens, batch * (whole - before),
+            lambda: [self._compiled(batch, tokens, n_before)],
+            prefix_tokens=n_before, data_trips=loops,
+        )  # fmt: skip
+
+    def _compiled(self, batch: int, tokens: int, n_before: int) -> jax.stages.Compiled:
+        rows = by_rows(self.mesh) if batch % self.mesh.shape[DATA] == 0 else replicated(self.mesh)
+        arrays = [array(shape, np.int32, rows) for shape in ((batch, tokens), (batch,), (batch, 2))]
+        prefix = None
+        if n_before:
+            shapes = jax.eval_shape(self._read_prefix, *self._prefix_arguments)
+            prefix = jax.tree.map(
+                lambda x, sharding: array(x.shape, x.dtype, sharding),
+                shapes, self.prefix.output_shardings,
+            )  # fmt: skip
+        with on(self.mesh):
+            return capture.lower(
+                Graph(self.graphdef), self.params, *arrays, selection=self.selection, prefix=prefix
+            ).compile()
+
+    @functools.cached_property
+    def prefix(self) -> jax.stages.Compiled:
+        """The compiled reading of a prefix."""
+        with on(self.mesh):
+            return self._read_prefix.lower(*self._prefix_arguments).compile()
+
+    @property
+    def _read_prefix(self) -> Any:
+        read = functools.partial(read_prefix, Graph(self.graphdef), layers=self.selection.layers)
+        return jax.jit(read)
+
+    @property
+    def _prefix_arguments(self) -> tuple[Any, ...]:
+        shape = (self.mesh.shape[DATA], PREFIX_TOKENS)
+        return self.params, array(shape, np.int32, by_rows(self.mesh))
+
+    def others(self) -> Iterator[Program]:
+        """Block writing, moments, the sweep's solver, trunks, a decision."""
+        c = self.config
+        L, D, n_poolings = c.n_states, c.width, len(POOLINGS)
+        one = make_mesh("data:1", list(self.mesh.devices.flat))
+        whole = replicated(one)
+        R = rows_per_block(L, n_poolings, D, "float16")
+        f32 = functools.partial(array, dtype=np.float32, sharding=whole)
+        buffer, batch = f32((L, n_poolings, R, D)), f32((L, n_poolings, 64, D))
+        yield Program("a row block: a batch put into it", 64, 0, 0.0, lambda: [
+            block_buffer._put.lower(buffer, batch, array((), np.int32, whole),
+                                    sharding=whole).compile()
+        ])  # fmt: skip
+        yield Program("a row block: narrowed to float16", R, 0, 0.0, lambda: [
+            block_buffer._narrow.lower(buffer, n_rows=R).compile()
+        ])  # fmt: skip
+        block = (buffer, f32((R,)), f32((R, TARGETS)))
+        for gram in (False, True):
+            begin = functools.partial(moments.begin, gram=gram)
+            running = placed(jax.eval_shape(begin, *block), whole)
+            name = "moments with products" if gram else "moments"
+            flops = 2.0 * L * n_poolings * R * D * (D * gram + 2 * TARGETS)
+            compile_one = functools.partial(_compiled, moments.update, running, *block)
+            yield Program(name, R, 0, flops, compile_one)
+        yield self._solver(one)
+        yield self._trunks(one)
+        yield self._decision(one)
+
+    def _solver(self, mesh: Mesh) -> Program:
+        D, rows, devices = self.config.width, -(-SWEEP_ROWS // FOLDS), tuple(mesh.devices.flat)
+        by_device = NamedSharding(Mesh(np.array(devices), (cross_validation.DEVICES,)),
+                                  P(cross_validation.DEVICES))  # fmt: skip
+        shapes = ((1, 1, FOLDS, rows, D), (1, FOLDS, rows, TARGETS), (1, FOLDS, rows))
+        arrays = [array(shape, np.float32, by_device) for shape in shapes]
+        widest = min(max(SWEEP_DIMS), D)
+        flops = 2.0 * FOLDS * rows * D * (D + FOLDS * widest)
+        return Program(
+            "sweep: a site's folds", SWEEP_ROWS, 0, flops,
+            lambda: [cross_validation._compiled(SWEEP_DIMS, devices).lower(*arrays).compile()],
+        )  # fmt: skip
+
+    def _trunks(self, mesh: Mesh) -> Program:
+        devices = tuple(mesh.devices.flat)
+        program = step.Program(COMPONENTS, (256, 128), TARGETS, (True, True), 512, 15, 1e-4)
+        by_device = NamedSharding(Mesh(np.array(devices), (loop.DEVICES,)), P(loop.DEVICES))
+        start = functools.partial(loop._start, program)
+        state = jax.eval_shape(start, array((MEMBERS,), np.uint32))
+        f32 = functools.partial(array, dtype=np.float32)
+        setting = step.Setting(f32((MEMBERS,)), f32((MEMBERS,)), f32((MEMBERS, 2)),
+                               array((MEMBERS,), np.int32))  # fmt: skip
+        data = step.Data(*(f32(shape) for n in (TRUNK_ROWS, TRUNK_ROWS // 8)
+                           for shape in ((1, n, COMPONENTS), (n, TARGETS))))  # fmt: skip
+        arguments = jax.tree.map(
+            lambda x: array((1, *x.shape), x.dtype, by_device), (state, setting, data)
+        )
+        sizes = [COMPONENTS, 256, 128, TARGETS]
+        weights = sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
+        flops = 2.0 * weights * MEMBERS * (3 * TRUNK_ROWS + TRUNK_ROWS // 8)
+        epoch = loop._compiled_epoch
+        return Program("trunks: an epoch", MEMBERS, 0, flops, lambda: [
+            epoch(program, 1, self.tuning.one_by_one, devices).lower(*arguments).compile()
+        ])  # fmt: skip
+
+    def _decision(self, mesh: Mesh) -> Program:
+        """The prefill of one query, its features and the trunk: three programs in a chain."""
+        c, whole = self.config, replicated(mesh)
+        f32 = functools.partial(array, dtype=np.float32, sharding=whole)
+        n_sites = c.n_states
+        axes = Axes(f32((n_sites, c.width)), f32((n_sites, c.width)),
+                    f32((n_sites, c.width, COMPONENTS)))  # fmt: skip
+        sites = (array((n_sites, 2), np.int32, whole),)
+        h_LPRD = f32((c.n_states, len(POOLINGS), 1, c.width))
+        shape = (COMPONENTS, (256, 128), TARGETS)
+        members, *_ = jax.eval_shape(
+            functools.partial(loop._start, step.Program(COMPONENTS, (256, 128), TARGETS,
+                                                        (True, True), 512, 15, 1e-4)),
+            jax.ShapeDtypeStruct((5,), np.uint32),
+        )  # fmt: skip
+        trunk = placed(net.by_name(members), whole)
+        return Program(
+            "a decision", 1, QUERY_TOKENS, c.flops(QUERY_TOKENS, c.n_layers),
+            lambda: [
+                self._compiled(1, QUERY_TOKENS, 0),
+                part.apply_parts.lower(h_LPRD, sites, (axes,)).compile(),
+                net._score.lower(shape, trunk, f32((1, COMPONENTS))).compile(),
+            ],
+        )  # fmt: skip
+
+
+def _compiled(function: Any, *arguments: Any, **options: Any) -> list[jax.stages.Compiled]:
+    return [function.lower(*arguments, **options).compile()]
+
+
+def config_of(shape: str) -> EncoderConfig:
+    """The encoder of a shape's name."""
+    return read_config(checkpoints.SHAPES[shape] | {"dtype": "bfloat16"}, shape)
+
+
+def abstract_params(
+    config: EncoderConfig, mesh: Mesh, tuning: Tuning
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """A model's graph and the shapes of its bfloat16 parameters, split as when they are loaded."""
+    graphdef, state = abstract_model(config, jnp.bfloat16, jax.lax.Precision.DEFAULT, tuning)
+    specs = param_specs(param_shapes(state), config, mesh.shape[MODEL])
+    flat = nnx.traversals.flatten_mapping(nnx.to_pure_dict(state))
+    placed = {
+        path: array(x.shape, x.dtype, NamedSharding(mesh, specs[path])) for path, x in flat.items()
+    }
+    nnx.replace_by_pure_dict(state, nnx.traversals.unflatten_mapping(placed))
+    return graphdef, state
+
+
+def smallest_mesh(shape: str, devices: list[jax.Device], chip_bytes: int) -> Mesh:
+    """The mesh of the fewest chips that hold a shape's parameters.
+
+    Raises:
+      ValueError: All of them are too few.
+    """
+    config = config_of(shape)
+    _, state = abstract_model(config, jnp.bfloat16, jax.lax.Precision.DEFAULT, Tuning.tpu())
+    shapes = param_shapes(state)
+    for n_model in (n for n in range(1, len(devices) + 1) if config.n_heads % n == 0):
+        held = bytes_per_device(shapes, param_specs(shapes, config, n_model), 2, n_model)
+        if held <= PARAMETERS_SHARE * chip_bytes:
+            return make_mesh(f"{MODEL}:{n_model}", devices)
+    raise ValueError(
+        f"{shape} does not fit: of {len(devices)} chips each would hold {held / 1e9:.1f} GB of "
+        f"parameters, {PARAMETERS_SHARE:.0%} of its {chip_bytes / 1e9:.1f} GB may be; take a "
+        f"larger topology"
+    )
+
+
+def matrix_product(device: jax.Device) -> tuple[float, jax.stages.Compiled]:
+    """The operations of a large bfloat16 product, and it: what a compiler's full rate is."""
+    n = 8192
+    a = array((n, n), jnp.bfloat16, replicated(make_mesh("data:1", [device])))
+    return 2.0 * n**3, jax.jit(jnp.matmul).lower(a, a).compile()
+
+
+def copied_array(device: jax.Device) -> tuple[float, jax.stages.Compiled]:
+    """The bytes that one pass over a large array moves, and it: the memory's rate."""
+    a = array((2**14, 2**14), np.float32, replicated(make_mesh("data:1", [device])))
+    return 2.0 * 4 * 2**28, jax.jit(lambda a: a + 1).lower(a).compile()
+
+
+def array(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding | None = None) -> Any:
+    """An argument without numbers."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def placed(tree: Any, sharding: NamedSharding) -> Any:
+    """Shapes with a place."""
+    return jax.tree.map(lambda x: array(x.shape, x.dtype, sharding), tree)
+
+
+def on(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
+    """Where partition.py finds the mesh, as `Prefill` sets it."""
+    return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
