@@ -26,9 +26,11 @@ def add_target(
     """Learns and returns the head of a new target; the trunk and the other targets stay as is.
 
     Its head starts from the mixture of the others' that explains the outcomes best and leaves
-    it as far as held-out log loss allows (`trunk.head`). Its probabilities are not calibrated,
-    answers are taken to have 256 tokens, and `best_single` stays. Policies that were fitted
-    keep their numbers: fit them again with `fit_policy` where the new target matters to them.
+    it as far as held-out log loss allows (`trunk.head`). From outcomes that are all right or all
+    wrong its probability is nearly a constant, and a warning says so. Its probabilities are not
+    calibrated, answers are taken to have 256 tokens, and `best_single` stays. Policies that were
+    fitted keep their numbers: fit them again with `fit_policy` where the new target matters to
+    them.
 
     Args:
       router: It is changed in place, once all that is new has been made.
@@ -39,8 +41,8 @@ def add_target(
       stores: Hidden states of the queries; without them the router's encoders read the texts.
 
     Raises:
-      ValueError: The name is taken, an outcome or price is out of range, all outcomes are
-        equal, or a query is not in a store.
+      ValueError: The name is taken, there are no outcomes, one or the price is out of range, or a
+        query is not in a store.
 
     Example:
       >>> rj.add_target(router, "new-model", {"What is 2+2?": 1, ...}, price=(0.5, 1.5))
@@ -64,6 +66,8 @@ def add_target(
             f"outcomes: expected scores in [0, 1], got {outcomes[bad[0]]!r} for {bad[0]!r}; leave "
             f"out what was not observed"
         )
+    if not outcomes:
+        raise ValueError("outcomes: expected one at least, by query, got none")
     keys = list(outcomes)
     y_N = np.array([outcomes[key] for key in keys], np.float64)
     if router.trunk_config.trunk_target == "binary":
@@ -92,7 +96,12 @@ def add_target(
     notes = router.training | {"added_targets": added_targets}
     router.predictor, router.targets, router.costs = predictor, (*router.targets, name), costs
     router.trained = dataclasses.replace(router.trained, notes=notes)
-    logger.info(
-        "%s: a head from %d outcomes, held-out log loss %.4f", name, len(keys), head.log_loss
-    )
+    if np.ptp(y_N) == 0:
+        logger.warning("%s: all %d outcomes are %g: its P(correct) is nearly the same for all "
+                       "queries, and does not tell them apart before others join", name, len(keys),
+                       y_N[0])  # fmt: skip
+    else:
+        logger.info(
+            "%s: a head from %d outcomes, held-out log loss %.4f", name, len(keys), head.log_loss
+        )
     return head

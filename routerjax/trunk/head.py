@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from routerjax.data import groups as grouping
 from routerjax.trunk.calibrate import log_loss
@@ -32,7 +32,8 @@ class Head:
       bias_K: [K].
       mixture_KM: [K, M] how much of each existing target's head the prior is made of.
       penalty: Chosen strength of L2 towards the prior; infinite where the prior itself was best.
-      log_loss: Held-out mean log loss of the ensemble with that penalty, in nats.
+      log_loss: Held-out mean log loss of the ensemble with that penalty, in nats; NaN where it
+        could not be tried.
     """
 
     weight_KH: np.ndarray
@@ -51,6 +52,10 @@ def fit_head(trunk: Trunk, x_NC: np.ndarray, y_N: np.ndarray, groups: Sequence[s
     penalty is chosen by log loss over folds of whole groups, and the prior stays where none of them
     beats it by a standard error.
 
+    Outcomes that are all equal (all right, all wrong) tell how good the target is, not on what: its
+    logit is then a constant, that of the smoothed share (sum of y + 1) / (N + 2), pulled towards
+    the mean of the existing heads, which counts as 2 of N + 2 rows.
+
     Args:
       trunk: Trained on other targets.
       x_NC: [N, C] features of the queries tried.
@@ -58,7 +63,7 @@ def fit_head(trunk: Trunk, x_NC: np.ndarray, y_N: np.ndarray, groups: Sequence[s
       groups: [N] rows of one group stay together.
 
     Raises:
-      ValueError: Shapes differ, an outcome is missing or out of range, or all are equal.
+      ValueError: Shapes differ, or an outcome is missing or out of range.
     """
     y_N = np.asarray(y_N, np.float64)
     if y_N.shape != (len(x_NC),) or len(groups) != len(y_N) or not len(y_N):
@@ -69,12 +74,9 @@ def fit_head(trunk: Trunk, x_NC: np.ndarray, y_N: np.ndarray, groups: Sequence[s
     if not ((y_N >= 0) & (y_N <= 1)).all():
         raise ValueError("y_N: expected outcomes in [0, 1], none missing")
     if np.ptp(y_N) == 0:
-        raise ValueError(
-            f"y_N: all {len(y_N)} outcomes are {y_N[0]:g}: a head learns from right and wrong ones"
-        )
+        return _constant(trunk, y_N)
     a_KNH, logit_KNM = _activations(trunk, x_NC)
-    weight_KHM, bias_KM = (np.asarray(trunk.params[f"{len(trunk.hidden)}.{leaf}"], np.float64)
-                           for leaf in ("kernel", "bias"))  # fmt: skip
+    weight_KHM, bias_KM = _heads(trunk)
     penalty, lowest = PENALTIES[0], float("nan")
     n_folds = min(_FOLDS, len(set(groups)))
     if n_folds > 1:
@@ -118,6 +120,30 @@ def with_head(trunk: Trunk, head: Head) -> Trunk:
     )
     params[f"{last}.bias"] = np.concatenate([params[f"{last}.bias"], head.bias_K[:, None]], axis=1)
     return Trunk.from_params(params)
+
+
+def _heads(trunk: Trunk) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [K, H, M] and biases [K, M] of the heads that are there, float64."""
+    kernel, bias = (
+        np.asarray(trunk.params[f"{len(trunk.hidden)}.{leaf}"], np.float64)
+        for leaf in ("kernel", "bias")
+    )
+    return kernel, bias
+
+
+def _constant(trunk: Trunk, y_N: np.ndarray) -> Head:
+    """The head of a target whose outcomes are all equal."""
+    weight_KHM, bias_KM = _heads(trunk)
+    pull = 2 / (len(y_N) + 2)
+    mixture_KM = np.full(bias_KM.shape, pull / bias_KM.shape[1])
+    constant = float(logit((y_N.sum() + 1) / (len(y_N) + 2)))
+    arrays = (
+        np.einsum("khm,km->kh", weight_KHM, mixture_KM),
+        (bias_KM * mixture_KM).sum(axis=1) + (1 - pull) * constant,
+        mixture_KM,
+    )
+    weight_KH, bias_K, mixture_KM = (each.astype(np.float32) for each in arrays)
+    return Head(weight_KH, bias_K, mixture_KM, np.inf, float("nan"))
 
 
 def _activations(trunk: Trunk, x_NC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

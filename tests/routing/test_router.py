@@ -641,7 +641,7 @@ def test_a_target_is_added_from_few_outcomes(router, parts, encoder, tmp_path):
         (("new", outcomes), "has a target 'new' already"),
         (("x", {"abc": 2.0}), r"scores in \[0, 1\], got 2.0 for 'abc'"),
         (("x", {"abc": 1.0, "abd": None}), "got None for 'abd'; leave out what was not observed"),
-        (("x", {"abc": 1.0, "abd": 1.0}), "all 2 outcomes are 1"),
+        (("x", {}), "outcomes: expected one at least"),
         (("x", outcomes, (1.0, -2.0)), "two numbers from 0 up"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
@@ -114,10 +115,23 @@ def test_an_outcome_of_either_kind_is_enough(world):
     assert head.penalty == np.inf and np.isnan(head.log_loss)
 
 
+@pytest.mark.parametrize("outcome", [0.0, 1.0, 0.75])
+@pytest.mark.parametrize("n", [1, 5, 30])
+def test_equal_outcomes_make_a_smoothed_constant_pulled_towards_the_others(world, n, outcome):
+    trunk, x_NC, _ = world
+    head = fit_head(trunk, x_NC[:n], np.full(n, outcome), [str(i) for i in range(n)])
+    assert head.penalty == np.inf and np.isnan(head.log_loss)
+    p_NM = with_head(trunk, head).predict(x_NC)
+    smoothed, pull = (n * outcome + 1) / (n + 2), 2 / (n + 2)
+    others_KNM = logit(trunk.predict_members(x_NC).astype(np.float64))
+    assert others_KNM.shape[0] == trunk.n_members
+    by_hand_KN = (1 - pull) * logit(smoothed) + pull * others_KNM.mean(axis=2)
+    np.testing.assert_allclose(p_NM[:, -1], expit(by_hand_KN).mean(axis=0), atol=1e-4)
+    np.testing.assert_array_equal(p_NM[:, :-1], trunk.predict(x_NC))
+
+
 def test_bad_outcomes_are_refused(world):
     trunk, x_NC, y_N = world
-    with pytest.raises(ValueError, match="all 5 outcomes are 1"):
-        fit_head(trunk, x_NC[:5], np.ones(5), list("abcde"))
     with pytest.raises(ValueError, match="none missing"):
         fit_head(trunk, x_NC[:2], np.array([1, np.nan]), ["a", "b"])
     with pytest.raises(ValueError, match="as many rows each"):
