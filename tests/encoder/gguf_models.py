@@ -69,8 +69,12 @@ def write_config(w: gguf.GGUFWriter, raw: dict, architecture: str) -> None:
         w.add_layer_norm_eps(raw["layer_norm_eps"])
         w.add_causal_attention(False)
         return
-    w.add_head_count_kv(raw["num_key_value_heads"])
-    w.add_layer_norm_rms_eps(raw["rms_norm_eps"])
+    n_kv_heads = raw["num_key_value_heads"]
+    if architecture == "lfm2":
+        n_kv_heads = [n_kv_heads * (kind == "full_attention") for kind in raw["layer_types"]]
+        w.add_shortconv_l_cache(raw["conv_L_cache"])
+    w.add_head_count_kv(n_kv_heads)
+    w.add_layer_norm_rms_eps(raw.get("rms_norm_eps") or raw["norm_eps"])
     head = raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"]
     if raw.get("head_dim"):
         w.add_key_length(head)
@@ -118,6 +122,17 @@ def write_config(w: gguf.GGUFWriter, raw: dict, architecture: str) -> None:
         w.add_expert_feed_forward_length(width)
     if shared := raw.get("shared_expert_intermediate_size"):
         w.add_expert_shared_feed_forward_length(shared)
+    if architecture == "glm4moe":
+        w.add_expert_count(raw["n_routed_experts"])
+        w.add_expert_used_count(raw["num_experts_per_tok"])
+        w.add_expert_feed_forward_length(raw["moe_intermediate_size"])
+        w.add_expert_shared_count(raw["n_shared_experts"])
+        w.add_expert_group_count(raw["n_group"])
+        w.add_expert_group_used_count(raw["topk_group"])
+        w.add_leading_dense_block_count(raw["first_k_dense_replace"])
+        w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        w.add_expert_weights_scale(raw["routed_scaling_factor"])
+        w.add_expert_weights_norm(raw["norm_topk_prob"])
     if architecture == "qwen3next":
         n_values = raw["linear_num_value_heads"]
         w.add_ssm_conv_kernel(raw["linear_conv_kernel_dim"])
@@ -146,9 +161,10 @@ def converted(tensors: dict, raw: dict, architecture: str) -> dict[str, np.ndarr
             x = x + 1
         if key.endswith(".A_log"):
             x = -np.exp(x)
-        if key.endswith(".conv1d.weight"):
+        if key.endswith((".conv1d.weight", ".conv.conv.weight")):
             x = x[:, 0]
         key = key.replace(".dt_bias", ".dt_proj.bias")
+        key = key.replace("_correction_bias", "_correction.bias")
         if key.endswith("sinks"):
             key += ".weight"
         if key.startswith("GGUF."):

@@ -93,7 +93,7 @@ class GgufCheckpoint(Tensors):
             return groups if key.endswith("_scales") else (*groups, mxfp4.GROUP // 2)
         if key.endswith(".ffn_gate_inp_shexp.weight") and len(shape) == 1:
             return (1, *shape)  # The weights of one output.
-        if key.endswith(".ssm_conv1d.weight"):
+        if key.endswith((".ssm_conv1d.weight", ".shortconv.conv.weight")):
             return (shape[0], 1, shape[1])
         return shape
 
@@ -123,6 +123,8 @@ def _key(name: str) -> str:
         return module if leaf == "weight" else f"{module}_{leaf}"
     renamed = {".attn_sinks.weight": ".attn.sinks", ".ssm_a": ".ssm.A_log"}
     renamed |= {".ssm_dt.bias": ".ssm.dt_bias"}
+    correction = ".ffn_gate_inp.e_score_correction_bias"
+    renamed |= {".exp_probs_b.bias": correction, ".exp_probs_b": correction}
     for end, ours in renamed.items():
         if name.endswith(end):
             return name.removesuffix(end) + ours

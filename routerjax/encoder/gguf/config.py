@@ -41,9 +41,13 @@ class _Gguf:
         self.file, self.architecture = file, file.metadata["general.architecture"]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """A value of the architecture's own; of an array over layers what all of them have."""
+        """A value of the architecture's own; of an array over layers what all of them have.
+
+        Layers that have none of it (0) do not count.
+        """
         value = self.file.metadata.get(f"{self.architecture}.{name}", default)
         if isinstance(value, list) and name in _FIELDS:
+            value = [each for each in value if each] or value
             if len(set(value)) != 1:
                 raise self.refuse(f"layers of different shapes ({name}: {value}) are not supported")
             value = value[0]
@@ -254,6 +258,35 @@ def _qwen3next(c: _Gguf) -> tuple[str, dict[str, Any]]:
     }
 
 
+def _glm4moe(c: _Gguf) -> tuple[str, dict[str, Any]]:
+    if c.get("expert_gating_func", 2) != 2:
+        raise c.refuse("glm4moe is supported with sigmoid scores of experts alone")
+    further = c.get("nextn_predict_layers", 0)
+    return "glm4_moe", {
+        "num_hidden_layers": c["block_count"] - further,
+        "num_nextn_predict_layers": further,
+        "use_qk_norm": c.has("blk.0.attn_q_norm.weight"),
+        "first_k_dense_replace": c.get("leading_dense_block_count", 0),
+        "n_routed_experts": c["expert_count"],
+        "n_shared_experts": c.get("expert_shared_count", 0),
+        "n_group": c.get("expert_group_count", 1),
+        "topk_group": c.get("expert_group_used_count", 1),
+        "norm_topk_prob": c.get("expert_weights_norm", False),
+        "routed_scaling_factor": c.get("expert_weights_scale", 1.0),
+    }
+
+
+def _lfm2(c: _Gguf) -> tuple[str, dict[str, Any]]:
+    attends = [c.has(f"blk.{i}.attn_k.weight") for i in range(c["block_count"])]
+    return "lfm2", {
+        "layer_types": [FULL if each else "conv" for each in attends],
+        "conv_L_cache": c["shortconv.l_cache"],
+        "conv_bias": False,
+        "norm_eps": c["attention.layer_norm_rms_epsilon"],
+        "block_auto_adjust_ff_dim": False,  # The metadata's width is the adjusted one.
+    }
+
+
 def _bert(c: _Gguf) -> tuple[str, dict[str, Any]]:
     return "bert", {
         "layer_norm_eps": c["attention.layer_norm_epsilon"],
@@ -283,8 +316,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "bert": Architecture(_bert, key_tables.BERT),
     "gemma2": Architecture(_gemma2, key_tables.POST_NORMS),
     "gemma3": Architecture(_gemma3, key_tables.POST_NORMS),
+    "glm4moe": Architecture(_glm4moe, key_tables.GLM4_MOE),
     "gpt-oss": Architecture(_gpt_oss, key_tables.GPT_OSS),
     "granite": Architecture(_granite, key_tables.DECODER),
+    "lfm2": Architecture(_lfm2, key_tables.LFM2),
     "llama": Architecture(_llama, key_tables.LLAMA),
     "mistral3": Architecture(_mistral3, key_tables.DECODER),
     "olmo2": Architecture(_olmo2, key_tables.POST_NORMS),

@@ -83,13 +83,27 @@ _QWEN3_NEXT = _EXPERTS | {
     "blocks/deltanet/norm": "blk.{i}.ssm_norm",
     "blocks/deltanet/out": "blk.{i}.ssm_out",
 }
+_GLM4_MOE = _EXPERTS | {
+    "blocks/ffn_norm": "blk.{i}.post_attention_norm",
+    "blocks/ffn": "blk.{i}.ffn_gate_inp",
+}
+_LFM2 = _DECODER | {
+    "blocks/conv/in_gate": "blk.{i}.shortconv.in_proj",
+    "blocks/conv/out_gate": "blk.{i}.shortconv.in_proj",
+    "blocks/conv/value": "blk.{i}.shortconv.in_proj",
+    "blocks/conv/conv": "blk.{i}.shortconv.conv",
+    "blocks/conv/out": "blk.{i}.shortconv.out_proj",
+    "norm": "token_embd_norm",
+}
 # As the first converters wrote it: the product of q, k, v and z in one, by key heads.
 _QWEN3_NEXT_FUSED = _QWEN3_NEXT | {f"blocks/deltanet/{part}": "blk.{i}.ssm_in" for part in "qkvz"}
 
 # The layouts of each architecture, for config.ARCHITECTURES.
 BERT = (_BERT,)
 DECODER = (_DECODER,)
+GLM4_MOE = (_GLM4_MOE, _GLM4_MOE | _FUSED_EXPERTS)
 GPT_OSS = (_GPT_OSS, packed(_GPT_OSS))
+LFM2 = (_LFM2,)
 LLAMA = (_DECODER, _EXPERTS, _EXPERTS_APART)
 PHI3 = (_FUSED_QKV | {"blocks/ffn/gate": "blk.{i}.ffn_up"},)
 POST_NORMS = (_POST_NORMS,)

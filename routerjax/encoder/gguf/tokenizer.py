@@ -31,7 +31,7 @@ _GPT2, _GPT2_DIGITS = "GPT-2", "GPT-2, digits singly"
 # tokenizer.ggml.pre -> what is split off as a word.
 _SPLITS = {
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe"), _LLAMA3),
-    **dict.fromkeys(("falcon3", "pixtral"), _LLAMA3),
+    **dict.fromkeys(("falcon3", "pixtral", "lfm2", "glm4"), _LLAMA3),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _QWEN2),
     **dict.fromkeys(("gpt-4o", "llama4"), _GPT4O),
     "tekken": _TEKKEN,
@@ -39,7 +39,7 @@ _SPLITS = {
     **dict.fromkeys(("smollm", "refact", "starcoder", "command-r"), _GPT2_DIGITS),
 }
 # Those whose files may leave out that BOS is added, and that take a word whole which is a token.
-_LLAMA3_KIND = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken")
+_LLAMA3_KIND = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2", "tekken")
 # Which no GGUF says: Phi 3's marks take the white space behind them, but for these.
 _NOT_STRIPPING = ("<s>", "<unk>", "<|endoftext|>")
 _NORMALISED = ("qwen2", "deepseek-r1-qwen")

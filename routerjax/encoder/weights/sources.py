@@ -157,7 +157,7 @@ def _in_layout(
                 sources.append(source._replace(transposed=leaf == "kernel"))
     used = {key for source in sources for key in (source.key, source.scales)}
     further = range(config.n_layers, config.n_layers + config.n_unread_blocks)
-    unread = tuple(f"{prefix}layers.{i}." for i in further)
+    unread = tuple(f"{prefix}{blocks}.{i}." for i in further for blocks in ("layers", "blk"))
     for key in sorted(set(held) - used):
         inside = key.startswith(prefix) and not key.startswith(unread)
         if inside and not _IGNORED.search(key.removeprefix(prefix)) and not _IGNORED.search(key):

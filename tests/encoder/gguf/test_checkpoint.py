@@ -63,6 +63,9 @@ CASES = {
     "granite": ("granite", {}),
     "smollm3": ("smollm3", _NO_WINDOW | {"no_rope_layers": [1, 1, 1]}),
     "qwen3_moe": ("qwen3moe", {"norm_topk_prob": True}),
+    "glm4_moe": ("glm4moe", {}),
+    "glm4_moe_plain": ("glm4moe", {}),
+    "lfm2_plain": ("lfm2", {}),
     "gpt_oss": ("gpt-oss", {"swiglu_limit": 7.0}),
     "qwen3_next": ("qwen3next", {"norm_topk_prob": True}),
 }
@@ -320,6 +323,31 @@ def test_what_is_not_supported_is_refused_with_the_files_name(tmp_path, case):
         tmp_path / "x.gguf", "llama", architecture, tensors=tensors, write=write
     )
     with pytest.raises(ValueError, match=message) as error:
+        load(GgufFile(path))
+    assert str(path) in str(error.value)
+
+
+def test_blocks_that_predict_further_tokens_are_left_out(files, tmp_path):
+    def write(writer):
+        writer.kv_data[0].pop("glm4moe.block_count")
+        writer.add_block_count(4)
+        writer.add_nextn_predict_layers(1)
+
+    others = {f"blk.3.{x}.weight": np.ones(4, np.float32) for x in ("attn_q", "nextn.eh_proj")}
+    path = gguf_models.golden_file(
+        tmp_path / "x.gguf", *("glm4_moe", "glm4moe"), tensors=gguf_tensors("glm4_moe") | others,
+        write=write,
+    )  # fmt: skip
+    assert load(GgufFile(path)).digest == load(files("glm4_moe")).digest
+
+
+def test_other_scores_of_experts_are_refused(tmp_path):
+    def write(writer):
+        writer.kv_data[0].pop("glm4moe.expert_gating_func")
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SOFTMAX)
+
+    path = gguf_models.golden_file(tmp_path / "x.gguf", "glm4_moe", "glm4moe", write=write)
+    with pytest.raises(ValueError, match="glm4moe is supported with sigmoid scores") as error:
         load(GgufFile(path))
     assert str(path) in str(error.value)
 

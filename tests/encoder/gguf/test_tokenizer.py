@@ -55,6 +55,8 @@ DIGITS = pre_tokenizers.Digits(individual_digits=True)
 ORIGINALS = {
     "llama-bpe": (LLAMA3, False),
     "smaug-bpe": (LLAMA3, False),
+    "lfm2": (LLAMA3, False),
+    "glm4": (LLAMA3, False),
     "qwen2": (PRETOKENIZE_REGEX, True),
     "gpt-4o": (GPT4O, False),
     "tekken": (TEKKEN, False),
@@ -143,6 +145,8 @@ def test_ways_of_splitting_differ(corpus):
         ({"pre": "qwen2"}, 0, 0),
         ({"pre": "llama-bpe"}, 1, 0),
         ({"pre": "tekken"}, 1, 0),
+        ({"pre": "lfm2"}, 1, 0),
+        ({"pre": "glm4"}, 0, 0),
         ({"pre": "llama-bpe", "add_bos_token": False}, 0, 0),
         ({"pre": "smollm", "add_bos_token": True, "add_eos_token": True}, 1, 1),
     ],
