@@ -223,14 +223,14 @@ class Encoder:
 
     def capture(
         self,
-        queries: Sequence[str],
+        queries: Sequence[Any],
         layers: str | Sequence[int] = ALL,
         poolings: Sequence[str] = ("last", "mean"),
     ) -> np.ndarray:
         """Pooled hidden states of a few queries; `extract` is the job for many.
 
         Args:
-          queries: N texts.
+          queries: N texts or conversations (lists of messages).
           layers: "all", or hidden-state indices: 0 is the embedding output, i the output of block
             i, the last one taken after the final norm; negative ones count from the end.
           poolings: Names out of POOLINGS.

@@ -1,4 +1,8 @@
-"""Prompts: the chat template around a query, its tokens, and the cut in a long query's middle."""
+"""Prompts: the chat template around a query, its tokens, and the cut in a long query's middle.
+
+A query that is a `Conversation` is rendered by the chat template turn by turn; without a template
+(or where it shows no such turns) its text is read, in which each turn is "role: text".
+"""
 
 import dataclasses
 import json
@@ -8,7 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from routerjax.encoder.templates import PROMPT_DATE, Frame, check_settings, frame_of
+from routerjax.data.conversation import Conversation, as_query, is_messages
+from routerjax.encoder.templates import (
+    PROMPT_DATE,
+    Frame,
+    Rendered,
+    check_settings,
+    frame_of,
+    render_turns,
+)
 from routerjax.runtime.files import digest
 
 logger = logging.getLogger(__name__)
@@ -44,7 +56,7 @@ class Prompts:
 
 
 class Prompter:
-    """Turns queries into token rows: one user turn, generation prompt included.
+    """Turns queries into token rows: one user turn or several, generation prompt included.
 
     Without a chat template the raw text is used, with the tokenizer's own special tokens. With one,
     the tokens are those of transformers' `apply_chat_template` and of vLLM's chat: BOS stands where
@@ -78,6 +90,7 @@ class Prompter:
             )
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
+        self._warned = False
         self.templated = bool(getattr(tokenizer, "chat_template", None))
         self._settings = check_settings(tokenizer, chat_template_kwargs)
         self._frame = Frame("", "", False)
@@ -123,11 +136,17 @@ class Prompter:
             "prompt_date": PROMPT_DATE.isoformat() if self.templated else None,
         }
 
-    def __call__(self, queries: Sequence[str], ids: Sequence[str] | None = None) -> Prompts:
+    @property
+    def conversation_digest(self) -> str:
+        """A digest of all that decides which tokens a conversation becomes, beside `identity`."""
+        template = self.tokenizer.get_chat_template() if self.templated else ""
+        return digest(str(template))
+
+    def __call__(self, queries: Sequence[Any], ids: Sequence[str] | None = None) -> Prompts:
         """Tokenises queries.
 
         Args:
-          queries: n texts, none empty.
+          queries: n texts, none empty, or conversations: as such or as lists of messages.
           ids: [n] what errors call them; None for their numbers.
 
         Raises:
@@ -138,6 +157,7 @@ class Prompter:
         def name(i: int) -> str:
             return f"queries[{i}]" if ids is None else f"the query {ids[i]!r}"
 
+        queries = [as_query(query) if is_messages(query) else query for query in queries]
         for i, query in enumerate(queries):
             if not isinstance(query, str) or not query.strip():
                 raise ValueError(f"{name(i)} is {query!r}: expected a text that is not empty")
@@ -181,22 +201,20 @@ class Prompter:
 
     def _encode(self, queries: Sequence[str]) -> list[tuple[np.ndarray, int, int]]:
         """For each query: all its tokens, and where the query's own start and end."""
-        head, tail, trims = self._frame
-        if trims:
-            queries = [query.strip() for query in queries]
         if not queries:
             return []
+        prompts = [self._rendered(query) for query in queries]
         encodings = self._backend().encode_batch(
-            [f"{head}{query}{tail}" for query in queries],
+            [prompt.text for prompt in prompts],
             # A rendered template carries its own special tokens.
             add_special_tokens=not self.templated,
         )
         rows = []
-        for query, encoding in zip(queries, encodings, strict=True):
+        for prompt, encoding in zip(prompts, encodings, strict=True):
             tokens = np.array(encoding.ids, np.int32)
             # A list: of few tokens NumPy would take longer to find the first and last.
             if self.templated:
-                foreign = ~self._own(tokens, encoding.offsets, len(head), len(head) + len(query))
+                foreign = ~self._own(tokens, encoding.offsets, prompt.first, prompt.past)
                 others = foreign.tolist()
             else:
                 others = encoding.special_tokens_mask
@@ -205,6 +223,20 @@ class Prompter:
                 start, end = others.index(False), end - others[::-1].index(False)
             rows.append((tokens, start, end))
         return rows
+
+    def _rendered(self, query: str) -> Rendered:
+        """The prompt of a query, a text or a conversation."""
+        head, tail, trims = self._frame
+        if self.templated and isinstance(query, Conversation):
+            prompt = render_turns(self.tokenizer, self._settings, query.turns, trims)
+            if prompt is not None:
+                return prompt
+            if not self._warned:
+                self._warned = True
+                logger.warning("the chat template shows no conversations: they are read as one "
+                               "user turn, in which each turn is 'role: text'")  # fmt: skip
+        text = query.strip() if trims else str(query)
+        return Rendered(f"{head}{text}{tail}", len(head), len(head) + len(text))
 
     def _backend(self) -> Any:
         """What transformers calls, set as it sets it, without the lists it makes of the result."""

@@ -3,7 +3,7 @@
 import datetime
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 # Templates that print today's date get this one: a job resumed after midnight, and the router a
@@ -46,17 +46,7 @@ def frame_of(tokenizer: Any, settings: Mapping[str, Any]) -> Frame:
     """
 
     def render(query: str, in_parts: bool) -> str:
-        content = [{"type": "text", "text": query}] if in_parts else query
-        try:
-            return tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}],
-                chat_template=_with_fixed_date(tokenizer.get_chat_template()),
-                tokenize=False,
-                add_generation_prompt=True,
-                **settings,
-            )
-        except Exception as error:
-            raise ValueError(f"the tokenizer's chat template does not render: {error}") from error
+        return _render(tokenizer, settings, [("user", query)], in_parts)
 
     # Templates of multimodal models may take a list of parts alone, and lose or spell out a text.
     failure: ValueError | None = None
@@ -78,6 +68,85 @@ def frame_of(tokenizer: Any, settings: Mapping[str, Any]) -> Frame:
     if spaced == f"{head}{_PROBE}{tail}":
         return Frame(head, tail, True)
     raise ValueError("the tokenizer's chat template changes the query by more than trimming it")
+
+
+class Rendered(NamedTuple):
+    """A prompt before it is tokenised.
+
+    Attributes:
+      text: All of it.
+      first: Where the query starts in it.
+      past: Where the query ends.
+    """
+
+    text: str
+    first: int
+    past: int
+
+
+def render_turns(
+    tokenizer: Any, settings: Mapping[str, Any], turns: Sequence[tuple[str, str]], trims: bool
+) -> Rendered | None:
+    """Renders the chat template around a conversation.
+
+    Templates that know no system, developer or tool turns, or want user and assistant to alternate,
+    get these turns in front of, or as, what the user says.
+
+    Args:
+      tokenizer, settings: As in `frame_of`.
+      turns: (role, text) of each message.
+      trims: Whether the template trims texts.
+
+    Returns:
+      The prompt and where its turns lie, from the first text to the last; None where the template
+      does not show the texts of system and user as they are.
+    """
+    texts = [(role, text.strip() if trims else text) for role, text in turns if text.strip()]
+    plain = [("system" if role == "developer" else role, text) for role, text in texts]
+    for variant in (texts, plain, _alternating(plain)):
+        for in_parts in (False, True):
+            try:
+                prompt = _render(tokenizer, settings, variant, in_parts)
+            except ValueError:
+                continue
+            # What the assistant thought is dropped by some templates, which is as it should be.
+            shown = [text for _, text in variant if text in prompt]
+            asked = [text for role, text in variant if role != "assistant"]
+            if shown and all(text in prompt for text in asked):
+                return Rendered(
+                    prompt, prompt.index(shown[0]), prompt.rindex(shown[-1]) + len(shown[-1])
+                )
+    return None
+
+
+def _alternating(turns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The turns as user and assistant in turn, the first of them the user's."""
+    merged: list[tuple[str, str]] = []
+    for role, text in turns:
+        role = "assistant" if role == "assistant" else "user"
+        if merged and merged[-1][0] == role:
+            text = f"{merged.pop()[1]}\n\n{text}"
+        merged.append((role, text))
+    return merged
+
+
+def _render(
+    tokenizer: Any, settings: Mapping[str, Any], turns: Sequence[tuple[str, str]], in_parts: bool
+) -> str:
+    messages = [
+        {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text}
+        for role, text in turns
+    ]
+    try:
+        return tokenizer.apply_chat_template(
+            messages,
+            chat_template=_with_fixed_date(tokenizer.get_chat_template()),
+            tokenize=False,
+            add_generation_prompt=True,
+            **settings,
+        )
+    except Exception as error:
+        raise ValueError(f"the tokenizer's chat template does not render: {error}") from error
 
 
 def check_settings(tokenizer: Any, settings: Mapping[str, Any] | None) -> dict[str, Any]:

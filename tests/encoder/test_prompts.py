@@ -11,6 +11,7 @@ from tokenizers.models import BPE, WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
+from routerjax.data.conversation import Conversation
 from routerjax.encoder.prompts import Prompter
 from routerjax.encoder.templates import PROMPT_DATE
 
@@ -342,3 +343,80 @@ def test_minilm_reads_past_the_128_tokens_its_tokenizer_file_stops_at(minilm):
     for row, (start, end) in zip(prompts.tokens, prompts.spans_N2, strict=True):
         assert (row[0], row[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
         assert (start, end) == (1, len(row) - 1)
+
+
+# ---- conversations
+
+TURNS = [
+    {"role": "system", "content": "You are a Go expert."},
+    {"role": "user", "content": " Write it. "},
+    {"role": "assistant", "content": "type LRU struct"},
+    {
+        "role": "user",
+        "content": [{"type": "text", "text": "commit"}, {"type": "text", "text": "it"}],
+    },
+]
+# Refuses system turns, as Gemma's and Mistral's do, and turns that do not alternate.
+STRICT = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA3])
+def test_conversations_are_rendered_by_the_template(template, today):
+    tokenizer = byte_tokenizer(template)
+    texts = [m | {"content": "commit\nit" if isinstance(m["content"], list) else m["content"]}
+             for m in TURNS]  # fmt: skip
+    expected = tokenizer.apply_chat_template(texts, add_generation_prompt=True)["input_ids"]
+    prompts = Prompter(tokenizer, 4096)([TURNS, "plain"])
+    got, (start, end) = prompts.tokens[0], prompts.spans_N2[0]
+    if template == CHATML:  # The other prints today's date, here the fixed one.
+        assert got.tolist() == list(expected)
+    text = tokenizer.decode(got[start:end])
+    assert text.startswith("You are a Go expert.") and text.endswith("commit\nit")
+    assert text.count("<|im_start|>") == 3 and "Write it." in text
+    assert prompts.query_tokens_N[0] == end - start
+    one = Prompter(tokenizer, 4096)(["plain"])
+    np.testing.assert_array_equal(one.tokens[0], prompts.tokens[1])
+
+
+def test_one_user_turn_is_the_prompt_of_its_text():
+    prompter = Prompter(byte_tokenizer(CHATML), 4096)
+    alone, text = prompter([[{"role": "user", "content": "q?"}], "q?"]).tokens
+    np.testing.assert_array_equal(alone, text)
+
+
+def test_a_template_that_wants_turns_to_alternate_gets_the_system_turn_from_the_user():
+    tokenizer = byte_tokenizer(STRICT)
+    (got,) = Prompter(tokenizer, 4096)([TURNS]).tokens
+    assert tokenizer.decode(got) == (
+        "<|im_start|>user\nYou are a Go expert.\n\n Write it. <|im_end|>"
+        "<|im_start|>assistant\ntype LRU struct<|im_end|><|im_start|>user\ncommit\nit<|im_end|>"
+    )
+
+
+@pytest.mark.parametrize("template", [None, SPACED])
+def test_without_turns_in_the_template_a_conversation_is_its_text(template):
+    prompter = Prompter(byte_tokenizer(template), 4096)
+    talk, text = prompter([TURNS, str(Conversation(TURNS))]).tokens
+    np.testing.assert_array_equal(talk, text)
+    assert "system: You are a Go expert.\n\nuser:  Write it. " in str(Conversation(TURNS))
+
+
+def test_a_long_conversation_loses_its_middle():
+    prompter = Prompter(byte_tokenizer(CHATML), 120)
+    turns = [TURNS[0], {"role": "user", "content": "x" * 500}, TURNS[2], TURNS[3]]
+    prompts = prompter([turns])
+    text = prompter.tokenizer.decode(prompts.tokens[0])
+    assert prompts.truncated_N[0] and len(prompts.tokens[0]) == 120
+    assert text.startswith("<|im_start|>system\nYou are") and text.endswith("assistant\n")
+
+
+def test_the_template_of_conversations_has_a_digest():
+    one, other = (
+        Prompter(byte_tokenizer(template), 4096) for template in (CHATML, CHATML + "{# later #}")
+    )
+    assert one.identity == other.identity
+    assert one.conversation_digest != other.conversation_digest

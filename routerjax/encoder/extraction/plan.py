@@ -2,11 +2,13 @@
 
 import concurrent.futures
 import hashlib
+import json
 import logging
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from routerjax.data.conversation import Conversation
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.groups import numbered
 from routerjax.encoder.batches import BatchPlan, choose_buckets
@@ -105,12 +107,17 @@ def identity_of(
     for name, query in sorted(zip(data.ids, data.queries, strict=True)):
         try:
             digest.update(f"{len(name)} {len(query)} {name}{query}".encode())
+            if isinstance(query, Conversation):
+                digest.update(json.dumps(query.turns).encode())
         except UnicodeEncodeError as error:
             raise ValueError(
                 f"the query {name!r} or its id is no text: half a surrogate pair, {error}"
             ) from error
+    # Only where there are conversations: other stores are as they were.
+    talks = any(isinstance(query, Conversation) for query in data.queries)
     return {
         **encoder.identity,
+        **({"conversation_digest": encoder.prompter.conversation_digest} if talks else {}),
         "layers": list(selection.layers),
         "poolings": list(selection.poolings),
         "store_dtype": store_dtype,
