@@ -1,8 +1,9 @@
 """A conversation as a query: messages as OpenAI's chat API has them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+Messages: TypeAlias = Sequence[Mapping[str, Any]]
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 # Not read: no later turn is shown them.

@@ -35,10 +35,13 @@ def at_choices(choice_SN: np.ndarray, cost_NM: np.ndarray, outcome_NM: np.ndarra
 
 
 def tolerance_choices(
-    p_NM: np.ndarray, expected_cost_NM: np.ndarray, taus: Sequence[float]
+    p_NM: np.ndarray,
+    expected_cost_NM: np.ndarray,
+    taus: Sequence[float],
+    allowed_NM: np.ndarray | None = None,
 ) -> np.ndarray:
     """[T, N] what `Tolerance(tau)` chooses for each of T taus; errors as of its `choose`."""
-    return np.stack([Tolerance(tau).choose(p_NM, expected_cost_NM) for tau in taus])
+    return np.stack([Tolerance(tau).choose(p_NM, expected_cost_NM, allowed_NM) for tau in taus])
 
 
 def oracle_choice(outcome_NM: np.ndarray, cost_NM: np.ndarray) -> np.ndarray:

@@ -91,7 +91,7 @@ def evaluate_predictions(
     """
     p_NM, rows = _checked(p_NM, rows, best_single)
     data, targets, correct_NM = rows.data, rows.data.targets, rows.correct_NM
-    choice_N = policy.choose(p_NM, rows.expected_NM, keys=data.queries)
+    choice_N = policy.choose(p_NM, rows.expected_NM, rows.allowed_NM, data.queries)
     share_M = np.bincount(choice_N, minlength=len(targets)) / len(choice_N)
     # `..._nM` are the complete rows, the ones on which all can be compared.
     complete, complete_N = rows.complete, rows.complete_N
@@ -155,7 +155,7 @@ def evaluate_predictions(
     if len(p_nM):
         saving_n = None
         if saving_policy is not None and priced:
-            saving_N = saving_policy.choose(p_NM, rows.expected_NM, keys=data.queries)
+            saving_N = saving_policy.choose(p_NM, rows.expected_NM, rows.allowed_NM, data.queries)
             saving_n = saving_N[complete_N]
         metrics["field"], why = published_report(
             p_nM, correct_nM, choice_n, best_single, weight_Bn, datasets=complete.data.datasets,

@@ -100,7 +100,7 @@ def cost_metrics(
         return at_choices(choice_SN, cost_NM, rows.correct_NM).mean(axis=0)
 
     taus = sorted({0.0, 1.0, *map(float, tolerances)})
-    swept_T2 = points(tolerance_choices(p_NM, rows.expected_NM, taus))
+    swept_T2 = points(tolerance_choices(p_NM, rows.expected_NM, taus, rows.allowed_NM))
     metrics["frontier"] = {
         "router": [{"tau": tau} | _point(xy) for tau, xy in zip(taus, swept_T2, strict=True)],
         "chosen": {"policy": policy} | _point((cost, accuracy)),

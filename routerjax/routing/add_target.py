@@ -95,6 +95,7 @@ def add_target(
     added_targets = [*router.training.get("added_targets", []), added]
     notes = router.training | {"added_targets": added_targets}
     router.predictor, router.targets, router.costs = predictor, (*router.targets, name), costs
+    router.limits = None if router.limits is None else router.limits.with_target()
     router.trained = dataclasses.replace(router.trained, notes=notes)
     if np.ptp(y_N) == 0:
         logger.warning("%s: all %d outcomes are %g: its P(correct) is nearly the same for all "

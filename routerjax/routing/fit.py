@@ -16,6 +16,7 @@ from routerjax.features.recipe import Recipe
 from routerjax.routing.constrained import Quality, Unreachable
 from routerjax.routing.costs import CostModel
 from routerjax.routing.judged import Judged, judge, query_tokens
+from routerjax.routing.limits import Limits
 from routerjax.routing.policies import Argmax
 from routerjax.routing.policy import Policy
 from routerjax.routing.predictor import Predictor
@@ -119,6 +120,7 @@ def fit_router(
         Training(config, best_single, notes),
         [store.identity for store in network.stores],
         saving_policy=_saving_policy(best_single, p_NM, judged),
+        limits=Limits.of(data),
     )
 
 

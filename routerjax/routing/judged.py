@@ -24,6 +24,7 @@ class Judged:
       paid_NM: [N, M] USD per query as paid; None without prices.
       basis: What `paid_NM` is based on: "recorded" or "assumed" output tokens, "recorded cost", or
         the share of each where there are several (`costs.cost_basis`); None without prices.
+      allowed_NM: [N, M] bool, the targets that can take each query; None for all.
     """
 
     data: RoutingDataset
@@ -31,6 +32,7 @@ class Judged:
     expected_NM: np.ndarray | None = None
     paid_NM: np.ndarray | None = None
     basis: str | None = None
+    allowed_NM: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -71,7 +73,7 @@ class Judged:
 
         return Judged(
             self.data.select(self.complete_N), pick(self.query_tokens_N), pick(self.expected_NM),
-            pick(self.paid_NM), self.basis,
+            pick(self.paid_NM), self.basis, pick(self.allowed_NM),
         )  # fmt: skip
 
     @functools.cached_property
@@ -95,7 +97,8 @@ def judge(router: Router, stores: Stores, data: RoutingDataset) -> tuple[Judged,
       data: N rows; the router's targets, in any order.
 
     Raises:
-      ValueError: The targets differ, or a store is from another encoder or lacks queries.
+      ValueError: The targets differ, a store is from another encoder or lacks queries, or no target
+        can take a query.
     """
     if set(data.targets) != set(router.targets):
         raise ValueError(
@@ -104,4 +107,8 @@ def judge(router: Router, stores: Stores, data: RoutingDataset) -> tuple[Judged,
         )
     data, stores = data.select_targets(router.targets), router.stores_in_order(stores)
     x_NC = router.features.apply_store(stores, data.ids)
-    return Judged.of(data, stores, router.costs, x_NC), x_NC
+    judged = Judged.of(data, stores, router.costs, x_NC)
+    if router.limits is not None and judged.query_tokens_N is not None:
+        allowed_NM = router.limits.candidates(judged.query_tokens_N, data.queries, data.targets)
+        judged = dataclasses.replace(judged, allowed_NM=allowed_NM)
+    return judged, x_NC

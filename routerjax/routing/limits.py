@@ -17,7 +17,7 @@ class Limits:
     Attributes:
       context_windows_M: [M] float64 tokens, NaN where unknown; a prompt must be shorter, so that an
         answer has room.
-      modalities: [M] what each takes ("text", "image", ...); empty where unknown, which is no limit.
+      modalities: [M] what each takes ("text", "image", ...); empty where unknown: no limit.
     """
 
     context_windows_M: np.ndarray
@@ -60,9 +60,9 @@ class Limits:
         tokens_N1 = np.asarray(query_tokens_N, np.float64)[:, None]
         takes_NM = ~(tokens_N1 >= self.context_windows_M[None])
         for n, query in enumerate(queries):
-            held = ("text", *modalities_of(query))
+            needed = {"text", *modalities_of(query)}
             for m, taken in enumerate(self.modalities):
-                if taken and not set(held) <= set(taken):
+                if taken and not needed <= set(taken):
                     takes_NM[n, m] = False
         left_NM = takes_NM if allowed_NM is None else takes_NM & allowed_NM
         none_N = ~left_NM.any(axis=1)

@@ -6,6 +6,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from routerjax.data.conversation import Messages, as_query, is_messages
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.prompts import Prompts
 from routerjax.features.feature_map import FeatureMap, Stores
@@ -13,6 +14,7 @@ from routerjax.routing import router_files
 from routerjax.routing.costs import CostModel
 from routerjax.routing.decision import Allowed, Decision, allowed_mask, decided
 from routerjax.routing.encoders import BoundEncoders
+from routerjax.routing.limits import Limits
 from routerjax.routing.policy import Policy, policy_from_json
 from routerjax.routing.predictor import Predictor
 from routerjax.store.store import ActivationStore
@@ -50,6 +52,7 @@ class Router:
       policy: Chooses where `route` is given no other.
       saving_policy: The cheapest setting that was as accurate as the best single target on the
         calibration rows; None where there is none.
+      limits: What the targets can take, as pool.json said; None where it said nothing.
       trained: How; its parts are `trunk_config`, `best_single` and `training`.
     """
 
@@ -63,9 +66,10 @@ class Router:
         encoder_identities: Sequence[dict[str, Any]],
         encoders: Encoder | Sequence[Encoder] = (),
         saving_policy: Policy | None = None,
+        limits: Limits | None = None,
     ):
         self.predictor, self.targets, self.costs = predictor, tuple(targets), costs
-        self.policy, self.saving_policy = policy, saving_policy
+        self.policy, self.saving_policy, self.limits = policy, saving_policy, limits
         self.trained, self._bound = trained, BoundEncoders(encoder_identities)
         self.use_encoder(encoders)
 
@@ -179,25 +183,28 @@ class Router:
 
     @overload
     def route(
-        self, query: str, policy: Policy | None = None, allowed: Allowed | None = None
+        self,
+        query: str | Messages,
+        policy: Policy | None = None,
+        allowed: Allowed | None = None,
     ) -> Decision: ...
     @overload
     def route(
         self,
-        query: list[str],
+        query: list[str] | list[Messages],
         policy: Policy | None = None,
         allowed: Allowed | Sequence[Allowed] | None = None,
     ) -> list[Decision]: ...
     def route(
         self,
-        query: str | list[str],
+        query: str | Messages | list[str] | list[Messages],
         policy: Policy | None = None,
         allowed: Allowed | Sequence[Allowed] | None = None,
     ) -> Decision | list[Decision]:
-        """The decision which target answers a text, or a list of decisions for several texts.
+        """The decision which target answers a query, or a list of decisions for several queries.
 
         Args:
-          query: A text, or several.
+          query: A text or a conversation (a list of messages), or a list of queries.
           policy: Instead of the router's own; Utility, Budget and Quality as `fit_policy` returns
             them.
           allowed: Names of the targets that may answer, for all queries; or a list of names for
@@ -205,15 +212,18 @@ class Router:
 
         Raises:
           ValueError: An empty query; a policy that has not been fitted or that needs prices the
-            router does not know; nobody, or an unknown target, may answer.
+            router does not know; nobody, or an unknown target, may answer; or none of those that
+            may can take the query (its length, its modalities).
 
         Example:
           >>> router.route("What is 17 * 23?", policy=Tolerance(0.2)).target
         """
-        queries = [query] if isinstance(query, str) else query
+        single = isinstance(query, str) or is_messages(query)
+        given: list[Any] = [query] if single else list(query)
+        queries = [as_query(each) if is_messages(each) else each for each in given]
         mask_NM = allowed_mask(allowed, self.targets, len(queries))
         decisions = self._route(queries, policy or self.policy, mask_NM)
-        return decisions[0] if isinstance(query, str) else decisions
+        return decisions[0] if single else decisions
 
     def _route(
         self, queries: list[str], policy: Policy, allowed_NM: np.ndarray | None
@@ -221,6 +231,10 @@ class Router:
         if not queries:
             return []
         prompts = self._prompts(queries)
+        if self.limits is not None:
+            allowed_NM = self.limits.candidates(
+                prompts[0].query_tokens_N, queries, self.targets, allowed_NM
+            )
         x_NC, p_KNM = self.predictor.dispatch(self.encoders, prompts)
         # Counted while the devices compute, where no length is predicted from the features.
         cost_NM = self.costs.expected(prompts[0].query_tokens_N, x_NC)
@@ -257,7 +271,7 @@ class Router:
             "calibration": own["calibration"],
             "kernel": own["kernel"],
             "training": self.training,
-        }
+        } | ({} if self.limits is None else {"limits": self.limits.to_json()})
         order = ("features", "trunk", "costs", "kernel")
         router_files.write(path, {name: parts[name] for name in order}, value)
 
@@ -288,4 +302,5 @@ class Router:
             value["encoders"],
             () if encoder is None else encoder,
             value["saving_policy"] and policy_from_json(value["saving_policy"]),
+            Limits.from_json(value["limits"]) if value.get("limits") else None,
         )

@@ -23,6 +23,7 @@ from routerjax.features.row_blocks import read_rows
 from routerjax.routing.add_target import add_target
 from routerjax.routing.constrained import Budget, Quality
 from routerjax.routing.fit import fit_policy, fit_router
+from routerjax.routing.limits import Limits
 from routerjax.routing.policies import Argmax, Tolerance
 from routerjax.routing.router import Router
 from routerjax.runtime import provenance
@@ -479,6 +480,27 @@ def test_texts_that_are_alike_stay_together_when_a_target_is_added(router, parts
         outcomes |= {query + " " * i: y for i in range(4)}
     head = add_target(router, "coin", outcomes)
     assert head.log_loss > 0.66
+
+
+def test_limits_and_conversations_are_honoured_saved_and_evaluated(
+    router, parts, encoder, tmp_path
+):
+    store, test, _ = parts
+    router, n = copy.copy(router), len(router.targets)
+    windows_M = np.full(n, np.inf)
+    windows_M[: n - 1] = 50
+    router.limits = Limits(np.where(np.isinf(windows_M), np.nan, windows_M), ((),) * n)
+    router.save(tmp_path)
+    again = Router.load(tmp_path, encoder)
+    turns = [{"role": "system", "content": "word " * 60}, {"role": "user", "content": "Why?"}]
+    short, long = again.route(["Why?", turns], Tolerance(1.0))
+    assert long.target == router.targets[-1] != short.target
+    assert again.route(turns, Tolerance(1.0)).target == long.target
+    with pytest.raises(ValueError, match="no target can take the query 'system: word"):
+        again.route(turns, allowed=router.targets[:1])
+    windows_M[: n - 1] = 1
+    again.limits = Limits(windows_M, ((),) * n)
+    assert evaluate(again, store, test)["routed_share"][router.targets[-1]] == 1.0
 
 
 def test_scores_can_be_trained_on_as_they_are(parts):

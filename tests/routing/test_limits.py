@@ -1,0 +1,61 @@
+"""Limits: targets that can take a query, by its length and by what it holds."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from routerjax.data.conversation import Conversation
+from routerjax.routing.constrained import Budget, Quality
+from routerjax.routing.limits import Limits
+from routerjax.routing.policies import Argmax, Tolerance, Utility, Value
+
+NAN = np.nan
+TARGETS = ("small", "large", "unknown")
+LIMITS = Limits(np.array([100, 1000, NAN]), (("text",), ("text", "image"), ()))
+PARTS = [{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": {"url": "data:,"}}]
+PICTURE = Conversation([{"role": "user", "content": PARTS}])
+
+
+def test_length_and_modalities_decide():
+    queries = ["a", "b", "c", PICTURE]
+    found_NM = LIMITS.candidates(np.array([99, 100, 5000, 5]), queries, TARGETS)
+    assert found_NM.tolist() == [[True] * 3, [False, True, True], [False, False, True],
+                                 [False, True, True]]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "policy", [Argmax(), Tolerance(1.0), Utility(0.5), Value(1e9), Budget(0.5), Quality(0.3)]
+)
+def test_every_policy_chooses_among_them(policy):
+    """The target that each policy likes best, of the highest P and the lowest cost, cannot."""
+    allowed_NM = LIMITS.candidates(np.array([500, 5]), ["a", PICTURE], TARGETS)
+    p_NM, cost_NM = np.array([[0.9, 0.5, 0.2]] * 2), np.array([[0.1, 0.2, 0.9]] * 2)
+    policy = policy.fit(p_NM, cost_NM)
+    assert policy.choose(p_NM, cost_NM).tolist() == [0, 0]
+    assert policy.choose(p_NM, cost_NM, allowed_NM).min() > 0
+
+
+def test_none_left_is_an_error_that_tells_what_each_takes():
+    both_NM = np.array([[True, True, False]])
+    with pytest.raises(
+        ValueError, match=r"no target can take the query 'long' \(text; 5,000 tok"
+    ) as e:
+        LIMITS.candidates(np.array([5000]), ["long"], TARGETS, both_NM)
+    assert "small: context window 100, takes text; large: context window 1000" in str(e.value)
+    assert "unknown" not in str(e.value)
+    with pytest.raises(ValueError, match="text, image; 5 tokens"):
+        LIMITS.candidates(np.array([5]), [PICTURE], TARGETS, np.array([[True, False, False]]))
+
+
+def test_a_data_set_tells_them_and_json_keeps_them(tiny_data):
+    assert Limits.of(tiny_data) is None
+    told = dataclasses.replace(tiny_data, context_windows_M=np.array([1, NAN, 3]))
+    limits = Limits.of(told.select_targets(told.targets[::-1]))
+    np.testing.assert_array_equal(limits.context_windows_M, [3, NAN, 1])
+    again = Limits.from_json(
+        {key: value.tolist() if hasattr(value, "tolist") else value
+         for key, value in limits.with_target().to_json().items()}
+    )  # fmt: skip
+    np.testing.assert_array_equal(again.context_windows_M, [3, NAN, 1, NAN])
+    assert again.modalities == ((),) * 4
