@@ -73,10 +73,21 @@ def write_config(w: gguf.GGUFWriter, raw: dict, architecture: str) -> None:
     if architecture == "lfm2":
         n_kv_heads = [n_kv_heads * (kind == "full_attention") for kind in raw["layer_types"]]
         w.add_shortconv_l_cache(raw["conv_L_cache"])
+    if architecture == "deepseek2":  # What its keys and values come from is one head.
+        n_kv_heads = 1
     w.add_head_count_kv(n_kv_heads)
     w.add_layer_norm_rms_eps(raw.get("rms_norm_eps") or raw["norm_eps"])
     head = raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"]
-    if raw.get("head_dim"):
+    if architecture == "deepseek2":
+        head, rank = raw["qk_rope_head_dim"], raw["kv_lora_rank"]
+        w.add_kv_lora_rank(rank)
+        if raw["q_lora_rank"]:
+            w.add_q_lora_rank(raw["q_lora_rank"])
+        w.add_key_length(rank + head)
+        w.add_value_length(rank)
+        w.add_key_length_mla(raw["qk_nope_head_dim"] + head)
+        w.add_value_length_mla(raw["v_head_dim"])
+    elif raw.get("head_dim"):
         w.add_key_length(head)
         w.add_value_length(head)
     ropes = raw["rope_parameters"]
@@ -101,6 +112,8 @@ def write_config(w: gguf.GGUFWriter, raw: dict, architecture: str) -> None:
         w.add_rope_scaling_orig_ctx_len(original)
         scale = raw["max_position_embeddings"] / original
         w.add_rope_scaling_attn_factors(float(np.sqrt(1 + np.log(scale) / np.log(original))))
+    if architecture == "deepseek2" and "mscale_all_dim" in rope:
+        w.add_rope_scaling_yarn_log_mul(0.1 * rope["mscale_all_dim"])
     if architecture == "mistral3":
         w.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
         w.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
@@ -122,7 +135,7 @@ def write_config(w: gguf.GGUFWriter, raw: dict, architecture: str) -> None:
         w.add_expert_feed_forward_length(width)
     if shared := raw.get("shared_expert_intermediate_size"):
         w.add_expert_shared_feed_forward_length(shared)
-    if architecture == "glm4moe":
+    if architecture in ("glm4moe", "deepseek2"):
         w.add_expert_count(raw["n_routed_experts"])
         w.add_expert_used_count(raw["num_experts_per_tok"])
         w.add_expert_feed_forward_length(raw["moe_intermediate_size"])
@@ -130,7 +143,8 @@ def write_config(w: gguf.GGUFWriter, raw: dict, architecture: str) -> None:
         w.add_expert_group_count(raw["n_group"])
         w.add_expert_group_used_count(raw["topk_group"])
         w.add_leading_dense_block_count(raw["first_k_dense_replace"])
-        w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        if raw["model_type"] != "deepseek_v2":  # Softmax is what older files do not say.
+            w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
         w.add_expert_weights_scale(raw["routed_scaling_factor"])
         w.add_expert_weights_norm(raw["norm_topk_prob"])
     if architecture == "qwen3next":
@@ -212,6 +226,11 @@ def _stacked(tensors: dict, raw: dict, architecture: str) -> dict[str, np.ndarra
         elif key.endswith("experts.gate_up_proj_bias"):
             for first, part in enumerate(("gate_proj", "up_proj")):
                 out[key.replace("gate_up_proj_bias", f"{part}.bias")] = x[:, first::2]
+        elif architecture == "deepseek2" and key.endswith("kv_b_proj.weight"):
+            heads = x.reshape(raw["num_attention_heads"], -1, x.shape[1])
+            n_keys = raw["qk_nope_head_dim"]
+            out[key.replace("kv_b", "k_b")] = heads[:, :n_keys].swapaxes(1, 2)
+            out[key.replace("kv_b", "v_b")] = heads[:, n_keys:]
         elif key.endswith("in_proj_qkvz.weight"):
             n_keys, per_key = raw["linear_num_key_heads"], raw["linear_num_value_heads"]
             values = per_key // n_keys * raw["linear_value_head_dim"]

@@ -277,7 +277,7 @@ def interleave(config: EncoderConfig, theirs: str) -> int:
     """
     if config.output_gate and theirs.endswith((".self_attn.q_proj", ".attn_q")):
         return config.n_heads
-    if config.latent is not None and theirs.endswith(".kv_b_proj"):
+    if config.latent is not None and theirs.endswith((".kv_b_proj", ".attn_kv_b")):
         return config.n_heads
     by_key_heads = (".in_proj_qkvz", ".in_proj_ba", ".ssm_in", ".ssm_ba")
     if config.delta is not None and theirs.endswith(by_key_heads):

@@ -26,6 +26,7 @@ _UNUSED = re.compile(
     r"^(output\.|cls\.|dense_|rope_freqs\.|rope_factors_)|\.(attn_rot_embd|nextn)\b"
 )
 _PACKED = ("_blocks", "_scales")
+_TURNED = ".attn_k_b.weight"  # [heads, in, out], as llama.cpp multiplies queries by it.
 
 
 class GgufCheckpoint(Tensors):
@@ -79,6 +80,13 @@ class GgufCheckpoint(Tensors):
             pairs = numbers.reshape(-1, head // 2, 2, *row).swapaxes(1, 2)
             rows = pairs.reshape(-1, *row)[start - first : stop - first]
             return np.ascontiguousarray(rows)
+        if name.endswith(_TURNED):
+            # By head its inputs' rows: whole heads, of which these outputs are some.
+            head = self._file.tensors[name].shape[-1]
+            first, last = start // head, -(-stop // head)
+            numbers = self._file.numbers(name, first * head * size, last * head * size)
+            rows = numbers.reshape(-1, size, head).swapaxes(1, 2).reshape(-1, size)
+            return np.ascontiguousarray(rows[start - first * head : stop - first * head])
         numbers = self._file.numbers(name, start * size, stop * size)
         if self._is_shifted(key):
             numbers = numbers.astype(np.float32) - 1
@@ -91,6 +99,10 @@ class GgufCheckpoint(Tensors):
         if key.endswith(_PACKED):
             groups = (*shape[:-1], shape[-1] // mxfp4.GROUP)
             return groups if key.endswith("_scales") else (*groups, mxfp4.GROUP // 2)
+        if key.endswith(_TURNED):
+            return shape[0] * shape[2], shape[1]
+        if key.endswith(".attn_v_b.weight"):
+            return shape[0] * shape[1], shape[2]
         if key.endswith(".ffn_gate_inp_shexp.weight") and len(shape) == 1:
             return (1, *shape)  # The weights of one output.
         if key.endswith((".ssm_conv1d.weight", ".shortconv.conv.weight")):

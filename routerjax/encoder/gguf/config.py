@@ -34,6 +34,9 @@ _FIELDS = {
 }
 
 
+_SOFTMAX, _SIGMOID = 1, 2  # GGUF's numbers of what scores experts.
+
+
 class _Gguf:
     """The metadata and the tensors of a file, with errors that name it."""
 
@@ -258,14 +261,11 @@ def _qwen3next(c: _Gguf) -> tuple[str, dict[str, Any]]:
     }
 
 
-def _glm4moe(c: _Gguf) -> tuple[str, dict[str, Any]]:
-    if c.get("expert_gating_func", 2) != 2:
-        raise c.refuse("glm4moe is supported with sigmoid scores of experts alone")
+def _deepseek_experts(c: _Gguf) -> dict[str, Any]:
     further = c.get("nextn_predict_layers", 0)
-    return "glm4_moe", {
+    return {
         "num_hidden_layers": c["block_count"] - further,
         "num_nextn_predict_layers": further,
-        "use_qk_norm": c.has("blk.0.attn_q_norm.weight"),
         "first_k_dense_replace": c.get("leading_dense_block_count", 0),
         "n_routed_experts": c["expert_count"],
         "n_shared_experts": c.get("expert_shared_count", 0),
@@ -273,6 +273,42 @@ def _glm4moe(c: _Gguf) -> tuple[str, dict[str, Any]]:
         "topk_group": c.get("expert_group_used_count", 1),
         "norm_topk_prob": c.get("expert_weights_norm", False),
         "routed_scaling_factor": c.get("expert_weights_scale", 1.0),
+    }
+
+
+def _glm4moe(c: _Gguf) -> tuple[str, dict[str, Any]]:
+    if c.get("expert_gating_func", _SIGMOID) != _SIGMOID:
+        raise c.refuse("glm4moe is supported with sigmoid scores of experts alone")
+    return "glm4_moe", _deepseek_experts(c) | {"use_qk_norm": c.has("blk.0.attn_q_norm.weight")}
+
+
+def _deepseek2(c: _Gguf) -> tuple[str, dict[str, Any]]:
+    """DeepSeek-V2, or -V3, whose experts' scores are sigmoids; Kimi K2 is one."""
+    scores = c.get("expert_gating_func", _SOFTMAX)
+    if scores not in (_SOFTMAX, _SIGMOID):
+        raise c.refuse(f"expert_gating_func {scores} is not supported, only softmax and sigmoid")
+    rope, turns = _rope(c), c["rope.dimension_count"]
+    rope.pop("partial_rotary_factor", None)  # Its width is of what turns alone.
+    if under := rope.pop("mscale_all_dim", None):
+        # A tenth of it is in the file, in float32; all models have the two alike.
+        rope |= dict.fromkeys(("mscale", "mscale_all_dim"), round(10 * under, 6))
+    # Files of before April 2025 have the widths of heads; later ones those of the few channels.
+    keys, values = (
+        c.get(f"attention.{part}_length_mla") or c[f"attention.{part}_length"]
+        for part in ("key", "value")
+    )
+    experts = _deepseek_experts(c)
+    grouped = "group_limited_greedy" if experts["n_group"] > 1 else "greedy"
+    return ("deepseek_v3" if scores == _SIGMOID else "deepseek_v2"), experts | {
+        "num_key_value_heads": c["attention.head_count"],
+        "q_lora_rank": c.get("attention.q_lora_rank"),
+        "kv_lora_rank": c["attention.kv_lora_rank"],
+        "qk_rope_head_dim": turns,
+        "qk_nope_head_dim": keys - turns,
+        "v_head_dim": values,
+        "attention_bias": c.has("blk.0.attn_kv_a_mqa.bias"),
+        "topk_method": "noaux_tc" if scores == _SIGMOID else grouped,
+        "rope_parameters": rope,
     }
 
 
@@ -314,6 +350,7 @@ class Architecture(NamedTuple):
 
 ARCHITECTURES: dict[str, Architecture] = {
     "bert": Architecture(_bert, key_tables.BERT),
+    "deepseek2": Architecture(_deepseek2, key_tables.DEEPSEEK2),
     "gemma2": Architecture(_gemma2, key_tables.POST_NORMS),
     "gemma3": Architecture(_gemma3, key_tables.POST_NORMS),
     "glm4moe": Architecture(_glm4moe, key_tables.GLM4_MOE),

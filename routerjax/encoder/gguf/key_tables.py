@@ -87,6 +87,21 @@ _GLM4_MOE = _EXPERTS | {
     "blocks/ffn_norm": "blk.{i}.post_attention_norm",
     "blocks/ffn": "blk.{i}.ffn_gate_inp",
 }
+_DEEPSEEK2 = _EXPERTS | {
+    "blocks/ffn": "blk.{i}.ffn_gate_inp",
+    "blocks/latent/q": "blk.{i}.attn_q",
+    "blocks/latent/q_down": "blk.{i}.attn_q_a",
+    "blocks/latent/q_down_norm": "blk.{i}.attn_q_a_norm",
+    "blocks/latent/q_up": "blk.{i}.attn_q_b",
+    "blocks/latent/kv_down": "blk.{i}.attn_kv_a_mqa",
+    "blocks/latent/k_rope": "blk.{i}.attn_kv_a_mqa",
+    "blocks/latent/kv_down_norm": "blk.{i}.attn_kv_a_norm",
+    "blocks/latent/k": "blk.{i}.attn_k_b",
+    "blocks/latent/v": "blk.{i}.attn_v_b",
+    "blocks/latent/o": "blk.{i}.attn_output",
+}
+# Before April 2025 keys and values were one product.
+_DEEPSEEK2_FUSED = _DEEPSEEK2 | {f"blocks/latent/{part}": "blk.{i}.attn_kv_b" for part in "kv"}
 _LFM2 = _DECODER | {
     "blocks/conv/in_gate": "blk.{i}.shortconv.in_proj",
     "blocks/conv/out_gate": "blk.{i}.shortconv.in_proj",
@@ -101,6 +116,7 @@ _QWEN3_NEXT_FUSED = _QWEN3_NEXT | {f"blocks/deltanet/{part}": "blk.{i}.ssm_in" f
 # The layouts of each architecture, for config.ARCHITECTURES.
 BERT = (_BERT,)
 DECODER = (_DECODER,)
+DEEPSEEK2 = (_DEEPSEEK2, _DEEPSEEK2_FUSED)
 GLM4_MOE = (_GLM4_MOE, _GLM4_MOE | _FUSED_EXPERTS)
 GPT_OSS = (_GPT_OSS, packed(_GPT_OSS))
 LFM2 = (_LFM2,)

@@ -26,6 +26,13 @@ _QWEN2 = rf"{_CONTRACTION}|{_WORD}|\p{{N}}|{_REST}"
 _GPT4O = "|".join(
     (*(f"{word}{_CONTRACTION}?" for word in _ANY_CASE), r"\p{N}{1,3}", _REST_WITH_SLASH)
 )
+# One after the other: digits; Chinese and Japanese; words, marks and white space.
+_DEEPSEEK = (
+    r"\p{N}{1,3}",
+    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    r"[!-/:-@\[-`{-~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
 _TEKKEN = "|".join((*_ANY_CASE, r"\p{N}", _REST_WITH_SLASH))
 _GPT2, _GPT2_DIGITS = "GPT-2", "GPT-2, digits singly"
 # tokenizer.ggml.pre -> what is split off as a word.
@@ -35,6 +42,7 @@ _SPLITS = {
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _QWEN2),
     **dict.fromkeys(("gpt-4o", "llama4"), _GPT4O),
     "tekken": _TEKKEN,
+    "deepseek-v3": _DEEPSEEK,
     **dict.fromkeys(("gpt-2", "olmo"), _GPT2),
     **dict.fromkeys(("smollm", "refact", "starcoder", "command-r"), _GPT2_DIGITS),
 }
@@ -173,12 +181,13 @@ def _byte_level(vocabulary: _Vocabulary) -> Any:
     if words == _GPT2:
         tokenizer.pre_tokenizer = to_bytes
     else:
-        split = (
+        splits = [
             pre_tokenizers.Digits(individual_digits=True)
-            if words == _GPT2_DIGITS
-            else pre_tokenizers.Split(Regex(words), "isolated")
-        )
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+            if each == _GPT2_DIGITS
+            else pre_tokenizers.Split(Regex(each), "isolated")
+            for each in ([words] if isinstance(words, str) else words)
+        ]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_bytes])
     if pre in _NORMALISED:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()

@@ -66,6 +66,13 @@ CASES = {
     "glm4_moe": ("glm4moe", {}),
     "glm4_moe_plain": ("glm4moe", {}),
     "lfm2_plain": ("lfm2", {}),
+    # No GGUF has a mscale of its own.
+    "deepseek_v3": (
+        "deepseek2",
+        {"rope_parameters": _YARN | {"mscale": 0.4, "mscale_all_dim": 0.4}},
+    ),
+    "deepseek_v3_plain": ("deepseek2", {"rope_interleave": True}),
+    "deepseek_v2": ("deepseek2", {}),
     "gpt_oss": ("gpt-oss", {"swiglu_limit": 7.0}),
     "qwen3_next": ("qwen3next", {"norm_topk_prob": True}),
 }
@@ -214,6 +221,36 @@ def test_other_layouts_give_the_same_parameters(files, tmp_path, name, change):
     jax.tree.map(np.testing.assert_array_equal, loaded.params, whole.params)
 
 
+def keys_with_values(tensors):
+    """DeepSeek's keys and values as one tensor, as before April 2025."""
+    whole = load_file(models.GOLDEN / "deepseek_v3/model.safetensors")
+    for key in [key for key in tensors if key.endswith("attn_k_b.weight")]:
+        del tensors[key], tensors[key.replace("k_b", "v_b")]
+        x = whole[f"layers.{key.split('.')[1]}.self_attn.kv_b_proj.weight"]
+        tensors[key.replace("k_b", "kv_b")] = x
+
+
+def test_older_and_newer_files_of_deepseek_are_the_same_model(files, tmp_path, monkeypatch):
+    def write(writer):
+        for part, width in (("key", 10), ("value", 8)):
+            for name in (f"attention.{part}_length", f"attention.{part}_length_mla"):
+                del writer.kv_data[0][f"deepseek2.{name}"]
+            writer.add_uint32(f"deepseek2.attention.{part}_length", width)
+        del writer.kv_data[0]["deepseek2.attention.head_count_kv"]
+        writer.add_head_count_kv(2)
+
+    tensors = gguf_tensors("deepseek_v3")
+    keys_with_values(tensors)
+    case = ("deepseek_v3", *CASES["deepseek_v3"])
+    older = gguf_models.golden_file(tmp_path / "x.gguf", *case, tensors=tensors, write=write)
+    # Rows of a part of a head, of tensors that lie by head.
+    monkeypatch.setattr("routerjax.encoder.weights.loading.PIECE_BYTES", 100)
+    one, other = load(GgufFile(older)), load(files("deepseek_v3"))
+    assert one.config == other.config
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+    assert one.digest == models.load(models.GOLDEN / "deepseek_v3").digest
+
+
 def test_a_split_model_in_small_pieces_is_the_same(files, tmp_path, monkeypatch):
     whole = load(files("llama"))
     gguf_models.golden_file(tmp_path / "x.gguf", "llama", "llama", split_max_tensors=7)
@@ -284,7 +321,12 @@ def test_quantised_tensors_load_as_their_numbers(files, tmp_path):
 
 REFUSED = {
     "architecture": ("falcon", {}, {}, "general.architecture is 'falcon'; of GGUF files those are"),
-    "gemma 1": ("gemma", {}, {}, "'gemma'; of GGUF files those are supported: bert, gemma2"),
+    "gemma 1": (
+        "gemma",
+        {},
+        {},
+        "'gemma'; of GGUF files those are supported: bert, deepseek2, gemma2",
+    ),
     "layers of different shapes": (
         "llama",
         {"llama.feed_forward_length": [40, 40, 20]},

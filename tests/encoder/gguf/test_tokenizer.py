@@ -51,10 +51,23 @@ TEKKEN = (
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 DIGITS = pre_tokenizers.Digits(individual_digits=True)
+# As DeepSeek-V3's tokenizer.json has them, one after the other.
+DEEPSEEK = pre_tokenizers.Sequence(
+    [
+        pre_tokenizers.Split(Regex(words), "isolated")
+        for words in (
+            r"\p{N}{1,3}",
+            "[一-龥\u3040-ゟ゠-ヿ]+",
+            r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+            r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        )
+    ]
+)
 # tokenizer.ggml.pre -> the original's split (None: ByteLevel's own), and whether it normalises.
 ORIGINALS = {
     "llama-bpe": (LLAMA3, False),
     "smaug-bpe": (LLAMA3, False),
+    "deepseek-v3": (DEEPSEEK, False),
     "lfm2": (LLAMA3, False),
     "glm4": (LLAMA3, False),
     "qwen2": (PRETOKENIZE_REGEX, True),
