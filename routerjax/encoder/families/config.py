@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 from routerjax.encoder.families.rope import Rope
 
@@ -41,6 +42,21 @@ class DeltaShape:
     value_dim: int
     conv_width: int = 4
     chunk: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class GlobalShape:
+    """The shape of the attentions that see everything, where the windowed ones have another.
+
+    Attributes:
+      n_kv_heads: G, key/value heads.
+      head_dim: E, width of a head.
+      tied_values: Whether a value is its key before norm and rotation.
+    """
+
+    n_kv_heads: int
+    head_dim: int
+    tied_values: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +138,13 @@ class EncoderConfig:
         logits concerns the head, which a prefill has not.
       qk_norm: RMS norm of queries and keys: "" for none, "head" for each head on its own (Qwen3),
         "projection" over all heads at once (OLMo 2).
+      value_norm: Whether each value head is divided by its root mean square (Gemma 4).
+      global_shape: Of the layers whose mixer is "global" or "borrowing_global"; None without such.
+      lenders: [n_layers] the earlier layer whose keys and values a layer reads instead of its own,
+        where its mixer is "borrowing" or "borrowing_global"; None for any other layer.
+      layer_input_width: Channels that every layer gets anew of each token, from an embedding of its
+        own (Gemma 4); 0 for none.
+      layer_scale: Whether what leaves a block is multiplied by a learnt number.
       sinks: Each query head has a learnt score that joins its softmax without a value (gpt-oss).
       output_gate: Whether what attention mixed is multiplied by sigmoid(gate(x)) (Qwen3-Next).
       delta: Of the layers whose mixer is "deltanet"; None without such.
@@ -182,6 +205,11 @@ class EncoderConfig:
     query_growth: tuple[float, int] | None = None
     soft_cap: float = 0.0
     qk_norm: str = ""
+    value_norm: bool = False
+    global_shape: GlobalShape | None = None
+    lenders: tuple[int | None, ...] = ()
+    layer_input_width: int = 0
+    layer_scale: bool = False
     sinks: bool = False
     output_gate: bool = False
     delta: DeltaShape | None = None
@@ -212,12 +240,14 @@ class EncoderConfig:
     padding_token: int | None = None
 
     def __post_init__(self):
-        alike = {"windows": FULL_ATTENTION, "rope_of_layer": 0, "kinds": BlockKind()}
+        alike: dict[str, Any] = {"windows": FULL_ATTENTION, "rope_of_layer": 0}
+        alike |= {"kinds": BlockKind(), "lenders": None}
         for name, value in alike.items():
             if not getattr(self, name):
                 object.__setattr__(self, name, (value,) * self.n_layers)
             assert len(getattr(self, name)) == self.n_layers, name
-        assert len({rope.width for rope in self.ropes}) <= 1, self.ropes
+        one_width = len({rope.width for rope in self.ropes}) <= 1
+        assert one_width or self.global_shape is not None, self.ropes
 
     @property
     def n_states(self) -> int:
@@ -240,6 +270,13 @@ class EncoderConfig:
         return range(stack, last, self.period)
 
     @property
+    def global_attention(self) -> "EncoderConfig":
+        """As this one, with the shape of its global layers for all of them."""
+        assert self.global_shape is not None
+        s = self.global_shape
+        return dataclasses.replace(self, n_kv_heads=s.n_kv_heads, head_dim=s.head_dim)
+
+    @property
     def follows_length(self) -> bool:
         """Whether a token's rotation depends on how long its prompt is."""
         return any(rope.follows_length for rope in self.ropes)
@@ -258,11 +295,16 @@ class EncoderConfig:
     def _block_flops(self, kind: BlockKind, n_tokens: int) -> float:
         mixers = {
             "attention": self._attention_products,
+            "borrowing": self._attention_products,
+            "borrowing_global": lambda n: self.global_attention._attention_products(n),
+            "global": lambda n: self.global_attention._attention_products(n),
             "conv": lambda n_tokens: 4 * self.width**2,
             "deltanet": self._delta_products,
             "latent": self._latent_products,
         }
-        return n_tokens * 2.0 * (mixers[kind.mixer](n_tokens) + self._ffn_products(kind))
+        products = mixers[kind.mixer](n_tokens) + self._ffn_products(kind)
+        # Each layer's inputs are projected before the first one, and twice within it.
+        return n_tokens * 2.0 * (products + 3 * self.width * self.layer_input_width)
 
     def _attention_products(self, n_tokens: int) -> int:
         """Multiplications of an attention for one of so many tokens."""
@@ -290,8 +332,11 @@ class EncoderConfig:
 
     def _ffn_products(self, kind: BlockKind) -> int:
         """Multiplications of a feed-forward layer for a token, of its own experts alone."""
-        if kind.ffn == "dense":
-            return self.width * (3 if self.gated else 2) * self.ffn_width
+        dense = self.width * (3 if self.gated else 2) * self.ffn_width
+        if kind.ffn in ("dense", "wide"):
+            return dense * (2 if kind.ffn == "wide" else 1)
+        if kind.ffn == "dense_and_experts":
+            return dense + self._ffn_products(BlockKind(ffn="experts"))
         assert kind.ffn == "experts", kind
         active = 3 * (self.n_experts_per_token * self.expert_width + self.shared_expert_width)
         gate = self.shared_expert_width > 0 and self.shared_expert_gate

@@ -11,6 +11,7 @@ from routerjax.encoder.families.rope import (
     LinearRope,
     Llama3Rope,
     LongRope,
+    ProportionalRope,
     Rope,
     Scaling,
     YarnRope,
@@ -173,7 +174,11 @@ def read_rope(
 
 
 def read_layer_ropes(
-    c: Fields, kinds: Sequence[str], thetas: dict[str, tuple[str, float]], scaled: Sequence[str]
+    c: Fields,
+    kinds: Sequence[str],
+    thetas: dict[str, tuple[str, float]],
+    scaled: Sequence[str],
+    proportional: bool = False,
 ) -> tuple[tuple[Rope, ...], tuple[int, ...]]:
     """One rotary table for layers that see everything, one for those that slide.
 
@@ -183,6 +188,7 @@ def read_layer_ropes(
       kinds: [n_layers] layer types.
       thetas: Layer type to the older field and its default.
       scaled: The layer types that the older rope_scaling concerned.
+      proportional: Whether the family knows the rotary type of that name.
 
     Returns:
       The tables that some layer uses, and [n_layers] which one is whose.
@@ -198,7 +204,7 @@ def read_layer_ropes(
         rope = {"rope_theta": c.get(field, default)} | _present(table.get(kind) or older)
         if rope.get("truncate") is False:
             raise c.refuse("rope_parameters by layer type with truncate: false is not supported")
-        ropes.append(_rope(c, rope, {}, partial=False))
+        ropes.append(_rope(c, rope, {}, partial=False, proportional=proportional))
     return tuple(ropes), tuple(used.index(kind) for kind in kinds)
 
 
@@ -206,9 +212,19 @@ def _present(table: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in table.items() if value is not None}
 
 
-def _rope(c: Fields, rope: dict[str, Any], aliases: dict[str, str], partial: bool) -> Rope:
+def _rope(
+    c: Fields,
+    rope: dict[str, Any],
+    aliases: dict[str, str],
+    partial: bool,
+    proportional: bool = False,
+) -> Rope:
     kind = rope.get("rope_type") or rope.get("type") or "default"
     kind = aliases.get(kind, kind)
+    if kind == "proportional" and proportional:
+        width, share = head_width(c), float(rope.get("partial_rotary_factor", 1.0))
+        turning = ProportionalRope(int(share * width // 2), float(rope.get("factor", 1.0)))
+        return Rope(float(rope["rope_theta"]), width, turning)
     if kind not in _ROPES:
         raise c.refuse(f"rope_type {kind!r} is not supported, only {', '.join(map(repr, _ROPES))}")
     share = float(rope.get("partial_rotary_factor", 1.0))

@@ -109,6 +109,31 @@ _POST_NORMS = _DECODER | {
     "blocks/ffn_norm": "layers.{i}.pre_feedforward_layernorm",
     "blocks/ffn_post_norm": "layers.{i}.post_feedforward_layernorm",
 }
+_GEMMA4 = _POST_NORMS | {
+    "blocks": "layers.{i}",  # Its scale.
+    "blocks/layer_input/gate": "layers.{i}.per_layer_input_gate",
+    "blocks/layer_input/down": "layers.{i}.per_layer_projection",
+    "blocks/layer_input_norm": "layers.{i}.post_per_layer_input_norm",
+    "layer_inputs/embed": "embed_tokens_per_layer",
+    "layer_inputs/project": "per_layer_model_projection",
+    "layer_inputs/norm": "per_layer_projection_norm",
+    "blocks/ffn": "layers.{i}.router",
+    "blocks/ffn/router": "layers.{i}.router.proj",
+    "blocks/ffn/experts/gate": ExpertTensor("layers.{i}.experts.gate_up_proj", 0, 2),
+    "blocks/ffn/experts/up": ExpertTensor("layers.{i}.experts.gate_up_proj", 1, 2),
+    "blocks/ffn/experts/down": ExpertTensor("layers.{i}.experts.down_proj"),
+    "blocks/ffn/dense/gate": "layers.{i}.mlp.gate_proj",
+    "blocks/ffn/dense/up": "layers.{i}.mlp.up_proj",
+    "blocks/ffn/dense/down": "layers.{i}.mlp.down_proj",
+    "blocks/ffn/dense_norm": "layers.{i}.post_feedforward_layernorm_1",
+    "blocks/ffn/experts_pre_norm": "layers.{i}.pre_feedforward_layernorm_2",
+    "blocks/ffn/experts_post_norm": "layers.{i}.post_feedforward_layernorm_2",
+}
+for _mixer in ("borrowing", "borrowing_global", "global"):
+    _GEMMA4 |= {
+        f"blocks/{_mixer}/{_part}": _DECODER[f"blocks/attention/{_part}"]
+        for _part in ("q", "k", "v", "o", "q_norm", "k_norm")
+    }
 _PHI3 = _DECODER | {
     "blocks/attention/q": "layers.{i}.self_attn.qkv_proj",
     "blocks/attention/k": "layers.{i}.self_attn.qkv_proj",
@@ -248,6 +273,7 @@ BERT = (_BERT,)
 DECODER = (_DECODER,)
 DEEPSEEK_EXPERTS = (_DEEPSEEK_EXPERTS, _DEEPSEEK_EXPERTS | _FUSED_EXPERTS)
 DISTILBERT = (_DISTILBERT,)
+GEMMA4 = (_GEMMA4,)
 GLM4 = (_GLM4,)
 GPT_OSS = (_GPT_OSS, packed(_GPT_OSS))
 HYBRID = (_DECODER | _HYBRID,)

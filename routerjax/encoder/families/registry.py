@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from routerjax.encoder.families import bidirectional, dense, hybrids, key_tables, mixtures
+from routerjax.encoder.families import bidirectional, dense, gemma4, hybrids, key_tables, mixtures
 from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.families.fields import Fields, text_config
 
@@ -60,6 +60,7 @@ FAMILIES: dict[str, Family] = {
     "exaone4": Family(dense.exaone4, key_tables.POST_NORMS),
     "gemma2": Family(dense.gemma2, key_tables.POST_NORMS),
     "gemma3": Family(dense.gemma3, key_tables.POST_NORMS),
+    "gemma4": Family(gemma4.gemma4, key_tables.GEMMA4),
     "glm4": Family(dense.glm4, key_tables.GLM4),
     "glm4_moe": Family(mixtures.glm4_moe, key_tables.DEEPSEEK_EXPERTS),
     "gpt_oss": Family(mixtures.gpt_oss, key_tables.GPT_OSS),
@@ -90,6 +91,7 @@ FAMILIES: dict[str, Family] = {
 # Multimodal configs name their text tower by a model_type of its own.
 _TEXT_TOWERS: dict[str, str] = {
     "gemma3_text": "gemma3",
+    "gemma4_text": "gemma4",
     "kimi_k2": "deepseek_v3",
     "qwen2_text": "qwen2",
     "qwen3_5_moe_text": "qwen3_5_moe",

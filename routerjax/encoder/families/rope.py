@@ -81,7 +81,20 @@ class LongRope:
     attention_factor: float
 
 
-Scaling = LinearRope | Llama3Rope | DynamicRope | YarnRope | LongRope
+@dataclasses.dataclass(frozen=True)
+class ProportionalRope:
+    """Only the first, fastest pairs of a whole head turn, and slower by a factor (Gemma 4).
+
+    Attributes:
+      n_turning: Pairs that turn.
+      factor: How much slower they turn.
+    """
+
+    n_turning: int
+    factor: float = 1.0
+
+
+Scaling = ProportionalRope | LinearRope | Llama3Rope | DynamicRope | YarnRope | LongRope
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +156,9 @@ def rotary_frequencies(rope: Rope) -> np.ndarray:
         case YarnRope(factor):
             kept = _yarn_kept(rope, rope.scaling)
             return kept * frequencies + (1 - kept) * frequencies / np.float32(factor)
+        case ProportionalRope(n_turning, factor):
+            turning = np.arange(rope.width // 2) < n_turning
+            return np.where(turning, frequencies / np.float32(factor), np.float32(0))
         case LongRope(short_factors):
             return frequencies / np.asarray(short_factors, np.float32)
     return frequencies

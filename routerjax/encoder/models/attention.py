@@ -177,6 +177,7 @@ def cudnn_is_legal(config: EncoderConfig, dtype: Any, max_tokens: int) -> bool:
         and not config.soft_cap
         and not config.sinks
         and config.latent is None
+        and config.global_shape is None
         and config.head_dim % 8 == 0
         and config.head_dim <= 128
         and min(config.windows) >= max_tokens

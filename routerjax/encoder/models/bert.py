@@ -91,7 +91,8 @@ class Bert(nnx.Module):
         def stack(rngs: nnx.Rngs) -> BertBlock:
             return BertBlock(config, tuning, linear, norm, rngs)
 
-        self.blocks, self.lead = nnx.List([stack(rngs)]), config.lead
+        self.blocks = nnx.List([stack(rngs)])
+        self.lead, self.lenders = config.lead, config.lenders
 
     def start(
         self, tokens_BT: jax.Array, lengths_B: jax.Array, n_before: int = 0

@@ -1,5 +1,7 @@
 """Rotary transformers up to their final norm, of all families but BERT's; no LM head."""
 
+import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +13,10 @@ from routerjax.encoder.families.rope import row_frequencies
 from routerjax.encoder.models import bfloat16
 from routerjax.encoder.models.attention import continued, rotate
 from routerjax.encoder.models.deltanet import DeltaNet
-from routerjax.encoder.models.feed_forward import GatedFeedForward
+from routerjax.encoder.models.feed_forward import ACTIVATIONS, GatedFeedForward
 from routerjax.encoder.models.latent import LatentAttention
-from routerjax.encoder.models.moe import Experts
-from routerjax.encoder.models.norms import norm_maker
+from routerjax.encoder.models.moe import DenseAndExperts, Experts
+from routerjax.encoder.models.norms import norm_maker, unit_rms
 from routerjax.encoder.models.partition import attend, attend_cudnn
 from routerjax.encoder.models.short_conv import ShortConv
 from routerjax.runtime.tuning import Tuning
@@ -32,6 +34,7 @@ class Place(NamedTuple):
       window: Scalar int32, how many tokens back a token sees, itself included; None for all.
       bidirectional: Whether a token sees later ones too.
       number: Of the block.
+      input_BTP: [B, T, P] what the block gets anew of each token; None for nothing.
     """
 
     angles_BTW: jax.Array
@@ -42,6 +45,7 @@ class Place(NamedTuple):
     window: jax.Array | None
     bidirectional: bool
     number: jax.Array
+    input_BTP: jax.Array | None
 
 
 class Attention(nnx.Module):
@@ -49,46 +53,55 @@ class Attention(nnx.Module):
 
     Leaves its keys, rotated, and its values behind, [B, T, G, E] each; `before` are those of a
     prefix, [1, P, G, E].
+
+    Args:
+      tied_values: Whether the values are the keys before norm and rotation.
+      borrows: Whether an earlier layer's keys and values are read: `before` is then a pair, what
+        that layer had before these tokens and what it leaves behind them. Nothing is left behind.
     """
 
     def __init__(
-        self, config: EncoderConfig, tuning: Tuning, linear: Any, norm: Any, rngs: nnx.Rngs
+        self,
+        config: EncoderConfig,
+        tuning: Tuning,
+        linear: Any,
+        norm: Any,
+        rngs: nnx.Rngs,
+        tied_values: bool = False,
+        borrows: bool = False,
     ):
         D, H, G, E = config.width, config.n_heads, config.n_kv_heads, config.head_dim
         self.q = linear(D, H * E, use_bias=config.qkv_bias, rngs=rngs)
-        self.k = linear(D, G * E, use_bias=config.qkv_bias, rngs=rngs)
-        self.v = linear(D, G * E, use_bias=config.qkv_bias, rngs=rngs)
+        if not borrows:
+            self.k = linear(D, G * E, use_bias=config.qkv_bias, rngs=rngs)
+            if not tied_values:
+                self.v = linear(D, G * E, use_bias=config.qkv_bias, rngs=rngs)
         self.o = linear(H * E, D, use_bias=config.out_bias, rngs=rngs)
         if config.output_gate:
             self.gate = linear(D, H * E, use_bias=config.qkv_bias, rngs=rngs)
         if config.qk_norm:
             wide = config.qk_norm == "projection"
             self.q_norm = norm(H * E if wide else E, rngs=rngs)
-            self.k_norm = norm(G * E if wide else E, rngs=rngs)
+            if not borrows:
+                self.k_norm = norm(G * E if wide else E, rngs=rngs)
         if config.sinks:
             self.sinks = nnx.Param(jnp.zeros(H, self.q.param_dtype))
         self.config, self.tuning = config, tuning
+        self.tied_values, self.borrows = tied_values, borrows
 
-    def __call__(
-        self, x_BTD: jax.Array, place: Place, before: Any = None
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def __call__(self, x_BTD: jax.Array, place: Place, before: Any = None) -> tuple[jax.Array, Any]:
         B, T, _ = x_BTD.shape
         c = self.config
-        q, k, v = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
-        if c.qk_norm == "projection":
-            q, k = self.q_norm(q), self.k_norm(k)
-        q_BTHE, k_BTGE, v_BTGE = (x.reshape(B, T, -1, c.head_dim) for x in (q, k, v))
-        if c.qk_norm == "head":
-            q_BTHE, k_BTGE = self.q_norm(q_BTHE), self.k_norm(k_BTGE)
-        q_BTHE, k_BTGE = (
-            rotate(x, place.angles_BTW, place.factor, c.ropes[0].interleaved)
-            for x in (q_BTHE, k_BTGE)
-        )
+        q_BTHE = self._heads(self.q(x_BTD), self.q_norm if c.qk_norm else None)
+        q_BTHE = self._rotated(q_BTHE, place)
         if c.query_growth is not None:
             beta, step = c.query_growth
             growth_T = 1 + beta * jnp.log1p((place.positions_T // step).astype(jnp.float32))
             q_BTHE = q_BTHE * growth_T[None, :, None, None].astype(q_BTHE.dtype)
-        after = k_BTGE, v_BTGE
+        if self.borrows:
+            before, after = before
+        else:
+            after = self._keys_and_values(x_BTD, place)
         k_BSGE, v_BSGE = after if before is None else map(continued, before, after)
         if self.tuning.cudnn:
             x_BTHE = attend_cudnn(q_BTHE, k_BSGE, v_BSGE, place.lengths_B, scale=c.query_scale)
@@ -102,7 +115,35 @@ class Attention(nnx.Module):
         mixed = x_BTHE.reshape(B, T, -1)
         if c.output_gate:
             mixed = mixed * jax.nn.sigmoid(self.gate(x_BTD))
-        return self.o(mixed), after
+        return self.o(mixed), None if self.borrows else after
+
+    def _keys_and_values(self, x_BTD: jax.Array, place: Place) -> tuple[jax.Array, jax.Array]:
+        k = self.k(x_BTD)
+        v_BTGE = self._heads(k if self.tied_values else self.v(x_BTD), None)
+        k_BTGE = self._heads(k, self.k_norm if self.config.qk_norm else None)
+        if self.config.value_norm:
+            v_BTGE = unit_rms(v_BTGE, self.config.norm_eps).astype(v_BTGE.dtype)
+        return self._rotated(k_BTGE, place), v_BTGE
+
+    def _heads(self, projected: jax.Array, norm: Any) -> jax.Array:
+        """[B, T, heads, E] of [B, T, heads * E], normed whole or head by head."""
+        B, T, _ = projected.shape
+        if norm is not None and self.config.qk_norm == "projection":
+            projected = norm(projected)
+        x_BTNE = projected.reshape(B, T, -1, self.config.head_dim)
+        return norm(x_BTNE) if norm is not None and self.config.qk_norm == "head" else x_BTNE
+
+    def _rotated(self, x_BTNE: jax.Array, place: Place) -> jax.Array:
+        # Tables may be wider than this layer's heads; what is beyond turns nothing.
+        angles_BTW = place.angles_BTW[..., : self.config.head_dim // 2]
+        return rotate(x_BTNE, angles_BTW, place.factor, self.config.ropes[0].interleaved)
+
+
+def _global(config: EncoderConfig, *parts: Any, borrows: bool = False) -> Attention:
+    assert config.global_shape is not None
+    tied_values = config.global_shape.tied_values
+    make = functools.partial(Attention, tied_values=tied_values, borrows=borrows)
+    return make(config.global_attention, *parts)
 
 
 # BlockKind.mixer -> a module of (config, tuning, linear, norm, rngs); the block's attribute of that
@@ -110,15 +151,54 @@ class Attention(nnx.Module):
 # tokens, `before` None or the same of a prefix shared by all rows (leading axis 1).
 MIXERS: dict[str, Any] = {
     "attention": Attention,
+    "borrowing": functools.partial(Attention, borrows=True),
+    "borrowing_global": functools.partial(_global, borrows=True),
     "conv": ShortConv,
     "deltanet": DeltaNet,
+    "global": _global,
     "latent": LatentAttention,
 }
 # BlockKind.ffn -> a module of (config, tuning, linear, rngs), called with x_BTD; the block's `ffn`.
+# That of "dense_and_experts" is called with the residual stream too.
 FEED_FORWARDS: dict[str, Any] = {
     "dense": lambda config, _, linear, rngs: GatedFeedForward(config, linear, rngs),
+    "dense_and_experts": DenseAndExperts,
     "experts": Experts,
+    "wide": lambda config, _, linear, rngs: GatedFeedForward(
+        dataclasses.replace(config, ffn_width=2 * config.ffn_width), linear, rngs
+    ),
 }
+
+
+class LayerInput(nnx.Module):
+    """down(activation(gate(x)) * input): what a block makes of its own input."""
+
+    def __init__(self, config: EncoderConfig, linear: Any, rngs: nnx.Rngs):
+        self.gate = linear(config.width, config.layer_input_width, use_bias=False, rngs=rngs)
+        self.down = linear(config.layer_input_width, config.width, use_bias=False, rngs=rngs)
+        self.activation = config.activation
+
+    def __call__(self, x_BTD: jax.Array, input_BTP: jax.Array) -> jax.Array:
+        return self.down(ACTIVATIONS[self.activation](self.gate(x_BTD)) * input_BTP)
+
+
+class LayerInputs(nnx.Module):
+    """What each layer gets of the tokens: rows of an embedding and a projection of state 0."""
+
+    def __init__(self, config: EncoderConfig, dtype: Any, linear: Any, norm: Any, rngs: nnx.Rngs):
+        self.shape = config.n_layers, config.layer_input_width
+        wide = config.n_layers * config.layer_input_width
+        self.embed = nnx.Embed(config.vocab_size, wide, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.project = linear(config.width, wide, use_bias=False, rngs=rngs)
+        self.norm = norm(config.layer_input_width, rngs=rngs)
+
+    def __call__(self, tokens_BT: jax.Array, x_BTD: jax.Array) -> jax.Array:
+        """[L, B, T, P], L the layers."""
+        cut = (*tokens_BT.shape, *self.shape)
+        own = self.embed(tokens_BT).reshape(cut)
+        own = own * jnp.asarray(self.shape[1] ** 0.5, own.dtype)
+        projected = (self.project(x_BTD) * x_BTD.shape[-1] ** -0.5).reshape(cut)
+        return jnp.moveaxis((self.norm(projected) + own) * 2**-0.5, 2, 0)
 
 
 class DecoderBlock(nnx.Module):
@@ -142,6 +222,11 @@ class DecoderBlock(nnx.Module):
             self.ffn_post_norm = norm(config.width, rngs=rngs)
         setattr(self, kind.mixer, MIXERS[kind.mixer](config, tuning, linear, norm, rngs))
         self.ffn = FEED_FORWARDS[kind.ffn](config, tuning, linear, rngs)
+        if config.layer_input_width:
+            self.layer_input = LayerInput(config, linear, rngs)
+            self.layer_input_norm = norm(config.width, rngs=rngs)
+        if config.layer_scale:
+            self.layer_scalar = nnx.Param(jnp.ones(1, self.ffn_norm.dtype))
 
     def __call__(self, x_BTD: jax.Array, place: Place, before: Any = None) -> tuple[jax.Array, Any]:
         c = self.config
@@ -151,8 +236,14 @@ class DecoderBlock(nnx.Module):
             read_BTD = jnp.where(place.number > 0, read_BTD, x_BTD)
         added_BTD, after = getattr(self, self.kind.mixer)(read_BTD, place, before)
         x_BTD = x_BTD + scaled(self.attention_post_norm(added_BTD) if post else added_BTD, c)
-        added_BTD = self.ffn(self.ffn_norm(x_BTD) if pre else x_BTD)
-        return x_BTD + scaled(self.ffn_post_norm(added_BTD) if post else added_BTD, c), after
+        stream = (x_BTD,) if self.kind.ffn == "dense_and_experts" else ()
+        added_BTD = self.ffn(self.ffn_norm(x_BTD) if pre else x_BTD, *stream)
+        x_BTD = x_BTD + scaled(self.ffn_post_norm(added_BTD) if post else added_BTD, c)
+        if place.input_BTP is not None:
+            x_BTD = x_BTD + self.layer_input_norm(self.layer_input(x_BTD, place.input_BTP))
+        if c.layer_scale:
+            x_BTD = x_BTD * self.layer_scalar[...][None, None]
+        return x_BTD, after
 
 
 def scaled(x_BTD: jax.Array, config: EncoderConfig) -> jax.Array:
@@ -186,6 +277,8 @@ class Decoder(nnx.Module):
         )
         if config.embed_norm:
             self.embed_norm = norm(config.width, rngs=rngs)
+        if config.layer_input_width:
+            self.layer_inputs = LayerInputs(config, dtype, linear, norm, rngs)
 
         def stack(kinds: tuple[BlockKind, ...]) -> DecoderBlock:
             @nnx.split_rngs(splits=len(kinds))
@@ -197,7 +290,7 @@ class Decoder(nnx.Module):
 
         numbers = [config.blocks_of(s) for s in range(config.lead + config.period)]
         self.blocks = nnx.List([stack(tuple(config.kinds[i] for i in each)) for each in numbers])
-        self.lead = config.lead
+        self.lead, self.lenders = config.lead, config.lenders
         self.norm = norm(config.width, rngs=rngs)
         self.config, self.tuning = config, tuning
 
@@ -213,17 +306,17 @@ class Decoder(nnx.Module):
         if c.embed_norm:
             x_BTD = self.embed_norm(x_BTD)
         positions_T = n_before + jnp.arange(tokens_BT.shape[1])
-        return x_BTD, (positions_T, lengths_B, self._angles(positions_T, lengths_B))
+        inputs_LBTP = self.layer_inputs(tokens_BT, x_BTD) if c.layer_input_width else None
+        return x_BTD, (positions_T, lengths_B, self._angles(positions_T, lengths_B), inputs_LBTP)
 
     def _angles(self, positions_T: jax.Array, lengths_B: jax.Array) -> jax.Array:
         """[R, B or 1, T, W / 2] radians in every table; the last one turns nothing if needed."""
         tables = [row_frequencies(rope, lengths_B) for rope in self.config.ropes]
         if NO_ROPE in self.config.rope_of_layer:
             tables.append(jnp.zeros_like(tables[0]))
-        n_rows = max(len(table) for table in tables)
-        tables_RBW = jnp.stack(
-            [jnp.broadcast_to(table, (n_rows, table.shape[1])) for table in tables]
-        )
+        n_rows, widest = (max(table.shape[i] for table in tables) for i in (0, 1))
+        tables = [jnp.pad(table, ((0, 0), (0, widest - table.shape[1]))) for table in tables]
+        tables_RBW = jnp.stack([jnp.broadcast_to(table, (n_rows, widest)) for table in tables])
         return positions_T.astype(jnp.float32)[None, None, :, None] * tables_RBW[:, :, None, :]
 
     def apply_block(
@@ -236,7 +329,7 @@ class Decoder(nnx.Module):
     ) -> tuple[jax.Array, Any]:
         """Hidden state i + 1 from hidden state i, and what the tokens leave to a continuation."""
         c = self.config
-        positions_T, lengths_B, angles_RBTW = batch
+        positions_T, lengths_B, angles_RBTW, inputs_LBTP = batch
         window = None
         if min(c.windows) < FULL_ATTENTION:
             window = jnp.asarray(c.windows, jnp.int32)[i]
@@ -250,8 +343,9 @@ class Decoder(nnx.Module):
             factors += [1.0] * (len(angles_RBTW) - len(factors))
             angles_BTW, factor = angles_RBTW[table], jnp.asarray(factors, jnp.float32)[table]
         place = Place(
-            angles_BTW, factor, positions_T, lengths_B, real_BT, window, c.bidirectional, i
-        )
+            angles_BTW, factor, positions_T, lengths_B, real_BT, window, c.bidirectional, i,
+            None if inputs_LBTP is None else inputs_LBTP[i],
+        )  # fmt: skip
         return block(x_BTD, place, before)
 
     def finish(self, x_BTD: jax.Array) -> jax.Array:

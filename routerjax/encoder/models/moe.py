@@ -16,6 +16,7 @@ from flax import nnx
 from routerjax.encoder.families.config import EncoderConfig, Routing
 from routerjax.encoder.models import bfloat16
 from routerjax.encoder.models.feed_forward import ACTIVATIONS, GatedFeedForward
+from routerjax.encoder.models.norms import norm_maker, unit_rms
 from routerjax.encoder.models.partition import by_experts
 from routerjax.runtime.tuning import Tuning
 
@@ -73,6 +74,44 @@ class Experts(nnx.Module):
                 shared_ND = jax.nn.sigmoid(self.shared_gate(x_ND)) * shared_ND
             y_ND = y_ND + shared_ND
         return y_ND.reshape(x_BTD.shape)
+
+
+class DenseAndExperts(nnx.Module):
+    """norm(dense(read)) + norm(experts(norm(x))), the experts chosen by x itself (Gemma 4).
+
+    The router reads x / rms(x) * input_scale / sqrt(D); each expert has a further weight.
+    """
+
+    def __init__(self, config: EncoderConfig, tuning: Tuning, linear: Any, rngs: nnx.Rngs):
+        D, X, bias = config.width, config.n_experts, config.expert_bias
+        self.dense = GatedFeedForward(config, linear, rngs)
+        self.router = linear(D, X, use_bias=False, rngs=rngs)
+        dtype = self.router.param_dtype
+        self.input_scale = nnx.Param(jnp.ones(D, dtype))
+        self.expert_scale = nnx.Param(jnp.ones(X, dtype))
+        self.experts = _ExpertStack(X, D, config.expert_width, bias, dtype, rngs)
+        norm = norm_maker(config, dtype)
+        self.dense_norm = norm(D, rngs=rngs)
+        self.experts_pre_norm = norm(D, rngs=rngs)
+        self.experts_post_norm = norm(D, rngs=rngs)
+        self.config, self.tuning = config, tuning
+
+    def __call__(self, read_BTD: jax.Array, x_BTD: jax.Array) -> jax.Array:
+        c = self.config
+        x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
+        routed_ND = unit_rms(x_ND, c.norm_eps).astype(x_ND.dtype)
+        routed_ND = routed_ND * self.input_scale[...][None] * x_ND.shape[-1] ** -0.5
+        experts_NK, weights_NK = choose_experts(
+            self.router(routed_ND), c.n_experts_per_token, c.expert_softmax
+        )
+        weights_NK = weights_NK * self.expert_scale[...].astype(jnp.float32)[experts_NK]
+        mix = functools.partial(
+            mix_experts, gate=gating(c), precision=self.router.precision, tuning=self.tuning
+        )
+        experts = {name: part.pair() for name, part in self.experts.parts().items()}
+        y_ND = by_experts(mix, self.experts_pre_norm(x_ND), experts_NK, weights_NK, experts)
+        y_BTD = self.experts_post_norm(y_ND).reshape(x_BTD.shape)
+        return self.dense_norm(self.dense(read_BTD)) + y_BTD
 
 
 class _ExpertStack(nnx.Module):

@@ -22,11 +22,16 @@ class RMSNorm(nnx.Module):
         self.eps, self.offset, self.dtype = eps, offset, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + self.eps)
+        x = unit_rms(x, self.eps)
         # Gemma's weights lie about 0: 1 + weight would lose digits in bfloat16.
         scale = self.scale[...].astype(jnp.float32) + self.offset
         return (x * jnp.expand_dims(scale, range(x.ndim - 1))).astype(self.dtype)
+
+
+def unit_rms(x: jax.Array, eps: float) -> jax.Array:
+    """x / sqrt(mean(x^2) + eps) over the last axis, in float32."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + eps)
 
 
 def norm_maker(config: EncoderConfig, dtype: Any) -> Callable[..., Any]:

@@ -88,7 +88,7 @@ def _model_axis(
     names, last = path[:-1], len(shape) - 1
     module = names[-1]
     if names[0] != "blocks":
-        return 0 if names == ("embed",) else None
+        return 0 if module == "embed" else None
     if "deltanet" in names:
         return _deltanet_axis(module, shape, config, n_model)
     if "conv" in names:  # By channels, each of which is convolved by itself.
@@ -96,6 +96,8 @@ def _model_axis(
         return last - by_inputs if path[-1] == "kernel" or not by_inputs else None
     if "experts" in names:
         return 1  # After the stack's axis.
+    if "global" in names:
+        config = config.global_attention
     if module in ("k", "v", "k_norm") and config.n_kv_heads % n_model:
         return None
     if module in ("q_norm", "k_norm"):

@@ -11,8 +11,9 @@ from routerjax.encoder.weights import mxfp4
 from routerjax.encoder.weights.sharding import Path
 
 _LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
-_LEAVES |= {name: name for name in ("sinks", "A_log", "dt_bias")}
+_LEAVES |= {name: name for name in ("sinks", "A_log", "dt_bias", "layer_scalar")}
 _LEAVES |= {"correction": "e_score_correction_bias"}
+_LEAVES |= {"input_scale": "scale", "expert_scale": "per_expert_scale"}
 # BERT checkpoints converted from TensorFlow call a norm's parameters gamma and beta.
 _TENSORFLOW = {"scale": "gamma", "bias": "beta"}
 
@@ -158,6 +159,9 @@ def _in_layout(
     used = {key for source in sources for key in (source.key, source.scales)}
     further = range(config.n_layers, config.n_layers + config.n_unread_blocks)
     unread = tuple(f"{prefix}{blocks}.{i}." for i in further for blocks in ("layers", "blk"))
+    # Layers that borrow keys and values may have such of their own, which nothing reads.
+    borrowing = [i for i, lender in enumerate(config.lenders) if lender is not None]
+    unread += tuple(f"{prefix}layers.{i}.self_attn.{part}" for i in borrowing for part in "kv")
     for key in sorted(set(held) - used):
         inside = key.startswith(prefix) and not key.startswith(unread)
         if inside and not _IGNORED.search(key.removeprefix(prefix)) and not _IGNORED.search(key):

@@ -108,13 +108,14 @@ def test_all_switches_of_the_variants_are_read(name):
     head_dim = settings.get("qk_nope_head_dim", 0) + settings.get("qk_rope_head_dim", 0)
     assert config.head_dim == (head_dim or settings.get("head_dim", width // n_heads))
     heads = ("qwen3", "qwen3_moe", "qwen3_5", "qwen3_next", "qwen3_5_moe", "gemma3")
-    heads = (*heads, "qwen3_vl_moe", "exaone4", "lfm2")
+    heads = (*heads, "qwen3_vl_moe", "exaone4", "lfm2", "gemma4")
     heads += ("glm4_moe",) * settings.get("use_qk_norm", False)
     norms = dict.fromkeys(heads, "head") | {"olmo2": "projection", "olmo3": "projection"}
     assert config.qk_norm == norms.get(config.family, "")
     fields = ("num_experts", "num_local_experts", "n_routed_experts")
     assert config.n_experts == sum(settings.get(field, 0) for field in fields)
-    assert config.n_experts_per_token == settings.get("num_experts_per_tok", 0)
+    chosen = settings.get("top_k_experts", 0) or settings.get("num_experts_per_tok", 0)
+    assert config.n_experts_per_token == chosen
     attention_bias = always or settings.get("attention_bias", family == "gpt_oss")
     assert config.qkv_bias == (attention_bias or family == "qwen2")
     assert config.out_bias == (attention_bias and family not in ("glm4", "glm4_moe"))

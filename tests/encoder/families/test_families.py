@@ -10,9 +10,16 @@ import pytest
 from safetensors.numpy import load_file
 
 from routerjax.encoder.capture import Graph, capture
-from routerjax.encoder.families.config import FULL_ATTENTION, NO_ROPE
+from routerjax.encoder.families.config import FULL_ATTENTION, NO_ROPE, GlobalShape
 from routerjax.encoder.families.registry import read_config
-from routerjax.encoder.families.rope import DynamicRope, LinearRope, LongRope, Rope, YarnRope
+from routerjax.encoder.families.rope import (
+    DynamicRope,
+    LinearRope,
+    LongRope,
+    ProportionalRope,
+    Rope,
+    YarnRope,
+)
 from routerjax.encoder.models.bert import distance_rows
 from routerjax.encoder.selection import Selection
 from tests.encoder import tiny_models as models
@@ -67,6 +74,18 @@ def refusal(name, **changes):
         ("gemma3", {"query_scale": None}),
         ("gemma3", {"rope_of_layer": (0, 1, 0)}),
         ("gemma3", plain("gemma3")),
+        ("gemma4", {"value_norm": False}),
+        ("gemma4", {"query_scale": None}),
+        ("gemma4", {"embed_scale": 1.0}),
+        ("gemma4", {"lenders": (None, None, None, 0, 2, 0, 2)}),
+        ("gemma4", {"windows": (5, 5, FULL_ATTENTION, 6, FULL_ATTENTION, 5, FULL_ATTENTION)}),
+        ("gemma4", {"rope_of_layer": (0,) * 7}),
+        ("gemma4", stretched("gemma4", n_turning=3)),
+        ("gemma4", stretched("gemma4", factor=1.1)),
+        ("gemma4_experts", {"value_norm": False}),
+        ("gemma4_experts", {"n_experts_per_token": 3}),
+        ("gemma4_embedding", {"windows": (4, FULL_ATTENTION)}),
+        ("gemma4_embedding", {"bidirectional": False}),
         ("phi3", {"windows": (7, 7, 7)}),
         ("phi3_long", stretched("phi3_long", attention_factor=1.0)),
         ("phi3_long", stretched("phi3_long", original_max_positions=10)),
@@ -332,6 +351,21 @@ def test_what_longrope_was_called_first(older):
         ("qwen3_5", {"layer_types": ["sliding_attention"] * 3}, "'sliding_attention'"),
         ("qwen3_5", {"linear_key_head_dim": None}, "'linear_key_head_dim' is missing"),
         ("mpnet", {"relative_attention_num_buckets": 16}, "at least 32, got 16"),
+        ("gemma4", {"num_kv_shared_layers": 5}, "leave no full_attention layer"),
+        ("gemma4", {"vocab_size_per_layer_input": 63}, "vocab_size_per_layer_input: 63"),
+        ("gemma4", {"use_bidirectional_attention": "some"}, "'some' is not supported"),
+        ("gemma4", {"per_layer_config": {"0": {"head_dim": 4}}}, "layer 1 is not shaped like"),
+        ("gemma4", {"per_layer_config": {str(i): {"ffn": 4} for i in (2, 4, 6)}}, "layer 2 is not"),
+        (
+            "gemma4",
+            {
+                "enable_moe_block": True,
+                "num_experts": 4,
+                "top_k_experts": 1,
+                "moe_intermediate_size": 4,
+            },
+            "use_double_wide_mlp together",
+        ),
         ("lfm2", {"is_causal": False}, "is_causal: false"),
         ("lfm2", {"layer_types": ["sliding_attention"] * 4}, "'sliding_attention'"),
     ],
@@ -347,6 +381,46 @@ def test_stretches_by_layer_type_that_hugging_face_reads_otherwise_are_refused()
     assert "truncate" in refusal("olmo3", rope_parameters=table)
     growth = {"rope_type": "default", "llama_4_scaling_beta": 0.1}
     assert "llama_4_scaling_beta" in refusal("ministral3", rope_parameters=growth)
+
+
+def test_shapes_of_gemma4():
+    raw = models.HUB_FIELDS | {
+        "model_type": "gemma4_text", "head_dim": 64, "global_head_dim": 128,
+        "num_key_value_heads": 4, "num_global_key_value_heads": 2, "sliding_window": 512,
+        "num_kv_shared_layers": 2, "use_bidirectional_attention": "vision",
+        "vocab_size_per_layer_input": 1000,
+    }  # fmt: skip
+    config = read_config(raw)
+    # As transformers: the other number of heads counts only where keys are values too.
+    assert config.global_shape == GlobalShape(4, 128, False)
+    tied = read_config(raw | {"attention_k_eq_v": True})
+    assert tied.global_shape == GlobalShape(2, 128, True)
+    assert [kind.mixer for kind in config.kinds[4:]] == [
+        "attention", "global", "borrowing", "borrowing_global",
+    ]  # fmt: skip
+    assert config.lenders == (None,) * 6 + (4, 5) and config.layer_input_width == 256
+    assert config.ropes == (Rope(1e6, 128, ProportionalRope(16)), Rope(10000.0, 64))
+    assert config.windows == (512,) * 5 + (FULL_ATTENTION, 512, FULL_ATTENTION)
+    assert not config.bidirectional and config.flops(100, 8) > config.flops(100, 7) > 0
+    # transformers writes is_causal beside it, the hub's files do not.
+    both_ways = raw | {"use_bidirectional_attention": "all"}
+    assert read_config(both_ways) == read_config(both_ways | {"is_causal": False})
+    assert (
+        read_config(both_ways).windows[0] == 512 // 2 + 2 and read_config(both_ways).bidirectional
+    )
+
+
+def test_keys_of_layers_that_borrow_are_passed_over(tmp_path):
+    def rename(key, x):
+        copied = key.replace("layers.1.", "layers.3.")
+        own = copied != key and key.split(".")[3] in ("k_proj", "v_proj", "k_norm")
+        return [(key, x)] + [(copied, x + 1)] * own
+
+    models.rewrite(models.GOLDEN / "gemma4", tmp_path, rename)
+    assert len(load_file(tmp_path / "model.safetensors")) > len(
+        load_file(models.GOLDEN / "gemma4" / "model.safetensors")
+    )
+    assert models.load(tmp_path).digest == models.load(models.GOLDEN / "gemma4").digest
 
 
 def test_widths_and_layers_of_lfm2():
@@ -484,6 +558,12 @@ def _with_weights_of(model):
         ("lfm2", "conv.conv.bias", lambda x: 0 * x),
         ("mpnet", "attention_bias", lambda x: 0 * x),
         ("mpnet", "attention_bias", lambda x: np.roll(x, 16, axis=0)),  # Keys behind and ahead.
+        ("gemma4", "layer_scalar", lambda x: 1 + 0 * x),
+        ("gemma4", "embed_tokens_per_layer", lambda x: np.roll(x, 6, axis=1)),
+        ("gemma4", "per_layer_projection_norm", lambda x: 1 + 0 * x),
+        ("gemma4_experts", "router.scale", lambda x: 1 + 0 * x),
+        ("gemma4_experts", "per_expert_scale", lambda x: np.roll(x, 1)),
+        ("gemma4_experts", "experts.gate_up_proj", lambda x: np.roll(x, 12, axis=1)),
         ("deepseek_v3", "kv_a_proj_with_mqa", lambda x: np.roll(x, 4, axis=0)),
         ("deepseek_v3", "kv_b_proj", lambda x: np.roll(x, 6, axis=0)),
         ("deepseek_v3", "q_b_proj", lambda x: np.roll(x, 4, axis=0)),
