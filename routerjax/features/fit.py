@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 def fit_features(recipe: Recipe, stores: Stores, data: "RoutingDataset") -> FeatureMap:
     """Fits a recipe on training rows.
 
-    `all_layers` and `layers` read every store, each with a PCA of its own; sites (`blocks`) say
-    which store they read.
+    `all_layers`, `layers` and `top_*` read every store, each with a PCA of its own; sites
+    (`blocks`) say which store they read.
 
     Args:
       recipe: What to fit; of `per_target` and `greedy` what `resolve_recipe` made of them.
@@ -43,8 +43,8 @@ def fit_features(recipe: Recipe, stores: Stores, data: "RoutingDataset") -> Feat
 
     Raises:
       ValueError: An id, layer or pooling is not in a store; nothing varies; the recipe is still to
-        be resolved; or, for `top_fisher` and `top_ridge`, there are several stores or fewer than k
-        layers can be ranked.
+        be resolved; or, for `top_fisher` and `top_ridge`, fewer than k layers of a store can be
+        ranked.
     """
     if recipe.kind in ("per_target", "greedy"):
         raise ValueError(
@@ -118,14 +118,12 @@ def _wanted(
             )
         return [(s.encoder, Selection((s.layer,), (s.pooling,)), s.pca_dim) for s in recipe.sites]
     if recipe.kind in ("top_fisher", "top_ridge"):
-        if len(stores) > 1:
-            raise ValueError(
-                f"{recipe.kind} chooses among the layers of one store, got {len(stores)} stores: "
-                f"use Recipe.per_target, all_layers or layers"
-            )
-        check_held(stores[0], Selection((), recipe.poolings))
-        layers = _top_layers(stores[0], rows[0], recipe)
-        return [(0, Selection(layers, recipe.poolings), recipe.pca_dim)]
+        found = []
+        for encoder, (store, aligned) in enumerate(zip(stores, rows, strict=True)):
+            check_held(store, Selection((), recipe.poolings))
+            layers = _top_layers(store, aligned, recipe)
+            found.append((encoder, Selection(layers, recipe.poolings), recipe.pca_dim))
+        return found
     return [
         (encoder, Selection(recipe.indices or store.layers, recipe.poolings), recipe.pca_dim)
         for encoder, store in enumerate(stores)

@@ -166,9 +166,9 @@ class Recipe:
         They are ranked by J ("trace/standardised"), averaged over targets and over the poolings.
 
         Args:
-          k: Number of layers.
+          k: Number of layers; of several stores, of each.
           pooling: One name or several.
-          pca_dim: Components kept.
+          pca_dim: Components kept of each store.
         """
         return cls("top_fisher", _names(pooling), _integer("pca_dim", pca_dim), k=_integer("k", k))
 
@@ -182,9 +182,9 @@ class Recipe:
         the states' covariances, one pass more than their variances cost.
 
         Args:
-          k: Number of layers.
+          k: Number of layers; of several stores, of each.
           pooling: One name or several.
-          pca_dim: Components kept.
+          pca_dim: Components kept of each store.
         """
         return cls("top_ridge", _names(pooling), _integer("pca_dim", pca_dim), k=_integer("k", k))
 

@@ -310,6 +310,20 @@ def test_each_stored_site_is_read_once_for_all_blocks(toy, fake_store, second, b
     assert len(store.reads) == len(set(store.reads)) == store.n_blocks * 4
 
 
+@pytest.mark.parametrize("recipe", [Recipe.top_fisher, Recipe.top_ridge])
+def test_of_several_stores_the_best_of_each_are_read(recipe, toy, store, fake_store, train):
+    shuffled = toy.h_NLPD[:, [0, 3, 1, 2, 4]]  # The best layer of the first stands elsewhere here.
+    other = fake_store(shuffled, toy.ids)
+    found = fit_features(recipe(1, "mean", 4), [store, other], train)
+    alone = [fit_features(recipe(1, "mean", 4), one, train) for one in (store, other)]
+    assert [part.sites for part in found.parts] == [one.parts[0].sites for one in alone]
+    assert found.parts[0].sites != found.parts[1].sites
+    x_NC = np.concatenate(
+        [one.apply_store(s, toy.ids) for one, s in zip(alone, (store, other), strict=True)], 1
+    )
+    np.testing.assert_allclose(found.apply_store([store, other], toy.ids), x_NC, rtol=1e-6)
+
+
 def test_refusals_with_several_stores(toy, store, second, train, blocks, fake_store):
     short = fake_store(toy.h_NLPD[:149], toy.ids[:149])
     with pytest.raises(ValueError, match=f"'{toy.ids[149]}' is not in the store"):
@@ -320,8 +334,6 @@ def test_refusals_with_several_stores(toy, store, second, train, blocks, fake_st
         blocks.apply_store(store, toy.ids)
     with pytest.raises(ValueError, match=r"pooling: the store holds \['a'\], got 'mean'"):
         fit_features(Recipe.all_layers(), [store, second], train)
-    with pytest.raises(ValueError, match="top_fisher chooses among the layers of one store, got 2"):
-        fit_features(Recipe.top_fisher(1), [store, second], train)
     for recipe in (Recipe.greedy(2), Recipe.per_target()):
         with pytest.raises(ValueError, match="chooses by outcomes: pass it to fit_router"):
             fit_features(recipe, store, train)
