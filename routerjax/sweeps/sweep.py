@@ -19,6 +19,7 @@ from routerjax.runtime import resume
 from routerjax.runtime.files import Folder
 from routerjax.stats import logistic
 from routerjax.stats.bootstrap import LARGEST_SEED
+from routerjax.stats.fisher import RIDGE
 from routerjax.store.identity import compared
 from routerjax.store.store import ActivationStore
 from routerjax.sweeps import controls as control
@@ -204,6 +205,7 @@ class _Job:
           ValueError: The folder is another sweep's.
         """
         return resume.Parts(folder, "sweep", self.config.to_json() | {
+            "ridge": RIDGE,
             "data_digest": self.data.digest,
             "store": compared(self.store.identity),
             "random_store": compared(self.random_store.identity) if self.random_store else None,

@@ -182,8 +182,11 @@ def test_j_is_resampled_whole():
             j = gap / (right.var(axis=0).sum() + wrong.var(axis=0).sum())
             assert found.draws_BM[b, m] == pytest.approx(j, rel=1e-4)
             gap_D = right.mean(axis=0) - wrong.mean(axis=0)
-            chance = (1 / len(right) + 1 / len(wrong)) * effective_rank
-            by_ridge = gap_D @ shrunk_DD @ gap_D - chance
+            n1, n0, w_D = len(right), len(wrong), shrunk_DD @ gap_D
+            gap = gap_D @ w_D - (1 / n1 + 1 / n0) * effective_rank
+            within = w_D @ (x_ND.T @ x_ND / 200) @ w_D
+            within -= n1 * n0 / (n1 + n0) ** 2 * (gap_D @ w_D) ** 2
+            by_ridge = np.sign(gap) * gap**2 / within
             assert found.ridge_draws_BM[b, m] == pytest.approx(by_ridge, rel=1e-4, abs=1e-6)
     chance_M = fisher_shuffled(x_ND, y_NM, 200, seed=0)
     # Under shuffled labels E|gap|^2 is (1/n1 + 1/n0) tr S, and tr S0 + tr S1 about 2 tr S.
