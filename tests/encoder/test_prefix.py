@@ -44,7 +44,8 @@ from tests.encoder.test_capture import assert_close
         pytest.param("gemma4", (1, 6), marks=pytest.mark.slow),
         pytest.param("gemma4", (3, 7), marks=pytest.mark.slow),
         pytest.param("gemma4_experts", (1, 3), marks=pytest.mark.slow),
-        ("lfm2", (1, 2, 4)),  # What short convolutions see.
+        # What short convolutions see.
+        pytest.param("lfm2", (1, 2, 4), marks=pytest.mark.slow),
         ("deepseek_v3", (0, 2, 3)),  # The few channels that keys and values come from.
         pytest.param("qwen3_next", (1, 3), marks=pytest.mark.slow),
         ("alternating", (0, 1, 3)),  # Blocks of two kinds: one whole group, and one block more.

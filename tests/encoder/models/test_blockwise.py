@@ -95,7 +95,7 @@ def temporary_bytes(name, T):
         pytest.param("gpt_oss", marks=pytest.mark.slow),
         pytest.param("qwen3_next", marks=pytest.mark.slow),
         "qwen3_5",
-        "deepseek_v3",
+        pytest.param("deepseek_v3", marks=pytest.mark.slow),
         pytest.param("lfm2", marks=pytest.mark.slow),
         "bert",
         "mpnet",

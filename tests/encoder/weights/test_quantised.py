@@ -317,7 +317,8 @@ def assert_equal(ours, theirs):
     "name, source",
     [
         ("fp8 blocks", QWEN3),
-        ("fp8 blocks", DEEPSEEK),  # As its own checkpoints are, experts too.
+        # As its own checkpoints are, experts too.
+        pytest.param("fp8 blocks", DEEPSEEK, marks=pytest.mark.slow),
         ("ct int4 zeros", QWEN3),
         ("awq", QWEN3),
         ("gptq ordered", QWEN3),
