@@ -413,7 +413,7 @@ def test_shapes_of_gemma4():
 def test_keys_of_layers_that_borrow_are_passed_over(tmp_path):
     def rename(key, x):
         copied = key.replace("layers.1.", "layers.3.")
-        own = copied != key and key.split(".")[3] in ("k_proj", "v_proj", "k_norm")
+        own = copied != key and key.split(".")[-2] in ("k_proj", "v_proj", "k_norm")
         return [(key, x)] + [(copied, x + 1)] * own
 
     models.rewrite(models.GOLDEN / "gemma4", tmp_path, rename)
