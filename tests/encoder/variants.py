@@ -92,6 +92,8 @@ _LATENT = {"kv_lora_rank": 12, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_
 _LATENT |= {"rms_norm_eps": 1e-2}  # The norms of the few channels have an eps of their own.
 _BARE = {name: value for name, value in _SMALL.items() if name != "intermediate_size"}
 
+_DEBERTA = _SMALL | {"max_position_embeddings": 40, "relative_attention": True}
+
 # name -> (model_type, config). Every window is shorter than the prompts; each family's switches
 # (grouped heads, tied embeddings, biases, head width) are on in one variant and off in another.
 VARIANTS = {
@@ -503,6 +505,45 @@ VARIANTS = {
         },
     ),
     # Of its 34 rows of distances 32 are read; its positions begin behind 1, whatever the padding.
+    # As v3, and as v2 with all it has: buckets are shared from four tokens on, or there are none.
+    "deberta_v3": (
+        "deberta-v2",
+        _DEBERTA
+        | {
+            "share_att_key": True,
+            "norm_rel_ebd": "layer_norm",
+            "position_buckets": 6,
+            "pos_att_type": "p2c|c2p",
+            "position_biased_input": False,
+        },
+    ),
+    "deberta_v2": (
+        "deberta-v2",
+        _DEBERTA
+        | {
+            "max_relative_positions": 7,
+            "pos_att_type": ["c2p", "p2c"],
+            "conv_kernel_size": 3,
+            "conv_act": "gelu",
+            "embedding_size": 12,
+            "type_vocab_size": 2,
+        },
+    ),
+    "deberta_one_way": (
+        "deberta-v2",
+        _DEBERTA
+        | _FLAT
+        | {
+            "position_buckets": 4,
+            "max_relative_positions": 12,
+            "pos_att_type": "p2c",
+            "conv_kernel_size": 5,
+        },
+    ),
+    "deberta_absolute": (
+        "deberta-v2",
+        _DEBERTA | _FLAT | {"relative_attention": False, "pos_att_type": "c2p"},
+    ),
     "mpnet": (
         "mpnet",
         _SMALL

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.families.config import DisentangledShape, EncoderConfig
 from routerjax.encoder.families.fields import (
     FULL,
     SLIDING,
@@ -65,6 +65,48 @@ def mpnet(family: str, c: Fields) -> EncoderConfig:
     fields = {"pad_token_id": 1, "type_vocab_size": 0}
     config = roberta(family, Fields(c.raw | fields, c.source))
     return dataclasses.replace(config, n_distances=n_distances)
+
+
+def deberta_v2(family: str, c: Fields) -> EncoderConfig:
+    """DeBERTa-v2 and -v3: as BERT, with scores of words and distances apart."""
+    own = Fields({"layer_norm_eps": 1e-7, "type_vocab_size": 0} | c.raw, c.source)
+    config = bert(family, own)
+    relative, kinds = bool(c.get("relative_attention", False)), c.get("pos_att_type", [])
+    if isinstance(kinds, str):
+        kinds = [kind.strip() for kind in kinds.lower().split("|") if kind.strip()]
+    if unknown := set(kinds) - {"c2p", "p2c"}:
+        raise c.refuse(f"pos_att_type {min(unknown)!r} is not supported, only 'c2p' and 'p2c'")
+    if relative and not kinds:
+        raise c.refuse("relative_attention without pos_att_type is not supported")
+    if (width := c.get("attention_head_size", config.head_dim)) != config.head_dim:
+        raise c.refuse(f"attention_head_size: {width} is not supported, only {config.head_dim}")
+    if (groups := c.get("conv_groups", 1)) != 1:
+        raise c.refuse(f"conv_groups: {groups} is not supported, only 1")
+    if (conv_width := c.get("conv_kernel_size", 0)) > 0 and conv_width % 2 == 0:
+        raise c.refuse(f"conv_kernel_size: {conv_width} is not supported, only odd ones")
+    tanh = c.get("conv_act", "tanh") == "tanh"
+    norms = [each.strip() for each in c.get("norm_rel_ebd", "none").lower().split("|")]
+    furthest = c.get("max_relative_positions", -1)
+    shape = DisentangledShape(
+        embed_width=c.get("embedding_size", config.width),
+        positions=bool(c.get("position_biased_input", True)),
+        relative=relative,
+        to_position=relative and "c2p" in kinds,
+        from_position=relative and "p2c" in kinds,
+        shared_keys=bool(c.get("share_att_key", False)),
+        n_buckets=max(0, c.get("position_buckets", -1)),
+        furthest=furthest if furthest >= 1 else config.max_positions,
+        distances_normed="layer_norm" in norms,
+        conv_width=max(0, conv_width),
+        conv_activation="tanh" if tanh else read_activation(c, "conv_act", "tanh"),
+    )
+    if norms not in (["none"], ["layer_norm"]):
+        raise c.refuse(f"norm_rel_ebd {norms} is not supported, only 'none' and 'layer_norm'")
+    if shape.distances_normed and not relative:
+        raise c.refuse("norm_rel_ebd without relative_attention is not supported")
+    # Scores are divided by the root of how many kinds the config names, whether relative or not.
+    scale = (config.head_dim * (1 + len(set(kinds)))) ** -0.5
+    return dataclasses.replace(config, disentangled=shape, query_scale=scale)
 
 
 def distilbert(family: str, c: Fields) -> EncoderConfig:

@@ -45,6 +45,36 @@ class DeltaShape:
 
 
 @dataclasses.dataclass(frozen=True)
+class DisentangledShape:
+    """What DeBERTa has beside a BERT.
+
+    Attributes:
+      embed_width: Of the embeddings; where it is not the hidden width, they are projected.
+      positions: Whether positions are embedded too.
+      relative: Whether there is a table of distances.
+      to_position, from_position: Whether scores have q.K[distance], and k.Q[distance].
+      shared_keys: Whether distances go through the projections of the words.
+      n_buckets: Rows of the table to either side, shared by far distances; 0 for one a distance.
+      furthest: Distances beyond are taken for this one.
+      distances_normed: Whether the table's rows are normed.
+      conv_width: Tokens that a convolution of state 0 sees; 0 for none.
+      conv_activation: Of what it gives, as EncoderConfig's, or "tanh".
+    """
+
+    embed_width: int
+    positions: bool
+    relative: bool
+    to_position: bool
+    from_position: bool
+    shared_keys: bool
+    n_buckets: int
+    furthest: int
+    distances_normed: bool
+    conv_width: int
+    conv_activation: str
+
+
+@dataclasses.dataclass(frozen=True)
 class GlobalShape:
     """The shape of the attentions that see everything, where the windowed ones have another.
 
@@ -175,6 +205,7 @@ class EncoderConfig:
         tokens (num_nextn_predict_layers).
       n_distances: Rows of the table of what each head's scores get by the distance from query to
         key, which all layers share (MPNet); 0 for none.
+      disentangled: What DeBERTa has beside; None for any other family.
       padding_token: None, or the token whose position is not counted; the embedded positions begin
         after this number (RoBERTa).
     """
@@ -234,6 +265,7 @@ class EncoderConfig:
     shared_expert_gate: bool = True
     n_segments: int = 0
     n_distances: int = 0
+    disentangled: DisentangledShape | None = None
     # Of the file, not of the model.
     tied: bool = dataclasses.field(default=False, compare=False)
     n_unread_blocks: int = dataclasses.field(default=0, compare=False)

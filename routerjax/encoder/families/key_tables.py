@@ -104,6 +104,18 @@ _MPNET = _BERT | {
     "blocks/o": "encoder.layer.{i}.attention.attn.o",
     "blocks/attention_norm": "encoder.layer.{i}.attention.LayerNorm",
 }
+_DEBERTA_V2 = _BERT | {
+    "embed_project": "embeddings.embed_proj",
+    "distances": "encoder.rel_embeddings",
+    "distances_norm": "encoder.LayerNorm",
+    "conv": "encoder.conv.conv",
+    "conv_norm": "encoder.conv.LayerNorm",
+    "blocks/q": "encoder.layer.{i}.attention.self.query_proj",
+    "blocks/k": "encoder.layer.{i}.attention.self.key_proj",
+    "blocks/v": "encoder.layer.{i}.attention.self.value_proj",
+    "blocks/position_k": "encoder.layer.{i}.attention.self.pos_key_proj",
+    "blocks/position_q": "encoder.layer.{i}.attention.self.pos_query_proj",
+}
 _POST_NORMS = _DECODER | {
     "blocks/attention_post_norm": "layers.{i}.post_attention_layernorm",
     "blocks/ffn_norm": "layers.{i}.pre_feedforward_layernorm",
@@ -271,6 +283,7 @@ _QWEN3_NEXT = _QWEN3_5_MOE | {
 # The layouts of each kind of checkpoint, for registry.FAMILIES.
 BERT = (_BERT,)
 DECODER = (_DECODER,)
+DEBERTA_V2 = (_DEBERTA_V2,)
 DEEPSEEK_EXPERTS = (_DEEPSEEK_EXPERTS, _DEEPSEEK_EXPERTS | _FUSED_EXPERTS)
 DISTILBERT = (_DISTILBERT,)
 GEMMA4 = (_GEMMA4,)

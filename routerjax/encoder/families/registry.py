@@ -54,6 +54,7 @@ class Family(NamedTuple):
 
 FAMILIES: dict[str, Family] = {
     "bert": Family(bidirectional.bert, key_tables.BERT),
+    "deberta-v2": Family(bidirectional.deberta_v2, key_tables.DEBERTA_V2),
     "deepseek_v2": Family(mixtures.deepseek_v2, key_tables.LATENT),
     "deepseek_v3": Family(mixtures.deepseek_v3, key_tables.LATENT),
     "distilbert": Family(bidirectional.distilbert, key_tables.DISTILBERT),

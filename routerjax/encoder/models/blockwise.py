@@ -55,10 +55,15 @@ def by_distance(bias_R: jax.Array, n_queries: int) -> jax.Array:
       [..., T, S] bias_R[..., s - t + T - 1].
     """
     *lead, R = bias_R.shape
-    padded = jnp.pad(bias_R, [(0, 0)] * len(lead) + [(0, 1)])
-    copies = jnp.broadcast_to(padded[..., None, :], (*lead, n_queries, R + 1))
-    cut = copies.reshape(*lead, -1)[..., : n_queries * R].reshape(*lead, n_queries, R)
-    return cut[..., n_queries - 1 :]
+    return shifted(jnp.broadcast_to(bias_R[..., None, :], (*lead, n_queries, R)))
+
+
+def shifted(x_TR: jax.Array) -> jax.Array:
+    """[..., T, S] x_TR[..., t, s - t + T - 1] of x_TR [..., T, S + T - 1]."""
+    *lead, T, R = x_TR.shape
+    padded = jnp.pad(x_TR, [(0, 0)] * (len(lead) + 1) + [(0, 1)])
+    cut = padded.reshape(*lead, -1)[..., : T * R].reshape(*lead, T, R)
+    return cut[..., T - 1 :]
 
 
 def attend_blockwise(

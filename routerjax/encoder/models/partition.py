@@ -40,7 +40,7 @@ def attend(
         )
 
     of_heads = {"sinks_H": sinks_H, "bias_HR": bias_HR}
-    return _by_heads(local, q_BTHE, k_BSGE, v_BSGE, lengths_B, window, of_heads)
+    return by_heads(local, q_BTHE, k_BSGE, v_BSGE, lengths_B, window, of_heads)
 
 
 def attend_cudnn(
@@ -56,7 +56,7 @@ def attend_cudnn(
         del window, of_heads
         return attention.attend_cudnn(q, k, v, lengths_B, scale)
 
-    return _by_heads(local, q_BTHE, k_BSGE, v_BSGE, lengths_B, None, {})
+    return by_heads(local, q_BTHE, k_BSGE, v_BSGE, lengths_B, None, {})
 
 
 def by_memory(
@@ -140,7 +140,7 @@ def by_batch(x_BTD: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x_BTD, P(_rows(x_BTD, mesh)))
 
 
-def _by_heads(
+def by_heads(
     local: Callable[..., jax.Array],
     q_BTHE: jax.Array,
     k_BSGE: jax.Array,

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.models.bert import Bert
+from routerjax.encoder.models.deberta import Deberta
 from routerjax.encoder.models.decoder import Decoder
 from routerjax.encoder.weights import mxfp4
 from routerjax.encoder.weights.checkpoint import Tensors
@@ -40,8 +41,10 @@ def make_model(
     precision: jax.lax.Precision,
     tuning: Tuning,
     rngs: nnx.Rngs,
-) -> Bert | Decoder:
+) -> Bert | Deberta | Decoder:
     """The family's module with random weights; under `nnx.eval_shape` only its shapes."""
+    if config.disentangled is not None:
+        return Deberta(config, dtype, precision, tuning, rngs)
     module = Decoder if config.ropes else Bert
     return module(config, dtype, precision, tuning, rngs)
 

@@ -102,7 +102,7 @@ def _model_axis(
         return None
     if module in ("q_norm", "k_norm"):
         return last if config.qk_norm == "projection" else None
-    if module in ("q", "q_up", "k", "v", "gate", "up"):
+    if module in ("q", "q_up", "position_k", "position_q", "k", "v", "gate", "up"):
         return last  # Outputs: columns of the kernel, entries of the bias.
     if module in ("o", "down") and path[-1] == "kernel":
         return last - 1  # Inputs; the sum over the axis gets the bias once.

@@ -24,6 +24,7 @@ _PREFIXES = (
     "model.",
     "bert.",
     "roberta.",
+    "deberta.",
     "distilbert.",
     "mpnet.",
     "language_model.",
@@ -159,6 +160,8 @@ def _in_layout(
     used = {key for source in sources for key in (source.key, source.scales)}
     further = range(config.n_layers, config.n_layers + config.n_unread_blocks)
     unread = tuple(f"{prefix}{blocks}.{i}." for i in further for blocks in ("layers", "blk"))
+    if config.disentangled is not None and not config.disentangled.positions:
+        unread += (f"{prefix}embeddings.position_embeddings.",)
     # Layers that borrow keys and values may have such of their own, which nothing reads.
     borrowing = [i for i, lender in enumerate(config.lenders) if lender is not None]
     unread += tuple(f"{prefix}layers.{i}.self_attn.{part}" for i in borrowing for part in "kv")

@@ -98,7 +98,7 @@ def test_bert_of_the_golden_files():
 @pytest.mark.parametrize("name", models.VARIANTS)
 def test_all_switches_of_the_variants_are_read(name):
     config, (family, settings) = golden(name), models.VARIANTS[name]
-    always = family in ("bert", "roberta", "xlm-roberta", "distilbert", "mpnet")
+    always = family in ("bert", "roberta", "xlm-roberta", "distilbert", "mpnet", "deberta-v2")
     if family == "distilbert":
         settings = {"num_attention_heads": settings["n_heads"], "hidden_size": settings["dim"]}
     n_heads, width = settings["num_attention_heads"], settings["hidden_size"]

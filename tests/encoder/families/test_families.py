@@ -45,6 +45,12 @@ def plain_of_theta(name, theta):
     return {"ropes": tuple(dataclasses.replace(rope, theta=theta) for rope in ropes)}
 
 
+def disentangled(name, **changes):
+    """What a golden DeBERTa has beside a BERT, changed."""
+    shape = models.golden_config(name).disentangled
+    return {"disentangled": dataclasses.replace(shape, **changes)}
+
+
 def refusal(name, **changes):
     with pytest.raises(ValueError) as error:
         models.golden_config(name, **changes)
@@ -109,6 +115,15 @@ def refusal(name, **changes):
         ("lfm2", plain_of_theta("lfm2", 60.0)),
         ("modernbert", {"windows": (FULL_ATTENTION, 5, 5)}),
         ("modernbert", {"windows": (FULL_ATTENTION, 3, 3)}),
+        ("deberta_v3", disentangled("deberta_v3", furthest=20)),
+        ("deberta_v3", disentangled("deberta_v3", to_position=False)),
+        ("deberta_v3", disentangled("deberta_v3", from_position=False)),
+        ("deberta_v3", {"query_scale": 8**-0.5}),
+        ("deberta_v3", {"norm_eps": 1e-2}),
+        ("deberta_v2", disentangled("deberta_v2", conv_activation="tanh")),
+        ("deberta_one_way", disentangled("deberta_one_way", conv_activation="gelu")),
+        ("deberta_one_way", disentangled("deberta_one_way", furthest=40)),
+        ("deberta_absolute", {"query_scale": 8**-0.5}),
         ("modernbert", {"bidirectional": False}),
         ("modernbert_bias", {"rope_of_layer": (0, 1, 0)}),
     ],
@@ -366,6 +381,13 @@ def test_what_longrope_was_called_first(older):
             },
             "use_double_wide_mlp together",
         ),
+        ("deberta_v2", {"pos_att_type": "c2p|p2p"}, "pos_att_type 'p2p'"),
+        ("deberta_v2", {"pos_att_type": None}, "relative_attention without pos_att_type"),
+        ("deberta_v2", {"attention_head_size": 4}, "attention_head_size: 4"),
+        ("deberta_v2", {"conv_groups": 2}, "conv_groups: 2"),
+        ("deberta_v2", {"conv_kernel_size": 4}, "conv_kernel_size: 4"),
+        ("deberta_v2", {"norm_rel_ebd": "batch_norm"}, "batch_norm"),
+        ("deberta_absolute", {"norm_rel_ebd": "layer_norm"}, "norm_rel_ebd without"),
         ("lfm2", {"is_causal": False}, "is_causal: false"),
         ("lfm2", {"layer_types": ["sliding_attention"] * 4}, "'sliding_attention'"),
     ],
@@ -558,6 +580,10 @@ def _with_weights_of(model):
         ("lfm2", "conv.conv.bias", lambda x: 0 * x),
         ("mpnet", "attention_bias", lambda x: 0 * x),
         ("mpnet", "attention_bias", lambda x: np.roll(x, 16, axis=0)),  # Keys behind and ahead.
+        ("deberta_v2", "conv.conv.weight", lambda x: x[:, :, ::-1]),
+        ("deberta_v2", "pos_key_proj", lambda x: -x),
+        ("deberta_v2", "pos_query_proj", lambda x: -x),
+        ("deberta_v3", "rel_embeddings", lambda x: x[::-1]),  # Keys behind and ahead.
         ("gemma4", "layer_scalar", lambda x: 1 + 0 * x),
         ("gemma4", "embed_tokens_per_layer", lambda x: np.roll(x, 6, axis=1)),
         ("gemma4", "per_layer_projection_norm", lambda x: 1 + 0 * x),

@@ -190,6 +190,8 @@ def test_devices_of_a_split_hybrid_exchange_sums_alone(name):
         ("glm4_moe", "data:4,model:2"),
         ("lfm2", "data:4,model:2"),
         ("mpnet", "data:4,model:2"),
+        ("deberta_v3", "data:4,model:2"),
+        ("deberta_v2", "data:4,model:2"),
         ("gemma4", "data:4,model:2"),
         ("gemma4_experts", "data:4,model:2"),
         ("deepseek_v3", "data:4,model:2"),
