@@ -13,6 +13,7 @@ import numpy as np
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.fields import Unread
 from routerjax.data.sources.files import unique_names, whole
+from routerjax.runtime.files import stand_in
 
 PRICE_UNIT = "USD per 1M tokens"
 # What a query may hold, besides text.
@@ -58,6 +59,9 @@ def read_pool(path: str | os.PathLike[str]) -> Pool:
       OSError: The file cannot be read.
     """
     path = pathlib.Path(path)
+    instead = stand_in(path)
+    if instead:
+        raise ValueError(f"{path} is {instead}")
     try:
         value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_names)
     except (ValueError, RecursionError) as error:

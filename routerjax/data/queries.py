@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from routerjax.data.conversation import as_query, is_messages
 from routerjax.data.sources import cells
-from routerjax.data.sources.files import lines, open_table, read_json, start_of, unique_names
+from routerjax.data.sources.files import json_objects, open_table, start_of
 from routerjax.runtime.files import digest
 
 # What other tools call a query and its id; the first that is there counts.
@@ -41,34 +41,22 @@ def read_queries(path: str | os.PathLike[str]) -> Iterator[Query]:
       OSError: The file cannot be read.
     """
     path = pathlib.Path(path)
-    start = start_of(path)
-    if start.header:
-        if not set(_QUERY) & set(start.header):
-            raise ValueError(
-                f"{path}:1: expected a column query and perhaps id, got {', '.join(start.header)}"
-            )
+    if not start_of(path).value:
         table = open_table(path)
+        if not set(_QUERY) & set(table.header):
+            raise ValueError(
+                f"{path}:1: expected a column query and perhaps id, got {', '.join(table.header)}"
+            )
         for number, row in table.rows:
             value = {name: cell for name, cell in zip(table.header, row, strict=True) if cell != ""}
             yield _named(f"{path}:{number}", value)
         return
-    first = next((line for line in lines(path) if line.strip()), "")
-    if first.lstrip().startswith("["):
-        for i, value in enumerate(read_json(path)):
-            yield _named(f"{path}: [{i}]", value)
-        return
-    for number, line in enumerate(lines(path), 1):
-        if line.strip():
-            where = f"{path}:{number}"
-            try:
-                value = json.loads(line, object_pairs_hook=unique_names)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{where}: not valid JSON: {error}") from error
-            yield _named(where, value)
+    for where, value in json_objects(path):
+        yield _named(where, value)
 
 
 def parse_queries(texts: Iterable[tuple[str, str]]) -> Iterator[Query]:
-    """Queries from lines of text: a line that is a JSON object is read as in a file of them.
+    """Queries from lines of text: a line that is a JSON object (or messages) is read as such.
 
     Args:
       texts: Where each line is, for errors, and the line.
@@ -78,25 +66,25 @@ def parse_queries(texts: Iterable[tuple[str, str]]) -> Iterator[Query]:
     """
     for where, line in texts:
         value = None
-        if line.lstrip().startswith("{"):
+        if line.lstrip().startswith(("{", "[")):
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError):
                 value = None
         if isinstance(value, dict):
             yield _query(where, value)
+        elif is_messages(value):
+            yield _query(where, {"messages": value})
         elif line.strip():
             yield Query(None, line)
 
 
-def _named(where: str, value: Any) -> Query:
+def _named(where: str, value: dict[str, Any]) -> Query:
     made = _query(where, value)
     return made if made.id is not None else Query(digest(made.query, size=8), made.query)
 
 
-def _query(where: str, value: Any) -> Query:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected a JSON object, got {str(value)[:40]!r}")
+def _query(where: str, value: dict[str, Any]) -> Query:
     key = next((key for key in _QUERY if value.get(key) is not None), None)
     if key is None:
         raise ValueError(

@@ -16,6 +16,7 @@ from routerjax.data.sources import (
     embedllm,
     inspect_ai,
     jsonl,
+    llmrouter,
     llmrouterbench,
     lm_eval,
     long,
@@ -33,6 +34,7 @@ FORMATS: dict[str, Source] = {
     "lm_eval": lm_eval.SOURCE,
     "inspect_ai": inspect_ai.SOURCE,
     "llmrouterbench": llmrouterbench.SOURCE,
+    "llmrouter": llmrouter.SOURCE,
     "swe_bench": swe_bench.SOURCE,
     "openai_batch": openai_batch.SOURCE,
     "long": long.SOURCE,
@@ -58,13 +60,13 @@ def read_dataset(
         known, "dataset", "group", and of each target "output_tokens", "input_tokens" (the cached
         ones included), "cached_input_tokens", "cost" (USD) and "runs" (of which the score is the
         mean).
-      long: CSV or parquet with columns question, model, isCorrect, a line for each answer, and
-        perhaps those fields.
-      wide: CSV or parquet with a column query and a column for each target, and perhaps
+      long: CSV, parquet or JSON objects with columns question, model, isCorrect, a line for each
+        answer, and perhaps those fields.
+      wide: the same with a column query and a column for each target, and perhaps
         TARGET|cost, TARGET|output_tokens, ... beside it.
       lm_eval, inspect_ai, llmrouterbench, swe_bench, openai_batch, embedllm, routerbench,
-        routellm: what these tools write (see the modules of data/sources). The first five may
-        be folders.
+        routellm, llmrouter: what these tools write (see the modules of data/sources). The first
+        five may be folders.
     The first three may have id, dataset and group; without id it is a digest of the text. An empty
     cell is a missing outcome.
 

@@ -203,11 +203,13 @@ def stand_in(path: pathlib.Path) -> str:
       OSError: It cannot be read.
     """
     with path.open("rb") as file:
-        start = file.read(64).lstrip().lower()
+        start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the file: fetch it with `git lfs pull`"
     if start.startswith((b"<!doctype html", b"<html")):
         return "an HTML page, not the file: download it again"
+    if start.startswith(b"<?xml"):
+        return "an XML page, such as servers answer errors with, not the file: download it again"
     return ""
 
 

@@ -78,6 +78,7 @@ def test_lines_that_are_objects_are_never_texts():
     lines = ["What?", '{"global index": "m_12", "query": "Which?\\nA."}', "{not JSON}", "[1]"]
     read = list(parse_queries((f"line {i}", line) for i, line in enumerate(lines, 1)))
     assert read == [(None, "What?"), ("m_12", "Which?\nA."), (None, "{not JSON}"), (None, "[1]")]
+    assert list(parse_queries([("line 1", json.dumps(TURNS))])) == [(None, TEXT)]
     with pytest.raises(ValueError, match='line 1: expected an object with "query"'):
         list(parse_queries([("line 1", '{"text": "What?"}')]))
 

@@ -37,6 +37,16 @@ READ = {
     "a gzip file of another name": (
         "x.jsonl", gzip.compress(_jsonl(ROW).encode()), {"ids": ("1",)}),
     "CSV of another name": ("x.txt", "query,a,b\\nq?,1,0\\n", {"y_NM": [[1, 0]]}),
+    "a wide table as JSON lines": (
+        "x.jsonl", _jsonl({"id": 3, "query": "q?", "a": 1.0, "b": 0, "a|cost": 0.5}),
+        {"ids": ("3",), "targets": ("a", "b"), "costs_NM": [[0.5, NAN]]}),
+    "a wide table as a JSON list": (
+        "x.json", json.dumps([{"query": "q?", "a": True, "b": 0}, {"query": "r?", "b": 1}]),
+        {"targets": ("a", "b"), "y_NM": [[1, 0], [NAN, 1]]}),
+    "a long table as JSON lines": (
+        "x.jsonl", _jsonl({"question": "q?", "model": "a", "isCorrect": True, "output_tokens": 9.0},
+                          {"question": "q?", "model": "b", "isCorrect": 0, "output_tokens": NAN}),
+        {"y_NM": [[1, 0]], "output_tokens_NM": [[9, NAN]]}),
     "an index column": (
         "x.csv", ",query,a,b\\n0,q?,1,0\\n1,r?,0,1\\n", {"targets": ("a", "b")}),
     "a reset index": (
@@ -188,6 +198,7 @@ def test_near_misses_in_a_pool_are_refused(tmp_path, key):
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
             "a Git LFS pointer",
         ),
+        (b'\xef\xbb\xbf<?xml version="1.0"?><Error><Code>AccessDenied', "an XML page"),
         (b"<!DOCTYPE html>\n<html><body>404</body></html>", "an HTML page"),
         (gzip.compress(_jsonl(ROW).encode())[:-12], "not a whole gzip file"),
     ],

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import functools
 import gzip
+import itertools
 import json
 import os
 import pathlib
@@ -62,7 +63,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A CSV or parquet file.
+    """A CSV or parquet file, or JSON objects.
 
     Attributes:
       header: Names of the columns.
@@ -104,7 +105,9 @@ def start_of(path: pathlib.Path) -> Start:
     if is_parquet(path):
         table = open_table(path)
         return Start(path, table.header, _first(table))
-    if zipfile.is_zipfile(path):
+    if _magic(path, b"PK\3\4"):
+        if not zipfile.is_zipfile(path):
+            raise ValueError(f"{path}: not a whole zip archive: fetch it again")
         return Start(path)
     first = next((line for line in lines(path) if line.strip()), "").strip()
     if not first.startswith(("{", "[")):
@@ -118,7 +121,10 @@ def start_of(path: pathlib.Path) -> Start:
             value = read_json(path)
     if isinstance(value, list):
         value = value[0] if value else {}
-    return Start(path, value=value if isinstance(value, dict) else {})
+    value = value if isinstance(value, dict) else {}
+    # As pandas writes a table.
+    flat = not any(isinstance(cell, dict) for cell in value.values())
+    return Start(path, tuple(value) if flat else (), value, value)
 
 
 def a_file(folder: pathlib.Path, pattern: str) -> pathlib.Path | None:
@@ -137,13 +143,16 @@ def is_parquet(path: pathlib.Path) -> bool:
 
 
 def open_table(path: pathlib.Path) -> Table:
-    """A CSV or parquet file, row by row.
+    """A CSV or parquet file, or JSON objects whose names are the columns, row by row.
 
     Raises:
       ValueError: A column is there twice; later, a line that does not fit the header.
     """
     if is_parquet(path):
         return _open_parquet(path)
+    first = next((line for line in lines(path) if line.strip()), "").lstrip()
+    if first.startswith(("{", "[")):
+        return _open_objects(path)
     # Strict: a quote that is never closed would swallow the rest of the file in silence.
     numbered = _numbered(csv.reader(lines(path), strict=True), str(path))
     header = tuple(name.strip() for name in next(numbered, (1, []))[1])
@@ -161,6 +170,53 @@ def open_table(path: pathlib.Path) -> Table:
             yield line, tuple(cells)
 
     return Table(header, rows())
+
+
+def _open_objects(path: pathlib.Path) -> Table:
+    """JSON objects, a line each or in one list, of which the first names the columns."""
+    objects = json_objects(path)
+    at_first, first = next(objects)
+    header = tuple(first)
+    columns = frozenset(header)
+
+    def rows() -> Iterator[tuple[int, tuple[Any, ...]]]:
+        for number, (where, value) in enumerate(itertools.chain([(at_first, first)], objects), 1):
+            if not value.keys() <= columns:
+                more = sorted(value.keys() - columns)[0]
+                raise ValueError(f"{where}: the first object has no {more!r}: give it to all")
+            line = where.rpartition(":")[2]
+            yield int(line) if line.isdecimal() else number, tuple(map(value.get, header))
+
+    return Table(header, rows())
+
+
+def json_objects(path: pathlib.Path) -> Iterator[Row]:
+    """The objects of a file of JSON lines, or of one JSON list, each with its place.
+
+    Raises:
+      ValueError: A line or value is no JSON object, or has a name twice.
+    """
+    for number, line in enumerate(lines(path), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        if number == 1 and line.lstrip()[0] == "[":
+            try:
+                values = json.loads("".join(lines(path)), object_pairs_hook=unique_names)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{where}: not valid JSON: {error}") from error
+            for i, value in enumerate(values):
+                if not isinstance(value, dict):
+                    raise ValueError(f"{where}: expected a JSON object, got {line[:40]!r}")
+                yield f"{path}: [{i}]", value
+            return
+        try:
+            value = json.loads(line, object_pairs_hook=unique_names)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where}: not valid JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected a JSON object, got {line[:40]!r}")
+        yield where, value
 
 
 def _open_parquet(path: pathlib.Path) -> Table:

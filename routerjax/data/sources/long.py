@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from routerjax.data.conversation import is_messages
 from routerjax.data.fields import INDEX, PER_TARGET, Unread
 from routerjax.data.sources import cells
 from routerjax.data.sources.files import Row, Source, Start, Wanted, open_table
@@ -41,6 +42,12 @@ def read_answers(
     table = open_table(path)
     names = {field: named.get(field, field) for field in (*COLUMNS, *_OPTIONAL)}
     place = {name: i for i, name in enumerate(table.header)}
+    lacking = [names[field] for field in COLUMNS if names[field] not in place]
+    if lacking:
+        raise ValueError(
+            f"{path}:1: expected the columns {', '.join(names[field] for field in COLUMNS)}, got "
+            f"{', '.join(table.header)}"
+        )
     question, model, correct = (place[names[field]] for field in COLUMNS)
     optional = [(f, place[names[f]]) for f in _OPTIONAL if names[f] in place]
     counted = [(name, place[name], parse) for name, parse in PARSE.items() if name in place]
@@ -57,7 +64,7 @@ def read_answers(
         where = f"{path}:{line}"
         n_rows += 1
         text, target = row[question], cells.text(row[model])
-        if not isinstance(text, str) or not text.strip() or target is None:
+        if not (is_messages(text) or cells.text(text)) or target is None:
             raise ValueError(f"{where}: {names['question']} and {names['model']} must not be empty")
         if not wanted(target):
             yield (

@@ -21,7 +21,7 @@ _LIKE_BEHIND = re.compile(rf"(.+?)[_.:/ -]({'|'.join([*_BEHIND, 'tokens', 'respo
 
 
 def _is_file(start: Start) -> bool:
-    return "query" in start.header
+    return bool({"query", "messages"} & set(start.header))
 
 
 def _read(path: pathlib.Path, wanted: Wanted) -> Iterator[Row]:
@@ -44,7 +44,14 @@ def read_scores(
     """
     table = open_table(path)
     names = {field: named.get(field, field) for field in _ROW}
+    if "query" not in table.header and "messages" in table.header:
+        names |= {"query": "messages"}
     place = {name: i for i, name in enumerate(table.header)}
+    if names["query"] not in place:
+        raise ValueError(
+            f"{path}:1: expected a column {names['query']} and one for each target, got "
+            f"{', '.join(table.header)}"
+        )
     query = place[names["query"]]
     optional = [(f, place[names[f]]) for f in _ROW[1:] if names[f] in place]
     taken = {*names.values(), *ignored}

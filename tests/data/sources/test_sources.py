@@ -248,6 +248,27 @@ def test_routellm(tmp_path):
     assert data.y_NM.tolist() == [[1, 0], [0, 0]]
 
 
+def test_llmrouters_lines(tmp_path):
+    rows = [{"query": q, "task_name": "gsm8k", "ground_truth": "1", "metric": "em",
+             "model_name": m, "response": "r", "performance": y, "response_time": 0.1,
+             "token_num": 12, "input_tokens": 10, "output_tokens": 2}
+            for q, m, y in (("q?", "a", 1), ("q?", "b", 0.5), ("r?", "b", 0))]  # fmt: skip
+    data = read_dataset(_write(tmp_path / "x.jsonl", *rows))
+    np.testing.assert_array_equal(data.y_NM, [[1, 0.5], [NAN, 0]])
+    assert data.datasets == ("gsm8k", "gsm8k") and data.input_tokens_NM[0, 0] == 10
+
+
+def test_a_table_may_hold_conversations(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    table = pyarrow.table({"id": ["1"], "messages": [turns], "a": [1.0]})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    (query,) = read_dataset(tmp_path / "x.parquet").queries
+    assert query.turns == (("system", "s"), ("user", "u"))
+
+
 def test_the_nvidia_toolkits_csv(tmp_path):
     (tmp_path / "x.csv").write_text(
         "question,model,isCorrect,output_tokens\nq?,a,True,212.0\nq?,b,False,\n"
@@ -354,10 +375,16 @@ def test_refusals_name_file_and_line(tmp_path, case):
 @pytest.mark.parametrize("name", ["x.parquet", "x.eval"])
 def test_files_cut_off_are_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"PAR1" + b"\0" * 50 if name == "x.parquet" else b"PK\3\4" * 9)
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=rf"{name}: not a whole (parquet file|zip archive)"):
         read_dataset(tmp_path / name)
 
 
 def test_a_format_can_be_named(tmp_path):
     (tmp_path / "x.csv").write_text("prompt,a\nq?,1\n")
     assert read_dataset(tmp_path / "x.csv", format="routellm").targets == ("a",)
+    for name in ("wide", "long", "embedllm"):
+        with pytest.raises(ValueError, match="x.csv:1: expected (a|the) column"):
+            read_dataset(tmp_path / "x.csv", format=name)
+    for name in ("jsonl", "lm_eval", "inspect_ai", "llmrouterbench", "swe_bench", "openai_batch"):
+        with pytest.raises(ValueError, match="x.csv"):
+            read_dataset(tmp_path / "x.csv", format=name)
