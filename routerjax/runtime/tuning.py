@@ -31,6 +31,9 @@ class Tuning:
         fifth.
       cudnn: Whether cuDNN attends. Of 18.4 ms for 8,160 tokens of Qwen3-0.6B's shape on an H200 it
         takes 2.1; without it the prefill reached 344 instead of 429 TFLOP/s.
+      rotates_by_product: Whether a rotation takes each channel's partner from a matrix product. A
+        TPU would move half a vector register at a time for slices of a head and put the halves
+        together by two paddings; the product hides in its matrix unit.
       delta_floats: Float32 numbers that a step of the delta rule over chunks holds; as
         attention_scores.
       expert_tiles: Whether experts are applied to tiles of a single expert each, in a loop, instead
@@ -76,6 +79,7 @@ class Tuning:
     longest_bidirectional: int = 1024
     attention_tile: int = 128
     cudnn: bool = False
+    rotates_by_product: bool = False
     delta_floats: int = 2**21
     expert_tiles: bool = True
     widens_bfloat16: bool = True
@@ -140,4 +144,4 @@ class Tuning:
     @classmethod
     def tpu(cls) -> "Tuning":
         """Of a TPU and any other accelerator: as a GPU without cuDNN, not measured on one."""
-        return dataclasses.replace(cls.gpu(), cudnn=False)
+        return dataclasses.replace(cls.gpu(), cudnn=False, rotates_by_product=True)

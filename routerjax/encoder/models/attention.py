@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.models.blockwise import (
@@ -21,6 +22,7 @@ def rotate(
     angles_BTW: jax.Array,
     factor: jax.Array | float = 1,
     interleaved: bool = False,
+    by_product: bool = False,
 ) -> jax.Array:
     """Rotates every head by its position; of W channels, e is paired with e + W/2.
 
@@ -28,12 +30,15 @@ def rotate(
       x_BTNE: [B, T, heads, E] queries or keys.
       angles_BTW: [B or 1, T, W / 2] float32 radians; W at most E, channels from W on stay.
       factor: Multiplies the rotated channels.
-      interleaved: Whether 2e is paired with 2e + 1. First members of all pairs are returned before
-        the second ones, in queries as in keys, whose products do not depend on the order.
+      interleaved: Whether 2e is paired with 2e + 1. First members of all pairs may be returned
+        before the second ones, in queries as in keys, whose products do not depend on the order.
+      by_product: Whether each channel's partner comes from a matrix product (`Tuning`).
 
     Returns:
       As x_BTNE; computed in float32.
     """
+    if by_product:
+        return _rotate_by_product(x_BTNE, angles_BTW, factor, interleaved)
     cos, sin = (f(angles_BTW)[:, :, None, :] * factor for f in (jnp.cos, jnp.sin))
     half = angles_BTW.shape[-1]
     if interleaved:
@@ -44,6 +49,33 @@ def rotate(
     first, second = first.astype(jnp.float32), second.astype(jnp.float32)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return jnp.concatenate([rotated.astype(x_BTNE.dtype), kept], axis=-1)
+
+
+def _rotate_by_product(
+    x_BTNE: jax.Array, angles_BTW: jax.Array, factor: jax.Array | float, interleaved: bool
+) -> jax.Array:
+    """`rotate` as x * cos + partner(x) * sin, every channel in its place.
+
+    The partners, with their signs, are x times a matrix of 0 and 1, which is exact.
+    """
+    half, n_kept = angles_BTW.shape[-1], x_BTNE.shape[-1] - 2 * angles_BTW.shape[-1]
+    first = np.arange(0, 2 * half, 2) if interleaved else np.arange(half)
+    second = first + (1 if interleaved else half)
+    partner_EE = np.zeros((x_BTNE.shape[-1],) * 2, np.float32)
+    partner_EE[second, first], partner_EE[first, second] = -1, 1
+
+    def by_channel(turned_BTW: jax.Array, kept: float) -> jax.Array:
+        both = (turned_BTW * factor,) * 2
+        pairs = jnp.stack(both, axis=-1) if interleaved else jnp.concatenate(both, axis=-1)
+        pairs = pairs.reshape(*turned_BTW.shape[:2], 2 * half)
+        return jnp.pad(pairs, ((0, 0), (0, 0), (0, n_kept)), constant_values=kept)[:, :, None]
+
+    partner_BTNE = jnp.einsum(
+        "btne,ef->btnf", x_BTNE, jnp.asarray(partner_EE, x_BTNE.dtype),
+        precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32,
+    )  # fmt: skip
+    cos, sin = by_channel(jnp.cos(angles_BTW), 1.0), by_channel(jnp.sin(angles_BTW), 0.0)
+    return (x_BTNE.astype(jnp.float32) * cos + partner_BTNE * sin).astype(x_BTNE.dtype)
 
 
 def continued(before_1PGE: jax.Array, x_BTGE: jax.Array) -> jax.Array:

@@ -136,7 +136,8 @@ class Attention(nnx.Module):
     def _rotated(self, x_BTNE: jax.Array, place: Place) -> jax.Array:
         # Tables may be wider than this layer's heads; what is beyond turns nothing.
         angles_BTW = place.angles_BTW[..., : self.config.head_dim // 2]
-        return rotate(x_BTNE, angles_BTW, place.factor, self.config.ropes[0].interleaved)
+        interleaved, by_product = self.config.ropes[0].interleaved, self.tuning.rotates_by_product
+        return rotate(x_BTNE, angles_BTW, place.factor, interleaved, by_product)
 
 
 def _global(config: EncoderConfig, *parts: Any, borrows: bool = False) -> Attention:

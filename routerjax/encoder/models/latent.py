@@ -48,7 +48,10 @@ class LatentAttention(nnx.Module):
         c, s = self.config, self.shape
 
         def turned(x_BTNE: jax.Array) -> jax.Array:
-            return rotate(x_BTNE, place.angles_BTW, place.factor, c.ropes[0].interleaved)
+            return rotate(
+                x_BTNE, place.angles_BTW, place.factor, c.ropes[0].interleaved,
+                self.tuning.rotates_by_product,
+            )  # fmt: skip
 
         q = self.q_up(self.q_down_norm(self.q_down(x_BTD))) if s.query_rank else self.q(x_BTD)
         kept, turns = jnp.split(q.reshape(B, T, c.n_heads, c.head_dim), [s.key_dim], axis=-1)
