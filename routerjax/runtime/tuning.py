@@ -80,6 +80,7 @@ class Tuning:
     attention_tile: int = 128
     cudnn: bool = False
     rotates_by_product: bool = False
+    divides_first: bool = False
     delta_floats: int = 2**21
     expert_tiles: bool = True
     widens_bfloat16: bool = True
@@ -144,4 +145,4 @@ class Tuning:
     @classmethod
     def tpu(cls) -> "Tuning":
         """Of a TPU and any other accelerator: as a GPU without cuDNN, not measured on one."""
-        return dataclasses.replace(cls.gpu(), cudnn=False, rotates_by_product=True)
+        return dataclasses.replace(cls.gpu(), cudnn=False, rotates_by_product=True, divides_first=True)

@@ -172,10 +172,12 @@ def attend(
         total = weights.sum(axis=-1, keepdims=True)
         if sinks is not None:
             total = total + jnp.exp(sinks - most)
+        if tuning.divides_first:
+            weights = weights / total
         mixed = jnp.matmul(
             weights.astype(v.dtype), v, precision=precision, preferred_element_type=jnp.float32
         )
-        return (mixed / total).astype(v.dtype)
+        return (mixed if tuning.divides_first else mixed / total).astype(v.dtype)
 
     heads = (q, k, v, n_real, sinks, bias)
     if n_chunks <= tuning.unrolled_head_chunks:
