@@ -16,6 +16,7 @@ from routerjax.encoder.families.rope import Rope
 from routerjax.encoder.models.feed_forward import ACTIVATIONS
 from routerjax.encoder.pooling import POOLINGS
 from routerjax.encoder.selection import Selection
+from routerjax.runtime.tuning import Tuning
 from tests.encoder import tiny_models as models
 
 TOLERANCE = 1e-4  # of the largest absolute value of each hidden state
@@ -54,6 +55,21 @@ def test_every_state_of_every_token_equals_the_golden_one(golden, name):
     encoder, tokens_BT, lengths_B, expected = golden[name]
     states = models.our_states(encoder, tokens_BT, lengths_B)
     assert states.shape == expected.shape
+    assert models.worst_error(states, expected, lengths_B) < TOLERANCE
+
+
+# With interleaved pairs, with sinks and windows, and, in the slow set, all of them.
+_AS_ON_A_TPU = [
+    pytest.param(name, marks=[] if name in ("glm4", "gpt_oss") else [pytest.mark.slow])
+    for name in models.VARIANTS
+]
+
+
+@pytest.mark.parametrize("name", _AS_ON_A_TPU)
+def test_the_program_of_a_tpu_gives_the_golden_states_too(name):
+    encoder = models.load(models.GOLDEN / name, tuning=Tuning.tpu())
+    tokens_BT, lengths_B, expected = models.golden_states(name)
+    states = models.our_states(encoder, tokens_BT, lengths_B)
     assert models.worst_error(states, expected, lengths_B) < TOLERANCE
 
 

@@ -127,6 +127,34 @@ def test_rotation_keeps_the_dtype_and_works_in_float32():
     np.testing.assert_array_equal(turned, exact.astype(jnp.bfloat16))
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("n_kept", [0, 4])
+def test_a_rotation_by_product_is_the_rotation(interleaved, n_kept):
+    x = jnp.asarray(heads(0, 2, 5, 3, 8 + n_kept))
+    angles_BTW = jnp.asarray(heads(1, 2, 5, 4))
+    plain = np.array(rotate(x, angles_BTW, 1.3, interleaved))
+    if interleaved:  # Its pairs lie apart; by product every channel stays in its place.
+        plain[..., :8] = np.stack([plain[..., :4], plain[..., 4:8]], axis=-1).reshape(2, 5, 3, 8)
+    turned = rotate(x, angles_BTW, 1.3, interleaved, by_product=True)
+    np.testing.assert_allclose(turned, plain, atol=1e-6)
+    half = rotate(x.astype(jnp.bfloat16), angles_BTW, 1.3, interleaved, by_product=True)
+    assert half.dtype == jnp.bfloat16
+
+
+def test_a_softmax_divided_before_the_product_is_the_same():
+    B, T, H, G, E = 3, 7, 6, 2, 4
+    q, k, v = (jnp.asarray(heads(i, B, T, n, E)) for i, n in enumerate((H, G, G)))
+    first, then = (
+        attend(
+            q, k, v, jnp.array([7, 1, 5]), models.HIGHEST,
+            dataclasses.replace(models.CPU, divides_first=divides_first),
+            sinks_H=jnp.asarray(SINKS_H), window=3,
+        )
+        for divides_first in (True, False)
+    )  # fmt: skip
+    np.testing.assert_allclose(first, then, atol=1e-6)
+
+
 def test_llama3_scaling_keeps_fast_turns_slows_slow_ones_and_blends_between():
     family, settings = models.VARIANTS["llama_rope"]
     raw = {"model_type": family} | settings
