@@ -1,6 +1,7 @@
 """The capture and encoders suites: queries to pooled hidden states."""
 
 import dataclasses
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,10 +12,14 @@ import numpy as np
 import routerjax as rj
 from benchmarks.suites import checkpoints, rounds, session
 from benchmarks.suites.hugging_face import HuggingFace
+from benchmarks.suites.llama_cpp import LlamaCpp
 from benchmarks.suites.rounds import Contestant, Work
 
 _OURS = "routerjax: jit, buckets"
 _PUBLISHED, _BEST = "Hugging Face torch, as published", "Hugging Face torch, at its best"
+_LLAMA = "llama.cpp, final state's mean alone"
+# 1 - cosine: llama.cpp multiplies weights of 4 bits by activations that it rounds to 8.
+_QUANTISED = 2e-2
 # A float16 store keeps 11 bits of each state.
 _STORED = 1e-3
 # Of any state, by norms. Rounding leaves ours 1.3% from float32 after 28 blocks of 1,024 and 1.9%
@@ -110,26 +115,36 @@ def race(
     flops = sum(encoder.flops(int(n), deepest) for n in lengths_N)
     contestants = [Contestant(_OURS, lambda _: extract(encoder, data)), *more]
     left_out = []
+    rows_n = spread_runs(len(data), s.scale.peer_tokens / tokens)
+
+    def rows(number: int) -> np.ndarray:
+        return rows_n if number else rows_n[:16]
+
+    def peers(run: Callable[[Sequence[str]], np.ndarray]) -> Callable[[int], np.ndarray]:
+        return lambda number: run([data.queries[i] for i in rows(number)])
+
+    def share_of(number: int) -> float:
+        return int(lengths_N[rows(number)].sum()) / tokens
+
+    def tokenize(queries: Sequence[Any]) -> Sequence[np.ndarray]:
+        return encoder.prompter(queries).tokens
+
     if session.installed("torch"):
         dtype = encoder.identity["compute_dtype"]
-        peer = HuggingFace(source, dtype, encoder.max_tokens)
-        rows_n = spread_runs(len(data), s.scale.peer_tokens / tokens)
-
-        def rows(number: int) -> np.ndarray:
-            return rows_n if number else rows_n[:16]
-
-        def peers(run: Callable[[Sequence[str]], np.ndarray]) -> Callable[[int], np.ndarray]:
-            return lambda number: run([data.queries[i] for i in rows(number)])
-
-        def share_of(number: int) -> float:
-            return int(lengths_N[rows(number)].sum()) / tokens
-
+        # Prompts that are more than the query are ours to make: a GGUF file's tokenizer too.
+        bare = encoder.identity["template_digest"] is None and not source.endswith(".gguf")
+        peer = HuggingFace(source, dtype, encoder.max_tokens, None if bare else tokenize)
         contestants += [
             Contestant(_PUBLISHED, peers(peer.published), share_of, False),
             Contestant(_BEST, peers(peer.best), share_of, False),
         ]
     else:
         left_out.append(f"{session.TORCH} in capture")
+    if source.endswith(".gguf") and session.installed("xllamacpp"):
+        llama = LlamaCpp(source, os.cpu_count() or 1, encoder.max_tokens, tokenize)
+        contestants.append(Contestant(_LLAMA, peers(llama.mean_of_final), share_of, False))
+    elif source.endswith(".gguf"):
+        left_out.append(f"{_LLAMA}: pip install xllamacpp")
     whole_N = ~prompts.truncated_N  # Middle and right truncation differ.
     exact = encoder.identity["compute_dtype"] == "float32"
     apart, most = (rounds.largest_relative, _STORED) if exact else (rounds.worst_state, _BFLOAT16)
@@ -140,6 +155,9 @@ def race(
         ours = results.pop(_OURS)
         padding.append(ours.padding)
         result = {}
+        if _LLAMA in results:
+            final = ours.states([data.ids[i] for i in rows_n])[:, -1, 1]
+            result[_LLAMA] = rounds.require(_LLAMA, angle(final, results.pop(_LLAMA)), _QUANTISED)
         for name, theirs in results.items():
             if isinstance(theirs, Extracted):
                 at_n = place_n = np.arange(len(data))
@@ -160,6 +178,12 @@ def race(
     result = rounds.in_rounds(contestants, s.rounds, work, agree, encoder.identity["compute_dtype"])
     result["rows"][0]["padding"] = padding[0]
     return result | {"left_out": left_out}
+
+
+def angle(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
+    """The largest 1 - cosine between rows of the same place."""
+    norms = np.linalg.norm(a_ND, axis=1) * np.linalg.norm(b_ND, axis=1)
+    return float((1 - (a_ND * b_ND).sum(axis=1) / norms).max())
 
 
 def spread_runs(n: int, share: float) -> np.ndarray:

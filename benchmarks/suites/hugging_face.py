@@ -1,5 +1,6 @@
 """What capture is measured against: Hugging Face's model in torch, as published and at its best."""
 
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,24 +8,39 @@ import numpy as np
 
 
 class HuggingFace:
-    """A model folder without a chat template, read by torch.
+    """A model read by torch.
 
     Args:
-      folder: Config, tokenizer and weights.
+      folder: Config, tokenizer and weights, or a GGUF file.
       dtype: "float32" or "bfloat16".
       max_tokens: Where longer queries are cut.
+      tokenize: The token ids of some queries, for a model whose prompts are not the bare queries;
+        None for the folder's tokenizer.
     """
 
-    def __init__(self, folder: str, dtype: str, max_tokens: int):
+    def __init__(
+        self,
+        folder: str,
+        dtype: str,
+        max_tokens: int,
+        tokenize: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
+    ):
         import torch
         from transformers import AutoModel, AutoTokenizer
 
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._tokenizer.padding_side = "right"
-        model = AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype))
+        path, gguf = pathlib.Path(folder), {}
+        if path.suffix == ".gguf":
+            path, gguf = path.parent, {"gguf_file": path.name}
+        if tokenize is None:
+            tokenizer = AutoTokenizer.from_pretrained(path, **gguf)
+
+            def tokenize(texts: Sequence[Any]) -> Sequence[Any]:
+                return tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
+
+        self._tokenize = tokenize
+        model = AutoModel.from_pretrained(path, dtype=getattr(torch, dtype), **gguf)
         self.model = model.to(self._device).eval()
-        self._max_tokens = max_tokens
 
     def published(self, texts: Sequence[str]) -> np.ndarray:
         """Batches of 4 in file order, every state kept, pooled row by row on the host.
@@ -51,7 +67,7 @@ class HuggingFace:
         """
         import torch
 
-        lengths = [len(ids) for ids in self._tokenizer(list(texts))["input_ids"]]
+        lengths = [len(ids) for ids in self._tokenize(texts)]
         order = np.argsort(lengths, kind="stable")[::-1]
         out_NLPD: np.ndarray | None = None
         for start in range(0, len(texts), batch):
@@ -74,11 +90,14 @@ class HuggingFace:
     def _states(self, texts: Sequence[str]) -> tuple[Any, Any]:
         import torch
 
-        batch = self._tokenizer(list(texts), return_tensors="pt", padding=True, truncation=True,
-                                max_length=self._max_tokens).to(self._device)  # fmt: skip
+        rows = [torch.as_tensor(row, dtype=torch.long) for row in self._tokenize(texts)]
+        lengths_B = torch.tensor([len(row) for row in rows])
+        ids_BT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self._device)
+        mask_BT = torch.arange(ids_BT.shape[1])[None] < lengths_B[:, None]
+        mask = mask_BT.long().to(self._device)
         with torch.inference_mode():
-            states = self.model(**batch, output_hidden_states=True).hidden_states
-        return states, batch["attention_mask"].sum(1)
+            states = self.model(ids_BT, mask, output_hidden_states=True).hidden_states
+        return states, lengths_B.to(self._device)
 
 
 def one_query(
