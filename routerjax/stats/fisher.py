@@ -16,9 +16,9 @@ from routerjax.stats.numerics import EPS, HIGHEST
 # invert it safely in float32; more, on thousands of rows, makes J a worse guide to AUC.
 SHRINKAGE = 0.01
 
-# What `fisher_ridge` adds to each variance of standardised states. Of 0.1 to 3, on thousands of
-# rows, it orders the layers most like cross-validated AUC (docs/comparison.md).
-RIDGE = 0.3
+# What `fisher_ridge` adds to each variance of standardised states, whose mean is 1. Of 0.1 to 10,
+# on thousands of rows, it orders the layers most like cross-validated AUC (docs/comparison.md).
+RIDGE = 1.0
 
 
 def fisher_mean(weight_K: jax.Array, offset_KD: jax.Array, variance_KD: jax.Array) -> jax.Array:
