@@ -74,19 +74,20 @@ class Columns:
                 if field not in row and not (field == "query" and "messages" in row):
                     raise ValueError(f'the field "{field}" is missing')
         at = self._row(where, row)
-        runs = {
-            name: whole_number("runs", name, value, 1) for name, value in pairs(row, "runs")
-        }  # fmt: skip
+        runs = {}
+        if "runs" in row:
+            runs = {n: whole_number("runs", n, value, 1) for n, value in pairs(row, "runs")}
         for field, parse in PARSE.items():
+            if field not in row:
+                continue
             cells = self.cells[field]
             for name, value in pairs(row, field):
-                if not self._wanted(name):
-                    self.left_out[name] = self.left_out.get(name, 0) + (
-                        field == "correct" and value is not None
-                    )
-                    continue
                 column = self.place.get(name)
                 if column is None:
+                    if not self._wanted(name):
+                        counts = field == "correct" and value is not None
+                        self.left_out[name] = self.left_out.get(name, 0) + counts
+                        continue
                     column = self._target(name)
                 number = parse(field, name, value)
                 if number == number:
@@ -317,17 +318,19 @@ class Cells:
     def __init__(self, kind: str) -> None:
         self.row, self.column = array.array("q"), array.array("i")
         self.value: array.array[float] = array.array(kind)
-        self.times = array.array("i")
+        # Of those that are not of one run, by their place.
+        self.times: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.value)
 
     def add(self, row: int, column: int, value: float, times: int) -> None:
         """Takes a cell; one that was there already counts as a further run."""
+        if times != 1:
+            self.times[len(self.value)] = times
         self.row.append(row)
         self.column.append(column)
         self.value.append(value)
-        self.times.append(times)
 
     def extend(self, other: "Cells", row_N: np.ndarray, column_M: np.ndarray) -> None:
         """Takes the cells of another table, whose rows and columns have these numbers here."""
@@ -335,14 +338,15 @@ class Cells:
             return
         rows = row_N[np.asarray(other.row)]
         known = rows >= 0
+        place = len(self.value) + np.cumsum(known) - 1
+        self.times |= {int(place[i]): n for i, n in other.times.items() if known[i]}
         self.row.frombytes(rows[known].tobytes())
         self.column.frombytes(column_M[np.asarray(other.column)][known].tobytes())
-        for mine, theirs in ((self.value, other.value), (self.times, other.times)):
-            mine.frombytes(np.asarray(theirs)[known].tobytes())
+        self.value.frombytes(np.asarray(other.value)[known].tobytes())
 
     def dense(self, shape: tuple[int, int]) -> np.ndarray:
         """[N, M] the mean of each cell's runs, NaN elsewhere."""
-        value, times = np.asarray(self.value), np.asarray(self.times)
+        value, times = np.asarray(self.value), self._times()
         table = np.full(shape, np.nan, value.dtype)
         cell, start, order = self._cells(shape)
         if len(start) < len(value):
@@ -353,13 +357,18 @@ class Cells:
 
     def runs(self, shape: tuple[int, int]) -> np.ndarray | None:
         """[N, M] int32 runs of each cell; None where none has more than one."""
-        times = np.asarray(self.times)
+        times = self._times()
         cell, start, order = self._cells(shape)
         if len(start) == len(times) and (times <= 1).all():
             return None
         table = np.zeros(shape, np.int32)
         table.reshape(-1)[cell] = np.add.reduceat(times[order], start)
         return table
+
+    def _times(self) -> np.ndarray:
+        times = np.ones(len(self), np.int32)
+        times[list(self.times)] = list(self.times.values())
+        return times
 
     def _cells(self, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Flat numbers of the different cells, where each starts in `order`, and the order."""

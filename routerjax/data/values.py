@@ -9,8 +9,8 @@ from routerjax.data.fields import MOST_TOKENS
 
 def text(row: dict[str, Any], key: str) -> str | None:
     value = row.get(key)
-    if value is None:
-        return None
+    if value is None or (type(value) is str and value and value.isascii()):
+        return value
     if isinstance(value, int | float) and not isinstance(value, bool) and key != "query":
         # As json.dumps and pandas write whole numbers.
         if value != value:

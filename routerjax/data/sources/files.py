@@ -113,10 +113,11 @@ def start_of(path: pathlib.Path) -> Start:
     if not first.startswith(("{", "[")):
         table = open_table(path)
         return Start(path, table.header, _first(table))
+    value = None
     try:
-        value = json.loads(first)
+        one = path.name.removesuffix(".gz").endswith(".json")
+        value = read_json(path) if one else json.loads(first)
     except (ValueError, RecursionError):
-        value = None
         with contextlib.suppress(ValueError):
             value = read_json(path)
     if isinstance(value, list):
@@ -241,13 +242,19 @@ def _open_parquet(path: pathlib.Path) -> Table:
     return Table(tuple(file.schema_arrow.names), rows())
 
 
-@functools.lru_cache(maxsize=1)
 def read_json(path: pathlib.Path) -> Any:
-    """The value of a JSON file, plain or gzipped; the last one is kept.
+    """The value of a JSON file, plain or gzipped; the last one is kept while the file stays.
 
     Raises:
       ValueError: It is not JSON.
     """
+    stat = path.stat()
+    return _read_json(path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_json(path: pathlib.Path, *of_file: int) -> Any:
+    del of_file  # A file that was written again is read again.
     try:
         return json.loads("".join(lines(path)))
     except (ValueError, RecursionError) as error:
