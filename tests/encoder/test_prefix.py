@@ -45,6 +45,7 @@ from tests.encoder.test_capture import assert_close
         pytest.param("gemma4", (3, 7), marks=pytest.mark.slow),
         pytest.param("gemma4_experts", (1, 3), marks=pytest.mark.slow),
         # What short convolutions see.
+        pytest.param("nemotron_h", (0, 3, 4, 5), marks=pytest.mark.slow),
         pytest.param("lfm2", (1, 2, 4), marks=pytest.mark.slow),
         ("deepseek_v3", (0, 2, 3)),  # The few channels that keys and values come from.
         pytest.param("qwen3_next", (1, 3), marks=pytest.mark.slow),

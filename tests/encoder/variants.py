@@ -404,6 +404,25 @@ VARIANTS = {
             "max_position_embeddings": 40,
         },
     ),
+    # Two heads a group, two groups; chunks of four tokens.
+    "nemotron_h": (
+        "nemotron_h",
+        _SMALL
+        | {
+            "layers_block_type": [_LINEAR, "mlp", _LINEAR, _FULL, "mlp"],
+            "head_dim": 8,
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 6,
+            "n_groups": 2,
+            "ssm_state_size": 8,
+            "conv_kernel": 3,
+            "chunk_size": 4,
+            "time_step_min": 0.3,
+            "use_bias": True,
+            "mlp_bias": True,
+            "layer_norm_epsilon": 1e-2,
+        },
+    ),
     "qwen3_vl": ("qwen3_vl_text", _SMALL | {"head_dim": 8, "rope_parameters": _MROPE}),
     "qwen3_vl_moe": (
         "qwen3_vl_moe_text",

@@ -5,6 +5,7 @@ import functools
 from typing import Any
 
 from routerjax.encoder.families.rope import Rope
+from routerjax.encoder.families.shapes import MambaShape
 
 FULL_ATTENTION = 2**30  # a window no prompt reaches
 NO_ROPE = -1  # a layer whose queries and keys are not rotated
@@ -180,6 +181,7 @@ class EncoderConfig:
       delta: Of the layers whose mixer is "deltanet"; None without such.
       conv_width: K, tokens that the layers whose mixer is "conv" see (LFM2); 0 without such.
       conv_bias: Biases of their projections and convolutions.
+      mamba: Of the layers whose mixer is "mamba"; None without such.
       latent: Of the layers whose mixer is "latent"; None without such. Their head_dim is that of
         queries and keys.
       qkv_bias, out_bias, ffn_bias: Biases of the projections.
@@ -246,6 +248,7 @@ class EncoderConfig:
     delta: DeltaShape | None = None
     conv_width: int = 0
     conv_bias: bool = False
+    mamba: MambaShape | None = None
     latent: LatentShape | None = None
     qkv_bias: bool = False
     out_bias: bool = False
@@ -333,6 +336,8 @@ class EncoderConfig:
             "conv": lambda n_tokens: 4 * self.width**2,
             "deltanet": self._delta_products,
             "latent": self._latent_products,
+            "mamba": lambda n: 0 if self.mamba is None else self.mamba.products(self.width),
+            "none": lambda n: 0,
         }
         products = mixers[kind.mixer](n_tokens) + self._ffn_products(kind)
         # Each layer's inputs are projected before the first one, and twice within it.
@@ -365,6 +370,8 @@ class EncoderConfig:
     def _ffn_products(self, kind: BlockKind) -> int:
         """Multiplications of a feed-forward layer for a token, of its own experts alone."""
         dense = self.width * (3 if self.gated else 2) * self.ffn_width
+        if kind.ffn == "none":
+            return 0
         if kind.ffn in ("dense", "wide"):
             return dense * (2 if kind.ffn == "wide" else 1)
         if kind.ffn == "dense_and_experts":

@@ -6,7 +6,7 @@ Readers as in dense.py.
 import dataclasses
 from typing import Any
 
-from routerjax.encoder.families.config import BlockKind, DeltaShape, EncoderConfig
+from routerjax.encoder.families.config import NO_ROPE, BlockKind, DeltaShape, EncoderConfig
 from routerjax.encoder.families.fields import (
     FULL,
     LINEAR,
@@ -18,8 +18,24 @@ from routerjax.encoder.families.fields import (
     read_rope,
 )
 from routerjax.encoder.families.mixtures import EXPERTS, qwen_experts
+from routerjax.encoder.families.rope import Rope
+from routerjax.encoder.families.shapes import MambaShape
 
 _CONV = "conv"
+_NEMOTRON_KINDS = {
+    LINEAR: BlockKind("mamba", "none"),
+    FULL: BlockKind("attention", "none"),
+    "mlp": BlockKind("none", "dense"),
+}
+_NEMOTRON_KINDS |= {"mamba": _NEMOTRON_KINDS[LINEAR], "attention": _NEMOTRON_KINDS[FULL]}
+_NEMOTRON_LETTERS = {"M": LINEAR, "*": FULL, "-": "mlp", "E": "moe"}
+_NEMOTRON_OLDER = {
+    "mamba_n_groups": "n_groups",
+    "mamba_d_conv": "conv_kernel",
+    "mamba_dt_min": "time_step_min",
+    "mamba_conv_bias": "use_conv_bias",
+    "mamba_chunk_size": "chunk_size",
+}
 _MIXERS = {FULL: "attention", LINEAR: "deltanet", _CONV: "conv"}
 
 
@@ -108,3 +124,47 @@ def _adjusted_width(c: Fields) -> int:
         return width
     multiple = c.get("block_multiple_of", 256)
     return -(-int(times * width) // multiple) * multiple
+
+
+def nemotron_h(family: str, c: Fields) -> EncoderConfig:
+    """Nemotron-H: each layer is a Mamba-2, an attention without rotations or a feed-forward one."""
+    types = c.get("layers_block_type", None) or c.get("layer_types", None)
+    if types is None:
+        types = [_NEMOTRON_LETTERS.get(each, each) for each in c["hybrid_override_pattern"]]
+    if unknown := set(types) - set(_NEMOTRON_KINDS):
+        raise c.refuse(f"layers_block_type: {min(unknown)!r} layers are not supported")
+    for older, name in _NEMOTRON_OLDER.items():
+        if older in c.raw:
+            c = Fields(c.raw | {name: c.raw[older]}, c.source)
+    c.forbid("sliding_window")
+    if (gate := c.get("mamba_hidden_act", "silu")) != "silu":
+        raise c.refuse(f"mamba_hidden_act {gate!r} is not supported, only 'silu'")
+    if not c.get("is_causal", True):
+        raise c.refuse("Mamba-2 without a causal mask (is_causal: false) is not supported")
+    relu2 = c.get("mlp_hidden_act", "relu2") == "relu2"
+    head_dim = c.get("head_dim", 128)
+    return read_decoder(
+        family,
+        Fields(c.raw | {"num_hidden_layers": len(types)}, c.source),
+        activation="relu2" if relu2 else read_activation(c, "mlp_hidden_act", "relu2"),
+        gated=False,
+        head_dim=head_dim,
+        norm_eps=c.get("layer_norm_epsilon", 1e-5),
+        ffn_bias=bool(c.get("mlp_bias", False)),
+        # Of a table that no layer reads.
+        ropes=(Rope(10000.0, head_dim),),
+        rope_of_layer=(NO_ROPE,) * len(types),
+        kinds=tuple(_NEMOTRON_KINDS[each] for each in types),
+        mamba=MambaShape(
+            n_heads=c["mamba_num_heads"],
+            head_dim=c["mamba_head_dim"],
+            n_groups=c.get("n_groups", 8),
+            memory_dim=c["ssm_state_size"],
+            conv_width=c.get("conv_kernel", 4),
+            conv_bias=bool(c.get("use_conv_bias", True)),
+            bias=bool(c.get("use_bias", False)),
+            # As Hugging Face, which goes by no upper limit and not by time_step_limit.
+            least_step=float(c.get("time_step_min", 0.001)),
+            chunk=c.get("chunk_size", 128),
+        ),
+    )

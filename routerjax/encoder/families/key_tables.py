@@ -254,6 +254,28 @@ _LFM2 = _DECODER | {
     "blocks/ffn/down": "layers.{i}.feed_forward.w2",
     "norm": "embedding_norm",
 }
+_NEMOTRON_H: Table = {
+    "embed": "embeddings",
+    "blocks/attention_norm": "layers.{i}.norm",
+    "blocks/ffn_norm": "layers.{i}.norm",
+    "blocks/attention/q": "layers.{i}.mixer.q_proj",
+    "blocks/attention/k": "layers.{i}.mixer.k_proj",
+    "blocks/attention/v": "layers.{i}.mixer.v_proj",
+    "blocks/attention/o": "layers.{i}.mixer.o_proj",
+    "blocks/ffn/up": "layers.{i}.mixer.up_proj",
+    "blocks/ffn/down": "layers.{i}.mixer.down_proj",
+    "blocks/mamba": "layers.{i}.mixer",
+    "blocks/mamba/z": "layers.{i}.mixer.in_proj",
+    "blocks/mamba/x": "layers.{i}.mixer.in_proj",
+    "blocks/mamba/b": "layers.{i}.mixer.in_proj",
+    "blocks/mamba/c": "layers.{i}.mixer.in_proj",
+    "blocks/mamba/step": "layers.{i}.mixer.in_proj",
+    "blocks/mamba/x_conv": "layers.{i}.mixer.conv1d",
+    "blocks/mamba/b_conv": "layers.{i}.mixer.conv1d",
+    "blocks/mamba/c_conv": "layers.{i}.mixer.conv1d",
+    "blocks/mamba/out": "layers.{i}.mixer.out_proj",
+    "norm": "norm_f",
+}
 _LINEAR = "layers.{i}.linear_attn"
 _HYBRID: Table = {
     "blocks/attention/gate": "layers.{i}.self_attn.q_proj",
@@ -295,6 +317,7 @@ LFM2 = (_LFM2,)
 MIXTRAL = (_MIXTRAL, _MIXTRAL | _FUSED_EXPERTS)
 MODERNBERT = (_MODERNBERT,)
 MPNET = (_MPNET,)
+NEMOTRON_H = (_NEMOTRON_H,)
 PHI3 = (_PHI3,)
 POST_NORMS = (_POST_NORMS,)
 QWEN3_5_MOE = (_QWEN3_5_MOE, _QWEN3_5_MOE | _FUSED_EXPERTS)

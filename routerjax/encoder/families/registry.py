@@ -74,6 +74,7 @@ FAMILIES: dict[str, Family] = {
     "mixtral": Family(mixtures.mixtral, key_tables.MIXTRAL),
     "modernbert": Family(bidirectional.modernbert, key_tables.MODERNBERT),
     "mpnet": Family(bidirectional.mpnet, key_tables.MPNET),
+    "nemotron_h": Family(hybrids.nemotron_h, key_tables.NEMOTRON_H),
     "olmo2": Family(dense.olmo2, key_tables.POST_NORMS),
     "olmo3": Family(dense.olmo3, key_tables.POST_NORMS),
     "phi3": Family(dense.phi3, key_tables.PHI3),

@@ -13,8 +13,13 @@ from routerjax.encoder.families.rope import row_frequencies
 from routerjax.encoder.models import bfloat16
 from routerjax.encoder.models.attention import continued, rotate
 from routerjax.encoder.models.deltanet import DeltaNet
-from routerjax.encoder.models.feed_forward import ACTIVATIONS, GatedFeedForward
+from routerjax.encoder.models.feed_forward import (
+    ACTIVATIONS,
+    GatedFeedForward,
+    PlainFeedForward,
+)
 from routerjax.encoder.models.latent import LatentAttention
+from routerjax.encoder.models.mamba import Mamba
 from routerjax.encoder.models.moe import DenseAndExperts, Experts
 from routerjax.encoder.models.norms import norm_maker, unit_rms
 from routerjax.encoder.models.partition import attend, attend_cudnn
@@ -158,11 +163,14 @@ MIXERS: dict[str, Any] = {
     "deltanet": DeltaNet,
     "global": _global,
     "latent": LatentAttention,
+    "mamba": Mamba,
 }
 # BlockKind.ffn -> a module of (config, tuning, linear, rngs), called with x_BTD; the block's `ffn`.
 # That of "dense_and_experts" is called with the residual stream too.
 FEED_FORWARDS: dict[str, Any] = {
-    "dense": lambda config, _, linear, rngs: GatedFeedForward(config, linear, rngs),
+    "dense": lambda config, _, linear, rngs: (
+        GatedFeedForward if config.gated else PlainFeedForward
+    )(config, linear, rngs),
     "dense_and_experts": DenseAndExperts,
     "experts": Experts,
     "wide": lambda config, _, linear, rngs: GatedFeedForward(
@@ -203,7 +211,10 @@ class LayerInputs(nnx.Module):
 
 
 class DecoderBlock(nnx.Module):
-    """x + mixer(norm(x)), then x + feed-forward(norm(x)); what is added may be normed too."""
+    """x + mixer(norm(x)), then x + feed-forward(norm(x)); what is added may be normed too.
+
+    A mixer or a feed-forward layer of the kind "none" is left out.
+    """
 
     def __init__(
         self,
@@ -216,13 +227,17 @@ class DecoderBlock(nnx.Module):
     ):
         self.config, self.kind = config, kind
         if config.norm_placement != "post":
-            self.attention_norm = norm(config.width, rngs=rngs)
-            self.ffn_norm = norm(config.width, rngs=rngs)
+            if kind.mixer != "none":
+                self.attention_norm = norm(config.width, rngs=rngs)
+            if kind.ffn != "none":
+                self.ffn_norm = norm(config.width, rngs=rngs)
         if config.norm_placement != "pre":
             self.attention_post_norm = norm(config.width, rngs=rngs)
             self.ffn_post_norm = norm(config.width, rngs=rngs)
-        setattr(self, kind.mixer, MIXERS[kind.mixer](config, tuning, linear, norm, rngs))
-        self.ffn = FEED_FORWARDS[kind.ffn](config, tuning, linear, rngs)
+        if kind.mixer != "none":
+            setattr(self, kind.mixer, MIXERS[kind.mixer](config, tuning, linear, norm, rngs))
+        if kind.ffn != "none":
+            self.ffn = FEED_FORWARDS[kind.ffn](config, tuning, linear, rngs)
         if config.layer_input_width:
             self.layer_input = LayerInput(config, linear, rngs)
             self.layer_input_norm = norm(config.width, rngs=rngs)
@@ -232,14 +247,17 @@ class DecoderBlock(nnx.Module):
     def __call__(self, x_BTD: jax.Array, place: Place, before: Any = None) -> tuple[jax.Array, Any]:
         c = self.config
         pre, post = c.norm_placement != "post", c.norm_placement != "pre"
-        read_BTD = self.attention_norm(x_BTD) if pre else x_BTD
-        if not c.first_norm:
-            read_BTD = jnp.where(place.number > 0, read_BTD, x_BTD)
-        added_BTD, after = getattr(self, self.kind.mixer)(read_BTD, place, before)
-        x_BTD = x_BTD + scaled(self.attention_post_norm(added_BTD) if post else added_BTD, c)
-        stream = (x_BTD,) if self.kind.ffn == "dense_and_experts" else ()
-        added_BTD = self.ffn(self.ffn_norm(x_BTD) if pre else x_BTD, *stream)
-        x_BTD = x_BTD + scaled(self.ffn_post_norm(added_BTD) if post else added_BTD, c)
+        after = None
+        if self.kind.mixer != "none":
+            read_BTD = self.attention_norm(x_BTD) if pre else x_BTD
+            if not c.first_norm:
+                read_BTD = jnp.where(place.number > 0, read_BTD, x_BTD)
+            added_BTD, after = getattr(self, self.kind.mixer)(read_BTD, place, before)
+            x_BTD = x_BTD + scaled(self.attention_post_norm(added_BTD) if post else added_BTD, c)
+        if self.kind.ffn != "none":
+            stream = (x_BTD,) if self.kind.ffn == "dense_and_experts" else ()
+            added_BTD = self.ffn(self.ffn_norm(x_BTD) if pre else x_BTD, *stream)
+            x_BTD = x_BTD + scaled(self.ffn_post_norm(added_BTD) if post else added_BTD, c)
         if place.input_BTP is not None:
             x_BTD = x_BTD + self.layer_input_norm(self.layer_input(x_BTD, place.input_BTP))
         if c.layer_scale:

@@ -16,6 +16,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5)),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
     "tanh": jnp.tanh,
 }
 
@@ -32,3 +33,16 @@ class GatedFeedForward(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         return self.down(ACTIVATIONS[self.activation](self.gate(x_BTD)) * self.up(x_BTD))
+
+
+class PlainFeedForward(nnx.Module):
+    """down(activation(up(x)))."""
+
+    def __init__(self, config: EncoderConfig, linear: Any, rngs: nnx.Rngs):
+        D, F, bias = config.width, config.ffn_width, config.ffn_bias
+        self.up = linear(D, F, use_bias=bias, rngs=rngs)
+        self.down = linear(F, D, use_bias=bias, rngs=rngs)
+        self.activation = config.activation
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        return self.down(ACTIVATIONS[self.activation](self.up(x_BTD)))

@@ -89,6 +89,8 @@ def _model_axis(
     module = names[-1]
     if names[0] != "blocks":
         return 0 if module == "embed" else None
+    if "mamba" in names:
+        return None
     if "deltanet" in names:
         return _deltanet_axis(module, shape, config, n_model)
     if "conv" in names:  # By channels, each of which is convolved by itself.

@@ -11,7 +11,8 @@ from routerjax.encoder.weights import mxfp4
 from routerjax.encoder.weights.sharding import Path
 
 _LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
-_LEAVES |= {name: name for name in ("sinks", "A_log", "dt_bias", "layer_scalar")}
+_LEAVES |= {name: name for name in ("sinks", "A_log", "dt_bias", "D", "layer_scalar")}
+_LEAVES |= {"norm_scale": "norm.weight"}
 _LEAVES |= {"correction": "e_score_correction_bias"}
 _LEAVES |= {"input_scale": "scale", "expert_scale": "per_expert_scale"}
 # BERT checkpoints converted from TensorFlow call a norm's parameters gamma and beta.
@@ -25,6 +26,7 @@ _PREFIXES = (
     "bert.",
     "roberta.",
     "deberta.",
+    "backbone.",
     "distilbert.",
     "mpnet.",
     "language_model.",

@@ -51,6 +51,11 @@ def disentangled(name, **changes):
     return {"disentangled": dataclasses.replace(shape, **changes)}
 
 
+def mamba(**changes):
+    """The Mamba-2 mixers of the golden Nemotron-H, changed."""
+    return {"mamba": dataclasses.replace(models.golden_config("nemotron_h").mamba, **changes)}
+
+
 def refusal(name, **changes):
     with pytest.raises(ValueError) as error:
         models.golden_config(name, **changes)
@@ -124,6 +129,11 @@ def refusal(name, **changes):
         ("deberta_one_way", disentangled("deberta_one_way", conv_activation="gelu")),
         ("deberta_one_way", disentangled("deberta_one_way", furthest=40)),
         ("deberta_absolute", {"query_scale": 8**-0.5}),
+        ("nemotron_h", mamba(least_step=0.0)),
+        ("nemotron_h", mamba(n_groups=1, memory_dim=16)),
+        ("nemotron_h", {"rope_of_layer": (0,) * 5}),
+        ("nemotron_h", {"norm_eps": 1e-5}),
+        ("nemotron_h", {"activation": "relu"}),
         ("modernbert", {"bidirectional": False}),
         ("modernbert_bias", {"rope_of_layer": (0, 1, 0)}),
     ],
@@ -388,6 +398,10 @@ def test_what_longrope_was_called_first(older):
         ("deberta_v2", {"conv_kernel_size": 4}, "conv_kernel_size: 4"),
         ("deberta_v2", {"norm_rel_ebd": "batch_norm"}, "batch_norm"),
         ("deberta_absolute", {"norm_rel_ebd": "layer_norm"}, "norm_rel_ebd without"),
+        ("nemotron_h", {"is_causal": False}, "is_causal: false"),
+        ("nemotron_h", {"layers_block_type": ["moe"]}, "'moe' layers are not supported"),
+        ("nemotron_h", {"mamba_hidden_act": "gelu"}, "mamba_hidden_act 'gelu'"),
+        ("nemotron_h", {"sliding_window": 5}, "sliding_window: 5"),
         ("lfm2", {"is_causal": False}, "is_causal: false"),
         ("lfm2", {"layer_types": ["sliding_attention"] * 4}, "'sliding_attention'"),
     ],
@@ -443,6 +457,16 @@ def test_keys_of_layers_that_borrow_are_passed_over(tmp_path):
         load_file(models.GOLDEN / "gemma4" / "model.safetensors")
     )
     assert models.load(tmp_path).digest == models.load(models.GOLDEN / "gemma4").digest
+
+
+def test_layers_of_nemotron_h_by_their_letters():
+    letters = {"layers_block_type": None, "layer_types": None, "hybrid_override_pattern": "M-M*-"}
+    expected = models.golden_config("nemotron_h")
+    assert models.golden_config("nemotron_h", **letters) == expected
+    assert expected.flops(100, 2) > expected.flops(100, 1) > 0
+    assert "'moe'" in refusal("nemotron_h", **letters | {"hybrid_override_pattern": "MEM*-"})
+    older = models.golden_config("nemotron_h", mamba_chunk_size=32, mamba_dt_min=0.5)
+    assert (older.mamba.chunk, older.mamba.least_step) == (32, 0.5)
 
 
 def test_widths_and_layers_of_lfm2():
@@ -584,6 +608,10 @@ def _with_weights_of(model):
         ("deberta_v2", "pos_key_proj", lambda x: -x),
         ("deberta_v2", "pos_query_proj", lambda x: -x),
         ("deberta_v3", "rel_embeddings", lambda x: x[::-1]),  # Keys behind and ahead.
+        ("nemotron_h", "mixer.D", lambda x: 0 * x),
+        ("nemotron_h", "dt_bias", lambda x: x[::-1]),
+        ("nemotron_h", "in_proj.weight", lambda x: np.roll(x, 24, axis=0)),
+        ("nemotron_h", "conv1d.bias", lambda x: 0 * x),
         ("gemma4", "layer_scalar", lambda x: 1 + 0 * x),
         ("gemma4", "embed_tokens_per_layer", lambda x: np.roll(x, 6, axis=1)),
         ("gemma4", "per_layer_projection_norm", lambda x: 1 + 0 * x),

@@ -189,6 +189,7 @@ def test_devices_of_a_split_hybrid_exchange_sums_alone(name):
         ("gpt_oss", "model:2"),
         ("glm4_moe", "data:4,model:2"),
         ("lfm2", "data:4,model:2"),
+        ("nemotron_h", "data:4,model:2"),
         ("mpnet", "data:4,model:2"),
         ("deberta_v3", "data:4,model:2"),
         ("deberta_v2", "data:4,model:2"),
