@@ -3,9 +3,13 @@
 import contextlib
 import json
 import logging
+import math
+import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +24,11 @@ logger = logging.getLogger(__name__)
 
 # Set by the signal handler, read between row blocks and epochs.
 _stop = threading.Event()
+
+_CUT_SHORT = (
+    b"\nStopped: what was finished is kept, what was in hand took too long and is not. Run the "
+    b"same command again.\n"
+)
 
 
 class Stopped(Exception):
@@ -40,15 +49,56 @@ def stop_requested() -> bool:
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """Within it SIGTERM asks to stop instead of killing; afterwards all is as before."""
+def stoppable(at_most: float | None = None) -> Iterator[None]:
+    """Within it SIGTERM asks to stop instead of killing; afterwards all is as before.
+
+    Args:
+      at_most: Seconds after which the process ends with exit code 0, wherever it is: in a row block
+        that takes longer, or in compiled code, in which Python runs no signal handler. All that
+        jobs keep is written whole or not at all. None to wait as long as it takes.
+    """
     _stop.clear()
     before = signal.signal(signal.SIGTERM, lambda *_: _stop.set())
+    with contextlib.ExitStack() as stack:
+        if at_most is not None:
+            stack.enter_context(_deadline(at_most))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            _stop.clear()
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """Ends the process so long after SIGTERM, which a thread is told of as it comes."""
+    watched, told = socket.socketpair()
+    told.setblocking(False)
+    before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        deadline = math.inf
+        while (left := deadline - time.monotonic()) > 0:
+            watched.settimeout(None if left == math.inf else left)
+            with contextlib.suppress(TimeoutError):
+                number = watched.recv(1)
+                if not number:
+                    return
+                if number[0] == signal.SIGTERM:
+                    _stop.set()
+                    deadline = min(deadline, time.monotonic() + seconds)
+        os.write(2, _CUT_SHORT)
+        os._exit(0)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
-        _stop.clear()
+        signal.set_wakeup_fd(before)
+        told.close()
+        watcher.join()
+        watched.close()
 
 
 def log(text: str) -> None:

@@ -15,6 +15,9 @@ from absl import logging as absl_logging
 
 from routerjax.runtime.resume import Stopped, stoppable
 
+# Seconds; clusters kill a process 10 to 30 seconds after they have asked it to end.
+STOPS_WITHIN = 8.0
+
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs, small ones too, between runs; JAX_COMPILATION_CACHE_DIR moves it."""
@@ -55,7 +58,8 @@ def leave_out_torch() -> None:
 def run_script(main: Callable[[], None], *, torch: bool = False) -> None:
     """Runs a script's `main` with absl flags: cache on, SIGTERM polite, user errors in one line.
 
-    A `Stopped` job ends with exit code 0 after saying how to go on; a ValueError, OSError,
+    A `Stopped` job ends with exit code 0 after saying how to go on, and so does one that has not
+    stopped within STOPS_WITHIN; a ValueError, OSError,
     FloatingPointError or RuntimeError (the device out of memory, no cluster), whose texts are
     written for users, ends with exit code 1 and no traceback (`--v=1` or higher shows it). ^C ends
     it at once, and so does a reader of its output that goes away, with the shell's exit codes.
@@ -75,7 +79,7 @@ def run_script(main: Callable[[], None], *, torch: bool = False) -> None:
         if not torch:
             leave_out_torch()
         try:
-            with stoppable():
+            with stoppable(STOPS_WITHIN):
                 main()
         except Stopped as stopped:
             then = "it goes on from there" if stopped.goes_on else "this part starts anew"

@@ -51,8 +51,10 @@ def test_a_stop_does_not_outlive_a_job_that_failed():
 # ---- a script's main, in a process of its own
 
 SCRIPT = """
-import os, signal, sys
+import hashlib, os, signal, sys, threading
 from routerjax.runtime import resume, script
+
+script.STOPS_WITHIN = 1.0
 
 def main():
     kind = sys.argv[0]
@@ -69,6 +71,11 @@ def main():
         print("a line", flush=True)
     if kind == "interrupted":
         os.kill(os.getpid(), signal.SIGINT)
+    if kind == "deaf":
+        # In compiled code, for minutes: Python runs no signal handler meanwhile.
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        threading.Timer(0.6, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
     if kind == "wrong":
         raise ValueError("labels.jsonl:3: not valid JSON")
     if kind == "broken":
@@ -84,6 +91,7 @@ script.run_script(main)
     [
         (["fine"], 0, "", False),
         (["stopped"], 0, "blocks to go. Run the same command again: it goes on from there.", False),
+        (["deaf"], 0, "what was in hand took too long and is not. Run the same command", False),
         (["stopped early"], 0, "Run the same command again: this part starts anew.", False),
         (["read no more"], 141, "", False),
         (["interrupted"], 130, "interrupted: what was finished is kept", False),
@@ -95,6 +103,7 @@ script.run_script(main)
     ids=[
         "fine",
         "stopped",
+        "in compiled code",
         "stopped early",
         "read no more",
         "interrupted",
