@@ -54,6 +54,9 @@ class Config(options.Outcomes):
     topology: list[str] = options.flag(
         ["v5e:2x2"], "Of the tpu suite: chips to compile for, such as v5e:2x2,v6e:2x2,v5p:2x2x1."
     )
+    programs: list[str] = options.flag(
+        [], "Of the tpu suite: some of its programs, such as prefill:128,prefill:512."
+    )
     mesh: str = options.flag(
         "", "Of the tpu suite: chips that share a program, such as data:2,model:4; by default the "
         "fewest that hold the weights."

@@ -1,6 +1,7 @@
 """Programs compiled for a TPU that is not here: what is read in their text, and what a row says."""
 
 import importlib.util
+import json
 import pathlib
 import subprocess
 import sys
@@ -110,8 +111,11 @@ class Compiled:
         return types.SimpleNamespace(**{f"{k}_size_in_bytes": v for k, v in sizes.items()})
 
 
+_RATE = tpu.Rate
+
+
 def rate(topology: str = "v5e:2x2") -> tpu.Rate:
-    made = tpu.Rate.__new__(tpu.Rate)
+    made = _RATE.__new__(_RATE)
     made.topology, made.chip = topology, CHIPS["v5e"]
     made.flops, made.n_bytes, made.ring_bytes = 100.0, 10.0, 4.0
     return made
@@ -144,11 +148,31 @@ def test_the_table_says_that_nothing_ran(monkeypatch):
     assert guard.ratios({"tpu": result}) == {} and table.picture({"tpu": result}) is None
 
 
-def test_a_shape_that_no_topology_knows_is_refused(tmp_path):
-    config = types.SimpleNamespace(workdir=tmp_path, scale="cpu", rounds=1, seed=0, mesh="",
-                                   shapes=["smollm2-135m"], topology=["v5e:2x2"])  # fmt: skip
+def session(tmp_path, **flags) -> Session:
+    fields = {"scale": "cpu", "rounds": 1, "seed": 0, "mesh": "", "programs": [], "shapes": []}
+    fields |= {"topology": ["v5e:2x2"], "workdir": tmp_path}
+    return Session(types.SimpleNamespace(**fields | flags))
+
+
+def test_a_shape_that_the_suite_has_not_is_refused(tmp_path):
     with pytest.raises(ValueError, match="--shapes: expected some of qwen3-0.6b"):
-        tpu.tpu(Session(config))
+        tpu.tpu(session(tmp_path, shapes=["smollm2-135m"]))
+
+
+def test_only_the_programs_that_are_wanted_are_compiled_and_each_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(tpu, "topology_devices", lambda topology: jax.local_devices())
+    monkeypatch.setattr(tpu, "Rate", lambda topology, device: rate(topology))
+    compiled = [Compiled(text())]
+    monkeypatch.setattr(tpu_programs.Model, "_compiled", lambda self, *shape: compiled[0])
+    names = ["prefill:128", "prefill behind a prefix:512"]
+    for shape in ("qwen3-0.6b", "qwen3-8b"):
+        result = tpu.tpu(session(tmp_path, shapes=[shape], programs=names))
+        shapes = [(row["batch"], row["tokens"], row["prefix_tokens"]) for row in result["rows"]]
+        assert shapes == [(64, 128, 0), (16, 512, 64)]
+        assert len(json.loads((tmp_path / "tpu.json").read_text())["rows"]) == 2
+    assert result["rows"][0]["chips"] == 2, "8B does not fit one chip of 16 GiB"
+    with pytest.raises(ValueError, match="--programs: none is called prefill:7"):
+        tpu.tpu(session(tmp_path, shapes=["qwen3-0.6b"], programs=["prefill:7"]))
 
 
 def test_eight_billion_parameters_are_described_without_one_of_them():

@@ -155,6 +155,11 @@ class Session:
         return self._config.topology
 
     @property
+    def tpu_programs(self) -> list[str]:
+        """Those of the tpu suite that are wanted; none for all of them."""
+        return self._config.programs
+
+    @property
     def tpu_mesh(self) -> str:
         """Of the tpu suite's programs; empty for the fewest chips that hold the weights."""
         return self._config.mesh

@@ -33,7 +33,16 @@ def tpu(s: Session) -> dict[str, Any]:
         rates |= {f"{topology}, {name}": value for name, value in rate.to_json().items()}
         for i, shape in enumerate(s.asked_shapes or SHAPES):
             # What follows a prefill differs by the width alone: of one shape it says enough.
-            rows += _of_shape(shape, devices, rate, s.tpu_mesh, with_others=i == 0)
+            made = _of_shape(shape, devices, rate, s.tpu_mesh, i == 0, s.tpu_programs)
+            for row in made:
+                rows.append(row)
+                # A run that is cut short keeps what it has.
+                s.folder.write_json("tpu.json", {"rows": rows})
+    if s.tpu_programs and not rows:
+        raise ValueError(
+            f"--programs: none is called {', '.join(s.tpu_programs)}; expected some such as "
+            f"prefill:128, 'prefill behind a prefix:512' or 'a decision:32'"
+        )
     return {
         "title": f"{ESTIMATE} Cycles of one chip, all operations one after the other; the share is "
         f"that of the rate at which the compiler schedules a bfloat16 product of 8192 x 8192 x "
@@ -80,7 +89,12 @@ class Rate:
 
 
 def _of_shape(
-    shape: str, devices: list[jax.Device], rate: Rate, mesh: str, with_others: bool
+    shape: str,
+    devices: list[jax.Device],
+    rate: Rate,
+    mesh: str,
+    with_others: bool,
+    wanted: list[str],
 ) -> Iterator[dict[str, Any]]:
     try:
         chips = (
@@ -95,7 +109,10 @@ def _of_shape(
         return
     model = Model(shape, chips)
     others = model.others() if with_others else ()
-    for program in (*model.prefills(), *others):
+    programs = [*model.prefills(), *others]
+    for program in programs:
+        if wanted and program.label not in wanted:
+            continue
         n_chips = chips.size if program.tokens else 1
         row = _row_of(shape, rate, dict(chips.shape), n_chips, program)
         start = time.monotonic()

@@ -63,6 +63,11 @@ class Program:
     kernel_flops: float = 0.0
     data_trips: float = 1.0
 
+    @property
+    def label(self) -> str:
+        """As --programs calls it."""
+        return f"{self.name}:{self.tokens}" if self.tokens else self.name
+
 
 class Model:
     """A shape on a mesh of described chips.
@@ -158,9 +163,9 @@ class Model:
             flops = 2.0 * L * n_poolings * R * D * (D * gram + 2 * TARGETS)
             compile_one = functools.partial(_compiled, moments.update, running, *block)
             yield Program(name, R, 0, flops, compile_one)
-        yield self._solver(one)
         yield self._trunks(one)
         yield self._decision(one)
+        yield self._solver(one)  # Last: its eigenvectors take the compiler many minutes.
 
     def _solver(self, mesh: Mesh) -> Program:
         D, rows, devices = self.config.width, -(-SWEEP_ROWS // FOLDS), tuple(mesh.devices.flat)
