@@ -179,7 +179,7 @@ def _modules(name: str) -> tuple[object, ...]:
     path = GOLDEN / name / "config.json"
     config = read_config(json.loads(path.read_text()), str(path))
     rotary = config.follows_length, bool(config.soft_cap), config.routing is not None
-    rotary += (config.n_distances > 0,)
+    rotary += (config.n_distances > 0, config.disentangled is not None)
     return (
         config.family in ("bert", "roberta", "xlm-roberta"),
         frozenset(map(str, config.kinds)),
