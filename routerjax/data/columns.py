@@ -104,11 +104,13 @@ class Columns:
           ValueError: A target has no outcome at all, or only some rows name their dataset.
         """
         targets = tuple(self.place) if pool is None else pool.names
-        if self.left_out:
-            names = ", ".join(f"{name!r} ({n:,} outcomes)" for name, n in self.left_out.items())
-            logger.warning("targets that are left out: %s", names)
+        out = [f"{n!r} ({times:,} outcomes)" if times else repr(n)
+               for n, times in self.left_out.items()]  # fmt: skip
+        if out:
+            logger.warning("targets that are left out: %s", ", ".join(out))
         if not self.place or not targets:
-            raise ValueError("no row has an outcome of any target")
+            others = f", but of {', '.join(out)}, which are not asked for" if out else ""
+            raise ValueError(f"no row has an outcome of any target{others}")
         shape = (len(self), len(self.place))
         order = [self.place.get(name, -1) for name in targets]
 
@@ -131,7 +133,8 @@ class Columns:
                 f"no row has an outcome of the target {empty[0]!r}: take it out of the pool (there "
                 f"are outcomes of {has})"
                 if pool is not None
-                else f"no row has an outcome of the target {empty[0]!r}, only nulls"
+                else f"no row has an outcome of the target {empty[0]!r}, only nulls (or tokens and "
+                f"costs): leave it out (exclude_targets), or name it as the outcomes do"
             )
         runs_NM = self.cells["correct"].runs(shape)
         if runs_NM is not None:

@@ -69,6 +69,13 @@ def read_pool(path: str | os.PathLike[str]) -> Pool:
     targets = value.get("targets") if isinstance(value, dict) else None
     if not isinstance(targets, list) or not targets:
         raise ValueError(f'{path}: expected an object with a list "targets", not empty')
+    beside = Unread(("targets", "price_unit"))
+    try:
+        for field in value.keys() - set(beside.known):
+            beside.count(field)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    beside.say(str(path), "time")
     unit = value.get("price_unit", PRICE_UNIT)
     if unit != PRICE_UNIT:
         raise ValueError(f'{path}: price_unit: expected "{PRICE_UNIT}", got {unit!r}')

@@ -88,19 +88,30 @@ def read_dataset(
         raise ValueError("path: expected a file, or several, got none")
     known = None if pool is None else _narrowed(read_pool(pool), targets, exclude_targets)
 
+    skipped: dict[str, int] = {}
+
     def wanted(name: str) -> bool:
         if known is not None:
-            return name in known.names
-        return (targets is None or name in targets) and name not in exclude_targets
+            asked_for = name in known.names
+        else:
+            asked_for = (targets is None or name in targets) and name not in exclude_targets
+        if not asked_for:
+            skipped[name] = 0
+        return asked_for
 
     read = [(str(p), _columns(pathlib.Path(p), format, wanted, len(paths) > 1)) for p in paths]
     columns = read[0][1] if len(read) == 1 else joined(read)
+    # Some readers do not even open what is of these.
+    columns.left_out = skipped | columns.left_out
     try:
         data = columns.finish(known, len(read) > 1)
     except ValueError as error:
         raise ValueError(f"{', '.join(name for name, _ in read)}: {error}") from error
     if known is None:
-        _refuse_unknown(data.targets, targets or (), f"the data have {', '.join(data.targets)}")
+        there = (*data.targets, *skipped)
+        _refuse_unknown(
+            there, [*(targets or ()), *exclude_targets], f"the data have {', '.join(there)}"
+        )
     return data
 
 

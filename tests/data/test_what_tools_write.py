@@ -210,6 +210,32 @@ def test_what_stands_in_for_a_file_is_named(tmp_path, name, content, reason):
     assert str(tmp_path / name) in str(error.value)
 
 
+def test_a_misspelt_unit_of_prices_is_refused(tmp_path):
+    (tmp_path / "x.jsonl").write_text(_jsonl(ROW))
+    targets = [{"name": name, "input_price": 1, "output_price": 2} for name in "ab"]
+    pool = {"targets": targets, "price_units": "USD per 1K tokens"}
+    (tmp_path / "pool.json").write_text(json.dumps(pool))
+    with pytest.raises(ValueError, match="pool.json: the field 'price_units' is not read"):
+        read_dataset(tmp_path / "x.jsonl", tmp_path / "pool.json")
+
+
+@pytest.mark.parametrize(
+    "column", ["a|anything", "query|length", "b|total_cost", "b|model_response"]
+)
+def test_a_column_behind_another_is_no_target(tmp_path, caplog, column):
+    (tmp_path / "x.csv").write_text(f"query,a,{column}\nq?,1,0.5\n")
+    assert read_dataset(tmp_path / "x.csv").targets == ("a",)
+    assert f"fields that are not read: '{column}' (1 rows)" in caplog.text
+
+
+def test_a_pool_of_other_targets_is_refused_with_both_names(tmp_path):
+    (tmp_path / "x.jsonl").write_text(_jsonl(ROW))
+    pool = {"targets": [{"name": "z", "input_price": 1, "output_price": 2}]}
+    (tmp_path / "pool.json").write_text(json.dumps(pool))
+    with pytest.raises(ValueError, match=r"of any target, but of 'a' \(1 outcomes\), 'b'"):
+        read_dataset(tmp_path / "x.jsonl", tmp_path / "pool.json")
+
+
 def test_targets_are_taken_and_left_out_by_name(tmp_path, caplog):
     (tmp_path / "x.csv").write_text("query,a,b,c,notes\nq?,1,0,1,hm\n")
     assert read_dataset(tmp_path / "x.csv", targets=("c", "a")).targets == ("a", "c")
@@ -217,3 +243,5 @@ def test_targets_are_taken_and_left_out_by_name(tmp_path, caplog):
     assert read_dataset(tmp_path / "x.csv", exclude_targets=("b", "notes")).targets == ("a", "c")
     with pytest.raises(ValueError, match="targets: there is no 'd': the data have a"):
         read_dataset(tmp_path / "x.csv", targets=("d", "a"))
+    with pytest.raises(ValueError, match="targets: there is no 'd': the data have a"):
+        read_dataset(tmp_path / "x.csv", exclude_targets=("notes", "d"))

@@ -56,7 +56,7 @@ def read_scores(
     optional = [(f, place[names[f]]) for f in _ROW[1:] if names[f] in place]
     taken = {*names.values(), *ignored}
     columns = [c for c in table.header if c not in taken and not INDEX.fullmatch(c)]
-    targets, behind, others = _kinds(path, columns)
+    targets, behind, others = _kinds(path, columns, table.header)
     scored = [(name, place[name]) for name in targets if wanted(name)]
     left_out = {name: place[name] for name in targets if not wanted(name)}
     counted = [
@@ -92,7 +92,7 @@ def read_scores(
 
 
 def _kinds(
-    path: pathlib.Path, columns: list[str]
+    path: pathlib.Path, columns: list[str], header: tuple[str, ...]
 ) -> tuple[list[str], dict[str, tuple[str, str]], list[str]]:
     """The targets; the target and field of each column that tells more; what is not read."""
     targets: list[str] = []
@@ -100,7 +100,7 @@ def _kinds(
     others: list[str] = []
     for column in columns:
         front, bar, back = column.rpartition("|")
-        if bar and front.split("|")[0] in columns:
+        if bar and (front.split("|")[0] in header or back in (*_BEHIND, "model_response")):
             if front in columns and back in _BEHIND:
                 behind[column] = (front, _BEHIND[back])
             else:

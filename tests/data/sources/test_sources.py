@@ -208,6 +208,7 @@ def test_llmrouterbench_folders(tmp_path, caplog):
     assert "files of an older time, left out: 1" in caplog.text
     only = read_dataset(tmp_path / "results", targets=("model-b",))
     assert only.targets == ("model-b",)
+    assert "targets that are left out: 'model-a'" in caplog.text
 
 
 # ---- tables

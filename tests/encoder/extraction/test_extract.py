@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from routerjax.data.conversation import Conversation
 from routerjax.encoder import load
 from routerjax.encoder.batches import BatchPlan
 from routerjax.encoder.capture import capture
@@ -21,7 +22,7 @@ from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extraction import extract as extract_module
 from routerjax.encoder.extraction.estimate import estimate
 from routerjax.encoder.extraction.extract import extract
-from routerjax.encoder.extraction.plan import prepare
+from routerjax.encoder.extraction.plan import identity_of, prepare
 from routerjax.encoder.selection import Selection
 from routerjax.runtime import resume
 from routerjax.store.store import ActivationStore
@@ -298,3 +299,22 @@ def test_the_estimate_foretells_the_store(encoder, tiny_data, whole):
     assert foretold["hours"] > 0
     held = sum(x.nbytes for x in jax.tree.leaves(encoder._prefill.params))
     assert (foretold["devices"], foretold["parameter_bytes"]) == (1, held)
+
+
+def test_conversations_are_part_of_the_stores_identity(encoder, tiny_data):
+    """Also against the text that they are without a template; other stores are as they were."""
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    talk = Conversation(turns)
+    selection = Selection.of("all", ("mean",), encoder.n_states)
+
+    def identity(first):
+        queries = (first, *tiny_data.queries[1:])
+        data = dataclasses.replace(tiny_data, queries=queries)
+        return identity_of(encoder, data, selection, "float16")
+
+    with_talk, with_text = identity(talk), identity(str(talk))
+    assert with_talk["queries_digest"] != with_text["queries_digest"]
+    assert "conversation_digest" not in with_text
+    assert with_talk["conversation_digest"] == encoder.prompter.conversation_digest
+    other = Conversation([turns[0] | {"role": "developer"}, turns[1]])
+    assert identity(other)["queries_digest"] != with_talk["queries_digest"]
