@@ -67,8 +67,9 @@ class Columns:
           ValueError: A field is missing or wrong; the text does not name file and line.
         """
         if not row.keys() <= self._known:
-            for field in row.keys() - self._known:
-                self.unread.count(field)
+            for field in row:
+                if field not in self._known:
+                    self.unread.count(field)
         if not self._partial:
             for field in ("query", "correct"):
                 if field not in row and not (field == "query" and "messages" in row):

@@ -71,7 +71,7 @@ def read_pool(path: str | os.PathLike[str]) -> Pool:
         raise ValueError(f'{path}: expected an object with a list "targets", not empty')
     beside = Unread(("targets", "price_unit"))
     try:
-        for field in value.keys() - set(beside.known):
+        for field in [field for field in value if field not in beside.known]:
             beside.count(field)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -85,7 +85,7 @@ def read_pool(path: str | os.PathLike[str]) -> Pool:
             raise ValueError(f'{path}: targets[{i}]: expected an object with a "name"')
         names.append(target["name"])
         try:
-            for field in target.keys() - set(_KNOWN):
+            for field in [field for field in target if field not in _KNOWN]:
                 unread.count(field)
         except ValueError as error:
             raise ValueError(f"{path}: target {target['name']!r}: {error}") from error
