@@ -199,7 +199,7 @@ def _prefill(
             return jax.lax.dynamic_update_index_in_dim(h_LPBD, pooled(x_BTD, slot), slot, 0)
 
         # What the last block writes here, `last` writes over.
-        if model.tuning.pools_in_blocks and len(layers) == depth + 1:
+        if x_BTD.shape[-1] <= model.tuning.pools_in_blocks and len(layers) == depth + 1:
             return write(h_LPBD)
         return jax.lax.cond(slot >= 0, write, lambda h_LPBD: h_LPBD, h_LPBD)
 
