@@ -50,7 +50,7 @@ class Place(NamedTuple):
     window: jax.Array | None
     bidirectional: bool
     number: jax.Array
-    input_BTP: jax.Array | None
+    input_BTP: jax.Array | None = None
 
 
 class Attention(nnx.Module):
