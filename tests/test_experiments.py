@@ -411,6 +411,7 @@ def test_shards_of_a_sweep_meet_in_a_folder(files, work, tmp_path):
     assert other.returncode == 1 and "seed: there 0, here 1" in other.stderr
 
 
+@pytest.mark.slow
 def test_random_weights_read_what_the_store_s_encoder_read(
     files, work, tiny_encoder_folder, tmp_path
 ):

@@ -69,6 +69,7 @@ def test_best_possible_within_datasets_by_hand():
     assert found["mean_auc"] == 0.75  # A right row of "a" is below the wrong ones of "b".
 
 
+@pytest.mark.slow
 def test_headroom_is_covered_as_often_as_promised():
     """Of 150 groups of 1 to 3 queries, drawn four hundred times."""
     rng = np.random.default_rng(0)

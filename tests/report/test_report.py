@@ -121,6 +121,7 @@ def test_all_parts_are_there(make_pool, tmp_path):
         assert expected in text, expected
 
 
+@pytest.mark.slow
 def test_a_sweep_is_shown_with_its_controls(make_pool, tmp_path):
     rng = np.random.default_rng(0)
     n, datasets = 160, ("maths", "law")

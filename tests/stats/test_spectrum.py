@@ -62,6 +62,7 @@ def test_trace_and_eigenvalues_agree(eigenvalues_D, seed):
     assert d_eff_trace(covariance_DD) == pytest.approx(float(by_eigenvalues), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_dimensions_are_real_at_full_width():
     """4096 wide: float32 sums of 16 million squares must not drift."""
     scale_D = np.geomspace(1, 1e-3, 4096)

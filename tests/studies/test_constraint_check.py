@@ -96,6 +96,7 @@ def test_what_is_reported_is_what_came_out(make_pool):
         constraint_rows(p_NM, cost_NM, cost_NM, off.correct_NM, off.groups)
 
 
+@pytest.mark.slow
 def test_trainings_that_were_stopped_go_on(make_pool, monkeypatch, tmp_path):
     data, p_NM, _ = make_pool(n=300, m=3)
     data = dataclasses.replace(data, prices_M2=np.array([[1.0, 1], [2, 2], [8, 8]]))

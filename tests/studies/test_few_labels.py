@@ -42,6 +42,7 @@ class _Features:
         return self._x_NC[[int(name[1:]) for name in ids]]
 
 
+@pytest.mark.slow
 def test_a_frozen_trunk_needs_fewer_labels(pool, monkeypatch, tmp_path):
     data, x_NC = pool
     trained = []
@@ -90,6 +91,7 @@ def test_a_frozen_trunk_needs_fewer_labels(pool, monkeypatch, tmp_path):
     json.dumps(found, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_within_datasets_an_easy_one_s_name_is_worth_nothing(pool, monkeypatch):
     """Predictions that are right on average of each dataset and random in it."""
     data, x_NC = pool

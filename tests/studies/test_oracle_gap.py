@@ -41,6 +41,7 @@ class Store:
         yield slice(0, len(self.ids)), self._h_LPND
 
 
+@pytest.mark.slow
 def test_what_is_left_to_gain():
     data = simulate(1500, seed=2)
     found = oracle_gap(Store(data), data, Recipe.all_layers(pca_dim=8), CONFIG, draws=200)
@@ -60,6 +61,7 @@ def test_what_is_left_to_gain():
     json.dumps(found, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_a_place_that_is_not_reached_is_told(monkeypatch):
     monkeypatch.setattr(lib, "PLACES", (0.5, 1.3))
     data = simulate(600, seed=2)
@@ -78,6 +80,7 @@ def test_real_data_have_no_truth(make_pool):
         oracle_gap(None, data)
 
 
+@pytest.mark.slow
 def test_a_training_that_was_stopped_goes_on(monkeypatch, tmp_path):
     data = simulate(600, seed=2)
     given = Store(data), data, Recipe.all_layers(pca_dim=8), CONFIG

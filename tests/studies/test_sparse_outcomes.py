@@ -80,6 +80,7 @@ class Features:
         return self._x_NC[[int(name[1:]) for name in ids]]
 
 
+@pytest.mark.slow
 def test_hidden_outcomes_do_not_pull_predictions_down(pool, monkeypatch):
     data, x_NC = pool
     monkeypatch.setattr(lib, "fit_features", lambda *_: Features(x_NC))
@@ -97,6 +98,7 @@ def test_hidden_outcomes_do_not_pull_predictions_down(pool, monkeypatch):
     json.dumps(found, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_trainings_that_were_stopped_go_on(pool, monkeypatch, tmp_path):
     data, x_NC = pool
     monkeypatch.setattr(lib, "fit_features", lambda *_: Features(x_NC))

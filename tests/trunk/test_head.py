@@ -37,6 +37,7 @@ def auc(trunk, head, x_NC, y_N) -> float:
     return roc_auc_score(y_N, with_head(trunk, head).predict(x_NC)[:, -1])
 
 
+@pytest.mark.slow
 def test_few_labels_on_the_trunk_beat_starting_anew(world):
     trunk, x_NC, y_N = world
     found, scratch = {}, {}

@@ -131,6 +131,7 @@ def alike() -> list[TrunkMember]:
     return [m for m in chosen if m.hidden == (16, 8) and m.features != "narrow" and min(m.dropout)]
 
 
+@pytest.mark.slow
 def test_groups_are_bounded_in_bytes(rows, tune):
     chosen = alike()
     whole = run(rows, chosen, devices=jax.devices()[:1])

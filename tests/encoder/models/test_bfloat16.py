@@ -41,7 +41,7 @@ def lowered(model, weights):
     [
         ("bert", jnp.bfloat16),
         ("qwen3_moe", jnp.bfloat16),
-        ("qwen3_moe", jnp.float16),
+        pytest.param("qwen3_moe", jnp.float16, marks=pytest.mark.slow),
         pytest.param("qwen3", jnp.bfloat16, marks=pytest.mark.slow),
         pytest.param("qwen3", jnp.float16, marks=pytest.mark.slow),
         pytest.param("bert", jnp.float16, marks=pytest.mark.slow),

@@ -84,7 +84,8 @@ def random_encoder(n_layers, kinds):
 @pytest.mark.parametrize(
     "kinds, lead, period",
     [
-        ((PLAIN, NARROW, NARROW) * 2 + (PLAIN,), 0, 3),  # Two whole groups and one block more.
+        # Two whole groups and one block more.
+        pytest.param((PLAIN, NARROW, NARROW) * 2 + (PLAIN,), 0, 3, marks=pytest.mark.slow),
         ((NARROW, NARROW) + (PLAIN, NARROW) * 2 + (PLAIN,), 1, 2),
     ],
 )
