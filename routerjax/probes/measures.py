@@ -59,24 +59,22 @@ def spectrum_numbers(one: Moments, n_components: int) -> tuple[dict[str, jax.Arr
 
 
 def trace_numbers(one: Moments) -> dict[str, jax.Array]:
-    """What the covariance tells without an eigendecomposition.
+    """Effective dimensionality by traces alone, which takes no factorisation.
 
     Args:
       one: Moments of one site, with the covariance.
 
     Returns:
-      "d_eff" and "d_eff_trace" [], which are one number here, of both spaces, and J by
-      `fisher_ridge` [M].
+      [] each: "d_eff" and "d_eff_trace", which are one number here, of both spaces.
     """
     inverse_D = inverse_scale(one.mean_D, one.variance_D)
     assert one.covariance_DD is not None
     numbers: dict[str, jax.Array] = {}
     varies_D = jnp.where(inverse_D > 0, 1.0, 0.0)
     for space, scale_D in (("raw", varies_D), ("standardised", inverse_D)):
-        scaled_DD = one.covariance_DD * (scale_D[:, None] * scale_D[None, :])
-        value = spectrum.d_eff_trace(scaled_DD)
+        value = spectrum.d_eff_trace(one.covariance_DD * (scale_D[:, None] * scale_D[None, :]))
         numbers |= {f"d_eff/{space}": value, f"d_eff_trace/{space}": value}
-    return numbers | _ridge(one, inverse_D, scaled_DD)
+    return numbers
 
 
 def projected_numbers(

@@ -58,12 +58,12 @@ def probe(
       pca_dim: C; taken down to the number of dimensions, and of rows less one, where that is less.
       shrinkage: Of the within-class covariance in the "lda" variant, in [0, 1].
       budget_bytes: Bytes the D x D accumulators may take on the device at a time.
-      quick: Only J on raw and standardised states, d_eff (by traces) and anisotropy: one pass over
-        the store, no eigendecomposition, several times as fast.
+      quick: Only J by traces and by means on raw and standardised states, d_eff (by traces) and
+        anisotropy: one pass over the store, no factorisation, several times as fast.
 
     Returns:
-      The table. `fisher` has J as "VARIANT/SPACE", with variants trace and mean on all spaces and
-      lda after PCA; `spectrum` has d_eff, d_eff_trace, entropy_dim, n95 and rank as "NAME/SPACE"
+      The table. `fisher` has J as "VARIANT/SPACE", with variants trace and mean on all spaces,
+      ridge on standardised states and lda after PCA; `spectrum` has d_eff, d_eff_trace, entropy_dim, n95 and rank as "NAME/SPACE"
       on raw and standardised states, and anisotropy.
 
     Raises:
