@@ -63,8 +63,8 @@ def probe(
 
     Returns:
       The table. `fisher` has J as "VARIANT/SPACE", with variants trace and mean on all spaces,
-      ridge on standardised states and lda after PCA; `spectrum` has d_eff, d_eff_trace, entropy_dim, n95 and rank as "NAME/SPACE"
-      on raw and standardised states, and anisotropy.
+      ridge on standardised states and lda after PCA; `spectrum` has d_eff, d_eff_trace,
+      entropy_dim, n95 and rank as "NAME/SPACE" on raw and standardised states, and anisotropy.
 
     Raises:
       ValueError: `data` is empty or has an id that is not in the store, or an argument is out of
