@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup quickstart test test-slow lint bench bench-tpu
+.PHONY: setup quickstart serve test test-slow lint bench bench-tpu
 
 setup: $(STAMP)
 
@@ -23,6 +23,14 @@ QUICKSTART_smollm2 := --workdir=runs/quickstart-smollm2 --n_queries=1500
 
 quickstart: setup $(if $(filter smollm2,$(ENCODER)),.venv/.smollm2)
 	$(BIN)/python -m experiments.quickstart --encoder=$(ENCODER) $(QUICKSTART_$(ENCODER)) $(ARGS)
+
+# Answers on http://127.0.0.1:8400 by the quickstart's router, which is made first where there is none.
+serve: runs/quickstart/router/router.json
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[serve]'
+	$(BIN)/python -m experiments.serve --router=runs/quickstart/router $(ARGS)
+
+runs/quickstart/router/router.json:
+	$(MAKE) quickstart
 
 # A test spends most of its time compiling on one core: a worker for each, files in a row, and who
 # has none left takes tests from another.

@@ -54,6 +54,9 @@ from .runtime.provenance import describe_run as describe_run
 from .runtime.provenance import write_config as write_config
 from .runtime.resume import log as log
 from .runtime.script import run_script as run_script
+from .serving.config import ServingConfig as ServingConfig
+from .serving.server import serve as serve
+from .serving.targets import read_targets as read_targets
 from .store.store import ActivationStore as ActivationStore
 from .studies.compare import compare as compare
 from .studies.constraint_check import constraint_check as constraint_check

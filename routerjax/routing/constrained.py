@@ -113,6 +113,11 @@ class Budget(_Constrained):
             )
         super().__post_init__()
 
+    @property
+    def words(self) -> str:
+        """See `Policy.words`."""
+        return f"most accurate at a mean of {self.usd_per_query:g} USD a query"
+
     def _fit(
         self, rows: PolicyInputs, correct_NM: np.ndarray | None, paid_NM: np.ndarray | None
     ) -> Mixture:
@@ -160,6 +165,11 @@ class Quality(_Constrained):
     def __post_init__(self) -> None:
         check_share(self.min_accuracy, "min_accuracy, the mean accuracy to hold")
         super().__post_init__()
+
+    @property
+    def words(self) -> str:
+        """See `Policy.words`."""
+        return f"cheapest at a mean accuracy of {self.min_accuracy:g}"
 
     def _fit(
         self, rows: PolicyInputs, correct_NM: np.ndarray | None, paid_NM: np.ndarray | None

@@ -23,6 +23,11 @@ class Argmax(Policy):
         """False: an unknown cost is allowed."""
         return False
 
+    @property
+    def words(self) -> str:
+        """See `Policy.words`."""
+        return "most probable to be right"
+
     def _choose(self, rows: PolicyInputs, keys: Sequence[str] | None) -> np.ndarray:
         return rows.best(rows.p_NM)
 
@@ -47,6 +52,11 @@ class Tolerance(Policy):
 
     def __post_init__(self) -> None:
         check_share(self.tau, "tau, the probability that may be given up for a lower cost")
+
+    @property
+    def words(self) -> str:
+        """See `Policy.words`."""
+        return f"cheapest within {self.tau:g} of the best"
 
     def _choose(self, rows: PolicyInputs, keys: Sequence[str] | None) -> np.ndarray:
         # A relative millionth of slack: 0.9 - 0.7 <= 0.2 holds in floating point too, and tau = 0
@@ -79,6 +89,11 @@ class Value(Policy):
                 f"usd, what a right answer is worth in USD: expected a finite number from 0 up, "
                 f"got {self.usd!r}"
             )
+
+    @property
+    def words(self) -> str:
+        """See `Policy.words`."""
+        return f"most valuable, a right answer being worth {self.usd:g} USD"
 
     def _choose(self, rows: PolicyInputs, keys: Sequence[str] | None) -> np.ndarray:
         # Costs of targets that may not answer can be infinite; they are masked.
@@ -123,6 +138,11 @@ class Utility(Policy):
     def compares_costs(self) -> bool:
         """False of `Utility(1)`, which looks at p alone."""
         return self.lam != 1
+
+    @property
+    def words(self) -> str:
+        """See `Policy.words`."""
+        return f"largest utility, being right weighted {self.lam:g}"
 
     def _choose(self, rows: PolicyInputs, keys: Sequence[str] | None) -> np.ndarray:
         if not self.compares_costs:

@@ -89,6 +89,11 @@ class Policy(abc.ABC):
         """Whether the costs of all targets must be known; otherwise costs only break ties."""
         return True
 
+    @property
+    def words(self) -> str:
+        """By what a target is chosen, such as "cheapest within 0.2 of the best"."""
+        return str(self)
+
     @abc.abstractmethod
     def _choose(self, rows: "PolicyInputs", keys: Sequence[str] | None) -> np.ndarray:
         """[N] indices of targets; `keys` as in `coins`."""

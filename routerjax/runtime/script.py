@@ -55,11 +55,13 @@ def leave_out_torch() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
-def run_script(main: Callable[[], None], *, torch: bool = False) -> None:
+def run_script(
+    main: Callable[[], None], *, torch: bool = False, stops_within: float | None = STOPS_WITHIN
+) -> None:
     """Runs a script's `main` with absl flags: cache on, SIGTERM polite, user errors in one line.
 
     A `Stopped` job ends with exit code 0 after saying how to go on, and so does one that has not
-    stopped within STOPS_WITHIN; a ValueError, OSError,
+    stopped within `stops_within`; a ValueError, OSError,
     FloatingPointError or RuntimeError (the device out of memory, no cluster), whose texts are
     written for users, ends with exit code 1 and no traceback (`--v=1` or higher shows it). ^C ends
     it at once, and so does a reader of its output that goes away, with the shell's exit codes.
@@ -67,6 +69,8 @@ def run_script(main: Callable[[], None], *, torch: bool = False) -> None:
     Args:
       main: Takes nothing; it reads its flags from absl.
       torch: Whether it uses torch; else `leave_out_torch`.
+      stops_within: Seconds after SIGTERM; None for a script that ends by itself, however long that
+        takes.
     """
 
     def guarded(argv: list[str]) -> None:
@@ -79,7 +83,7 @@ def run_script(main: Callable[[], None], *, torch: bool = False) -> None:
         if not torch:
             leave_out_torch()
         try:
-            with stoppable(STOPS_WITHIN):
+            with stoppable(stops_within):
                 main()
         except Stopped as stopped:
             then = "it goes on from there" if stopped.goes_on else "this part starts anew"

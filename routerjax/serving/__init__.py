@@ -1,0 +1,1 @@
+"""serving: a router behind HTTP, beside a proxy or as one."""

@@ -1,0 +1,293 @@
+"""POST /v1/chat/completions: passes a request on to the target that is chosen for it."""
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import anyio
+import httpx
+import pydantic
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from routerjax.data.conversation import as_query
+from routerjax.routing.policy import Policy
+from routerjax.serving.body import JsonBody
+from routerjax.serving.choice import Choice, Chooser, Needs
+from routerjax.serving.config import ServingConfig
+from routerjax.serving.engine import Engine
+from routerjax.serving.errors import Problem
+from routerjax.serving.metrics import Metrics
+from routerjax.serving.reader import Estimate
+from routerjax.serving.route import check_length, unknown_model
+from routerjax.serving.sessions import Sessions
+from routerjax.serving.targets import Target, Targets
+from routerjax.serving.turns import opening, tokenise
+
+logger = logging.getLogger(__name__)
+
+SESSION_HEADER = "x-session-id"
+# Of one connection, which no proxy passes on, and what is between the caller and this server.
+_HOP = {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
+        "transfer-encoding", "upgrade", "proxy-connection"}  # fmt: skip
+_OURS = {"host", "content-length", "authorization", "api-key", "x-api-key", "cookie",
+         "x-webhook-signature", SESSION_HEADER}  # fmt: skip
+_CHARS_A_TOKEN = 4  # Of tool definitions, which are not tokenised.
+
+
+class ChatRequest(pydantic.BaseModel):
+    """What is read of a request; all else is the target's to judge."""
+
+    model: str
+    messages: list[dict[str, Any]] = pydantic.Field(min_length=1)
+    tools: Any = None
+    functions: Any = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+
+    @property
+    def needs(self) -> Needs:
+        """What it asks of a target."""
+        tools = self.tools or self.functions
+        asked = (self.max_completion_tokens, self.max_tokens)
+        answer = next((n for n in asked if isinstance(n, int) and n > 0), 1)
+        # A context window must be larger than its prompt; it may be filled by the answer.
+        tokens = answer - 1 + (len(json.dumps(tools)) // _CHARS_A_TOKEN if tools else 0)
+        return Needs(tokens, bool(tools))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answer:
+    """What a target answered.
+
+    Attributes:
+      response: For the client.
+      failed: Why another target may be asked in its place; None where this is the answer.
+    """
+
+    response: Response
+    failed: str | None = None
+
+
+class _Relayed(StreamingResponse):
+    """A target's answer on its way to the client; however it ends, the target's connection does."""
+
+    def __init__(self, answer: httpx.Response, body: AsyncIterator[bytes], first: bytes):
+        super().__init__(self._relay(answer, body, first), answer.status_code)
+        self._answer, self.raw_headers = answer, _headers(answer)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._answer.aclose()
+
+    async def _relay(
+        self, answer: httpx.Response, body: AsyncIterator[bytes], first: bytes
+    ) -> AsyncIterator[bytes]:
+        try:
+            yield first
+            async for chunk in body:
+                yield chunk
+        except httpx.TransportError as error:
+            # No other target can go on from here. A stream of events can say so; anything else is
+            # cut, as it was.
+            logger.warning("%s broke off: %r", answer.url, error)
+            events = answer.headers.get("content-type", "").startswith("text/event-stream")
+            if not events or "content-encoding" in answer.headers:
+                raise
+            problem = Problem(502, f"the target broke off: {error!r}", "target_broke_off")
+            yield f"\n\ndata: {json.dumps(problem.to_json())}\n\n".encode()
+
+
+class ChatHandler:
+    """The handler.
+
+    Args:
+      engine: Reads queries.
+      chooser: Chooses targets.
+      targets: Where they answer.
+      client: Asks them.
+      config: Timeouts, and how long conversations keep their target.
+      metrics: Where requests are counted.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        chooser: Chooser,
+        targets: Targets,
+        client: httpx.AsyncClient,
+        config: ServingConfig,
+        metrics: Metrics,
+    ):
+        self._engine, self._chooser, self._targets = engine, chooser, targets
+        self._client, self._config, self._metrics = client, config, metrics
+        self._sessions = Sessions(config.sticky_s)
+
+    async def __call__(self, request: Request, body: bytes) -> Response:
+        """Chooses a target, asks it, and once another where it fails before its first byte."""
+        parsed = JsonBody(body)
+        asked = ChatRequest.model_validate(parsed.fields)
+        if asked.model in self._targets.names:
+            choice = Choice(asked.model, "pinned by the request")
+            return self._told(choice, (await self._ask(choice.target, request, parsed)).response)
+        policy = self._chooser.policy_of_model(asked.model)
+        if policy is None:
+            raise unknown_model(asked.model, self._targets.names)
+        query, key = self._query(asked), self._session(request, asked)
+        estimate = None
+        kept = self._kept(key, query, asked.needs)
+        if kept is None:
+            estimate = await self._read(query)
+        choice = kept or self._choose(query, estimate, policy, asked.needs)
+        answer = await self._ask(choice.target, request, parsed)
+        if answer.failed is not None:
+            estimate = estimate or await self._read(query)
+            other = self._other(choice, answer.failed, query, estimate, policy, asked.needs)
+            if other is not None:
+                choice, answer = other, await self._ask(other.target, request, parsed)
+        if answer.response.status_code < 400:
+            self._sessions.keep(key, choice)
+        return self._told(choice, answer.response)
+
+    def _told(self, choice: Choice, response: Response) -> Response:
+        """The response, with the choice in its headers, counted."""
+        router, decision = self._chooser.router, choice.decision
+        self._metrics.count(choice.target, decision, router.targets[router.best_single])
+        values: dict[str, Any] = {
+            "x-model-router-selected-model": choice.target,
+            "x-routerjax-reason": choice.reason,
+        }
+        if decision is not None:
+            values["x-routerjax-probabilities"] = json.dumps(decision.probabilities)
+            values["x-routerjax-costs"] = json.dumps(decision.costs)
+        for name, value in values.items():
+            response.headers[name] = value.encode("ascii", "backslashreplace").decode()
+        return response
+
+    # ---- choosing
+
+    def _query(self, asked: ChatRequest) -> str:
+        """What is read of a conversation; empty where that is nothing."""
+        try:
+            return check_length(as_query(asked.messages), self._config)
+        except ValueError as error:
+            # An image alone, or content that came after this was written: for the target to judge.
+            logger.info("not read: %s", error)
+            return ""
+
+    def _session(self, request: Request, asked: ChatRequest) -> str:
+        named = request.headers.get(SESSION_HEADER)
+        return f"{asked.model} {named or opening(asked.messages)}"
+
+    def _kept(self, key: str, query: str, needs: Needs) -> Choice | None:
+        """The target of the conversation, where it still is a candidate."""
+        choice = self._sessions.get(key)
+        if choice is None:
+            return None
+        tokens, n_bytes = 0, len(query.encode()) + needs.tokens
+        if self._chooser.may_be_too_long(choice.target, n_bytes):
+            prompter = self._chooser.router.encoders[0].prompter
+            tokens = int(tokenise(prompter, [query]).query_tokens_N[0]) if query else 0
+        if not self._chooser.can_take(choice.target, query, tokens, needs):
+            return None
+        return Choice(choice.target, "the target of this conversation", choice.decision)
+
+    async def _read(self, query: str) -> Estimate | None:
+        return (await self._engine.estimate([query]))[0] if query.strip() else None
+
+    def _choose(
+        self,
+        query: str,
+        estimate: Estimate | None,
+        policy: Policy,
+        needs: Needs,
+        failed: tuple[str, ...] = (),
+    ) -> Choice:
+        if estimate is None:
+            return self._chooser.unread(query, needs=needs, failed=failed)
+        return self._chooser.choose(estimate, policy, needs=needs, failed=failed)
+
+    def _other(
+        self,
+        first: Choice,
+        why: str,
+        query: str,
+        estimate: Estimate | None,
+        policy: Policy,
+        needs: Needs,
+    ) -> Choice | None:
+        """The next target by the policy, after the first has failed; None where there is none."""
+        try:
+            other = self._choose(query, estimate, policy, needs, (first.target,))
+        except ValueError:
+            logger.warning("%s failed, and there is no other: %s", first.target, why)
+            return None
+        logger.warning("%s failed, %s is asked: %s", first.target, other.target, why)
+        self._metrics.failovers.labels(first.target).inc()
+        return Choice(other.target, f"{other.reason}; {first.target} failed", other.decision)
+
+    # ---- asking
+
+    async def _ask(self, name: str, request: Request, body: JsonBody) -> _Answer:
+        """The answer of a target, from its first byte on."""
+        target, start = self._targets.get(name), time.perf_counter()
+        assert target is not None
+        try:
+            answer = await self._client.send(self._request(target, request, body), stream=True)
+            try:
+                chunks = answer.aiter_raw()
+                if answer.status_code >= 500:
+                    content = b"".join([chunk async for chunk in chunks])
+                    response = Response(content, answer.status_code)
+                    response.raw_headers = _headers(answer)
+                    return _Answer(response, f"status {answer.status_code}")
+                first = await anext(chunks, b"")
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await answer.aclose()
+                raise
+        except httpx.TimeoutException as error:
+            text = f"{name} did not answer in time: {error!r}"
+            return _Answer(Problem(504, text, "target_timeout").response(), text)
+        except httpx.TransportError as error:
+            text = f"{name} did not answer: {error!r}"
+            return _Answer(Problem(502, text, "target_unreachable").response(), text)
+        self._metrics.seconds.labels("target").observe(time.perf_counter() - start)
+        return _Answer(_Relayed(answer, chunks, first))
+
+    def _request(self, target: Target, request: Request, body: JsonBody) -> httpx.Request:
+        """The client's request, of which only the target's own fields and key are changed."""
+        left_out = {*_HOP, *_OURS, *_named_hops(request.headers)}
+        headers = {name: value for name, value in request.headers.items() if name not in left_out}
+        config = self._config
+        return self._client.build_request(
+            "POST",
+            target.url,
+            headers=headers | target.headers,
+            content=body.replaced(target.fields),
+            timeout=httpx.Timeout(
+                target.timeout_s or config.timeout_s, connect=config.connect_timeout_s
+            ),
+        )
+
+
+def _headers(answer: httpx.Response) -> list[tuple[bytes, bytes]]:
+    """Those of a target's answer that are for the client."""
+    left_out = {*_HOP, *_named_hops(answer.headers), "set-cookie"}
+    return [
+        (name.lower(), value)
+        for name, value in answer.headers.raw
+        if name.decode("latin-1").lower() not in left_out
+    ]
+
+
+def _named_hops(headers: Mapping[str, str]) -> set[str]:
+    """Headers that the header Connection says are of that connection alone."""
+    return {name.strip().lower() for name in headers.get("connection", "").split(",")}

@@ -1,0 +1,125 @@
+"""POST /v1/route: the decision alone, in the words of the sidecars that proxies already ask."""
+
+import uuid
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import pydantic
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from routerjax.data.conversation import as_query, is_messages
+from routerjax.serving.choice import ROUTED, Choice, Chooser, to_json
+from routerjax.serving.config import ServingConfig
+from routerjax.serving.engine import Engine
+from routerjax.serving.errors import Problem
+from routerjax.serving.metrics import Metrics
+
+Messages = list[dict[str, Any]]
+# What sidecars are sent where no target is meant.
+_ANY = (None, "", "auto")
+
+
+class RouteRequest(pydantic.BaseModel):
+    """What is asked; fields that are not here are passed over.
+
+    Attributes:
+      messages: A conversation.
+      question: A text, as `query`.
+      query: A text, a conversation, or a list of either.
+      model: Name of a target that must answer; "routerjax", "auto" or none to have one chosen.
+      models: Names of those that may answer; as `allowed`.
+      tolerance: P(correct) that may be given up for a lower cost.
+      policy: As flags write it, such as "value:0.01".
+    """
+
+    messages: Messages | None = None
+    question: str | None = None
+    query: str | Messages | list[str | Messages] | None = None
+    model: str | None = None
+    models: list[str] | None = None
+    allowed: list[str] | None = None
+    tolerance: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None
+    policy: str | None = None
+
+    def queries(self) -> tuple[list[str | Messages], bool]:
+        """What is to be routed, and whether it is one query."""
+        given: Any = self.messages or self.question or self.query
+        if not given:
+            raise ValueError('expected one of "messages", "question" or "query", got none')
+        single = isinstance(given, str) or is_messages(given)
+        return [given] if single else given, single
+
+
+class RouteHandler:
+    """The handler."""
+
+    def __init__(self, engine: Engine, chooser: Chooser, config: ServingConfig, metrics: Metrics):
+        self._engine, self._chooser = engine, chooser
+        self._config, self._metrics = config, metrics
+
+    async def __call__(self, request: Request, body: bytes) -> Response:
+        """Decides."""
+        asked = RouteRequest.model_validate_json(body)
+        given, single = asked.queries()
+        router = self._chooser.router
+        allowed = asked.models if asked.allowed is None else asked.allowed
+        chosen_by = asked.model
+        if asked.model in router.targets:
+            choices = [Choice(str(asked.model), "pinned by the request")] * len(given)
+        else:
+            policy = self._chooser.policy(asked.policy, asked.tolerance)
+            if chosen_by not in _ANY:
+                named = self._chooser.policy_of_model(str(chosen_by))
+                if named is None:
+                    raise unknown_model(str(chosen_by), router.targets)
+                policy = named if ":" in str(chosen_by) else policy
+            queries = [check_length(as_query_or_text(each), self._config) for each in given]
+            choices = [
+                self._chooser.choose(estimate, policy, allowed)
+                for estimate in await self._engine.estimate(queries)
+            ]
+        for choice in choices:
+            best = router.targets[router.best_single]
+            self._metrics.count(choice.target, choice.decision, best)
+        values = [self._value(choice, allowed or router.targets) for choice in choices]
+        return JSONResponse(values[0] if single else {"decisions": values})
+
+    def _value(self, choice: Choice, names: Sequence[str]) -> dict[str, Any]:
+        """A decision in the sidecar's words, and in ours."""
+        p = choice.decision.probabilities if choice.decision else {}
+        costs = (choice.decision and choice.decision.costs) or {}
+        return {
+            "selected_model": choice.target,
+            "model_names": list(names),
+            "confidences": [p[name] for name in names] if p else [],
+            "costs": [costs[name] for name in names] if costs else [],
+            "metadata": {"reason": choice.reason, "request_id": uuid.uuid4().hex},
+        } | to_json(choice)
+
+
+def as_query_or_text(given: str | Messages) -> str:
+    """A query as the library takes it."""
+    return given if isinstance(given, str) else as_query(given)
+
+
+def check_length(query: str, config: ServingConfig) -> str:
+    """The query, where it is not too long to be tokenised in the time of others.
+
+    Raises:
+      Problem: It is.
+    """
+    most = config.max_prompt_chars
+    if len(query) > most:
+        raise Problem(
+            413, f"the query: expected at most {most:,} characters, got {len(query):,}", "too_large"
+        )
+    return query
+
+
+def unknown_model(model: str, names: Sequence[str]) -> Problem:
+    """What a request for a model that nobody has is answered."""
+    return Problem(
+        404, f"model: expected {ROUTED}, {ROUTED}:tolerance=0.1 or one of {', '.join(names)}, got "
+        f"{model!r}", "model_not_found", "model",
+    )  # fmt: skip

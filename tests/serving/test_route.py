@@ -1,0 +1,150 @@
+"""/v1/route and what is beside it: what it is asked and answers, and whom it answers."""
+
+import hashlib
+import hmac
+import json
+
+import httpx
+import jax
+import pytest
+
+from routerjax.routing.policies import Tolerance, Value
+from routerjax.serving.config import ServingConfig
+from routerjax.serving.server import is_loopback, serve
+
+
+def test_it_answers_as_the_sidecars_that_hooks_ask(post, tiny_router):
+    """What a LiteLLM hook sends, and what it and others read."""
+    messages = [{"role": "user", "content": "abc def?"}]
+    answer = post("/v1/route", {"messages": messages, "tolerance": 0.2, "user": "not known"})
+    assert answer.status_code == 200
+    value, decision = answer.json(), tiny_router.route("abc def?", Tolerance(0.2))
+    assert value["selected_model"] == value["target"] == decision.target
+    assert value["model_names"] == list(tiny_router.targets)
+    expected = list(decision.probabilities.values())
+    assert value["confidences"] == pytest.approx(expected, abs=1e-5)
+    assert value["costs"] == pytest.approx(list(decision.costs.values()))
+    assert value["spread"] == pytest.approx(decision.spreads, abs=1e-5)
+    assert value["reason"] == value["metadata"]["reason"] == "cheapest within 0.2 of the best"
+
+
+def test_a_list_is_answered_in_its_order(post, tiny_router):
+    queries = ["a?", "abcdefghij" * 5, [{"role": "user", "content": "jjj"}], "b + c"] * 5
+    answer = post("/v1/route", {"query": queries}).json()["decisions"]
+    texts = [each if isinstance(each, str) else each[0]["content"] for each in queries]
+    for decision, value in zip(tiny_router.route(texts), answer, strict=True):
+        assert value["probabilities"] == pytest.approx(decision.probabilities, abs=1e-5)
+        assert value["target"] == decision.target
+
+
+def test_a_request_names_policy_and_candidates(post, tiny_router):
+    value = post("/v1/route", {"question": "abc", "policy": "value:0.01"}).json()
+    assert value["target"] == tiny_router.route("abc", Value(0.01)).target
+    assert value["reason"] == "most valuable, a right answer being worth 0.01 USD"
+    value = post("/v1/route", {"query": "abc", "models": ["dear", "middle"], "tolerance": 1}).json()
+    assert value["selected_model"] == "middle"
+    assert value["model_names"] == ["dear", "middle"]
+    assert value["confidences"] == [value["probabilities"][n] for n in ("dear", "middle")]
+    value = post("/v1/route", {"query": "abc", "model": "routerjax:tolerance=1"}).json()
+    assert value["target"] == "cheap"
+    pinned = post("/v1/route", {"query": "abc", "model": "dear"}).json()
+    assert (pinned["selected_model"], pinned["probabilities"]) == ("dear", None)
+
+
+@pytest.mark.parametrize(
+    ("value", "status", "message"),
+    [
+        ({}, 400, "messages"),
+        ({"query": ""}, 400, "messages"),
+        ({"query": "  "}, 400, "not empty"),
+        ({"query": "a", "tolerance": 2}, 400, "tolerance: .*less than or equal to 1"),
+        ({"query": "a", "policy": "best"}, 400, "policy: expected argmax"),
+        ({"query": "a", "policy": "budget:0.1"}, 400, "fitted in training.*argmax"),
+        ({"query": "a", "models": ["nobody"]}, 400, "'nobody'"),
+        ({"query": "a", "model": "gpt"}, 404, "expected routerjax.*'gpt'"),
+        ({"query": ["a"] * 2000}, 400, "at most 1024"),
+        ({"query": "a" * 1_000_001}, 413, "1,000,000 characters"),
+    ],
+)
+def test_a_mistake_is_told_in_json(post, value, status, message):
+    answer = post("/v1/route", value)
+    assert answer.status_code == status
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(answer.json()["error"]["message"])
+
+
+def test_a_faulty_query_does_not_spoil_the_others_of_its_batch(proxy, tiny_router):
+    estimates = proxy[1].state.engine._each(["abc", "   ", "jjj"])
+    assert isinstance(estimates[1], ValueError)
+    for query, estimate in zip(("abc", "jjj"), estimates[::2], strict=True):
+        expected = list(tiny_router.route(query).probabilities.values())
+        assert estimate.p_M == pytest.approx(expected, abs=1e-5)
+
+
+def test_other_bodies_and_paths_are_told_in_json(proxy):
+    url = proxy[0]
+    for content, kind, status in (
+        (b"{}", "text/plain", 415),
+        (b"nonsense", "application/json", 400),
+        (b"\xff", "application/json", 400),
+    ):
+        answer = httpx.post(f"{url}/v1/route", content=content, headers={"content-type": kind})
+        assert answer.status_code == status and answer.json()["error"]["message"]
+    assert httpx.get(f"{url}/v1/nothing").json()["error"]["code"] == "not_found"
+    assert httpx.get(f"{url}/v1/route").status_code == 405
+    assert httpx.get(f"{url}/health", headers={"host": "evil.example"}).status_code == 400
+
+
+def test_models_are_listed(proxy):
+    rows = httpx.get(f"{proxy[0]}/v1/models").json()["data"]
+    assert [row["id"] for row in rows] == ["routerjax", "cheap", "middle", "dear"]
+    value = httpx.get(f"{proxy[0]}/api/models").json()
+    assert value["models"][0] == {"name": "cheap", "cost_per_m_input_tokens": 0.1,
+                                  "cost_per_m_output_tokens": 0.2}  # fmt: skip
+
+
+def test_nothing_is_compiled_once_ready_and_metrics_count(post, proxy):
+    metrics = proxy[1].state.metrics
+    before = metrics.compiled_after_ready  # By `tiny_router.route` in this process.
+    for length in (1, 9, 30, 60, 200):
+        for n in (1, 2, 3, 5, 8, 13):
+            assert post("/v1/route", {"query": ["ab c" * length] * n}).status_code == 200
+    assert metrics.compiled_after_ready == before
+    jax.jit(lambda x: x + 17)(1.0)
+    assert metrics.compiled_after_ready > before, "the counter counts"
+    lines = httpx.get(f"{proxy[0]}/metrics").text.splitlines()
+    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert float(values['routerjax_compiled_programs{when="after_ready"}']) > before
+    assert float(values['routerjax_compiled_programs{when="before_ready"}']) > 0
+    assert float(values["routerjax_batch_queries_sum"]) >= 5 * 32
+    spent = {by: float(values[f'routerjax_estimated_usd_total{{by="{by}"}}'])
+             for by in ("routed", "dearest", "best_single")}  # fmt: skip
+    assert 0 < spent["routed"] <= spent["dearest"]
+    for by in ("dearest", "best_single"):
+        saved = float(values[f'routerjax_estimated_saving_usd{{against="{by}"}}'])
+        assert saved == pytest.approx(spent[by] - spent["routed"])
+
+
+def test_who_lacks_the_token_is_refused(start_app):
+    url, _ = start_app(ServingConfig(token="sécret", max_batch=1))
+    body = json.dumps({"query": "abc"}).encode()
+    signature = hmac.new("sécret".encode(), body, hashlib.sha256).hexdigest()
+    for headers, status in (
+        ({}, 401),
+        ({"authorization": "Bearer wrong"}, 401),
+        ({"authorization": "Bearer sécret".encode()}, 200),
+        ({"x-webhook-signature": f"sha256={signature}"}, 200),
+        ({"x-webhook-signature": "sha256=00"}, 401),
+    ):
+        headers = {"content-type": "application/json"} | headers
+        answer = httpx.post(f"{url}/v1/route", content=body, headers=headers)
+        assert answer.status_code == status, headers
+    assert httpx.get(f"{url}/metrics").status_code == 401
+    assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_other_machines_need_a_token(tiny_router):
+    assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost")] == [True] * 3
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "example.org")))
+    with pytest.raises(ValueError, match="0.0.0.0 can be reached.*--token_env"):
+        serve(tiny_router, ServingConfig(host="0.0.0.0"))
