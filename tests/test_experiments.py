@@ -345,6 +345,8 @@ def test_sigterm_ends_with_code_0_and_says_how_to_go_on(tiny_encoder_folder, tmp
         ("train", ["--data={files}/broken.jsonl", "--store=s"], "broken.jsonl:2: not valid JSON"),
         ("evaluate", ["--data={files}/train.jsonl", "--router=r"], "give --store, or --encoder"),
         ("route", ["--router={files}/none", "--query=q"], "holds no router"),
+        ("serve", ["--router={files}/none"], "holds no router"),
+        ("serve", ["--router=r", "--token_env=NOT_SET"], "the variable NOT_SET is not set"),
         ("train", ["--data={files}/train.jsonl", "--store=s", "--recipe=greedy"], "greedy:K"),
         ("compare", ["--data=d", "--store=s", "--recipes=best"], "got 'best'"),
         ("sweep", ["--data=d", "--store=s", "--seed=3000000000"], "[0, 2147483647]"),
@@ -357,7 +359,7 @@ def test_mistakes_are_told_in_a_line(script, flags, message, files, tmp_path):
     first = (files / "train.jsonl").read_text().splitlines()[0]
     (files / "broken.jsonl").write_text(first + "\n{]\n")
     given = [flag.format(files=files) for flag in flags]
-    if script != "route" and message != "--workdir":
+    if script not in ("route", "serve") and message != "--workdir":
         given.append(f"--workdir={tmp_path}")
     done = run(script, *given)
     assert done.returncode == 1

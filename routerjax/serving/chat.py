@@ -1,5 +1,6 @@
 """POST /v1/chat/completions: passes a request on to the target that is chosen for it."""
 
+import asyncio
 import dataclasses
 import json
 import logging
@@ -26,7 +27,7 @@ from routerjax.serving.reader import Estimate
 from routerjax.serving.route import check_length, unknown_model
 from routerjax.serving.sessions import Sessions
 from routerjax.serving.targets import Target, Targets
-from routerjax.serving.turns import opening, tokenise
+from routerjax.serving.turns import opening
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ class ChatHandler:
             raise unknown_model(asked.model, self._targets.names)
         query, key = self._query(asked), self._session(request, asked)
         estimate = None
-        kept = self._kept(key, query, asked.needs)
+        kept = await self._kept(key, query, asked.needs)
         if kept is None:
             estimate = await self._read(query)
         choice = kept or self._choose(query, estimate, policy, asked.needs)
@@ -186,18 +187,21 @@ class ChatHandler:
         named = request.headers.get(SESSION_HEADER)
         return f"{asked.model} {named or opening(asked.messages)}"
 
-    def _kept(self, key: str, query: str, needs: Needs) -> Choice | None:
+    async def _kept(self, key: str, query: str, needs: Needs) -> Choice | None:
         """The target of the conversation, where it still is a candidate."""
         choice = self._sessions.get(key)
         if choice is None:
             return None
         tokens, n_bytes = 0, len(query.encode()) + needs.tokens
         if self._chooser.may_be_too_long(choice.target, n_bytes):
-            prompter = self._chooser.router.encoders[0].prompter
-            tokens = int(tokenise(prompter, [query]).query_tokens_N[0]) if query else 0
+            tokens = await asyncio.to_thread(self._n_tokens, query)
         if not self._chooser.can_take(choice.target, query, tokens, needs):
             return None
         return Choice(choice.target, "the target of this conversation", choice.decision)
+
+    def _n_tokens(self, query: str) -> int:
+        prompter = self._chooser.router.encoders[0].prompter
+        return int(prompter([query]).query_tokens_N[0]) if query.strip() else 0
 
     async def _read(self, query: str) -> Estimate | None:
         return (await self._engine.estimate([query]))[0] if query.strip() else None

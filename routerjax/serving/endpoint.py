@@ -69,16 +69,27 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request."""
-        start = time.perf_counter()
+        if scope["method"] == "GET":  # An operator may look at a server that is full.
+            await self._tell(scope, receive, send)
+            return
         try:
             async with self._in_hand.one_more():
-                response = await self._answer(Request(scope, receive))
-                await response(scope, receive, send)
+                await self._tell(scope, receive, send)
         except Problem as problem:
-            response = problem.response()
+            self._count(problem.status)
+            await problem.response()(scope, receive, send)
+
+    async def _tell(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = time.perf_counter()
+        response = await self._answer(Request(scope, receive))
+        self._count(response.status_code)
+        try:
             await response(scope, receive, send)
-        self._metrics.requests.labels(self._name, str(response.status_code)).inc()
-        self._metrics.seconds.labels("total").observe(time.perf_counter() - start)
+        finally:
+            self._metrics.seconds.labels("total").observe(time.perf_counter() - start)
+
+    def _count(self, status: int) -> None:
+        self._metrics.requests.labels(self._name, str(status)).inc()
 
     async def _answer(self, request: Request) -> Response:
         try:

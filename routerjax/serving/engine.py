@@ -36,11 +36,12 @@ class Engine:
 
     Attributes:
       ready: Whether all programs are compiled.
+      failed: Whether they never will be.
     """
 
     def __init__(self, reader: Reader, config: ServingConfig, metrics: Metrics):
         self._reader, self._config, self._metrics = reader, config, metrics
-        self.ready = False
+        self.ready = self.failed = False
         self._queue: collections.deque[_Waiting] = collections.deque()
         self._arrived = asyncio.Event()
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "routerjax-reader")
@@ -97,6 +98,7 @@ class Engine:
             )
         except Exception:
             logger.exception("compiling failed: the server will never be ready")
+            self.failed = True
             return
         if not whole:
             return

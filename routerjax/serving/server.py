@@ -64,6 +64,8 @@ def make_app(router: Router, config: ServingConfig, targets: Targets | None = No
         await client.aclose()
 
     async def health(request: Request) -> Response:
+        if engine.failed:
+            return JSONResponse({"status": "failed: see the log"}, 500)
         return JSONResponse({"status": "ok"})
 
     async def readyz(request: Request) -> Response:

@@ -221,3 +221,18 @@ def test_a_policy_that_lacks_a_half_is_refused_by_what_it_lacks():
 
     with pytest.raises(TypeError, match="Unlearnt learns 'seen' and has no _fit"):
         Unlearnt(0.5).fit(np.array([[0.5, 0.6]]), np.array([[1.0, 2.0]]))
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        (Argmax(), "most probable to be right"),
+        (Tolerance(0.25), "cheapest within 0.25 of the best"),
+        (Value(0.01), "most valuable, a right answer being worth 0.01 USD"),
+        (Utility(0.5), "largest utility, being right weighted 0.5"),
+        (Budget(0.002), "most accurate at a mean of 0.002 USD a query"),
+        (Quality(0.8), "cheapest at a mean accuracy of 0.8"),
+    ],
+)
+def test_every_policy_says_why(policy, words):
+    assert policy.words == words

@@ -191,7 +191,8 @@ def proxy(start_app, _stubs, dead_port):
     ports = _stubs[1] | {"dear": dead_port}
     rows = [
         Target(name=name, base_url=f"http://127.0.0.1:{port}/v1", model=f"real-{name}",
-               tools=name != "cheap", timeout_s=5)
+               tools=name != "cheap", timeout_s=5,
+               context_window=60 if name == "cheap" else None)
         for name, port in ports.items()
     ]  # fmt: skip
     targets = Targets(rows)

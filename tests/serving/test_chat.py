@@ -180,6 +180,16 @@ def test_a_conversation_keeps_its_target(client, stubs):
     assert selected(ask(client, messages=other)) == "cheap"
 
 
+def test_a_conversation_leaves_a_target_that_it_outgrows(client):
+    first = [{"role": "user", "content": f"abc {time.time_ns()}"}]
+    assert selected(ask(client, messages=first)) == "cheap"
+    more = [*first, {"role": "assistant", "content": "b" * 20}, {"role": "user", "content": "c"}]
+    assert selected(ask(client, messages=more)) == "cheap"
+    more[1]["content"] = "b" * 60  # Of a window of 60 tokens.
+    assert selected(ask(client, messages=more)) == "middle"
+    assert selected(ask(client, messages=first)) == "middle"
+
+
 def test_an_image_alone_fails_no_request(client, fresh):
     answer = ask(client, messages=[{"role": "user", "content": [IMAGE]}], **fresh)
     assert answer.http_response.status_code == 200

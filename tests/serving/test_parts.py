@@ -201,6 +201,24 @@ def test_what_waits_is_read_before_the_end():
     asyncio.run(run())
 
 
+def test_a_server_that_cannot_compile_says_so():
+    class Broken:
+        def compile(self, stop):
+            raise RuntimeError("no memory")
+
+    async def run():
+        engine = Engine(Broken(), ServingConfig(), Metrics())
+        engine.start()
+        while not engine.failed:
+            await asyncio.sleep(0)
+        with pytest.raises(Problem, match="being compiled") as caught:
+            await engine.estimate(["a"])
+        assert caught.value.status == 503
+        await engine.stop()
+
+    asyncio.run(run())
+
+
 # ---- targets.json
 
 
