@@ -1,5 +1,6 @@
 """The public surface: every name, and the module that it is loaded from when first used."""
 
+from . import export as export
 from .data.conversation import Conversation as Conversation
 from .data.dataset import RoutingDataset as RoutingDataset
 from .data.pool import write_pool as write_pool
