@@ -6,6 +6,10 @@ from typing import Any
 
 import numpy as np
 
+# Of a batch of torch's best, padding included.
+_ROWS = 32
+_CPU_TOKENS = 2048
+
 
 class HuggingFace:
     """A model read by torch.
@@ -59,8 +63,11 @@ class HuggingFace:
                 pooled.append(torch.stack(rows_LP).cpu().numpy())
         return np.stack(pooled)
 
-    def best(self, texts: Sequence[str], batch: int = 32) -> np.ndarray:
-        """Sorted by length, batches of 32, pooled as whole tensors on the device.
+    def best(self, texts: Sequence[str]) -> np.ndarray:
+        """Sorted by length, the longest first, pooled as whole tensors on the device.
+
+        Batches have 32 rows; on a CPU, where they gain nothing by size, fewer where the rows are
+        long.
 
         Returns:
           h_NLPD, rows as given.
@@ -70,8 +77,11 @@ class HuggingFace:
         lengths = [len(ids) for ids in self._tokenize(texts)]
         order = np.argsort(lengths, kind="stable")[::-1]
         out_NLPD: np.ndarray | None = None
-        for start in range(0, len(texts), batch):
-            rows = order[start : start + batch]
+        start = 0
+        while start < len(texts):
+            most = _CPU_TOKENS // lengths[order[start]] if self._device == "cpu" else _ROWS
+            rows = order[start : start + max(1, min(_ROWS, most))]
+            start += len(rows)
             states, lengths_B = self._states([texts[i] for i in rows])
             at_B = torch.arange(len(rows), device=self._device)
             length_B1 = lengths_B[:, None]

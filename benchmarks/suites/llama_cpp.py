@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 # Prompts that llama.cpp works on side by side, and tokens of a batch.
-_SLOTS = 16
+_SLOTS = 4
 _BATCH = 2048
 
 
@@ -38,6 +38,10 @@ class LlamaCpp:
         params.n_parallel = _SLOTS
         params.n_ctx = _SLOTS * max_tokens
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = n_threads
+        # Otherwise prompts of a batch are read in steps of equal length and the mean is the last's;
+        # and a prompt that begins as an earlier one is read, and pooled, from there on alone.
+        params.kv_unified = True
+        params.cache_prompt = False
         params.verbosity = 0
         self._server = xllamacpp.Server(params)
         self._tokenize = tokenize
