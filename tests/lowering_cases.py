@@ -23,6 +23,7 @@ from routerjax.encoder.selection import Selection
 from routerjax.encoder.weights import loading as loading
 from routerjax.encoder.weights import mxfp4
 from routerjax.evaluation import calibration
+from routerjax.export.program import probabilities as program_of
 from routerjax.features import fit, moments, part, pca, projected, sketch
 from routerjax.features.pca import Axes
 from routerjax.probes import probe
@@ -36,6 +37,7 @@ from routerjax.studies import embedding_baselines
 from routerjax.sweeps import controls, cross_validation, evaluator
 from routerjax.trunk import kernel, loop, net, step
 from tests.encoder.tiny_models import GOLDEN
+from tests.export import by_hand
 
 L, P, R, D, M, C, F, K, N, Q = 2, 2, 6, 8, 3, 4, 2, 2, 12, 4
 
@@ -297,7 +299,9 @@ def _kernel_cases() -> Table:
         "trunk/kernel.py:_gaussian": lambda: [_of(kernel._gaussian, x_RC, x_NC, width)],
         "trunk/kernel.py:_solve": lambda: [_of(kernel._solve, square_NN, mask_N, width, y_NM)],
         "trunk/kernel.py:_apply": lambda: [_of(kernel._apply, array(R, N), *loading)],
-        "trunk/kernel.py:_predict": lambda: [_of(kernel._predict, x_RC, x_NC, *loading, width)],
+        "trunk/kernel.py:predict_rows": lambda: [
+            _of(kernel.predict_rows, x_RC, x_NC, *loading, width)
+        ],
     }
 
 
@@ -376,6 +380,9 @@ def cases(tuning: Tuning) -> Table:
         **_kernel_cases(),
         "trunk/loop.py:_start": lambda: [_of(loop._start, program, seeds)],
         "trunk/loop.py:_compiled_epoch": lambda: list(_epochs(tuning)),
+        "export/program.py:exported": lambda: [
+            _of(jax.jit(program_of(by_hand.router(kernel=True).predictor)), array(R, 2, 2, 12))
+        ],
         "trunk/net.py:_score": lambda: [
             _of(net._score, (C, (6, 5), M), net.by_name(state.params), rows_RC)
             for rows_RC in (x_NC, array(2 * net._FEW_ROWS, C))

@@ -146,8 +146,7 @@ def apply_parts(
 
     def of_part(sites_S2: jax.Array, axes_of_part: Axes) -> jax.Array:
         if h_LPRD.shape[2] <= _FEW_ROWS:
-            x_SRC = jax.vmap(project)(h_LPRD[sites_S2[:, 0], sites_S2[:, 1]], axes_of_part)
-            return x_SRC.sum(axis=0)
+            return project_sites(h_LPRD, sites_S2, axes_of_part)
 
         def add(x_RC: jax.Array, site: tuple[jax.Array, Axes]) -> tuple[jax.Array, None]:
             (layer, pooling), axes_of_site = site
@@ -157,3 +156,9 @@ def apply_parts(
         return jax.lax.scan(add, zeros_RC, (sites_S2, axes_of_part))[0]
 
     return jnp.concatenate([of_part(*part) for part in zip(sites, axes, strict=True)], axis=1)
+
+
+def project_sites(h_LPRD: jax.Array, sites_S2: jax.Array, axes: Axes) -> jax.Array:
+    """Features x_RC of one part, all sites at once; arguments as in `apply_parts`, of that part."""
+    x_SRC = jax.vmap(project)(h_LPRD[sites_S2[:, 0], sites_S2[:, 1]], axes)
+    return x_SRC.sum(axis=0)

@@ -61,7 +61,7 @@ class Kernel:
             x_RC = np.asarray(x_NC[start : start + _CHUNK_ROWS], np.float32)
             n = len(x_RC)
             padded_RC = np.pad(x_RC, ((0, power_of_two(n) - n), (0, 0)))
-            fitted_RM = np.asarray(_predict(padded_RC, *self._on_device))
+            fitted_RM = np.asarray(predict_rows(padded_RC, *self._on_device))
             own_NM[start : start + n, :n_fitted] = fitted_RM[:n]
         return own_NM
 
@@ -197,7 +197,13 @@ def _apply(cross_RN: jax.Array, alpha_NM: jax.Array, mean_M: jax.Array) -> jax.A
 
 
 @jax.jit
-def _predict(
+def predict_rows(
     x_RC: jax.Array, x_NC: jax.Array, alpha_NM: jax.Array, mean_M: jax.Array, width: jax.Array
 ) -> jax.Array:
+    """`Kernel.predict` of the targets it was fitted on, traceable for any number of rows.
+
+    Args:
+      x_RC: [R, C] features.
+      x_NC, alpha_NM, mean_M, width: Of `Kernel`, of these targets.
+    """
     return _apply(_gaussian(x_RC, x_NC, width), alpha_NM, mean_M)

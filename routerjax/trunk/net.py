@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -207,7 +207,25 @@ class Trunk:
 def _score(
     shape: tuple[int, tuple[int, ...], int], params: dict[str, jax.Array], x_RC: jax.Array
 ) -> jax.Array:
-    """Sigmoids of all members, [K, R, M]."""
+    """`score_members` of rows."""
+    if x_RC.shape[0] > _FEW_ROWS:
+        return score_members(shape, params, x_RC)
+    # For rows that members share, XLA makes one product of all and transposes the weights.
+    return score_members(
+        shape, params, jnp.broadcast_to(x_RC, (params["0.bias"].shape[0], *x_RC.shape))
+    )
+
+
+def score_members(
+    shape: tuple[int, tuple[int, ...], int], params: Mapping[str, Any], x: jax.Array
+) -> jax.Array:
+    """Sigmoids of all members, [K, R, M], traceable for any number of rows.
+
+    Args:
+      shape: C, the widths of the hidden layers, and M.
+      params: As `Trunk.params`.
+      x: [R, C] features of the rows, or [K, R, C] of the rows of each member.
+    """
     # The shape is static and the parameters are a dict: a graph would be hashed, and a State
     # flattened, in Python at every call.
     n_features, hidden, n_targets = shape
@@ -221,8 +239,4 @@ def _score(
     def score(member: nnx.State, x_RC: jax.Array) -> jax.Array:
         return jax.nn.sigmoid(nnx.merge(graphdef, member)(x_RC))
 
-    if x_RC.shape[0] > _FEW_ROWS:
-        return jax.vmap(score, (0, None))(state, x_RC)
-    # For rows that members share, XLA makes one product of all and transposes the weights.
-    x_KRC = jnp.broadcast_to(x_RC, (params["0.bias"].shape[0], *x_RC.shape))
-    return jax.vmap(score)(state, x_KRC)
+    return jax.vmap(score, (0, None if x.ndim == 2 else 0))(state, x)
