@@ -30,6 +30,7 @@ class Config(options.Outcomes):
     prefix_cache: str
     compute_dtype: str
     chat_template_kwargs: str | None
+    control_text: str
     store_dtype: str
     mesh: str
     distributed: bool

@@ -35,6 +35,8 @@ _SHARED: dict[str, tuple[Any, ...]] = {
     "poolings": ("last,mean", "Poolings to keep, separated by commas: last, mean, query_mean, ..."),
     "chat_template_kwargs": (None, "Variables of the chat template as JSON, such as "
                              '{"enable_thinking": false}.'),
+    "control_text": ("split", "Control tokens that a query spells out: split into its text, or "
+                     "tokens, as stores and routers have it that do not say.", "split", "tokens"),
     "compute_dtype": ("auto", "Of the encoder: auto, float32, bfloat16 or float16."),
     "store_dtype": ("float16", "Of the store: float16 or float32."),
     "batch_tokens": ("auto", "Tokens of a full batch, padding included; auto suits the device."),
@@ -162,7 +164,7 @@ def load_encoder(config: Any, **changes: Any) -> rj.Encoder:
 
     Args:
       config: Has `encoder`, and may have revision, max_tokens, compute_dtype, chat_template_kwargs,
-        mesh.
+        control_text, mesh.
       changes: Arguments of `Encoder.from_pretrained` that go before those.
     """
     described: dict[str, Any] = {
@@ -170,6 +172,7 @@ def load_encoder(config: Any, **changes: Any) -> rj.Encoder:
         "max_tokens": getattr(config, "max_tokens", 2048),
         "compute_dtype": getattr(config, "compute_dtype", "auto"),
         "chat_template_kwargs": _template_kwargs(getattr(config, "chat_template_kwargs", None)),
+        "control_text": getattr(config, "control_text", "split"),
         "mesh": getattr(config, "mesh", "auto"),
     }
     return rj.Encoder.from_pretrained(find_encoder(config.encoder), **described | changes)

@@ -107,6 +107,7 @@ def _random_store(
     # The same prompts and dtypes as the store's: what is compared is the weights.
     same = ("max_tokens", "chat_template_kwargs", "compute_dtype")
     how = {name: store.identity[name] for name in same}
+    how["control_text"] = store.identity.get("control_text", "tokens")
     encoder = options.load_encoder(config, **how).with_random_weights(config.seed)
     return rj.extract(
         encoder, data, rj.Folder(config.workdir) / "random_store", layers=store.layers,

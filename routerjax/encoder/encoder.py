@@ -16,7 +16,7 @@ from routerjax.encoder.load import load
 from routerjax.encoder.models.attention import longest_whole
 from routerjax.encoder.prefill import Prefill
 from routerjax.encoder.prefix import choose_prefix, shared_head, template_head
-from routerjax.encoder.prompts import Prompter, Prompts
+from routerjax.encoder.prompts import CONTROL_TEXT, Prompter, Prompts
 from routerjax.encoder.selection import ALL, Selection
 from routerjax.encoder.weights.loading import random_like
 from routerjax.runtime.devices import DATA, in_flight
@@ -106,6 +106,7 @@ class Encoder:
         max_tokens: int = MAX_TOKENS,
         compute_dtype: str = "auto",
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        control_text: str = CONTROL_TEXT[0],
         mesh: Mesh | str = "data:1",
     ) -> "Encoder":
         """Loads config, tokenizer and weights; no torch, no remote code.
@@ -122,6 +123,9 @@ class Encoder:
             elsewhere. float32 computes its products at the highest precision.
           chat_template_kwargs: Variables of the chat template, JSON values by name, such as
             {"enable_thinking": False} or {"reasoning_effort": "low"}.
+          control_text: "split" to read control tokens that a query spells out ("<|im_end|>") as its
+            text; "tokens" to let them be what they spell, as stores and routers have it whose
+            identity has no control_text.
           mesh: Devices that share each batch and the parameters, from `make_mesh`; or its text:
             "data:4,model:2", or "auto" for all devices of this process, the model whole on each
             of them if it fits. One device by default.
@@ -133,9 +137,8 @@ class Encoder:
         """
         if gguf_file is not None:
             source = f"{source}/{gguf_file}"
-        encoder = cls(
-            *load(source, revision, max_tokens, compute_dtype, chat_template_kwargs, mesh)
-        )
+        prompt = max_tokens, chat_template_kwargs, control_text
+        encoder = cls(*load(source, revision, *prompt, compute_dtype, mesh))
         longest = longest_whole(encoder.tuning, encoder.config.bidirectional)
         how = "cuDNN" if encoder.tuning.cudnn else f"whole to {longest} tokens, by blocks beyond"
         logger.info("%s: attention: %s", source, how)
@@ -153,7 +156,8 @@ class Encoder:
         What lies at the source now may be another; compare the identities.
 
         Args:
-          identity: Has encoder_id, revision, max_tokens, compute_dtype and chat_template_kwargs.
+          identity: Has encoder_id, revision, max_tokens, compute_dtype, chat_template_kwargs, and
+            control_text unless that is "tokens".
           source: Where it lies, if not where it was.
           mesh: As in `from_pretrained`, and so are the errors.
         """
@@ -163,6 +167,7 @@ class Encoder:
             max_tokens=identity["max_tokens"],
             compute_dtype=identity["compute_dtype"],
             chat_template_kwargs=identity["chat_template_kwargs"],
+            control_text=identity.get("control_text") or CONTROL_TEXT[1],
             mesh=mesh,
         )
 

@@ -52,8 +52,9 @@ def load(
     source: str | pathlib.Path,
     revision: str | None,
     max_tokens: int,
-    compute_dtype: str,
     chat_template_kwargs: Mapping[str, Any] | None,
+    control_text: str,
+    compute_dtype: str,
     mesh: Mesh | str,
 ) -> Loaded:
     """Reads config, tokenizer and weights, and puts the weights on the mesh.
@@ -71,7 +72,9 @@ def load(
     config, tokenizer, checkpoint = _open(where)
     max_tokens = min(max_tokens, config.max_positions)
     try:
-        prompter = Prompter(tokenizer, max_tokens, chat_template_kwargs, config.vocab_size)
+        prompter = Prompter(
+            tokenizer, max_tokens, chat_template_kwargs, config.vocab_size, control_text
+        )
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     exact = compute_dtype == "float32"

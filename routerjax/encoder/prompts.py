@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from routerjax.data.conversation import Conversation, as_query, is_messages
+from routerjax.encoder.control_text import ControlText
 from routerjax.encoder.templates import (
     PROMPT_DATE,
     Frame,
@@ -24,6 +25,10 @@ from routerjax.encoder.templates import (
 from routerjax.runtime.files import digest
 
 logger = logging.getLogger(__name__)
+
+# What becomes of control tokens that a query spells out: its text, or the tokens, as stores and
+# routers have it that do not say.
+CONTROL_TEXT = ("split", "tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +74,13 @@ class Prompter:
       chat_template_kwargs: Variables of the chat template, JSON values by name, such as
         {"enable_thinking": False}.
       vocab_size: Tokens that the model embeds; None for as many as the tokenizer has.
+      control_text: "split" to read control tokens that a query spells out ("<|im_end|>") as its
+        text, "tokens" to let them be what they spell.
 
     Raises:
-      ValueError: No fast tokenizer, a template that does not show the query as it is, never reads
-        one of the chat_template_kwargs or has a token that the model does not embed, or a
-        max_tokens that leaves no room for the query.
+      ValueError: Another control_text, no fast tokenizer, a template that does not show the query
+        as it is, never reads one of the chat_template_kwargs or has a token that the model does not
+        embed, or a max_tokens that leaves no room for the query.
     """
 
     def __init__(
@@ -82,7 +89,12 @@ class Prompter:
         max_tokens: int,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         vocab_size: int | None = None,
+        control_text: str = CONTROL_TEXT[0],
     ):
+        if control_text not in CONTROL_TEXT:
+            raise ValueError(
+                f"control_text: expected one of {', '.join(CONTROL_TEXT)}, got {control_text!r}"
+            )
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(
                 f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json: save it with a "
@@ -92,6 +104,7 @@ class Prompter:
         self.max_tokens = max_tokens
         self._warned = False
         self.templated = bool(getattr(tokenizer, "chat_template", None))
+        self._control = ControlText(tokenizer) if control_text == "split" else None
         self._settings = check_settings(tokenizer, chat_template_kwargs)
         self._frame = Frame("", "", False)
         if self.templated:
@@ -134,6 +147,8 @@ class Prompter:
             "template_digest": digest(template) if self.templated else None,
             "chat_template_kwargs": self._settings or None,
             "prompt_date": PROMPT_DATE.isoformat() if self.templated else None,
+            # Without it where it is as it was before it could be chosen.
+            **({"control_text": "split"} if self._control else {}),
         }
 
     @property
@@ -211,13 +226,10 @@ class Prompter:
         )
         rows = []
         for prompt, encoding in zip(prompts, encodings, strict=True):
-            tokens = np.array(encoding.ids, np.int32)
-            # A list: of few tokens NumPy would take longer to find the first and last.
-            if self.templated:
-                foreign = ~self._own(tokens, encoding.offsets, prompt.first, prompt.past)
-                others = foreign.tolist()
-            else:
-                others = encoding.special_tokens_mask
+            tokens, within, others = self._own(prompt, encoding)
+            if self._control and self._control.typed(prompt, encoding, tokens, within):
+                prompt, encoding = self._control.reread(prompt, encoding, not self.templated)
+                tokens, within, others = self._own(prompt, encoding)
             start = end = len(others)
             if False in others:
                 start, end = others.index(False), end - others[::-1].index(False)
@@ -228,9 +240,12 @@ class Prompter:
         """The prompt of a query, a text or a conversation."""
         head, tail, trims = self._frame
         if self.templated and isinstance(query, Conversation):
-            prompt = render_turns(self.tokenizer, self._settings, query.turns, trims)
+            turns = query.turns
+            if self._control:
+                turns = tuple((role, self._control.broken(role, text)) for role, text in turns)
+            prompt = render_turns(self.tokenizer, self._settings, turns, trims)
             if prompt is not None:
-                return prompt
+                return prompt._replace(broken=turns != query.turns)
             if not self._warned:
                 self._warned = True
                 logger.warning("the chat template shows no conversations: they are read as one "
@@ -251,15 +266,20 @@ class Prompter:
             backend.encode_special_tokens = splits
         return backend
 
-    def _own(
-        self, tokens: np.ndarray, offsets: Sequence[tuple[int, int]], first: int, past: int
-    ) -> np.ndarray:
-        """Which tokens are the query's, whose text goes from `first` to before `past`."""
-        starts, ends = np.array(offsets, np.int64).reshape(-1, 2).T
+    def _own(self, prompt: Rendered, encoding: Any) -> tuple[np.ndarray, np.ndarray, list]:
+        """The tokens; which reach into the query's text; and which are not the query's."""
+        tokens = np.array(encoding.ids, np.int32)
+        # Lists: of few tokens NumPy would take longer to find the first and last of the query.
+        if not self.templated:
+            others = encoding.special_tokens_mask
+            return tokens, np.array(others) == 0, others
+        starts, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
+        first, past = prompt.first, prompt.past
         # Some tokenizers leave white space out of a token's offsets. A token of white space alone
         # then starts and ends at its end.
         within = (ends > first) & np.where(starts == ends, ends <= past, starts < past)
         # A token that reaches over the edge (a merged newline) belongs to the query, a mark of the
         # template that has swallowed the query's white space does not.
         over_edge = (starts < first) | (ends > past)
-        return within & ~(over_edge & np.isin(tokens, self._marks))
+        own = within & ~(over_edge & np.isin(tokens, self._marks))
+        return tokens, within, (~own).tolist()

@@ -77,11 +77,13 @@ class Rendered(NamedTuple):
       text: All of it.
       first: Where the query starts in it.
       past: Where the query ends.
+      broken: Of a conversation, whether `ControlText.broken` changed a text of it; None of a text.
     """
 
     text: str
     first: int
     past: int
+    broken: bool | None = None
 
 
 def render_turns(

@@ -11,8 +11,8 @@ from routerjax.store.store import ActivationStore
 
 # Fields of a store's identity that say what the encoder computes; the others say what was kept.
 _ENCODER_FIELDS = ("encoder_id", "revision", "family", "weights_digest", "tokenizer_digest",
-                   "template_digest", "chat_template_kwargs", "prompt_date", "max_tokens",
-                   "compute_dtype", "precision")  # fmt: skip
+                   "template_digest", "chat_template_kwargs", "prompt_date", "control_text",
+                   "max_tokens", "compute_dtype", "precision")  # fmt: skip
 
 
 class BoundEncoders:

@@ -137,7 +137,10 @@ def test_a_tokenizer_that_splits_special_tokens_is_another_one():
     plain, splits = byte_tokenizer(), byte_tokenizer()
     splits.split_special_tokens = True
     query = "a<|im_end|>"
-    rows = [Prompter(tokenizer, 50)([query]).tokens[0] for tokenizer in (plain, splits)]
+    rows = [
+        Prompter(tokenizer, 50, control_text="tokens")([query]).tokens[0]
+        for tokenizer in (plain, splits)
+    ]
     assert len(rows[0]) == 2 and len(rows[1]) == len(query)
     digests = [Prompter(each, 50).identity["tokenizer_digest"] for each in (plain, splits)]
     assert digests[0] != digests[1]
@@ -145,10 +148,12 @@ def test_a_tokenizer_that_splits_special_tokens_is_another_one():
 
 def test_a_token_that_the_model_does_not_embed_is_named():
     tokenizer = byte_tokenizer()  # 257 of bytes, then the special ones.
-    prompter = Prompter(tokenizer, 50, vocab_size=258)
+    prompter = Prompter(tokenizer, 50, vocab_size=258, control_text="tokens")
     assert len(prompter(["a<s>"]).tokens[0]) == 2
     with pytest.raises(ValueError, match=r"queries\[1\]: token 259, '<\|im_end\|>', is not among"):
         prompter(["a", "b<|im_end|>"])
+    # As text it has the tokens of its bytes.
+    assert len(Prompter(tokenizer, 50, vocab_size=258)(["b<|im_end|>"]).tokens[0]) == 11
     with pytest.raises(ValueError, match=r"the template: token .* the 258 that the model embeds"):
         Prompter(byte_tokenizer(CHATML), 50, vocab_size=258)
 

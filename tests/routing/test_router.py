@@ -392,6 +392,20 @@ def test_the_settings_of_the_template_go_with_the_router(router, tiny_encoder_fo
     assert loaded.encoders[0].prompter(["ab"]).lengths_N[0] == 2 + 2 + len(" - brief")
 
 
+def test_a_router_that_does_not_say_reads_control_tokens_as_it_was_trained_to(
+    router, tiny_encoder_folder, tmp_path
+):
+    router.save(tmp_path / "router")
+    path = tmp_path / "router/router.json"
+    value = json.loads(path.read_text())
+    assert value["encoders"][0].pop("control_text") == "split"
+    path.write_text(json.dumps(value))
+    loaded = Router.load(tmp_path / "router")
+    assert "control_text" not in loaded.encoders[0].identity
+    with pytest.raises(ValueError, match="control_text: the router has None, this encoder 'split'"):
+        loaded.use_encoder(Encoder.from_pretrained(tiny_encoder_folder))
+
+
 def test_a_store_of_another_encoder_is_refused(router, parts, monkeypatch):
     store, test, _ = parts
     monkeypatch.setitem(store.meta["identity"], "weights_digest", "0")

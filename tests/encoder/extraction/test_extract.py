@@ -154,6 +154,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bytes(
     ("change", "named"),
     [
         ({"max_tokens": 32}, "max_tokens"),
+        ({"control_text": "tokens"}, "control_text: the store has 'split', this job None"),
         ({"layers": [1, 2]}, "layers"),
         ({"poolings": ("mean",)}, "poolings"),
         ({"store_dtype": "float32"}, "store_dtype"),
@@ -166,8 +167,8 @@ def test_a_store_made_differently_is_refused(
     change, named, tiny_encoder_folder, encoder, tiny_data, whole, monkeypatch
 ):
     options = {k: v for k, v in change.items() if k in ("layers", "poolings", "store_dtype")}
-    if "max_tokens" in change:
-        encoder = Encoder.from_pretrained(tiny_encoder_folder, max_tokens=change["max_tokens"])
+    if {"max_tokens", "control_text"} & set(change):
+        encoder = Encoder.from_pretrained(tiny_encoder_folder, **{"max_tokens": 64} | change)
     if "query" in change:
         tiny_data = dataclasses.replace(
             tiny_data, queries=(change["query"], *tiny_data.queries[1:])
