@@ -88,7 +88,7 @@ def main() -> None:
     if config.encoder:
         router.use_encoder(options.load_router_encoders(router, config.encoder, "data:1"))
     if config.workdir is not None:
-        rj.write_config(config.workdir, config)
+        rj.write_config(config.workdir, config, alone=False)
     if config.query is not None and config.queries is not None:
         raise ValueError("--query is one query, --queries a file of them: give one of the two")
     if config.queries is not None:

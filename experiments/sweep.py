@@ -70,7 +70,7 @@ def main() -> None:
     data, _ = options.read_data(config)
     store = rj.ActivationStore.open(config.store)
     layers = rj.parse_layers(config.layers)
-    rj.write_config(config.workdir, config)
+    rj.write_config(config.workdir, config, alone=False)  # Processes share the layers.
     table = rj.sweep(
         store,
         data,
@@ -111,7 +111,7 @@ def _random_store(
     encoder = options.load_encoder(config, **how).with_random_weights(config.seed)
     return rj.extract(
         encoder, data, rj.Folder(config.workdir) / "random_store", layers=store.layers,
-        poolings=store.poolings, store_dtype=store.identity["store_dtype"],
+        poolings=store.poolings, store_dtype=store.identity["store_dtype"], wait=True,
     )  # fmt: skip
 
 

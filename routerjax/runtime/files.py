@@ -79,11 +79,7 @@ class Folder:
 
     def read_bytes(self, name: str) -> bytes | None:
         """The content of `name`, or None where there is no such file."""
-        try:
-            result = self._kv.read(name).result()
-        except Exception as error:
-            raise OSError(f"cannot read {self.path}{name}: {error}") from error
-        return bytes(result.value) if result.state == "value" else None
+        return self.read_stamped(name)[0]
 
     def digest(self, name: str) -> str | None:
         """A digest of the content of `name`, or None where there is no such file."""
@@ -100,6 +96,26 @@ class Folder:
             self._kv.write(name, data).result()
         except Exception as error:
             raise OSError(f"cannot write {self.path}{name}: {error}") from error
+
+    def read_stamped(self, name: str) -> tuple[bytes | None, bytes]:
+        """As `read_bytes`, and the file's generation, which each write of it changes."""
+        try:
+            result = self._kv.read(name).result()
+        except Exception as error:
+            raise OSError(f"cannot read {self.path}{name}: {error}") from error
+        return bytes(result.value) if result.state == "value" else None, result.stamp.generation
+
+    def write_if(self, generation: bytes, name: str, data: bytes | None) -> bytes | None:
+        """As `write_bytes`, or `delete` for None, where the file is still of this generation.
+
+        Returns:
+          The new generation; None where the file was of another one and stays as it is.
+        """
+        try:
+            stamp = self._kv.write(name, data, if_equal=generation).result()
+        except Exception as error:
+            raise OSError(f"cannot write {self.path}{name}: {error}") from error
+        return stamp.generation or None
 
     def read_json(self, name: str) -> Any:
         """The JSON value in `name`, or None where there is no such file.

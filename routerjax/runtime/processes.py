@@ -52,6 +52,11 @@ def start_distributed(
     atexit.register(_tell_ended)
 
 
+def joined() -> bool:
+    """Whether this is a process of a cluster job."""
+    return _client() is not None
+
+
 def ended_elsewhere() -> list[int]:
     """The processes of this job that have finished, stopped or failed before this one."""
     client = _client()

@@ -10,21 +10,30 @@ from typing import Any
 
 import jax
 
+from routerjax.runtime import lock
 from routerjax.runtime.files import Folder
 
 _VERSIONS_OF = ("routerjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore",
                 "transformers", "numpy")  # fmt: skip
 
 
-def write_config(workdir: Any, config: Any) -> None:
-    """Writes `describe_run(config)`, of a dataclass of JSON values, to `config.json` in a workdir.
+def write_config(workdir: Any, config: Any, alone: bool = True) -> None:
+    """Takes a workdir for this process, and writes `describe_run(config)` to `config.json` there.
 
-    Of several processes only the first one writes.
+    Of several processes of a cluster job only the first one takes it and writes.
+
+    Args:
+      workdir: The folder, local or a URL.
+      config: A dataclass of JSON values.
+      alone: Whether other processes are refused there until this script, or this process, ends.
 
     Raises:
+      lock.Locked: Another process has the workdir; says which.
       OSError: The folder cannot be written.
     """
     if jax.process_index() == 0:
+        if alone:
+            lock.keep(Folder(workdir))
         Folder(workdir).write_json("config.json", describe_run(config))
 
 

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ import numpy as np
 import safetensors.numpy
 from tqdm import tqdm
 
+from routerjax.runtime import lock
 from routerjax.runtime.files import Folder
 
 logger = logging.getLogger(__name__)
@@ -44,8 +45,11 @@ class Stopped(Exception):
 
 
 def stop_requested() -> bool:
-    """Whether SIGTERM has come; a long loop asks after each unit it has put on disk."""
-    return _stop.is_set()
+    """Whether SIGTERM has come, or another job has taken over a lock of this one.
+
+    A long loop asks after each unit it has put on disk.
+    """
+    return _stop.is_set() or lock.lost()
 
 
 @contextlib.contextmanager
@@ -177,6 +181,38 @@ class Parts:
     def exists(self, name: str) -> bool:
         """Whether the part of this name is finished."""
         return name in self._kept if self.folder is None else self.folder.exists(name)
+
+    @contextlib.contextmanager
+    def taken(self, names: Sequence[str], most: int) -> Iterator[list[str]]:
+        """Takes parts that are not finished, which other processes leave alone meanwhile.
+
+        Where others have all of them in hand, the first is waited for until it is seen whether its
+        process still runs.
+
+        Args:
+          names: To choose from.
+          most: How many at most.
+
+        Yields:
+          The names taken; none where others have all of them in hand or have finished them.
+        """
+        with contextlib.ExitStack() as stack:
+            mine: list[str] = []
+            for name in names:
+                if len(mine) < most and self._take(stack, name, wait=False):
+                    mine.append(name)
+            if not mine:
+                mine = [name for name in names[:1] if self._take(stack, name, wait=None)]
+            yield mine
+
+    def _take(self, stack: contextlib.ExitStack, name: str, wait: bool | None) -> bool:
+        """Whether a part is not finished and nobody else's; then it is this process's."""
+        if not self.exists(name):
+            with contextlib.suppress(lock.Locked):
+                stack.enter_context(lock.held(self.folder, f"{name}.lock", wait))
+                # Who held it may have finished it before.
+                return not self.exists(name)
+        return False
 
     def list(self, prefix: str) -> list[str]:
         """The names of finished parts that start with `prefix`, sorted."""

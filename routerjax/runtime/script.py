@@ -7,16 +7,21 @@ import pathlib
 import pkgutil
 import signal
 import sys
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from absl import app
 from absl import logging as absl_logging
 
+from routerjax.runtime import lock, processes
 from routerjax.runtime.resume import Stopped, stoppable
 
 # Seconds; clusters kill a process 10 to 30 seconds after they have asked it to end.
 STOPS_WITHIN = 8.0
+# Seconds that a process has to end after its script has: a library's thread may never end.
+ENDS_WITHIN = 20.0
 
 
 def use_compilation_cache() -> None:
@@ -102,12 +107,27 @@ def run_script(
                 raise
             sys.stderr.write(f"error: {error}\n")
             sys.exit(1)
+        finally:
+            lock.release_kept()
 
     try:
         app.run(guarded)
+    except BaseException as ended:
+        # Not in a process that called this script's `main` from a program of its own.
+        if vars(sys.modules["__main__"]) is main.__globals__:
+            _end_soon((ended.code or 0) if isinstance(ended, SystemExit) else 1)
+        raise
     finally:
         # Saves 0.5 s, in which the interpreter would search all imported objects for cycles.
         gc.freeze()
+
+
+def _end_soon(code: Any) -> None:
+    """Ends the process with this exit code ENDS_WITHIN from now, should it not end by itself."""
+    if not processes.joined():  # A process of a cluster job waits for the others.
+        ending = threading.Timer(ENDS_WITHIN, os._exit, [code if isinstance(code, int) else 1])
+        ending.daemon = True
+        ending.start()
 
 
 def _cuda_is_installed() -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
 from routerjax.features.feature_map import Stores, as_tuple
-from routerjax.runtime import resume
+from routerjax.runtime import lock, resume
 from routerjax.runtime.files import Folder
 from routerjax.stats.bootstrap import value_and_draws
 from routerjax.stats.intervals import LEVEL
@@ -124,7 +124,7 @@ def compare(
         contesting = everyone[: len(contestants)]
         runs.append(Run(f"without{apart_N.max() + 1}-", contesting, apart_N))
     total = sum(len(run.contestants) * (run.fold_N.max() + 1) for run in runs) * n_seeds
-    with resume.progress_bar(total, 0, "fits", "compare") as bar:
+    with lock.held(folder), resume.progress_bar(total, 0, "fits", "compare") as bar:
         results = [
             predict_folds(run, stores, data, config, n_seeds, seed, parts, bar) for run in runs
         ]

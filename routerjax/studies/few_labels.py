@@ -20,7 +20,7 @@ from routerjax.features.feature_map import Stores, as_tuple
 from routerjax.features.fit import fit_features
 from routerjax.features.recipe import Recipe
 from routerjax.routing.fit import outcomes
-from routerjax.runtime import resume
+from routerjax.runtime import lock, resume
 from routerjax.runtime.files import Folder
 from routerjax.stats.intervals import mean_interval
 from routerjax.stats.roc_auc import roc_auc, within_dataset_auc
@@ -116,7 +116,10 @@ def few_labels(
     parts = tuple(np.split(x_NC, np.cumsum([len(fit), len(held)])))
     rows = (fit, held, test)
     targets: dict[str, dict[str, _Curves]] = {}
-    with resume.progress_bar(len(data.targets), 0, "targets", "few labels") as bar:
+    with (
+        lock.held(folder),
+        resume.progress_bar(len(data.targets), 0, "targets", "few labels") as bar,
+    ):
         for m, target in enumerate(data.targets):
             name = f"target{m:03d}.json"
             result = kept.read_json(name)

@@ -6,6 +6,7 @@ a job that died, or the others of an array of jobs, go on with what is missing.
 
 import dataclasses
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ from routerjax.sweeps.table import SweepTable
 logger = logging.getLogger(__name__)
 
 PCA_DIMS = (50, 100, 150, 200, 300)
+# Seconds between looks at what other processes have finished.
+_WAIT_SECONDS = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +120,8 @@ def sweep(
       controls: Names out of `CONTROLS`, or ("all",).
       random_store: For the control "random_encoder": the same queries, layers and poolings from
         the encoder with random weights.
-      workdir: Folder that keeps finished layers; a job that died goes on from there.
+      workdir: Folder that keeps finished layers; a job that died goes on from there, and several
+        processes that run at once share the layers, each of which is done once.
       shard: (i, n): only every n-th layer from the i-th on; the shard that finds all layers done
         makes the table.
       devices: To split layers over; by default all of this process.
@@ -149,15 +153,23 @@ def sweep(
     folder = None if workdir is None else Folder(workdir) / "sweep"
     kept = job.parts(folder)
     mine = config.layers[index::of]
-    todo = [layer for layer in mine if not kept.exists(_part(layer))]
-    step = len(job.devices)
+    layer_of = {_part(layer): layer for layer in mine}
+
+    def left() -> list[str]:
+        return sorted(layer_of.keys() - kept.list("layers/"))
+
+    todo = left()
     with resume.progress_bar(len(mine), len(mine) - len(todo), "layers", "sweep") as bar:
-        for at in range(0, len(todo), step):
+        while todo:
             kept.stop_if_asked(bar)
-            batch = todo[at : at + step]
-            for layer, part in job.evaluate(batch):
-                kept.write(_part(layer), part)
-            bar.update(len(batch))
+            with kept.taken(todo, len(job.devices)) as names:
+                if names:
+                    for layer, part in job.evaluate([layer_of[name] for name in names]):
+                        kept.write(_part(layer), part)
+                else:
+                    time.sleep(_WAIT_SECONDS)  # Others have these layers in hand.
+            todo = left()
+            bar.update(len(mine) - len(todo) - bar.n)
     read = {layer: kept.read(_part(layer)) for layer in config.layers}
     parts = {layer: part for layer, part in read.items() if part is not None}
     missing = [layer for layer in config.layers if layer not in parts]

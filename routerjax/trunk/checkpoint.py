@@ -1,11 +1,12 @@
 """Checkpoints: Orbax behind one small file."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from routerjax.runtime import resume
+from routerjax.runtime import lock, resume
 from routerjax.runtime.files import Folder, digest
 
 _DIGEST = "digest"  # Beside a checkpoint's arrays: OCDBT has no checksum of what it stores.
@@ -20,11 +21,21 @@ class Checkpoints:
 
     Raises:
       ValueError: The folder holds checkpoints of another job.
+      lock.Locked: Another process trains there.
       OSError: The folder cannot be written.
     """
 
     def __init__(self, folder: Any, job: dict[str, Any]):
         self.folder = Folder(folder)
+        self._closing = contextlib.ExitStack()
+        self._closing.enter_context(lock.held(self.folder))
+        try:
+            self._open(job)
+        except BaseException:
+            self._closing.close()
+            raise
+
+    def _open(self, job: dict[str, Any]) -> None:
         resume.claim(self.folder, "training job", job)
         path = self.folder.local_path() if self.folder.is_local else self.folder.path
         self._orbax = _orbax()
@@ -62,9 +73,17 @@ class Checkpoints:
         self._manager.save(step, args=self._orbax.args.StandardSave(arrays | {_DIGEST: digest_16}))
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until everything is on disk.
+
+        Raises:
+          OSError: A checkpoint could not be written.
+        """
+        with self._closing:
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                # Its threads would keep a process from ending.
+                self._manager.close()
 
 
 def save_arrays(folder: Folder, arrays: dict[str, np.ndarray]) -> None:

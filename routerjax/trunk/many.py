@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from routerjax.runtime import resume
+from routerjax.runtime import lock, resume
 from routerjax.runtime.files import Folder
 from routerjax.runtime.tuning import Tuning
 from routerjax.trunk.checkpoint import Checkpoints, digest_of
@@ -108,7 +108,7 @@ def train_trunks(
         given |= {f"{part}.{name}": x for name, x in x_of.items()}
     parts = resume.Parts(folder, "training of trunks", _job(members, given, config))
     left = set(range(n)) - _take_in(parts, result)
-    with resume.progress_bar(n, n - len(left), "members", "trunks") as bar:
+    with lock.held(folder), resume.progress_bar(n, n - len(left), "members", "trunks") as bar:
         for places in groups(members, sorted(left), train_of, shape_VM[1], devices):
             chosen = [members[k] for k in places]
             names = sorted({member.features for member in chosen})

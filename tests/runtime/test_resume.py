@@ -47,6 +47,23 @@ def test_a_damaged_part_is_named(tmp_path):
         parts.read("a.safetensors")
 
 
+def test_parts_that_another_process_has_in_hand_are_left_to_it(folder):
+    names = [f"{i}.safetensors" for i in range(4)]
+    parts = [resume.Parts(folder, "sweep", JOB) for _ in range(2)]
+    parts[0].write(names[1], {"x": np.zeros(1)})
+    with parts[0].taken(names, 2) as first, parts[1].taken(names, 9) as second:
+        assert first == [names[0], names[2]]
+        # In memory nobody else has part in a job.
+        assert second == ([names[3]] if folder else names)
+        if folder:
+            with parts[1].taken(names[:3], 9) as none:
+                assert none == []
+            parts[0].write(names[0], {"x": np.zeros(1)})
+    with parts[1].taken(names, 9) as rest:
+        assert rest == ([names[2], names[3]] if folder else names)
+    assert folder is None or not [name for name in folder.list() if "lock" in name]
+
+
 def test_a_stop_says_what_is_left_and_whether_it_goes_on(folder):
     parts = resume.Parts(folder, "sweep", JOB)
     with resume.stoppable(), resume.progress_bar(4, 1, "layers", "sweep") as bar:

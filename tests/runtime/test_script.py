@@ -11,7 +11,7 @@ import sys
 import jax
 import pytest
 
-from routerjax.runtime import provenance, resume, script
+from routerjax.runtime import lock, provenance, resume, script
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ SCRIPT = """
 import hashlib, os, signal, sys, threading
 from routerjax.runtime import resume, script
 
-script.STOPS_WITHIN = 1.0
+script.STOPS_WITHIN = script.ENDS_WITHIN = 1.0
 
 def main():
     kind = sys.argv[0]
@@ -76,6 +76,9 @@ def main():
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
         threading.Timer(0.6, os.kill, (os.getpid(), signal.SIGTERM)).start()
         hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+    if kind == "hanging":
+        threading.Thread(target=threading.Event().wait).start()
+        raise RuntimeError("a library's thread waits for ever")
     if kind == "wrong":
         raise ValueError("labels.jsonl:3: not valid JSON")
     if kind == "broken":
@@ -96,6 +99,7 @@ script.run_script(main)
         (["read no more"], 141, "", False),
         (["interrupted"], 130, "interrupted: what was finished is kept", False),
         (["wrong"], 1, "error: labels.jsonl:3: not valid JSON\n", False),
+        (["hanging"], 1, "error: a library's thread waits for ever\n", False),
         (["wrong", "--v=1"], 1, "ValueError: labels.jsonl:3", True),
         (["broken"], 1, "KeyError: 'a fault of ours'", True),
         (["fine", "data.jsonl"], 1, "unexpected arguments ['data.jsonl']", False),
@@ -108,6 +112,7 @@ script.run_script(main)
         "read no more",
         "interrupted",
         "user's error",
+        "a thread that never ends",
         "verbose",
         "our fault",
         "no flag",
@@ -161,6 +166,7 @@ def test_a_script_imports_torch_only_where_it_uses_it(tmp_path, torch):
 
 def test_config_json_has_all_that_decides_the_numbers(tmp_path):
     provenance.write_config(tmp_path, Config())
+    lock.release_kept()
     found = json.loads((tmp_path / "config.json").read_text())
     assert set(found) == {"config", "versions", "git_revision", "devices", "processes"}
     assert found["config"] == {"seed": 3, "layers": [1, 2], "rate": None}
@@ -168,6 +174,33 @@ def test_config_json_has_all_that_decides_the_numbers(tmp_path):
     assert found["versions"]["python"] == sys.version.split()[0]
     assert {"routerjax", "numpy", "tensorstore"} <= set(found["versions"])
     assert found["devices"] == ["8 x cpu"] and found["processes"] == 1
+
+
+def test_a_workdir_is_one_script_s_until_it_ends(tmp_path):
+    provenance.write_config(tmp_path, Config())
+    provenance.write_config(tmp_path, Config(seed=4))
+    other = [sys.executable, "-c", TAKES, str(tmp_path)]
+    refused = subprocess.run(other, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert f"error: {tmp_path}/ is in use (lock.json: " in refused.stderr
+    assert f"process {os.getpid()} on" in refused.stderr and "Traceback" not in refused.stderr
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["seed"] == 4
+    lock.release_kept()
+    assert subprocess.run(other).returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+TAKES = """
+import dataclasses, sys
+from routerjax.runtime import provenance, script
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = 5
+
+path = sys.argv.pop()
+script.run_script(lambda: provenance.write_config(path, Config()))
+"""
 
 
 def test_a_package_that_is_not_installed_is_left_out(monkeypatch):

@@ -1,8 +1,10 @@
 """The sweep as a job: its table, its resumption, its shards, its controls, its refusals."""
 
+import concurrent.futures
 import dataclasses
 import io
 import json
+import threading
 
 import jax
 import numpy as np
@@ -211,6 +213,36 @@ def test_shards_share_a_folder(world, tmp_path):
     assert np.isnan(merged.cells["cv_auc_low"]).all()
     with pytest.raises(ValueError, match="draws=1000"):
         merged.equal_to_best("a")
+
+
+def test_two_at_once_share_the_layers(world, tmp_path, monkeypatch):
+    """Each layer is read once, and both end with the table of all."""
+    store, data, _ = world
+    settings = {
+        "draws": 0,
+        "layers": (0, 1, 3),
+        "poolings": ("last",),
+        "devices": jax.devices()[:1],
+    }
+    whole = sweep(store, data, (4,), **settings)
+    evaluated, evaluate = [], sweep_module._Job.evaluate
+    both = threading.Barrier(2)
+
+    def watched(job, layers):
+        if not evaluated:
+            both.wait(60)  # Each has its first layer in hand.
+        evaluated.extend(layers)
+        return evaluate(job, layers)
+
+    monkeypatch.setattr(sweep_module._Job, "evaluate", watched)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        jobs = [
+            pool.submit(sweep, store, data, (4,), workdir=tmp_path, **settings) for _ in range(2)
+        ]
+        for job in jobs:
+            same(job.result(), whole)
+    assert sorted(evaluated) == [0, 1, 3]
+    assert not list(tmp_path.rglob("*.lock"))
 
 
 @pytest.mark.parametrize("kept", [0, 200])

@@ -18,7 +18,7 @@ from routerjax.encoder.extraction import block_buffer
 from routerjax.encoder.extraction.pipeline import captured
 from routerjax.encoder.extraction.plan import identity_of, prepare
 from routerjax.encoder.selection import ALL, Selection
-from routerjax.runtime import processes, resume
+from routerjax.runtime import lock, processes, resume
 from routerjax.runtime.files import Folder
 from routerjax.store.store import ActivationStore
 
@@ -40,6 +40,7 @@ def extract(
     store_dtype: str = "float16",
     batch_tokens: int | None = None,
     prefix_cache: str = "auto",
+    wait: bool = False,
 ) -> ActivationStore:
     """Captures every query of a data set into a store; resumes by itself.
 
@@ -61,11 +62,13 @@ def extract(
       prefix_cache: Whether tokens that all prompts begin with are read once: "auto" (where that
         saves more than a tenth of all tokens), "on" or "off". The numbers are the same; a job that
         resumes goes on as it began.
+      wait: Whether to wait while another job fills the store, which is refused otherwise.
 
     Returns:
       The finished store.
 
     Raises:
+      lock.Locked: Another job fills the store; says whose it is.
       ValueError: The store at `path` was made from other queries or in another way, or it is not
         seen by all processes.
       FloatingPointError: An activation is not finite.
@@ -74,22 +77,33 @@ def extract(
         hand was finished.
     """
     options = (Selection.of(layers, poolings, encoder.n_states), store_dtype)
-    if not ActivationStore.exists(path):
-        _begin(encoder, data, path, *options, batch_tokens=batch_tokens, prefix_cache=prefix_cache)
-    store = ActivationStore.open(path, complete=False)
-    if jax.process_index() == 0:
-        processes.tell_made(store.folder.path)
-    store.refuse_other(identity_of(encoder, data, *options))
-    begun_with = store.meta["plan"]["batch_tokens"]
-    if batch_tokens not in (None, begun_with) and store.missing_blocks():
-        resume.log(
-            f"{store.folder.path} was begun with batches of {begun_with} tokens and goes on with "
-            f"them, not with {batch_tokens}: for other batches delete it and begin anew"
-        )
-    _fill(encoder, store, dict(zip(data.ids, data.queries, strict=True)))
-    _wait_until(lambda: not _left(store), lambda: _stopped(store))
+    first = jax.process_index() == 0
+    # A finished store may lie where nothing can be written.
+    with lock.held(Folder(path) if first and not _is_finished(path) else None, wait=wait):
+        if not ActivationStore.exists(path):
+            more = {"batch_tokens": batch_tokens, "prefix_cache": prefix_cache}
+            _begin(encoder, data, path, *options, **more)
+        store = ActivationStore.open(path, complete=False)
+        if first:
+            processes.tell_made(store.folder.path)
+        store.refuse_other(identity_of(encoder, data, *options))
+        begun_with = store.meta["plan"]["batch_tokens"]
+        if batch_tokens not in (None, begun_with) and store.missing_blocks():
+            resume.log(
+                f"{store.folder.path} was begun with batches of {begun_with} tokens and goes on "
+                f"with them, not with {batch_tokens}: for other batches delete it and begin anew"
+            )
+        _fill(encoder, store, dict(zip(data.ids, data.queries, strict=True)))
+        _wait_until(lambda: not _left(store), lambda: _stopped(store))
     _report(store)
     return store
+
+
+def _is_finished(path: Any) -> bool:
+    """Whether the store is there with all its row blocks."""
+    if not ActivationStore.exists(path):
+        return False
+    return not ActivationStore.open(path, complete=False).missing_blocks()
 
 
 def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> None:

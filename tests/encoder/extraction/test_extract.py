@@ -1,5 +1,6 @@
 """extract: killed, stopped, refused or out of disk, nothing is lost, done twice or wrong."""
 
+import concurrent.futures
 import dataclasses
 import os
 import pathlib
@@ -24,7 +25,8 @@ from routerjax.encoder.extraction.estimate import estimate
 from routerjax.encoder.extraction.extract import extract
 from routerjax.encoder.extraction.plan import identity_of, prepare
 from routerjax.encoder.selection import Selection
-from routerjax.runtime import resume
+from routerjax.runtime import lock, resume
+from routerjax.runtime.files import Folder
 from routerjax.store.store import ActivationStore
 
 # Small blocks, so that a job of the tests' size has many.
@@ -270,6 +272,22 @@ def test_a_job_that_resumes_keeps_its_batches_and_says_so(encoder, tiny_data, tm
         extract(encoder, some, tmp_path / "store", batch_tokens=256)
     assert "begun with batches of 512 tokens and goes on with them, not with 256" in caplog.text
     assert arrays_of(tmp_path / "store") == before
+
+
+def test_a_store_is_one_job_s_and_a_finished_one_everybody_s(encoder, tiny_data, tmp_path):
+    some = tiny_data.select(np.arange(20))
+    folder = Folder(tmp_path / "store")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with lock.held(folder):
+            with pytest.raises(lock.Locked, match=r"store/ is in use \(lock.json: "):
+                extract(encoder, some, tmp_path / "store")
+            waiting = pool.submit(extract, encoder, some, tmp_path / "store", wait=True)
+            time.sleep(0.1)
+            assert not ActivationStore.exists(tmp_path / "store")
+        assert waiting.result().missing_blocks() == []
+    assert not folder.exists(lock.NAME)
+    with lock.held(folder):
+        assert extract(encoder, some, tmp_path / "store").missing_blocks() == []
 
 
 def test_an_unwritable_path_is_an_error_that_names_it(encoder, tiny_data, tmp_path):

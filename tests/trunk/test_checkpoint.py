@@ -1,0 +1,68 @@
+"""Checkpoints: one training at a time in a folder, and no process that outlives its error."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from routerjax.runtime import lock
+from routerjax.trunk.checkpoint import Checkpoints
+
+JOB = {"seed": 3}
+STATE = {"x": np.arange(6, dtype=np.float32), "losses": np.full((2, 3), np.nan, np.float32)}
+
+
+def test_a_second_training_in_the_folder_is_refused(tmp_path):
+    first = Checkpoints(tmp_path, JOB)
+    with pytest.raises(lock.Locked, match=f"process {os.getpid()} on"):
+        Checkpoints(tmp_path, JOB)
+    first.save(1, STATE)
+    first.close()
+    with pytest.raises(ValueError, match="another training job"):
+        Checkpoints(tmp_path, {"seed": 4})
+    second = Checkpoints(tmp_path, JOB)
+    np.testing.assert_array_equal(second.restore(STATE)["x"], STATE["x"])
+    second.close()
+    assert not (tmp_path / lock.NAME).exists()
+
+
+TRAINS = """
+import sys
+import numpy as np
+from routerjax.runtime import script
+from routerjax.trunk.config import TrunkConfig
+from routerjax.trunk.train import train_trunk
+
+path = sys.argv.pop()
+
+def main():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(300, 4)).astype("f"), (rng.random((300, 2)) < 0.5).astype("f")
+    config = TrunkConfig(hidden=(4, 4), batch_size=50, epochs=9, patience=9, seeds=(1,), keep=1,
+                         checkpoint_every=1)
+    train_trunk(x[:200], y[:200], x[200:], y[200:], config, path)
+
+script.run_script(main)
+"""
+
+
+@pytest.mark.slow
+def test_of_two_trainings_at_once_one_is_refused_and_both_end(tmp_path):
+    command = [sys.executable, "-c", TRAINS, str(tmp_path)]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "job.json").exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    first.send_signal(
+        signal.SIGSTOP
+    )  # However slow the second is to start, the first has not ended.
+    second = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    first.send_signal(signal.SIGCONT)
+    assert first.wait(120) == 0 and second.returncode == 1
+    last = second.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and f"process {first.pid} on" in last, second.stderr
+    assert "Traceback" not in second.stderr + first.stderr.read()
