@@ -44,8 +44,8 @@ _SHARED: dict[str, tuple[Any, ...]] = {
     "mesh": ("auto", "Devices: data:N share a batch, model:M the parameters, data:N,model:M both; "
              "auto takes all for data if the model fits each of them."),
     "coordinator": (None, "With --distributed where JAX finds no cluster: HOST:PORT of process 0."),
-    "recipe": ("all_layers", "Features: all_layers, layers (with --layers), top_ridge:K, "
-               "top_fisher:K, greedy:K, or per_target: and cv_auc, ridge or fisher."),
+    "recipe": ("all_layers", "Features: all_layers, layers or averaged_layers (with --layers), "
+               "top_ridge:K, top_fisher:K, greedy:K, or per_target: and cv_auc, ridge or fisher."),
     "pooling": ("mean", "Pooling(s) the features read, separated by commas."),
     "trunk": ("published", "published, kernel (a regression beside it) or mixed (wider too)."),
     "policy": ("argmax", "Who answers: argmax, tolerance:TAU, value:USD, utility:LAM, budget:USD "

@@ -276,6 +276,9 @@ def _feature_cases() -> Table:
         "features/pca.py:_clean": lambda: [
             _of(pca._clean, site_DC[0], basis_EK, array(K), array(K))
         ],
+        "features/pca.py:_average": lambda: [
+            _of(pca._average, array(L, P, R, D), array(L, P, D), array(L, P, D))
+        ],
         "features/pca.py:_by_site": lambda: [_of(pca._by_site, wide, n_sites=2)],
         "features/projected.py:_update": lambda: [
             _of(projected._update, (sums, sums), *_BLOCK, axes, whole(1))

@@ -13,7 +13,7 @@ from routerjax.encoder.selection import Selection
 from routerjax.features.feature_map import FeatureMap, Stores, as_tuple
 from routerjax.features.moments import Moments, collect
 from routerjax.features.part import Part
-from routerjax.features.pca import fit_pca
+from routerjax.features.pca import fit_averaged_pca, fit_pca
 from routerjax.features.recipe import Recipe
 from routerjax.features.row_blocks import BUDGET_BYTES, AlignedOutcomes, align, groups
 from routerjax.stats.fisher import fisher_ridge, fisher_trace, ridge_of
@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 def fit_features(recipe: Recipe, stores: Stores, data: "RoutingDataset") -> FeatureMap:
     """Fits a recipe on training rows.
 
-    `all_layers`, `layers` and `top_*` read every store, each with a PCA of its own; sites
-    (`blocks`) say which store they read.
+    Sites (`blocks`) say which store they read; the other recipes read every store, each with a PCA
+    of its own.
 
     Args:
       recipe: What to fit; of `per_target` and `greedy` what `resolve_recipe` made of them.
@@ -57,7 +57,8 @@ def fit_features(recipe: Recipe, stores: Stores, data: "RoutingDataset") -> Feat
     for encoder, selection, width in _wanted(recipe, stores, rows):
         store = stores[encoder]
         check_held(store, selection)
-        pca = fit_pca(store, rows[encoder], selection, width)
+        fit = fit_averaged_pca if recipe.kind == "averaged_layers" else fit_pca
+        pca = fit(store, rows[encoder], selection, width)
         fields = {field.name: getattr(pca, field.name) for field in dataclasses.fields(pca)}
         parts.append(Part(**fields, encoder=encoder, sites=selection.sites))
         constant = [

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import logging
 import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,9 @@ from routerjax.stats.numerics import EPS, HIGHEST, inverse_scale
 from routerjax.store.store import ActivationStore
 
 logger = logging.getLogger(__name__)
+
+# Starts a pass over row blocks.
+Pass = Callable[[], Iterable[RowBlock]]
 
 # Widest concatenation whose covariance is formed and diagonalised: 64 MiB, seconds on a CPU.
 EXACT_WIDTH = 4096
@@ -53,8 +57,9 @@ class Pca:
     Attributes:
       mean_SD: [S, D] float32 column means.
       scale_SD: [S, D] float32 standard deviations (ddof 0); 1 for columns that do not vary.
-      components_SDC: [S, D, C] float32, orthonormal over (S, D) together; 0 in those columns. The
-        loading of largest magnitude of each component is positive.
+      components_SDC: [S, D, C] float32, orthonormal over (S, D) together (but for those of
+        `fit_averaged_pca`); 0 in those columns. The loading of largest magnitude of each component
+        is positive.
       eigenvalues_C: [C] float32 variances along the components (ddof 1, as scikit-learn's
         `explained_variance_`).
       total_variance: Sum of all eigenvalues, kept or not.
@@ -157,11 +162,48 @@ def fit_pca(
     Raises:
       ValueError: There are fewer than two rows, or nothing varies over them.
     """
-    if rows.n_used < 2:
-        raise ValueError(f"data: PCA needs at least 2 rows, got {rows.n_used}")
-    n_columns = selection.n_sites * store.width
-    fit = _fit_exact if n_columns <= exact_width else _fit_sketched
-    pca = fit(store, rows, selection, width)
+    blocks = functools.partial(stream, store, rows, selection)
+    pca = _fit(blocks, rows.n_used, (selection.n_sites, store.width), width, exact_width)
+    return _within_rank(pca, rows, selection, width)
+
+
+def fit_averaged_pca(
+    store: ActivationStore, rows: AlignedOutcomes, selection: Selection, width: int
+) -> Pca:
+    """Fits standardise + PCA of the mean over layers, each site standardised by itself.
+
+    Args: As in `fit_pca`; with several poolings their means are concatenated.
+
+    Returns:
+      The map from the sites themselves: the components of each are those of the mean, divided by
+      its scale and the number of layers, and so not orthonormal.
+
+    Raises:
+      ValueError: As `fit_pca`.
+    """
+    n_layers, n_poolings = selection.shape
+    moments = moments_lib.collect(store, rows, selection)
+    mean_SD, inverse_scale_SD = _by_site(moments, selection.n_sites)
+    sites = [x.reshape(n_layers, n_poolings, -1) for x in (mean_SD, inverse_scale_SD)]
+
+    def averaged() -> Iterator[RowBlock]:
+        for h_LPRD, weight_R, y_RM in stream(store, rows, selection):
+            yield np.asarray(_average(h_LPRD, *sites)), weight_R, y_RM
+
+    pca = _fit(averaged, rows.n_used, (n_poolings, store.width), width, EXACT_WIDTH)
+    of_mean = _within_rank(pca, rows, selection, width)
+    components_PDC = of_mean.components_SDC / (n_layers * of_mean.scale_SD[:, :, None])
+    varies_SD = np.asarray(inverse_scale_SD) > 0
+    return dataclasses.replace(
+        of_mean,
+        mean_SD=np.asarray(mean_SD),
+        scale_SD=_scale(np.asarray(inverse_scale_SD)),
+        components_SDC=np.tile(components_PDC, (n_layers, 1, 1)) * varies_SD[:, :, None],
+    )
+
+
+def _within_rank(pca: Pca, rows: AlignedOutcomes, selection: Selection, width: int) -> Pca:
+    """The components that the rows have; a warning where they are fewer than wanted."""
     n_kept = min(int(np.count_nonzero(pca.eigenvalues_C)), rows.n_used - 1)
     if n_kept == 0:
         raise ValueError(
@@ -172,7 +214,7 @@ def fit_pca(
     if n_kept < width:
         logger.warning(
             "PCA: %d components wanted, but %d rows of %d columns have rank %d: using that",
-            width, rows.n_used, n_columns, n_kept,
+            width, rows.n_used, pca.mean_SD.size, n_kept,
         )  # fmt: skip
     return dataclasses.replace(
         pca,
@@ -186,33 +228,36 @@ def _noise(largest: jax.Array, n_columns: int) -> jax.Array:
     return 8 * math.sqrt(n_columns) * EPS * jnp.maximum(largest, 0.0)
 
 
-def _fit_exact(
-    store: ActivationStore,
-    rows: AlignedOutcomes,
-    selection: Selection,
-    width: int,
-) -> Pca:
+def _fit(blocks: Pass, n_rows: int, shape: tuple[int, int], width: int, exact_width: int) -> Pca:
+    """Of the concatenated sites of all row blocks; the shape is (S, D)."""
+    if n_rows < 2:
+        raise ValueError(f"data: PCA needs at least 2 rows, got {n_rows}")
+    n_columns = math.prod(shape)
+    if n_columns > exact_width:
+        return _fit_sketched(blocks, n_rows, shape[0], width)
+    return _fit_exact(blocks, n_rows, shape[0], min(width, n_columns))
+
+
+def _fit_exact(blocks: Pass, n_rows: int, n_sites: int, width: int) -> Pca:
     """By the covariance of the concatenated columns, which makes them one wide site."""
-    blocks = (_concatenated(block) for block in stream(store, rows, selection))
     start = functools.partial(moments_lib.begin, gram=True)
-    moments = moments_lib.finish(fold(blocks, start, moments_lib.update))
-    n_sites = selection.n_sites
-    return _pca(rows.n_used, *_solve(moments, n_sites, min(width, n_sites * store.width)))
+    moments = moments_lib.finish(fold(map(_concatenated, blocks()), start, moments_lib.update))
+    return _pca(n_rows, *_solve(moments, n_sites, width))
 
 
-def _fit_sketched(
-    store: ActivationStore,
-    rows: AlignedOutcomes,
-    selection: Selection,
-    width: int,
-) -> Pca:
+def _fit_sketched(blocks: Pass, n_rows: int, n_sites: int, width: int) -> Pca:
     """By a sketch, after one pass for means and scales."""
-    moments = moments_lib.collect(store, rows, selection)
-    mean_SD, inverse_scale_SD = _by_site(moments, selection.n_sites)
-    result = leading_components(
-        lambda: stream(store, rows, selection), mean_SD, inverse_scale_SD, width
-    )
-    return _pca(rows.n_used, mean_SD, inverse_scale_SD, *_clean(inverse_scale_SD, *result))
+    moments = moments_lib.finish(fold(blocks(), moments_lib.begin, moments_lib.update))
+    mean_SD, inverse_scale_SD = _by_site(moments, n_sites)
+    result = leading_components(blocks, mean_SD, inverse_scale_SD, width)
+    return _pca(n_rows, mean_SD, inverse_scale_SD, *_clean(inverse_scale_SD, *result))
+
+
+@jax.jit
+def _average(h_LPRD: jax.Array, mean_LPD: jax.Array, inverse_scale_LPD: jax.Array) -> jax.Array:
+    """[1, P, R, D] mean over layers of standardised states."""
+    z_LPRD = (h_LPRD - mean_LPD[:, :, None]) * inverse_scale_LPD[:, :, None]
+    return z_LPRD.mean(axis=0, keepdims=True)
 
 
 @functools.partial(jax.jit, static_argnames=("n_sites", "width"))
@@ -265,13 +310,19 @@ def _pca(
     ddof = n_rows / (n_rows - 1)
     return Pca(
         mean_SD,
-        np.divide(1.0, inverse_scale_SD, out=np.ones_like(mean_SD), where=varies_SD),
+        _scale(inverse_scale_SD),
         components_EC.reshape(*mean_SD.shape, -1),
         (eigenvalues_C * ddof).astype(np.float32),
         # Each standardised column has variance 1.
         float(varies_SD.sum() * ddof),
         float(residual),
     )
+
+
+def _scale(inverse_scale_SD: np.ndarray) -> np.ndarray:
+    """Standard deviations; 1 for columns that do not vary."""
+    ones_SD = np.ones_like(inverse_scale_SD)
+    return np.divide(1.0, inverse_scale_SD, out=ones_SD, where=inverse_scale_SD > 0)
 
 
 def _concatenated(block: RowBlock) -> RowBlock:

@@ -12,6 +12,7 @@ _FIELDS = {
     "top_fisher": ("k", "poolings", "pca_dim"),
     "top_ridge": ("k", "poolings", "pca_dim"),
     "greedy": ("k", "poolings", "pca_dim"),
+    "averaged_layers": ("indices", "poolings", "pca_dim"),
     "per_target": ("select", "poolings", "pca_dims"),
     "blocks": ("sites",),
 }
@@ -55,7 +56,8 @@ class Recipe:
       pca_dim: C, principal components of the standardised concatenation, with several stores of
         each store's. Fewer where the training rows have a smaller rank. Of `per_target` the largest
         of `pca_dims`, of `blocks` the sum over the sites.
-      indices: For `layers`, the hidden-state indices, ascending; 0 is the embedding output.
+      indices: For `layers` and `averaged_layers`, the hidden-state indices, ascending; 0 is the
+        embedding output.
       k: For `top_fisher`, `top_ridge` and `greedy`, the number of layers.
       select: For `per_target`, by what a target chooses: one of SELECTS.
       pca_dims: For `per_target`, the widths to choose from, ascending.
@@ -88,11 +90,11 @@ class Recipe:
         lowest = min((self.pca_dim, *self.pca_dims, *(site.pca_dim for site in self.sites)))
         if lowest < 1:
             raise ValueError(f"pca_dim: expected at least 1 component, got {lowest}")
-        if (self.kind == "layers") != bool(self.indices):
+        if ("indices" in _FIELDS[self.kind]) != bool(self.indices):
             raise ValueError(
                 f"layers: recipe {self.kind!r} "
-                + ("needs at least one hidden-state index" if self.kind == "layers" else
-                   f"chooses its own, got {list(self.indices)}; use Recipe.layers([...])")
+                + (f"chooses its own, got {list(self.indices)}; use Recipe.layers([...])"
+                   if self.indices else "needs at least one hidden-state index")
             )  # fmt: skip
         numbers = (*self.indices, *(n for site in self.sites for n in site[:2]))
         if numbers and min(numbers) < 0:
@@ -151,11 +153,26 @@ class Recipe:
           pooling: One name or several.
           pca_dim: Components kept of each store.
         """
-        given = tuple(_integer("layers", index) for index in indices)
-        if len(set(given)) < len(given):
-            raise ValueError(f"layers: each hidden state counts once, got {list(given)}")
-        chosen = tuple(sorted(given))
-        return cls("layers", _names(pooling), _integer("pca_dim", pca_dim), indices=chosen)
+        return cls(
+            "layers", _names(pooling), _integer("pca_dim", pca_dim), indices=_indices(indices)
+        )
+
+    @classmethod
+    def averaged_layers(
+        cls, indices: Sequence[int], pooling: str | Sequence[str] = "mean", pca_dim: int = 200
+    ) -> "Recipe":
+        """The mean of the given hidden states, each standardised by itself.
+
+        The mean is standardised and rotated as `layers` does it with the concatenation. It is what
+        Switchyard's checkpoints can hold of several layers (`rj.export.switchyard`).
+
+        Args:
+          indices: Hidden-state indices; 0 is the embedding output, i the output of block i.
+          pooling: One name or several; of several the means are concatenated.
+          pca_dim: Components kept of each store.
+        """
+        chosen, dim = _indices(indices), _integer("pca_dim", pca_dim)
+        return cls("averaged_layers", _names(pooling), dim, indices=chosen)
 
     @classmethod
     def top_fisher(
@@ -294,6 +311,14 @@ def _read_by(sites: tuple[RecipeSite, ...]) -> tuple[tuple[str, ...], int]:
     """The poolings that are read, and the sum of the sites' widths."""
     poolings = tuple(dict.fromkeys(site.pooling for site in sites))
     return poolings, sum(site.pca_dim for site in sites)
+
+
+def _indices(indices: Sequence[int]) -> tuple[int, ...]:
+    """Hidden-state indices, ascending, each once."""
+    given = tuple(_integer("layers", index) for index in indices)
+    if len(set(given)) < len(given):
+        raise ValueError(f"layers: each hidden state counts once, got {list(given)}")
+    return tuple(sorted(given))
 
 
 def _names(pooling: str | Sequence[str]) -> tuple[str, ...]:

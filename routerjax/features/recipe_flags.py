@@ -5,6 +5,7 @@ import re
 from routerjax.encoder.selection import parse_layers
 from routerjax.features.recipe import SELECTS, WIDTHS, Recipe
 
+_OF_LAYERS = {"layers": Recipe.layers, "averaged_layers": Recipe.averaged_layers}
 _OF_K = {
     "top_fisher": Recipe.top_fisher,
     "top_ridge": Recipe.top_ridge,
@@ -18,9 +19,10 @@ def parse_recipe(
     """A recipe from command-line flags.
 
     Args:
-      recipe: "all_layers", "layers" (or "layers:3+4-6", without the next flag),
-        "top_fisher:K", "top_ridge:K", "greedy:K", or "per_target:" and cv_auc, fisher or ridge.
-      layers: For "layers", indices such as "3,4,6" or ranges such as "4-6" (both ends).
+      recipe: "all_layers", "layers" or "averaged_layers" (or "layers:3+4-6", without the next
+        flag), "top_fisher:K", "top_ridge:K", "greedy:K", or "per_target:" and cv_auc, fisher or
+        ridge.
+      layers: For the two that take it, indices such as "3,4,6" or ranges such as "4-6" (both ends).
       pooling: Names, separated by commas.
       pca_dim: Components kept. `per_target` chooses among 50, 100, 150 and 200, as far as they
         are smaller, and this number.
@@ -30,26 +32,27 @@ def parse_recipe(
     """
     names = tuple(name.strip() for name in pooling.split(","))
     kind, _, detail = recipe.partition(":")
-    if recipe != "layers" and layers.strip() not in ("", "all"):
+    if recipe not in _OF_LAYERS and layers.strip() not in ("", "all"):
         raise ValueError(f"--layers={layers} goes with --recipe=layers, got --recipe={recipe}")
     if recipe == "all_layers":
         return Recipe.all_layers(names, pca_dim)
-    if kind == "layers" and (detail or recipe == "layers"):
+    if kind in _OF_LAYERS and (detail or recipe == kind):
         indices = parse_layers(detail.replace("+", ",") or layers)
         if isinstance(indices, str):
             raise ValueError(
                 f"--recipe={recipe}: name the layers, such as --layers=3,4,6; all of them are "
                 f"--recipe=all_layers"
             )
-        return Recipe.layers(indices, names, pca_dim)
+        return _OF_LAYERS[kind](indices, names, pca_dim)
     if kind in _OF_K and detail.isdecimal():
         return _OF_K[kind](int(detail), names, pca_dim)
     if kind == "per_target" and detail in SELECTS:
         widths = [width for width in WIDTHS if width < pca_dim]
         return Recipe.per_target(detail, names, (*widths, pca_dim))
     raise ValueError(
-        f"--recipe: expected all_layers, layers (with --layers=3,4,6), top_ridge:K such as "
-        f"top_ridge:4, top_fisher:K, greedy:K or per_target:{'|'.join(SELECTS)}, got {recipe!r}"
+        f"--recipe: expected all_layers, layers or averaged_layers (with --layers=3,4,6), "
+        f"top_ridge:K such as top_ridge:4, top_fisher:K, greedy:K or "
+        f"per_target:{'|'.join(SELECTS)}, got {recipe!r}"
     )
 
 

@@ -1,5 +1,6 @@
 """fit_features and FeatureMap: against scikit-learn, and what a map must keep."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from routerjax.encoder.selection import Selection
 from routerjax.features import part as on_device
+from routerjax.features import pca
 from routerjax.features.feature_map import FeatureMap
 from routerjax.features.fit import fit_features
 from routerjax.features.recipe import Recipe
@@ -43,6 +45,43 @@ def test_features_equal_scikit_learn_fitted_on_the_training_rows(toy, fitted, st
     np.testing.assert_allclose(found, expected * signs, atol=2e-3)
     ratio = reference.explained_variance_ratio_.sum()
     np.testing.assert_allclose(fitted.explained_variance_ratio, ratio, rtol=1e-5)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_averaged_layers_equal_scikit_learn(toy, fake_store, train, constant):
+    """One column of one layer constant: it counts for nothing there, and for the others."""
+    h_NLPD = toy.h_NLPD.copy()
+    if constant:
+        h_NLPD[:, 2, 1, 4] = 3.0
+    store = fake_store(h_NLPD, toy.ids)
+    recipe = Recipe.averaged_layers([1, 2, 4], ("mean", "last"), pca_dim=9)
+    fitted = fit_features(recipe, store, train)
+    means = []
+    for pooling in (1, 0):
+        layers = [h_NLPD[:, layer, pooling].astype(np.float64) for layer in (1, 2, 4)]
+        means.append(np.mean([StandardScaler().fit(x[:150]).transform(x) for x in layers], axis=0))
+    x_NE = np.concatenate(means, axis=1)
+    scaler = StandardScaler().fit(x_NE[:150])
+    reference = PCA(9, svd_solver="full").fit(scaler.transform(x_NE[:150]))
+    expected = reference.transform(scaler.transform(x_NE))
+    found = fitted.apply_store(store, toy.ids)
+    np.testing.assert_allclose(found, expected * np.sign((found * expected).sum(axis=0)), atol=2e-3)
+    ratio = reference.explained_variance_ratio_.sum()
+    np.testing.assert_allclose(fitted.explained_variance_ratio, ratio, rtol=1e-5)
+    narrow = fit_features(dataclasses.replace(recipe, pca_dim=4), store, train)
+    np.testing.assert_allclose(narrow.apply_store(store, toy.ids), found[:, :4], atol=1e-5)
+    assert fitted.narrow(4).to_json() == narrow.to_json()
+    again = FeatureMap.from_arrays(json.loads(json.dumps(fitted.to_json())), fitted.arrays())
+    np.testing.assert_array_equal(again.apply_store(store, toy.ids), found)
+
+
+def test_the_mean_of_wide_layers_is_sketched(toy, fake_store, train, monkeypatch):
+    store, recipe = fake_store(toy.h_NLPD, toy.ids), Recipe.averaged_layers([1, 3], "mean", 3)
+    exact = fit_features(recipe, store, train).apply_store(store, toy.ids)
+    monkeypatch.setattr(pca, "EXACT_WIDTH", 15)
+    sketched = fit_features(recipe, store, train)
+    assert 0 < sketched.parts[0].residual < 0.01
+    np.testing.assert_allclose(sketched.apply_store(store, toy.ids), exact, atol=1e-2)
 
 
 def test_captured_and_stored_states_give_the_same_features(toy, fitted, store):

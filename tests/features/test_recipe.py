@@ -16,11 +16,14 @@ _poolings = st.lists(
 )
 _recipes = st.one_of(
     st.builds(Recipe.all_layers, _poolings, st.integers(1, 500)),
-    st.builds(
-        Recipe.layers,
-        st.lists(st.integers(0, 60), min_size=1, max_size=9, unique=True),
-        _poolings,
-        st.integers(1, 500),
+    *(
+        st.builds(
+            of_layers,
+            st.lists(st.integers(0, 60), min_size=1, max_size=9, unique=True),
+            _poolings,
+            st.integers(1, 500),
+        )
+        for of_layers in (Recipe.layers, Recipe.averaged_layers)
     ),
     st.builds(Recipe.top_fisher, st.integers(1, 40), _poolings, st.integers(1, 500)),
     st.builds(Recipe.top_ridge, st.integers(1, 40), _poolings, st.integers(1, 500)),
@@ -72,6 +75,8 @@ def test_flags_for_recipes_that_choose():
     assert Recipe.per_target(pca_dim=(200, 50, 50)).pca_dims == (50, 200)
     assert Recipe.per_target(pca_dim=7).pca_dims == (7,)
     assert parse_recipe("layers:8+3-5", pca_dim=9) == Recipe.layers([3, 4, 5, 8], pca_dim=9)
+    averaged = parse_recipe("averaged_layers:8+3-5", pooling="last")
+    assert averaged == Recipe.averaged_layers([3, 4, 5, 8], "last")
 
 
 def test_defaults_are_the_published_ones():
@@ -109,6 +114,8 @@ def test_is_frozen_and_hashable():
         (lambda: Recipe.layers([]), "needs at least one hidden-state index"),
         (lambda: Recipe.layers([-1]), "count up from 0"),
         (lambda: Recipe.layers([2, 2]), "each hidden state counts once"),
+        (lambda: Recipe.averaged_layers([]), "'averaged_layers' needs at least one hidden-state"),
+        (lambda: parse_recipe("averaged_layers", "all"), "=averaged_layers: name the layers"),
         (lambda: Recipe.layers(["2"]), "layers: expected an integer, got '2'"),
         (lambda: Recipe.top_fisher(0), "needs at least 1 layer, got 0"),
         (lambda: Recipe("all_layers", k=3), "takes none, got 3"),
