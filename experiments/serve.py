@@ -50,6 +50,12 @@ class Config:
     drain_s: float = options.flag(
         _DEFAULT.drain_s, "Seconds for requests in hand after SIGTERM.", 0
     )
+    outcomes: str | None = options.flag(
+        None, "JSONL file to which /v1/outcomes appends; without it there is no such path."
+    )
+    log_queries: bool = options.flag(
+        False, "Whether --outcomes gets the texts of queries too; else digests alone."
+    )
 
 
 options.define(Config, mesh="data:1")

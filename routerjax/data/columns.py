@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from routerjax.data.conversation import as_query, is_messages
+from routerjax.data.conversation import as_query, is_messages, text_id
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.fields import PER_TARGET, ROW, Unread
 from routerjax.data.groups import group_rows
 from routerjax.data.pool import Pool
 from routerjax.data.sparse import Cells
 from routerjax.data.values import PARSE, check_unicode, pairs, text, whole_number
-from routerjax.runtime.files import digest
 
 logger = logging.getLogger(__name__)
 
@@ -272,7 +271,7 @@ class Columns:
 
     def _name(self, query: str, dataset: str | None) -> str:
         """An id for a text: its digest, with dataset or number behind it where it is taken."""
-        name = digest(query, size=8)
+        name = text_id(query)
         if name in self.ids and self._long and dataset:
             name = f"{name}-{dataset}"
         taken, times = name, 1

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from routerjax.runtime.files import digest
+
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
@@ -78,6 +80,15 @@ def is_messages(value: Any) -> bool:
 def modalities_of(query: str) -> tuple[str, ...]:
     """What a query holds besides text."""
     return query.modalities if isinstance(query, Conversation) else ()
+
+
+def text_id(query: str) -> str:
+    """The id of a query that was given none: a digest of its text.
+
+    Raises:
+      UnicodeEncodeError: The text holds half a surrogate pair.
+    """
+    return digest(query, size=8)
 
 
 def _turn(i: int, message: Any, modalities: dict[str, None]) -> tuple[str, str]:

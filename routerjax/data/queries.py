@@ -6,10 +6,9 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from routerjax.data.conversation import as_query, is_messages
+from routerjax.data.conversation import as_query, is_messages, text_id
 from routerjax.data.sources import cells
 from routerjax.data.sources.files import json_objects, open_table, start_of
-from routerjax.runtime.files import digest
 
 # What other tools call a query and its id; the first that is there counts.
 _QUERY = ("query", "messages", "question", "prompt")
@@ -81,7 +80,7 @@ def parse_queries(texts: Iterable[tuple[str, str]]) -> Iterator[Query]:
 
 def _named(where: str, value: dict[str, Any]) -> Query:
     made = _query(where, value)
-    return made if made.id is not None else Query(digest(made.query, size=8), made.query)
+    return made if made.id is not None else Query(text_id(made.query), made.query)
 
 
 def _query(where: str, value: dict[str, Any]) -> Query:

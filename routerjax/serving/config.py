@@ -22,9 +22,11 @@ class ServingConfig:
       connect_timeout_s: Seconds for a connection to a target.
       timeout_s: Seconds a target may be silent, where targets.json has none for it.
       drain_s: Seconds for requests in hand after SIGTERM.
+      outcomes: File to which /v1/outcomes appends; None for no such path.
+      log_queries: Whether the texts of queries are written there too.
 
     Raises:
-      ValueError: A number is out of range.
+      ValueError: A number is out of range, or queries should be written and no file is named.
     """
 
     host: str = "127.0.0.1"
@@ -40,6 +42,8 @@ class ServingConfig:
     connect_timeout_s: float = 5.0
     timeout_s: float = 600.0
     drain_s: float = 30.0
+    outcomes: str | None = None
+    log_queries: bool = False
 
     def __post_init__(self) -> None:
         at_least_one = ("max_batch", "max_queue", "max_concurrency", "max_body_bytes",
@@ -53,3 +57,5 @@ class ServingConfig:
                 )
         if self.token is not None and not self.token:
             raise ValueError("token: expected a text that is not empty")
+        if self.log_queries and self.outcomes is None:
+            raise ValueError("log_queries: queries are written with their outcomes: name a file")

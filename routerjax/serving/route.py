@@ -1,6 +1,6 @@
 """POST /v1/route: the decision alone, in the words of the sidecars that proxies already ask."""
 
-import uuid
+import logging
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -9,11 +9,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from routerjax.data.conversation import as_query, is_messages
+from routerjax.serving.answered import Answered
 from routerjax.serving.choice import ROUTED, Choice, Chooser, to_json
 from routerjax.serving.config import ServingConfig
 from routerjax.serving.engine import Engine
 from routerjax.serving.errors import Problem
-from routerjax.serving.metrics import Metrics
+
+logger = logging.getLogger(__name__)
 
 Messages = list[dict[str, Any]]
 # What sidecars are sent where no target is meant.
@@ -54,9 +56,9 @@ class RouteRequest(pydantic.BaseModel):
 class RouteHandler:
     """The handler."""
 
-    def __init__(self, engine: Engine, chooser: Chooser, config: ServingConfig, metrics: Metrics):
+    def __init__(self, engine: Engine, chooser: Chooser, config: ServingConfig, answered: Answered):
         self._engine, self._chooser = engine, chooser
-        self._config, self._metrics = config, metrics
+        self._config, self._answered = config, answered
 
     async def __call__(self, request: Request, body: bytes) -> Response:
         """Decides."""
@@ -66,6 +68,7 @@ class RouteHandler:
         allowed = asked.models if asked.allowed is None else asked.allowed
         chosen_by = asked.model
         if asked.model in router.targets:
+            queries = [readable(each) for each in given]
             choices = [Choice(str(asked.model), "pinned by the request")] * len(given)
         else:
             policy = self._chooser.policy(asked.policy, asked.tolerance)
@@ -79,13 +82,13 @@ class RouteHandler:
                 self._chooser.choose(estimate, policy, allowed)
                 for estimate in await self._engine.estimate(queries)
             ]
-        for choice in choices:
-            best = router.targets[router.best_single]
-            self._metrics.count(choice.target, choice.decision, best)
-        values = [self._value(choice, allowed or router.targets) for choice in choices]
+        values = [
+            self._value(choice, query, allowed or router.targets)
+            for choice, query in zip(choices, queries, strict=True)
+        ]
         return JSONResponse(values[0] if single else {"decisions": values})
 
-    def _value(self, choice: Choice, names: Sequence[str]) -> dict[str, Any]:
+    def _value(self, choice: Choice, query: str, names: Sequence[str]) -> dict[str, Any]:
         """A decision in the sidecar's words, and in ours."""
         p = choice.decision.probabilities if choice.decision else {}
         costs = (choice.decision and choice.decision.costs) or {}
@@ -94,13 +97,28 @@ class RouteHandler:
             "model_names": list(names),
             "confidences": [p[name] for name in names] if p else [],
             "costs": [costs[name] for name in names] if costs else [],
-            "metadata": {"reason": choice.reason, "request_id": uuid.uuid4().hex},
+            "metadata": {
+                "reason": choice.reason,
+                "request_id": self._answered.add(choice, query),
+            },
         } | to_json(choice)
 
 
 def as_query_or_text(given: str | Messages) -> str:
     """A query as the library takes it."""
     return given if isinstance(given, str) else as_query(given)
+
+
+def readable(given: str | Messages) -> str:
+    """The query, where it is a target that must judge the request; empty where nothing is read."""
+    try:
+        query = as_query_or_text(given)
+        query.encode()  # JSON may hold half a surrogate pair.
+    except ValueError as error:
+        # An image alone, or content that came after this was written.
+        logger.info("not read: %s", error)
+        return ""
+    return query
 
 
 def check_length(query: str, config: ServingConfig) -> str:

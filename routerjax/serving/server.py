@@ -17,13 +17,15 @@ from starlette.routing import Route
 
 from routerjax.routing.router import Router
 from routerjax.runtime.resume import stop_requested
-from routerjax.serving.chat import ChatHandler
+from routerjax.serving.answered import Answered
 from routerjax.serving.choice import ROUTED, Chooser
 from routerjax.serving.config import ServingConfig
 from routerjax.serving.endpoint import Endpoint, Handler, InHand
 from routerjax.serving.engine import Engine
 from routerjax.serving.errors import Problem
 from routerjax.serving.metrics import Metrics
+from routerjax.serving.outcomes import Outcomes
+from routerjax.serving.proxy.chat import ChatHandler
 from routerjax.serving.reader import Reader
 from routerjax.serving.route import RouteHandler
 from routerjax.serving.targets import Targets
@@ -47,6 +49,11 @@ def make_app(router: Router, config: ServingConfig, targets: Targets | None = No
     metrics, in_hand = Metrics(), InHand(config.max_concurrency)
     engine = Engine(Reader(router, config.max_batch), config, metrics)
     chooser = Chooser(router, targets)
+    outcomes = None
+    if config.outcomes is not None:
+        names = (*router.targets, *(() if targets is None else targets.names))
+        outcomes = Outcomes(config.outcomes, tuple(dict.fromkeys(names)), config.log_queries)
+    answered = Answered(router, metrics, outcomes)
     client = httpx.AsyncClient(
         # What the client does not say that it reads, it gets from no target.
         headers={"accept-encoding": "identity"},
@@ -98,10 +105,12 @@ def make_app(router: Router, config: ServingConfig, targets: Targets | None = No
         path("/metrics", tell_metrics),
         path("/v1/models", list_models),
         path("/api/models", list_targets),
-        path("/v1/route", RouteHandler(engine, chooser, config, metrics), "POST"),
+        path("/v1/route", RouteHandler(engine, chooser, config, answered), "POST"),
     ]
+    if outcomes is not None:
+        routes.append(path("/v1/outcomes", outcomes, "POST"))
     if targets is not None:
-        chat = ChatHandler(engine, chooser, targets, client, config, metrics)
+        chat = ChatHandler(engine, chooser, targets, client, config, metrics, answered)
         routes.append(path("/v1/chat/completions", chat, "POST"))
     # A page in a browser can have a name of its own point at this machine.
     trusted = Middleware(TrustedHostMiddleware, allowed_hosts=_LOOPBACK, www_redirect=False)
@@ -112,7 +121,7 @@ def make_app(router: Router, config: ServingConfig, targets: Targets | None = No
         lifespan=lifespan,
         exception_handlers={HTTPException: _not_here},
     )
-    app.state.metrics, app.state.engine = metrics, engine
+    app.state.metrics, app.state.engine, app.state.outcomes = metrics, engine, outcomes
     return app
 
 
@@ -132,7 +141,7 @@ def serve(
 
     Raises:
       ValueError: Such an address and no token; targets of which the router knows none.
-      OSError: The address is taken.
+      OSError: The address is taken, or the file of outcomes cannot be written.
     """
     config = config or ServingConfig()
     if not is_loopback(config.host) and config.token is None and not allow_strangers:

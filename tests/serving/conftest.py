@@ -186,7 +186,7 @@ def dead_port():
 
 
 @pytest.fixture(scope="session")
-def proxy(start_app, _stubs, dead_port):
+def proxy(start_app, _stubs, dead_port, tmp_path_factory):
     """(base URL, application, targets): cheap and middle answer, dear is down."""
     ports = _stubs[1] | {"dear": dead_port}
     rows = [
@@ -196,7 +196,9 @@ def proxy(start_app, _stubs, dead_port):
         for name, port in ports.items()
     ]  # fmt: skip
     targets = Targets(rows)
-    url, app = start_app(ServingConfig(max_batch=8, max_wait_ms=1), targets)
+    log = tmp_path_factory.mktemp("outcomes") / "log.jsonl"
+    config = ServingConfig(max_batch=8, max_wait_ms=1, outcomes=str(log))
+    url, app = start_app(config, targets)
     return url, app, targets
 
 

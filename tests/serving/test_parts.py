@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from routerjax.data.conversation import as_query
-from routerjax.serving.body import JsonBody
 from routerjax.serving.choice import Choice
 from routerjax.serving.config import ServingConfig
 from routerjax.serving.engine import Engine
 from routerjax.serving.errors import Problem
 from routerjax.serving.metrics import Metrics
-from routerjax.serving.sessions import Sessions
+from routerjax.serving.proxy.body import JsonBody
+from routerjax.serving.proxy.sessions import Sessions
 from routerjax.serving.shapes import Shapes
 from routerjax.serving.targets import read_targets
 from routerjax.serving.turns import opening, tokenise
@@ -91,7 +91,7 @@ def test_conversations_are_told_apart_by_their_opening():
 
 def test_a_session_ends(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("routerjax.serving.sessions.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("routerjax.serving.proxy.sessions.time.monotonic", lambda: now[0])
     sessions = Sessions(10)
     sessions.keep("a", Choice("x", ""))
     now[0] = 9.0

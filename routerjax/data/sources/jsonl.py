@@ -1,10 +1,14 @@
 """The JSONL format, one query a line; a JSON list of such objects is read too."""
 
+import logging
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 from routerjax.data.fields import PER_TARGET, ROW
-from routerjax.data.sources.files import Row, Source, Start, Wanted, json_objects
+from routerjax.data.sources.files import Row, Source, Start, Wanted, json_objects, lines
+
+logger = logging.getLogger(__name__)
 
 
 def _is_file(start: Start) -> bool:
@@ -17,7 +21,23 @@ def _is_file(start: Start) -> bool:
 
 def _read(path: pathlib.Path, wanted: Wanted) -> Iterator[Row]:
     del wanted
-    return json_objects(path)
+    row: dict[str, Any] = {}
+    try:
+        for where, row in json_objects(path):
+            yield where, row
+    except ValueError as error:
+        # A server appends outcomes: it may be about to write the last one, or was killed then.
+        if "request_id" not in row or not _is_of_torn_line(error, path):
+            raise
+        logger.warning("%s: the last line is not whole, and left out", path)
+
+
+def _is_of_torn_line(error: ValueError, path: pathlib.Path) -> bool:
+    """Whether it is the last line that is faulty, and that line has no end."""
+    number, line = 0, ""
+    for number, line in enumerate(lines(path), 1):  # noqa: B007
+        pass
+    return not line.endswith("\n") and str(error).startswith(f"{path}:{number}: ")
 
 
 SOURCE = Source(_read, _is_file)

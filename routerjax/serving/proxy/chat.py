@@ -15,17 +15,17 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from routerjax.data.conversation import as_query
 from routerjax.routing.policy import Policy
-from routerjax.serving.body import JsonBody
+from routerjax.serving.answered import Answered
 from routerjax.serving.choice import Choice, Chooser, Needs
 from routerjax.serving.config import ServingConfig
 from routerjax.serving.engine import Engine
 from routerjax.serving.errors import Problem
 from routerjax.serving.metrics import Metrics
+from routerjax.serving.proxy.body import JsonBody
+from routerjax.serving.proxy.sessions import Sessions
 from routerjax.serving.reader import Estimate
-from routerjax.serving.route import check_length, unknown_model
-from routerjax.serving.sessions import Sessions
+from routerjax.serving.route import check_length, readable, unknown_model
 from routerjax.serving.targets import Target, Targets
 from routerjax.serving.turns import opening
 
@@ -115,7 +115,8 @@ class ChatHandler:
       targets: Where they answer.
       client: Asks them.
       config: Timeouts, and how long conversations keep their target.
-      metrics: Where requests are counted.
+      metrics: Where failovers and seconds are counted.
+      answered: Takes the choices.
     """
 
     def __init__(
@@ -126,9 +127,11 @@ class ChatHandler:
         client: httpx.AsyncClient,
         config: ServingConfig,
         metrics: Metrics,
+        answered: Answered,
     ):
         self._engine, self._chooser, self._targets = engine, chooser, targets
-        self._client, self._config, self._metrics = client, config, metrics
+        self._client, self._config = client, config
+        self._metrics, self._answered = metrics, answered
         self._sessions = Sessions(config.sticky_s)
 
     async def __call__(self, request: Request, body: bytes) -> Response:
@@ -137,11 +140,13 @@ class ChatHandler:
         asked = ChatRequest.model_validate(parsed.fields)
         if asked.model in self._targets.names:
             choice = Choice(asked.model, "pinned by the request")
-            return self._told(choice, (await self._ask(choice.target, request, parsed)).response)
+            answer = await self._ask(choice.target, request, parsed)
+            return self._told(choice, readable(asked.messages), answer.response)
         policy = self._chooser.policy_of_model(asked.model)
         if policy is None:
             raise unknown_model(asked.model, self._targets.names)
-        query, key = self._query(asked), self._session(request, asked)
+        query = check_length(readable(asked.messages), self._config)
+        key = self._session(request, asked)
         estimate = None
         kept = await self._kept(key, query, asked.needs)
         if kept is None:
@@ -155,13 +160,13 @@ class ChatHandler:
                 choice, answer = other, await self._ask(other.target, request, parsed)
         if answer.response.status_code < 400:
             self._sessions.keep(key, choice)
-        return self._told(choice, answer.response)
+        return self._told(choice, query, answer.response)
 
-    def _told(self, choice: Choice, response: Response) -> Response:
-        """The response, with the choice in its headers, counted."""
-        router, decision = self._chooser.router, choice.decision
-        self._metrics.count(choice.target, decision, router.targets[router.best_single])
+    def _told(self, choice: Choice, query: str, response: Response) -> Response:
+        """The response, with the choice in its headers."""
+        decision = choice.decision
         values: dict[str, Any] = {
+            "x-routerjax-request-id": self._answered.add(choice, query),
             "x-model-router-selected-model": choice.target,
             "x-routerjax-reason": choice.reason,
         }
@@ -173,15 +178,6 @@ class ChatHandler:
         return response
 
     # ---- choosing
-
-    def _query(self, asked: ChatRequest) -> str:
-        """What is read of a conversation; empty where that is nothing."""
-        try:
-            return check_length(as_query(asked.messages), self._config)
-        except ValueError as error:
-            # An image alone, or content that came after this was written: for the target to judge.
-            logger.info("not read: %s", error)
-            return ""
 
     def _session(self, request: Request, asked: ChatRequest) -> str:
         named = request.headers.get(SESSION_HEADER)
