@@ -1,5 +1,6 @@
 """Programs compiled for a TPU that is not here: what is read in their text, and what a row says."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -13,6 +14,7 @@ import pytest
 from benchmarks.suites import guard, hlo, table, tpu, tpu_programs
 from benchmarks.suites.session import Session
 from routerjax.runtime.chips import CHIPS
+from routerjax.runtime.tuning import Tuning
 
 CYCLES = 'backend_config={"window_config":{"estimated_cycles":"%d"}}'
 
@@ -117,7 +119,7 @@ _RATE = tpu.Rate
 def rate(topology: str = "v5e:2x2") -> tpu.Rate:
     made = _RATE.__new__(_RATE)
     made.topology, made.chip = topology, CHIPS["v5e"]
-    made.flops, made.n_bytes, made.ring_bytes = 100.0, 10.0, 4.0
+    made.flops, made.n_bytes, made.ring_bytes, made.scores = 100.0, 10.0, 4.0, 2.0
     return made
 
 
@@ -133,7 +135,23 @@ def test_a_row_says_what_the_program_takes():
     assert row["share_of_matrix_rate"] == pytest.approx(2e5 / 2 / row["cycles"] / 100)
     assert row["memory_bytes"] == 113 and row["dearest"][0]["cycles"] == 2000
     assert {"topology", "shape", "batch", "tokens"} <= row.keys()
+    many = dataclasses.replace(program, kernel_scores=4e3)
+    kernels = tpu.measure([Compiled(text())], many, rate(), 2)["kernels"]
+    assert kernels["cycles_at_least"] == 4e3 / 2 / 2, "the softmax of its scores takes longest"
     assert "1 loop(s) taken to run 2 times" in tpu.line(row)
+
+
+def test_a_kernels_scores_are_those_of_its_tiles():
+    model = tpu_programs.Model.__new__(tpu_programs.Model)
+    model.config, model.tuning = tpu_programs.config_of("gpt-oss-20b"), Tuning.tpu()
+    assert model._kernel_scores(128, 0) == 0, "no kernel"
+    tile, layers, heads = 512**2, 12, 64
+    assert model._kernel_scores(512, 0) == heads * 2 * layers * tile
+    # Half of the layers see 128 tokens: of each tile of queries the one before and its own.
+    assert model._kernel_scores(2048, 0) == heads * layers * tile * (10 + 7)
+    dense = model.prefill(1, 2048).flops
+    hidden = model.config.flops(2048, 24) - dense
+    assert hidden == 4 * 64 * heads * layers * (2 * 2048**2 - 17 * tile)
 
 
 def test_the_table_says_that_nothing_ran(monkeypatch):

@@ -28,6 +28,7 @@ _ARITHMETIC: dict[str, Callable[[int, int], int]] = {
     "minimum": min,
     "maximum": max,
 }
+_KERNEL_METADATA = re.compile(r"kernel_metadata=\{\n.*?\n\}")
 _TURNED = {"LT": "GT", "LE": "GE", "GT": "LT", "GE": "LE"}
 _SAME_NUMBER = ("copy", "copy-start", "copy-done", "bitcast", "convert", "reshape")
 _NOTHING = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all")
@@ -173,7 +174,8 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
     """
     computations: dict[str, Computation] = {}
     entry, current = None, None
-    for line in text.splitlines():
+    # What a kernel says of itself stands on lines of its own.
+    for line in _KERNEL_METADATA.sub("kernel_metadata={}", text).splitlines():
         head = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line)
         if head:
             current = computations.setdefault(head[2], Computation())

@@ -11,6 +11,7 @@ _PROGRAM_HEAD = (
     "chips",
     "memory of a chip",
     "cycles",
+    "of them fused kernels, at least",
     "of the matrix rate",
     "dearest operations",
     "copied and converted",
@@ -137,8 +138,8 @@ def _program_cells(row: dict[str, Any]) -> list[str]:
     behind = f" behind {row['prefix_tokens']}" if row["prefix_tokens"] else ""
     name = [row["program"], f"{row['batch']} x {row['tokens']}{behind}", str(row["chips"])]
     if row["cycles"] is None:
-        return [*name, "does not fit", "", "", row["why"], "", ""]
-    exchanged, moved = row["collectives"], row["moved"]
+        return [*name, "does not fit", "", "", "", row["why"], "", ""]
+    exchanged, moved, kernels = row["collectives"], row["moved"], row["kernels"]
     loops = f" (loops of data: {row['loops_of_data_run']:g} times)" if row["loops_of_data"] else ""
     collectives = (
         f"{exchanged['count']:g}, {_mebibytes(exchanged['bytes'])} MiB, "
@@ -148,6 +149,7 @@ def _program_cells(row: dict[str, Any]) -> list[str]:
         *name,
         f"{row['memory_bytes'] / 2**30:.2f} GiB ({row['memory_bytes'] / row['chip_bytes']:.0%})",
         f"{row['cycles']:,.0f}" + loops,
+        f"{kernels['cycles_at_least']:,.0f}" if kernels["count"] else "",
         _percent(row["share_of_matrix_rate"]),
         "; ".join(f"{d['name']} {d['cycles'] / row['cycles']:.0%}" for d in row["dearest"]),
         f"{_mebibytes(moved['bytes'])} MiB, {moved['cycles'] / row['cycles']:.1%}",

@@ -64,6 +64,7 @@ class Rate:
       chip: Its kind.
       flops: Floating-point operations of a large bfloat16 product in a cycle.
       n_bytes: Bytes read and written in a cycle by one pass over a large array.
+      scores: Scores of attention in a cycle, by what an online softmax does to each.
       ring_bytes: That a chip sends and receives in a cycle along one axis of the interconnect.
     """
 
@@ -76,11 +77,19 @@ class Rate:
                 tpu_programs.copied_array(device),
             )
         )
+        few, many = (tpu_programs.softmaxed(device, n_steps) for n_steps in (8, 24))
+        # The difference, as what is read and written has no share in a kernel's scores.
+        few_cycles, many_cycles = (hlo.analyse(text_of(each[1])).cycles for each in (few, many))
+        self.scores = (many[0] - few[0]) / (many_cycles - few_cycles)
         self.ring_bytes = self.chip.ring_bytes_per_second / self.chip.hertz
 
     def to_json(self) -> dict[str, float]:
         """By what they are of."""
-        return {"flops a cycle": self.flops, "bytes a cycle": self.n_bytes}
+        return {
+            "flops a cycle": self.flops,
+            "bytes a cycle": self.n_bytes,
+            "scores a cycle": self.scores,
+        }
 
     def collective_cycles(self, cost: Cost, n_chips: int) -> float:
         """Of an exchange over a ring of chips: an all-reduce passes everything twice."""
@@ -161,8 +170,10 @@ def measure(
     exchanged = [cost for cost in costs if cost.collective]
     kernels = [cost for cost in costs if cost.kernel]
     collective_cycles = sum(rate.collective_cycles(cost, n_chips) for cost in exchanged)
+    # Its units work side by side.
     kernel_cycles = max(
         program.kernel_flops / n_chips / rate.flops,
+        program.kernel_scores / n_chips / rate.scores,
         sum(cost.n_bytes for cost in kernels) / rate.n_bytes,
     ) if kernels else 0.0  # fmt: skip
     others = [cost for cost in costs if not (cost.estimated or cost.collective or cost.kernel)]
@@ -186,7 +197,9 @@ def measure(
                         "cycles_at_least": collective_cycles,
                         "share_of_cycles": collective_cycles / cycles if exchanged else 0.0},
         "kernels": {"count": sum(cost.times for cost in kernels),
-                    "cycles_at_least": kernel_cycles},
+                    "scores": program.kernel_scores if kernels else 0.0,
+                    "cycles_at_least": kernel_cycles,
+                    "share_of_cycles": kernel_cycles / cycles if kernels else 0.0},
         "loops_of_data": sum(analysis.data_loops for analysis in analyses),
         "loops_of_data_run": program.data_trips,
     }  # fmt: skip

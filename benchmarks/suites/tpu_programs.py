@@ -19,6 +19,7 @@ from routerjax.encoder.extraction import block_buffer
 from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.models.attention import longest_whole
+from routerjax.encoder.models.splash import splash_kernel
 from routerjax.encoder.selection import Selection
 from routerjax.encoder.weights.loading import abstract_model, param_shapes
 from routerjax.encoder.weights.meshes import PARAMETERS_SHARE
@@ -49,7 +50,8 @@ class Program:
       tokens: Of a prompt; 0 where there is none.
       prefix_tokens: That all prompts share and that have been read before.
       flops: Of the products that cannot be done without, on all chips.
-      kernel_flops: Of them, those that fused kernels do.
+      kernel_scores: Scores that attention's fused kernel computes, hidden ones of its tiles too.
+      kernel_flops: Of its two products.
       compile: Compiles for the described chips.
       data_trips: How often a loop runs whose number of steps comes from data.
     """
@@ -60,6 +62,7 @@ class Program:
     flops: float
     compile: Callable[[], list[jax.stages.Compiled]]
     prefix_tokens: int = 0
+    kernel_scores: float = 0.0
     kernel_flops: float = 0.0
     data_trips: float = 1.0
 
@@ -100,13 +103,29 @@ class Model:
         tile, longest = self.tuning.attention_tile, longest_whole(self.tuning, c.bidirectional)
         # Of the tiles of keys a tile of queries sees, on average, half and its own.
         tiles = -(-(n_before + tokens) // tile)
-        loops = (tiles + 1) / 2 if tokens * (n_before + tokens) > longest**2 else 1.0
+        pairs, scores = tokens * (n_before + tokens), self._kernel_scores(tokens, n_before)
+        looped = pairs > longest**2 and not scores
+        skipped = max(0.0, c.n_heads * c.n_layers * pairs - scores) if scores else 0.0
         return Program(
             "prefill behind a prefix" if n_before else "prefill",
-            batch, tokens, batch * (whole - before),
+            batch, tokens, batch * (whole - before - 4 * c.head_dim * skipped),
             lambda: [self._compiled(batch, tokens, n_before)],
-            prefix_tokens=n_before, data_trips=loops,
+            prefix_tokens=n_before, data_trips=(tiles + 1) / 2 if looped else 1.0,
+            kernel_scores=batch * scores, kernel_flops=batch * 4 * c.head_dim * scores,
         )  # fmt: skip
+
+    def _kernel_scores(self, tokens: int, n_before: int) -> float:
+        """Of a prompt, all heads and layers, in the tiles that splash attention does not skip."""
+        c, keys = self.config, n_before + tokens
+        if tokens < self.tuning.splash_from:
+            return 0.0
+        scores = 0
+        for window in set(c.windows):
+            kernel = splash_kernel(1, tokens, keys, self.tuning, False, min(window, keys))
+            sizes = kernel.kwargs["block_sizes"]
+            n_tiles = np.count_nonzero(kernel.fwd_mask_info.block_mask)
+            scores += c.windows.count(window) * n_tiles * sizes.block_q * sizes.block_kv
+        return float(c.n_heads * scores)
 
     def _compiled(self, batch: int, tokens: int, n_before: int) -> jax.stages.Compiled:
         rows = by_rows(self.mesh) if batch % self.mesh.shape[DATA] == 0 else replicated(self.mesh)
@@ -282,6 +301,28 @@ def copied_array(device: jax.Device) -> tuple[float, jax.stages.Compiled]:
     """The bytes that one pass over a large array moves, and it: the memory's rate."""
     a = array((2**14, 2**14), np.float32, replicated(make_mesh("data:1", [device])))
     return 2.0 * 4 * 2**28, jax.jit(lambda a: a + 1).lower(a).compile()
+
+
+def softmaxed(device: jax.Device, n_steps: int) -> tuple[float, jax.stages.Compiled]:
+    """What an online softmax does to one score, done so often to many: the vector units' rate.
+
+    A mask, the largest so far, an exponential and the sum so far; maxima and sums go from one score
+    to the next of the same place, as across tiles.
+    """
+    n = 1024
+    scores = array((n, n), np.float32, replicated(make_mesh("data:1", [device])))
+
+    def steps(x: jax.Array) -> jax.Array:
+        query, key = (jax.lax.broadcasted_iota(jnp.int32, (n, n), i) for i in (0, 1))
+        most, total = jnp.full_like(x, -1e30), jnp.zeros_like(x)
+        for i in range(n_steps):
+            x = jnp.where(query + i >= key, x, -1e30)
+            most = jnp.maximum(most, x)
+            x = jnp.exp(x - most)
+            total = total + x
+        return total
+
+    return float(n_steps * n * n), jax.jit(steps).lower(scores).compile()
 
 
 def array(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding | None = None) -> Any:

@@ -139,8 +139,12 @@ class Encoder:
             source = f"{source}/{gguf_file}"
         prompt = max_tokens, chat_template_kwargs, control_text
         encoder = cls(*load(source, revision, *prompt, compute_dtype, mesh))
-        longest = longest_whole(encoder.tuning, encoder.config.bidirectional)
-        how = "cuDNN" if encoder.tuning.cudnn else f"whole to {longest} tokens, by blocks beyond"
+        c, tuning = encoder.config, encoder.tuning
+        longest = longest_whole(tuning, c.bidirectional)
+        how = "cuDNN" if tuning.cudnn else f"whole to {longest} tokens, by blocks beyond"
+        halves = encoder.identity["compute_dtype"] == "bfloat16"
+        if halves and tuning.splash_from <= longest and not c.n_distances:
+            how = f"whole below {tuning.splash_from} tokens, by a TPU's kernel from there on"
         logger.info("%s: attention: %s", source, how)
         return encoder
 

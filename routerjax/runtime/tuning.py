@@ -31,6 +31,8 @@ class Tuning:
         fifth.
       cudnn: Whether cuDNN attends. Of 18.4 ms for 8,160 tokens of Qwen3-0.6B's shape on an H200 it
         takes 2.1; without it the prefill reached 344 instead of 429 TFLOP/s.
+      splash_from: Tokens from which JAX's splash attention attends, a TPU's kernel, in tiles of
+        `attention_tile`: XLA writes scores and weights to memory and reads them again.
       rotates_by_product: Whether a rotation takes each channel's partner from a product with a
         matrix of 0 and 1. For slices of a head a TPU would move half a vector register at a time:
         of Qwen3-0.6B's shape on v5e, 54.5% of the matrix rate became 63.0%.
@@ -85,6 +87,7 @@ class Tuning:
     longest_bidirectional: int = 1024
     attention_tile: int = 128
     cudnn: bool = False
+    splash_from: int = sys.maxsize
     rotates_by_product: bool = False
     divides_first: bool = False
     pools_in_blocks: int = 0
@@ -158,6 +161,7 @@ class Tuning:
         return dataclasses.replace(
             cls.gpu(),
             cudnn=False,
+            splash_from=256,
             rotates_by_product=True,
             divides_first=True,
             pools_in_blocks=2048,

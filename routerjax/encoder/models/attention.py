@@ -14,6 +14,7 @@ from routerjax.encoder.models.blockwise import (
     head_chunks,
     visible,
 )
+from routerjax.encoder.models.splash import attend_splash, splash_is_legal
 from routerjax.runtime.tuning import Tuning
 
 
@@ -94,6 +95,7 @@ def attend(
     *,
     bidirectional: bool = False,
     window: jax.Array | int | None = None,
+    windows: tuple[int, ...] = (),
     scale: float | None = None,
     soft_cap: float = 0.0,
     sinks_H: jax.Array | None = None,
@@ -118,6 +120,8 @@ def attend(
       bidirectional: Whether a query sees later keys too, up to the row's length.
       window: Scalar int32, how many tokens back a query sees, itself included (and as many ahead if
         bidirectional); None for all.
+      windows: The values that `window` can have, for a kernel that is compiled for each of them; ()
+        where they are not known.
       scale: Multiplies the scores; None for E^-0.5.
       soft_cap: Scaled scores s become cap * tanh(s / cap); 0 for none.
       sinks_H: None, or for each query head the score of a key without a value: it joins the sum
@@ -131,6 +135,11 @@ def attend(
     B, T, H, E = q_BTHE.shape
     S, G = k_BSGE.shape[1:3]
     scale = E**-0.5 if scale is None else scale
+    if T >= tuning.splash_from and splash_is_legal(q_BTHE.dtype, bias_HR, window, windows):
+        return attend_splash(
+            q_BTHE, k_BSGE, v_BSGE, lengths_B, tuning, bidirectional=bidirectional,
+            window=window, windows=windows, scale=scale, soft_cap=soft_cap, sinks_H=sinks_H,
+        )  # fmt: skip
     if T * S > longest_whole(tuning, bidirectional) ** 2:
         return attend_blockwise(
             q_BTHE, k_BSGE, v_BSGE, lengths_B, precision, tuning, bidirectional=bidirectional,

@@ -114,7 +114,7 @@ class Attention(nnx.Module):
             x_BTHE = attend(
                 q_BTHE, k_BSGE, v_BSGE, place.lengths_B, precision=self.q.precision,
                 tuning=self.tuning, bidirectional=place.bidirectional, window=place.window,
-                scale=c.query_scale, soft_cap=c.soft_cap,
+                windows=c.windows, scale=c.query_scale, soft_cap=c.soft_cap,
                 sinks_H=self.sinks[...] if c.sinks else None,
             )  # fmt: skip
         mixed = x_BTHE.reshape(B, T, -1)

@@ -64,7 +64,7 @@ class LatentAttention(nnx.Module):
         x_BTHE = attend(
             q_BTHE, k_BSHE, v_BSHE, place.lengths_B, precision=self.o.precision,
             tuning=self.tuning, bidirectional=place.bidirectional, window=place.window,
-            scale=c.query_scale,
+            windows=c.windows, scale=c.query_scale,
         )  # fmt: skip
         return self.o(x_BTHE.reshape(B, T, -1)), after
 
