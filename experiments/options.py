@@ -134,20 +134,20 @@ def define(kind: type[Any], **defaults: Any) -> None:
     # --help lists the flags of the script's module, --helpfull those of this one too.
     script = sys.argv[0] if kind.__module__ == "__main__" else kind.__module__
     for field in dataclasses.fields(kind):
-        own = field.metadata.get("flag")
-        default, text, *bounds = own or _SHARED[field.name]
+        own, name = field.metadata.get("flag"), flag_name(field)
+        default, text, *bounds = own or _SHARED[name]
         module: dict[str, Any] = {"module_name": script if own else __name__}
         types = typing.get_args(field.type) or (field.type,)
         if field.type == list[str]:
-            flags.DEFINE_list(field.name, default, text, **module)
+            flags.DEFINE_list(name, default, text, **module)
         elif str in types and bounds:
-            flags.DEFINE_enum(field.name, default, bounds, text, **module)
+            flags.DEFINE_enum(name, default, bounds, text, **module)
         else:
-            _DEFINE[types[0]](field.name, default, text, *bounds, **module)
-        if field.name in defaults:
-            flags.FLAGS.set_default(field.name, defaults[field.name])
+            _DEFINE[types[0]](name, default, text, *bounds, **module)
+        if name in defaults:
+            flags.FLAGS.set_default(name, defaults[name])
         elif default is None and type(None) not in types:
-            flags.mark_flag_as_required(field.name)
+            flags.mark_flag_as_required(name)
 
 
 def read(kind: type[Config]) -> Config:
@@ -156,7 +156,13 @@ def read(kind: type[Config]) -> Config:
     Args:
       kind: A frozen dataclass.
     """
-    return kind(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(kind)})
+    values = flags.FLAGS
+    return kind(**{f.name: values[flag_name(f)].value for f in dataclasses.fields(kind)})
+
+
+def flag_name(field: dataclasses.Field[Any]) -> str:
+    """The flag of a config's field; `for_` is what Python lets one call --for."""
+    return field.name.removesuffix("_")
 
 
 def load_encoder(config: Any, **changes: Any) -> rj.Encoder:

@@ -50,6 +50,9 @@ from .routing.policy import parse_policy as parse_policy
 from .routing.router import Router as Router
 from .runtime.devices import make_mesh as make_mesh
 from .runtime.files import Folder as Folder
+from .runtime.launch import LAUNCHERS as LAUNCHERS
+from .runtime.launch import Launch as Launch
+from .runtime.launch import launch_text as launch_text
 from .runtime.processes import start_distributed as start_distributed
 from .runtime.provenance import describe_run as describe_run
 from .runtime.provenance import write_config as write_config

@@ -53,8 +53,11 @@ def run(script: str, *flags: str, stdin: str | bytes = "") -> types.SimpleNamesp
     handlers, propagate, level = ours.handlers[:], ours.propagate, ours.level
     stdin = stdin if isinstance(stdin, bytes) else stdin.encode()
     with pytest.MonkeyPatch.context() as patch:
-        # Imported by a test, it would be run a second time under a warning.
-        patch.delitem(sys.modules, f"experiments.{script}", raising=False)
+        # Imported by a test, it would be run a second time under a warning; what it imports in turn
+        # would not define its flags again.
+        for name in [name for name in sys.modules if name.startswith("experiments.")]:
+            if name != "experiments.options":
+                patch.delitem(sys.modules, name)
         patch.setattr(sys, "argv", [script, *flags])
         patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         patch.setattr(sys, "stdout", io.StringIO())
@@ -335,6 +338,18 @@ def test_sigterm_ends_with_code_0_and_says_how_to_go_on(tiny_encoder_folder, tmp
     assert len(list(blocks.iterdir())) == 30
 
 
+LAUNCH = ["--for=slurm", "--devices=8"]
+EXTRACT = ["experiments.extract", "--data=d", "--encoder=e", "--workdir=w"]
+
+
+def test_launch_writes_a_script_for_slurm(tmp_path):
+    done = run("launch", *LAUNCH, f"--output={tmp_path}/job.sh", "--", *EXTRACT, "--layers=1-3")
+    assert done.returncode == 0, done.stderr
+    last = (tmp_path / "job.sh").read_text().splitlines()[-1]
+    assert last == f"srun python -m {' '.join(EXTRACT)} --layers=1-3 --distributed"
+    assert run("launch", *LAUNCH, "--", *EXTRACT).stdout.startswith("#!/bin/bash\n#SBATCH")
+
+
 @pytest.mark.parametrize(
     ("script", "flags", "message"),
     [
@@ -347,6 +362,11 @@ def test_sigterm_ends_with_code_0_and_says_how_to_go_on(tiny_encoder_folder, tmp
         ("route", ["--router={files}/none", "--query=q"], "holds no router"),
         ("serve", ["--router={files}/none"], "holds no router"),
         ("serve", ["--router=r", "--token_env=NOT_SET"], "the variable NOT_SET is not set"),
+        ("launch", [*LAUNCH, "--", "experiments.train"], "expected -- experiments.extract and its"),
+        ("launch", [*LAUNCH, "--", *EXTRACT, "--bla"], "extract: Unknown command line flag 'bla'"),
+        ("launch", [*LAUNCH, "--", *EXTRACT, "--nodes=2"], "Unknown command line flag 'nodes'"),
+        ("launch", [*LAUNCH, "--", *EXTRACT[:2]], "--encoder must have a value"),
+        ("launch", [*LAUNCH, "--", *EXTRACT, "--distributed"], "leave out --distributed"),
         ("train", ["--data={files}/train.jsonl", "--store=s", "--recipe=greedy"], "greedy:K"),
         ("compare", ["--data=d", "--store=s", "--recipes=best"], "got 'best'"),
         ("sweep", ["--data=d", "--store=s", "--seed=3000000000"], "[0, 2147483647]"),
@@ -359,7 +379,7 @@ def test_mistakes_are_told_in_a_line(script, flags, message, files, tmp_path):
     first = (files / "train.jsonl").read_text().splitlines()[0]
     (files / "broken.jsonl").write_text(first + "\n{]\n")
     given = [flag.format(files=files) for flag in flags]
-    if script not in ("route", "serve") and message != "--workdir":
+    if script not in ("route", "serve", "launch") and message != "--workdir":
         given.append(f"--workdir={tmp_path}")
     done = run(script, *given)
     assert done.returncode == 1

@@ -53,19 +53,20 @@ def stop_requested() -> bool:
 
 
 @contextlib.contextmanager
-def stoppable(at_most: float | None = None) -> Iterator[None]:
+def stoppable(at_most: float | None = None, exit_code: int = 0) -> Iterator[None]:
     """Within it SIGTERM asks to stop instead of killing; afterwards all is as before.
 
     Args:
-      at_most: Seconds after which the process ends with exit code 0, wherever it is: in a row block
-        that takes longer, or in compiled code, in which Python runs no signal handler. All that
-        jobs keep is written whole or not at all. None to wait as long as it takes.
+      at_most: Seconds after which the process ends, wherever it is: in a row block that takes
+        longer, or in compiled code, in which Python runs no signal handler. All that jobs keep is
+        written whole or not at all. None to wait as long as it takes.
+      exit_code: What it then ends with.
     """
     _stop.clear()
     before = signal.signal(signal.SIGTERM, lambda *_: _stop.set())
     with contextlib.ExitStack() as stack:
         if at_most is not None:
-            stack.enter_context(_deadline(at_most))
+            stack.enter_context(_deadline(at_most, exit_code))
         try:
             yield
         finally:
@@ -74,7 +75,7 @@ def stoppable(at_most: float | None = None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
+def _deadline(seconds: float, exit_code: int) -> Iterator[None]:
     """Ends the process so long after SIGTERM, which a thread is told of as it comes."""
     watched, told = socket.socketpair()
     told.setblocking(False)
@@ -92,7 +93,7 @@ def _deadline(seconds: float) -> Iterator[None]:
                     _stop.set()
                     deadline = min(deadline, time.monotonic() + seconds)
         os.write(2, _CUT_SHORT)
-        os._exit(0)
+        os._exit(exit_code)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from absl import app
+from absl import app, flags
 from absl import logging as absl_logging
 
 from routerjax.runtime import lock, processes
@@ -22,6 +22,11 @@ from routerjax.runtime.resume import Stopped, stoppable
 STOPS_WITHIN = 8.0
 # Seconds that a process has to end after its script has: a library's thread may never end.
 ENDS_WITHIN = 20.0
+
+_EXIT_CODE = flags.DEFINE_integer(
+    "stopped_exit_code", 0, "Exit code of a job that SIGTERM, or the end of another of its "
+    "processes, has stopped; not 0 where the launcher should start it again.", 0, 255,
+)  # fmt: skip
 
 
 def use_compilation_cache() -> None:
@@ -65,8 +70,8 @@ def run_script(
 ) -> None:
     """Runs a script's `main` with absl flags: cache on, SIGTERM polite, user errors in one line.
 
-    A `Stopped` job ends with exit code 0 after saying how to go on, and so does one that has not
-    stopped within `stops_within`; a ValueError, OSError,
+    A `Stopped` job ends with exit code 0 (or --stopped_exit_code) after saying how to go on, and so
+    does one that has not stopped within `stops_within`; a ValueError, OSError,
     FloatingPointError or RuntimeError (the device out of memory, no cluster), whose texts are
     written for users, ends with exit code 1 and no traceback (`--v=1` or higher shows it). ^C ends
     it at once, and so does a reader of its output that goes away, with the shell's exit codes.
@@ -88,11 +93,12 @@ def run_script(
         if not torch:
             leave_out_torch()
         try:
-            with stoppable(stops_within):
+            with stoppable(stops_within, _EXIT_CODE.value):
                 main()
         except Stopped as stopped:
             then = "it goes on from there" if stopped.goes_on else "this part starts anew"
             sys.stderr.write(f"{stopped} Run the same command again: {then}.\n")
+            sys.exit(_EXIT_CODE.value)
         except KeyboardInterrupt:
             if verbose:
                 raise

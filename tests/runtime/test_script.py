@@ -54,7 +54,7 @@ SCRIPT = """
 import hashlib, os, signal, sys, threading
 from routerjax.runtime import resume, script
 
-script.STOPS_WITHIN = script.ENDS_WITHIN = 1.0
+script.ENDS_WITHIN = 1.0
 
 def main():
     kind = sys.argv[0]
@@ -85,7 +85,7 @@ def main():
         raise KeyError("a fault of ours")
 
 sys.argv = sys.argv[1:]
-script.run_script(main)
+script.run_script(main, stops_within=1.0)
 """
 
 
@@ -94,8 +94,18 @@ script.run_script(main)
     [
         (["fine"], 0, "", False),
         (["stopped"], 0, "blocks to go. Run the same command again: it goes on from there.", False),
-        (["deaf"], 0, "what was in hand took too long and is not. Run the same command", False),
-        (["stopped early"], 0, "Run the same command again: this part starts anew.", False),
+        (
+            ["deaf", "--stopped_exit_code=75"],
+            75,
+            "what was in hand took too long and is not. Run the same command",
+            False,
+        ),
+        (
+            ["stopped early", "--stopped_exit_code=3"],
+            3,
+            "Run the same command again: this part starts anew.",
+            False,
+        ),
         (["read no more"], 141, "", False),
         (["interrupted"], 130, "interrupted: what was finished is kept", False),
         (["wrong"], 1, "error: labels.jsonl:3: not valid JSON\n", False),
