@@ -91,6 +91,31 @@ class FeatureMap:
             )
         return np.concatenate(columns, axis=1)
 
+    def layer_terms(self, states: Sequence[np.ndarray]) -> dict[tuple[int, int], np.ndarray]:
+        """What each layer adds to the features of one query, which are the sum of these.
+
+        The term of a layer is the sum over its sites of ((h - mean) / scale) @ components: 0 where
+        the layer's states are their means over the training rows.
+
+        Args:
+          states: [L, P, D] of each encoder, of `self.selection(encoder)`.
+
+        Returns:
+          {(encoder, hidden-state index): [C] float32}.
+        """
+        terms: dict[tuple[int, int], np.ndarray] = {}
+        start = 0
+        for part in self.parts:
+            captured, h_LPD = self.selection(part.encoder), states[part.encoder]
+            for s, (layer, pooling) in enumerate(part.sites):
+                h_D = h_LPD[captured.layers.index(layer), captured.poolings.index(pooling)]
+                z_D = (h_D - part.mean_SD[s]) / part.scale_SD[s]
+                zeros_C = np.zeros(self.width, np.float32)
+                x_C = terms.setdefault((part.encoder, layer), zeros_C)
+                x_C[start : start + part.width] += z_D @ part.components_SDC[s]
+            start += part.width
+        return terms
+
     def dispatch(self, h_LPBD: jax.Array) -> jax.Array:
         """Features of a captured batch of the only encoder, without waiting for either.
 

@@ -1,11 +1,18 @@
-"""Answered: the requests that were given a choice: counted, named, open to outcomes."""
+"""Answered: the requests that were given a choice: counted, named, listed, open to outcomes."""
 
+import collections
+import time
 import uuid
+from typing import Any
 
 from routerjax.routing.router import Router
 from routerjax.serving.choice import Choice
 from routerjax.serving.metrics import Metrics
 from routerjax.serving.outcomes import Outcomes
+
+_LISTED = 50
+# Characters of a query in the list.
+_SHOWN = 200
 
 
 class Answered:
@@ -15,11 +22,18 @@ class Answered:
       router: Whose choices they are.
       metrics: Where they are counted.
       outcomes: Which they may get; None where none are taken.
+      show_queries: Whether the list has the queries' beginnings.
+
+    Attributes:
+      last: The last requests, the newest first, as JSON values.
     """
 
-    def __init__(self, router: Router, metrics: Metrics, outcomes: Outcomes | None):
+    def __init__(
+        self, router: Router, metrics: Metrics, outcomes: Outcomes | None, show_queries: bool
+    ):
         self._best_single = router.targets[router.best_single]
-        self._metrics, self._outcomes = metrics, outcomes
+        self._metrics, self._outcomes, self._show = metrics, outcomes, show_queries
+        self.last: collections.deque[dict[str, Any]] = collections.deque(maxlen=_LISTED)
 
     def add(self, choice: Choice, query: str) -> str:
         """Takes a choice.
@@ -35,4 +49,17 @@ class Answered:
         request_id = uuid.uuid4().hex
         if self._outcomes is not None:
             self._outcomes.open(request_id, query, choice.target)
+        decision = choice.decision
+        costs = (decision and decision.costs) or {}
+        self.last.appendleft(
+            {
+                "request_id": request_id,
+                "time": time.time(),
+                "target": choice.target,
+                "reason": choice.reason,
+                "probability": decision and decision.probabilities[choice.target],
+                "expected_cost": costs.get(choice.target),
+                "query": query[:_SHOWN] if self._show else None,
+            }
+        )
         return request_id

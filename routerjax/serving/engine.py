@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from routerjax.serving.config import ServingConfig
 from routerjax.serving.errors import Problem
 from routerjax.serving.metrics import Metrics
-from routerjax.serving.reader import Estimate, Reader
+from routerjax.serving.reader import Estimate, Explanation, Reader
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +71,7 @@ class Engine:
           Problem: The server is not ready, or too many queries wait already.
           ValueError: A query is empty or has no tokens.
         """
-        if not self.ready:
-            raise Problem(503, "the programs are being compiled: see /readyz", "not_ready", None,
-                          {"Retry-After": "5"})  # fmt: skip
+        self._check_ready()
         room = self._config.max_queue - len(self._queue)
         if len(queries) > self._config.max_queue:
             raise ValueError(
@@ -88,6 +86,22 @@ class Engine:
         self._metrics.waiting.set(len(self._queue))
         self._arrived.set()
         return list(await asyncio.gather(*(each.result for each in waiting)))
+
+    async def explain(self, query: str) -> Explanation:
+        """What the router expects of a query, and why; between two batches.
+
+        Raises:
+          Problem: The server is not ready.
+          ValueError: As `estimate`.
+        """
+        self._check_ready()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._reader.explain, query)
+
+    def _check_ready(self) -> None:
+        if not self.ready:
+            raise Problem(503, "the programs are being compiled: see /readyz", "not_ready", None,
+                          {"Retry-After": "5"})  # fmt: skip
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

@@ -88,6 +88,13 @@ class Metrics:
                 self._usd.labels(name).inc(usd)
                 self._saving.labels(name).inc(usd - spent)
 
+    def usd(self) -> dict[str, float]:
+        """Expected cost of the answers so far, USD: as routed, were all by the dearest, ..."""
+        names = ("routed", "dearest", "best_single")
+        total = "routerjax_estimated_usd_total"
+        values = {name: self._registry.get_sample_value(total, {"by": name}) for name in names}
+        return {name: value or 0.0 for name, value in values.items()}
+
     def response(self) -> Response:
         """In Prometheus' text format."""
         self.compiled.labels("after_ready").set(self.compiled_after_ready)

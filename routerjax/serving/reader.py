@@ -38,6 +38,23 @@ class Estimate:
     cost_M: np.ndarray | None
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Explanation:
+    """An estimate, and what it would be without each layer.
+
+    Without a layer means that the states of the layer are their means over the training rows.
+
+    Attributes:
+      estimate: Of the query.
+      layers: (encoder, hidden-state index) of each of the L layers that the router reads.
+      p_LM: [L, M] float32 P(correct) without each.
+    """
+
+    estimate: Estimate
+    layers: tuple[tuple[int, int], ...]
+    p_LM: np.ndarray
+
+
 class Reader:
     """Reads queries in batches of compiled shapes. One thread at a time may call it.
 
@@ -75,6 +92,7 @@ class Reader:
                 return False
             self.estimate(["a"] * min(n, self.max_batch))
             n *= 2
+        self.explain("a")
         return True
 
     def estimate(self, queries: Sequence[str]) -> list[Estimate]:
@@ -86,9 +104,31 @@ class Reader:
         Raises:
           ValueError: As `Router.route`.
         """
-        router = self.router
-        prompts = [tokenise(encoder.prompter, queries) for encoder in router.encoders]
-        x_NC = router.features.apply([self._states(i, each) for i, each in enumerate(prompts)])
+        return self._estimates(queries, *self._read(queries))
+
+    def explain(self, query: str) -> Explanation:
+        """What the router expects of a query, and what each layer has to do with it.
+
+        Raises:
+          ValueError: As `Router.route`.
+        """
+        prompts, states = self._read([query])
+        (estimate,) = self._estimates([query], prompts, states)
+        features, predictor = self.router.features, self.router.predictor
+        terms = features.layer_terms([h_1LPD[0] for h_1LPD in states])
+        x_LC = features.apply(states) - np.stack(list(terms.values()))
+        p_LM, _ = predictor.collect(x_LC, predictor.trunk.predict_members(x_LC))
+        return Explanation(estimate, tuple(terms), p_LM)
+
+    def _read(self, queries: Sequence[str]) -> tuple[list[Prompts], list[np.ndarray]]:
+        """Prompts and states of each encoder."""
+        prompts = [tokenise(encoder.prompter, queries) for encoder in self.router.encoders]
+        return prompts, [self._states(i, each) for i, each in enumerate(prompts)]
+
+    def _estimates(
+        self, queries: Sequence[str], prompts: list[Prompts], states: list[np.ndarray]
+    ) -> list[Estimate]:
+        router, x_NC = self.router, self.router.features.apply(states)
         p_KNM = router.trunk.predict_members(x_NC)
         tokens_N = prompts[0].query_tokens_N
         cost_NM = router.costs.expected(tokens_N, x_NC)

@@ -25,6 +25,7 @@ from routerjax.serving.engine import Engine
 from routerjax.serving.errors import Problem
 from routerjax.serving.metrics import Metrics
 from routerjax.serving.outcomes import Outcomes
+from routerjax.serving.page import Page
 from routerjax.serving.proxy.chat import ChatHandler
 from routerjax.serving.reader import Reader
 from routerjax.serving.route import RouteHandler
@@ -53,7 +54,7 @@ def make_app(router: Router, config: ServingConfig, targets: Targets | None = No
     if config.outcomes is not None:
         names = (*router.targets, *(() if targets is None else targets.names))
         outcomes = Outcomes(config.outcomes, tuple(dict.fromkeys(names)), config.log_queries)
-    answered = Answered(router, metrics, outcomes)
+    answered = Answered(router, metrics, outcomes, config.log_queries)
     client = httpx.AsyncClient(
         # What the client does not say that it reads, it gets from no target.
         headers={"accept-encoding": "identity"},
@@ -96,6 +97,8 @@ def make_app(router: Router, config: ServingConfig, targets: Targets | None = No
         ]  # fmt: skip
         return JSONResponse({"model_names": list(router.targets), "models": rows})
 
+    page = Page(engine, chooser, config, metrics, answered)
+
     def path(url: str, handler: Handler, method: str = "GET") -> Route:
         return Route(url, Endpoint(handler, url, config, metrics, in_hand), methods=[method])
 
@@ -106,6 +109,9 @@ def make_app(router: Router, config: ServingConfig, targets: Targets | None = No
         path("/v1/models", list_models),
         path("/api/models", list_targets),
         path("/v1/route", RouteHandler(engine, chooser, config, answered), "POST"),
+        Route("/", page.show),
+        path("/v1/explain", page.explain, "POST"),
+        path("/v1/recent", page.recent),
     ]
     if outcomes is not None:
         routes.append(path("/v1/outcomes", outcomes, "POST"))

@@ -1,0 +1,129 @@
+"""The page at / and the paths that it reads; the page itself in Chromium, where there is one."""
+
+import os
+import pathlib
+
+import httpx
+import numpy as np
+import pytest
+
+from routerjax.routing.policies import Tolerance, Value
+from routerjax.serving.config import ServingConfig
+from tests.serving import browser
+
+
+def test_a_query_is_explained(post, tiny_router):
+    value = post("/v1/explain", {"query": "abc def?"}).json()
+    decision = tiny_router.route("abc def?")
+    assert [each["name"] for each in value["targets"]] == list(tiny_router.targets)
+    for each in value["targets"]:
+        assert each["probability"] == pytest.approx(decision.probabilities[each["name"]], abs=1e-5)
+        assert each["expected_cost"] == pytest.approx(decision.costs[each["name"]])
+    policies = {policy["name"]: policy for policy in value["policies"]}
+    for name, settings in (("tolerance", [Tolerance(t) for t in (0, 0.07, 0.5, 1)]),
+                           ("value", [Value(0), Value(0.001), Value(100)])):  # fmt: skip
+        for policy in settings:
+            at = policies[name]["settings"].index(str(policy))
+            expected = tiny_router.route("abc def?", policy).target
+            assert policies[name]["targets"][at] == expected
+            assert policies[name]["reasons"][at] == policy.words
+    assert policies["own"]["targets"] == [decision.target]
+
+
+def test_without_a_layer_is_with_its_mean(proxy, tiny_router):
+    """Also: of the only layer, nothing but means is left, whatever the query."""
+    reader = proxy[1].state.engine._reader
+    explanation = reader.explain("abc def?")
+    assert explanation.layers == ((0, 1),)
+    mean_1D = tiny_router.features.parts[0].mean_SD
+    expected = tiny_router.predict(tiny_router.features.apply(mean_1D[None, None]))
+    np.testing.assert_allclose(explanation.p_LM, expected, atol=1e-5)
+    assert np.abs(explanation.p_LM[0] - explanation.estimate.p_M).max() > 1e-4
+
+
+def test_an_explanation_compiles_nothing(post, proxy):
+    before = proxy[1].state.metrics.compiled_after_ready
+    assert post("/v1/explain", {"query": "abc " * 9}).status_code == 200
+    assert proxy[1].state.metrics.compiled_after_ready == before
+
+
+def test_mistakes_are_told(post):
+    for value, message in (({"query": ["a", "b"]}, "one query"), ({}, "messages")):
+        answer = post("/v1/explain", value)
+        assert answer.status_code == 400 and message in answer.json()["error"]["message"]
+
+
+def test_the_last_requests_are_listed_without_their_texts(post, proxy):
+    before = httpx.get(f"{proxy[0]}/v1/recent").json()["estimated_usd"]
+    decision = post("/v1/route", {"query": "abc?"}).json()
+    post("/v1/route", {"query": "abc?", "model": "dear"})
+    value = httpx.get(f"{proxy[0]}/v1/recent").json()
+    pinned, routed = value["requests"][:2]
+    assert routed["request_id"] == decision["metadata"]["request_id"]
+    assert routed["expected_cost"] == decision["expected_costs"][decision["target"]]
+    assert routed["query"] is None
+    assert (pinned["target"], pinned["probability"]) == ("dear", None)
+    spent = value["estimated_usd"]["routed"] - before["routed"]
+    assert spent == pytest.approx(routed["expected_cost"])
+
+
+def test_the_page_loads_nothing_from_elsewhere(proxy):
+    answer = httpx.get(proxy[0])
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "http:" not in answer.text and "https:" not in answer.text
+
+
+@pytest.fixture
+def opened(tmp_path):
+    if browser.PATH is None:
+        pytest.skip("no chromium on this machine")
+    opened = browser.Browser(tmp_path / "profile")
+    yield opened
+    opened.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1200, 390])
+def test_the_page_by_keys_alone(proxy, opened, post, tmp_path, width):
+    """The pictures stay in $ROUTERJAX_PICTURES where that is set."""
+    post("/v1/route", {"query": "What is 17 * 23?"})
+    opened.open(f"{proxy[0]}/", width, 1600)
+    opened.press("Tab")
+    assert opened.run("document.activeElement.id") == "query"
+    opened.write("abc def? <b>")
+    opened.press("Enter", browser.CTRL)
+    opened.until("!document.getElementById('result').hidden")
+    focus = "document.activeElement.id"
+    for _ in range(2):
+        opened.press("Tab")
+    assert opened.run(focus) == "policy"
+    opened.press("Tab")
+    assert opened.run(focus) == "setting"
+    seen = set()
+    for key in ["Home", *["ArrowRight"] * 100]:
+        opened.press(key)
+        words = opened.run("document.getElementById('choice').textContent")
+        seen.add(words.partition(" answers")[0])
+        chosen = opened.run("document.querySelector('tr.chosen th').textContent")
+        assert words.startswith(chosen.removeprefix("➤\u00a0"))
+    assert "cheap" in seen and words.endswith("cheapest within 1 of the best (tolerance:1)")
+    assert len(seen) > 1, "the slider chooses between targets"
+    assert opened.run("document.querySelectorAll('#layers tr').length") == 1
+    opened.until("document.querySelectorAll('#requests tr').length > 0")
+    assert opened.run("document.documentElement.scrollWidth") <= width
+    pictures = pathlib.Path(os.environ.get("ROUTERJAX_PICTURES", tmp_path))
+    opened.picture(pictures / f"page-{width}.png")
+    assert not opened.troubles()
+
+
+@pytest.mark.slow
+def test_the_page_asks_for_the_token(start_app, opened):
+    url, _ = start_app(ServingConfig(token="secret", max_batch=1))
+    opened.open(url)
+    opened.until("document.getElementById('error').textContent.includes('needs a token')")
+    assert opened.run("document.getElementById('token-line').hidden") is False
+    opened.run("document.getElementById('token').focus()")
+    opened.write("secret")
+    opened.press("Enter")
+    opened.until("document.getElementById('spend').textContent === 'None yet.'")
