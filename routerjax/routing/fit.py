@@ -22,6 +22,7 @@ from routerjax.routing.policy import Policy
 from routerjax.routing.predictor import Predictor
 from routerjax.routing.router import Router, Training
 from routerjax.runtime.files import Folder
+from routerjax.stats.item_response import best_single_target
 from routerjax.stats.roc_auc import auc_per_target, within_dataset_auc
 from routerjax.store.store import ActivationStore
 from routerjax.sweeps.select import Chosen, select
@@ -105,7 +106,7 @@ def fit_router(
             for name, accuracy_M in dataset_accuracies(data).items()
         },
     }
-    best_single = int(np.argmax(np.nanmean(data.correct_NM, axis=0, dtype=np.float64)))
+    best_single = best_single_target(data.correct_NM, data.datasets)
     costs = CostModel.fit(
         data, network.fit_rows, network.features_of(network.fit_rows),
         query_tokens(network.stores, data),

@@ -30,7 +30,7 @@ class Training:
 
     Attributes:
       config: Of the ensemble.
-      best_single: Index of the most accurate target on the training rows.
+      best_single: Index of the most accurate target on the training rows (`best_single_target`).
       notes: JSON values: counts, validation losses, history of each member.
     """
 

@@ -19,6 +19,7 @@ from routerjax.features.recipe import Recipe
 from routerjax.features.recipe_flags import parse_recipes
 from routerjax.routing.costs import CostModel
 from routerjax.routing.judged import Judged
+from routerjax.stats.item_response import cautious_accuracy
 from routerjax.store.store import ActivationStore
 from routerjax.studies import embedding_baselines as embedding
 from routerjax.trunk.config import TrunkConfig
@@ -80,7 +81,7 @@ class Baseline:
 
 
 def _best_single(_: Any, train: RoutingDataset, test: RoutingDataset, __: Any) -> np.ndarray:
-    return np.tile(skill(train), (len(test), 1))
+    return np.tile(cautious_accuracy(train.correct_NM, train.datasets), (len(test), 1))
 
 
 def _random(_: Any, train: RoutingDataset, test: RoutingDataset, config: TrunkConfig) -> np.ndarray:

@@ -9,7 +9,6 @@ import numpy as np
 from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.groups import numbered
-from routerjax.data.outcomes import skill
 from routerjax.features.feature_map import Stores
 from routerjax.features.recipe import Recipe
 from routerjax.routing.costs import CostModel, cost_basis
@@ -17,6 +16,7 @@ from routerjax.routing.fit import fit_router
 from routerjax.routing.judged import Judged, query_tokens
 from routerjax.runtime import resume
 from routerjax.runtime.files import digest
+from routerjax.stats.item_response import best_single_target
 from routerjax.studies.contestants import Baseline, RouterSpec
 from routerjax.sweeps.controls import shuffled
 from routerjax.trunk.config import TrunkConfig
@@ -123,7 +123,7 @@ def _fit(
     config: TrunkConfig,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """P(correct) [n, M] of the test rows, calibrated and before, and what the fit chose."""
-    best_single = int(np.argmax(skill(train)))
+    best_single = best_single_target(train.correct_NM, train.datasets)
     about: dict[str, Any] = {"best_single": train.targets[best_single]}
     if isinstance(contestant, Baseline):
         p_NM = contestant.predict(stores, train, test, config)
