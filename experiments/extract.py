@@ -38,6 +38,7 @@ class Config(options.Outcomes):
     num_processes: int | None
     process_id: int | None
     dry_run: bool
+    track: bool
 
 
 options.define(Config)
@@ -69,8 +70,7 @@ def main() -> None:
         for name, value in rj.estimate(encoder, data, **choices).items():
             print(f"{name:18} {value:,.4g}" if isinstance(value, float) else f"{name:18} {value:,}")
         return
-    folder = rj.Folder(config.workdir)
-    rj.write_config(folder, config)
+    folder = options.begin(config)
     store = rj.extract(encoder, data, config.store or folder / "store", **choices)
     print(f"store: {store.folder.path}")
 

@@ -61,6 +61,8 @@ _SHARED: dict[str, tuple[Any, ...]] = {
     "process_id": (None, "With --distributed where JAX finds no cluster: this one's number.", 0),
     "distributed": (False, "Join the processes of a cluster job; each takes its share of the "
                     "work."),
+    "track": (False, "Write what is measured on the way as event files for TensorBoard, into "
+              "events/ of a local --workdir."),
     "dry_run": (False, "Only tell bytes, FLOPs and hours."),
 }  # fmt: skip
 _DEFINE: dict[Any, Callable[..., Any]] = {
@@ -163,6 +165,15 @@ def read(kind: type[Config]) -> Config:
 def flag_name(field: dataclasses.Field[Any]) -> str:
     """The flag of a config's field; `for_` is what Python lets one call --for."""
     return field.name.removesuffix("_")
+
+
+def begin(config: Any, *, alone: bool = True) -> rj.Folder:
+    """The folder of --workdir, with config.json, and event files where --track asks for them."""
+    folder = rj.Folder(config.workdir)
+    rj.write_config(folder, config, alone=alone)
+    if config.track:
+        rj.track(folder / "events")
+    return folder
 
 
 def load_encoder(config: Any, **changes: Any) -> rj.Encoder:

@@ -27,6 +27,7 @@ class Config(options.Outcomes):
     encoder: str | None
     chat_template_kwargs: str | None
     mesh: str
+    track: bool
     n_queries: int = options.flag(8000, "Queries to simulate where no --data is given.", 100)
 
 
@@ -40,8 +41,7 @@ def main() -> None:
         raise ValueError("--n_queries is of simulated queries: leave it out, or --data")
     if config.pool and not config.data:
         raise ValueError("--pool is of the queries of --data: give both, or neither")
-    folder = rj.Folder(config.workdir)
-    rj.write_config(config.workdir, config)
+    folder = options.begin(config)
     if config.data:
         data, summary = options.read_data(config)
     else:

@@ -30,6 +30,7 @@ class Config(options.Outcomes):
     layers: str
     encoder: str | None
     mesh: str
+    track: bool
     poolings: str = options.flag("all", "Poolings of the store to look at, separated by commas.")
     pca_dims: list[str] = options.flag(
         [], "Numbers of components; by default 50,100,150,200,300 as far as the states are as wide."
@@ -70,7 +71,7 @@ def main() -> None:
     data, _ = options.read_data(config)
     store = rj.ActivationStore.open(config.store)
     layers = rj.parse_layers(config.layers)
-    rj.write_config(config.workdir, config, alone=False)  # Processes share the layers.
+    options.begin(config, alone=False)  # Processes share the layers.
     table = rj.sweep(
         store,
         data,

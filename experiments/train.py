@@ -19,6 +19,7 @@ class Config(options.Training):
 
     trunk: str
     policy: str
+    track: bool
 
 
 options.define(Config)
@@ -31,8 +32,7 @@ def main() -> None:
     recipe = options.recipe(config)
     trunk = options.trunk_config(config)
     policy = rj.parse_policy(config.policy)
-    folder = rj.Folder(config.workdir)
-    rj.write_config(folder, config)
+    folder = options.begin(config)
     router = rj.fit_router(
         options.open_stores(config.store),
         data,

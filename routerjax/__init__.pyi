@@ -58,6 +58,8 @@ from .runtime.provenance import describe_run as describe_run
 from .runtime.provenance import write_config as write_config
 from .runtime.resume import log as log
 from .runtime.script import run_script as run_script
+from .runtime.track import on_metrics as on_metrics
+from .runtime.track import track as track
 from .serving.config import ServingConfig as ServingConfig
 from .serving.server import serve as serve
 from .serving.targets import read_targets as read_targets

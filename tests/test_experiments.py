@@ -110,9 +110,10 @@ def work(files, tiny_encoder_folder, tmp_path_factory):
     common = [f"--workdir={work}", f"--data={files}/train.jsonl", f"--pool={files}/pool.json"]
     jobs = [
         ("extract", f"--encoder={tiny_encoder_folder}", "--layers=1-3", "--mesh=data:1",
-         '--chat_template_kwargs={"brief": true}', "--compute_dtype=bfloat16"),
+         '--chat_template_kwargs={"brief": true}', "--compute_dtype=bfloat16", "--track"),
         ("probe", f"--store={work}/store"),
-        ("train", f"--store={work}/store", "--pca_dim=20", "--members=3", "--keep=2", "--epochs=5"),
+        ("train", f"--store={work}/store", "--pca_dim=20", "--members=3", "--keep=2", "--epochs=5",
+         "--track"),
     ]  # fmt: skip
     for script, *flags in jobs:
         done = run(script, *common, *flags)
@@ -132,6 +133,8 @@ def test_extract_probe_and_train_leave_what_they_say(work):
         "router/router.json",
     ):
         assert (work / name).stat().st_size > 0, name
+    assert len(list((work / "events/extract").iterdir())) == 1
+    assert len(list((work / "events/train").iterdir())) == 1
     router = json.loads((work / "router/router.json").read_text())
     assert router["encoders"][0]["chat_template_kwargs"] == {"brief": True}
     assert router["features"]["parts"][0]["blocks"] == [[1, "mean"], [2, "mean"], [3, "mean"]]

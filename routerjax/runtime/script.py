@@ -15,7 +15,7 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from routerjax.runtime import lock, processes
+from routerjax.runtime import lock, processes, track
 from routerjax.runtime.resume import Stopped, stoppable
 
 # Seconds; clusters kill a process 10 to 30 seconds after they have asked it to end.
@@ -93,7 +93,7 @@ def run_script(
         if not torch:
             leave_out_torch()
         try:
-            with stoppable(stops_within, _EXIT_CODE.value):
+            with stoppable(stops_within, _EXIT_CODE.value), track.until_end():
                 main()
         except Stopped as stopped:
             then = "it goes on from there" if stopped.goes_on else "this part starts anew"

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from routerjax.runtime import resume as resume
+from routerjax.runtime import track
 from routerjax.runtime.tuning import Tuning
 from routerjax.trunk.checkpoint import Checkpoints
 from routerjax.trunk.net import init_members
@@ -173,6 +174,7 @@ def run(
     every: int,
     saver: Checkpoints | None,
     watch: Callable[[int, np.ndarray, np.ndarray], None],
+    name: str,
 ) -> int:
     """Trains until all members have stopped; returns the epochs done.
 
@@ -186,6 +188,7 @@ def run(
       every: Epochs between checkpoints.
       saver: For the checkpoints; without it a stop that is asked for waits until the end.
       watch: Called after each epoch with the epochs done and [K] who was running before and is now.
+      name: Of the run, for `track.report`.
 
     Raises:
       resume.Stopped: SIGTERM came; the state is in the checkpoints.
@@ -204,12 +207,26 @@ def run(
         losses_2EK[:, done - 1] = train_K, val_K
         before_K, running_K = running_K, ~stopped_K
         watch(done, before_K, running_K)
+        track.report(name, done, _measured(losses_2EK[:, :done], running_K))
         if saver is not None and save:
             leaves = jax.tree.leaves(loop.members())
             saver.save(done, _by_name(leaves) | {"losses": losses_2EK})
         if stop and running_K.any() and done < n_epochs:
             raise resume.Stopped(f"Stopped after epoch {done} of at most {n_epochs}.")
     return done
+
+
+def _measured(losses_2EK: np.ndarray, running_K: np.ndarray) -> dict[str, float]:
+    """What is told of the last epoch; a member that has stopped has no losses in it."""
+    finite_2EK = np.where(np.isfinite(losses_2EK), losses_2EK, np.nan)
+    trained_K = np.isfinite(finite_2EK[:, -1]).all(axis=0)
+    values = {"members_running": float(running_K.sum())}
+    if trained_K.any():
+        train, val = finite_2EK[:, -1, trained_K].mean(axis=1)
+        values |= {"train_loss": float(train), "validation_loss": float(val)}
+    if np.isfinite(finite_2EK[1]).any():
+        values["lowest_validation_loss"] = float(np.nanmin(finite_2EK[1]))
+    return values
 
 
 def restore(loop: Loop, losses_2EK: np.ndarray, saver: Checkpoints | None) -> int:

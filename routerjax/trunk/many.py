@@ -119,7 +119,7 @@ def train_trunks(
             group = _Group(data, names, chosen, config, devices)
             # Named by who is in it, which depends on the devices too.
             name = f"group-{digest_of({_PLACES: np.array(places)})}"
-            arrays = group.train(None if folder is None else folder / name, bar)
+            arrays = group.train(None if folder is None else folder / name, bar, f"trunks/{name}")
             for leaf, field in zip(result, Trained._fields, strict=True):
                 leaf[places] = arrays[field]
             parts.write(f"{name}.safetensors", arrays | {_PLACES: np.array(places)})
@@ -175,7 +175,7 @@ class _Group:
             wave_of(members, per_device, Tuning.of(devices), bytes_read(program, data)),
         )  # fmt: skip
 
-    def train(self, folder: Folder | None, bar: Any) -> dict[str, np.ndarray]:
+    def train(self, folder: Folder | None, bar: Any, run_name: str) -> dict[str, np.ndarray]:
         """The fields of `Trained` for these members."""
         config, n = self._config, len(self._members)
         losses = np.full((2, config.epochs, n), np.nan, np.float32)
@@ -188,7 +188,7 @@ class _Group:
         try:
             done = restore(self._loop, losses, saver)
             bar.update(int(np.asarray(self._loop.members().stopped).sum()))
-            run(self._loop, losses, done, config.checkpoint_every, saver, watch)
+            run(self._loop, losses, done, config.checkpoint_every, saver, watch, run_name)
         finally:
             if saver:
                 saver.close()

@@ -119,7 +119,7 @@ def _run(loop: Loop, config: TrunkConfig, saver: Checkpoints | None) -> np.ndarr
             bar.set_postfix_str(f"validation loss {lowest:.4f}", refresh=False)
             bar.update()
 
-        done = run(loop, losses, done, config.checkpoint_every, saver, watch)
+        done = run(loop, losses, done, config.checkpoint_every, saver, watch, "train")
     return losses[:, :done]
 
 

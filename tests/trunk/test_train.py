@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from routerjax.runtime import resume
+from routerjax.runtime import resume, track
 from routerjax.trunk import step, train
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.loop import Layout
 from routerjax.trunk.net import init_members
+from tests.event_files import scalars
 
 SMALL = TrunkConfig(
     hidden=(16, 8),
@@ -221,8 +222,11 @@ def test_a_stopped_training_continues_to_the_same_bits(rows, tmp_path, n_devices
 
 
 def test_a_killed_training_continues_to_the_same_bits(rows, tmp_path, monkeypatch):
-    """Killed between two checkpoints: what came after the last one is trained again."""
-    whole, _ = train_trunk(*rows, SMALL)
+    """Killed between two checkpoints: what came after the last one is trained again.
+
+    Event files have every epoch once nevertheless.
+    """
+    whole, history = train_trunk(*rows, SMALL)
 
     class Killed(BaseException):
         pass
@@ -231,12 +235,28 @@ def test_a_killed_training_continues_to_the_same_bits(rows, tmp_path, monkeypatc
         if epoch == 10:
             raise Killed
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch, pytest.raises(Killed), track.until_end():
         patch.setattr("routerjax.trunk.train._refuse_non_finite", kill)
-        train_trunk(*rows, SMALL, tmp_path)
-    resumed, _ = train_trunk(*rows, SMALL, tmp_path)
+        track.track(tmp_path / "events")
+        train_trunk(*rows, SMALL, tmp_path / "checkpoints")
+    assert [step for step, _ in scalars(tmp_path / "events/train")["train_loss"]][-1] == 9
+    with track.until_end():
+        track.track(tmp_path / "events")
+        resumed, _ = train_trunk(*rows, SMALL, tmp_path / "checkpoints")
     for name, value in whole.params.items():
         np.testing.assert_array_equal(resumed.params[name], value)
+    found = scalars(tmp_path / "events/train")
+    losses = {
+        "train_loss": np.nanmean(history.train_loss_EK, axis=1),
+        "validation_loss": np.nanmean(history.val_loss_EK, axis=1),
+        "lowest_validation_loss": np.fmin.accumulate(np.nanmin(history.val_loss_EK, axis=1)),
+    }
+    assert set(found) == {*losses, "members_running"}
+    for name, loss_E in losses.items():
+        steps, values = zip(*found[name], strict=True)
+        assert steps == tuple(range(1, len(loss_E) + 1))
+        np.testing.assert_allclose(values, loss_E, rtol=1e-6)
+    assert found["members_running"][0] == (1, 3.0)
 
 
 def test_checkpoints_of_another_job_are_refused(rows, tmp_path):

@@ -18,7 +18,7 @@ from routerjax.encoder.extraction import block_buffer
 from routerjax.encoder.extraction.pipeline import captured
 from routerjax.encoder.extraction.plan import identity_of, prepare
 from routerjax.encoder.selection import ALL, Selection
-from routerjax.runtime import lock, processes, resume
+from routerjax.runtime import lock, processes, resume, track
 from routerjax.runtime.files import Folder
 from routerjax.store.store import ActivationStore
 
@@ -148,12 +148,15 @@ def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> 
             record["padded_tokens"] += n_tokens
             n_real += _token_counts(prompts.lengths_N[at], plan)["computed_tokens"]
             n_padded += n_tokens
-            bar.set_postfix_str(_rates(bar, n_real, n_padded), refresh=False)
             bar.update(at.stop - at.start)
+            rates = _measured(bar, n_real, n_padded)
+            text = "{tokens_per_second:,.0f} tokens/s, {padding:.1%} padding".format(**rates)
+            bar.set_postfix_str(text, refresh=False)
             if at.stop < len(prompts.tokens):
                 continue
             if len(behind) == n_writers:
                 behind.popleft().result()
+            track.report(_run_name(), bar.n, rates)
             held = block_buffer.narrowed(buffer_LPRD, at.stop, store.identity["store_dtype"])
             behind.append(writer.submit(store.write_block, block, held, record))
             if block != mine[-1] and _must_stop():
@@ -224,9 +227,15 @@ def _token_counts(lengths_R: np.ndarray, plan: BatchPlan) -> dict[str, int]:
     return {"tokens": tokens, "computed_tokens": computed, "padded_tokens": 0}
 
 
-def _rates(bar: Any, n_real: int, n_padded: int) -> str:
+def _run_name() -> str:
+    """Of this process, for `track.report`."""
+    alone = jax.process_count() == 1
+    return "extract" if alone else f"extract/process-{jax.process_index()}"
+
+
+def _measured(bar: Any, n_real: int, n_padded: int) -> dict[str, float]:
     seconds = max(bar.format_dict["elapsed"], 1e-9)
-    return f"{n_real / seconds:,.0f} tokens/s, {1 - n_real / n_padded:.1%} padding"
+    return {"tokens_per_second": n_real / seconds, "padding": 1 - n_real / n_padded}
 
 
 def _report(store: ActivationStore) -> None:
