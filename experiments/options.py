@@ -299,6 +299,23 @@ def recipe(config: Any) -> rj.Recipe:
     return rj.parse_recipe(config.recipe, config.layers, config.pooling, config.pca_dim)
 
 
+def own_policy(config: Any) -> rj.Policy | None:
+    """The policy that --policy names where it is given; None for the router's own.
+
+    Raises:
+      ValueError: It is one that is fitted in training.
+    """
+    if not flags.FLAGS["policy"].present:
+        return None
+    policy = rj.parse_policy(config.policy)
+    if None in policy.to_json().values():
+        raise ValueError(
+            f"--policy={config.policy}: such a policy is fitted in training: train a router with "
+            f"this --policy, and leave the flag out here"
+        )
+    return policy
+
+
 def numbers(name: str, values: Sequence[str]) -> list[int]:
     """The whole numbers of a flag that lists them."""
     if not all(value.strip().isdecimal() for value in values):

@@ -14,8 +14,6 @@ import json
 import sys
 from collections.abc import Iterator
 
-from absl import flags
-
 import routerjax as rj
 from experiments import options
 
@@ -77,13 +75,7 @@ def chunks(queries: Iterator[rj.Query], size: int) -> Iterator[list[rj.Query]]:
 def main() -> None:
     """Prints decisions as they are made."""
     config = options.read(Config)
-    # Without --policy the router's own is used.
-    policy = rj.parse_policy(config.policy) if flags.FLAGS["policy"].present else None
-    if policy is not None and None in policy.to_json().values():
-        raise ValueError(
-            f"--policy={config.policy}: such a policy is fitted in training: train a router with "
-            f"this --policy, and leave the flag out here"
-        )
+    policy = options.own_policy(config)
     router = rj.Router.load(config.router)
     if config.encoder:
         router.use_encoder(options.load_router_encoders(router, config.encoder, "data:1"))

@@ -196,6 +196,25 @@ def test_route_reads_files_of_queries_and_keeps_ids(work, tmp_path):
     assert {line["target"] for line in lines} <= {"heron-70b", "wren-1b"}
 
 
+def test_export_writes_and_says_what_it_leaves_out(work, tmp_path):
+    router = f"--router={work}/router"
+    job = run("export", router, "--to=safetensors", f"--output={tmp_path}/x")
+    assert job.returncode == 0, job.stderr
+    assert json.loads((tmp_path / "x/model.json").read_text())["policy"] == {"name": "argmax"}
+    # The router reads three layers in mean, with a variable of the template.
+    job = run("export", router, "--to=switchyard", f"--output={tmp_path}/x.pt")
+    assert job.returncode == 1 and not (tmp_path / "x.pt").exists()
+    for reason in ("--recipe=averaged_layers:1+2+3", "- chat_template_kwargs: "):
+        assert reason in job.stderr
+    (tmp_path / "q.jsonl").write_text('{"global index": "a", "prompt": "What is 7 + 5?"}\n')
+    job = run("export", router, "--to=router_arena", f"--output={tmp_path}", "--name=mine",
+              f"--queries={tmp_path}/q.jsonl", "--policy=tolerance:1")  # fmt: skip
+    assert job.returncode == 0, job.stderr
+    assert f"{tmp_path}/router_inference/config/mine.json" in job.stdout
+    (row,) = json.loads((tmp_path / "router_inference/predictions/mine.json").read_text())
+    assert row["prediction"] == "wren-1b"
+
+
 def test_convert_writes_one_file_of_the_targets_that_are_named(tmp_path):
     (tmp_path / "a.csv").write_text("id,query,a,b,c\n1,q?,1,0,1\n2,r?,0,,1\n")
     (tmp_path / "b.jsonl").write_text('{"id": "1", "correct": {"d": 0.5}}\n')
@@ -373,6 +392,10 @@ def test_launch_writes_a_script_for_slurm(tmp_path):
         ("train", ["--data={files}/train.jsonl", "--store=s", "--recipe=greedy"], "greedy:K"),
         ("compare", ["--data=d", "--store=s", "--recipes=best"], "got 'best'"),
         ("sweep", ["--data=d", "--store=s", "--seed=3000000000"], "[0, 2147483647]"),
+        ("export", ["--router=r", "--to=onnx", "--output=o"], "should be one of"),
+        ("export", ["--router={files}/none", "--to=stablehlo", "--output=o"], "holds no router"),
+        ("export", ["--router=r", "--to=stablehlo", "--output=o", "--name=n"], "--name does not"),
+        ("export", ["--router=r", "--to=router_arena", "--output=o"], "give --name and --queries"),
         ("quickstart", ["--pcadim=3"], "Unknown command line flag 'pcadim'"),
         ("quickstart", ["--pool=pool.json"], "--pool is of the queries of --data: give both"),
         ("quickstart", ["--data=a.jsonl", "--n_queries=200"], "--n_queries is of simulated"),
@@ -382,7 +405,7 @@ def test_mistakes_are_told_in_a_line(script, flags, message, files, tmp_path):
     first = (files / "train.jsonl").read_text().splitlines()[0]
     (files / "broken.jsonl").write_text(first + "\n{]\n")
     given = [flag.format(files=files) for flag in flags]
-    if script not in ("route", "serve", "launch") and message != "--workdir":
+    if script not in ("route", "serve", "launch", "export") and message != "--workdir":
         given.append(f"--workdir={tmp_path}")
     done = run(script, *given)
     assert done.returncode == 1
