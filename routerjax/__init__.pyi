@@ -62,7 +62,6 @@ from .runtime.track import on_metrics as on_metrics
 from .runtime.track import track as track
 from .serving.config import ServingConfig as ServingConfig
 from .serving.server import serve as serve
-from .serving.targets import read_targets as read_targets
 from .store.store import ActivationStore as ActivationStore
 from .studies.compare import compare as compare
 from .studies.constraint_check import constraint_check as constraint_check
@@ -83,6 +82,10 @@ from .studies.trunk_sweep import trunk_lines as trunk_lines
 from .sweeps.select import resolve_recipe as resolve_recipe
 from .sweeps.sweep import sweep as sweep
 from .sweeps.table import SweepTable as SweepTable
+from .targets.collect import CollectConfig as CollectConfig
+from .targets.collect import collect as collect
+from .targets.endpoints import read_targets as read_targets
+from .targets.results import collect_lines as collect_lines
 from .trunk.config import TrunkConfig as TrunkConfig
 from .trunk.many import train_trunks as train_trunks
 from .trunk.member import TrunkMember as TrunkMember

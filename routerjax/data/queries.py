@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from routerjax.data.conversation import as_query, is_messages, text_id
 from routerjax.data.sources import cells
-from routerjax.data.sources.files import json_objects, open_table, start_of
+from routerjax.data.sources.files import Row, json_objects, open_table, start_of
 
 # What other tools call a query and its id; the first that is there counts.
-_QUERY = ("query", "messages", "question", "prompt")
-_ID = ("id", "global index", "prompt_id", "sample_id", "custom_id", "doc_id")
+QUERY_NAMES = ("query", "messages", "question", "prompt")
+ID_NAMES = ("id", "global index", "prompt_id", "sample_id", "custom_id", "doc_id")
 
 
 class Query(NamedTuple):
@@ -39,19 +39,29 @@ def read_queries(path: str | os.PathLike[str]) -> Iterator[Query]:
       ValueError: Anything that is not as described; the text starts with file and line.
       OSError: The file cannot be read.
     """
+    for where, value in query_rows(path):
+        yield as_named_query(where, value)
+
+
+def query_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
+    """The rows of a file of queries, each with its place; empty cells of a table are left out.
+
+    Raises:
+      ValueError: It is neither JSON lines nor a table with a column of queries.
+      OSError: The file cannot be read.
+    """
     path = pathlib.Path(path)
     if not start_of(path).value:
         table = open_table(path)
-        if not set(_QUERY) & set(table.header):
+        if not set(QUERY_NAMES) & set(table.header):
             raise ValueError(
                 f"{path}:1: expected a column query and perhaps id, got {', '.join(table.header)}"
             )
         for number, row in table.rows:
             value = {name: cell for name, cell in zip(table.header, row, strict=True) if cell != ""}
-            yield _named(f"{path}:{number}", value)
+            yield f"{path}:{number}", value
         return
-    for where, value in json_objects(path):
-        yield _named(where, value)
+    yield from json_objects(path)
 
 
 def parse_queries(texts: Iterable[tuple[str, str]]) -> Iterator[Query]:
@@ -78,13 +88,18 @@ def parse_queries(texts: Iterable[tuple[str, str]]) -> Iterator[Query]:
             yield Query(None, line)
 
 
-def _named(where: str, value: dict[str, Any]) -> Query:
+def as_named_query(where: str, value: dict[str, Any]) -> Query:
+    """The query of a row, with an id: a digest of its text where the row has none.
+
+    Raises:
+      ValueError: It has no query.
+    """
     made = _query(where, value)
     return made if made.id is not None else Query(text_id(made.query), made.query)
 
 
 def _query(where: str, value: dict[str, Any]) -> Query:
-    key = next((key for key in _QUERY if value.get(key) is not None), None)
+    key = next((key for key in QUERY_NAMES if value.get(key) is not None), None)
     if key is None:
         raise ValueError(
             f'{where}: expected an object with "query" or "messages", got one with '
@@ -98,5 +113,5 @@ def _query(where: str, value: dict[str, Any]) -> Query:
             raise ValueError(f"{key}: expected a text that is not empty, got {query!r}")
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    name = next((text for key in _ID if (text := cells.text(value.get(key)))), None)
+    name = next((text for key in ID_NAMES if (text := cells.text(value.get(key)))), None)
     return Query(name, query)

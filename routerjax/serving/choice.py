@@ -12,7 +12,7 @@ from routerjax.routing.limits import Limits
 from routerjax.routing.policy import Policy, parse_policy
 from routerjax.routing.router import Router
 from routerjax.serving.reader import Estimate
-from routerjax.serving.targets import Targets
+from routerjax.targets.endpoints import Targets
 
 # What a caller names as the model to have a target chosen.
 ROUTED = "routerjax"

@@ -29,7 +29,7 @@ from routerjax.serving.page import Page
 from routerjax.serving.proxy.chat import ChatHandler
 from routerjax.serving.reader import Reader
 from routerjax.serving.route import RouteHandler
-from routerjax.serving.targets import Targets
+from routerjax.targets.endpoints import Targets
 
 logger = logging.getLogger(__name__)
 

@@ -3,12 +3,10 @@
 import asyncio
 import json
 import socket
-import threading
 import time
 
 import httpx
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -19,8 +17,9 @@ from routerjax.features.recipe import Recipe
 from routerjax.routing.fit import fit_router
 from routerjax.serving.config import ServingConfig
 from routerjax.serving.server import make_app
-from routerjax.serving.targets import Target, Targets
+from routerjax.targets.endpoints import Target, Targets
 from routerjax.trunk.config import TrunkConfig
+from tests.http_servers import Served
 
 
 @pytest.fixture(scope="session")
@@ -109,34 +108,6 @@ class StubTarget:
             yield event({}, choices=[], usage={"prompt_tokens": 1, "completion_tokens": 2,
                                                "total_tokens": 3})  # fmt: skip
         yield "data: [DONE]\n\n"
-
-
-class Served:
-    """Applications, each on a port of its own, in one thread."""
-
-    def __init__(self):
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self._servers = []
-
-    def start(self, app):
-        config = uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        future = asyncio.run_coroutine_threadsafe(server.serve(), self._loop)
-        self._servers.append((server, future))
-        while not server.started:
-            assert not future.done(), future.exception()
-            time.sleep(0.005)
-        return server.servers[0].sockets[0].getsockname()[1]
-
-    def stop(self):
-        for server, _ in self._servers:
-            server.should_exit = True
-        for _, future in self._servers:
-            future.result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,6 @@ from routerjax.serving.metrics import Metrics
 from routerjax.serving.proxy.body import JsonBody
 from routerjax.serving.proxy.sessions import Sessions
 from routerjax.serving.shapes import Shapes
-from routerjax.serving.targets import read_targets
 from routerjax.serving.turns import opening, tokenise
 
 JSON = st.recursive(
@@ -220,29 +219,3 @@ def test_a_server_that_cannot_compile_says_so():
 
 
 # ---- targets.json
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        ([], 'expected {"targets"'),
-        ({"targets": [{"name": "a"}]}, r"targets\[0\]: base_url: Field required"),
-        ({"targets": [{"name": "a", "base_url": "x"}]}, r"targets\[0\]: base_url"),
-        ({"targets": [{"name": "a", "base_url": "http://h", "modle": "b"}]}, r"modle: Extra"),
-        ({"targets": [{"name": "a", "base_url": "http://h"}] * 2}, "'a' is given twice"),
-        ({"targets": [{"name": "a", "base_url": "http://h", "api_key_env": "NONE_"}]}, "NONE_"),
-    ],
-)  # fmt: skip
-def test_targets_json_is_checked(value, message, tmp_path):
-    path = tmp_path / "targets.json"
-    path.write_text(json.dumps(value))
-    with pytest.raises(ValueError, match=message):
-        read_targets(path)
-
-
-def test_a_target_needs_name_and_address_alone(tmp_path):
-    path = tmp_path / "targets.json"
-    path.write_text('{"targets": [{"name": "a", "base_url": "http://host/v1/"}]}')
-    target = read_targets(path).get("a")
-    assert target.url == "http://host/v1/chat/completions"
-    assert (target.fields, target.headers) == ({"model": "a"}, {})

@@ -26,8 +26,8 @@ from routerjax.serving.proxy.body import JsonBody
 from routerjax.serving.proxy.sessions import Sessions
 from routerjax.serving.reader import Estimate
 from routerjax.serving.route import check_length, readable, unknown_model
-from routerjax.serving.targets import Target, Targets
 from routerjax.serving.turns import opening
+from routerjax.targets.endpoints import Target, Targets
 
 logger = logging.getLogger(__name__)
 

@@ -201,7 +201,7 @@ def test_who_cannot_take_a_request_is_no_candidate(proxy, tiny_router):
     from routerjax.data.conversation import as_query
     from routerjax.serving.choice import Chooser
     from routerjax.serving.reader import Estimate
-    from routerjax.serving.targets import Target, Targets
+    from routerjax.targets.endpoints import Target, Targets
 
     def target(name, **more):
         return Target(name=name, base_url="http://127.0.0.1/v1", **more)

@@ -1,8 +1,9 @@
-"""Targets: where each target answers, as targets.json says."""
+"""Endpoints: where each target answers and what that costs, as targets.json says."""
 
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import pydantic
@@ -19,9 +20,16 @@ class Target(pydantic.BaseModel, frozen=True, extra="forbid"):
       context_window: Tokens of prompt and answer; None for what pool.json says.
       modalities: What it takes ("text", "image", ...); None for what pool.json says.
       tools: Whether it calls tools.
-      timeout_s: Seconds that it may be silent; None for the server's.
+      timeout_s: Seconds that it may be silent; None for those of the server or of collecting.
       parameters: Fields of every request to it, such as {"reasoning_effort": "high"}; they go
         before those of the caller.
+      input_price: USD per 1M input tokens; None where it is unknown. Prices and the fields below
+        are of collecting alone: a router has the prices of its own data.
+      output_price: USD per 1M output tokens.
+      cached_input_price: USD per 1M input tokens that the provider had cached; None for
+        `input_price`.
+      max_concurrency: Most requests in hand at a time; None for that of collecting.
+      requests_per_minute: Most requests begun in a minute, evenly spread; None for no limit.
     """
 
     name: Annotated[str, pydantic.Field(min_length=1)]
@@ -33,6 +41,11 @@ class Target(pydantic.BaseModel, frozen=True, extra="forbid"):
     tools: bool = True
     timeout_s: pydantic.PositiveFloat | None = None
     parameters: dict[str, Any] = {}
+    input_price: pydantic.NonNegativeFloat | None = None
+    output_price: pydantic.NonNegativeFloat | None = None
+    cached_input_price: pydantic.NonNegativeFloat | None = None
+    max_concurrency: pydantic.PositiveInt | None = None
+    requests_per_minute: pydantic.PositiveFloat | None = None
 
     @property
     def url(self) -> str:
@@ -74,6 +87,10 @@ class Targets:
                     f"targets: {target.name!r} takes its key from the environment variable "
                     f"{target.api_key_env}, which is not set"
                 )
+
+    def __iter__(self) -> Iterator[Target]:
+        """In the order given."""
+        return iter(self._targets.values())
 
     @property
     def names(self) -> tuple[str, ...]:

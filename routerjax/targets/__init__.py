@@ -1,0 +1,1 @@
+"""The target LLMs themselves: where they answer, asking them, grading their answers."""
