@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from routerjax.runtime.files import Folder
+from routerjax.runtime.files import Folder, fields_of
 
 SCHEMA_VERSION = 1
 
@@ -137,28 +137,28 @@ class ProbeTable:
         Raises:
           OSError: The folder cannot be written.
         """
-        Folder(folder).write_json("probes.json", self.to_json(), indent=None)
+        Folder(folder).write_sealed("probes.json", self.to_json(), indent=None)
 
     @classmethod
     def load(cls, folder: str | Folder) -> "ProbeTable":
         """Reads what `save` wrote.
 
         Raises:
-          ValueError: There is no table, or one of another schema version.
+          ValueError: There is no table, or one of another schema version, or it is damaged.
         """
-        value = Folder(folder).read_versioned(
-            "probes.json", SCHEMA_VERSION, "table of probes", "run probe"
-        )
-        return cls(
-            layers=tuple(value["layers"]),
-            poolings=tuple(value["poolings"]),
-            targets=tuple(value["targets"]),
-            # A null becomes NaN.
-            fisher={k: np.array(v, np.float32) for k, v in value["fisher"].items()},
-            spectrum={k: np.array(v, np.float32) for k, v in value["spectrum"].items()},
-            reasons=value["reasons"],
-            n_queries=value["n_queries"],
-        )
+        folder = Folder(folder)
+        value = folder.read_versioned("probes.json", SCHEMA_VERSION, "table of probes", "run probe")
+        with fields_of(f"{folder.path}probes.json", "run probe again"):
+            return cls(
+                layers=tuple(value["layers"]),
+                poolings=tuple(value["poolings"]),
+                targets=tuple(value["targets"]),
+                # A null becomes NaN.
+                fisher={k: np.array(v, np.float32) for k, v in value["fisher"].items()},
+                spectrum={k: np.array(v, np.float32) for k, v in value["spectrum"].items()},
+                reasons=value["reasons"],
+                n_queries=value["n_queries"],
+            )
 
 
 def reason_for(

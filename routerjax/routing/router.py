@@ -288,19 +288,22 @@ class Router:
           ValueError: There is no whole router of this schema, or an encoder is another one.
         """
         value, parts = router_files.read(path)
-        targets = value["targets"]
-        return cls(
-            Predictor.from_arrays(value, parts),
-            targets,
-            CostModel.from_json(value["costs"], parts["costs"]),
-            policy_from_json(value["policy"]),
-            Training(
-                TrunkConfig.from_json(value["trunk"]),
-                targets.index(value["best_single"]),
-                value["training"],
-            ),
-            value["encoders"],
-            () if encoder is None else encoder,
-            value["saving_policy"] and policy_from_json(value["saving_policy"]),
-            Limits.from_json(value["limits"]) if value.get("limits") else None,
-        )
+        with router_files.fields(path):
+            targets = value["targets"]
+            router = cls(
+                Predictor.from_arrays(value, parts),
+                targets,
+                CostModel.from_json(value["costs"], parts["costs"]),
+                policy_from_json(value["policy"]),
+                Training(
+                    TrunkConfig.from_json(value["trunk"]),
+                    targets.index(value["best_single"]),
+                    value["training"],
+                ),
+                value["encoders"],
+                saving_policy=value["saving_policy"] and policy_from_json(value["saving_policy"]),
+                limits=Limits.from_json(value["limits"]) if value.get("limits") else None,
+            )
+        if encoder is not None:
+            router.use_encoder(encoder)
+        return router

@@ -1,16 +1,18 @@
 """A router's folder: router.json, written last, beside Orbax arrays."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from routerjax.runtime import provenance
-from routerjax.runtime.files import Folder
+from routerjax.runtime.files import Folder, fields_of
 from routerjax.trunk.checkpoint import digest_of, load_arrays, save_arrays
 
 SCHEMA_VERSION = 5
 FILE = "router.json"
+_REMEDY = "copy the whole folder again, or train the router again"
 
 
 def write(path: Any, parts: Mapping[str, Mapping[str, np.ndarray]], value: dict[str, Any]) -> None:
@@ -39,7 +41,7 @@ def write(path: Any, parts: Mapping[str, Mapping[str, np.ndarray]], value: dict[
         "parts": list(parts),
         "versions": provenance.versions(),
     }
-    folder.write_json(FILE, {"schema_version": SCHEMA_VERSION} | value | own)
+    folder.write_sealed(FILE, {"schema_version": SCHEMA_VERSION} | value | own)
 
 
 def read(path: Any) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
@@ -50,14 +52,20 @@ def read(path: Any) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
     """
     folder = Folder(path)
     value = folder.read_versioned(FILE, SCHEMA_VERSION, "router", "train one")
-    arrays = load_arrays(folder / "arrays")
-    if digest_of(arrays) != value["arrays_digest"]:
-        raise ValueError(
-            f"{folder.path}arrays is not what {FILE} was written with: copy the whole folder "
-            f"again, or train the router again"
-        )
-    parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in value["parts"]}
-    for name, array in arrays.items():
-        part, _, rest = name.partition(".")
-        parts[part][rest] = array
+    try:
+        arrays = load_arrays(folder / "arrays")
+    except ValueError as error:
+        raise ValueError(f"{error}: {_REMEDY}") from error
+    if digest_of(arrays) != value.get("arrays_digest"):
+        raise ValueError(f"{folder.path}arrays is not what {FILE} was written with: {_REMEDY}")
+    with fields(path):
+        parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in value["parts"]}
+        for name, array in arrays.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = array
     return value, parts
+
+
+def fields(path: Any) -> contextlib.AbstractContextManager[None]:
+    """Within it, a field of router.json that is missing or of another kind is a ValueError."""
+    return fields_of(Folder(path).path + FILE, _REMEDY)

@@ -5,14 +5,17 @@ key-value store. A write is atomic there (local files: a temporary file, fsync, 
 never sees half a file, and the same code serves a local disk, `gs://`, `s3://` and `memory://`.
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 import tensorstore as ts
 
 # One context for the process: `memory://` folders (tests) see each other only inside one, and the
@@ -136,7 +139,9 @@ class Folder:
         text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
         self.write_bytes(name, (text + "\n").encode())
 
-    def read_versioned(self, name: str, version: int, what: str, make: str) -> dict[str, Any]:
+    def read_versioned(
+        self, name: str, version: int, what: str, make: str, of: str = ""
+    ) -> dict[str, Any]:
         """The JSON object in `name`, whose field `schema_version` is checked and left out.
 
         Args:
@@ -144,33 +149,90 @@ class Folder:
           version: The schema version that is read.
           what: What the file is, for errors.
           make: The command that makes one, for errors, such as "run probe".
+          of: As it was written.
 
         Raises:
-          ValueError: There is no such file, or it is not JSON or of another version.
+          ValueError: There is no such file, or it is not JSON, of another version, or not as
+            `write_sealed` wrote it; one without a seal was written before there were seals.
         """
-        value = self.read_json(name)
+        try:
+            value = self.read_json(name)
+            if value is not None:
+                made_by = value.get("schema_version") if isinstance(value, dict) else None
+                if made_by != version:
+                    raise ValueError(
+                        f"{self.path}{name}: this routerjax reads schema version {version}, got "
+                        f"{made_by!r}"
+                    )
+                value = unsealed(value, self.path, name, of, always=False)
+        except ValueError as error:
+            raise ValueError(f"{error}: {make} again with it, or copy the file anew") from error
         if value is None:
             raise ValueError(f"{self.path} holds no {what} ({name}): {make} first")
-        if not isinstance(value, dict) or value.pop("schema_version", None) != version:
-            raise ValueError(
-                f"{self.path}{name}: this routerjax reads schema version {version}: {make} again "
-                f"with it"
-            )
+        del value["schema_version"]
         return value
 
-    def read_sealed(self, name: str) -> dict[str, Any] | None:
+    def read_sealed(self, name: str, of: str = "", always: bool = True) -> dict[str, Any] | None:
         """The JSON object that `write_sealed` put into `name`, or None where there is no such file.
+
+        Args:
+          name: Of the file.
+          of: As it was written.
+          always: Whether a file without a seal is refused.
 
         Raises:
           ValueError: The file is there but is not JSON, or not what was written.
         """
         value = self.read_json(name)
-        return None if value is None else unsealed(value, self.path + name)
+        return None if value is None else unsealed(value, self.path, name, of, always)
 
-    def write_sealed(self, name: str, value: dict[str, Any], indent: int | None = 2) -> None:
-        """As `write_json`, with a digest of the value as a field `seal` of it."""
+    def write_sealed(
+        self, name: str, value: dict[str, Any], indent: int | None = 2, of: str = ""
+    ) -> None:
+        """As `write_json`, with a digest of the value and its name as a field `seal` of it.
+
+        Args:
+          name: Of the file.
+          value: JSON values.
+          indent: Of the text.
+          of: What the file belongs to, as text; the seal is of this too.
+        """
         value = _finite(value)
-        self.write_json(name, value | {"seal": _seal(value)}, indent)
+        self.write_json(name, value | {"seal": _seal(name, value, of)}, indent)
+
+    def read_arrays(self, name: str, of: str = "") -> dict[str, np.ndarray] | None:
+        """The arrays that `write_arrays` put into `name`, or None where there is no such file.
+
+        Arrays of a file without a seal, as all were once, are what they are.
+
+        Raises:
+          ValueError: The file is not what was written.
+        """
+        data = self.read_bytes(name)
+        if data is None:
+            return None
+        try:
+            arrays = safetensors.numpy.load(data)
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            seal = header.get("__metadata__", {}).get("seal")
+        except Exception as error:  # Also KeyError and others, by what is damaged.
+            raise ValueError(
+                f"{self.path}{name} is damaged ({len(data)} bytes: {error})"
+            ) from error
+        if seal not in (None, _seal(name, _array_digests(arrays), of)):
+            raise _changed(self.path, name)
+        return arrays
+
+    def write_arrays(self, name: str, arrays: dict[str, np.ndarray], of: str = "") -> None:
+        """Writes arrays as a safetensors file, with a seal among its metadata.
+
+        Args:
+          name: Of the file.
+          arrays: By name.
+          of: As in `write_sealed`.
+        """
+        seal = _seal(name, _array_digests(arrays), of)
+        self.write_bytes(name, safetensors.numpy.save(arrays, {"seal": seal}))
 
     def exists(self, name: str) -> bool:
         """Whether the file `name` is there."""
@@ -193,23 +255,45 @@ class Folder:
             raise OSError(f"cannot delete {self.path}{name}: {error}") from error
 
 
-def unsealed(value: Any, path: str) -> dict[str, Any]:
+def unsealed(value: Any, path: str, name: str, of: str = "", always: bool = True) -> dict[str, Any]:
     """What `Folder.write_sealed` was given, of the JSON value that it wrote.
 
     Args:
       value: As `Folder.read_json` returns it.
-      path: What an error calls it.
+      path: Of the folder, for the error.
+      name, of, always: As `Folder.read_sealed` takes them.
 
     Raises:
       ValueError: It is not what was written.
     """
     content = dict(value) if isinstance(value, dict) else {}
-    if content.pop("seal", None) != _seal(content):
-        raise ValueError(
-            f"{path} is not as it was written: its content and its seal differ, so that the file "
-            f"was changed or damaged"
-        )
+    seal = content.pop("seal", None)
+    if always or seal is not None or not isinstance(value, dict):
+        # The second was written before names were sealed too.
+        if seal not in (_seal(name, content, of), digest(json.dumps(content, sort_keys=True))):
+            raise _changed(path, name)
     return content
+
+
+@contextlib.contextmanager
+def fields_of(path: str, remedy: str) -> Iterator[None]:
+    """Within it, a field that is missing or of another kind than expected is told of in a line.
+
+    Args:
+      path: Of the file whose fields are read.
+      remedy: What to do.
+
+    Raises:
+      ValueError: One is.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(
+            f"{path} is not as it was written, a field is missing or of another kind ({kind}"
+            f"{error}): {remedy}"
+        ) from error
 
 
 def stand_in(path: pathlib.Path) -> str:
@@ -247,9 +331,20 @@ def digest(*pieces: Any, size: int = 16) -> str:
     return state.hexdigest()
 
 
-def _seal(value: Any) -> str:
-    """A digest of a JSON value, however it is laid out."""
-    return digest(json.dumps(value, sort_keys=True))
+def _seal(name: str, value: Any, of: str) -> str:
+    """A digest of a JSON value, however it is laid out, its file's name and its owner."""
+    return digest(json.dumps([name, of, value], sort_keys=True))
+
+
+def _array_digests(arrays: dict[str, np.ndarray]) -> dict[str, str]:
+    return {key: digest(f"{a.dtype} {a.shape} ", a) for key, a in arrays.items()}
+
+
+def _changed(path: str, name: str) -> ValueError:
+    return ValueError(
+        f"{path}{name} is not as it was written: its content and its seal differ, so that the file "
+        f"was changed or damaged, or is another file"
+    )
 
 
 def _finite(value: Any) -> Any:

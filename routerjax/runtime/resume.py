@@ -15,17 +15,18 @@ from typing import Any
 
 import jax
 import numpy as np
-import safetensors.numpy
 from tqdm import tqdm
 
 from routerjax.runtime import lock
-from routerjax.runtime.files import Folder
+from routerjax.runtime.files import Folder, digest, unsealed
 
 logger = logging.getLogger(__name__)
 
 # Set by the signal handler, read between row blocks and epochs.
 _stop = threading.Event()
 
+JOB = "job.json"  # In a folder of unfinished work: whose it is.
+_OTHER_FOLDER = "Use another --workdir, or delete that folder"
 _CUT_SHORT = (
     b"\nStopped: what was finished is kept, what was in hand took too long and is not. Run the "
     b"same command again.\n"
@@ -126,6 +127,11 @@ def what_differs(
     ]
 
 
+def owner_of(job: dict[str, Any]) -> str:
+    """What the seals of a job's files say they belong to."""
+    return digest(json.dumps(job, sort_keys=True))
+
+
 def claim(folder: Folder, what: str, job: dict[str, Any]) -> None:
     """Marks a folder of unfinished work as that of one job, or finds it so marked.
 
@@ -139,14 +145,18 @@ def claim(folder: Folder, what: str, job: dict[str, Any]) -> None:
       OSError: The folder cannot be written.
     """
     job = json.loads(json.dumps(job))
-    made = folder.read_json("job.json")
+    try:
+        made = folder.read_json(JOB)
+    except ValueError as error:
+        raise ValueError(f"{error}: {_OTHER_FOLDER}") from error
     if made is None:
-        folder.write_json("job.json", job)
+        folder.write_json(JOB, job)
     elif made != job:
+        differs = what_differs(made, job) if isinstance(made, dict) else [f"{JOB}: {made!r}"]
         raise ValueError(
             f"{folder.path} holds the work of another {what}; different are: "
-            + "; ".join(what_differs(made, job))
-            + ". Use another --workdir, or delete that folder"
+            + "; ".join(differs)
+            + f". {_OTHER_FOLDER}"
         )
 
 
@@ -176,6 +186,7 @@ class Parts:
     def __init__(self, folder: Folder | None, what: str, job: dict[str, Any]):
         self.folder = folder
         self._kept: dict[str, Any] = {}
+        self._of = owner_of(job)
         if folder is not None:
             claim(folder, what, job)
 
@@ -229,34 +240,49 @@ class Parts:
         """
         if self.folder is None:
             return self._kept.get(name)
-        data = self.folder.read_bytes(name)
-        if data is None:
-            return None
-        try:
-            return safetensors.numpy.load(data)
-        except safetensors.SafetensorError as error:
-            raise ValueError(
-                f"{self.folder.path}{name} is damaged ({len(data)} bytes: {error}): delete it and "
-                f"run the same command again, which makes only this part anew"
-            ) from error
+        with self._only_this():
+            return self.folder.read_arrays(name, self._of)
 
     def write(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         """Keeps the arrays of a part, whole or not at all, as a safetensors file."""
         if self.folder is None:
             self._kept[name] = arrays
         else:
-            self.folder.write_bytes(name, safetensors.numpy.save(arrays))
+            self.folder.write_arrays(name, arrays, self._of)
 
     def read_json(self, name: str) -> Any:
-        """The JSON value of a part, or None where it is not finished."""
-        return self._kept.get(name) if self.folder is None else self.folder.read_json(name)
+        """The JSON value of a part, or None where it is not finished.
+
+        Raises:
+          ValueError: The file is damaged.
+        """
+        if self.folder is None:
+            return self._kept.get(name)
+        with self._only_this():
+            made = self.folder.read_json(name)
+            if not isinstance(made, dict) or "seal" not in made:
+                return made  # Written before parts were sealed.
+            made = unsealed(made, self.folder.path, name, self._of)
+            return made["value"] if made.keys() == {"value"} else made
 
     def write_json(self, name: str, value: Any) -> None:
         """Keeps the JSON value of a part, whole or not at all."""
         if self.folder is None:
             self._kept[name] = value
         else:
-            self.folder.write_json(name, value)
+            # Only an object has room for a seal.
+            flat = isinstance(value, dict) and value.keys() != {"value"}
+            self.folder.write_sealed(name, value if flat else {"value": value}, of=self._of)
+
+    @contextlib.contextmanager
+    def _only_this(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(
+                f"{error}: delete it and run the same command again, which makes only this part "
+                f"anew"
+            ) from error
 
     def stop_if_asked(self, bar: tqdm) -> None:
         """Ends the job where SIGTERM has come; `bar` counts the parts that are done.

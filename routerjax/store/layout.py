@@ -4,8 +4,9 @@
                       the digest of rows.json; has a digest of its own (`seal`)
     rows.json         query ids and token counts, in store order (by token length)
     h/                zarr3 array [L, P, N, D]: a shard is a row block, a chunk a (layer, pooling)
-    blocks/<n>.json   written after the shard of row block n: its digest and its powers of two;
-                      has a seal too
+    blocks/<n>.json   written after the shard of row block n: its digest, a checksum of each of its
+                      chunks, and its powers of two; has a seal too, which is of its name and of
+                      its store
 
 A row block counts only where its `blocks/<n>.json` is there, whole. Chunks carry CRC32C and the
 fill value is NaN, so a torn chunk fails to decode and a deleted one reads as NaN: both are
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import tensorstore as ts
 
 from routerjax.runtime.files import Folder, unsealed
+from routerjax.runtime.resume import owner_of
 from routerjax.store.rows import StoreRows
 from routerjax.store.shards import open_array, rows_per_block
 
@@ -35,12 +37,46 @@ class Files(NamedTuple):
       meta: The values of store.json.
       rows: The rows of rows.json.
       array: h_LPND.
+      owner: A digest of `meta`, which the seals of this store's commits are of too.
     """
 
     folder: Folder
     meta: dict[str, Any]
     rows: StoreRows
     array: ts.TensorStore
+    owner: str
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of row blocks, committed or not."""
+        return -(-len(self.rows.ids) // self.meta["block_rows"])
+
+    def write_commit(self, block: int, commit: dict[str, Any]) -> None:
+        """Marks a row block as whole; written after its shard."""
+        self.folder.write_sealed(f"blocks/{block}.json", commit, indent=None, of=self.owner)
+
+    def read_commits(self, known: Container[int] = ()) -> dict[int, dict[str, Any]]:
+        """The commits of row blocks by number, without those already known and damaged ones."""
+        result = {}
+        for name in self.folder.list("blocks/"):
+            number = name.removeprefix("blocks/").removesuffix(".json")
+            if name != f"blocks/{number}.json" or not number.isdecimal():
+                continue  # Not a commit: a file browser or a copy leaves files such as .DS_Store.
+            block = int(number)
+            if block in known or block >= self.n_blocks:
+                continue
+            try:
+                commit = self.folder.read_sealed(name, self.owner)
+                # Seals were not always of names.
+                if commit is not None and commit.get("block") != block:
+                    raise ValueError(f"{self.folder.path}{name} is the commit of another block")
+            except ValueError as error:
+                # A damaged commit does not show that its row block is whole.
+                logger.warning("block %d counts as missing: %s", block, error)
+                continue
+            if commit is not None:
+                result[block] = commit
+        return result
 
 
 def create(path: Any, identity: dict[str, Any], rows: StoreRows, width: int, plan: Any) -> Files:
@@ -67,7 +103,8 @@ def create(path: Any, identity: dict[str, Any], rows: StoreRows, width: int, pla
     meta = {"schema_version": SCHEMA_VERSION, "identity": identity, "width": width}
     meta |= {"block_rows": block_rows, "plan": plan, "rows_digest": rows_digest}
     folder.write_sealed("store.json", meta)
-    return Files(folder, meta, rows, array)
+    meta = unsealed(folder.read_json("store.json"), folder.path, "store.json")
+    return Files(folder, meta, rows, array, owner_of(meta))
 
 
 def load(path: Any) -> Files:
@@ -89,7 +126,7 @@ def load(path: Any) -> Files:
             f"{SCHEMA_VERSION}: extract again with it"
         )
     try:
-        meta = unsealed(raw, f"{folder.path}store.json")
+        meta = unsealed(raw, folder.path, "store.json")
     except ValueError as error:
         raise ValueError(
             f"{error}: copy it from where the store was made, or delete it and extract again"
@@ -98,33 +135,7 @@ def load(path: Any) -> Files:
     identity = meta["identity"]
     shape = (len(identity["layers"]), len(identity["poolings"]), len(rows.ids), meta["width"])
     array = open_array(folder, shape, meta["block_rows"], identity["store_dtype"], create=False)
-    return Files(folder, meta, rows, array)
-
-
-def write_commit(folder: Folder, block: int, commit: dict[str, Any]) -> None:
-    """Marks a row block as whole; written after its shard."""
-    folder.write_sealed(f"blocks/{block}.json", commit, indent=None)
-
-
-def read_commits(folder: Folder, known: Container[int] = ()) -> dict[int, dict[str, Any]]:
-    """The commits of row blocks by number, without those already known and damaged ones."""
-    result = {}
-    for name in folder.list("blocks/"):
-        number = name.removeprefix("blocks/").removesuffix(".json")
-        if name != f"blocks/{number}.json" or not number.isdecimal():
-            continue  # Not a commit: a file browser or a copy leaves files such as .DS_Store.
-        block = int(number)
-        if block in known:
-            continue
-        try:
-            commit = folder.read_sealed(name)
-        except ValueError as error:
-            # A damaged commit does not show that its row block is whole.
-            logger.warning("block %d counts as missing: %s", block, error)
-            continue
-        if commit is not None:
-            result[block] = commit
-    return result
+    return Files(folder, meta, rows, array, owner_of(meta))
 
 
 def shards(folder: Folder) -> set[str]:

@@ -4,6 +4,7 @@ layout.py says what lies where on disk, and when a row block counts. In this roo
 a row block.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from routerjax.runtime.files import Folder, digest
 from routerjax.store import layout
 from routerjax.store.identity import identity_differences
 from routerjax.store.rows import StoreRows
-from routerjax.store.shards import Narrowed, all_finite, decode, encode, has_nan
+from routerjax.store.shards import Narrowed, all_finite, checksums, decode, encode, has_nan
 
 
 class ActivationStore:
@@ -25,7 +26,10 @@ class ActivationStore:
     """
 
     def __init__(self, files: layout.Files):
-        self.folder, self.meta, self.rows, self._array = files
+        self._files = files
+        self.folder, self.meta, self.rows, self._array = files[:4]
+        # (row block, layer, pooling) of chunks that are known to be those that were committed.
+        self._compared: set[tuple[int, int, int]] = set()
         self._commits: dict[int, dict[str, Any]] = {}
         self._row_of = {name: row for row, name in enumerate(self.rows.ids)}
         self.reload()
@@ -73,7 +77,7 @@ class ActivationStore:
     @property
     def n_blocks(self) -> int:
         """Number of row blocks, committed or not."""
-        return -(-len(self.ids) // self.block_rows)
+        return self._files.n_blocks
 
     def block_slice(self, block: int) -> slice:
         """The store rows of a row block."""
@@ -99,7 +103,7 @@ class ActivationStore:
 
     def reload(self) -> None:
         """Reads which row blocks are committed."""
-        self._commits |= layout.read_commits(self.folder, self._commits)
+        self._commits |= self._files.read_commits(self._commits)
 
     def missing_blocks(self) -> list[int]:
         """Row blocks that are not committed, or whose shard is missing."""
@@ -139,8 +143,9 @@ class ActivationStore:
         if isinstance(held, Narrowed):
             held.release()  # Before the write, which takes longest.
         try:
+            stored = stored.astype(self.identity["store_dtype"], copy=False)
             writing = self._array[:, :, rows].write(stored)
-            result = digest(stored)  # While it is written.
+            result, sites = digest(stored), checksums(stored)  # While it is written.
             writing.result()
         except Exception as error:
             raise OSError(
@@ -148,8 +153,8 @@ class ActivationStore:
                 f"same command continues with this block"
             ) from error
         commit = {"block": block, "rows": [rows.start, rows.stop], "digest": result}
-        commit |= {"exponents": exponents_LP.tolist()} | record
-        layout.write_commit(self.folder, block, commit)
+        commit |= {"checksums": sites.tolist(), "exponents": exponents_LP.tolist()} | record
+        self._files.write_commit(block, commit)
         self._commits[block] = commit
 
     def blocks(
@@ -211,6 +216,8 @@ class ActivationStore:
         try:
             stored = future.result()
             problem = "a chunk is missing" if has_nan(stored) else None
+            if not (problem or self._is_its_own(block, stored, l_index, p_index)):
+                problem = "its rows are not those that were committed"
         except Exception as error:
             problem = str(error)
         if problem:
@@ -221,6 +228,24 @@ class ActivationStore:
             )
         exponents_LP = np.array(commit["exponents"], np.int32)[np.ix_(l_index, p_index)]
         return decode(stored, exponents_LP)
+
+    def _is_its_own(
+        self, block: int, stored: np.ndarray, l_index: list[int], p_index: list[int]
+    ) -> bool:
+        """Whether chunks are those of this row block; each is compared when it is first read."""
+        commit, at = self._commits[block], list(itertools.product(l_index, p_index))
+        if all((block, *chunk) in self._compared for chunk in at):
+            return True
+        if "checksums" in commit:
+            wanted_LP = np.array(commit["checksums"])[np.ix_(l_index, p_index)]
+            result = bool((checksums(stored) == wanted_LP).all())
+        elif at == list(np.ndindex(len(self.layers), len(self.poolings))):
+            result = digest(stored) == commit["digest"]
+        else:
+            return True  # Of a store from before there were checksums.
+        if result:
+            self._compared.update((block, *chunk) for chunk in at)
+        return result
 
     def _non_finite(self, h_LPRD: np.ndarray, rows: slice) -> FloatingPointError:
         finite_LPR = np.isfinite(h_LPRD).all(axis=-1)

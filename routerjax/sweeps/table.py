@@ -4,10 +4,9 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors.numpy
 
 from routerjax.probes.table import ProbeTable, index_of
-from routerjax.runtime.files import Folder
+from routerjax.runtime.files import Folder, fields_of
 from routerjax.stats.bootstrap import reverse_percentile
 
 SCHEMA_VERSION = 1
@@ -143,31 +142,36 @@ class SweepTable(ProbeTable):
         """
         folder = Folder(folder)
         if self.draws:
-            folder.write_bytes(_DRAWS, safetensors.numpy.save(self.draws))
-        folder.write_json("sweep.json", self.to_json(), indent=None)
+            folder.write_arrays(_DRAWS, self.draws)
+        else:
+            folder.delete(_DRAWS)  # Of an earlier sweep.
+        folder.write_sealed("sweep.json", self.to_json(), indent=None, of=_draws_seen(folder))
 
     @classmethod
     def load(cls, folder: str | Folder) -> "SweepTable":
         """Reads what `save` wrote.
 
         Raises:
-          ValueError: There is no table, or one of another schema version.
+          ValueError: There is no table, or one of another schema version, or it is damaged.
         """
         folder = Folder(folder)
-        value = folder.read_versioned("sweep.json", SCHEMA_VERSION, "table of a sweep", "run sweep")
-        del value["best"]
-        for name in ("layers", "poolings", "targets", "pca_dims"):
-            value[name] = tuple(value[name])
-        for name in ("fisher", "spectrum", "cells", "folds", "fisher_range"):
-            # A null becomes NaN.
-            value[name] = {k: np.array(v, np.float32) for k, v in value[name].items()}
-        for row in value["controls"]:
-            row |= {k: np.nan for k in CONTROL_NUMBERS if row[k] is None}
-        if value["transfer"]:
-            auc_AAM = np.array(value["transfer"]["auc"], np.float64)
-            value["transfer"]["auc"] = auc_AAM.tolist()
-        draws = folder.read_bytes(_DRAWS) if value["settings"]["draws"] else None
-        return cls(**value, draws=safetensors.numpy.load(draws) if draws else {})
+        value = folder.read_versioned(
+            "sweep.json", SCHEMA_VERSION, "table of a sweep", "run sweep", _draws_seen(folder)
+        )
+        with fields_of(f"{folder.path}sweep.json", "run sweep again"):
+            del value["best"]
+            for name in ("layers", "poolings", "targets", "pca_dims"):
+                value[name] = tuple(value[name])
+            for name in ("fisher", "spectrum", "cells", "folds", "fisher_range"):
+                # A null becomes NaN.
+                value[name] = {k: np.array(v, np.float32) for k, v in value[name].items()}
+            for row in value["controls"]:
+                row |= {k: np.nan for k in CONTROL_NUMBERS if row[k] is None}
+            if value["transfer"]:
+                auc_AAM = np.array(value["transfer"]["auc"], np.float64)
+                value["transfer"]["auc"] = auc_AAM.tolist()
+            draws = folder.read_arrays(_DRAWS) if value["settings"]["draws"] else None
+            return cls(**value, draws=draws or {})
 
     def _best_cells(self) -> dict[str, Any]:
         """The best cell of each target and of their mean, and which layers equal it."""
@@ -218,3 +222,8 @@ class SweepTable(ProbeTable):
             index_of(self.poolings, pooling, "pooling"),
             index_of(self.pca_dims, pca_dim, "pca_dim"),
         )
+
+
+def _draws_seen(folder: Folder) -> str:
+    """What the seal of sweep.json says of the replicates beside it, which are part of the table."""
+    return folder.digest(_DRAWS) or ""

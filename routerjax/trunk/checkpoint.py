@@ -37,6 +37,7 @@ class Checkpoints:
 
     def _open(self, job: dict[str, Any]) -> None:
         resume.claim(self.folder, "training job", job)
+        self._of = resume.owner_of(job)
         path = self.folder.local_path() if self.folder.is_local else self.folder.path
         self._orbax = _orbax()
         options = self._orbax.CheckpointManagerOptions(max_to_keep=1, create=True)
@@ -54,13 +55,14 @@ class Checkpoints:
         held = like | {_DIGEST: np.zeros(16, np.uint8)}
         try:
             read = self._manager.restore(step, args=self._orbax.args.StandardRestore(held))
-        except (ValueError, OSError, KeyError) as error:
+        except Exception as error:  # Of any kind, by which of the files is damaged.
             raise ValueError(
                 f"{self.folder.path}: checkpoint {step} cannot be read; if it is damaged, delete "
                 f"the folder, and this training begins anew: {error}"
             ) from error
         result = {name: np.asarray(value) for name, value in read.items()}
-        if result.pop(_DIGEST).tobytes().hex() != digest_of(result):
+        # The second was written before a checkpoint's digest was of its job too.
+        if result.pop(_DIGEST).tobytes().hex() not in (self._digest(result), digest_of(result)):
             raise ValueError(
                 f"{self.folder.path}: checkpoint {step} is damaged, its numbers are not those that "
                 f"were written; delete the folder, and this training begins anew"
@@ -69,8 +71,11 @@ class Checkpoints:
 
     def save(self, step: int, arrays: dict[str, np.ndarray]) -> None:
         """Writes a checkpoint; returns when the arrays are copied, not when they are on disk."""
-        digest_16 = np.frombuffer(bytes.fromhex(digest_of(arrays)), np.uint8)
+        digest_16 = np.frombuffer(bytes.fromhex(self._digest(arrays)), np.uint8)
         self._manager.save(step, args=self._orbax.args.StandardSave(arrays | {_DIGEST: digest_16}))
+
+    def _digest(self, arrays: dict[str, np.ndarray]) -> str:
+        return digest(self._of, digest_of(arrays))
 
     def close(self) -> None:
         """Waits until everything is on disk.
@@ -101,7 +106,7 @@ def load_arrays(folder: Folder) -> dict[str, np.ndarray]:
     try:
         with _orbax().StandardCheckpointer() as checkpointer:
             result = checkpointer.restore(_path(folder))
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # Of any kind, by which of the files is damaged.
         raise ValueError(f"{folder.path} holds no whole arrays: {error}") from error
     return {name: np.asarray(value) for name, value in result.items()}
 

@@ -1,5 +1,6 @@
 """Router: one query or many, saved and loaded, and only on the encoder it was trained on."""
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -20,6 +21,7 @@ from routerjax.evaluation.evaluate import evaluate
 from routerjax.features.feature_map import FeatureMap
 from routerjax.features.recipe import Recipe
 from routerjax.features.row_blocks import read_rows
+from routerjax.routing import router_files
 from routerjax.routing.add_target import add_target
 from routerjax.routing.constrained import Budget, Quality
 from routerjax.routing.fit import fit_policy, fit_router
@@ -28,6 +30,7 @@ from routerjax.routing.policies import Argmax, Tolerance
 from routerjax.routing.router import Router
 from routerjax.runtime import provenance
 from routerjax.runtime.devices import make_mesh
+from routerjax.runtime.files import Folder
 from routerjax.stats.roc_auc import auc_per_target, within_dataset_auc
 from routerjax.sweeps.select import select
 from routerjax.trunk.calibrate import Calibration, Curve, fit_calibration
@@ -347,7 +350,8 @@ def test_half_a_router_is_refused(router, tmp_path):
     value = json.loads((tmp_path / "kept.json").read_text())
     for change, message in (
         ({"schema_version": 99}, "schema version 5"),
-        ({"arrays_digest": "0"}, "not what router.json was written with"),
+        ({"arrays_digest": "0"}, "router.json is not as it was written: its content and its seal"),
+        ({"arrays_digest": "0", "seal": None}, "not what router.json was written with: copy the"),
     ):
         (tmp_path / "router/router.json").write_text(json.dumps(value | change))
         with pytest.raises(ValueError, match=message):
@@ -356,6 +360,45 @@ def test_half_a_router_is_refused(router, tmp_path):
     shutil.rmtree(tmp_path / "router/arrays")
     with pytest.raises(ValueError, match="holds no whole arrays"):
         Router.load(tmp_path / "router")
+
+
+def _edited(value, depth=3):
+    """Copies of a JSON value in which one field is missing or something else."""
+    for key in list(value) if isinstance(value, dict) else range(len(value)):
+        old = value[key]
+        for new in (None, "text", 7, -1.5, [], {}, True):
+            if new != old or type(new) is not type(old):
+                yield _with(value, key, new)
+        if isinstance(value, dict):
+            yield {name: held for name, held in value.items() if name != key}
+        if isinstance(old, dict | list) and depth and key != "training":
+            yield from (_with(value, key, new) for new in _edited(old, depth - 1))
+
+
+def _with(value, key, new):
+    changed = copy.copy(value)
+    changed[key] = new
+    return changed
+
+
+def test_every_edit_of_router_json_is_refused_in_a_line(router, tmp_path, monkeypatch):
+    router.save(tmp_path)
+    path, arrays = tmp_path / "router.json", router_files.load_arrays(Folder(tmp_path) / "arrays")
+    monkeypatch.setattr(router_files, "load_arrays", lambda folder: arrays)
+    whole = json.loads(path.read_text())
+    before = {key: value for key, value in whole.items() if key != "seal"}
+    edits = [before | {"targets": before["targets"][::-1]}, *list(_edited(before))[::4]]
+    assert len(edits) > 125
+    for edit in edits:
+        path.write_text(json.dumps(edit | {"seal": whole["seal"]}))
+        with pytest.raises(ValueError, match=r"router\.json.* again"):
+            Router.load(tmp_path)
+        # One written before there were seals hides some edits, but none is a traceback.
+        path.write_text(json.dumps(edit))
+        with contextlib.suppress(ValueError):
+            Router.load(tmp_path)
+    path.write_text(json.dumps(before))
+    assert Router.load(tmp_path).targets == router.targets
 
 
 def test_other_encoder_weights_are_refused(router, tiny_encoder_folder, tmp_path):
@@ -386,6 +429,7 @@ def test_the_settings_of_the_template_go_with_the_router(router, tiny_encoder_fo
     value = json.loads(path.read_text())
     settings = ("chat_template_kwargs", "template_digest")
     value["encoders"][0] |= {name: brief.identity[name] for name in settings}
+    del value["seal"]
     path.write_text(json.dumps(value))
     loaded = Router.load(tmp_path / "router")
     assert loaded.encoders[0].identity == brief.identity
@@ -399,6 +443,7 @@ def test_a_router_that_does_not_say_reads_control_tokens_as_it_was_trained_to(
     path = tmp_path / "router/router.json"
     value = json.loads(path.read_text())
     assert value["encoders"][0].pop("control_text") == "split"
+    del value["seal"]
     path.write_text(json.dumps(value))
     loaded = Router.load(tmp_path / "router")
     assert "control_text" not in loaded.encoders[0].identity

@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from routerjax.runtime.files import Folder, digest
 
@@ -96,6 +97,63 @@ def test_a_seal_holds_whatever_the_layout_and_breaks_with_any_change(folder):
         folder.write_json("v.json", other)
         with pytest.raises(ValueError, match=r"v\.json is not as it was written"):
             folder.read_sealed("v.json")
+
+
+def test_a_seal_is_of_the_name_and_the_owner_too(folder):
+    for name, of in (("a.json", ""), ("b.json", "job 1")):
+        folder.write_sealed(name, {"x": 1}, of=of)
+    assert folder.read_sealed("a.json") == folder.read_sealed("b.json", "job 1") == {"x": 1}
+    with pytest.raises(ValueError, match=r"b\.json is not as it was written"):
+        folder.read_sealed("b.json", "job 2")
+    folder.write_bytes("b.json", folder.read_bytes("a.json"))
+    for of in ("", "job 1"):
+        with pytest.raises(ValueError, match=r"b\.json .* or is another file"):
+            folder.read_sealed("b.json", of)
+    # As all were written once.
+    before = {"x": 1, "seal": digest(json.dumps({"x": 1}))}
+    folder.write_json("c.json", before)
+    assert folder.read_sealed("c.json", "job 3") == {"x": 1}
+    folder.write_json("d.json", {"x": 1})
+    assert folder.read_sealed("d.json", always=False) == {"x": 1}
+    for left, always in ({"x": 1}, True), ([1], False), ({"x": 2, "seal": "0"}, False):
+        folder.write_json("d.json", left)
+        with pytest.raises(ValueError, match=r"d\.json is not as it was written"):
+            folder.read_sealed("d.json", always=always)
+
+
+def test_arrays_are_sealed(folder):
+    arrays = {"x": np.arange(6, dtype=np.float16).reshape(2, 3), "n": np.zeros(0, np.int64)}
+    folder.write_arrays("a.safetensors", arrays, "job 1")
+    read = folder.read_arrays("a.safetensors", "job 1")
+    assert {k: (v.dtype, v.shape, v.tobytes()) for k, v in read.items()} == {
+        k: (v.dtype, v.shape, v.tobytes()) for k, v in arrays.items()
+    }
+    assert folder.read_arrays("none.safetensors") is None
+    whole = folder.read_bytes("a.safetensors")
+    folder.write_bytes("b.safetensors", whole)
+    for name, of in (("a.safetensors", "job 2"), ("b.safetensors", "job 1")):
+        with pytest.raises(ValueError, match=f"{name} is not as it was written"):
+            folder.read_arrays(name, of)
+    for at in range(len(whole)):
+        folder.write_bytes("a.safetensors", whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        try:
+            read = folder.read_arrays("a.safetensors", "job 1")
+        except ValueError as error:
+            assert "a.safetensors is" in str(error)
+        else:  # Only the seal's name was hit, and the file is taken for one without.
+            assert read.keys() == arrays.keys()
+            assert all(read[k].tobytes() == v.tobytes() for k, v in arrays.items())
+    folder.write_bytes("a.safetensors", safetensors.numpy.save(arrays))  # As all were once.
+    assert folder.read_arrays("a.safetensors", "job 2").keys() == arrays.keys()
+
+
+@pytest.mark.parametrize("value", ["1", "[]", '{"schema_version": 2}', "{", '"x"', "null"])
+def test_a_version_that_is_not_read_is_told_with_what_to_do(folder, value):
+    folder.write_bytes("v.json", value.encode())
+    with pytest.raises(
+        ValueError, match=r"v\.json.*: run probe again with it, or copy|probe first"
+    ):
+        folder.read_versioned("v.json", 1, "table", "run probe")
 
 
 def test_a_value_that_is_not_json_leaves_the_file_as_it_was(folder):

@@ -47,6 +47,35 @@ def test_a_damaged_part_is_named(tmp_path):
         parts.read("a.safetensors")
 
 
+def test_a_part_of_another_job_or_name_is_refused(tmp_path):
+    """Also where someone has deleted the file that says whose the folder is."""
+    parts = resume.Parts(Folder(tmp_path), "sweep", JOB)
+    parts.write("a.safetensors", {"x": np.arange(3.0)})
+    parts.write_json("a.json", {"value": 1})
+    assert parts.read_json("a.json") == {"value": 1}
+    for name in ("a.json", "a.safetensors"):
+        (tmp_path / name.replace("a.", "b.")).write_bytes((tmp_path / name).read_bytes())
+    (tmp_path / "job.json").unlink()
+    other = resume.Parts(Folder(tmp_path), "sweep", JOB | {"seed": 1})
+    for of, name in ((parts, "b"), (other, "a")):
+        for read, kind in ((of.read, "safetensors"), (of.read_json, "json")):
+            with pytest.raises(
+                ValueError, match=rf"{name}\.{kind} is not as .*: delete it and run"
+            ):
+                read(f"{name}.{kind}")
+
+
+@pytest.mark.parametrize("damaged", [b"", b"[3]", b"null", b"\xff"])
+def test_a_damaged_claim_is_refused(tmp_path, damaged):
+    resume.Parts(Folder(tmp_path), "sweep", JOB)
+    (tmp_path / "job.json").write_bytes(damaged)
+    if damaged == b"null":
+        assert resume.Parts(Folder(tmp_path), "sweep", JOB).list("") == ["job.json"]
+    else:
+        with pytest.raises(ValueError, match=r"Use another --workdir, or delete that folder"):
+            resume.Parts(Folder(tmp_path), "sweep", JOB)
+
+
 def test_parts_that_another_process_has_in_hand_are_left_to_it(folder):
     names = [f"{i}.safetensors" for i in range(4)]
     parts = [resume.Parts(folder, "sweep", JOB) for _ in range(2)]

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from routerjax.runtime.files import Folder
+from routerjax.runtime.files import Folder, digest
 from routerjax.store import layout
+from routerjax.store import store as store_module
 from routerjax.store.rows import StoreRows
 from routerjax.store.shards import Narrowed, encode
 from routerjax.store.store import ActivationStore
@@ -222,6 +223,70 @@ def test_a_shard_of_another_block_is_found_by_verify(folder):
     """Every checksum in it is right; only the commit's digest tells."""
     _shard(folder, 0).write_bytes(_shard(folder, 1).read_bytes())
     assert ActivationStore.open(folder).verify() == [0]
+
+
+def _swap(one, other):
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+
+
+@pytest.mark.parametrize("wanted", [{}, {"layers": [2]}, {"layers": [3], "poolings": ["mean"]}])
+def test_rows_of_another_block_are_never_read(folder, wanted):
+    """Every checksum in the shards is right: the commit tells whose they are."""
+    _swap(_shard(folder, 0), _shard(folder, 1))
+    store = ActivationStore.open(folder)
+    for block in (0, 1):
+        with pytest.raises(
+            ValueError, match=rf"block {block} .*not those that were committed.*del"
+        ):
+            _read(store, which=[block], **wanted)
+    assert store.verify() == [0, 1]
+    np.testing.assert_array_equal(_read(store, which=[2]), H_LPND[:, :, 8:])
+
+
+def test_a_commit_of_another_block_or_store_does_not_count(folder, tmp_path, caplog):
+    _swap(folder / "blocks/0.json", folder / "blocks/1.json")
+    _create(tmp_path / "other", weights_digest="w2")
+    (folder / "blocks/2.json").write_bytes((tmp_path / "other/blocks/2.json").read_bytes())
+    (folder / "blocks/7.json").write_bytes((tmp_path / "other/blocks/2.json").read_bytes())
+    store = ActivationStore.open(folder, complete=False)
+    assert store.missing_blocks() == [0, 1, 2] and store.commits() == []
+    assert caplog.text.count("its content and its seal differ") == 3
+
+
+def _as_before_checksums(folder):
+    """Rewrites the descriptions as they were before checksums, and seals of names and stores."""
+    for path in [folder / "store.json", *(folder / "blocks").iterdir()]:
+        value = json.loads(path.read_text())
+        del value["seal"]
+        value.pop("checksums", None)
+        value["seal"] = digest(json.dumps(value, sort_keys=True))
+        path.write_text(json.dumps(value))
+
+
+def test_a_store_from_before_checksums_is_read_and_its_whole_blocks_are_checked(folder):
+    _as_before_checksums(folder)
+    store = ActivationStore.open(folder)
+    for _ in range(2):
+        np.testing.assert_array_equal(_read(store), H_LPND)
+    np.testing.assert_array_equal(_read(ActivationStore.open(folder), layers=[2]), H_LPND[1:2])
+    _swap(_shard(folder, 0), _shard(folder, 1))
+    with pytest.raises(ValueError, match="block 0 .*not those that were committed"):
+        _read(ActivationStore.open(folder))
+    _swap(folder / "blocks/0.json", folder / "blocks/1.json")
+    assert ActivationStore.open(folder, complete=False).missing_blocks() == [0, 1]
+
+
+def test_a_chunk_is_compared_when_it_is_first_read(folder, monkeypatch):
+    compared, checksums = [], store_module.checksums
+    monkeypatch.setattr(
+        store_module, "checksums", lambda x: compared.append(x.shape[0]) or checksums(x)
+    )
+    store = ActivationStore.open(folder)
+    for wanted in ([2], [2], [0, 2], [2, 0], None, [3]):
+        _read(store, layers=wanted, which=[1])
+    assert compared == [1, 2, 3]
 
 
 def test_a_damaged_block_is_made_anew(folder):

@@ -1,6 +1,7 @@
 """Checkpoints: one training at a time in a folder, and no process that outlives its error."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from routerjax.runtime import lock
-from routerjax.trunk.checkpoint import Checkpoints
+from routerjax.trunk.checkpoint import Checkpoints, digest_of
 
 JOB = {"seed": 3}
 STATE = {"x": np.arange(6, dtype=np.float32), "losses": np.full((2, 3), np.nan, np.float32)}
@@ -28,6 +29,30 @@ def test_a_second_training_in_the_folder_is_refused(tmp_path):
     np.testing.assert_array_equal(second.restore(STATE)["x"], STATE["x"])
     second.close()
     assert not (tmp_path / lock.NAME).exists()
+
+
+def test_a_checkpoint_of_another_job_or_damaged_is_refused(tmp_path):
+    for seed in (3, 4):
+        saver = Checkpoints(tmp_path / str(seed), {"seed": seed})
+        saver.save(1, STATE)
+        saver.close()
+    shutil.rmtree(tmp_path / "3/1")
+    shutil.copytree(tmp_path / "4/1", tmp_path / "3/1")
+    saver = Checkpoints(tmp_path / "3", JOB)
+    with pytest.raises(ValueError, match="checkpoint 1 is damaged.*delete the folder"):
+        saver.restore(STATE)
+    saver.close()
+
+
+def test_a_checkpoint_from_before_its_digest_was_of_its_job_is_read(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_digest", lambda self, arrays: digest_of(arrays))
+        saver = Checkpoints(tmp_path, JOB)
+        saver.save(1, STATE)
+        saver.close()
+    saver = Checkpoints(tmp_path, JOB)
+    np.testing.assert_array_equal(saver.restore(STATE)["x"], STATE["x"])
+    saver.close()
 
 
 TRAINS = """

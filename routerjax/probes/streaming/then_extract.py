@@ -97,7 +97,8 @@ def probe_then_extract(
             batch_tokens=batch_tokens, **probing,
         )  # fmt: skip
         table.save(folder)
-        folder.write_json(_SETTINGS, settings | {"table_digest": folder.digest("probes.json")})
+        value = settings | {"table_digest": folder.digest("probes.json")}
+        folder.write_sealed(_SETTINGS, value)
     chosen = best_layers(table, keep, rank_by)
     store = extract(
         encoder, data, path, layers=chosen, poolings=poolings, store_dtype=store_dtype,
@@ -145,7 +146,10 @@ def best_layers(table: ProbeTable, keep: int, rank_by: str = DEFAULT) -> tuple[i
 
 def _found(folder: Folder, settings: dict[str, Any]) -> ProbeTable | None:
     """The table that an earlier run left, if it left one."""
-    result = folder.read_json(_SETTINGS)
+    try:
+        result = folder.read_sealed(_SETTINGS, always=False)
+    except ValueError as error:
+        raise ValueError(f"{error}: delete it to probe again") from error
     # A plain probe may have put its table here since.
     if result is None or result.pop("table_digest", None) != folder.digest("probes.json"):
         return None
