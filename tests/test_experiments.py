@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import runpy
 import signal
 import subprocess
@@ -118,6 +119,14 @@ def work(files, tiny_encoder_folder, tmp_path_factory):
     for script, *flags in jobs:
         done = run(script, *common, *flags)
         assert done.returncode == 0, done.stderr
+        if script == "extract":
+            told = re.search(
+                r"extract: .* s, (\w+) binds \(\d+%\); seconds by stage: (.*)", done.stderr
+            )
+            stages = dict(stage.split() for stage in told[2].split(", "))
+            assert {"tokens", "pack", "dispatch", "device", "fetch", "digest", "write"} <= set(
+                stages
+            )
         config = json.loads((work / "config.json").read_text())
         assert config["config"]["data"] == f"{files}/train.jsonl"
         assert config["versions"]["jax"] and config["devices"]

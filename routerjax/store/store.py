@@ -12,6 +12,7 @@ import numpy as np
 import tensorstore as ts
 
 from routerjax.runtime.files import Folder, digest
+from routerjax.runtime.stages import Stages
 from routerjax.store import layout
 from routerjax.store.identity import identity_differences
 from routerjax.store.rows import StoreRows
@@ -114,19 +115,28 @@ class ActivationStore:
         """The commit records of all committed row blocks, in their order."""
         return [self._commits[block] for block in sorted(self._commits)]
 
-    def write_block(self, block: int, held: np.ndarray | Narrowed, record: dict[str, Any]) -> None:
+    def write_block(
+        self,
+        block: int,
+        held: np.ndarray | Narrowed,
+        record: dict[str, Any],
+        stages: Stages | None = None,
+    ) -> None:
         """Writes one row block and commits it.
 
         Args:
           block: Its number.
           held: [L, P, rows, D] float32 pooled states, or the same as the devices encoded them.
           record: Further JSON fields of the commit (counts of tokens, batches).
+          stages: Told how long "fetch" (from the devices), "check", "digest" and "write" take; what
+            the write takes beyond the digest, which is computed meanwhile.
 
         Raises:
           ValueError: `held` has another number of rows than the row block.
           FloatingPointError: A state is not finite; nothing is written.
           OSError: The folder cannot be written; the row block stays uncommitted.
         """
+        stages = stages or Stages()
         rows = self.block_slice(block)
         h_LPRD = held.h_LPRD if isinstance(held, Narrowed) else held
         if h_LPRD.shape[2] != rows.stop - rows.start:
@@ -134,10 +144,12 @@ class ActivationStore:
                 f"held: block {block} has {rows.stop - rows.start} rows, got {h_LPRD.shape[2]}"
             )
         if isinstance(held, Narrowed):
-            stored, exponents_LP, finite = held.fetch()
+            with stages.timed("fetch"):
+                stored, exponents_LP, finite = held.fetch()
         else:
-            stored, exponents_LP = encode(held, self.identity["store_dtype"])
-            finite = all_finite(stored)
+            with stages.timed("check"):
+                stored, exponents_LP = encode(held, self.identity["store_dtype"])
+                finite = all_finite(stored)
         if not finite:
             raise self._non_finite(np.asarray(h_LPRD), rows)
         if isinstance(held, Narrowed):
@@ -145,8 +157,10 @@ class ActivationStore:
         try:
             stored = stored.astype(self.identity["store_dtype"], copy=False)
             writing = self._array[:, :, rows].write(stored)
-            result, sites = digest(stored), checksums(stored)  # While it is written.
-            writing.result()
+            with stages.timed("digest"):  # While it is written.
+                result, sites = digest(stored), checksums(stored)
+            with stages.timed("write"):
+                writing.result()
         except Exception as error:
             raise OSError(
                 f"cannot write block {block} of {self.folder.path}: {error}. Nothing is lost: the "

@@ -20,10 +20,13 @@ from routerjax.encoder.extraction.plan import identity_of, prepare
 from routerjax.encoder.selection import ALL, Selection
 from routerjax.runtime import lock, processes, resume, track
 from routerjax.runtime.files import Folder
+from routerjax.runtime.stages import Stages
 from routerjax.store.store import ActivationStore
 
 logger = logging.getLogger(__name__)
 
+# The stages in which the loop waits; in the others it works, or threads do beside it.
+_WAITS = ("compile", "tokens", "device", "writers")
 # Seconds between checks of what other processes have committed.
 _WAIT_SECONDS = 0.5
 # Seconds that a process waits to see a store that process 0 has made, before it raises.
@@ -126,7 +129,8 @@ def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> 
         lengths_R = store.n_tokens_N[store.block_slice(block)] - len(plan.prefix)
         buckets.update(plan.buckets_from(lengths_R[0], lengths_R[-1]))
     selection = Selection(store.layers, store.poolings)
-    batches = captured(encoder, plan, queries_of, mine, selection, sorted(buckets))
+    stages = Stages()
+    batches = captured(encoder, plan, queries_of, mine, selection, sorted(buckets), stages)
     done = len(store.ids) - sum(len(store.n_tokens_N[store.block_slice(b)]) for b in mine)
     n_real = n_padded = 0
     # The same for all row blocks: another buffer shape would be compiled anew.
@@ -140,7 +144,8 @@ def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> 
         behind: deque[concurrent.futures.Future[None]] = deque()
         for block, prompts, at, n_tokens, h_LPBD in batches:
             # Without the wait every batch of the job would be queued, and hold its memory.
-            h_LPBD.block_until_ready()
+            with stages.timed("device"):
+                h_LPBD.block_until_ready()
             if at.start == 0:
                 buffer_LPRD = block_buffer.empty(buffer_shape, encoder.mesh)
                 record = _token_counts(prompts.lengths_N, plan)
@@ -148,21 +153,27 @@ def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> 
             record["padded_tokens"] += n_tokens
             n_real += _token_counts(prompts.lengths_N[at], plan)["computed_tokens"]
             n_padded += n_tokens
+            done += at.stop - at.start
+            measured = {"tokens_per_second": n_real / stages.wall, "padding": 1 - n_real / n_padded}
+            text = "{tokens_per_second:,.0f} tokens/s, {padding:.1%} padding".format(**measured)
+            bar.set_postfix_str(f"{text}, {_binds(stages)}", refresh=False)
             bar.update(at.stop - at.start)
-            rates = _measured(bar, n_real, n_padded)
-            text = "{tokens_per_second:,.0f} tokens/s, {padding:.1%} padding".format(**rates)
-            bar.set_postfix_str(text, refresh=False)
             if at.stop < len(prompts.tokens):
                 continue
             if len(behind) == n_writers:
-                behind.popleft().result()
-            track.report(_run_name(), bar.n, rates)
+                with stages.timed("writers"):
+                    behind.popleft().result()
+            seconds = {f"seconds/{stage}": took for stage, took in stages.seconds().items()}
+            track.report(_run_name(), done, measured | seconds)
             held = block_buffer.narrowed(buffer_LPRD, at.stop, store.identity["store_dtype"])
-            behind.append(writer.submit(store.write_block, block, held, record))
+            behind.append(writer.submit(store.write_block, block, held, record, stages))
             if block != mine[-1] and _must_stop():
                 break
         for written in behind:
-            written.result()
+            with stages.timed("writers"):
+                written.result()
+    took = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in stages.seconds().items())
+    resume.log(f"extract: {stages.wall:.1f} s, {_binds(stages)}; seconds by stage: {took}")
 
 
 def _begin(encoder: Encoder, data: RoutingDataset, path: Any, *options: Any, **more: Any) -> None:
@@ -233,9 +244,13 @@ def _run_name() -> str:
     return "extract" if alone else f"extract/process-{jax.process_index()}"
 
 
-def _measured(bar: Any, n_real: int, n_padded: int) -> dict[str, float]:
-    seconds = max(bar.format_dict["elapsed"], 1e-9)
-    return {"tokens_per_second": n_real / seconds, "padding": 1 - n_real / n_padded}
+def _binds(stages: Stages) -> str:
+    """What the job's loop has waited for most; "host" where most of the time was its own work."""
+    seconds, wall = stages.seconds(), stages.wall
+    took = {stage: seconds.get(stage, 0.0) for stage in _WAITS}
+    took["host"] = wall - sum(took.values())
+    longest = max(took, key=took.__getitem__)
+    return f"{longest} binds ({took[longest] / wall:.0%})"
 
 
 def _report(store: ActivationStore) -> None:

@@ -11,6 +11,7 @@ from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.prompts import Prompts
 from routerjax.encoder.selection import Selection
 from routerjax.runtime.devices import in_flight
+from routerjax.runtime.stages import Stages
 
 # Batches whose results are still on the device while the next one is dispatched.
 _IN_FLIGHT = 2
@@ -23,6 +24,7 @@ def captured(
     blocks: Sequence[int],
     selection: Selection,
     buckets: Sequence[int],
+    stages: Stages,
 ) -> Iterator[tuple[int, Prompts, slice, int, jax.Array]]:
     """Captured batches, block by block.
 
@@ -38,6 +40,8 @@ def captured(
       buckets: Those of the plan that these blocks need. Where the device is not the host, they are
         compiled side by side before the first batch; others, and those skipped because a stop was
         requested, are compiled on first use.
+      stages: Told how long it takes to "compile", "tokenise" (beside the rest), "pack" and
+        "dispatch", and how long is waited for "tokens".
 
     Yields:
       (block, its prompts, rows in it, B x T, h_LPBD) of each batch; rows of h_LPBD beyond those in
@@ -45,23 +49,30 @@ def captured(
     """
 
     def tokenise(block: int) -> Prompts:
-        return encoder.prompter(queries_of(block))
+        with stages.timed("tokenise"):
+            return encoder.prompter(queries_of(block))
 
     if encoder.tuning.compiles_ahead:
         shapes = [(plan.batch_rows(bucket), bucket) for bucket in buckets]
-        encoder.compile(shapes, selection, plan.prefix)
+        with stages.timed("compile"):
+            encoder.compile(shapes, selection, plan.prefix)
 
     def dispatched() -> Iterator[tuple[int, Prompts, slice, int, jax.Array]]:
         with concurrent.futures.ThreadPoolExecutor(1) as reader:
             ahead = reader.submit(tokenise, blocks[0])
             for i, block in enumerate(blocks):
-                prompts = ahead.result()
+                with stages.timed("tokens"):
+                    prompts = ahead.result()
                 if i + 1 < len(blocks):
                     ahead = reader.submit(tokenise, blocks[i + 1])
-                for at, bucket in plan.split(prompts.lengths_N - len(plan.prefix)):
-                    n_rows = plan.batch_rows(bucket)
-                    batch = pack(prompts, np.arange(at.start, at.stop), n_rows, bucket, plan.prefix)
-                    h_LPBD = encoder.forward(batch, selection, plan.prefix)
+                with stages.timed("pack"):
+                    batches = plan.split(prompts.lengths_N - len(plan.prefix))
+                for at, bucket in batches:
+                    n_rows, rows = plan.batch_rows(bucket), np.arange(at.start, at.stop)
+                    with stages.timed("pack"):
+                        batch = pack(prompts, rows, n_rows, bucket, plan.prefix)
+                    with stages.timed("dispatch"):
+                        h_LPBD = encoder.forward(batch, selection, plan.prefix)
                     yield block, prompts, at, n_rows * bucket, h_LPBD
 
     yield from in_flight(dispatched(), _IN_FLIGHT)

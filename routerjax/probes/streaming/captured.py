@@ -23,6 +23,7 @@ from routerjax.encoder.selection import Selection
 from routerjax.features.row_blocks import AlignedOutcomes
 from routerjax.runtime import resume
 from routerjax.runtime.devices import over_all, replicated
+from routerjax.runtime.stages import Stages
 from routerjax.store.shards import rows_per_block
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ class Captured:
             range(-(-n_rows // R)),
             self.selection,
             self.plan.buckets,
+            Stages(),
         )
         with resume.progress_bar(n_rows, 0, "queries", what) as bar:
             for block, prompts, at, _, h_LPBD in batches:
