@@ -1,10 +1,12 @@
 """blueprint: a router as a checkpoint of NVIDIA's LLM Router blueprint."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from routerjax.export.neighbours import checked, in_words, linears, package, refuse, write
+from routerjax.features.part import Part
 from routerjax.routing.router import Router
 
 
@@ -12,8 +14,9 @@ def blueprint(router: Router, path: Any, *, uncalibrated: bool = False) -> list[
     """Writes a checkpoint, version 3, of NVIDIA's LLM Router blueprint (`model_router_toolkit`).
 
     A router maps where it reads layers of one causal encoder in one pooling, last or mean (as
-    `Recipe.all_layers` does of a store without the encoder's last state, which the blueprint never
-    reads), and has a trunk with two hidden layers, no kernel, and prices.
+    `Recipe.all_layers` and `Recipe.layers` do), or for each target such a layer
+    (`Recipe.per_target`), but never the encoder's last state, which the blueprint does not read;
+    and where it has a trunk with two hidden layers, no kernel, and prices.
 
     The file is a pickle with objects of scikit-learn: it is read by versions of scikit-learn like
     the one that it was written with, and should be opened by those alone who trust its writer.
@@ -33,41 +36,30 @@ def blueprint(router: Router, path: Any, *, uncalibrated: bool = False) -> list[
       OSError: The encoder cannot be loaded, or the file not be written.
     """
     scale_M, shift_M, notes = checked(router, "blueprint", _why_not(router), uncalibrated)
-    torch, (part,), identity = package("torch"), router.features.parts, router.encoder_identities[0]
-    layers, pooling = [layer for layer, _ in part.sites], part.sites[0][1]
-    _refuse_last_state(layers, pooling, router.encoders[0].config.n_layers)
-    scaler, pca = _scikit_learn(router)
-    transform = {
-        "encoder": identity["encoder_id"],
-        "layer": layers[-1],
-        "mode": pooling,
-        "scaler": scaler,
-        "pca": pca,
-        "chat_template_kwargs": identity["chat_template_kwargs"] or {},
-        "feature_spec": {
-            "layers": layers,
-            "pooling": pooling,
-            "aggregation": "single_layer" if len(layers) == 1 else "all_layers_concat",
-            "hidden_state_indexing": "direct",
-        },
-    }
+    _refuse_last_state(router, router.encoders[0].config.n_layers)
+    torch, parts, names = package("torch"), router.features.parts, router.targets
+    shared, at_M = len(parts) == 1, _part_of_target(router)
+    transforms = [_transform(router, part) for part in parts]
+    at_X = at_M[:1] if shared else at_M  # Whose features the trunk reads, one behind the other.
+    members = []
+    for k in range(router.trunk.n_members):
+        (weight_HC, bias_H), *behind = linears(router, k, scale_M, shift_M)
+        layers = [(_spread(weight_HC, parts, at_X), bias_H), *behind]
+        members.append({
+            f"net.{i}.{name}": torch.from_numpy(array)
+            for i, layer in zip((0, 3, 6), layers, strict=True)
+            for name, array in zip(("weight", "bias"), layer, strict=True)
+        })  # fmt: skip
     write(path, {
-        "model_names": list(router.targets),
-        "transforms": dict.fromkeys(router.targets, transform),
+        "model_names": list(names),
+        "transforms": {name: transforms[i] for name, i in zip(names, at_M, strict=True)},
         "trunk_config": {
-            "d_in": router.trunk.n_features,
-            "n_outputs": len(router.targets),
+            "d_in": sum(parts[i].width for i in at_X),
+            "n_outputs": len(names),
             "hidden": list(router.trunk.hidden),
-            "feature_layout": "shared_once",
+            "feature_layout": "shared_once" if shared else "per_target",
         },
-        "shared_trunk": [
-            {
-                f"net.{i}.{name}": torch.from_numpy(array)
-                for i, layer in zip((0, 3, 6), linears(router, k, scale_M, shift_M), strict=True)
-                for name, array in zip(("weight", "bias"), layer, strict=True)
-            }
-            for k in range(router.trunk.n_members)
-        ],
+        "shared_trunk": members,
         **_costs(router),
     })  # fmt: skip
     return [
@@ -82,15 +74,17 @@ def blueprint(router: Router, path: Any, *, uncalibrated: bool = False) -> list[
 def _why_not(router: Router) -> list[str]:
     """Why a router's features and prices do not map; empty where they do."""
     features, prices_M2, reasons = router.features, router.costs.prices_M2, []
-    sites = {site for part in features.parts for site in part.sites}
-    poolings = {pooling for _, pooling in sites}
-    alike = len(features.parts) == 1 and features.recipe.kind != "averaged_layers"
-    if not alike or len(poolings) > 1 or not poolings <= {"last", "mean"}:
-        layers = sorted({layer for layer, _ in sites})
+    poolings = [{pooling for _, pooling in part.sites} for part in features.parts]
+    alike = all(len(names) == 1 and names <= {"last", "mean"} for names in poolings)
+    averaged, n_parts = features.recipe.kind == "averaged_layers", len(features.parts)
+    if features.n_encoders > 1 or averaged or not alike or n_parts > len(router.targets):
+        layers = sorted({layer for part in features.parts for layer, _ in part.sites})
         reasons.append(
-            f"features: it reads {in_words(router)}; the format reads the concatenated layers of "
-            f"one encoder in one pooling, last or mean: train with Recipe.layers({layers}, 'mean') "
-            f"(--recipe=layers:{'+'.join(map(str, layers))} --pooling=mean)"
+            f"features: it reads {in_words(router)}; the format reads concatenated layers of one "
+            f"encoder in one pooling, last or mean, or a layer for each target: train with "
+            f"Recipe.layers({layers}, 'mean') (--recipe=layers:{'+'.join(map(str, layers))} "
+            f"--pooling=mean) or Recipe.per_target() (--recipe=per_target:cv_auc "
+            f"--pooling=last,mean)"
         )
     if prices_M2 is None or np.isnan(prices_M2).any():
         reasons.append(
@@ -100,16 +94,64 @@ def _why_not(router: Router) -> list[str]:
     return reasons
 
 
-def _refuse_last_state(layers: list[int], pooling: str, n_layers: int) -> None:
-    """Refuses the state behind the last block."""
-    if max(layers) < n_layers:
+def _refuse_last_state(router: Router, n_layers: int) -> None:
+    """Refuses the state behind the last of n_layers blocks."""
+    read = router.features.selection()
+    if max(read.layers) < n_layers:
         return
-    read = layers[:-1] or [n_layers - 1]
+    others = "+".join(str(layer) for layer in read.layers if layer < n_layers) or n_layers - 1
     refuse("blueprint", [
         f"features: the blueprint reads hidden states 0 to {n_layers - 1} of this encoder and "
-        f"never the last one, {n_layers}: train with Recipe.layers({read}, {pooling!r}) "
-        f"(--recipe=layers:{'+'.join(map(str, read))} --pooling={pooling})"
+        f"never the last one, {n_layers}: train with --recipe=layers:{others}, or on a store "
+        f"without it (extract --layers=0-{n_layers - 1})"
     ])  # fmt: skip
+
+
+def _part_of_target(router: Router) -> list[int]:
+    """[M] whose features stand at each target: those it chose; every part is some target's."""
+    parts, names = router.features.parts, router.targets
+    place = {part.sites: i for i, part in enumerate(parts)}
+    chose = {
+        choice["target"]: ((choice["layer"], choice["pooling"]),)
+        for choice in router.training.get("choices", ())
+        if "target" in choice
+    }
+    in_turn = [m % len(parts) for m in range(len(names))]
+    own = [place.get(chose.get(name, ()), m) for name, m in zip(names, in_turn, strict=True)]
+    return own if len(set(own)) == len(parts) else in_turn
+
+
+def _spread(weight_HC: np.ndarray, parts: Sequence[Part], at_X: Sequence[int]) -> np.ndarray:
+    """The first layer's weights [H, X] for the features of parts `at_X`, some of them repeated.
+
+    Those of a part stand where it comes first; where it comes again they are 0.
+    """
+    ends = np.cumsum([part.width for part in parts])[:-1]
+    pieces = np.split(weight_HC, ends, axis=1)
+    columns = [
+        pieces[i] if i not in at_X[:x] else np.zeros_like(pieces[i]) for x, i in enumerate(at_X)
+    ]
+    return np.concatenate(columns, axis=1)
+
+
+def _transform(router: Router, part: Part) -> dict[str, Any]:
+    """A part as the blueprint has it."""
+    identity, layers = router.encoder_identities[0], [layer for layer, _ in part.sites]
+    scaler, pca = _scikit_learn(part, router.training)
+    return {
+        "encoder": identity["encoder_id"],
+        "layer": layers[-1],
+        "mode": part.sites[0][1],
+        "scaler": scaler,
+        "pca": pca,
+        "chat_template_kwargs": identity["chat_template_kwargs"] or {},
+        "feature_spec": {
+            "layers": layers,
+            "pooling": part.sites[0][1],
+            "aggregation": "single_layer" if len(layers) == 1 else "all_layers_concat",
+            "hidden_state_indexing": "direct",
+        },
+    }
 
 
 def _costs(router: Router) -> dict[str, Any]:
@@ -130,10 +172,9 @@ def _costs(router: Router) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _scikit_learn(router: Router) -> tuple[Any, Any]:
-    """The only part as a StandardScaler and a PCA."""
+def _scikit_learn(part: Part, notes: dict[str, Any]) -> tuple[Any, Any]:
+    """A part as a StandardScaler and a PCA; `notes` are those of the training."""
     preprocessing, decomposition = map(package, ("sklearn.preprocessing", "sklearn.decomposition"))
-    (part,), notes = router.features.parts, router.training
     n_rows = notes.get("n_queries", 0) - notes.get("n_validation", 0)
     scaler, pca = preprocessing.StandardScaler(), decomposition.PCA(n_components=part.width)
     scaler.mean_ = part.mean_SD.reshape(-1).astype(np.float64)

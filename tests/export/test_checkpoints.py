@@ -81,18 +81,21 @@ def read_switchyard(path, h_of_layer):
     return checkpoint, torch.stack(members).mean(dim=0).numpy()
 
 
-def read_blueprint(path, h_of_site):
-    """P(correct) of [N, H] states by (layer, pooling)."""
-    checkpoint = torch.load(path, weights_only=False)
-    names, config = checkpoint["model_names"], checkpoint["trunk_config"]
-    assert config["feature_layout"] == "shared_once" and config["n_outputs"] == len(names)
-    assert set(checkpoint["transforms"]) == set(names)
-    transform = checkpoint["transforms"][names[0]]
+def features(transform, h_of_site):
     spec = transform["feature_spec"]
     assert spec["hidden_state_indexing"] == "direct"
     assert (spec["aggregation"] == "single_layer") == (len(spec["layers"]) == 1)
     raw = np.concatenate([h_of_site[i, spec["pooling"]] for i in spec["layers"]], axis=1)
-    x = transform["pca"].transform(transform["scaler"].transform(raw))
+    return transform["pca"].transform(transform["scaler"].transform(raw))
+
+
+def read_blueprint(path, h_of_site):
+    """P(correct) of [N, H] states by (layer, pooling)."""
+    checkpoint = torch.load(path, weights_only=False)
+    names, config = checkpoint["model_names"], checkpoint["trunk_config"]
+    assert config["n_outputs"] == len(names) and set(checkpoint["transforms"]) == set(names)
+    read = {"shared_once": names[:1], "per_target": names}[config["feature_layout"]]
+    x = np.hstack([features(checkpoint["transforms"][name], h_of_site) for name in read])
     assert x.shape[1] == config["d_in"]
     members = []
     for state in checkpoint["shared_trunk"]:
@@ -240,6 +243,37 @@ def test_the_blueprint_reads_layers_of_one_pooling(encoder, tmp_path, layers, po
     assert len(notes) == 2
 
 
+@pytest.mark.parametrize("chosen", [True, False])
+def test_the_blueprint_reads_a_layer_for_each_target(encoder, tmp_path, chosen):
+    """Two targets share a layer; the last was added later and chose none."""
+    pytest.importorskip("sklearn")
+    sites = [(0, 1, "mean", 5), (0, 2, "last", 4), (0, 2, "mean", 3)]
+    rng = np.random.default_rng(5)
+    parts = [by_hand.part(rng, [site[1:3]], width=site[3], hidden=32) for site in sites]
+    router = by_hand.router(parts, Recipe.of_sites(sites), curves=PLAIN, encoders=[encoder])
+    priced(router)
+    own = {"cheap": (2, "mean"), "middle": (1, "mean"), "dear": (2, "last")}
+    choices = [
+        {"target": target, "encoder": 0, "layer": layer, "pooling": pooling, "pca_dim": 5}
+        for target, (layer, pooling) in own.items()
+    ]
+    if chosen:
+        router.trained = dataclasses.replace(router.trained, notes={"choices": choices})
+    (h_NLPD,) = states = by_hand.states(router)
+    read = router.features.selection()
+    h_of_site = {
+        (layer, pooling): h_NLPD[:, i, j]
+        for i, layer in enumerate(read.layers) for j, pooling in enumerate(read.poolings)
+    }  # fmt: skip
+    rj.export.blueprint(router, tmp_path / "router.pt")
+    checkpoint, p_NM = read_blueprint(tmp_path / "router.pt", h_of_site)
+    np.testing.assert_allclose(p_NM, expected(router, states), atol=1e-5)
+    assert checkpoint["trunk_config"]["feature_layout"] == "per_target"
+    found = {name: (each["layer"], each["mode"])
+             for name, each in checkpoint["transforms"].items()}  # fmt: skip
+    assert len(found) == 4 and ({name: found[name] for name in own} == own) == chosen
+
+
 # ---- refusals
 
 
@@ -280,12 +314,15 @@ def test_two_parts_and_the_last_state_do_not_map(encoder):
     parts = [by_hand.part(rng, [(layer, "last")], hidden=32) for layer in (1, 2)]
     two = by_hand.router(parts, Recipe.of_sites([(0, 1, "last", 5), (0, 2, "last", 5)]),
                          curves=PLAIN, encoders=[encoder])  # fmt: skip
+    assert "2 pooled states (pooling last, recipe blocks)" in refusal(two, "switchyard")
+    mixed = by_hand.router([parts[0], by_hand.part(rng, [(1, "last")], 1, hidden=32)],
+                           Recipe.all_layers(), curves=PLAIN)  # fmt: skip
     for to in ("switchyard", "blueprint"):
-        assert "2 pooled states (pooling last, recipe blocks)" in refusal(two, to)
+        assert "2 pooled states of 2 encoders (pooling last" in refusal(mixed, to)
     sites = Selection((1, 3), ("mean",)).sites
     deep = by_hand.router([by_hand.part(rng, sites, hidden=32)], curves=PLAIN, encoders=[encoder])
     text = refusal(priced(deep), "blueprint")
-    assert "hidden states 0 to 2" in text and "Recipe.layers([1], 'mean')" in text
+    assert "hidden states 0 to 2" in text and "--recipe=layers:1, or on a store" in text
 
 
 def test_an_encoder_that_the_readers_would_read_otherwise_is_refused(
