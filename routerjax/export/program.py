@@ -30,7 +30,7 @@ def stablehlo(router: Router, path: Any) -> None:
     free number of rows b, and returns calibrated P(correct) [b, M] float32. It runs on CPU, CUDA
     and TPU wherever JAX and flatbuffers are installed, without routerjax:
 
-        run = jax.export.deserialize(open("program.jax_export", "rb").read()).call
+        run = jax.jit(jax.export.deserialize(open("program.jax_export", "rb").read()).call)
         p_bM = run(h_bLPD)
 
     program.json says which layers and poolings of which encoder the axes L and P are, and the

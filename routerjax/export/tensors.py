@@ -26,15 +26,17 @@ def safetensors(router: Router, path: Any) -> None:
       path: The folder, local or a URL; an export already there is replaced.
 
     Raises:
+      ValueError: The router's policy has not been fitted, or is one of its user's own.
       OSError: The folder cannot be written.
 
     Example:
       >>> rj.export.safetensors(router, "exported/")
     """
     folder, data = Folder(path), save(_arrays(router))
+    description = _description(router, hashlib.sha256(data).hexdigest())
     folder.delete(DESCRIPTION)
     folder.write_bytes(ARRAYS, data)
-    folder.write_json(DESCRIPTION, _description(router, hashlib.sha256(data).hexdigest()))
+    folder.write_json(DESCRIPTION, description)
 
 
 def _arrays(router: Router) -> dict[str, np.ndarray]:

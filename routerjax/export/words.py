@@ -88,7 +88,18 @@ _POLICIES = {
 
 
 def formula(router: Router) -> dict[str, str]:
-    """What is to be computed of a query, step by step; only the steps that the router has."""
+    """What is to be computed of a query, step by step; only the steps that the router has.
+
+    Raises:
+      ValueError: The router's policy has not been fitted, or is none of POLICIES.
+    """
+    policy = router.policy
+    if policy.name not in _POLICIES or None in policy.to_json().values():
+        raise ValueError(
+            f"the router's policy {policy} cannot be written down: "
+            + ("fit it with fit_policy first" if policy.name in _POLICIES else
+               f"only {', '.join(_POLICIES)} can")
+        )  # fmt: skip
     poolings = {name: _POOLINGS[name] for part in router.features.parts for _, name in part.sites}
     steps = {
         "notation": _NOTATION,
@@ -100,6 +111,6 @@ def formula(router: Router) -> dict[str, str]:
         "calibration": _CALIBRATION,
         "costs": _COSTS + (_LENGTHS if "head" in router.costs.sources else ""),
         "candidates": _CANDIDATES if router.limits is None else _LIMITS,
-        "policy": _POLICIES[router.policy.name] + _TIES,
+        "policy": _POLICIES[policy.name] + _TIES,
     }
     return {name: words for name, words in steps.items() if words}

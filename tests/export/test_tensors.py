@@ -118,6 +118,17 @@ def test_the_reader_knows_nothing_of_routerjax():
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
 
 
+def test_a_policy_that_cannot_be_written_down_is_refused(tmp_path):
+    class Own(Argmax):
+        name = "own"
+
+    for policy, message in ((Budget(0.1), "budget:0.1 .*fit_policy first"),
+                            (Own(), "own cannot be written down: only argmax, ")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            rj.export.safetensors(by_hand.router(policy=policy), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_export_that_was_cut_short_is_none(tmp_path, monkeypatch):
     rj.export.safetensors(by_hand.router(), tmp_path)
     monkeypatch.setattr(rj.Folder, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError("full")))
