@@ -17,6 +17,8 @@ from .encoder.extraction.extract import extract as extract
 from .encoder.precision import dtype_errors as dtype_errors
 from .encoder.selection import Selection as Selection
 from .encoder.selection import parse_layers as parse_layers
+from .evaluation.drift import drift as drift
+from .evaluation.drift import drift_lines as drift_lines
 from .evaluation.evaluate import evaluate as evaluate
 from .features.fit import fit_features as fit_features
 from .features.recipe import Recipe as Recipe

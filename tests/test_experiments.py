@@ -205,6 +205,18 @@ def test_route_reads_files_of_queries_and_keeps_ids(work, tmp_path):
     assert {line["target"] for line in lines} <= {"heron-70b", "wren-1b"}
 
 
+def test_drift_compares_a_log_with_the_training(work, files, tmp_path):
+    flags = [f"--router={work}/router", f"--log={files}/test.jsonl.gz", f"--workdir={tmp_path}"]
+    done = run("drift", *flags)
+    assert done.returncode == 0, done.stderr
+    value = json.loads((tmp_path / "drift.json").read_text())
+    assert done.stdout.startswith(f"{value['n_queries']:,} queries: ")
+    assert ("no reason to train again" in done.stdout) == (not value["reasons"])
+    assert len(value["targets"]) == 7
+    again = run("drift", *flags, f"--store={work}/store", f"--data={files}/train.jsonl")
+    assert json.loads((tmp_path / "drift.json").read_text()) == value, again.stderr
+
+
 def test_export_writes_and_says_what_it_leaves_out(work, tmp_path):
     router = f"--router={work}/router"
     job = run("export", router, "--to=safetensors", f"--output={tmp_path}/x")
@@ -392,6 +404,8 @@ def test_launch_writes_a_script_for_slurm(tmp_path):
         ("evaluate", ["--data={files}/train.jsonl", "--router=r"], "give --store, or --encoder"),
         ("route", ["--router={files}/none", "--query=q"], "holds no router"),
         ("serve", ["--router={files}/none"], "holds no router"),
+        ("drift", ["--router={files}/none", "--log=x"], "holds no router"),
+        ("drift", ["--router=r", "--log=x", "--store=s"], "--store and --data: give both"),
         ("serve", ["--router=r", "--token_env=NOT_SET"], "the variable NOT_SET is not set"),
         ("launch", [*LAUNCH, "--", "experiments.train"], "expected -- experiments.extract and its"),
         ("launch", [*LAUNCH, "--", *EXTRACT, "--bla"], "extract: Unknown command line flag 'bla'"),
@@ -417,7 +431,7 @@ def test_mistakes_are_told_in_a_line(script, flags, message, files, tmp_path):
     first = (files / "train.jsonl").read_text().splitlines()[0]
     (files / "broken.jsonl").write_text(first + "\n{]\n")
     given = [flag.format(files=files) for flag in flags]
-    if script not in ("route", "serve", "launch", "export") and message != "--workdir":
+    if script not in ("route", "serve", "drift", "launch", "export") and message != "--workdir":
         given.append(f"--workdir={tmp_path}")
     done = run(script, *given)
     assert done.returncode == 1

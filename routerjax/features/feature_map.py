@@ -91,6 +91,22 @@ class FeatureMap:
             )
         return np.concatenate(columns, axis=1)
 
+    def distances(self, x_NC: np.ndarray) -> np.ndarray:
+        """How far queries lie from the mean of those that the map was fitted on.
+
+        d = sqrt(mean over c of x_c^2 / eigenvalue_c): the Mahalanobis distance within the features,
+        divided by sqrt(C). About 1 for queries like those. It does not see what the components left
+        out, nor a gap in the midst of the training queries.
+
+        Args:
+          x_NC: [N, C] features.
+
+        Returns:
+          d_N [N] float64.
+        """
+        variance_C = np.concatenate([part.eigenvalues_C for part in self.parts]).astype(np.float64)
+        return np.sqrt(np.mean(np.square(x_NC, dtype=np.float64) / variance_C[None], axis=1))
+
     def layer_terms(self, states: Sequence[np.ndarray]) -> dict[tuple[int, int], np.ndarray]:
         """What each layer adds to the features of one query, which are the sum of these.
 

@@ -10,7 +10,7 @@ import numpy as np
 from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.outcomes import dataset_accuracies
-from routerjax.features.feature_map import Stores, as_tuple
+from routerjax.features.feature_map import FeatureMap, Stores, as_tuple
 from routerjax.features.fit import fit_features
 from routerjax.features.recipe import Recipe
 from routerjax.routing.constrained import Quality, Unreachable
@@ -101,6 +101,7 @@ def fit_router(
         "history": network.history.to_json(),
         "calibration_rows": "out of fold" if calibration_folds else "validation",
         "n_calibration": len(held),
+        "distance": distance_of(network.predictor.features, network.features_of(network.held)),
         "accuracy_by_dataset": {
             name: dict(zip(data.targets, accuracy_M.tolist(), strict=True))
             for name, accuracy_M in dataset_accuracies(data).items()
@@ -123,6 +124,17 @@ def fit_router(
         saving_policy=_saving_policy(best_single, p_NM, judged),
         limits=Limits.of(data),
     )
+
+
+def distance_of(features: FeatureMap, x_NC: np.ndarray) -> dict[str, Any]:
+    """How far queries like the training's lie from their mean, for `drift`: as JSON values.
+
+    Args:
+      features: Fitted on other rows of the training.
+      x_NC: [N, C] features of those held out.
+    """
+    p99 = float(np.quantile(features.distances(x_NC), 0.99))
+    return {"p99": p99, "n_queries": len(x_NC)}
 
 
 def fit_policy(policy: Policy, router: Router, stores: Stores, data: RoutingDataset) -> Policy:
