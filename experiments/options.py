@@ -27,6 +27,8 @@ _SHARED: dict[str, tuple[Any, ...]] = {
     "format": (None, "Format of --data where its content should not decide, see read_dataset."),
     "targets": ([], "Only these targets of the pool or the data, separated by commas."),
     "exclude_targets": ([], "All targets but these, separated by commas."),
+    "metric": (None, "Score to read where answers have several: a metric of lm-eval, perhaps with "
+               "its filter (exact_match,strict-match), or a scorer of inspect_ai."),
     "encoder": (None, "Encoder: hub id, local folder, GGUF file, minilm or smollm2."),
     "revision": (None, "Hub revision of the encoder: branch, tag or commit."),
     "store": (None, "Folder of the activation store; local or a URL. Of several encoders: a,b."),
@@ -81,6 +83,7 @@ class Outcomes:
     format: str | None
     targets: list[str]
     exclude_targets: list[str]
+    metric: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +244,7 @@ def read_data(config: Any) -> tuple[rj.RoutingDataset, list[str]]:
 
 
 def read_outcomes(config: Any) -> rj.RoutingDataset:
-    """The outcomes that --data, --pool, --format, --targets and --exclude_targets describe."""
+    """The outcomes that --data and the flags of `Outcomes` describe."""
     # A path may hold commas itself.
     several = not pathlib.Path(config.data).exists() and "," in config.data
     return rj.read_dataset(
@@ -250,6 +253,7 @@ def read_outcomes(config: Any) -> rj.RoutingDataset:
         format=config.format,
         targets=config.targets or None,
         exclude_targets=config.exclude_targets,
+        metric=config.metric,
     )
 
 

@@ -52,6 +52,7 @@ def read_dataset(
     format: str | None = None,
     targets: Collection[str] | None = None,
     exclude_targets: Collection[str] = (),
+    metric: str | None = None,
 ) -> RoutingDataset:
     """Reads queries and outcomes.
 
@@ -78,6 +79,9 @@ def read_dataset(
       format: A name of the above; None to recognise it.
       targets: Those to read, by name; None for all, of the pool or the file.
       exclude_targets: Those not to read.
+      metric: The score to read where answers have several: a metric of lm_eval ("acc_norm"), with
+        its filter where there are several ("exact_match,strict-match"), or a scorer of inspect_ai.
+        Of several files it is that of those that have any. None for the format's first.
 
     Raises:
       ValueError: Anything that is not as described; the text starts with file and line.
@@ -99,7 +103,17 @@ def read_dataset(
             skipped[name] = 0
         return asked_for
 
-    read = [(str(p), _columns(pathlib.Path(p), format, wanted, len(paths) > 1)) for p in paths]
+    sources = [_source(pathlib.Path(p), format) for p in paths]
+    if metric is not None and not any(source.read_metric for source in sources):
+        formats = [name for name, source in FORMATS.items() if source.read_metric]
+        raise ValueError(
+            f"metric: answers of {', '.join(map(str, paths))} have one score each, which is read; "
+            f"only those of {' and '.join(formats)} have several: leave {metric!r} out"
+        )
+    read = [
+        (str(p), _columns(pathlib.Path(p), source, wanted, metric, len(paths) > 1))
+        for p, source in zip(paths, sources, strict=True)
+    ]
     columns = read[0][1] if len(read) == 1 else joined(read)
     # Some readers do not even open what is of these.
     columns.left_out = skipped | columns.left_out
@@ -115,11 +129,16 @@ def read_dataset(
     return data
 
 
-def _columns(path: pathlib.Path, format: str | None, wanted: Wanted, several: bool) -> Columns:
+def _columns(
+    path: pathlib.Path, source: Source, wanted: Wanted, metric: str | None, several: bool
+) -> Columns:
     """The rows of one file or folder."""
-    source = _source(path, format)
     columns = Columns(wanted, source.long, several or source.partial)
-    for where, row in source.read(path, wanted):
+    if metric is None or source.read_metric is None:
+        rows = source.read(path, wanted)
+    else:
+        rows = source.read_metric(path, wanted, metric)
+    for where, row in rows:
         try:
             columns.add(where, row)
         except ValueError as error:

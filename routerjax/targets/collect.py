@@ -198,7 +198,8 @@ class _Job:
                 grades = {name: await self._grade(name, question, reply)
                           for name in question.graders}  # fmt: skip
                 self.results.add(asker, question, reply, grades)
-            bar.update()
+            if self.halt.why is None:
+                bar.update()
             await asyncio.sleep(0)  # Answers of the journal keep nobody waiting.
 
     async def _grade(self, name: str, question: Question, reply: Reply) -> float | None:

@@ -214,7 +214,7 @@ def collect_lines(summary: dict[str, Any]) -> list[str]:
     targets = summary["targets"]
     width = max(map(len, targets))
     lines = [f"{'':{width}}  answers  failed  not asked  score  in tokens  out tokens  "
-             f"p50 s  p95 s        USD"]  # fmt: skip
+             f"p50 s  p95 s         USD"]  # fmt: skip
     for name, each in targets.items():
         score = "" if each["mean_score"] is None else f"{each['mean_score']:.3f}"
         p50, p95 = ("", "") if each["latency_s"] is None else (
@@ -222,7 +222,7 @@ def collect_lines(summary: dict[str, Any]) -> list[str]:
         lines.append(
             f"{name:{width}}  {each['answers']:7,}  {each['failed']:6,}  {each['not_asked']:9,}  "
             f"{score:>5}  {each['input_tokens']:9,}  {each['output_tokens']:10,}  {p50:>5}  "
-            f"{p95:>5}  {_usd(each):>9}"
+            f"{p95:>5}  {_usd(each):>10}"
         )
     for name, each in targets.items():
         if each["graded"] < each["answers"]:
@@ -268,4 +268,4 @@ def _usd(bill: dict[str, Any]) -> str:
     """A cost; "+?" where that of some answers is unknown."""
     if bill["usd_unknown"] == bill["answers"]:
         return "?" if bill["answers"] else "0"
-    return f"{bill['usd']:.4f}" + ("+?" if bill["usd_unknown"] else "")
+    return f"{bill['usd']:.6f}" + ("+?" if bill["usd_unknown"] else "")

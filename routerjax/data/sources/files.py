@@ -52,6 +52,7 @@ class Source:
       folder: Whether a folder is.
       long: Whether a row is an answer, not a query: see `Columns`.
       partial: Whether its rows lack query or outcomes, which must come from another file.
+      read_metric: As `read`, of the score of this name; None where answers have one score each.
     """
 
     read: Callable[[pathlib.Path, Wanted], Iterator[Row]]
@@ -59,6 +60,7 @@ class Source:
     folder: Callable[[pathlib.Path], bool] = lambda path: False
     long: bool = False
     partial: bool = False
+    read_metric: Callable[[pathlib.Path, Wanted, str], Iterator[Row]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

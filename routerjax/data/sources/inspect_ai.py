@@ -1,7 +1,8 @@
 """inspect_ai's logs: `.eval` (a zip archive) or `.json`, and folders of them.
 
-A query is `<task>/<sample id>`; the epochs of a sample are runs. Of several scorers the first is
-read: C is 1, P 0.5, I and N 0, numbers as they are, all else (and an error) no outcome.
+A query is `<task>/<sample id>`; the epochs of a sample are runs. Of several scorers the one named
+is read, else the first: C is 1, P 0.5, I and N 0, numbers as they are, all else (and an error) no
+outcome.
 """
 
 import contextlib
@@ -37,16 +38,16 @@ def _is_folder(path: pathlib.Path) -> bool:
     return first is not None and _is_file(start_of(first))
 
 
-def _read(path: pathlib.Path, wanted: Wanted) -> Iterator[Row]:
+def _read(path: pathlib.Path, wanted: Wanted, asked_for: str | None = None) -> Iterator[Row]:
     files = [path]
     if path.is_dir():
         both = [*path.rglob("*.eval"), *path.rglob("*.json")]
         files = sorted(file for file in both if file.name != "logs.json")
     for file in files:
-        yield from _log(file, wanted)
+        yield from _log(file, wanted, asked_for)
 
 
-def _log(path: pathlib.Path, wanted: Wanted) -> Iterator[Row]:
+def _log(path: pathlib.Path, wanted: Wanted, asked_for: str | None) -> Iterator[Row]:
     with contextlib.ExitStack() as stack:
         header, samples, whole = _opened(path, stack)
         about = header.get("eval")
@@ -55,13 +56,17 @@ def _log(path: pathlib.Path, wanted: Wanted) -> Iterator[Row]:
         model, task = str(about["model"]), str(about.get("task", ""))
         if not wanted(model):
             return
-        scorer: str | None = None
-        errors = 0
+        scorer, errors = asked_for, 0
         for i, sample in enumerate(samples):
             where = f"{path} samples[{i}]"
             if not isinstance(sample, dict) or "id" not in sample:
                 raise ValueError(f"{where}: expected a sample with an id")
             scores = sample.get("scores") or {}
+            if scores and asked_for not in (None, *scores):
+                raise ValueError(
+                    f"{where}: metric: there is no scorer {asked_for!r}, there are "
+                    f"{', '.join(scores)}"
+                )
             if scorer is None and scores:
                 scorer = next(iter(scores))
                 if len(scores) > 1:
@@ -177,4 +182,4 @@ def _usage(sample: dict[str, Any], model: str) -> dict[str, Any]:
     return {field: {model: value} for field, value in fields.items() if value is not None}
 
 
-SOURCE = Source(_read, _is_file, _is_folder)
+SOURCE = Source(_read, _is_file, _is_folder, read_metric=_read)

@@ -1,9 +1,9 @@
 """lm-evaluation-harness: folders of `samples_<task>_<date>.jsonl` beside `results_<date>.json`.
 
-A row of samples is one answer, seen through one filter. Of several filters the first is read, of
-several metrics the first of METRICS, else of the row's own list; of several dates the newest. A
-query is `<task>/<hash of the document>`, its text the prompt: of a multiple-choice task without the
-options, which are scored one by one.
+A row of samples is one answer, seen through one filter. Of several filters and metrics those named
+are read ("acc_norm", "exact_match,strict-match"), else the first filter and the first of METRICS or
+of the row's own list; of several dates the newest. A query is `<task>/<hash of the document>`, its
+text the prompt: of a multiple-choice task without the options, which are scored one by one.
 """
 
 import json
@@ -29,7 +29,7 @@ def _is_folder(path: pathlib.Path) -> bool:
     return a_file(path, "samples_*.jsonl*") is not None
 
 
-def _read(path: pathlib.Path, wanted: Wanted) -> Iterator[Row]:
+def _read(path: pathlib.Path, wanted: Wanted, metric: str | None = None) -> Iterator[Row]:
     newest: dict[tuple[pathlib.Path, str], pathlib.Path] = {}
     files = [path]
     if path.is_dir():
@@ -41,7 +41,7 @@ def _read(path: pathlib.Path, wanted: Wanted) -> Iterator[Row]:
     for (folder, task), file in newest.items():
         model = _model(folder, file)
         if wanted(model):
-            yield from _samples(file, task, model)
+            yield from _samples(file, task, model, metric)
 
 
 def _task(path: pathlib.Path) -> str:
@@ -72,8 +72,8 @@ def _model(folder: pathlib.Path, samples: pathlib.Path) -> str:
     return folder.name.replace("__", "/")
 
 
-def _samples(path: pathlib.Path, task: str, model: str) -> Iterator[Row]:
-    chosen: tuple[str, str] | None = None
+def _samples(path: pathlib.Path, task: str, model: str, asked_for: str | None) -> Iterator[Row]:
+    metric, _, chosen = (asked_for or "").partition(",")
     filters: dict[str, None] = {}
     documents: dict[str, list[Any]] = {}
     for number, line in enumerate(lines(path), 1):
@@ -87,12 +87,17 @@ def _samples(path: pathlib.Path, task: str, model: str) -> Iterator[Row]:
         if not isinstance(row, dict) or "doc_id" not in row:
             raise ValueError(f"{where}: expected a sample of lm-evaluation-harness with a doc_id")
         name = str(row.get("filter", "none"))
-        if chosen is None:
-            chosen = name, _metric(where, row)
         filters[name] = None
-        if name != chosen[0]:
+        chosen = chosen or name
+        if name != chosen:
             continue
-        score = row.get(chosen[1])
+        if not metric:
+            metric = _metric(where, row)
+        elif asked_for and metric not in (row.get("metrics") or row):
+            raise ValueError(
+                f"{where}: metric: there is no {metric!r}, there are {', '.join(_scores(row))}"
+            )
+        score = row.get(metric)
         if isinstance(score, float) and score != score:
             score = None
         yield (
@@ -104,15 +109,17 @@ def _samples(path: pathlib.Path, task: str, model: str) -> Iterator[Row]:
                 "correct": {model: score},
             },
         )
-    if len(filters) > 1 and chosen is not None:
-        others = ", ".join(list(filters)[1:])
-        logger.warning("%s: filter %r is read, not %s", path, chosen[0], others)
+    others = ", ".join(name for name in filters if name != chosen)
+    if filters and chosen not in filters:
+        raise ValueError(f"{path}: metric: there is no filter {chosen!r}, there are {others}")
+    if others and "," not in (asked_for or ""):
+        logger.warning("%s: filter %r is read, not %s", path, chosen, others)
 
 
 def _metric(where: str, row: dict[str, Any]) -> str:
     """The metric that is the outcome."""
     named = row.get("metrics")
-    has = [name for name in named or row if _in_range(row.get(name))]
+    has = _scores(row)
     found = next((name for name in METRICS if name in has), None)
     found = found or (has[0] if named and has else None)
     if found is None:
@@ -124,6 +131,11 @@ def _metric(where: str, row: dict[str, Any]) -> str:
     if others:
         logger.warning("%s: metric %r is read, not %s", where, found, ", ".join(others))
     return found
+
+
+def _scores(row: dict[str, Any]) -> list[str]:
+    """The names of the metrics with a value in [0, 1]."""
+    return [name for name in row.get("metrics") or row if _in_range(row.get(name))]
 
 
 def _in_range(value: Any) -> bool:
@@ -161,4 +173,4 @@ def _query(where: str, row: dict[str, Any]) -> dict[str, Any]:
     return {"query": prompt}
 
 
-SOURCE = Source(_read, _is_file, _is_folder)
+SOURCE = Source(_read, _is_file, _is_folder, read_metric=_read)

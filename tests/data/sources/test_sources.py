@@ -87,6 +87,21 @@ def test_lm_eval_reads_one_filter_and_one_metric(harness, caplog):
     assert "metric 'exact_match' is read, not f1" in caplog.text
 
 
+def test_lm_eval_reads_the_metric_and_the_filter_that_are_named(harness, caplog):
+    folder = harness(
+        _sample(1, 1.0, filter="strict-match", metrics=["f1", "exact_match"], f1=0.25),
+        _sample(1, 0.0, filter="flexible-extract", metrics=["f1", "exact_match"], f1=0.5),
+    )
+    names = ("f1", "f1,flexible-extract", "exact_match,flexible-extract")
+    read = {name: read_dataset(folder, metric=name).y_NM.item() for name in names}
+    assert read == {"f1": 0.25, "f1,flexible-extract": 0.5, "exact_match,flexible-extract": 0}
+    assert caplog.text.count("is read, not") == 1  # "f1" leaves the filter open.
+    with pytest.raises(ValueError, match="no 'acc', there are f1, exact_match"):
+        read_dataset(folder, metric="acc")
+    with pytest.raises(ValueError, match="no filter 'none', there are strict-match, flexible-ext"):
+        read_dataset(folder, metric="f1,none")
+
+
 def test_lm_eval_reads_the_newest_date_and_single_files(harness, caplog):
     harness(_sample(1, 0.0))
     folder = harness(_sample(1, 1.0), date=LATER)
@@ -138,6 +153,25 @@ def test_inspect_averages_epochs_and_reads_letters(tmp_path, caplog):
     assert data.output_tokens_NM[0, 0] == 3 and data.costs_NM[0, 0] == 0.25
     assert "scorer 'includes' is read, not match" in caplog.text
     assert "samples that ended in an error, no outcome: 1" in caplog.text
+
+
+def test_inspect_reads_the_scorer_that_is_named(tmp_path, caplog):
+    samples = [_answer(1, "C"), _answer(2, "C", error="timeout", scores={})]
+    path = _write(tmp_path / "x.json", _log() | {"samples": samples}, lines=False)
+    np.testing.assert_array_equal(read_dataset(path, metric="match").y_NM, [[0], [NAN]])
+    assert "is read, not" not in caplog.text
+    with pytest.raises(ValueError, match=r"samples\[0\]: metric: .* there are includes, match"):
+        read_dataset(path, metric="judge")
+
+
+def test_a_metric_is_of_sources_that_have_several(tmp_path):
+    path = _write(tmp_path / "x.json", _log() | {"samples": [_answer(1, "C")]}, lines=False)
+    more = tmp_path / "more.jsonl"
+    more.write_text('{"id": "toy/1", "correct": {"b": 1}}\n')
+    data = read_dataset([path, more], metric="match")
+    assert data.y_NM.tolist() == [[0, 1]]
+    with pytest.raises(ValueError, match="metric: .* one score each.*lm_eval and inspect_ai"):
+        read_dataset(more, metric="match")
 
 
 def test_inspect_counts_tokens_of_the_model_alone(tmp_path):
