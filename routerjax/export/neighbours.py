@@ -8,6 +8,7 @@ are these; one that does not is refused with all reasons, and with the recipe th
 import importlib
 import io
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -87,20 +88,15 @@ def refuse(name: str, reasons: Sequence[str]) -> NoReturn:
 
 def _of_encoder(encoder: Encoder) -> list[str]:
     """Why transformers would not read what the encoder reads; empty where it would."""
-    prompter, name = encoder.prompter, encoder.identity["encoder_id"]
+    prompter, name = encoder.prompter, str(encoder.identity["encoder_id"])
+    folder = pathlib.Path(name)
     if encoder.config.bidirectional:
         return [f"encoder: {name} sees later tokens too; the readers load causal language models"]
-    if str(name).endswith(".gguf"):
+    if name.endswith(".gguf") or (folder.is_dir() and not any(folder.glob("*.safetensors"))):
         return [f"encoder: {name} is GGUF; the readers load safetensors: extract with those"]
     if not prompter.templated:
         return [f"encoder: {name} has no chat template, in which the readers put every query"]
-    text = prompter.tokenizer.apply_chat_template(
-        [{"role": "user", "content": _PROBE}],
-        tokenize=False,
-        add_generation_prompt=True,
-        **(encoder.identity["chat_template_kwargs"] or {}),
-    )
-    theirs, ours = prompter.tokenizer(text)["input_ids"], prompter([_PROBE]).tokens[0].tolist()
+    theirs, ours = _tokens_of_readers(encoder), prompter([_PROBE]).tokens[0].tolist()
     if theirs == ours:
         return []
     return [
@@ -109,6 +105,21 @@ def _of_encoder(encoder: Encoder) -> list[str]:
         f"others (a second BOS, or today's date in the template): take an encoder whose tokenizer "
         f"adds no BOS, such as Qwen's"
     ]
+
+
+def _tokens_of_readers(encoder: Encoder) -> list[int]:
+    """What the readers make of the probe; none where the template takes no plain text."""
+    tokenizer = encoder.prompter.tokenizer
+    try:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": _PROBE}],
+            tokenize=False,
+            add_generation_prompt=True,
+            **(encoder.identity["chat_template_kwargs"] or {}),
+        )
+    except Exception:  # Templates raise what they like.
+        return []
+    return tokenizer(text)["input_ids"]
 
 
 def linears(

@@ -326,7 +326,7 @@ def test_two_parts_and_the_last_state_do_not_map(encoder):
 
 
 def test_an_encoder_that_the_readers_would_read_otherwise_is_refused(
-    encoder, tiny_encoder_folder, monkeypatch
+    encoder, tiny_encoder_folder, tmp_path, monkeypatch
 ):
     router = single(encoder)
     prompter = encoder.prompter
@@ -339,7 +339,9 @@ def test_an_encoder_that_the_readers_would_read_otherwise_is_refused(
 
     sees = dataclasses.replace(encoder.config, bidirectional=True)
     assert "sees later tokens too" in refused(config=sees)
-    assert "is GGUF" in refused(identity=encoder.identity | {"encoder_id": "org/x.gguf"})
+    (tmp_path / "x.gguf").touch()
+    for name in ("org/x.gguf", tmp_path):
+        assert "is GGUF" in refused(identity=encoder.identity | {"encoder_id": name})
     bare = types.SimpleNamespace(templated=False)
     assert "has no chat template" in refused(prompter=bare)
     brief = Encoder.from_pretrained(tiny_encoder_folder, chat_template_kwargs={"brief": True})
@@ -355,6 +357,8 @@ def test_a_tokenizer_that_adds_a_second_bos_is_refused(tiny_encoder_folder):
     )
     text = refusal(single(encoder), "switchyard")
     assert "tokens where the states were extracted from" in text and "second BOS" in text
+    encoder.prompter.tokenizer.chat_template = "{{ raise_exception('only parts') }}"
+    assert "gives 0 tokens" in refusal(single(encoder), "switchyard")
 
 
 def test_a_folder_is_no_file(encoder):
