@@ -37,6 +37,7 @@ from .report.text import comparison_lines as comparison_lines
 from .report.text import few_labels_lines as few_labels_lines
 from .report.text import summary_lines as summary_lines
 from .report.text import sweep_lines as sweep_lines
+from .report.verify import find_damage as find_damage
 from .routing.add_target import add_target as add_target
 from .routing.constrained import Budget as Budget
 from .routing.constrained import Quality as Quality

@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from routerjax.data.writers import write_dataset
 from routerjax.runtime import script as script_module
 from routerjax.store.store import ActivationStore
 from routerjax.studies.contestants import BASELINES
+from tests.report.test_verify import reader_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -149,6 +151,23 @@ def test_extract_probe_and_train_leave_what_they_say(work):
     assert router["features"]["parts"][0]["blocks"] == [[1, "mean"], [2, "mean"], [3, "mean"]]
     assert len(router["targets"]) == 7
     assert len(json.loads((work / "train.json").read_text())["history"]["kept"]) == 2
+
+
+def test_verify_says_what_is_damaged(work, tmp_path):
+    done = run("verify", f"--workdir={work}", f"--store={work}/store", f"--router={work}/router")
+    assert done.returncode == 0 and done.stdout.endswith(" files, 0 problems\n"), done.stdout
+    for file in work.rglob("*"):
+        if file.is_file():
+            reader_of(str(file.relative_to(work)))  # Fails where there is a new kind of file.
+    shutil.copytree(work, tmp_path / "work")
+    path = tmp_path / "work/router/router.json"
+    path.write_text(path.read_text().replace('"argmax"', '"argmin"'))
+    (tmp_path / "work/store/rows.json").unlink()
+    done = run("verify", f"--workdir={tmp_path}/work")
+    assert done.returncode == 1 and "error: 2 of " in done.stderr
+    store, router, _ = done.stdout.splitlines()
+    assert f"{path} is not as it was written" in router and "copy the file anew" in router
+    assert "store/rows.json is missing" in store and "same extract command" in store
 
 
 def test_evaluate_extracts_and_reports(work, files, tiny_encoder_folder, tmp_path):
@@ -403,6 +422,7 @@ def test_launch_writes_a_script_for_slurm(tmp_path):
         ("train", ["--data={files}/broken.jsonl", "--store=s"], "broken.jsonl:2: not valid JSON"),
         ("evaluate", ["--data={files}/train.jsonl", "--router=r"], "give --store, or --encoder"),
         ("route", ["--router={files}/none", "--query=q"], "holds no router"),
+        ("verify", ["--store={files}/none"], "none/ is empty, or there is no such folder"),
         ("serve", ["--router={files}/none"], "holds no router"),
         ("drift", ["--router={files}/none", "--log=x"], "holds no router"),
         ("drift", ["--router=r", "--log=x", "--store=s"], "--store and --data: give both"),

@@ -136,8 +136,7 @@ class Folder:
 
     def write_json(self, name: str, value: Any, indent: int | None = 2) -> None:
         """Writes `value` as strict JSON: a NaN or an infinity becomes null."""
-        text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
-        self.write_bytes(name, (text + "\n").encode())
+        self.write_bytes(name, json_bytes(value, indent))
 
     def read_versioned(
         self, name: str, version: int, what: str, make: str, of: str = ""
@@ -253,6 +252,12 @@ class Folder:
             self._kv.write(name, None).result()
         except Exception as error:
             raise OSError(f"cannot delete {self.path}{name}: {error}") from error
+
+
+def json_bytes(value: Any, indent: int | None = 2) -> bytes:
+    """What `Folder.write_json` writes."""
+    text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode()
 
 
 def unsealed(value: Any, path: str, name: str, of: str = "", always: bool = True) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def what_differs(
 
 def owner_of(job: dict[str, Any]) -> str:
     """What the seals of a job's files say they belong to."""
-    return digest(json.dumps(job, sort_keys=True))
+    return digest(json.dumps(json.loads(json.dumps(job)), sort_keys=True))
 
 
 def claim(folder: Folder, what: str, job: dict[str, Any]) -> None:

@@ -150,6 +150,8 @@ def _log_to_stderr(verbose: bool) -> None:
     """Shows the messages of routerjax, and of other libraries only warnings."""
     if not verbose:
         absl_logging.set_verbosity(absl_logging.WARNING)
+        # Of a file that is damaged it tells of every task that it had begun, with tracebacks.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours = logging.getLogger("routerjax")

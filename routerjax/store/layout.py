@@ -14,13 +14,14 @@ reported, never used.
 """
 
 import logging
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
 import tensorstore as ts
 
-from routerjax.runtime.files import Folder, unsealed
+from routerjax.runtime.files import Folder, digest, unsealed
 from routerjax.runtime.resume import owner_of
+from routerjax.store import rows as rows_file
 from routerjax.store.rows import StoreRows
 from routerjax.store.shards import open_array, rows_per_block
 
@@ -115,6 +116,52 @@ def load(path: Any) -> Files:
         are damaged.
     """
     folder = Folder(path)
+    meta = _read_meta(folder)
+    rows = StoreRows.load(folder, meta["rows_digest"])
+    array = open_array(*_array_of(folder, meta, len(rows.ids)), create=False)
+    return Files(folder, meta, rows, array, owner_of(meta))
+
+
+def restore(path: Any, make_rows: Callable[[], StoreRows]) -> None:
+    """Writes what is damaged or missing of the files of a store that can be made anew.
+
+    These are rows.json and the description of the array, which holds no rows.
+
+    Args:
+      path: The store's folder, local or a URL.
+      make_rows: Returns the rows as the job would have them today.
+
+    Raises:
+      ValueError: As `load`, or the rows are not those of the store.
+      OSError: The folder cannot be written.
+    """
+    folder = Folder(path)
+    meta = _read_meta(folder)
+    if folder.digest(rows_file.NAME) != meta["rows_digest"]:
+        rows = make_rows()
+        if digest(rows.to_bytes()) == meta["rows_digest"]:
+            logger.warning("%s%s was damaged and is restored", folder.path, rows_file.NAME)
+            rows.save(folder)
+    rows = StoreRows.load(folder, meta["rows_digest"])
+    arguments = _array_of(folder, meta, len(rows.ids))
+    try:
+        open_array(*arguments, create=False)
+    except OSError as error:
+        logger.warning("%sh/zarr.json is restored: %s", folder.path, error)
+        folder.delete("h/zarr.json")
+        open_array(*arguments, create=True, anew=False)
+
+
+def _array_of(
+    folder: Folder, meta: dict[str, Any], n_rows: int
+) -> tuple[Folder, tuple[int, ...], int, str]:
+    """The arguments of `open_array` for a store."""
+    identity = meta["identity"]
+    shape = (len(identity["layers"]), len(identity["poolings"]), n_rows, meta["width"])
+    return folder, shape, meta["block_rows"], identity["store_dtype"]
+
+
+def _read_meta(folder: Folder) -> dict[str, Any]:
     raw = folder.read_json("store.json")
     if raw is None:
         raise ValueError(f"{folder.path} holds no activation store (store.json): run extract")
@@ -126,16 +173,11 @@ def load(path: Any) -> Files:
             f"{SCHEMA_VERSION}: extract again with it"
         )
     try:
-        meta = unsealed(raw, folder.path, "store.json")
+        return unsealed(raw, folder.path, "store.json")
     except ValueError as error:
         raise ValueError(
             f"{error}: copy it from where the store was made, or delete it and extract again"
         ) from error
-    rows = StoreRows.load(folder, meta["rows_digest"])
-    identity = meta["identity"]
-    shape = (len(identity["layers"]), len(identity["poolings"]), len(rows.ids), meta["width"])
-    array = open_array(folder, shape, meta["block_rows"], identity["store_dtype"], create=False)
-    return Files(folder, meta, rows, array, owner_of(meta))
 
 
 def shards(folder: Folder) -> set[str]:

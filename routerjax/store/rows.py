@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 
-from routerjax.runtime.files import Folder
+from routerjax.runtime.files import Folder, digest, json_bytes
 
-_NAME = "rows.json"
+NAME = "rows.json"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,30 +31,34 @@ class StoreRows:
         Raises:
           OSError: The folder cannot be written.
         """
+        data = self.to_bytes()
+        folder.write_bytes(NAME, data)
+        return digest(data)
+
+    def to_bytes(self) -> bytes:
+        """The content of rows.json."""
         value = {
             "ids": self.ids,
             "n_tokens": self.n_tokens_N,
             "query_tokens": self.query_tokens_N,
             "truncated": np.flatnonzero(self.truncated_N),
         }
-        folder.write_json(_NAME, value, indent=None)
-        digest = folder.digest(_NAME)
-        assert digest is not None
-        return digest
+        return json_bytes(value, indent=None)
 
     @classmethod
-    def load(cls, folder: Folder, digest: str) -> "StoreRows":
+    def load(cls, folder: Folder, wanted: str) -> "StoreRows":
         """Reads rows.json, of which `save` returned the digest.
 
         Raises:
           ValueError: It is missing, or not what was saved.
         """
-        if folder.digest(_NAME) != digest:
+        if folder.digest(NAME) != wanted:
             raise ValueError(
-                f"{folder.path}{_NAME} is missing, damaged or of another store: without it nobody "
-                f"knows which row is which query. Delete the store and extract again"
+                f"{folder.path}{NAME} is missing, damaged or of another store: without it nobody "
+                f"knows which row is which query. Run the same extract command again, which "
+                f"restores it; or delete the store and extract again"
             )
-        result = folder.read_json(_NAME)
+        result = folder.read_json(NAME)
         truncated_N = np.zeros(len(result["ids"]), bool)
         truncated_N[result["truncated"]] = True
         return cls(

@@ -27,9 +27,23 @@ def rows_per_block(n_layers: int, n_poolings: int, width: int, store_dtype: str)
 
 
 def open_array(
-    folder: Folder, shape: tuple[int, ...], block_rows: int, dtype: str, create: bool
+    folder: Folder,
+    shape: tuple[int, ...],
+    block_rows: int,
+    dtype: str,
+    create: bool,
+    anew: bool = True,
 ) -> ts.TensorStore:
-    """Opens, or makes empty, the array h_LPND in `h/` of the folder; a shard is a row block."""
+    """Opens, or makes, the array h_LPND in `h/` of the folder; a shard is a row block.
+
+    Args:
+      folder: Of the store.
+      shape: [L, P, N, D].
+      block_rows: Rows of a row block.
+      dtype: Of the values.
+      create: Whether to make it.
+      anew: Whether what is made is empty; False to keep the shards that are there.
+    """
     raw: list[dict[str, Any]] = [
         {"name": "bytes", "configuration": {"endian": "little"}},
         {"name": "crc32c"},
@@ -51,12 +65,15 @@ def open_array(
             "codecs": [{"name": "sharding_indexed", "configuration": inner}],
         },
     }
-    options = {"create": True, "delete_existing": True} if create else {}
+    options = {"create": True, "delete_existing": anew, "open": not anew} if create else {}
     try:
         return ts.open(spec | options, context=CONTEXT).result()
     except Exception as error:
         verb = "create" if create else "open"
-        raise OSError(f"cannot {verb} the activations in {folder.path}: {error}") from error
+        then = (
+            "" if create else ". The same extract command restores h/zarr.json where it is damaged"
+        )
+        raise OSError(f"cannot {verb} the activations in {folder.path}: {error}{then}") from error
 
 
 class Narrowed(NamedTuple):

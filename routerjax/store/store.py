@@ -200,11 +200,16 @@ class ActivationStore:
                     futures[ahead] = self._start_read(ahead, l_index, p_index)
             yield self.block_slice(block), self._finish(block, futures.pop(block), l_index, p_index)
 
-    def verify(self) -> list[int]:
-        """Reads every committed row block; returns those that differ from what was committed."""
+    def verify(self, which: Iterable[int] | None = None) -> list[int]:
+        """Reads committed row blocks whole; returns those that differ from what was committed.
+
+        Args:
+          which: Numbers of row blocks, None for all.
+        """
         l_index, p_index = list(range(len(self.layers))), list(range(len(self.poolings)))
         damaged = []
-        for block, commit in sorted(self._commits.items()):
+        for block in sorted(self._commits if which is None else self._commits.keys() & set(which)):
+            commit = self._commits[block]
             try:
                 read = self._start_read(block, l_index, p_index)
                 whole = digest(read.result()) == commit["digest"]
@@ -214,6 +219,11 @@ class ActivationStore:
             if not whole:
                 damaged.append(block)
         return damaged
+
+    def discard(self, block: int) -> None:
+        """Takes back the commit of a row block, which is missing from then on."""
+        self.folder.delete(f"blocks/{block}.json")
+        del self._commits[block]
 
     def _start_read(self, block: int, l_index: list[int], p_index: list[int]) -> ts.Future:
         return self._array.oindex[l_index, p_index, self.block_slice(block), :].read(order="C")

@@ -9,6 +9,7 @@ import numpy as np
 from routerjax.runtime import lock, resume
 from routerjax.runtime.files import Folder, digest
 
+_ANEW = "delete its folder, and the training begins anew"
 _DIGEST = "digest"  # Beside a checkpoint's arrays: OCDBT has no checksum of what it stores.
 
 
@@ -61,8 +62,7 @@ class Checkpoints:
                 f"the folder, and this training begins anew: {error}"
             ) from error
         result = {name: np.asarray(value) for name, value in read.items()}
-        # The second was written before a checkpoint's digest was of its job too.
-        if result.pop(_DIGEST).tobytes().hex() not in (self._digest(result), digest_of(result)):
+        if not _pop_digest(result, self._of):
             raise ValueError(
                 f"{self.folder.path}: checkpoint {step} is damaged, its numbers are not those that "
                 f"were written; delete the folder, and this training begins anew"
@@ -71,11 +71,8 @@ class Checkpoints:
 
     def save(self, step: int, arrays: dict[str, np.ndarray]) -> None:
         """Writes a checkpoint; returns when the arrays are copied, not when they are on disk."""
-        digest_16 = np.frombuffer(bytes.fromhex(self._digest(arrays)), np.uint8)
+        digest_16 = np.frombuffer(bytes.fromhex(_digest(arrays, self._of)), np.uint8)
         self._manager.save(step, args=self._orbax.args.StandardSave(arrays | {_DIGEST: digest_16}))
-
-    def _digest(self, arrays: dict[str, np.ndarray]) -> str:
-        return digest(self._of, digest_of(arrays))
 
     def close(self) -> None:
         """Waits until everything is on disk.
@@ -89,6 +86,35 @@ class Checkpoints:
             finally:
                 # Its threads would keep a process from ending.
                 self._manager.close()
+
+
+def check_checkpoint(folder: Folder, of: str) -> None:
+    """Reads a checkpoint.
+
+    Args:
+      folder: Of the step.
+      of: Its job, as `resume.owner_of` says.
+
+    Raises:
+      ValueError: It is not what was written for this job.
+    """
+    try:
+        whole = _pop_digest(load_arrays(folder / "default"), of)
+    except ValueError as error:
+        raise ValueError(f"{error}: {_ANEW}") from error
+    if not whole:
+        raise ValueError(f"{folder.path} is damaged, or the checkpoint of another job: {_ANEW}")
+
+
+def _pop_digest(arrays: dict[str, np.ndarray], of: str) -> bool:
+    """Takes the digest out, and says whether it is that of the others."""
+    held = arrays.pop(_DIGEST, np.zeros(0)).tobytes().hex()
+    # The second was written before a checkpoint's digest was of its job too.
+    return held in (_digest(arrays, of), digest_of(arrays))
+
+
+def _digest(arrays: dict[str, np.ndarray], of: str) -> str:
+    return digest(of, digest_of(arrays))
 
 
 def save_arrays(folder: Folder, arrays: dict[str, np.ndarray]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from routerjax.runtime import lock
+from routerjax.trunk import checkpoint
 from routerjax.trunk.checkpoint import Checkpoints, digest_of
 
 JOB = {"seed": 3}
@@ -46,7 +47,7 @@ def test_a_checkpoint_of_another_job_or_damaged_is_refused(tmp_path):
 
 def test_a_checkpoint_from_before_its_digest_was_of_its_job_is_read(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "_digest", lambda self, arrays: digest_of(arrays))
+        patch.setattr(checkpoint, "_digest", lambda arrays, of: digest_of(arrays))
         saver = Checkpoints(tmp_path, JOB)
         saver.save(1, STATE)
         saver.close()

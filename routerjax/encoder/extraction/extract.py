@@ -21,6 +21,7 @@ from routerjax.encoder.selection import ALL, Selection
 from routerjax.runtime import lock, processes, resume, track
 from routerjax.runtime.files import Folder
 from routerjax.runtime.stages import Stages
+from routerjax.store import layout
 from routerjax.store.store import ActivationStore
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ def extract(
     Args:
       encoder: What reads the queries.
       data: The queries; outcomes are not looked at.
-      path: The store's folder, local or a URL. A finished store is returned as it is.
+      path: The store's folder, local or a URL. A finished store is checked and returned as it is;
+        row blocks that are damaged are made anew, and so are the lists of its rows and chunks.
       layers: "all", or hidden-state indices.
       poolings: Names out of POOLINGS.
       store_dtype: "float16" (with exact powers of two beside it) or "float32".
@@ -80,16 +82,22 @@ def extract(
         hand was finished.
     """
     options = (Selection.of(layers, poolings, encoder.n_states), store_dtype)
-    first = jax.process_index() == 0
+    identity, first = identity_of(encoder, data, *options), jax.process_index() == 0
+    damaged = _damaged_blocks(path, identity)
     # A finished store may lie where nothing can be written.
-    with lock.held(Folder(path) if first and not _is_finished(path) else None, wait=wait):
+    with lock.held(None if damaged == [] or not first else Folder(path), wait=wait):
         if not ActivationStore.exists(path):
             more = {"batch_tokens": batch_tokens, "prefix_cache": prefix_cache}
             _begin(encoder, data, path, *options, **more)
+        elif first and damaged is None:
+            layout.restore(path, lambda: prepare(encoder, data, *options).rows)
         store = ActivationStore.open(path, complete=False)
         if first:
             processes.tell_made(store.folder.path)
-        store.refuse_other(identity_of(encoder, data, *options))
+        store.refuse_other(identity)
+        for block in damaged or ():
+            logger.warning("block %d of %s is damaged: made anew", block, store.folder.path)
+            store.discard(block)
         begun_with = store.meta["plan"]["batch_tokens"]
         if batch_tokens not in (None, begun_with) and store.missing_blocks():
             resume.log(
@@ -102,11 +110,25 @@ def extract(
     return store
 
 
-def _is_finished(path: Any) -> bool:
-    """Whether the store is there with all its row blocks."""
-    if not ActivationStore.exists(path):
-        return False
-    return not ActivationStore.open(path, complete=False).missing_blocks()
+def _damaged_blocks(path: Any, identity: dict[str, Any]) -> list[int] | None:
+    """This process's share of the damaged row blocks of a store that looks finished.
+
+    None where there is no such store; one of another identity is refused.
+    """
+    try:
+        store = ActivationStore.open(path)
+    except (ValueError, OSError):
+        return None  # What is wrong with it is told where it is opened to be filled.
+    store.refuse_other(identity)
+    mine = range(jax.process_index(), store.n_blocks, jax.process_count())
+    damaged = []
+    with resume.progress_bar(len(mine), 0, "blocks", "check") as bar:
+        for block in mine:
+            if resume.stop_requested():
+                raise resume.Stopped(f"Stopped while {store.folder.path} was checked.")
+            damaged += store.verify([block])
+            bar.update()
+    return damaged
 
 
 def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import os
 import pathlib
+import re
 import resource
 import signal
 import subprocess
@@ -288,6 +289,33 @@ def test_a_store_is_one_job_s_and_a_finished_one_everybody_s(encoder, tiny_data,
     assert not folder.exists(lock.NAME)
     with lock.held(folder):
         assert extract(encoder, some, tmp_path / "store").missing_blocks() == []
+
+
+def test_a_finished_store_is_checked_and_what_is_damaged_is_made_anew(
+    encoder, tiny_data, tmp_path, caplog
+):
+    some, path = tiny_data.select(np.arange(300)), tmp_path / "store"
+    extract(encoder, some, path)
+    before = arrays_of(path)
+    shards = sorted(file for file in path.rglob("h/c/**/*") if file.is_file())
+    assert len(shards) == 3
+    damage = {
+        "flipped": lambda: shards[1].write_bytes(b"x" + shards[1].read_bytes()[1:]),
+        "gone": lambda: shards[2].unlink(),
+        "rows": (path / "rows.json").unlink,
+        "array": lambda: (path / "h/zarr.json").write_bytes(b"{"),
+        "swapped": lambda: shards[0].write_bytes(before[str(shards[1].relative_to(path))]),
+    }
+    for name, damaged in damage.items():
+        damaged()
+        caplog.clear()
+        extract(encoder, some, path)
+        assert arrays_of(path) == before, name
+        assert name == "gone" or re.search("made anew|restored", caplog.text), name
+    # The rows of other queries are not taken for those that are gone.
+    (path / "rows.json").unlink()
+    with pytest.raises(ValueError, match="missing, damaged or of another store"):
+        extract(encoder, tiny_data.select(np.arange(1, 301)), path)
 
 
 def test_an_unwritable_path_is_an_error_that_names_it(encoder, tiny_data, tmp_path):
