@@ -40,10 +40,12 @@ class Needs:
     Attributes:
       tokens: Further ones in its context window: of tool definitions, and of the answer.
       tools: Whether it must call tools.
+      responses: Whether it must have /v1/responses.
     """
 
     tokens: int = 0
     tools: bool = False
+    responses: bool = False
 
 
 class Chooser:
@@ -59,7 +61,7 @@ class Chooser:
         m = len(router.targets)
         known = router.limits or Limits(np.full(m, np.nan), ((),) * m)
         windows_M, modalities = np.array(known.context_windows_M), list(known.modalities)
-        self._tools_M, self._served_M = np.ones(m, bool), np.ones(m, bool)
+        self._tools_M, self._responses_M, self._served_M = np.ones((3, m), bool)
         for i, name in enumerate(router.targets if targets is not None else ()):
             assert targets is not None
             target = targets.get(name)
@@ -67,7 +69,7 @@ class Chooser:
             if target is not None:
                 windows_M[i] = target.context_window or windows_M[i]
                 modalities[i] = target.modalities or modalities[i]
-                self._tools_M[i] = target.tools
+                self._tools_M[i], self._responses_M[i] = target.tools, target.responses
         self._limits = Limits(windows_M, tuple(modalities))
 
     def policy(self, text: str | None, tolerance: float | None = None) -> Policy:
@@ -166,9 +168,12 @@ class Chooser:
         mask_M &= np.array([name not in failed for name in targets])
         if needs.tools:
             mask_M &= self._tools_M
+        if needs.responses:
+            mask_M &= self._responses_M
         if not mask_M.any():
             raise ValueError(
-                "no target is left: those allowed are not in targets.json, take no tools, or failed"
+                "no target is left: those allowed are not in targets.json, take no tools, have no "
+                "/v1/responses, or failed"
             )
         total_1 = np.array([tokens + needs.tokens])
         try:

@@ -26,7 +26,8 @@ from routerjax.serving.errors import Problem
 from routerjax.serving.metrics import Metrics
 from routerjax.serving.outcomes import Outcomes
 from routerjax.serving.page import Page
-from routerjax.serving.proxy.chat import ChatHandler
+from routerjax.serving.proxy.asked import ChatRequest, ResponsesRequest
+from routerjax.serving.proxy.handler import ProxyHandler
 from routerjax.serving.reader import Reader
 from routerjax.serving.route import RouteHandler
 from routerjax.targets.endpoints import Targets
@@ -116,8 +117,9 @@ def make_app(router: Router, config: ServingConfig, targets: Targets | None = No
     if outcomes is not None:
         routes.append(path("/v1/outcomes", outcomes, "POST"))
     if targets is not None:
-        chat = ChatHandler(engine, chooser, targets, client, config, metrics, answered)
-        routes.append(path("/v1/chat/completions", chat, "POST"))
+        for kind in (ChatRequest, ResponsesRequest):
+            proxy = ProxyHandler(kind, engine, chooser, targets, client, config, metrics, answered)
+            routes.append(path(f"/v1{kind.path}", proxy, "POST"))
     # A page in a browser can have a name of its own point at this machine.
     trusted = Middleware(TrustedHostMiddleware, allowed_hosts=_LOOPBACK, www_redirect=False)
     guarded = config.token is None and is_loopback(config.host)

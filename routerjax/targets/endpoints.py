@@ -20,6 +20,7 @@ class Target(pydantic.BaseModel, frozen=True, extra="forbid"):
       context_window: Tokens of prompt and answer; None for what pool.json says.
       modalities: What it takes ("text", "image", ...); None for what pool.json says.
       tools: Whether it calls tools.
+      responses: Whether it has the Responses API; of serving alone.
       timeout_s: Seconds that it may be silent; None for those of the server or of collecting.
       parameters: Fields of every request to it, such as {"reasoning_effort": "high"}; they go
         before those of the caller.
@@ -39,6 +40,7 @@ class Target(pydantic.BaseModel, frozen=True, extra="forbid"):
     context_window: pydantic.PositiveInt | None = None
     modalities: tuple[str, ...] | None = None
     tools: bool = True
+    responses: bool = True
     timeout_s: pydantic.PositiveFloat | None = None
     parameters: dict[str, Any] = {}
     input_price: pydantic.NonNegativeFloat | None = None
@@ -50,7 +52,11 @@ class Target(pydantic.BaseModel, frozen=True, extra="forbid"):
     @property
     def url(self) -> str:
         """Where chat completions are asked for."""
-        return f"{str(self.base_url).rstrip('/')}/chat/completions"
+        return self.at("/chat/completions")
+
+    def at(self, path: str) -> str:
+        """The address of a path of its API."""
+        return f"{str(self.base_url).rstrip('/')}{path}"
 
     @property
     def fields(self) -> dict[str, Any]:

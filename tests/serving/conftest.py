@@ -48,7 +48,8 @@ class StubTarget:
 
     def __init__(self, name):
         self.name, self.mode, self.seen, self.left = name, "ok", [], 0
-        self.app = Starlette(routes=[Route("/v1/chat/completions", self.chat, methods=["POST"])])
+        routes = [("/v1/chat/completions", self.chat), ("/v1/responses", self.responses)]
+        self.app = Starlette(routes=[Route(*route, methods=["POST"]) for route in routes])
 
     async def chat(self, request):
         body = await request.body()
@@ -81,6 +82,35 @@ class StubTarget:
             {"id": "c1", "object": "chat.completion", "created": 1, "model": asked["model"],
              "choices": choices, "usage": usage, "reasoning_content": "kept"},
         )  # fmt: skip
+
+    async def responses(self, request):
+        """Responses of which one knows those before it, by an id that only this target knows."""
+        body = await request.body()
+        self.seen.append((dict(request.headers), body))
+        asked, before = json.loads(body), json.loads(body).get("previous_response_id")
+        if self.mode == "500":
+            return JSONResponse({"error": {"message": "boom", "type": "x"}}, 500)
+        if before and not before.startswith(f"resp_{self.name}"):
+            return JSONResponse({"error": {"message": f"{before} not found"}}, 404)
+        content = [{"type": "output_text", "text": f"{self.name} says hello", "annotations": []}]
+        message = {"type": "message", "id": "msg_1", "role": "assistant", "content": content,
+                   "status": "completed"}  # fmt: skip
+        value = {"id": f"resp_{self.name}_{len(self.seen)}", "object": "response",
+                 "created_at": 1, "model": asked["model"], "status": "completed",
+                 "output": [message]}  # fmt: skip
+        if not asked.get("stream"):
+            return JSONResponse(value)
+
+        async def events():
+            for kind, more in (("response.created", {"response": value | {"output": []}}),
+                               ("response.output_text.delta", {"delta": "hello"}),
+                               ("response.completed", {"response": value})):  # fmt: skip
+                event = f"event: {kind}\ndata: {json.dumps({'type': kind, **more})}\n\n"
+                yield event[:20]  # Cut anywhere.
+                await asyncio.sleep(0)
+                yield event[20:]
+
+        return StreamingResponse(events(), media_type="text/event-stream")
 
     async def events(self, asked):
         def event(delta, **more):

@@ -1,27 +1,28 @@
-"""POST /v1/chat/completions: passes a request on to the target that is chosen for it."""
+"""ProxyHandler: passes a request on to the target that is chosen for it."""
 
 import asyncio
 import dataclasses
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import anyio
 import httpx
-import pydantic
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from routerjax.routing.policy import Policy
 from routerjax.serving.answered import Answered
-from routerjax.serving.choice import Choice, Chooser, Needs
+from routerjax.serving.choice import ROUTED, Choice, Chooser, Needs
 from routerjax.serving.config import ServingConfig
 from routerjax.serving.engine import Engine
 from routerjax.serving.errors import Problem
 from routerjax.serving.metrics import Metrics
+from routerjax.serving.proxy.asked import ChatRequest, ResponsesRequest
 from routerjax.serving.proxy.body import JsonBody
 from routerjax.serving.proxy.sessions import Sessions
 from routerjax.serving.reader import Estimate
@@ -37,28 +38,11 @@ _HOP = {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization",
         "transfer-encoding", "upgrade", "proxy-connection"}  # fmt: skip
 _OURS = {"host", "content-length", "authorization", "api-key", "x-api-key", "cookie",
          "x-webhook-signature", SESSION_HEADER}  # fmt: skip
-_CHARS_A_TOKEN = 4  # Of tool definitions, which are not tokenised.
-
-
-class ChatRequest(pydantic.BaseModel):
-    """What is read of a request; all else is the target's to judge."""
-
-    model: str
-    messages: list[dict[str, Any]] = pydantic.Field(min_length=1)
-    tools: Any = None
-    functions: Any = None
-    max_tokens: Any = None
-    max_completion_tokens: Any = None
-
-    @property
-    def needs(self) -> Needs:
-        """What it asks of a target."""
-        tools = self.tools or self.functions
-        asked = (self.max_completion_tokens, self.max_tokens)
-        answer = next((n for n in asked if isinstance(n, int) and n > 0), 1)
-        # A context window must be larger than its prompt; it may be filled by the answer.
-        tokens = answer - 1 + (len(json.dumps(tools)) // _CHARS_A_TOKEN if tools else 0)
-        return Needs(tokens, bool(tools))
+# Responses are remembered for as long as OpenAI keeps them.
+_STATE_S = 30 * 86400.0
+# The id of a response, which stands at the beginning of its answer.
+_RESPONSE_ID = re.compile(rb'"id"\s*:\s*"(resp[^"\\]*)"')
+_ID_WITHIN_BYTES = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +90,11 @@ class _Relayed(StreamingResponse):
             yield f"\n\ndata: {json.dumps(problem.to_json())}\n\n".encode()
 
 
-class ChatHandler:
-    """The handler.
+class ProxyHandler:
+    """The handler of one path.
 
     Args:
+      kind: What is read of its requests.
       engine: Reads queries.
       chooser: Chooses targets.
       targets: Where they answer.
@@ -121,6 +106,7 @@ class ChatHandler:
 
     def __init__(
         self,
+        kind: type[ChatRequest] | type[ResponsesRequest],
         engine: Engine,
         chooser: Chooser,
         targets: Targets,
@@ -129,22 +115,23 @@ class ChatHandler:
         metrics: Metrics,
         answered: Answered,
     ):
-        self._engine, self._chooser, self._targets = engine, chooser, targets
+        self._kind, self._engine, self._chooser, self._targets = kind, engine, chooser, targets
         self._client, self._config = client, config
         self._metrics, self._answered = metrics, answered
         self._sessions = Sessions(config.sticky_s)
+        # By response or conversation, which only the target that made it knows.
+        self._states = Sessions(_STATE_S)
 
     async def __call__(self, request: Request, body: bytes) -> Response:
         """Chooses a target, asks it, and once another where it fails before its first byte."""
         parsed = JsonBody(body)
-        asked = ChatRequest.model_validate(parsed.fields)
-        if asked.model in self._targets.names:
-            choice = Choice(asked.model, "pinned by the request")
-            answer = await self._ask(choice.target, request, parsed)
+        asked = self._kind.model_validate(parsed.fields)
+        choice = self._given(asked)
+        if choice is not None:
+            answer = await self._ask(choice.target, request, parsed, asked)
             return self._told(choice, readable(asked.messages), answer.response)
         policy = self._chooser.policy_of_model(asked.model)
-        if policy is None:
-            raise unknown_model(asked.model, self._targets.names)
+        assert policy is not None
         query = check_length(readable(asked.messages), self._config)
         key = self._session(request, asked)
         estimate = None
@@ -152,12 +139,12 @@ class ChatHandler:
         if kept is None:
             estimate = await self._read(query)
         choice = kept or self._choose(query, estimate, policy, asked.needs)
-        answer = await self._ask(choice.target, request, parsed)
+        answer = await self._ask(choice.target, request, parsed, asked)
         if answer.failed is not None:
             estimate = estimate or await self._read(query)
             other = self._other(choice, answer.failed, query, estimate, policy, asked.needs)
             if other is not None:
-                choice, answer = other, await self._ask(other.target, request, parsed)
+                choice, answer = other, await self._ask(other.target, request, parsed, asked)
         if answer.response.status_code < 400:
             self._sessions.keep(key, choice)
         return self._told(choice, query, answer.response)
@@ -179,9 +166,18 @@ class ChatHandler:
 
     # ---- choosing
 
-    def _session(self, request: Request, asked: ChatRequest) -> str:
+    def _given(self, asked: ChatRequest | ResponsesRequest) -> Choice | None:
+        """Of a target that is named, or that alone knows what went before; else None."""
+        if asked.model in self._targets.names:
+            return Choice(asked.model, "pinned by the request")
+        if asked.model.partition(":")[0] != ROUTED:
+            raise unknown_model(asked.model, self._targets.names)
+        known = None if asked.state is None else self._states.get(asked.state)
+        return known and Choice(known.target, "alone knows what went before")
+
+    def _session(self, request: Request, asked: ChatRequest | ResponsesRequest) -> str:
         named = request.headers.get(SESSION_HEADER)
-        return f"{asked.model} {named or opening(asked.messages)}"
+        return f"{asked.model} {named or asked.state or opening(asked.messages)}"
 
     async def _kept(self, key: str, query: str, needs: Needs) -> Choice | None:
         """The target of the conversation, where it still is a candidate."""
@@ -235,14 +231,19 @@ class ChatHandler:
 
     # ---- asking
 
-    async def _ask(self, name: str, request: Request, body: JsonBody) -> _Answer:
+    async def _ask(
+        self, name: str, request: Request, body: JsonBody, asked: ChatRequest | ResponsesRequest
+    ) -> _Answer:
         """The answer of a target, from its first byte on."""
         target, start = self._targets.get(name), time.perf_counter()
         assert target is not None
         try:
-            answer = await self._client.send(self._request(target, request, body), stream=True)
+            sent = self._request(target, request, body, asked)
+            answer = await self._client.send(sent, stream=True)
             try:
                 chunks = answer.aiter_raw()
+                if isinstance(asked, ResponsesRequest) and answer.status_code < 400:
+                    chunks = self._learning(name, asked.state, chunks)
                 if answer.status_code >= 500:
                     content = b"".join([chunk async for chunk in chunks])
                     response = Response(content, answer.status_code)
@@ -262,16 +263,41 @@ class ChatHandler:
         self._metrics.seconds.labels("target").observe(time.perf_counter() - start)
         return _Answer(_Relayed(answer, chunks, first))
 
-    def _request(self, target: Target, request: Request, body: JsonBody) -> httpx.Request:
+    async def _learning(
+        self, name: str, state: str | None, chunks: AsyncIterator[bytes]
+    ) -> AsyncIterator[bytes]:
+        """The chunks of a response; notes meanwhile who made it."""
+        if state is not None:
+            self._states.keep(state, Choice(name, ""))
+        start: bytes | None = b""
+        async for chunk in chunks:
+            if start is not None:
+                start += chunk
+                found = _RESPONSE_ID.search(start)
+                if found is not None:
+                    self._states.keep(found[1].decode(), Choice(name, ""))
+                if found is not None or len(start) > _ID_WITHIN_BYTES:
+                    start = None
+            yield chunk
+
+    def _request(
+        self,
+        target: Target,
+        request: Request,
+        body: JsonBody,
+        asked: ChatRequest | ResponsesRequest,
+    ) -> httpx.Request:
         """The client's request, of which only the target's own fields and key are changed."""
         left_out = {*_HOP, *_OURS, *_named_hops(request.headers)}
         headers = {name: value for name, value in request.headers.items() if name not in left_out}
+        if isinstance(asked, ResponsesRequest):
+            headers["accept-encoding"] = "identity"  # Its id is read.
         config = self._config
         return self._client.build_request(
             "POST",
-            target.url,
+            target.at(asked.path),
             headers=headers | target.headers,
-            content=body.replaced(target.fields),
+            content=body.replaced(asked.fields(target)),
             timeout=httpx.Timeout(
                 target.timeout_s or config.timeout_s, connect=config.connect_timeout_s
             ),
