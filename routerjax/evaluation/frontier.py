@@ -168,13 +168,15 @@ def aiq(points_P2: np.ndarray, low: npt.ArrayLike, high: npt.ArrayLike) -> np.nd
     return np.divide(area, width, out=np.full(np.shape(area), np.nan), where=known)
 
 
-def utility_choices(p_NM: np.ndarray, expected_cost_NM: np.ndarray) -> np.ndarray:
+def utility_choices(
+    p_NM: np.ndarray, expected_cost_NM: np.ndarray, allowed_NM: np.ndarray | None = None
+) -> np.ndarray:
     """[S, N] choices of the utility policy at each of LAMS, over which AIQ is counted.
 
     RouterBench sweeps its routers in the same way, by what a right answer is worth in money. The
     last setting is argmax.
     """
-    rows = PolicyInputs.checked(p_NM, expected_cost_NM)
+    rows = PolicyInputs.checked(p_NM, expected_cost_NM, allowed_NM)
     return np.stack([choose_by_utility(rows, lam, cost_range(rows)) for lam in LAMS])
 
 

@@ -159,7 +159,8 @@ def evaluate_predictions(
             saving_n = saving_N[complete_N]
         metrics["field"], why = published_report(
             p_nM, correct_nM, choice_n, best_single, weight_Bn, datasets=complete.data.datasets,
-            cost_NM=cost_nM, expected_cost_NM=complete.expected_NM, saving_choice_N=saving_n,
+            cost_NM=cost_nM, expected_cost_NM=complete.expected_NM,
+            allowed_NM=complete.allowed_NM, saving_choice_N=saving_n,
         )  # fmt: skip
         reasons |= why
         if priced:

@@ -43,6 +43,7 @@ def published_report(
     datasets: Sequence[str] | np.ndarray | None = None,
     cost_NM: np.ndarray | None = None,
     expected_cost_NM: np.ndarray | None = None,
+    allowed_NM: np.ndarray | None = None,
     saving_choice_N: np.ndarray | None = None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Every metric of `published_replicates` with its interval, on rows with all outcomes.
@@ -56,7 +57,8 @@ def published_report(
     """
     replicates, beside = published_replicates(
         p_NM, correct_NM, choice_N, np.full(len(p_NM), single), weight_BN, datasets=datasets,
-        cost_NM=cost_NM, expected_cost_NM=expected_cost_NM, saving_choice_N=saving_choice_N,
+        cost_NM=cost_NM, expected_cost_NM=expected_cost_NM, allowed_NM=allowed_NM,
+        saving_choice_N=saving_choice_N,
     )  # fmt: skip
     reasons: dict[str, str] = {}
     if p_NM.shape[1] != 2:
@@ -89,6 +91,7 @@ def published_replicates(
     datasets: Sequence[str] | np.ndarray | None = None,
     cost_NM: np.ndarray | None = None,
     expected_cost_NM: np.ndarray | None = None,
+    allowed_NM: np.ndarray | None = None,
     saving_choice_N: np.ndarray | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Every published metric of a router and its replicates, on rows with all outcomes.
@@ -109,6 +112,8 @@ def published_replicates(
       datasets: [N] names; None takes all rows for one dataset.
       cost_NM: [N, M] USD per query as paid; None where unknown.
       expected_cost_NM: [N, M] USD as the policy sees it; None where unknown.
+      allowed_NM: [N, M] bool, the targets that can take each query; None for all. The oracle and
+        the thresholds on two targets' p know no such limit.
       saving_choice_N: [N] the targets at the setting that was chosen to save, on other rows, at the
         best single target's accuracy; None where there is none.
 
@@ -118,7 +123,7 @@ def published_replicates(
       share of draws in which the setting is the less accurate (ties count half).
     """
     single_right_N = take(correct_NM, single_N)
-    argmax_N = Argmax().choose(p_NM, expected_cost_NM)
+    argmax_N = Argmax().choose(p_NM, expected_cost_NM, allowed_NM)
     right_3N = np.stack([take(correct_NM, choice_N), single_right_N, correct_NM.max(axis=1)])
     router_B, best_B, oracle_B = _means_over_datasets(weight_BN, right_3N, datasets)
     lead_N = take(correct_NM, argmax_N) - single_right_N
@@ -139,7 +144,7 @@ def published_replicates(
         replicates |= {f"cpt_{percent}": published.cpt(*curve, percent) for percent in CPT_PERCENT}
     beside: dict[str, float] = {}
     if cost_NM is not None and expected_cost_NM is not None:
-        settings_SN = utility_choices(p_NM, expected_cost_NM)
+        settings_SN = utility_choices(p_NM, expected_cost_NM, allowed_NM)
         saving_N = choice_N if saving_choice_N is None else saving_choice_N
         points_NS2 = np.concatenate([
             at_choices(np.stack([*settings_SN, choice_N, single_N, saving_N]), cost_NM, correct_NM),

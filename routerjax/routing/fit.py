@@ -15,7 +15,7 @@ from routerjax.features.fit import fit_features
 from routerjax.features.recipe import Recipe
 from routerjax.routing.constrained import Quality, Unreachable
 from routerjax.routing.costs import CostModel
-from routerjax.routing.judged import Judged, judge, query_tokens
+from routerjax.routing.judged import Judged, allowed_of, judge, query_tokens
 from routerjax.routing.limits import Limits
 from routerjax.routing.policies import Argmax
 from routerjax.routing.policy import Policy
@@ -113,6 +113,7 @@ def fit_router(
         query_tokens(network.stores, data),
     )  # fmt: skip
     judged = Judged.of(held, network.stores, costs, network.features_of(held))
+    judged = dataclasses.replace(judged, allowed_NM=allowed_of(network.stores, held))
     p_NM = calibration.apply(before_NM)
     return Router(
         dataclasses.replace(network.predictor, calibration=calibration),
@@ -158,7 +159,9 @@ def fit_policy(policy: Policy, router: Router, stores: Stores, data: RoutingData
 
 
 def _fitted(policy: Policy, p_NM: np.ndarray, judged: Judged) -> Policy:
-    return policy.fit(p_NM, judged.expected_NM, judged.correct_NM, judged.paid_NM)
+    return policy.fit(
+        p_NM, judged.expected_NM, judged.correct_NM, judged.paid_NM, judged.allowed_NM
+    )
 
 
 def _saving_policy(best_single: int, p_NM: np.ndarray, judged: Judged) -> Policy | None:

@@ -9,6 +9,7 @@ from routerjax.data.dataset import RoutingDataset
 from routerjax.data.groups import numbered
 from routerjax.features.feature_map import Stores, as_tuple
 from routerjax.routing.costs import CostModel
+from routerjax.routing.limits import Limits
 from routerjax.routing.router import Router
 
 
@@ -86,6 +87,26 @@ def query_tokens(stores: Stores, data: RoutingDataset) -> np.ndarray:
     """[N] tokens of each query itself, by the tokenizer of the first store's encoder."""
     store = as_tuple(stores)[0]
     return store.query_tokens_N[store.rows_of(data.ids)]
+
+
+def allowed_of(stores: Stores, data: RoutingDataset) -> np.ndarray | None:
+    """[N, M] bool, which targets can take each row; None where the data set tells no limits.
+
+    A row that no target can take is left to all: routers refuse such a query, and no policy should
+    learn from it whom to avoid.
+
+    Args:
+      stores: As in `query_tokens`.
+      data: N rows.
+
+    Raises:
+      ValueError: A query is not in the store.
+    """
+    limits = Limits.of(data)
+    if limits is None:
+        return None
+    takes_NM = limits.takes(query_tokens(stores, data), data.queries)
+    return takes_NM | ~takes_NM.any(axis=1, keepdims=True)
 
 
 def judge(router: Router, stores: Stores, data: RoutingDataset) -> tuple[Judged, np.ndarray]:

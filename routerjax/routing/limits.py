@@ -38,6 +38,23 @@ class Limits:
         """With one more target, of which nothing is known."""
         return Limits(np.append(self.context_windows_M, np.nan), (*self.modalities, ()))
 
+    def takes(self, query_tokens_N: np.ndarray, queries: Sequence[str]) -> np.ndarray:
+        """[N, M] bool, which targets can take each query.
+
+        Args:
+          query_tokens_N: [N] tokens of each query, by the encoder's tokenizer: the targets' own may
+            count a little otherwise.
+          queries: [N] texts or conversations.
+        """
+        tokens_N1 = np.asarray(query_tokens_N, np.float64)[:, None]
+        takes_NM = ~(tokens_N1 >= self.context_windows_M[None])
+        for n, query in enumerate(queries):
+            needed = {"text", *modalities_of(query)}
+            for m, taken in enumerate(self.modalities):
+                if taken and not needed <= set(taken):
+                    takes_NM[n, m] = False
+        return takes_NM
+
     def candidates(
         self,
         query_tokens_N: np.ndarray,
@@ -48,22 +65,14 @@ class Limits:
         """[N, M] bool, which targets can take each query, of those that are allowed.
 
         Args:
-          query_tokens_N: [N] tokens of each query, by the encoder's tokenizer: the targets' own may
-            count a little otherwise.
-          queries: [N] texts or conversations.
+          query_tokens_N, queries: As in `takes`.
           targets: [M] names, for errors.
           allowed_NM: [N, M] bool, who may answer; None for all.
 
         Raises:
           ValueError: None is left for a query; names what each lacks.
         """
-        tokens_N1 = np.asarray(query_tokens_N, np.float64)[:, None]
-        takes_NM = ~(tokens_N1 >= self.context_windows_M[None])
-        for n, query in enumerate(queries):
-            needed = {"text", *modalities_of(query)}
-            for m, taken in enumerate(self.modalities):
-                if taken and not needed <= set(taken):
-                    takes_NM[n, m] = False
+        takes_NM = self.takes(query_tokens_N, queries)
         left_NM = takes_NM if allowed_NM is None else takes_NM & allowed_NM
         none_N = ~left_NM.any(axis=1)
         if none_N.any():

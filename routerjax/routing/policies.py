@@ -157,8 +157,9 @@ class Utility(Policy):
 
 
 def cost_range(rows: PolicyInputs) -> tuple[float, float]:
-    """The smallest and largest cost of any target on any row, USD per query."""
-    return float(rows.cost_NM.min()), float(rows.cost_NM.max())
+    """The smallest and largest cost of any target on any row that it may answer, USD per query."""
+    cost_A = rows.cost_NM[rows.allowed_NM]
+    return float(cost_A.min()), float(cost_A.max())
 
 
 def choose_by_utility(

@@ -61,6 +61,7 @@ class Policy(abc.ABC):
         cost_NM: np.ndarray | None,
         correct_NM: np.ndarray | None = None,
         paid_NM: np.ndarray | None = None,
+        allowed_NM: np.ndarray | None = None,
     ) -> Self:
         """The policy with what it must learn from rows that the predictions were not fitted on.
 
@@ -69,6 +70,7 @@ class Policy(abc.ABC):
           cost_NM: [N, M] expected USD per query.
           correct_NM: [N, M] 1, 0 or NaN; None takes p at its word.
           paid_NM: [N, M] USD per query as paid; None where that is `cost_NM`.
+          allowed_NM: [N, M] bool, which targets may answer each query; None for all.
 
         Returns:
           A fitted policy; itself where there is nothing to fit.
@@ -78,7 +80,7 @@ class Policy(abc.ABC):
         """
         if not self.learns or not self.compares_costs:
             return self
-        rows = PolicyInputs.checked(p_NM, cost_NM)
+        rows = PolicyInputs.checked(p_NM, cost_NM, allowed_NM)
         rows.refuse_unknown_costs(self.name)
         if not len(rows.p_NM):
             raise ValueError(f"the {self.name} policy cannot be fitted on no rows")

@@ -111,18 +111,16 @@ def estimates_of(
             single_n = predictions.single_RKN[r, k, at]
             saving_n = None
             if priced:
-                choice_Tn = tolerance_choices(p_nM, expected_nM, TOLERANCES)
+                choice_Tn = tolerance_choices(p_nM, expected_nM, TOLERANCES, complete.allowed_NM)
                 points_KnT2.append(at_choices(choice_Tn, paid_nM, correct_nM))
                 if probabilistic_R[r]:
-                    saving_n = _saving_choice(
-                        p_nM, expected_nM, paid_nM, correct_nM, single_n, fold_n,
-                        complete.data.queries,
-                    )  # fmt: skip
+                    saving_n = _saving_choice(p_nM, complete, single_n, fold_n)
             values, beside = published_replicates(
-                p_nM, correct_nM, Argmax().choose(p_nM, expected_nM), single_n, weight_Bn,
-                datasets=complete.data.datasets,
+                p_nM, correct_nM, Argmax().choose(p_nM, expected_nM, complete.allowed_NM),
+                single_n, weight_Bn, datasets=complete.data.datasets,
                 cost_NM=paid_nM if priced else None,
                 expected_cost_NM=expected_nM if priced else None,
+                allowed_NM=complete.allowed_NM,
                 saving_choice_N=saving_n,
             )  # fmt: skip
             for name in of.keys() & values.keys():
@@ -143,20 +141,16 @@ def estimates_of(
 
 
 def _saving_choice(
-    p_NM: np.ndarray,
-    expected_NM: np.ndarray,
-    paid_NM: np.ndarray,
-    correct_NM: np.ndarray,
-    single_N: np.ndarray,
-    fold_N: np.ndarray,
-    keys: Sequence[str],
+    p_NM: np.ndarray, rows: Judged, single_N: np.ndarray, fold_N: np.ndarray
 ) -> np.ndarray:
     """[N] the targets at each fold's saving setting.
 
     That is the `Quality` policy that is as accurate as the best single target on the out-of-fold
     rows of the other folds; where none is, the best single target answers and nothing is saved.
     """
-    choice_N = single_N.copy()
+    choice_N, correct_NM, keys = single_N.copy(), rows.correct_NM, rows.data.queries
+    (paid_NM, expected_NM), allowed_NM = _costs(rows), rows.allowed_NM
+    allowed_NM = np.ones(p_NM.shape, bool) if allowed_NM is None else allowed_NM
     for f in np.unique(fold_N):
         test_N, other_N = fold_N == f, fold_N != f
         if not other_N.any():
@@ -164,12 +158,15 @@ def _saving_choice(
         wanted = take(correct_NM[other_N], single_N[other_N]).mean()
         try:
             policy = Quality(float(wanted)).fit(
-                p_NM[other_N], expected_NM[other_N], correct_NM[other_N], paid_NM[other_N]
-            )
+                p_NM[other_N], expected_NM[other_N], correct_NM[other_N], paid_NM[other_N],
+                allowed_NM[other_N],
+            )  # fmt: skip
         except Unreachable:  # No setting is as accurate.
             continue
         test_keys = [key for key, test in zip(keys, test_N, strict=True) if test]
-        choice_N[test_N] = policy.choose(p_NM[test_N], expected_NM[test_N], keys=test_keys)
+        choice_N[test_N] = policy.choose(
+            p_NM[test_N], expected_NM[test_N], allowed_NM[test_N], test_keys
+        )
     return choice_N
 
 
@@ -217,7 +214,7 @@ def choice_estimates(predictions: Predictions, weight_BN: np.ndarray) -> dict[st
     correct_nM, (paid_nM, expected_nM) = complete.correct_NM, _costs(complete)
     values_nRK4 = np.zeros((len(correct_nM), *predictions.single_RKN.shape[:2], 4))
     for r, k in np.ndindex(*predictions.single_RKN.shape[:2]):
-        choice_n = Argmax().choose(predictions.p_RKNM[r, k][at], expected_nM)
+        choice_n = Argmax().choose(predictions.p_RKNM[r, k][at], expected_nM, complete.allowed_NM)
         right_n = take(correct_nM, choice_n)
         single_n = take(correct_nM, predictions.single_RKN[r, k, at])
         oracle_n, paid_n = correct_nM.max(axis=1), take(paid_nM, choice_n)
@@ -303,11 +300,12 @@ def per_dataset(predictions: Predictions, r: int, probabilistic: bool) -> list[d
       which the accuracies are), `accuracy` of argmax, `best_single_accuracy`, `oracle_accuracy`,
       and `mean_auc` over the targets that have one.
     """
+    rows = predictions.rows
     tables = [
         breakdown.per_dataset(
             predictions.before_RKNM[r, k],
-            predictions.rows,
-            Argmax().choose(predictions.p_RKNM[r, k], predictions.rows.expected_NM),
+            rows,
+            Argmax().choose(predictions.p_RKNM[r, k], rows.expected_NM, rows.allowed_NM),
             predictions.single_RKN[r, k],
         )
         for k in range(predictions.p_RKNM.shape[1])

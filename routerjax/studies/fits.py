@@ -13,7 +13,7 @@ from routerjax.features.feature_map import Stores
 from routerjax.features.recipe import Recipe
 from routerjax.routing.costs import CostModel, cost_basis
 from routerjax.routing.fit import fit_router
-from routerjax.routing.judged import Judged, query_tokens
+from routerjax.routing.judged import Judged, allowed_of, query_tokens
 from routerjax.runtime import resume
 from routerjax.runtime.files import digest
 from routerjax.stats.item_response import best_single_target
@@ -143,13 +143,14 @@ def _fit(
 
 
 def _judged(stores: Stores, data: RoutingDataset, fold_N: np.ndarray) -> Judged:
-    """The rows with their costs, by the median lengths of each fold's training rows.
+    """The rows with their limits and costs, by the median lengths of each fold's training rows.
 
     What was paid is based on "recorded" lengths, or on "assumed" ones in all folds where one fold
     must assume them; where costs were recorded, each answer's counts as it is known.
     """
+    allowed_NM = allowed_of(stores, data)
     if data.prices_M2 is None and data.costs_NM is None:
-        return Judged(data)
+        return Judged(data, allowed_NM=allowed_NM)
     paid_NM, expected_NM = np.full((2, *data.y_NM.shape), np.nan)
     bases = set()
     for f in range(fold_N.max() + 1):
@@ -160,13 +161,14 @@ def _judged(stores: Stores, data: RoutingDataset, fold_N: np.ndarray) -> Judged:
         bases.add(part.basis)
         paid_NM[test_N], expected_NM[test_N] = part.paid_NM, part.expected_NM
     if data.costs_NM is not None:
-        return Judged(data, None, expected_NM, paid_NM, cost_basis(data))
+        return Judged(data, None, expected_NM, paid_NM, cost_basis(data), allowed_NM)
     recorded = bases == {"recorded"}
     return Judged(
         data,
         expected_NM=expected_NM,
         paid_NM=paid_NM if recorded else expected_NM,
         basis="recorded" if recorded else "assumed",
+        allowed_NM=allowed_NM,
     )
 
 

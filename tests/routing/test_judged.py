@@ -5,7 +5,7 @@ import pytest
 
 from routerjax.data.dataset import RoutingDataset
 from routerjax.routing.costs import CostModel
-from routerjax.routing.judged import Judged
+from routerjax.routing.judged import Judged, allowed_of
 
 
 class Store:
@@ -56,3 +56,9 @@ def test_costs_are_of_the_first_stores_tokens(many):
 def test_without_prices_there_are_no_costs():
     judged = Judged.of(rows(), Store(), CostModel.fit(rows()))
     assert judged.expected_NM is None and judged.paid_NM is None and judged.basis is None
+
+
+def test_a_row_that_no_target_can_take_is_left_to_all():
+    assert allowed_of(Store(), rows()) is None
+    told = rows(context_windows_M=np.array([15.0, 35.0]))  # Of 40, 10 and 30 tokens.
+    assert allowed_of(Store(), told).tolist() == [[True, True], [True, True], [False, True]]

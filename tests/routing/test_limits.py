@@ -59,3 +59,22 @@ def test_a_data_set_tells_them_and_json_keeps_them(tiny_data):
     )  # fmt: skip
     np.testing.assert_array_equal(again.context_windows_M, [3, NAN, 1, NAN])
     assert again.modalities == ((),) * 4
+
+
+def test_a_mean_is_held_among_them():
+    rng = np.random.default_rng(0)
+    p_NM, cost_NM = rng.uniform(size=(4000, 3)), np.tile([0.1, 1.0, 3.0], (4000, 1))
+    allowed_NM = np.ones((4000, 3), bool)
+    allowed_NM[:2000, 0] = False  # Half of the queries are too long for the cheapest.
+
+    def spent(policy):
+        choice_N = policy.choose(p_NM, cost_NM, allowed_NM)
+        assert allowed_NM[np.arange(4000), choice_N].all()
+        return cost_NM[np.arange(4000), choice_N].mean()
+
+    assert spent(Budget(0.9).fit(p_NM, cost_NM, allowed_NM=allowed_NM)) == pytest.approx(0.9, 0.02)
+    assert spent(Budget(0.9).fit(p_NM, cost_NM)) > 1.0
+    # What may not answer sets no end of the costs.
+    nobody_NM = allowed_NM & [True, True, False]
+    unknown_NM = np.where(nobody_NM, cost_NM, np.nan)
+    assert Utility(0.5).fit(p_NM, unknown_NM, allowed_NM=nobody_NM).cost_range == (0.1, 1.0)

@@ -166,6 +166,18 @@ def test_a_policy_is_fitted_with_the_router_or_after_it(router, parts, tmp_path)
         fit_policy(Budget(1e-6), router, store, val)
 
 
+def test_a_policy_is_fitted_among_the_targets_that_can_take_each_query(router, parts):
+    store, _, train = parts
+    val, _ = train.split(CONFIG.val_fraction, CONFIG.split_seed)
+    windows_M = np.full(len(train.targets), np.nan)
+    cheap = int(train.prices_M2[:, 1].argmin())
+    windows_M[cheap] = np.median(store.query_tokens_N)
+    limited = dataclasses.replace(train, context_windows_M=windows_M)
+    own = fit_router(store, limited, Recipe.all_layers(pca_dim=20), CONFIG, policy=Budget(0.0004))
+    assert own.policy == fit_policy(Budget(0.0004), own, store, val)
+    assert own.policy != fit_policy(Budget(0.0004), router, store, val)
+
+
 def test_the_setting_that_saves_is_chosen_on_calibration_rows(router, parts, tmp_path):
     store, test, train = parts
     val, _ = train.split(CONFIG.val_fraction, CONFIG.split_seed)

@@ -9,6 +9,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from routerjax.data import groups as grouping
+from routerjax.data.dataset import RoutingDataset
 from routerjax.evaluation.metrics import evaluate_predictions
 from routerjax.features.recipe import Recipe
 from routerjax.features.recipe_flags import parse_recipe, parse_recipes
@@ -20,7 +21,7 @@ from routerjax.runtime import resume
 from routerjax.studies import fits
 from routerjax.studies.compare import compare
 from routerjax.studies.contestants import BASELINES, RouterSpec, parse_router_specs
-from routerjax.studies.estimates import LEFT_OUT
+from routerjax.studies.estimates import LEFT_OUT, estimates_of
 from routerjax.trunk.calibrate import Calibration
 from routerjax.trunk.config import TrunkConfig
 
@@ -459,3 +460,26 @@ def test_what_a_baseline_lacks_is_told_before_routers_are_fitted(trained):
     with pytest.raises(ValueError, match="dataset: the rows do not name their datasets"):
         compare(STORE, dataclasses.replace(data, datasets=None), contestants, CONFIG)
     assert not trainings
+
+
+def test_contestants_send_no_query_to_a_target_that_cannot_take_it():
+    data = RoutingDataset(
+        tuple("abcd"), tuple("abcd"), ("short", "long"), np.array([[1, 0]] * 4, np.float32),
+        tuple("abcd"), prices_M2=np.array([[1.0, 1.0], [2.0, 2.0]]),
+        context_windows_M=np.array([10.0, np.nan]),
+    )  # fmt: skip
+    store = types.SimpleNamespace(
+        query_tokens_N=np.array([5, 5, 50, 50]), rows_of=lambda ids: ["abcd".index(i) for i in ids]
+    )
+    p_RKNM, single_RKN = np.tile(np.float32([0.9, 0.1]), (1, 1, 4, 1)), np.zeros((1, 1, 4), int)
+    fold_N = np.array([0, 1, 0, 1])
+    for told in (data, dataclasses.replace(data, prices_M2=None)):
+        rows = fits._judged(store, told, fold_N)
+        predictions = fits.Predictions(p_RKNM, p_RKNM, single_RKN, rows)
+        found = estimates_of(predictions, [True], np.ones((3, 4)), fold_N)
+        for name in ("accuracy", "avg_acc"):
+            assert found.of[name][0, 0, 0] == 0.5
+        # Half of the queries cannot have the target that is right on all.
+        assert found.of["perf_gain"][0, 0, 0] == -0.5
+        if told is data:
+            assert {accuracy for _, accuracy, *_ in found.frontier[0]} == {0.5}
