@@ -180,6 +180,7 @@ class FakeStore:
         self.block_rows = block_rows
         self.n_blocks = -(-len(self.ids) // block_rows)
         self.reads = []
+        self.identity = {"store_dtype": "float16"}
 
     def block_slice(self, block):
         start = block * self.block_rows

@@ -196,7 +196,7 @@ def _probe_cases() -> Table:
     x_ND, y_NM, weight_BN = array(N, D), array(N, M), array(5, N)
     score_NQ, fold_N = array(N, Q), whole(N)
     classes = (jax.eval_shape(projected._finish, _projected(L, P)), whole(M), array())
-    pmapped = cross_validation._compiled((2, C), tuple(jax.devices()[:2]))
+    pmapped = cross_validation._compiled((2, C), tuple(jax.devices()[:2]), 2.0**-12)
     sites = (array(2, 1, F, R, D), array(2, F, R, M), array(2, F, R))
     return {
         "stats/auc_replicates.py:_auc_replicates": lambda: [
@@ -212,9 +212,9 @@ def _probe_cases() -> Table:
         ],
         "sweeps/cross_validation.py:_compiled": lambda: [_of(jax.jit(pmapped), *sites)],
         "sweeps/controls.py:_train_on": lambda: [
-            _of(controls._train_on, x_ND, y_NM, array(N), width=C)
+            _of(controls._train_on, x_ND, y_NM, array(N), width=C, least=2.0**-12)
         ],
-        "sweeps/evaluator.py:_standardise": lambda: [_of(evaluator._standardise, x_ND)],
+        "sweeps/evaluator.py:_standardise": lambda: [_of(evaluator._standardise, x_ND, 2.0**-12)],
         "stats/fisher_replicates.py:_fisher_replicates": lambda: [
             _of(fisher_replicates._fisher_replicates, x_ND, y_NM, whole(1), whole(M), weight_BN)
         ],
@@ -280,6 +280,9 @@ def _feature_cases() -> Table:
             _of(pca._average, array(L, P, R, D), array(L, P, D), array(L, P, D))
         ],
         "features/pca.py:_by_site": lambda: [_of(pca._by_site, wide, n_sites=2)],
+        "features/pca.py:_in_states_units": lambda: [
+            _of(pca._in_states_units, wide, array(2, D), array(2, D))
+        ],
         "features/projected.py:_update": lambda: [
             _of(projected._update, (sums, sums), *_BLOCK, axes, whole(1))
         ],

@@ -79,6 +79,7 @@ class InMemory:
     """What `probe` reads of a store, of states that lie in memory."""
 
     block_rows = 1024
+    identity = {"store_dtype": "float16"}
 
     def __init__(
         self,

@@ -17,7 +17,6 @@ from routerjax.features.pca import fit_averaged_pca, fit_pca
 from routerjax.features.recipe import Recipe
 from routerjax.features.row_blocks import BUDGET_BYTES, AlignedOutcomes, align, groups
 from routerjax.stats.fisher import fisher_ridge, fisher_trace, ridge_of
-from routerjax.stats.numerics import inverse_scale
 from routerjax.store.store import ActivationStore
 
 if TYPE_CHECKING:
@@ -159,7 +158,7 @@ def _fisher_of_sites(moments: Moments) -> jax.Array:
     """J ("trace/standardised"), [L, P, M]."""
 
     def of_one(one: Moments) -> jax.Array:
-        inverse_D = inverse_scale(one.mean_D, one.variance_D)
+        inverse_D = one.inverse_scale_D
         return jax.vmap(fisher_trace)(
             one.class_weight_MK,
             one.class_offset_MKD * inverse_D[None, None],
@@ -174,7 +173,7 @@ def _ridge_of_sites(moments: Moments) -> jax.Array:
     """J ("ridge/standardised"), [L, P, M]."""
 
     def of_one(one: Moments) -> jax.Array:
-        inverse_D = inverse_scale(one.mean_D, one.variance_D)
+        inverse_D = one.inverse_scale_D
         assert one.covariance_DD is not None
         ridge = ridge_of(one.covariance_DD * (inverse_D[:, None] * inverse_D[None, :]))
         offset_MKD = one.class_offset_MKD * inverse_D[None, None]

@@ -2,9 +2,10 @@
 
 One pass over the row blocks accumulates, for all layers, poolings and targets at once, sums of
 x - shift and of its squares (and products, if asked), where shift is the mean of the first used
-rows. Two things make float32 enough. A variance is a difference of two sums, which cancel where the
-mean is large beside the spread; about a pilot mean they do not. And the sums of blocks are added in
-double-float (numerics.py), so that a million blocks lose no more than one.
+rows. Three things make float32 enough. A variance is a difference of two sums, which cancel where
+the mean is large beside the spread; about a pilot mean they do not. The sums of blocks are added in
+double-float (numerics.py), so that a million blocks lose no more than one. And states are
+multiplied by a power of two, so that their squares stay in range whatever their scale.
 
 No D x D matrix is ever kept per target: J needs per-class means and variances per dimension only.
 """
@@ -16,9 +17,19 @@ import jax
 import jax.numpy as jnp
 
 from routerjax.encoder.selection import Selection
-from routerjax.features.row_blocks import AlignedOutcomes, fold, stream
-from routerjax.stats.numerics import HIGHEST, add_compensated, variance
+from routerjax.features.row_blocks import AlignedOutcomes, fold, least_variation, stream
+from routerjax.stats.numerics import (
+    CONSTANT_STATE,
+    HIGHEST,
+    add_compensated,
+    inverse_scale,
+    unit_of,
+    variance,
+)
 from routerjax.store.store import ActivationStore
+
+# Of the first row block every how manieth row says of which scale the states are.
+_SAMPLED = 16
 
 # Columns of a half from which on a symmetric product is made of three quarters.
 _WORTH_HALVING = 128
@@ -26,6 +37,8 @@ _WORTH_HALVING = 128
 
 class Sums(NamedTuple):
     """Sums over rows for one (layer, pooling), about a shift. K = 2: wrong, correct.
+
+    x and shift are multiplied by a unit, which is 1 but for states of extreme scale.
 
     Attributes:
       weight: [] sum of w.
@@ -57,11 +70,13 @@ class Running(NamedTuple):
 
     Attributes:
       shift_LPD: [L, P, D] what is subtracted from every row.
+      unit_LP: [L, P] powers of two that the differences are multiplied by.
       high: The sums.
       low: What rounding took from them; high + low is the sum in double-float.
     """
 
     shift_LPD: jax.Array
+    unit_LP: jax.Array
     high: Sums
     low: Sums
 
@@ -69,9 +84,12 @@ class Running(NamedTuple):
 class Moments(NamedTuple):
     """Moments of one (layer, pooling); stacked with leading axes [L, P] by `finish`.
 
-    Variances and covariance are those of the population (ddof 0).
+    Variances and covariance are those of the population (ddof 0). All are of the states times
+    `unit`, which changes no ratio.
 
     Attributes:
+      unit: [] a power of two.
+      least: [] of numerics.CONSTANT_STATE, for the dtype that the states are stored in.
       weight: [] rows used.
       mean_D: [D].
       variance_D: [D].
@@ -84,6 +102,8 @@ class Moments(NamedTuple):
       class_variance_MKD: [M, 2, D] variance within each class; NaN for a class without rows.
     """
 
+    unit: jax.Array
+    least: jax.Array
     weight: jax.Array
     mean_D: jax.Array
     variance_D: jax.Array
@@ -93,6 +113,11 @@ class Moments(NamedTuple):
     class_weight_MK: jax.Array
     class_offset_MKD: jax.Array
     class_variance_MKD: jax.Array
+
+    @property
+    def inverse_scale_D(self) -> jax.Array:
+        """[D] 1 / standard deviation, 0 where a dimension does not vary; see numerics."""
+        return inverse_scale(self.mean_D, self.variance_D, self.least)
 
 
 @functools.partial(jax.jit, static_argnames="gram")
@@ -110,10 +135,11 @@ def begin(h_LPRD: jax.Array, weight_R: jax.Array, y_RM: jax.Array, gram: bool = 
     """
     total = jnp.maximum(weight_R.sum(), 1.0)
     shift_LPD = jnp.einsum("lprd,r->lpd", h_LPRD, weight_R / total, precision=HIGHEST)
+    unit_LP = jax.vmap(jax.vmap(unit_of))(h_LPRD[:, :, ::_SAMPLED])
     sums = functools.partial(_sums_of_all, gram=gram)
-    shapes = jax.eval_shape(sums, h_LPRD, shift_LPD, weight_R, y_RM)
+    shapes = jax.eval_shape(sums, h_LPRD, shift_LPD, unit_LP, weight_R, y_RM)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return Running(shift_LPD, zeros, jax.tree.map(jnp.zeros_like, zeros))
+    return Running(shift_LPD, unit_LP, zeros, jax.tree.map(jnp.zeros_like, zeros))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -131,19 +157,24 @@ def update(state: Running, h_LPRD: jax.Array, weight_R: jax.Array, y_RM: jax.Arr
       The sums with the block in them.
     """
     gram = state.high.gram_DD is not None
-    block = _sums_of_all(h_LPRD, state.shift_LPD, weight_R, y_RM, gram)
-    return Running(state.shift_LPD, *add_compensated(state.high, state.low, block))
+    block = _sums_of_all(h_LPRD, state.shift_LPD, state.unit_LP, weight_R, y_RM, gram)
+    return Running(state.shift_LPD, state.unit_LP, *add_compensated(state.high, state.low, block))
 
 
 @jax.jit
-def finish(state: Running) -> Moments:
+def finish(state: Running, least: float = CONSTANT_STATE["float16"]) -> Moments:
     """The moments that the sums stand for.
+
+    Args:
+      state: After the last block.
+      least: As `Moments` has it.
 
     Returns:
       `Moments` with leading axes [L, P] on every field.
     """
     # In a double-float the high part is the sum rounded to float32: the low part has done its work.
-    return jax.vmap(jax.vmap(moments_of))(state.high, state.shift_LPD)
+    of = functools.partial(moments_of, least=least)
+    return jax.vmap(jax.vmap(of))(state.high, state.shift_LPD, state.unit_LP)
 
 
 def collect(
@@ -163,11 +194,17 @@ def collect(
     Returns:
       `Moments` on the device, leading axes [L, P] as selected.
     """
-    return finish(fold(stream(store, rows, selection), functools.partial(begin, gram=gram), update))
+    start = functools.partial(begin, gram=gram)
+    return finish(fold(stream(store, rows, selection), start, update), least_variation(store))
 
 
 def sums_of(
-    x_RD: jax.Array, shift_D: jax.Array, weight_R: jax.Array, y_RM: jax.Array, gram: bool
+    x_RD: jax.Array,
+    shift_D: jax.Array,
+    weight_R: jax.Array,
+    y_RM: jax.Array,
+    gram: bool,
+    unit: float | jax.Array = 1.0,
 ) -> Sums:
     """Sums of one block for one (layer, pooling).
 
@@ -177,11 +214,12 @@ def sums_of(
       weight_R: [R] weights.
       y_RM: [R, M] outcomes.
       gram: Whether to sum products of dimensions too.
+      unit: What the differences are multiplied by.
     """
-    norm_R = jnp.sqrt(jnp.square(x_RD).sum(axis=1))
+    norm_R = jnp.sqrt(jnp.square(x_RD * unit).sum(axis=1))
     unit_weight_R = jnp.where(norm_R > 0, weight_R, 0.0)
     direction_R = unit_weight_R / jnp.where(norm_R > 0, norm_R, 1.0)
-    x_RD = x_RD - shift_D[None]
+    x_RD = (x_RD - shift_D[None]) * unit
 
     # One product for all rows and all classes: [1 + 2 M, R] x [R, D].
     class_MKR = class_weights(weight_R, y_RM)
@@ -199,15 +237,20 @@ def sums_of(
         unit_weight_R.sum(),
         jnp.square(unit_weight_R).sum(),
         # Not shifted: anisotropy is about the angle at the origin.
-        _over_rows(direction_R, x_RD) + direction_R.sum() * shift_D,
+        _over_rows(direction_R, x_RD) + direction_R.sum() * (shift_D * unit),
         class_MKR.sum(axis=2),
         first_SD[1:].reshape(shape),
         square_SD[1:].reshape(shape),
     )
 
 
-def moments_of(sums: Sums, shift_D: jax.Array) -> Moments:
-    """The moments that the sums of one (layer, pooling) stand for."""
+def moments_of(
+    sums: Sums,
+    shift_D: jax.Array,
+    unit: float | jax.Array = 1.0,
+    least: float | jax.Array = CONSTANT_STATE["float16"],
+) -> Moments:
+    """The moments that the sums of one (layer, pooling) stand for; arguments as in `Moments`."""
     first_D = sums.first_D / sums.weight
     covariance_DD = None
     if sums.gram_DD is not None:
@@ -215,8 +258,10 @@ def moments_of(sums: Sums, shift_D: jax.Array) -> Moments:
     rows_MK1 = sums.class_weight_MK[:, :, None]
     class_first_MKD = sums.class_first_MKD / rows_MK1
     return Moments(
+        jnp.float32(unit),
+        jnp.float32(least),
         sums.weight,
-        shift_D + first_D,
+        shift_D * unit + first_D,
         variance(sums.square_D / sums.weight, first_D),
         covariance_DD,
         sums.unit_D / sums.unit_weight,
@@ -263,10 +308,20 @@ def _gram(x_RD: jax.Array, w_R: jax.Array) -> jax.Array:
 
 
 def _sums_of_all(
-    h_LPRD: jax.Array, shift_LPD: jax.Array, weight_R: jax.Array, y_RM: jax.Array, gram: bool
+    h_LPRD: jax.Array,
+    shift_LPD: jax.Array,
+    unit_LP: jax.Array,
+    weight_R: jax.Array,
+    y_RM: jax.Array,
+    gram: bool,
 ) -> Sums:
     """`sums_of` over layers and poolings, one after the other: a site's rows fit a cache."""
     shape = h_LPRD.shape[:2]
-    sites = (h_LPRD.reshape(-1, *h_LPRD.shape[2:]), shift_LPD.reshape(-1, shift_LPD.shape[2]))
-    sums = jax.lax.map(lambda site: sums_of(site[0], site[1], weight_R, y_RM, gram), sites)
+    sites = [x.reshape(-1, *x.shape[2:]) for x in (h_LPRD, shift_LPD, unit_LP)]
+
+    def of_site(site: list[jax.Array]) -> Sums:
+        x_RD, shift_D, unit = site
+        return sums_of(x_RD, shift_D, weight_R, y_RM, gram, unit)
+
+    sums = jax.lax.map(of_site, sites)
     return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), sums)

@@ -22,7 +22,7 @@ import numpy as np
 
 from routerjax.encoder.selection import Selection
 from routerjax.features import moments as moments_lib
-from routerjax.features.row_blocks import AlignedOutcomes, RowBlock, fold, stream
+from routerjax.features.row_blocks import AlignedOutcomes, RowBlock, fold, least_variation, stream
 from routerjax.features.sketch import leading_components
 from routerjax.stats.numerics import EPS, HIGHEST, inverse_scale
 from routerjax.store.store import ActivationStore
@@ -163,7 +163,8 @@ def fit_pca(
       ValueError: There are fewer than two rows, or nothing varies over them.
     """
     blocks = functools.partial(stream, store, rows, selection)
-    pca = _fit(blocks, rows.n_used, (selection.n_sites, store.width), width, exact_width)
+    shape, least = (selection.n_sites, store.width), least_variation(store)
+    pca = _fit(blocks, rows.n_used, shape, width, exact_width, least)
     return _within_rank(pca, rows, selection, width)
 
 
@@ -183,14 +184,15 @@ def fit_averaged_pca(
     """
     n_layers, n_poolings = selection.shape
     moments = moments_lib.collect(store, rows, selection)
-    mean_SD, inverse_scale_SD = _by_site(moments, selection.n_sites)
+    mean_SD, inverse_scale_SD = _in_states_units(moments, *_by_site(moments, selection.n_sites))
     sites = [x.reshape(n_layers, n_poolings, -1) for x in (mean_SD, inverse_scale_SD)]
 
     def averaged() -> Iterator[RowBlock]:
         for h_LPRD, weight_R, y_RM in stream(store, rows, selection):
             yield np.asarray(_average(h_LPRD, *sites)), weight_R, y_RM
 
-    pca = _fit(averaged, rows.n_used, (n_poolings, store.width), width, EXACT_WIDTH)
+    shape, least = (n_poolings, store.width), least_variation(store)
+    pca = _fit(averaged, rows.n_used, shape, width, EXACT_WIDTH, least)
     of_mean = _within_rank(pca, rows, selection, width)
     components_PDC = of_mean.components_SDC / (n_layers * of_mean.scale_SD[:, :, None])
     varies_SD = np.asarray(inverse_scale_SD) > 0
@@ -228,27 +230,31 @@ def _noise(largest: jax.Array, n_columns: int) -> jax.Array:
     return 8 * math.sqrt(n_columns) * EPS * jnp.maximum(largest, 0.0)
 
 
-def _fit(blocks: Pass, n_rows: int, shape: tuple[int, int], width: int, exact_width: int) -> Pca:
+def _fit(
+    blocks: Pass, n_rows: int, shape: tuple[int, int], width: int, exact_width: int, least: float
+) -> Pca:
     """Of the concatenated sites of all row blocks; the shape is (S, D)."""
     if n_rows < 2:
         raise ValueError(f"data: PCA needs at least 2 rows, got {n_rows}")
     n_columns = math.prod(shape)
     if n_columns > exact_width:
-        return _fit_sketched(blocks, n_rows, shape[0], width)
-    return _fit_exact(blocks, n_rows, shape[0], min(width, n_columns))
+        return _fit_sketched(blocks, n_rows, shape[0], width, least)
+    return _fit_exact(blocks, n_rows, shape[0], min(width, n_columns), least)
 
 
-def _fit_exact(blocks: Pass, n_rows: int, n_sites: int, width: int) -> Pca:
+def _fit_exact(blocks: Pass, n_rows: int, n_sites: int, width: int, least: float) -> Pca:
     """By the covariance of the concatenated columns, which makes them one wide site."""
     start = functools.partial(moments_lib.begin, gram=True)
-    moments = moments_lib.finish(fold(map(_concatenated, blocks()), start, moments_lib.update))
+    sums = fold(map(_concatenated, blocks()), start, moments_lib.update)
+    moments = moments_lib.finish(sums, least)
     return _pca(n_rows, *_solve(moments, n_sites, width))
 
 
-def _fit_sketched(blocks: Pass, n_rows: int, n_sites: int, width: int) -> Pca:
+def _fit_sketched(blocks: Pass, n_rows: int, n_sites: int, width: int, least: float) -> Pca:
     """By a sketch, after one pass for means and scales."""
-    moments = moments_lib.finish(fold(blocks(), moments_lib.begin, moments_lib.update))
-    mean_SD, inverse_scale_SD = _by_site(moments, n_sites)
+    sums = fold(blocks(), moments_lib.begin, moments_lib.update)
+    moments = moments_lib.finish(sums, least)
+    mean_SD, inverse_scale_SD = _in_states_units(moments, *_by_site(moments, n_sites))
     result = leading_components(blocks, mean_SD, inverse_scale_SD, width)
     return _pca(n_rows, mean_SD, inverse_scale_SD, *_clean(inverse_scale_SD, *result))
 
@@ -270,6 +276,7 @@ def _solve(moments: moments_lib.Moments, n_sites: int, width: int) -> tuple[jax.
     )
     kept_C = jnp.arange(width) < rank(eigenvalues_E)
     eigenvalues_C = jnp.where(kept_C, eigenvalues_E[:width], 0.0)
+    mean_SD, inverse_scale_SD = _in_states_units(moments, mean_SD, inverse_scale_SD)
     return mean_SD, inverse_scale_SD, components_EC, eigenvalues_C, jnp.float32(0)
 
 
@@ -289,9 +296,23 @@ def _clean(
 
 @functools.partial(jax.jit, static_argnames="n_sites")
 def _by_site(moments: moments_lib.Moments, n_sites: int) -> tuple[jax.Array, jax.Array]:
-    """mean_SD and inverse_scale_SD; each site on its own, as one may be constant beside others."""
+    """mean_SD and inverse_scale_SD in the units of the moments.
+
+    Each site on its own, as one may be constant beside others.
+    """
     mean_SD = moments.mean_D.reshape(n_sites, -1)
-    return mean_SD, jax.vmap(inverse_scale)(mean_SD, moments.variance_D.reshape(n_sites, -1))
+    of_site = jax.vmap(inverse_scale, (0, 0, None))
+    variance_SD = moments.variance_D.reshape(n_sites, -1)
+    return mean_SD, of_site(mean_SD, variance_SD, moments.least.reshape(-1)[0])
+
+
+@jax.jit
+def _in_states_units(
+    moments: moments_lib.Moments, mean_SD: jax.Array, inverse_scale_SD: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The same in the units of the states: exact, as the moments' are powers of two."""
+    unit_S1 = jnp.broadcast_to(moments.unit.reshape(-1, 1), (len(mean_SD), 1))
+    return mean_SD / unit_S1, inverse_scale_SD * unit_S1
 
 
 def _pca(

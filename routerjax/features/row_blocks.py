@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from routerjax.encoder.selection import Selection
+from routerjax.stats.numerics import CONSTANT_STATE
 from routerjax.store.store import ActivationStore
 
 if TYPE_CHECKING:
@@ -127,6 +128,11 @@ def read_rows(store: ActivationStore, ids: Sequence[str], selection: Selection) 
         used_R = place_N[at] >= 0
         x_LPnD[:, :, place_N[at][used_R]] = h_LPRD[:, :, used_R]
     return x_LPnD.reshape(-1, *x_LPnD.shape[2:])
+
+
+def least_variation(store: ActivationStore) -> float:
+    """The share of its size by which a state of the store has to vary so as not to be constant."""
+    return CONSTANT_STATE[store.identity["store_dtype"]]
 
 
 def used_blocks(store: ActivationStore, weight_N: np.ndarray) -> list[int]:

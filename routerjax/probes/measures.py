@@ -8,7 +8,7 @@ from routerjax.features.pca import Axes, principal_components, rank
 from routerjax.features.projected import Projected, pooled_within
 from routerjax.probes.table import RIDGE
 from routerjax.stats import fisher, spectrum
-from routerjax.stats.numerics import inverse_scale, is_constant
+from routerjax.stats.numerics import is_constant
 
 
 def moment_numbers(one: Moments) -> dict[str, jax.Array]:
@@ -20,9 +20,9 @@ def moment_numbers(one: Moments) -> dict[str, jax.Array]:
     Returns:
       "constant" and "anisotropy" [], J on raw and on standardised states [M].
     """
-    inverse_D = inverse_scale(one.mean_D, one.variance_D)
+    inverse_D = one.inverse_scale_D
     return {
-        "constant": is_constant(one.mean_D, one.variance_D),
+        "constant": is_constant(one.mean_D, one.variance_D, one.least),
         "anisotropy": spectrum.anisotropy(one.unit_D, one.unit_rows),
         **_by_target(one, jnp.where(inverse_D > 0, 1.0, 0.0), "raw"),
         **_by_target(one, inverse_D, "standardised"),
@@ -40,14 +40,14 @@ def spectrum_numbers(one: Moments, n_components: int) -> tuple[dict[str, jax.Arr
       Numbers [] as "NAME/raw" and "NAME/standardised", J by `fisher_ridge` [M], and the axes, or
       None.
     """
-    inverse_D = inverse_scale(one.mean_D, one.variance_D)
+    inverse_D = one.inverse_scale_D
     varies_D = jnp.where(inverse_D > 0, 1.0, 0.0)
     assert one.covariance_DD is not None
     raw_DD = one.covariance_DD * (varies_D[:, None] * varies_D[None, :])
     standard_DD = one.covariance_DD * (inverse_D[:, None] * inverse_D[None, :])
     if n_components:
         components_DC, standard_D = principal_components(standard_DD, varies_D, n_components)
-        axes = Axes(one.mean_D, inverse_D, components_DC)
+        axes = Axes(one.mean_D / one.unit, inverse_D * one.unit, components_DC)
     else:
         standard_D, axes = jnp.linalg.eigvalsh(standard_DD), None
     numbers = {
@@ -67,7 +67,7 @@ def trace_numbers(one: Moments) -> dict[str, jax.Array]:
     Returns:
       [] each: "d_eff" and "d_eff_trace", which are one number here, of both spaces.
     """
-    inverse_D = inverse_scale(one.mean_D, one.variance_D)
+    inverse_D = one.inverse_scale_D
     assert one.covariance_DD is not None
     numbers: dict[str, jax.Array] = {}
     varies_D = jnp.where(inverse_D > 0, 1.0, 0.0)

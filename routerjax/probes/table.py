@@ -123,6 +123,22 @@ class ProbeTable:
             if all(entry[key] is None or entry[key] == value for key, value in cell.items())
         ]
 
+    def reasons_of(self, target: str | None = None) -> list[str]:
+        """Why a target has no number anywhere, each reason once with the sites it is of.
+
+        Args:
+          target: Its name; None for all targets.
+        """
+        sites: dict[str, list[str]] = {}
+        for entry in self.reasons:
+            if target is None or entry["target"] in (None, target):
+                of = sites.setdefault(entry["reason"], [])
+                if entry["layer"] is not None:
+                    of.append(f"{entry['layer']} {entry['pooling']}")
+        return [
+            f"{text} (hidden states {', '.join(of)})" if of else text for text, of in sites.items()
+        ]
+
     def to_json(self) -> dict[str, Any]:
         """The table as JSON values, NaN as they are: `Folder.write_json` makes them null."""
         value = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

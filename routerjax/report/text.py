@@ -57,7 +57,7 @@ def sweep_lines(table: SweepTable) -> list[str]:
         try:
             best = table.best(target)
         except ValueError:
-            text.append(f"{label:{name_width}}  none: {'; '.join(table.reason(target=target))}")
+            text.append(f"{label:{name_width}}  none: {'; '.join(table.reasons_of(target))}")
             continue
         line = f"{label:{name_width}}  {best.layer:5d}  {best.pooling:10}  {best.pca_dim:5d}  "
         line += f"{best.value:.4f}"

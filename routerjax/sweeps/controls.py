@@ -9,7 +9,7 @@ import numpy as np
 
 from routerjax.features.pca import principal_components
 from routerjax.stats import logistic
-from routerjax.stats.numerics import HIGHEST, inverse_scale, variance
+from routerjax.stats.numerics import CONSTANT_STATE, HIGHEST, inverse_scale, pilot_mean, variance
 from routerjax.stats.roc_auc import auc_by_group
 
 # By name: what is said of each.
@@ -105,7 +105,12 @@ def plain_features(
 
 
 def transfer(
-    x_ND: np.ndarray, y_NM: np.ndarray, dataset_N: np.ndarray, names: Sequence[str], pca_dim: int
+    x_ND: np.ndarray,
+    y_NM: np.ndarray,
+    dataset_N: np.ndarray,
+    names: Sequence[str],
+    pca_dim: int,
+    least: float = CONSTANT_STATE["float16"],
 ) -> np.ndarray:
     """AUC of models trained on one dataset and tested on another.
 
@@ -118,6 +123,7 @@ def transfer(
       dataset_N: [N] integers in [0, A).
       names: [A] of the datasets.
       pca_dim: Most components.
+      least: Of numerics.CONSTANT_STATE, for the dtype that the states are stored in.
 
     Returns:
       auc_AAM [A, A, M] trained on the first, tested on the second; NaN where either has under five
@@ -133,7 +139,7 @@ def transfer(
     )
     for a in np.flatnonzero(enough_AM.any(axis=1)):
         weight_N = (dataset_N == a).astype(np.float32)
-        score_MN = np.asarray(_train_on(x_ND, y_NM.astype(np.float32), weight_N, width))
+        score_MN = np.asarray(_train_on(x_ND, y_NM.astype(np.float32), weight_N, width, least))
         auc_MA = auc_by_group(score_MN.T, y_NM, dataset_N, n)
         auc_AAM[a] = np.where(enough_AM & enough_AM[a][None], auc_MA.T, np.nan)
         auc_AAM[a, a] = np.nan
@@ -141,15 +147,17 @@ def transfer(
 
 
 @functools.partial(jax.jit, static_argnames="width")
-def _train_on(x_ND: jax.Array, y_NM: jax.Array, weight_N: jax.Array, width: int) -> jax.Array:
+def _train_on(
+    x_ND: jax.Array, y_NM: jax.Array, weight_N: jax.Array, width: int, least: float
+) -> jax.Array:
     """Scores [M, N] of all rows by models fitted on those of weight 1."""
     total = weight_N.sum()
-    shift_D = jnp.einsum("n,nd->d", weight_N, x_ND, precision=HIGHEST) / total
-    x_ND = x_ND - shift_D[None]
+    unit, shift_D = pilot_mean(x_ND, weight_N)
+    x_ND = x_ND * unit - shift_D[None]
     weighted_ND = x_ND * weight_N[:, None]
     mean_D = weighted_ND.sum(axis=0) / total
     square_DD = jnp.einsum("nd,ne->de", weighted_ND, x_ND, precision=HIGHEST) / total
-    scale_D = inverse_scale(mean_D + shift_D, variance(jnp.diagonal(square_DD), mean_D))
+    scale_D = inverse_scale(mean_D + shift_D, variance(jnp.diagonal(square_DD), mean_D), least)
     axes_DC, eigenvalue_D = principal_components(
         square_DD - mean_D[:, None] * mean_D[None], scale_D, width
     )

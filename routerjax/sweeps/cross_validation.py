@@ -19,7 +19,7 @@ from routerjax.features.pca import principal_components
 from routerjax.stats import logistic, spectrum
 from routerjax.stats.fisher import fisher_ridge, fisher_trace, ridge_of
 from routerjax.stats.folds import FoldLayout
-from routerjax.stats.numerics import HIGHEST, inverse_scale, variance
+from routerjax.stats.numerics import CONSTANT_STATE, HIGHEST, inverse_scale, pilot_mean, variance
 from routerjax.stats.placements import auc
 
 DEVICES = "devices"
@@ -56,6 +56,7 @@ def cross_validate(
     pca_dims: Sequence[int],
     n_folds: int,
     devices: Sequence[jax.Device] | None = None,
+    least: float = CONSTANT_STATE["float16"],
 ) -> Scores:
     """Standardise, PCA and L2 logistic regression, fitted on all folds but one and scored there.
 
@@ -67,6 +68,7 @@ def cross_validate(
         not have gives NaN throughout.
       n_folds: F, at least 2.
       devices: To split the sites over; by default all of this process.
+      least: Of numerics.CONSTANT_STATE, for the dtype that the states are stored in.
 
     Returns:
       The scores and what is said of them.
@@ -80,7 +82,7 @@ def cross_validate(
     x_SFRD = x_SND[site_of_slot[:, None, None], layout.row_FR[None]]
     x_SFRD *= layout.weight_FR[None, :, :, None]
     shared = (y_FRM.astype(np.float32), layout.weight_FR)
-    result = _compiled(tuple(pca_dims), devices)(
+    result = _compiled(tuple(pca_dims), devices, least)(
         x_SFRD.reshape(len(devices), -1, *x_SFRD.shape[1:]),
         *(np.broadcast_to(a, (len(devices), *a.shape)) for a in shared),
     )
@@ -102,22 +104,26 @@ def _by_site(leaf: jax.Array, n_sites: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(pca_dims: tuple[int, ...], devices: tuple[jax.Device, ...]) -> Any:
+def _compiled(pca_dims: tuple[int, ...], devices: tuple[jax.Device, ...], least: float) -> Any:
     """The pmapped program; kept, so that the next layer compiles nothing."""
 
     def body(x_SFRD: jax.Array, y_FRM: jax.Array, weight_FR: jax.Array) -> Any:
-        return jax.lax.map(lambda x_FRD: _site(pca_dims, x_FRD, y_FRM, weight_FR), x_SFRD)
+        return jax.lax.map(lambda x_FRD: _site(pca_dims, least, x_FRD, y_FRM, weight_FR), x_SFRD)
 
     return jax.pmap(body, axis_name=DEVICES, devices=devices)
 
 
 def _site(
-    pca_dims: tuple[int, ...], x_FRD: jax.Array, y_FRM: jax.Array, weight_FR: jax.Array
+    pca_dims: tuple[int, ...],
+    least: float,
+    x_FRD: jax.Array,
+    y_FRM: jax.Array,
+    weight_FR: jax.Array,
 ) -> tuple[jax.Array, ...]:
     """Scores of all folds of one site; leaves as in `Scores`, folds leading."""
     n_folds, n_rows, n_columns = x_FRD.shape
-    shift_D = x_FRD.sum(axis=(0, 1)) / weight_FR.sum()
-    x_FRD = (x_FRD - shift_D[None, None]) * weight_FR[:, :, None]
+    unit, shift_D = pilot_mean(x_FRD.reshape(-1, n_columns), weight_FR.reshape(-1))
+    x_FRD = (x_FRD * unit - shift_D[None, None]) * weight_FR[:, :, None]
     first_FD = x_FRD.sum(axis=1)
     gram_FDD = jnp.einsum("frd,fre->fde", x_FRD, x_FRD, precision=HIGHEST)
     gram_DD, first_D = gram_FDD.sum(axis=0), first_FD.sum(axis=0)
@@ -131,7 +137,7 @@ def _site(
         square_DD = (gram_DD - gram_FDD[fold]) / n_train
         variance_D = variance(jnp.diagonal(square_DD), mean_D)
         # Whether a state is constant is judged by its size, which the shift has taken away.
-        scale_D = inverse_scale(mean_D + shift_D, variance_D)
+        scale_D = inverse_scale(mean_D + shift_D, variance_D, least)
         covariance_DD = square_DD - mean_D[:, None] * mean_D[None]
         axes_DC, eigenvalue_D = principal_components(covariance_DD, scale_D, n_widest)
         # Components below float32's noise are zero columns, which change no score; what there can

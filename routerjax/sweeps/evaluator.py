@@ -12,7 +12,7 @@ from routerjax.data.dataset import RoutingDataset
 from routerjax.stats import bootstrap, spectrum
 from routerjax.stats.auc_replicates import AucReplicates, auc_replicates, within_auc_replicates
 from routerjax.stats.fisher_replicates import fisher_replicates, fisher_shuffled
-from routerjax.stats.numerics import inverse_scale
+from routerjax.stats.numerics import CONSTANT_STATE, inverse_scale, pilot_mean
 from routerjax.sweeps.cross_validation import Scores, cross_validate
 
 # Shufflings behind J's mean under shuffled outcomes.
@@ -31,6 +31,7 @@ class SiteEvaluator:
       dataset_N: [N] integers from 0 up, or None without names.
       datasets: [A] their names.
       seed: Of shuffled outcomes.
+      least: Of numerics.CONSTANT_STATE, for the dtype that the states are stored in.
     """
 
     fold_N: np.ndarray
@@ -40,10 +41,17 @@ class SiteEvaluator:
     dataset_N: np.ndarray | None
     datasets: tuple[str, ...]
     seed: int
+    least: float = CONSTANT_STATE["float16"]
 
     @classmethod
     def of(
-        cls, data: RoutingDataset, n_folds: int, seed: int, draws: int, repeats: int = 1
+        cls,
+        data: RoutingDataset,
+        n_folds: int,
+        seed: int,
+        draws: int,
+        repeats: int = 1,
+        least: float = CONSTANT_STATE["float16"],
     ) -> "SiteEvaluator":
         """Assigns the rows of a data set to folds.
 
@@ -53,6 +61,7 @@ class SiteEvaluator:
           seed: Of folds, draws and shuffles.
           draws: B, bootstrap draws; 0 for none.
           repeats: Assignments to folds in all.
+          least: As the attribute.
 
         Raises:
           ValueError: There are fewer groups than folds.
@@ -72,6 +81,7 @@ class SiteEvaluator:
             dataset_N,
             names,
             seed,
+            least,
         )
 
     def evaluate(
@@ -97,11 +107,12 @@ class SiteEvaluator:
           with draws "draws_cv_auc", "draws_within_auc" [S, B, W, M], "draws_fisher" and
           "draws_ridge" [S, B, M], and "cv_auc_low", "cv_auc_high" and so on.
         """
-        scores = cross_validate(x_SND, y_NM, self.fold_N, pca_dims, self.n_folds, devices)
+        settings = pca_dims, self.n_folds, devices, self.least
+        scores = cross_validate(x_SND, y_NM, self.fold_N, *settings)
         result = self._of_scores(scores, y_NM)
         spread = [result["cv_auc"]]
         for fold_N in self.other_folds:
-            again = cross_validate(x_SND, y_NM, fold_N, pca_dims, self.n_folds, devices)
+            again = cross_validate(x_SND, y_NM, fold_N, *settings)
             spread.append(_mean_over_folds(again)[0])
         no_spread = np.full_like(spread[0], np.nan)
         result["seed_sd"] = np.std(spread, axis=0, ddof=1) if self.other_folds else no_spread
@@ -163,7 +174,7 @@ class SiteEvaluator:
         }  # fmt: skip
         draws: dict[str, list[np.ndarray]] = {"fisher": [], "ridge": []}
         for x_ND in x_SND:
-            standard_ND, d_eff = _standardise(jnp.asarray(x_ND))
+            standard_ND, d_eff = _standardise(jnp.asarray(x_ND), self.least)
             replicates = fisher_replicates(standard_ND, y_NM, self.weight_BN)
             result["fisher"].append(replicates.value_M)
             result["ridge"].append(replicates.ridge_M)
@@ -184,12 +195,13 @@ class SiteEvaluator:
 
 
 @jax.jit
-def _standardise(x_ND: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _standardise(x_ND: jax.Array, least: float) -> tuple[jax.Array, jax.Array]:
     """Standardised columns (0 where one does not vary) and their effective dimensionality."""
-    mean_D = x_ND.mean(axis=0)
-    centred_ND = x_ND - mean_D[None]
+    unit, mean_D = pilot_mean(x_ND, jnp.ones(len(x_ND)))
+    centred_ND = x_ND * unit - mean_D[None]
+    centred_ND = centred_ND - centred_ND.mean(axis=0)[None]  # Of the mean's own rounding.
     variance_D = jnp.square(centred_ND).mean(axis=0)
-    standard_ND = centred_ND * inverse_scale(mean_D, variance_D)[None]
+    standard_ND = centred_ND * inverse_scale(mean_D, variance_D, least)[None]
     correlation_DD = jnp.einsum(
         "nd,ne->de", standard_ND, standard_ND, precision=jax.lax.Precision.HIGHEST
     ) / len(x_ND)

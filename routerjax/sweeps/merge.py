@@ -216,7 +216,7 @@ def _transfer(
     assert evaluator.dataset_N is not None
     auc_AAM = control.transfer(
         states(cell.layer, cell.pooling), data.correct_NM, evaluator.dataset_N,
-        evaluator.datasets, cell.pca_dim,
+        evaluator.datasets, cell.pca_dim, evaluator.least,
     )  # fmt: skip
     where = cell._asdict()
     del where["value"]

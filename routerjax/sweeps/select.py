@@ -18,7 +18,7 @@ from routerjax.features.feature_map import Stores, as_tuple
 from routerjax.features.fit import check_held, fisher_of_sites
 from routerjax.features.pca import EXACT_WIDTH
 from routerjax.features.recipe import RANKED_BY, Recipe, RecipeSite
-from routerjax.features.row_blocks import align, read_rows
+from routerjax.features.row_blocks import align, least_variation, read_rows
 from routerjax.runtime import resume
 from routerjax.store.store import ActivationStore
 from routerjax.sweeps.cross_validation import cross_validate
@@ -147,7 +147,9 @@ def _aucs(
             for at in range(0, len(store.layers), step):
                 layers = store.layers[at : at + step]
                 x_SND = read_rows(store, data.ids, Selection(layers, recipe.poolings))
-                auc_FSWM = _auc_of_sites(x_SND, data.correct_NM, fold_N, recipe.pca_dims)
+                auc_FSWM = _auc_of_sites(
+                    x_SND, data.correct_NM, fold_N, recipe.pca_dims, least_variation(store)
+                )
                 cells += _cells(encoder, layers, recipe.poolings, recipe.pca_dims)
                 values.append(auc_FSWM.reshape(len(auc_FSWM), -1, auc_FSWM.shape[3]))
                 bar.update(len(layers))
@@ -171,7 +173,7 @@ def _greedy(
     x_SND = read_rows(store, data.ids, Selection(store.layers, recipe.poolings))
     x_LPND = x_SND.reshape(len(store.layers), -1, *x_SND.shape[1:])
     x_LNE = np.moveaxis(x_LPND, 1, 2).reshape(len(store.layers), len(data.ids), -1)
-    step_size = len(jax.local_devices())
+    step_size, least = len(jax.local_devices()), least_variation(store)
     chosen: list[int] = []
     choices = []
     n_tried = sum(len(store.layers) - step for step in range(recipe.k))
@@ -183,7 +185,8 @@ def _greedy(
                 tried = candidates[at : at + step_size]
                 x_SNE = np.stack([np.concatenate(x_LNE[[*chosen, i]], axis=1) for i in tried])
                 dims = (recipe.pca_dim,)
-                aucs.append(_auc_of_sites(x_SNE, data.correct_NM, fold_N, dims)[:, :, 0])
+                auc_FSWM = _auc_of_sites(x_SNE, data.correct_NM, fold_N, dims, least)
+                aucs.append(auc_FSWM[:, :, 0])
                 bar.update(len(tried))
             auc_QM = _mean_over_folds(np.concatenate(aucs, axis=1))
             judged_M = np.isfinite(auc_QM).any(axis=0)
@@ -229,18 +232,22 @@ def _one_store(recipe: Recipe, stores: Sequence[ActivationStore]) -> ActivationS
 
 
 def _auc_of_sites(
-    x_SND: np.ndarray, y_NM: np.ndarray, fold_N: np.ndarray, pca_dims: Sequence[int]
+    x_SND: np.ndarray,
+    y_NM: np.ndarray,
+    fold_N: np.ndarray,
+    pca_dims: Sequence[int],
+    least: float,
 ) -> np.ndarray:
     """auc_FSWM; a width beyond the components of a site's training rows counts as all of them."""
     if resume.stop_requested():
         raise resume.Stopped("Stopped while layers were being chosen.", goes_on=False)
     n_folds = int(fold_N.max()) + 1
-    result = cross_validate(x_SND, y_NM, fold_N, pca_dims, n_folds)
+    result = cross_validate(x_SND, y_NM, fold_N, pca_dims, n_folds, least=least)
     auc_FSWM = result.auc_FSWM.copy()
     available_S = result.n_components_FS.min(axis=0)
     for s in np.flatnonzero((0 < available_S) & (available_S < pca_dims[-1])):
         dims = (int(available_S[s]),)
-        again = cross_validate(x_SND[s : s + 1], y_NM, fold_N, dims, n_folds)
+        again = cross_validate(x_SND[s : s + 1], y_NM, fold_N, dims, n_folds, least=least)
         auc_FSWM[:, s, np.array(pca_dims) > dims[0]] = again.auc_FSWM[:, 0]
     return auc_FSWM
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from routerjax.data.dataset import RoutingDataset
 from routerjax.encoder.selection import Selection
-from routerjax.features.row_blocks import read_rows
+from routerjax.features.row_blocks import least_variation, read_rows
 from routerjax.runtime import resume
 from routerjax.runtime.files import Folder
 from routerjax.stats import logistic
@@ -206,7 +206,7 @@ class _Job:
         self.devices = tuple(jax.local_devices() if devices is None else devices)
         self.devices = self.devices[: len(config.layers)]
         self.evaluator = SiteEvaluator.of(
-            data, config.n_folds, config.seed, config.draws, config.repeats
+            data, config.n_folds, config.seed, config.draws, config.repeats, least_variation(store)
         )
         self.n_tokens_N = store.query_tokens_N[store.rows_of(data.ids)]
 

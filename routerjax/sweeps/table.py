@@ -74,7 +74,7 @@ class SweepTable(ProbeTable):
         value_LPW = self._of(target, name)
         if not np.isfinite(value_LPW).any():
             who = "any target" if target is None else repr(target)
-            raise ValueError(f"no cell of {who} has a number: {'; '.join(self.reason())}")
+            raise ValueError(f"no cell of {who} has a number: {'; '.join(self.reasons_of(target))}")
         return self._cell(int(np.nanargmax(value_LPW)), value_LPW)
 
     def difference(
@@ -198,6 +198,8 @@ class SweepTable(ProbeTable):
         value_LPWM = self.cells[name]
         if target is not None:
             return value_LPWM[..., index_of(self.targets, target, "target")]
+        if not self._known_M.any():
+            return np.full(value_LPWM.shape[:3], np.nan)
         return value_LPWM[..., self._known_M].mean(axis=-1)
 
     @property

@@ -251,8 +251,12 @@ def test_a_store_on_disk_gives_the_same_table(toy, tmp_path, table):
     made = ActivationStore.create(tmp_path, identity, rows, width=16, plan={})
     made.write_block(0, toy.h_NLPD[order].transpose(1, 2, 0, 3), {})
     found = probe(ActivationStore.open(tmp_path), toy.data, pca_dim=6)
+    # The first site varies by an encoder's noise: constant to a float16 store, not a float32 one.
+    assert table.reasons and not found.reasons
+    varies_LP = np.arange(10).reshape(5, 2) > 0
     for name in [*table.fisher, *table.spectrum]:
-        np.testing.assert_allclose(found.get(name), table.get(name), 1e-4, 1e-6, err_msg=name)
+        ours, theirs = found.get(name)[varies_LP], table.get(name)[varies_LP]
+        np.testing.assert_allclose(ours, theirs, 1e-4, 1e-6, err_msg=name)
 
 
 def test_j_finds_the_layer_that_separates(table):

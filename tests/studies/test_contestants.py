@@ -26,7 +26,7 @@ class Store:
     def __init__(self, h_LPND, ids):
         self._h_LPND, self.ids = h_LPND.astype(np.float32), tuple(ids)
         self.layers, self.poolings, self.width = (0, 1), ("mean",), h_LPND.shape[3]
-        self.n_blocks = 1
+        self.n_blocks, self.identity = 1, {"store_dtype": "float16"}
         self.query_tokens_N = np.full(len(self.ids), 10)
 
     def block_slice(self, block):

@@ -27,7 +27,7 @@ class Store:
         h_ND = np.concatenate([logit_NM, length_N1], axis=1)
         self._h_LPND = (h_ND + 0.3 * rng.normal(size=h_ND.shape))[None, None].astype(np.float32)
         self.ids, self.layers, self.poolings, self.width = data.ids, (0,), ("mean",), h_ND.shape[1]
-        self.n_blocks, self.identity = 1, {"encoder_id": "e"}
+        self.n_blocks, self.identity = 1, {"encoder_id": "e", "store_dtype": "float16"}
         self.query_tokens_N = np.full(len(data), 40)
         self._row = {name: row for row, name in enumerate(data.ids)}
 

@@ -30,7 +30,7 @@ class Store:
     def __init__(self, h_LPND, ids):
         self._h_LPND, self.ids = h_LPND.astype(np.float32), tuple(ids)
         self.layers, self.poolings, self.width = (0, 1), ("mean",), h_LPND.shape[3]
-        self.identity = {"encoder_id": "toy", "weights_digest": "w"}
+        self.identity = {"encoder_id": "toy", "weights_digest": "w", "store_dtype": "float16"}
         self.query_tokens_N = np.full(len(self.ids), 9)
         self.n_blocks = 1
 

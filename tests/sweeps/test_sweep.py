@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import threading
+import warnings
 
 import jax
 import numpy as np
@@ -37,7 +38,11 @@ class Store:
 
     def __init__(self, inner, seed=0):
         self._inner = inner
-        self.identity = {"encoder_id": "fake", "weights_digest": f"w{seed}"}
+        self.identity = {
+            "encoder_id": "fake",
+            "weights_digest": f"w{seed}",
+            "store_dtype": "float16",
+        }
         self.query_tokens_N = 5 + np.arange(len(inner.ids)) % 17
 
     def __getattr__(self, name):
@@ -85,6 +90,23 @@ def table(world):
     store, data, _ = world
     controls = ("shuffled", "shuffled_within", "centred", "dataset", "length", "random", "transfer")
     return sweep(store, data, DIMS, draws=200, repeats=2, controls=controls)
+
+
+def test_constant_states_end_a_sweep_with_the_reason_of_each_site(world, fake_store, tmp_path):
+    store, data, h_NLPD = world
+    constant = Store(fake_store(np.full_like(h_NLPD[:, :2], 3.25), data.ids, block_rows=64))
+    with warnings.catch_warnings(), np.errstate(all="raise"):
+        warnings.simplefilter("error", RuntimeWarning)
+        found = sweep(constant, data, DIMS, draws=20, controls=("transfer",))
+        found.save(tmp_path)
+        lines = sweep_lines(SweepTable.load(tmp_path))
+    sites = {(entry["layer"], entry["pooling"]) for entry in found.reasons}
+    assert sites == {(i, name) for i in (0, 1) for name in ("last", "mean")}
+    assert all("is constant over the training rows" in each["reason"] for each in found.reasons)
+    for line in lines[1:5]:
+        assert "none: the state is constant" in line and "(hidden states 0 last, 0 mean, 1" in line
+    with pytest.raises(ValueError, match=r"no cell of 'a' has a number: the state .*0 last"):
+        found.best("a")
 
 
 def test_every_cell_equals_scikit_learn(world, table):

@@ -115,7 +115,7 @@ def sketched_numbers(
       the standard error; b is 0 on raw states.
     """
     moments = moments_of(sums, pilot.shift_D)
-    inverse_D = inverse_scale(moments.mean_D, moments.variance_D)
+    inverse_D = moments.inverse_scale_D
     varies_D = jnp.where(inverse_D > 0, 1.0, 0.0)
     first_D = sums.first_D / sums.weight
 
