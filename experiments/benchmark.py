@@ -39,7 +39,7 @@ class Config(options.Outcomes):
     encoder: str | None
     compute_dtype: str
     suite: list[str] = options.flag(
-        [name for name in SUITES if name != "tpu"], f"Suites: {', '.join(SUITES)}."
+        [name for name in SUITES if name not in ("tpu", "host")], f"Suites: {', '.join(SUITES)}."
     )
     scale: str = options.flag(
         "cpu", "Sizes of the suites; full for results that are kept.", *SCALES

@@ -9,10 +9,12 @@ import types
 import numpy as np
 import pytest
 
+import routerjax as rj
 from benchmarks.suites import (
     capture,
     checkpoints,
     guard,
+    host,
     machine,
     rounds,
     session,
@@ -280,3 +282,24 @@ def test_encoders_compute_in_the_dtype_asked_for(tmp_path, tiny_encoder_folder):
         assert s.encoder.identity["compute_dtype"] == got
         assert s.load(s.source, "auto").identity["compute_dtype"] == got
         assert machine.matrix_rate(got)() > 0
+
+
+@pytest.mark.slow
+def test_the_host_suite_extracts_behind_a_device_that_answers_at_once(
+    still_machine, tiny_encoder_folder, tiny_data, tmp_path, monkeypatch
+):
+    small = {"num_hidden_layers": 2, "hidden_size": 8}
+    monkeypatch.setitem(checkpoints.SHAPES, host.SHAPE, small)
+    monkeypatch.setattr("routerjax.store.shards.BLOCK_ROWS", 32)
+    encoder = rj.Encoder.from_pretrained(tiny_encoder_folder, mesh=rj.make_mesh("data:1"))
+    monkeypatch.setattr(rj.Encoder, "forward", None)  # Any batch would raise.
+    run = types.SimpleNamespace(
+        encoder=encoder, folder=rj.Folder(tmp_path), rounds=1, seed=0, asked_for=lambda n: n,
+        some=lambda n: tiny_data.select(np.arange(n)),
+    )  # fmt: skip
+    found = host.host(run)
+    assert found["rows"][-1]["contestant"].startswith("extract on 1 of")
+    rates = found["figures"]
+    assert {"queries/s on 1 cores", "write, MB a core-second"} <= set(rates)
+    assert all(rate > 0 for rate in rates.values())
+    assert not (tmp_path / "host-store").exists()

@@ -5,6 +5,7 @@ from typing import Any
 
 from benchmarks.suites.capture import capture, encoders
 from benchmarks.suites.compile import compile
+from benchmarks.suites.host import host
 from benchmarks.suites.probes import probes
 from benchmarks.suites.router import router
 from benchmarks.suites.session import Session
@@ -21,5 +22,6 @@ SUITES: dict[str, Callable[[Session], dict[str, Any]]] = {
     "trunks": trunks,
     "router": router,
     "compile": compile,
+    "host": host,
     "tpu": tpu,
 }

@@ -5,6 +5,7 @@ A query that is a `Conversation` is rendered by the chat template turn by turn; 
 """
 
 import dataclasses
+import functools
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -47,7 +48,7 @@ class Prompts:
     query_tokens_N: np.ndarray
     truncated_N: np.ndarray
 
-    @property
+    @functools.cached_property
     def lengths_N(self) -> np.ndarray:
         """[n] int64 tokens of each prompt."""
         return np.array([len(row) for row in self.tokens], np.int64)
@@ -57,6 +58,16 @@ class Prompts:
         chosen = [self.tokens[row] for row in rows]
         return Prompts(
             chosen, self.spans_N2[rows], self.query_tokens_N[rows], self.truncated_N[rows]
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["Prompts"]) -> "Prompts":
+        """The prompts of all parts, in their order."""
+        return cls(
+            [tokens for part in parts for tokens in part.tokens],
+            np.concatenate([part.spans_N2 for part in parts]),
+            np.concatenate([part.query_tokens_N for part in parts]),
+            np.concatenate([part.truncated_N for part in parts]),
         )
 
 

@@ -17,6 +17,7 @@ from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extraction import block_buffer
 from routerjax.encoder.extraction.pipeline import captured
 from routerjax.encoder.extraction.plan import identity_of, prepare
+from routerjax.encoder.prompts import Prompts
 from routerjax.encoder.selection import ALL, Selection
 from routerjax.runtime import lock, processes, resume, track
 from routerjax.runtime.files import Folder
@@ -86,9 +87,10 @@ def extract(
     damaged = _damaged_blocks(path, identity)
     # A finished store may lie where nothing can be written.
     with lock.held(None if damaged == [] or not first else Folder(path), wait=wait):
+        kept = None
         if not ActivationStore.exists(path):
             more = {"batch_tokens": batch_tokens, "prefix_cache": prefix_cache}
-            _begin(encoder, data, path, *options, **more)
+            kept = _begin(encoder, data, path, *options, **more)
         elif first and damaged is None:
             layout.restore(path, lambda: prepare(encoder, data, *options).rows)
         store = ActivationStore.open(path, complete=False)
@@ -104,7 +106,7 @@ def extract(
                 f"{store.folder.path} was begun with batches of {begun_with} tokens and goes on "
                 f"with them, not with {batch_tokens}: for other batches delete it and begin anew"
             )
-        _fill(encoder, store, dict(zip(data.ids, data.queries, strict=True)))
+        _fill(encoder, store, dict(zip(data.ids, data.queries, strict=True)), kept)
         _wait_until(lambda: not _left(store), lambda: _stopped(store))
     _report(store)
     return store
@@ -131,7 +133,9 @@ def _damaged_blocks(path: Any, identity: dict[str, Any]) -> list[int] | None:
     return damaged
 
 
-def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> None:
+def _fill(
+    encoder: Encoder, store: ActivationStore, queries: dict[str, str], kept: Prompts | None
+) -> None:
     """Captures this process's missing blocks; threads write the last ones meanwhile."""
     mine = [b for b in store.missing_blocks() if b % jax.process_count() == jax.process_index()]
     if not mine:
@@ -143,8 +147,11 @@ def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> 
             f"number {encoder.n_devices} does not divide: go on with --mesh=data:{plan.n_devices}"
         )
 
-    def queries_of(block: int) -> list[str]:
-        return [queries[name] for name in store.ids[store.block_slice(block)]]
+    def prompts_of(block: int) -> Prompts:
+        rows = store.block_slice(block)
+        if kept is not None:
+            return kept.take(np.arange(rows.start, rows.stop))
+        return encoder.prompter([queries[name] for name in store.ids[rows]])
 
     buckets: set[int] = set()
     for block in mine:
@@ -152,7 +159,7 @@ def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> 
         buckets.update(plan.buckets_from(lengths_R[0], lengths_R[-1]))
     selection = Selection(store.layers, store.poolings)
     stages = Stages()
-    batches = captured(encoder, plan, queries_of, mine, selection, sorted(buckets), stages)
+    batches = captured(encoder, plan, prompts_of, mine, selection, sorted(buckets), stages)
     done = len(store.ids) - sum(len(store.n_tokens_N[store.block_slice(b)]) for b in mine)
     n_real = n_padded = 0
     # The same for all row blocks: another buffer shape would be compiled anew.
@@ -198,15 +205,20 @@ def _fill(encoder: Encoder, store: ActivationStore, queries: dict[str, str]) -> 
     resume.log(f"extract: {stages.wall:.1f} s, {_binds(stages)}; seconds by stage: {took}")
 
 
-def _begin(encoder: Encoder, data: RoutingDataset, path: Any, *options: Any, **more: Any) -> None:
-    """Makes the store in process 0; the others wait for its store.json, which is written last."""
+def _begin(
+    encoder: Encoder, data: RoutingDataset, path: Any, *options: Any, **more: Any
+) -> Prompts | None:
+    """Makes the store in process 0; the others wait for its store.json, which is written last.
+
+    Returns the prompts of its rows, where they are known and kept.
+    """
     if jax.process_index() == 0:
         job = prepare(encoder, data, *options, **more)
         # Another job may have begun it while the prompts were measured: its blocks are good.
         if not ActivationStore.exists(path):
             plan = job.plan.to_json()
             ActivationStore.create(path, job.identity, job.rows, encoder.width, plan)
-        return
+        return job.prompts
     # A shared file system may show it a little later than the coordination service tells of it.
     last = math.inf
 
@@ -224,6 +236,7 @@ def _begin(encoder: Encoder, data: RoutingDataset, path: Any, *options: Any, **m
         return False
 
     _wait_until(seen, lambda: resume.Stopped("Stopped before process 0 had made the store."))
+    return None
 
 
 def _wait_until(done: Callable[[], bool], stopped: Callable[[], resume.Stopped]) -> None:

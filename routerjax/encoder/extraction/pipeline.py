@@ -20,7 +20,7 @@ _IN_FLIGHT = 2
 def captured(
     encoder: Encoder,
     plan: BatchPlan,
-    queries_of: Callable[[int], Sequence[str]],
+    prompts_of: Callable[[int], Prompts],
     blocks: Sequence[int],
     selection: Selection,
     buckets: Sequence[int],
@@ -34,7 +34,7 @@ def captured(
     Args:
       encoder: What reads the queries.
       plan: The compiled shapes.
-      queries_of: The texts of a block, by token length.
+      prompts_of: The prompts of a block, by token length.
       blocks: Numbers of the blocks, in the order wanted; at least one.
       selection: What to capture.
       buckets: Those of the plan that these blocks need. Where the device is not the host, they are
@@ -50,7 +50,7 @@ def captured(
 
     def tokenise(block: int) -> Prompts:
         with stages.timed("tokenise"):
-            return encoder.prompter(queries_of(block))
+            return prompts_of(block)
 
     if encoder.tuning.compiles_ahead:
         shapes = [(plan.batch_rows(bucket), bucket) for bucket in buckets]

@@ -14,6 +14,7 @@ from routerjax.data.groups import numbered
 from routerjax.encoder.batches import BatchPlan, choose_buckets
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.prefix import choose_prefix, shared_head, template_head
+from routerjax.encoder.prompts import Prompts
 from routerjax.encoder.selection import Selection
 from routerjax.runtime.devices import in_flight
 from routerjax.store.rows import StoreRows
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # Queries tokenised at a time while lengths are measured.
 _CHUNK = 4096
+# Tokens of a job that are kept from then on (256 MiB): tokenising is half of the host's work.
+_KEPT_TOKENS = 2**26
 
 
 class ExtractionPlan(NamedTuple):
@@ -33,12 +36,15 @@ class ExtractionPlan(NamedTuple):
       rows: In store order, by token length and then id.
       plan: The compiled shapes.
       queries: {id: text}.
+      prompts: Of the rows, tokenised while their lengths were measured; None where they would take
+        too much memory, and are tokenised again block by block.
     """
 
     identity: dict[str, Any]
     rows: StoreRows
     plan: BatchPlan
     queries: dict[str, str]
+    prompts: Prompts | None
 
 
 def prepare(
@@ -64,6 +70,8 @@ def prepare(
     lengths_N, query_tokens_N = np.zeros(n_queries, np.int64), np.zeros(n_queries, np.int64)
     truncated_N = np.zeros(n_queries, bool)
     head = template_head(encoder.prompter)
+    kept: list[Prompts] = []
+    n_tokens = 0
     chunks = [slice(start, start + _CHUNK) for start in range(0, n_queries, _CHUNK)]
     # Two at a time: the tokenizer runs beside what is done with its results.
     with concurrent.futures.ThreadPoolExecutor(2) as readers:
@@ -75,6 +83,8 @@ def prepare(
             lengths_N[at], query_tokens_N[at] = prompts.lengths_N, prompts.query_tokens_N
             truncated_N[at] = prompts.truncated_N
             head = shared_head(head, prompts)
+            n_tokens += int(prompts.lengths_N.sum())
+            kept = [*kept, prompts] if n_tokens <= _KEPT_TOKENS else []
     order = np.lexsort((numbered(data.ids)[1], lengths_N))
     ids = tuple(data.ids[i] for i in order)
     rows = StoreRows(ids, lengths_N[order], query_tokens_N[order], truncated_N[order])
@@ -84,7 +94,9 @@ def prepare(
     buckets = choose_buckets(lengths_N - len(prefix), encoder.worth_tokens)
     block_rows = min(rows_per_block(*selection.shape, encoder.width, store_dtype), n_queries)
     plan = BatchPlan(buckets, batch_tokens, block_rows, encoder.n_devices, prefix)
-    return ExtractionPlan(identity, rows, plan, dict(zip(data.ids, data.queries, strict=True)))
+    queries = dict(zip(data.ids, data.queries, strict=True))
+    in_order = Prompts.joined(kept).take(order) if n_tokens <= _KEPT_TOKENS else None
+    return ExtractionPlan(identity, rows, plan, queries, in_order)
 
 
 def identity_of(

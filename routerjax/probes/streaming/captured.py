@@ -129,7 +129,7 @@ class Captured:
         batches = captured(
             self.encoder,
             self.plan,
-            lambda block: self.queries[block * R : (block + 1) * R],
+            lambda block: self.encoder.prompter(self.queries[block * R : (block + 1) * R]),
             range(-(-n_rows // R)),
             self.selection,
             self.plan.buckets,

@@ -91,6 +91,29 @@ def test_a_process_that_ended_behind_the_last_look_has_finished(monkeypatch):
         extract_module._wait_until(lambda: False, lambda: resume.Stopped("not done"))
 
 
+def test_a_fresh_job_tokenises_once_and_leaves_the_bytes_of_one_that_does_it_twice(
+    encoder, tiny_data, whole, tmp_path, monkeypatch
+):
+    read, call = [], type(encoder.prompter).__call__
+
+    def counted(self, queries, *more):
+        read.append(len(queries))
+        return call(self, queries, *more)
+
+    monkeypatch.setattr(type(encoder.prompter), "__call__", counted)
+    monkeypatch.setattr("routerjax.encoder.extraction.plan._KEPT_TOKENS", 10)
+    extract(encoder, tiny_data, tmp_path / "twice")
+    probes = 13  # Of the template's first tokens.
+    assert sum(read) == 2 * len(tiny_data) + probes
+    read.clear()
+    monkeypatch.undo()
+    monkeypatch.setattr("routerjax.store.shards.BLOCK_ROWS", _ROWS)
+    monkeypatch.setattr(type(encoder.prompter), "__call__", counted)
+    extract(encoder, tiny_data, tmp_path / "once")
+    assert sum(read) == len(tiny_data) + probes
+    assert arrays_of(tmp_path / "once") == arrays_of(tmp_path / "twice")
+
+
 def test_a_finished_store_is_returned_as_it_is(encoder, tiny_data, whole, monkeypatch):
     monkeypatch.setattr(Encoder, "forward", None)  # Any batch would raise.
     before = arrays_of(whole.folder.local_path())
