@@ -1,6 +1,7 @@
 """The job that asks every target every question and grades what it answers; stops and goes on."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import dataclasses
 import json
@@ -103,7 +104,7 @@ def collect(
     with contextlib.closing(Journal(folder / "journal.jsonl")) as journal:
         job = _Job(questions, targets, config, journal, sandbox)
         try:
-            asyncio.run(job.run())
+            _run(job)
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from group
         summary = job.results.write(folder, config.budget_usd, job.halt.why)
@@ -236,6 +237,17 @@ class _Job:
         await asyncio.wait(workers, timeout=_DRAIN_S)
         for worker in workers:
             worker.cancel()
+
+
+def _run(job: _Job) -> None:
+    """Runs a job, in a thread of its own where this one has a loop of events: in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(job.run())
+        return
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, job.run()).result()
 
 
 def _checked(

@@ -22,8 +22,10 @@ _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _SAID = re.compile(r"(?:answer|result)\b\s*(?:is|are|=|:)*\s*([^\n]*)", re.IGNORECASE)
 _HASHES = re.compile(r"####\s*([^\n]*)")
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
+# One loop over characters that exclude each other: two would take forever over white space.
 _CHOICE_SAID = re.compile(
-    r"(?i:answer|choice|option)\b\s*(?i:is|:|=|\s)*[\s*_(\[\"'“$]*([A-J])(?![\w'’])(?!(?<=I)\s+[a-z])"
+    r"(?i:answer|choice|option)\b(?:[\s:=*_(\[\"'“$]|(?i:is)\b)*([A-J])(?![\w'’])"
+    r"(?!(?<=I)\s+[a-z])"
 )
 _ALONE = re.compile(r"[\W_]*([A-J])[\W_]*")
 _FIRST = re.compile(r"[\s*_(\[]*([A-J])[*_]*[).\]:](?:\s|$)")

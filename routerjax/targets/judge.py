@@ -11,7 +11,9 @@ RUBRIC = (
     "leaves part of the question open or contradicts the reference is not. Score 1 for correct, 0 "
     "for wrong, and a number between them for partly correct."
 )
-_SCORE = re.compile(r"score\W{0,6}([0-9]*\.?[0-9]+)", re.IGNORECASE)
+# What a line says behind "score" and the last colon, if it has any.
+_SCORE = re.compile(r"score(?:[^\n]*[:=])?([^\n]*)", re.IGNORECASE)
+_NUMBER = re.compile(r"\d*\.?\d+")
 
 
 class Judge:
@@ -57,5 +59,6 @@ def score_in(text: str) -> float | None:
     >>> score_in("Right, but for the unit. **Score: 0.5**")
     0.5
     """
-    scores = _SCORE.findall(text)
-    return float(scores[-1]) if scores and 0 <= float(scores[-1]) <= 1 else None
+    said = _SCORE.findall(text)
+    number = _NUMBER.search(said[-1]) if said else None
+    return float(number[0]) if number and float(number[0]) <= 1 else None

@@ -217,7 +217,8 @@ def _reply(data: bytes, latency_s: float) -> Reply:
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
     return Reply(
-        text=content,
+        # Half a surrogate pair is no text that could be sent on or written.
+        text=content.encode(errors="replace").decode(),
         finish_reason=reason if isinstance(reason, str) else None,
         input_tokens=_count(usage.get("prompt_tokens")),
         cached_input_tokens=_count(cached),

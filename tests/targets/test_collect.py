@@ -271,6 +271,22 @@ def test_a_judge_grades_and_has_its_own_bill(stub, other, questions, tmp_path):
     assert "judge j: 4 verdicts" in "\n".join(collect_lines(summary))
 
 
+def test_it_runs_where_a_loop_of_events_does_and_reads_any_text(stub, other, questions, tmp_path):
+    stub.answer = lambda text, times: Response(
+        b'{"choices": [{"message": {"content": "half \\ud83d of 3"}}]}'
+    )
+    other.answer = lambda text, times: "Score: 0.5"
+
+    async def notebook():
+        settings = config(graders=("judge",), judge=other.target("j"))
+        return collect(questions(2), Targets([stub.target("a")]), tmp_path / "w", settings)
+
+    summary = asyncio.run(notebook())
+    assert summary["targets"]["a"]["mean_score"] == 0.5
+    assert answers(tmp_path / "w")[0]["answer"] == "half ? of 3"
+    assert summary["targets"]["a"]["usd_unknown"] == 2  # It tells no tokens.
+
+
 def test_one_process_at_a_time(stub, questions, tmp_path):
     from routerjax.targets.journal import Journal
 

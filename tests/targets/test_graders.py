@@ -1,5 +1,7 @@
 """Graders on answers as models write them."""
 
+import time
+
 import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
@@ -104,6 +106,16 @@ def test_references_are_checked(name, reference, message):
         TEXT_GRADERS[name].prepare(reference)
 
 
+@pytest.mark.parametrize("name", ["numeric", "choice", "normalised"])
+@pytest.mark.parametrize(
+    "text", ["answer" + " " * 50_000 + "?", "answer is: " * 5_000, "1," * 20_000, "\\boxed{" * 500]
+)
+def test_long_answers_take_no_time(name, text):
+    start = time.perf_counter()
+    right(name, text, "A" if name == "choice" else "17")
+    assert time.perf_counter() - start < 2
+
+
 def test_numbers_and_texts_are_found():
     assert number_in("no digits") is None and number_in("1/2") * 2 == 1
     assert normalised("It's  the U.S.") == "its the u s"
@@ -112,6 +124,7 @@ def test_numbers_and_texts_are_found():
 def test_scores_of_a_judge():
     assert score_in("Score: 0.2\nor rather\nScore: 1") == 1
     assert score_in("**Score**: `0.75`") == 0.75
+    assert score_in("Score (from 0 to 1): 0.5/1") == 0.5
     assert [score_in(t) for t in ("Score: 7", "fine", "Score: high")] == [None] * 3
 
 
