@@ -1,10 +1,12 @@
 """Runs a script: absl flags, compilation cache, exit codes, errors in one line."""
 
+import errno
 import gc
 import logging
 import os
 import pathlib
 import pkgutil
+import re
 import signal
 import sys
 import threading
@@ -111,7 +113,7 @@ def run_script(
         except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
             if verbose:
                 raise
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {error}{_what_to_do(error)}\n")
             sys.exit(1)
         finally:
             lock.release_kept()
@@ -128,12 +130,40 @@ def run_script(
         gc.freeze()
 
 
+# By number of the system's error, which TensorStore and Orbax give in their texts.
+_MAKE_ROOM = (
+    "Nothing that was finished is lost: make room (disk, quota, ulimit -f) and run the same "
+    "command again"
+)
+_NO_WRITING = "This user cannot write there: use another folder, or change its permissions"
+_TO_DO = {
+    errno.ENOSPC: _MAKE_ROOM,
+    errno.EDQUOT: _MAKE_ROOM,
+    errno.EFBIG: _MAKE_ROOM,
+    errno.EROFS: _NO_WRITING,
+    errno.EACCES: _NO_WRITING,
+    errno.EPERM: _NO_WRITING,
+}
+
+
+def _what_to_do(error: Exception) -> str:
+    """What helps where a file cannot be written; "" for other errors, which say so themselves."""
+    text = str(error)
+    found = re.search(r"os_error_code='(\d+)'|\[Errno (\d+)\]", text)
+    to_do = _TO_DO.get(int(found[1] or found[2])) if found and "write" in text else None
+    return f". {to_do}" if to_do else ""
+
+
 def _end_soon(code: Any) -> None:
     """Ends the process with this exit code ENDS_WITHIN from now, should it not end by itself."""
     if not processes.joined():  # A process of a cluster job waits for the others.
         ending = threading.Timer(ENDS_WITHIN, os._exit, [code if isinstance(code, int) else 1])
         ending.daemon = True
         ending.start()
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
 
 
 def _cuda_is_installed() -> bool:
@@ -150,8 +180,9 @@ def _log_to_stderr(verbose: bool) -> None:
     """Shows the messages of routerjax, and of other libraries only warnings."""
     if not verbose:
         absl_logging.set_verbosity(absl_logging.WARNING)
-        # Of a file that is damaged it tells of every task that it had begun, with tracebacks.
+        # What fails in Orbax's tasks and threads is told with tracebacks, and raised again.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        absl_logging.get_absl_logger().addFilter(_is_not_of_orbax)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours = logging.getLogger("routerjax")

@@ -1,7 +1,7 @@
 """Checkpoints: Orbax behind one small file."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,8 @@ class Checkpoints:
         path = self.folder.local_path() if self.folder.is_local else self.folder.path
         self._orbax = _orbax()
         options = self._orbax.CheckpointManagerOptions(max_to_keep=1, create=True)
-        self._manager = self._orbax.CheckpointManager(path, options=options)
+        with _writing(self.folder):
+            self._manager = self._orbax.CheckpointManager(path, options=options)
 
     def restore(self, like: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
         """The newest checkpoint, of the names, shapes and dtypes of `like`; None without one.
@@ -70,9 +71,14 @@ class Checkpoints:
         return result
 
     def save(self, step: int, arrays: dict[str, np.ndarray]) -> None:
-        """Writes a checkpoint; returns when the arrays are copied, not when they are on disk."""
-        digest_16 = np.frombuffer(bytes.fromhex(_digest(arrays, self._of)), np.uint8)
-        self._manager.save(step, args=self._orbax.args.StandardSave(arrays | {_DIGEST: digest_16}))
+        """Writes a checkpoint; returns when the arrays are copied, not when they are on disk.
+
+        Raises:
+          OSError: This checkpoint or the one before could not be written.
+        """
+        held = arrays | {_DIGEST: np.frombuffer(bytes.fromhex(_digest(arrays, self._of)), np.uint8)}
+        with _writing(self.folder):
+            self._manager.save(step, args=self._orbax.args.StandardSave(held))
 
     def close(self) -> None:
         """Waits until everything is on disk.
@@ -82,7 +88,8 @@ class Checkpoints:
         """
         with self._closing:
             try:
-                self._manager.wait_until_finished()
+                with _writing(self.folder):
+                    self._manager.wait_until_finished()
             finally:
                 # Its threads would keep a process from ending.
                 self._manager.close()
@@ -118,8 +125,12 @@ def _digest(arrays: dict[str, np.ndarray], of: str) -> str:
 
 
 def save_arrays(folder: Folder, arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays by name, once and for all, waiting for the disk."""
-    with _orbax().StandardCheckpointer() as checkpointer:
+    """Writes arrays by name, once and for all, waiting for the disk.
+
+    Raises:
+      OSError: They could not be written.
+    """
+    with _writing(folder), _orbax().StandardCheckpointer() as checkpointer:
         checkpointer.save(_path(folder), arrays, force=True)
 
 
@@ -143,6 +154,15 @@ def digest_of(arrays: Mapping[str, np.ndarray]) -> str:
         piece for name in sorted(arrays)
         for piece in (f"{name} {np.ascontiguousarray(arrays[name]).shape}", arrays[name])
     ))  # fmt: skip
+
+
+@contextlib.contextmanager
+def _writing(folder: Folder) -> Iterator[None]:
+    """Within it, whatever Orbax raises, by what fails and in which thread, is an OSError."""
+    try:
+        yield
+    except Exception as error:
+        raise OSError(f"cannot write the arrays in {folder.path}: {error}") from error
 
 
 def _orbax() -> Any:

@@ -4,9 +4,11 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 
 import jax
 import pytest
@@ -51,8 +53,8 @@ def test_a_stop_does_not_outlive_a_job_that_failed():
 # ---- a script's main, in a process of its own
 
 SCRIPT = """
-import hashlib, os, signal, sys, threading
-from routerjax.runtime import resume, script
+import hashlib, os, resource, signal, sys, threading
+from routerjax.runtime import files, resume, script
 
 script.ENDS_WITHIN = 1.0
 
@@ -79,6 +81,9 @@ def main():
     if kind == "hanging":
         threading.Thread(target=threading.Event().wait).start()
         raise RuntimeError("a library's thread waits for ever")
+    if kind == "full":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+        files.Folder(os.environ["XDG_CACHE_HOME"]).write_bytes("x", bytes(99))
     if kind == "wrong":
         raise ValueError("labels.jsonl:3: not valid JSON")
     if kind == "broken":
@@ -109,6 +114,7 @@ script.run_script(main, stops_within=1.0)
         (["read no more"], 141, "", False),
         (["interrupted"], 130, "interrupted: what was finished is kept", False),
         (["wrong"], 1, "error: labels.jsonl:3: not valid JSON\n", False),
+        (["full"], 1, "]. Nothing that was finished is lost: make room (disk, quota, ulim", False),
         (["hanging"], 1, "error: a library's thread waits for ever\n", False),
         (["wrong", "--v=1"], 1, "ValueError: labels.jsonl:3", True),
         (["broken"], 1, "KeyError: 'a fault of ours'", True),
@@ -122,6 +128,7 @@ script.run_script(main, stops_within=1.0)
         "read no more",
         "interrupted",
         "user's error",
+        "full disk",
         "a thread that never ends",
         "verbose",
         "our fault",
@@ -200,8 +207,37 @@ def test_a_workdir_is_one_script_s_until_it_ends(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
+@pytest.mark.parametrize(
+    ("error", "to_do"),
+    [
+        (OSError("cannot write a/b: DATA_LOSS: [os_error_code='28']"), "make room"),
+        (OSError("cannot write a/b: x [os_error_code='122']"), "make room"),
+        (OSError("cannot write the arrays in a/: [Errno 28] No space left on device"), "make room"),
+        (OSError("cannot write a/b: x [os_error_code='13']"), "This user cannot write there"),
+        (OSError("cannot write a/b: x [os_error_code='30']"), "This user cannot write there"),
+        (OSError("cannot write a/b: x [os_error_code='20']"), ""),
+        (OSError("cannot read a/b: x [os_error_code='13']"), ""),
+        (ValueError("cannot write"), ""),
+    ],
+)
+def test_what_to_do_where_a_file_cannot_be_written(error, to_do):
+    text = script._what_to_do(error)
+    assert text.startswith(". ") and to_do in text if to_do else text == ""
+
+
+def test_a_folder_that_may_only_be_read_is_told_in_a_line():
+    with tempfile.TemporaryDirectory() as folder:
+        # Root may write anywhere, and is another user in the script.
+        pathlib.Path(folder).chmod(0o555)
+        done = subprocess.run([sys.executable, "-c", TAKES, folder], text=True, capture_output=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert f"error: cannot write {folder}/lock.json" in done.stderr
+    assert "This user cannot write there: use another folder" in done.stderr
+
+
 TAKES = """
-import dataclasses, sys
+import dataclasses, os, stat, sys
+import jax
 from routerjax.runtime import provenance, script
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +245,14 @@ class Config:
     seed: int = 5
 
 path = sys.argv.pop()
-script.run_script(lambda: provenance.write_config(path, Config()))
+
+def main():
+    if not stat.S_IMODE(os.stat(path).st_mode) & stat.S_IWUSR and os.getuid() == 0:
+        jax.devices()
+        os.setuid(65534)
+    provenance.write_config(path, Config())
+
+script.run_script(main)
 """
 
 

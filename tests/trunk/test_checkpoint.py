@@ -1,6 +1,8 @@
 """Checkpoints: one training at a time in a folder, and no process that outlives its error."""
 
+import contextlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -11,8 +13,9 @@ import numpy as np
 import pytest
 
 from routerjax.runtime import lock
+from routerjax.runtime.files import Folder
 from routerjax.trunk import checkpoint
-from routerjax.trunk.checkpoint import Checkpoints, digest_of
+from routerjax.trunk.checkpoint import Checkpoints, digest_of, save_arrays
 
 JOB = {"seed": 3}
 STATE = {"x": np.arange(6, dtype=np.float32), "losses": np.full((2, 3), np.nan, np.float32)}
@@ -53,6 +56,31 @@ def test_a_checkpoint_from_before_its_digest_was_of_its_job_is_read(tmp_path, mo
         saver.close()
     saver = Checkpoints(tmp_path, JOB)
     np.testing.assert_array_equal(saver.restore(STATE)["x"], STATE["x"])
+    saver.close()
+
+
+@pytest.mark.parametrize("limit", [500, 20_000])
+def test_a_full_disk_ends_a_training_that_goes_on_later(tmp_path, limit):
+    """No file of this process may grow past so many bytes for a while."""
+    big = STATE | {"x": np.arange(10_000, dtype=np.float32)}
+    saver = Checkpoints(tmp_path, JOB)
+    saver.save(1, big)
+    saver._manager.wait_until_finished()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OSError, match=f"cannot write the arrays in {tmp_path}/: "):
+            saver.save(2, {name: array + 1 for name, array in big.items()})
+            saver.close()
+        with pytest.raises(OSError, match=f"cannot write the arrays in {tmp_path}/router/: "):
+            save_arrays(Folder(tmp_path / "router"), big)
+    finally:
+        with contextlib.suppress(OSError):
+            saver.close()
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    saver = Checkpoints(tmp_path, JOB)
+    np.testing.assert_array_equal(saver.restore(big)["x"], big["x"])
+    saver.save(2, big)
     saver.close()
 
 
