@@ -24,6 +24,7 @@ def rotate(
     factor: jax.Array | float = 1,
     interleaved: bool = False,
     by_product: bool = False,
+    scale_E: jax.Array | None = None,
 ) -> jax.Array:
     """Rotates every head by its position; of W channels, e is paired with e + W/2.
 
@@ -34,12 +35,14 @@ def rotate(
       interleaved: Whether 2e is paired with 2e + 1. First members of all pairs may be returned
         before the second ones, in queries as in keys, whose products do not depend on the order.
       by_product: Whether each channel's partner comes from a matrix product (`Tuning`).
+      scale_E: None, or float32 what each channel is multiplied by first; only by_product.
 
     Returns:
       As x_BTNE; computed in float32.
     """
     if by_product:
-        return _rotate_by_product(x_BTNE, angles_BTW, factor, interleaved)
+        return _rotate_by_product(x_BTNE, angles_BTW, factor, interleaved, scale_E)
+    assert scale_E is None, "it belongs to the tables of a rotation by product"
     cos, sin = (f(angles_BTW)[:, :, None, :] * factor for f in (jnp.cos, jnp.sin))
     half = angles_BTW.shape[-1]
     if interleaved:
@@ -53,7 +56,11 @@ def rotate(
 
 
 def _rotate_by_product(
-    x_BTNE: jax.Array, angles_BTW: jax.Array, factor: jax.Array | float, interleaved: bool
+    x_BTNE: jax.Array,
+    angles_BTW: jax.Array,
+    factor: jax.Array | float,
+    interleaved: bool,
+    scale_E: jax.Array | None,
 ) -> jax.Array:
     """`rotate` as x * cos + partner(x) * sin, every channel in its place.
 
@@ -76,6 +83,10 @@ def _rotate_by_product(
         precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32,
     )  # fmt: skip
     cos, sin = by_channel(jnp.cos(angles_BTW), 1.0), by_channel(jnp.sin(angles_BTW), 0.0)
+    if scale_E is not None:
+        partner_E = np.arange(x_BTNE.shape[-1])
+        partner_E[first], partner_E[second] = second, first
+        cos, sin = cos * scale_E[None, None, None], sin * scale_E[partner_E][None, None, None]
     return (x_BTNE.astype(jnp.float32) * cos + partner_BTNE * sin).astype(x_BTNE.dtype)
 
 
@@ -100,6 +111,7 @@ def attend(
     soft_cap: float = 0.0,
     sinks_H: jax.Array | None = None,
     bias_HR: jax.Array | None = None,
+    factor_BTH: jax.Array | None = None,
 ) -> jax.Array:
     """Scaled dot-product attention with grouped key/value heads.
 
@@ -128,6 +140,7 @@ def attend(
         that the softmax divides by.
       bias_HR: None, or [H, S + T - 1] float32 what is added to a scaled score by the distance from
         its query to its key, the key S - 1 tokens before its query first.
+      factor_BTH: None, or float32 what multiplies each query's scores beside `scale`.
 
     Returns:
       [B, T, H, E']; the softmax is taken in float32. The rows of padding are finite, no more.
@@ -135,12 +148,18 @@ def attend(
     B, T, H, E = q_BTHE.shape
     S, G = k_BSGE.shape[1:3]
     scale = E**-0.5 if scale is None else scale
-    if T >= tuning.splash_from and splash_is_legal(q_BTHE.dtype, bias_HR, window, windows):
+    fused = T >= tuning.splash_from and splash_is_legal(q_BTHE.dtype, bias_HR, window, windows)
+    whole = not fused and T * S <= longest_whole(tuning, bidirectional) ** 2
+    if factor_BTH is not None:
+        factor_BTH, scale = factor_BTH * scale, 1.0
+        if not whole:
+            q_BTHE = (q_BTHE * factor_BTH[..., None]).astype(q_BTHE.dtype)
+    if fused:
         return attend_splash(
             q_BTHE, k_BSGE, v_BSGE, lengths_B, tuning, bidirectional=bidirectional,
             window=window, windows=windows, scale=scale, soft_cap=soft_cap, sinks_H=sinks_H,
         )  # fmt: skip
-    if T * S > longest_whole(tuning, bidirectional) ** 2:
+    if not whole:
         return attend_blockwise(
             q_BTHE, k_BSGE, v_BSGE, lengths_B, precision, tuning, bidirectional=bidirectional,
             window=window, scale=scale, soft_cap=soft_cap, sinks_H=sinks_H, bias_HR=bias_HR,
@@ -157,14 +176,19 @@ def attend(
     if sinks_H is not None:
         sinks_GR = jnp.repeat(sinks_H.astype(jnp.float32), T).reshape(G, -1)
         sinks = jnp.tile(sinks_GR, (B, 1)).reshape(n_chunks, -1, H // G * T, 1)
+    factors = None
+    if factor_BTH is not None:
+        factors = factor_BTH.transpose(0, 2, 1).reshape(n_chunks, -1, H // G * T, 1)
     bias = None
     if bias_HR is not None:
         bias_GR = bias_HR.reshape(G, -1)
         bias = jnp.tile(bias_GR, (B, 1)).reshape(n_chunks, -1, H // G, S + T - 1)
 
     def one_chunk(heads: tuple[Any, ...]) -> jax.Array:
-        q, k, v, n_real, sinks, bias = heads
+        q, k, v, n_real, sinks, bias, factors = heads
         scores = jnp.matmul(q, k, precision=precision, preferred_element_type=jnp.float32)
+        if factors is not None:
+            scores = scores * factors
         if soft_cap:
             scores = soft_cap * jnp.tanh(scores / soft_cap)
         if bias is not None:
@@ -188,7 +212,7 @@ def attend(
         )
         return (mixed if tuning.divides_first else mixed / total).astype(v.dtype)
 
-    heads = (q, k, v, n_real, sinks, bias)
+    heads = (q, k, v, n_real, sinks, bias, factors)
     if n_chunks <= tuning.unrolled_head_chunks:
         each = [jax.tree.map(lambda x, i=i: x[i], heads) for i in range(n_chunks)]
         mixed = jnp.stack([one_chunk(chunk) for chunk in each])

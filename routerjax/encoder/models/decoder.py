@@ -21,7 +21,7 @@ from routerjax.encoder.models.feed_forward import (
 from routerjax.encoder.models.latent import LatentAttention
 from routerjax.encoder.models.mamba import Mamba
 from routerjax.encoder.models.moe import DenseAndExperts, Experts
-from routerjax.encoder.models.norms import norm_maker, unit_rms
+from routerjax.encoder.models.norms import inverse_rms, norm_maker, unit_rms
 from routerjax.encoder.models.partition import attend, attend_cudnn
 from routerjax.encoder.models.short_conv import ShortConv
 from routerjax.runtime.tuning import Tuning
@@ -97,8 +97,13 @@ class Attention(nnx.Module):
     def __call__(self, x_BTD: jax.Array, place: Place, before: Any = None) -> tuple[jax.Array, Any]:
         B, T, _ = x_BTD.shape
         c = self.config
-        q_BTHE = self._heads(self.q(x_BTD), self.q_norm if c.qk_norm else None)
-        q_BTHE = self._rotated(q_BTHE, place)
+        folds = c.qk_norm == "head" and self.tuning.folds_query_norm
+        q_BTHE = self._heads(self.q(x_BTD), self.q_norm if c.qk_norm and not folds else None)
+        factor_BTH = scale_E = None
+        if folds:
+            factor_BTH = inverse_rms(q_BTHE.astype(jnp.float32), c.norm_eps)[..., 0]
+            scale_E = self.q_norm.scale_D
+        q_BTHE = self._rotated(q_BTHE, place, scale_E)
         if c.query_growth is not None:
             beta, step = c.query_growth
             growth_T = 1 + beta * jnp.log1p((place.positions_T // step).astype(jnp.float32))
@@ -115,7 +120,7 @@ class Attention(nnx.Module):
                 q_BTHE, k_BSGE, v_BSGE, place.lengths_B, precision=self.q.precision,
                 tuning=self.tuning, bidirectional=place.bidirectional, window=place.window,
                 windows=c.windows, scale=c.query_scale, soft_cap=c.soft_cap,
-                sinks_H=self.sinks[...] if c.sinks else None,
+                sinks_H=self.sinks[...] if c.sinks else None, factor_BTH=factor_BTH,
             )  # fmt: skip
         mixed = x_BTHE.reshape(B, T, -1)
         if c.output_gate:
@@ -138,11 +143,13 @@ class Attention(nnx.Module):
         x_BTNE = projected.reshape(B, T, -1, self.config.head_dim)
         return norm(x_BTNE) if norm is not None and self.config.qk_norm == "head" else x_BTNE
 
-    def _rotated(self, x_BTNE: jax.Array, place: Place) -> jax.Array:
+    def _rotated(
+        self, x_BTNE: jax.Array, place: Place, scale_E: jax.Array | None = None
+    ) -> jax.Array:
         # Tables may be wider than this layer's heads; what is beyond turns nothing.
         angles_BTW = place.angles_BTW[..., : self.config.head_dim // 2]
         interleaved, by_product = self.config.ropes[0].interleaved, self.tuning.rotates_by_product
-        return rotate(x_BTNE, angles_BTW, place.factor, interleaved, by_product)
+        return rotate(x_BTNE, angles_BTW, place.factor, interleaved, by_product, scale_E)
 
 
 def _global(config: EncoderConfig, *parts: Any, borrows: bool = False) -> Attention:
@@ -168,13 +175,15 @@ MIXERS: dict[str, Any] = {
 # BlockKind.ffn -> a module of (config, tuning, linear, rngs), called with x_BTD; the block's `ffn`.
 # That of "dense_and_experts" is called with the residual stream too.
 FEED_FORWARDS: dict[str, Any] = {
-    "dense": lambda config, _, linear, rngs: (
-        GatedFeedForward if config.gated else PlainFeedForward
-    )(config, linear, rngs),
+    "dense": lambda config, tuning, linear, rngs: (
+        GatedFeedForward(config, tuning, linear, rngs)
+        if config.gated
+        else PlainFeedForward(config, linear, rngs)
+    ),
     "dense_and_experts": DenseAndExperts,
     "experts": Experts,
-    "wide": lambda config, _, linear, rngs: GatedFeedForward(
-        dataclasses.replace(config, ffn_width=2 * config.ffn_width), linear, rngs
+    "wide": lambda config, tuning, linear, rngs: GatedFeedForward(
+        dataclasses.replace(config, ffn_width=2 * config.ffn_width), tuning, linear, rngs
     ),
 }
 

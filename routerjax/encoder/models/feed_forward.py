@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from routerjax.encoder.families.config import EncoderConfig
+from routerjax.runtime.tuning import Tuning
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -24,15 +25,18 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 class GatedFeedForward(nnx.Module):
     """down(activation(gate(x)) * up(x))."""
 
-    def __init__(self, config: EncoderConfig, linear: Any, rngs: nnx.Rngs):
+    def __init__(self, config: EncoderConfig, tuning: Tuning, linear: Any, rngs: nnx.Rngs):
         D, F, bias = config.width, config.ffn_width, config.ffn_bias
         self.gate = linear(D, F, use_bias=bias, rngs=rngs)
         self.up = linear(D, F, use_bias=bias, rngs=rngs)
         self.down = linear(F, D, use_bias=bias, rngs=rngs)
-        self.activation = config.activation
+        self.activation, self.tuning = config.activation, tuning
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        return self.down(ACTIVATIONS[self.activation](self.gate(x_BTD)) * self.up(x_BTD))
+        wide_BTF = ACTIVATIONS[self.activation](self.gate(x_BTD)) * self.up(x_BTD)
+        if self.tuning.products_apart:
+            wide_BTF = jax.lax.optimization_barrier(wide_BTF)
+        return self.down(wide_BTF)
 
 
 class PlainFeedForward(nnx.Module):

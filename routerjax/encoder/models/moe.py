@@ -47,7 +47,7 @@ class Experts(nnx.Module):
         self.experts = _ExpertStack(X, D, F, bias, self.router.param_dtype, rngs)
         if config.shared_expert_width:
             shared = dataclasses.replace(config, ffn_width=config.shared_expert_width)
-            self.shared = GatedFeedForward(shared, linear, rngs)
+            self.shared = GatedFeedForward(shared, tuning, linear, rngs)
             if config.shared_expert_gate:
                 self.shared_gate = linear(D, 1, use_bias=False, rngs=rngs)
         self.config, self.tuning = config, tuning
@@ -84,7 +84,7 @@ class DenseAndExperts(nnx.Module):
 
     def __init__(self, config: EncoderConfig, tuning: Tuning, linear: Any, rngs: nnx.Rngs):
         D, X, bias = config.width, config.n_experts, config.expert_bias
-        self.dense = GatedFeedForward(config, linear, rngs)
+        self.dense = GatedFeedForward(config, tuning, linear, rngs)
         self.router = linear(D, X, use_bias=False, rngs=rngs)
         dtype = self.router.param_dtype
         self.input_scale = nnx.Param(jnp.ones(D, dtype))

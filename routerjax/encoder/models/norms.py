@@ -23,15 +23,24 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = unit_rms(x, self.eps)
+        return (x * jnp.expand_dims(self.scale_D, range(x.ndim - 1))).astype(self.dtype)
+
+    @property
+    def scale_D(self) -> jax.Array:
+        """[width] float32 what each normed channel is multiplied by."""
         # Gemma's weights lie about 0: 1 + weight would lose digits in bfloat16.
-        scale = self.scale[...].astype(jnp.float32) + self.offset
-        return (x * jnp.expand_dims(scale, range(x.ndim - 1))).astype(self.dtype)
+        return self.scale[...].astype(jnp.float32) + self.offset
 
 
 def unit_rms(x: jax.Array, eps: float) -> jax.Array:
     """x / sqrt(mean(x^2) + eps) over the last axis, in float32."""
     x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + eps)
+    return x * inverse_rms(x, eps)
+
+
+def inverse_rms(x: jax.Array, eps: float) -> jax.Array:
+    """[..., 1] 1 / sqrt(mean(x^2) + eps) of float32 x [..., D]."""
+    return jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + eps)
 
 
 def norm_maker(config: EncoderConfig, dtype: Any) -> Callable[..., Any]:

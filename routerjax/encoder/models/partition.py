@@ -27,6 +27,7 @@ def attend(
     window: jax.Array | int | None = None,
     sinks_H: jax.Array | None = None,
     bias_HR: jax.Array | None = None,
+    factor_BTH: jax.Array | None = None,
     **options: Any,
 ) -> jax.Array:
     """`attention.attend`, each device with its own rows and its own query heads.
@@ -34,13 +35,14 @@ def attend(
     Args and returns: As in `attention.attend`.
     """
 
-    def local(q, k, v, lengths_B, window, of_heads):
+    def local(q, k, v, lengths_B, window, of_heads, factor):
         return attention.attend(
-            q, k, v, lengths_B, precision, tuning, window=window, **of_heads, **options
-        )
+            q, k, v, lengths_B, precision, tuning, window=window, factor_BTH=factor, **of_heads,
+            **options,
+        )  # fmt: skip
 
     of_heads = {"sinks_H": sinks_H, "bias_HR": bias_HR}
-    return by_heads(local, q_BTHE, k_BSGE, v_BSGE, lengths_B, window, of_heads)
+    return by_heads(local, q_BTHE, k_BSGE, v_BSGE, lengths_B, window, of_heads, factor_BTH)
 
 
 def attend_cudnn(
@@ -52,8 +54,8 @@ def attend_cudnn(
 ) -> jax.Array:
     """`attention.attend_cudnn`, split alike."""
 
-    def local(q, k, v, lengths_B, window, of_heads):
-        del window, of_heads
+    def local(q, k, v, lengths_B, *nothing):
+        del nothing
         return attention.attend_cudnn(q, k, v, lengths_B, scale)
 
     return by_heads(local, q_BTHE, k_BSGE, v_BSGE, lengths_B, None, {})
@@ -148,6 +150,7 @@ def by_heads(
     lengths_B: jax.Array,
     window: jax.Array | int | None,
     of_heads: dict[str, jax.Array | None],
+    factor_BTH: jax.Array | None = None,
 ) -> jax.Array:
     """`local` of each device's rows and query heads, and of the key/value heads that these read.
 
@@ -156,7 +159,7 @@ def by_heads(
     """
     mesh = _mesh()
     if mesh is None:
-        return local(q_BTHE, k_BSGE, v_BSGE, lengths_B, window, of_heads)
+        return local(q_BTHE, k_BSGE, v_BSGE, lengths_B, window, of_heads, factor_BTH)
     per_key = q_BTHE.shape[2] // k_BSGE.shape[2]
     split_keys = k_BSGE.shape[2] % mesh.shape[MODEL] == 0
     rows = _rows(q_BTHE, mesh)
@@ -173,11 +176,11 @@ def by_heads(
     return jax.shard_map(
         of_device,
         mesh=mesh,
-        in_specs=(heads, keys, keys, P(rows), P(), P(MODEL)),
+        in_specs=(heads, keys, keys, P(rows), P(), P(MODEL), heads),
         out_specs=heads,
         # Loop counters and sums that start at 0 count as the same on all devices.
         check_vma=False,
-    )(q_BTHE, k_BSGE, v_BSGE, lengths_B, window, of_heads)
+    )(q_BTHE, k_BSGE, v_BSGE, lengths_B, window, of_heads, factor_BTH)
 
 
 def _own_heads(x_BSGE: jax.Array, first: jax.Array, n_own: int, per_key: int) -> jax.Array:

@@ -9,7 +9,9 @@ import pytest
 
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.families.rope import rotary_frequencies
+from routerjax.encoder.models import partition
 from routerjax.encoder.models.attention import attend, rotate
+from routerjax.runtime.devices import make_mesh
 from tests.encoder import tiny_models as models
 
 
@@ -139,6 +141,11 @@ def test_a_rotation_by_product_is_the_rotation(interleaved, n_kept):
     np.testing.assert_allclose(turned, plain, atol=1e-6)
     half = rotate(x.astype(jnp.bfloat16), angles_BTW, 1.3, interleaved, by_product=True)
     assert half.dtype == jnp.bfloat16
+    scale_E = jnp.asarray(heads(2, 8 + n_kept))
+    options = {"interleaved": interleaved, "by_product": True}
+    scaled = rotate(x, angles_BTW, 1.3, scale_E=scale_E, **options)
+    first = rotate(x * scale_E[None, None, None], angles_BTW, 1.3, **options)
+    np.testing.assert_allclose(scaled, first, atol=1e-5)
 
 
 def test_a_softmax_divided_before_the_product_is_the_same():
@@ -153,6 +160,44 @@ def test_a_softmax_divided_before_the_product_is_the_same():
         for divides_first in (True, False)
     )  # fmt: skip
     np.testing.assert_allclose(first, then, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwen3",
+        pytest.param("gemma3", marks=pytest.mark.slow),
+        pytest.param("qwen3_next", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("longest", [256, 1])
+def test_a_query_norm_that_is_folded_is_the_norm(name, longest):
+    tuning = dataclasses.replace(
+        models.CPU, rotates_by_product=True, folds_query_norm=True, products_apart=True,
+        longest_causal=longest,
+    )  # fmt: skip
+    encoder = models.load(models.GOLDEN / name, tuning=tuning)
+    tokens_BT, lengths_B, states_LBTD = models.golden_states(name)
+    states = models.our_states(encoder, tokens_BT, lengths_B)
+    assert models.worst_error(states, states_LBTD, lengths_B) < 1e-4
+
+
+def test_factors_of_queries_follow_their_heads_over_devices():
+    B, T, H, G, E = 2, 5, 4, 2, 8
+    q, k, v = (jnp.asarray(heads(i, B, T, n, E)) for i, n in enumerate((H, G, G)))
+    factor_BTH, lengths_B = jnp.asarray(heads(3, B, T, H)) ** 2, jnp.array([5, 3])
+    expected = attend(
+        q * factor_BTH[..., None], k, v, lengths_B, models.HIGHEST, models.CPU, soft_cap=2.0
+    )
+    with jax.set_mesh(make_mesh("data:2,model:2")):
+        split = jax.jit(
+            lambda *heads: partition.attend(
+                *heads, precision=models.HIGHEST, tuning=models.CPU, soft_cap=2.0,
+                factor_BTH=factor_BTH,
+            )
+        )(q, k, v, lengths_B)  # fmt: skip
+    real_BT = np.arange(T)[None] < np.asarray(lengths_B)[:, None]
+    np.testing.assert_allclose(split[real_BT], expected[real_BT], atol=1e-5)
 
 
 def test_llama3_scaling_keeps_fast_turns_slows_slow_ones_and_blends_between():
