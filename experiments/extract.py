@@ -3,11 +3,14 @@
     python -m experiments.extract --workdir=runs/a --data=train.jsonl --encoder=Qwen/Qwen3-0.6B
 
 MiniLM, 4,608 queries of 76 tokens on average: under a minute on two CPU cores. `--dry_run` tells
-what a job will take. On a cluster add --distributed; every process takes its share of the blocks.
+what a job will take, with --topology=v5e:2x2 on TPU chips that are not here. On a cluster add
+--distributed; every process takes its share of the blocks.
 """
 
 import dataclasses
 from typing import Any
+
+import jax
 
 import routerjax as rj
 from experiments import options
@@ -39,6 +42,10 @@ class Config(options.Outcomes):
     process_id: int | None
     dry_run: bool
     track: bool
+    topology: str | None = options.flag(
+        None, "With --dry_run: TPU chips that are not here, such as v5e:2x2, by their compiler's "
+        "estimate (libtpu; make bench-tpu installs it into .libtpu, for PYTHONPATH)."
+    )  # fmt: skip
 
 
 options.define(Config)
@@ -57,8 +64,14 @@ def main() -> None:
         if not config.batch_tokens.isdecimal():
             raise ValueError(f"--batch_tokens: expected auto or an integer: {config.batch_tokens}")
         batch_tokens = int(config.batch_tokens)
+    if config.topology is not None:
+        if not config.dry_run:
+            raise ValueError(
+                "--topology goes with --dry_run: on chips that are not here nothing runs"
+            )
+        jax.config.update("jax_platforms", "cpu")  # Where libtpu is, JAX would look for a TPU.
     data, _ = options.read_data(config)
-    encoder = options.load_encoder(config)
+    encoder = options.load_encoder(config, topology=config.topology)
     choices: dict[str, Any] = {
         "layers": rj.parse_layers(config.layers),
         "poolings": options.split_names(config.poolings),
@@ -67,8 +80,15 @@ def main() -> None:
         "prefix_cache": config.prefix_cache,
     }
     if config.dry_run:
-        for name, value in rj.estimate(encoder, data, **choices).items():
-            print(f"{name:18} {value:,.4g}" if isinstance(value, float) else f"{name:18} {value:,}")
+        timer = None
+        if config.topology is not None:
+            from benchmarks.suites.tpu_job import ChipTimer
+
+            timer = ChipTimer(config.topology)
+        told = rj.estimate(encoder, data, timer=timer, **choices)
+        for name, value in (told | (timer.told if timer else {})).items():
+            form = {float: ",.4g", int: ","}.get(type(value), "")
+            print(f"{name:18} {value:{form}}")
         return
     folder = options.begin(config)
     store = rj.extract(encoder, data, config.store or folder / "store", **choices)

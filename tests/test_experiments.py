@@ -418,6 +418,11 @@ def test_launch_writes_a_script_for_slurm(tmp_path):
         ("extract", ["--data=d", "--encoder=e"], "--workdir"),
         ("extract", ["--data={files}/none.jsonl", "--encoder=e"], "none.jsonl"),
         ("extract", ["--data={files}/train.jsonl", "--encoder=/no/such"], "no folder /no/such"),
+        (
+            "extract",
+            ["--data=d", "--encoder=e", "--workdir=w", "--topology=v5e:2x2"],
+            "--topology goes with --dry_run",
+        ),
         ("probe", ["--data={files}/train.jsonl", "--store={files}/none"], "no activation store"),
         ("train", ["--data={files}/broken.jsonl", "--store=s"], "broken.jsonl:2: not valid JSON"),
         ("evaluate", ["--data={files}/train.jsonl", "--router=r"], "give --store, or --encoder"),

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -11,9 +12,13 @@ import types
 import jax
 import pytest
 
-from benchmarks.suites import guard, hlo, table, tpu, tpu_programs
+import routerjax as rj
+from benchmarks.suites import guard, hlo, table, tpu, tpu_job, tpu_programs
 from benchmarks.suites.session import Session
+from routerjax.data.simulated.simulate import simulate
+from routerjax.encoder import load
 from routerjax.runtime.chips import CHIPS
+from routerjax.runtime.devices import make_mesh
 from routerjax.runtime.tuning import Tuning
 
 CYCLES = 'backend_config={"window_config":{"estimated_cycles":"%d"}}'
@@ -142,8 +147,10 @@ def test_a_row_says_what_the_program_takes():
 
 
 def test_a_kernels_scores_are_those_of_its_tiles():
-    model = tpu_programs.Model.__new__(tpu_programs.Model)
-    model.config, model.tuning = tpu_programs.config_of("gpt-oss-20b"), Tuning.tpu()
+    config, mesh = tpu_programs.config_of("gpt-oss-20b"), make_mesh("data:1")
+    model = tpu_programs.Model(config, mesh)
+    assert model._kernel_scores(512, 0) == 0, "a CPU has no such kernel"
+    model.tuning = Tuning.tpu()
     assert model._kernel_scores(128, 0) == 0, "no kernel"
     tile, layers, heads = 512**2, 12, 64
     assert model._kernel_scores(512, 0) == heads * 2 * layers * tile
@@ -197,7 +204,7 @@ def test_eight_billion_parameters_are_described_without_one_of_them():
     devices = jax.local_devices()
     mesh = tpu_programs.smallest_mesh("qwen3-8b", devices, 16 * 2**30)
     assert mesh.size == 2, "one chip of 16 GiB cannot hold them"
-    leaves = jax.tree.leaves(tpu_programs.Model("qwen3-8b", mesh).params)
+    leaves = jax.tree.leaves(tpu_programs.Model(tpu_programs.config_of("qwen3-8b"), mesh).params)
     assert sum(leaf.size for leaf in leaves) > 7e9
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
     with pytest.raises(ValueError, match="does not fit: of 1 chips"):
@@ -224,3 +231,33 @@ program = tpu_programs.Program("product", 1, 0, flops, lambda: [compiled])
 row = tpu.measure(program.compile(), program, rate, 1)
 print(row["cycles"], row["share_of_matrix_rate"])
 """
+
+
+def test_a_job_is_estimated_for_chips_that_are_not_here(tiny_encoder_folder, monkeypatch):
+    topology = "v5e:1x2"
+    monkeypatch.setattr(load, "topology_devices", lambda topology: jax.local_devices()[:2])
+    monkeypatch.setattr(tpu_job, "Rate", lambda topology, device: rate(topology))
+    shapes = []
+
+    def compiled(model, *shape):
+        shapes.append((model.selection.layers, *shape))
+        if len(shapes) > 1:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 17 GiB of 16\nmore")
+        return Compiled(text())
+
+    monkeypatch.setattr(tpu_programs.Model, "_compiled", compiled)
+    encoder = rj.Encoder.from_pretrained(tiny_encoder_folder, topology=topology, mesh="auto")
+    loaded = rj.Encoder.from_pretrained(tiny_encoder_folder, mesh="data:2")
+    assert encoder.param_bytes == loaded.param_bytes and encoder.n_devices == 2
+    data, timer = simulate(20), tpu_job.ChipTimer(topology)
+    told = rj.estimate(encoder, data, layers=[1, 3], timer=timer)
+    assert told["devices"] == 2 and shapes[0][0] == (1, 3)
+    assert timer.told["fits"] and timer.told["memory_bytes"] == 113
+    batch = encoder.flops(shapes[0][2], 3) * shapes[0][1]
+    seconds = timer.told["cycles"] / CHIPS["v5e"].hertz * told["flops"] / batch
+    assert told["hours"] == pytest.approx(seconds / 3600)
+    assert math.isnan(rj.estimate(encoder, data, timer=timer)["hours"])
+    assert not timer.told["fits"] and timer.told["why"].endswith("17 GiB of 16")
+    monkeypatch.setattr(load, "chip_of", lambda topology: types.SimpleNamespace(hbm_bytes=1000))
+    with pytest.raises(ValueError, match="each device would hold"):
+        rj.Encoder.from_pretrained(tiny_encoder_folder, topology=topology, mesh="auto")

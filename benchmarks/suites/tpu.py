@@ -116,7 +116,7 @@ def _of_shape(
             "fits": False, "why": str(error)
         }  # fmt: skip
         return
-    model = Model(shape, chips)
+    model = Model(tpu_programs.config_of(shape), chips)
     others = model.others() if with_others else ()
     programs = [*model.prefills(), *others]
     for program in programs:

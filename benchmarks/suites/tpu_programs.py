@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -19,9 +18,9 @@ from routerjax.encoder.extraction import block_buffer
 from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.models.attention import longest_whole
-from routerjax.encoder.models.splash import splash_kernel
+from routerjax.encoder.models.splash import padded_lengths, splash_kernel
 from routerjax.encoder.selection import Selection
-from routerjax.encoder.weights.loading import abstract_model, param_shapes
+from routerjax.encoder.weights.loading import abstract_model, param_shapes, placed_model
 from routerjax.encoder.weights.meshes import PARAMETERS_SHARE
 from routerjax.encoder.weights.sharding import bytes_per_device, check_split, param_specs
 from routerjax.features import moments, part
@@ -36,6 +35,7 @@ LENGTHS = (32, 128, 512, 2048)
 PREFIX_TOKENS = 64
 BATCH_TOKENS = 8192
 POOLINGS = ("last", "mean")
+ATTENDING = ("attention", "borrowing", "borrowing_global", "global", "latent")  # Mixers.
 TARGETS, FOLDS, MEMBERS, COMPONENTS = 9, 5, 10, 200
 SWEEP_ROWS, SWEEP_DIMS, TRUNK_ROWS, QUERY_TOKENS = 4096, (50, 100, 150, 200, 300), 4096, 32
 
@@ -73,23 +73,35 @@ class Program:
 
 
 class Model:
-    """A shape on a mesh of described chips.
+    """An encoder on a mesh of described chips.
 
     Args:
-      shape: Name in checkpoints.SHAPES.
+      config: Its shape.
       mesh: The chips.
+      selection: What is captured; None for all states, last and mean.
+      prefix_tokens: Of the prefix that programs behind a prefix share.
+      dtype: Of parameters and products.
     """
 
-    def __init__(self, shape: str, mesh: Mesh):
-        self.config, self.mesh = config_of(shape), mesh
-        self.tuning = Tuning.of(mesh)
-        check_split(self.config, mesh, mesh.size)
-        self.graphdef, self.params = abstract_params(self.config, mesh, self.tuning)
-        self.selection = Selection(tuple(range(self.config.n_states)), POOLINGS)
+    def __init__(
+        self,
+        config: EncoderConfig,
+        mesh: Mesh,
+        selection: Selection | None = None,
+        prefix_tokens: int = PREFIX_TOKENS,
+        dtype: Any = jnp.bfloat16,
+    ):
+        check_split(config, mesh, mesh.size)
+        self.config, self.mesh, self.tuning = config, mesh, Tuning.of(mesh)
+        self.dtype, self.prefix_tokens = jnp.dtype(dtype), prefix_tokens
+        exact = self.dtype == jnp.float32
+        precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
+        self.graphdef, self.params = placed_model(config, self.dtype, precision, mesh, self.tuning)
+        self.selection = selection or Selection(tuple(range(config.n_states)), POOLINGS)
 
     def prefills(self) -> Iterator[Program]:
         """Of every length, without a shared prefix and with one."""
-        for n_before in (0, PREFIX_TOKENS):
+        for n_before in (0, self.prefix_tokens):
             if n_before:
                 flops = self.config.flops(n_before, self.config.n_layers)
                 yield Program("prefix", 1, n_before, flops, lambda: [self.prefix])
@@ -105,7 +117,8 @@ class Model:
         tiles = -(-(n_before + tokens) // tile)
         pairs, scores = tokens * (n_before + tokens), self._kernel_scores(tokens, n_before)
         looped = pairs > longest**2 and not scores
-        skipped = max(0.0, c.n_heads * c.n_layers * pairs - scores) if scores else 0.0
+        n_attending = sum(kind.mixer in ATTENDING for kind in c.kinds)
+        skipped = max(0.0, c.n_heads * n_attending * pairs - scores) if scores else 0.0
         return Program(
             "prefill behind a prefix" if n_before else "prefill",
             batch, tokens, batch * (whole - before - 4 * c.head_dim * skipped),
@@ -117,14 +130,19 @@ class Model:
     def _kernel_scores(self, tokens: int, n_before: int) -> float:
         """Of a prompt, all heads and layers, in the tiles that splash attention does not skip."""
         c, keys = self.config, n_before + tokens
-        if tokens < self.tuning.splash_from:
+        if tokens < self.tuning.splash_from or self.dtype != jnp.bfloat16 or c.n_distances:
             return 0.0
+        queries, padded_keys = padded_lengths(tokens, keys, self.tuning)
+        windows = [w for w, kind in zip(c.windows, c.kinds, strict=True) if kind.mixer in ATTENDING]
         scores = 0
-        for window in set(c.windows):
-            kernel = splash_kernel(1, tokens, keys, self.tuning, False, min(window, keys))
-            sizes = kernel.kwargs["block_sizes"]
-            n_tiles = np.count_nonzero(kernel.fwd_mask_info.block_mask)
-            scores += c.windows.count(window) * n_tiles * sizes.block_q * sizes.block_kv
+        for window in set(windows):
+            seen = min(window, keys)
+            kernel = splash_kernel(1, tokens, keys, self.tuning, c.bidirectional, seen)
+            tiles, sizes = kernel.fwd_mask_info.block_mask, kernel.kwargs["block_sizes"]
+            computed = queries * padded_keys  # A mask that hides nothing has no tiles.
+            if tiles is not None:
+                computed = np.count_nonzero(tiles) * sizes.block_q * sizes.block_kv
+            scores += windows.count(window) * computed
         return float(c.n_heads * scores)
 
     def _compiled(self, batch: int, tokens: int, n_before: int) -> jax.stages.Compiled:
@@ -155,7 +173,7 @@ class Model:
 
     @property
     def _prefix_arguments(self) -> tuple[Any, ...]:
-        shape = (self.mesh.shape[DATA], PREFIX_TOKENS)
+        shape = (self.mesh.shape[DATA], self.prefix_tokens)
         return self.params, array(shape, np.int32, by_rows(self.mesh))
 
     def others(self) -> Iterator[Program]:
@@ -254,20 +272,6 @@ def _compiled(function: Any, *arguments: Any, **options: Any) -> list[jax.stages
 def config_of(shape: str) -> EncoderConfig:
     """The encoder of a shape's name."""
     return read_config(checkpoints.SHAPES[shape] | {"dtype": "bfloat16"}, shape)
-
-
-def abstract_params(
-    config: EncoderConfig, mesh: Mesh, tuning: Tuning
-) -> tuple[nnx.GraphDef, nnx.State]:
-    """A model's graph and the shapes of its bfloat16 parameters, split as when they are loaded."""
-    graphdef, state = abstract_model(config, jnp.bfloat16, jax.lax.Precision.DEFAULT, tuning)
-    specs = param_specs(param_shapes(state), config, mesh.shape[MODEL])
-    flat = nnx.traversals.flatten_mapping(nnx.to_pure_dict(state))
-    placed = {
-        path: array(x.shape, x.dtype, NamedSharding(mesh, specs[path])) for path, x in flat.items()
-    }
-    nnx.replace_by_pure_dict(state, nnx.traversals.unflatten_mapping(placed))
-    return graphdef, state
 
 
 def smallest_mesh(shape: str, devices: list[jax.Device], chip_bytes: int) -> Mesh:

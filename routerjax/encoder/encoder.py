@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -80,7 +81,10 @@ class Encoder:
     def param_bytes(self) -> int:
         """Bytes of parameters on each device of the mesh."""
         leaves = jax.tree.leaves(self._prefill.params)
-        return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+        return sum(
+            leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
+            for leaf in leaves
+        )
 
     @functools.cached_property
     def default_batch_tokens(self) -> int:
@@ -108,6 +112,7 @@ class Encoder:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         control_text: str = CONTROL_TEXT[0],
         mesh: Mesh | str = "data:1",
+        topology: str | None = None,
     ) -> "Encoder":
         """Loads config, tokenizer and weights; no torch, no remote code.
 
@@ -129,16 +134,20 @@ class Encoder:
           mesh: Devices that share each batch and the parameters, from `make_mesh`; or its text:
             "data:4,model:2", or "auto" for all devices of this process, the model whole on each
             of them if it fits. One device by default.
+          topology: TPU chips that are not here, such as "v5e:2x2": the encoder is for `estimate`
+            alone, its weights are not read and it captures nothing. None for devices of this
+            process.
 
         Raises:
           ValueError: Not such a path, an unsupported family, weights that do not fit the config,
             a mesh that the model cannot be split over or does not fit, or an argument out of range.
           OSError: The hub cannot be reached or has no such repository.
+          ModuleNotFoundError: A topology without libtpu, which is the TPU's compiler.
         """
         if gguf_file is not None:
             source = f"{source}/{gguf_file}"
         prompt = max_tokens, chat_template_kwargs, control_text
-        encoder = cls(*load(source, revision, *prompt, compute_dtype, mesh))
+        encoder = cls(*load(source, revision, *prompt, compute_dtype, mesh, topology))
         c, tuning = encoder.config, encoder.tuning
         longest = longest_whole(tuning, c.bidirectional)
         how = "cuDNN" if tuning.cudnn else f"whole to {longest} tokens, by blocks beyond"

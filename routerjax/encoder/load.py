@@ -19,10 +19,16 @@ from routerjax.encoder.hub import locate, read_config, read_tokenizer, refuse_st
 from routerjax.encoder.models.attention import cudnn_is_legal
 from routerjax.encoder.prompts import Prompter
 from routerjax.encoder.weights.checkpoint import Tensors
-from routerjax.encoder.weights.loading import abstract_model, load_weights, param_shapes
+from routerjax.encoder.weights.loading import (
+    abstract_model,
+    load_weights,
+    param_shapes,
+    placed_model,
+)
 from routerjax.encoder.weights.meshes import choose_mesh
 from routerjax.encoder.weights.quantised import open_checkpoint
 from routerjax.encoder.weights.sharding import Path, check_split
+from routerjax.runtime.chips import chip_of, topology_devices
 from routerjax.runtime.tuning import Tuning
 
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -56,16 +62,22 @@ def load(
     control_text: str,
     compute_dtype: str,
     mesh: Mesh | str,
+    topology: str | None = None,
 ) -> Loaded:
     """Reads config, tokenizer and weights, and puts the weights on the mesh.
 
-    Args: As in `Encoder.from_pretrained`, and so are the errors.
+    Args: As in `Encoder.from_pretrained`, and so are the errors. For a topology the parameters are
+      shapes, and no weight is read.
     """
     if compute_dtype not in COMPUTE_DTYPES:
         raise ValueError(
             f"compute_dtype: expected one of {', '.join(COMPUTE_DTYPES)}, got {compute_dtype!r}"
         )
-    tuning = Tuning.of(mesh if isinstance(mesh, Mesh) else jax.local_devices())
+    described = None
+    if topology is not None:
+        described = topology_devices(topology), chip_of(topology).hbm_bytes
+    devices = described[0] if described else jax.local_devices()
+    tuning = Tuning.of(mesh if isinstance(mesh, Mesh) else devices)
     if compute_dtype == "auto":
         compute_dtype = tuning.compute_dtype
     where, resolved = locate(str(source), revision)
@@ -87,9 +99,12 @@ def load(
         def shapes() -> dict[Path, tuple[int, ...]]:
             return param_shapes(abstract_model(config, dtype, precision, tuning)[1])
 
-        mesh = choose_mesh(mesh, config, shapes, dtype.itemsize)
-    check_split(config, mesh, len(jax.local_devices()))
-    graphdef, params, digest = load_weights(checkpoint, config, dtype, precision, mesh, tuning)
+        mesh = choose_mesh(mesh, config, shapes, dtype.itemsize, described)
+    check_split(config, mesh, len(devices))
+    if described:
+        (graphdef, params), digest = placed_model(config, dtype, precision, mesh, tuning), ""
+    else:
+        graphdef, params, digest = load_weights(checkpoint, config, dtype, precision, mesh, tuning)
     identity = {
         "encoder_id": str(source),
         "revision": resolved,

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extraction.plan import ExtractionPlan, prepare
 from routerjax.encoder.selection import ALL, Selection
 from routerjax.store.shards import rows_per_block
+
+Timer = Callable[[Encoder, tuple[int, int], Selection, int], float]
 
 # Rounds of the timed batch.
 _ROUNDS = 3
@@ -27,11 +29,18 @@ def estimate(
     store_dtype: str = "float16",
     batch_tokens: int | None = None,
     prefix_cache: str = "auto",
+    timer: Timer | None = None,
 ) -> dict[str, Any]:
     """Bytes, operations and hours of `extract` with the same arguments; nothing is written.
 
     The time is that of one full batch of the job's median tokens, compiled and run here and now,
     scaled by floating-point operations; compiling the other shapes is not in it.
+
+    Args:
+      timer: Gives the seconds of that batch for an encoder of a topology, which cannot run here;
+        called with the encoder, the batch's shape (B, T), the selection and the number of tokens
+        of the prefix that it stands behind. None to run the batch.
+      Others: As in `extract`.
 
     Returns:
       JSON values: `n_queries`, `n_truncated`, `tokens`, `prefix_saves` (share of them that is not
@@ -65,7 +74,12 @@ def estimate(
     tokens_up_to = np.cumsum(lengths_N)
     median_row = int(np.searchsorted(tokens_up_to, tokens_up_to[-1] / 2))
     bucket = plan.buckets[int(np.searchsorted(plan.buckets, lengths_N[median_row]))]
-    seconds = _time_batch(encoder, job, selection, median_row, bucket) * total / flops(bucket)
+    if timer is None:
+        of_batch = _time_batch(encoder, job, selection, median_row, bucket)
+    else:
+        shape_BT = plan.batch_rows(bucket), bucket
+        of_batch = timer(encoder, shape_BT, selection, len(plan.prefix))
+    seconds = of_batch * total / flops(bucket)
     padded = sum(plan.batch_rows(b) * b for _, b in batches)
     computed, tokens = int(lengths_N.sum()), int(job.rows.n_tokens_N.sum())
     n_blocks = -(-len(lengths_N) // block_rows)

@@ -57,6 +57,21 @@ def abstract_model(
     return nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
 
+def placed_model(
+    config: EncoderConfig, dtype: Any, precision: jax.lax.Precision, mesh: Mesh, tuning: Tuning
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """As `abstract_model`, each shape with the place that `load_weights` would give its numbers."""
+    graphdef, state = abstract_model(config, dtype, precision, tuning)
+    specs = param_specs(param_shapes(state), config, mesh.shape[MODEL])
+    flat = nnx.traversals.flatten_mapping(nnx.to_pure_dict(state))
+    placed = {
+        path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, specs[path]))
+        for path, x in flat.items()
+    }
+    nnx.replace_by_pure_dict(state, nnx.traversals.unflatten_mapping(placed))
+    return graphdef, state
+
+
 def param_shapes(state: nnx.State) -> dict[Path, tuple[int, ...]]:
     """{path: shape} of a state."""
     flat = nnx.traversals.flatten_mapping(nnx.to_pure_dict(state))

@@ -1,6 +1,6 @@
 """choose_mesh: the mesh that an encoder's parameters fit on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -18,6 +18,7 @@ def choose_mesh(
     config: EncoderConfig,
     shapes_of: Callable[[], dict[Path, tuple[int, ...]]],
     itemsize: int,
+    described: tuple[Sequence[jax.Device], int] | None = None,
 ) -> Mesh:
     """The mesh of a --mesh flag for one model; "auto" splits the model where it must.
 
@@ -30,13 +31,14 @@ def choose_mesh(
       config: Of the encoder.
       shapes_of: Gives {path: shape} of its parameters; asked where devices tell their memory.
       itemsize: Bytes of a parameter's number.
+      described: Devices that are not here, and the memory of each; None for those of this process.
 
     Raises:
       ValueError: The text is no mesh, the model cannot be split so, or its parameters do not fit;
         with the arithmetic.
     """
-    devices = jax.local_devices()
-    mesh, memory = make_mesh(spec, devices), _memory(devices)
+    devices, memory = described or (jax.local_devices(), _memory(jax.local_devices()))
+    mesh = make_mesh(spec, devices)
     check_split(config, mesh, len(devices))
     if memory is None:
         return mesh
