@@ -139,14 +139,14 @@ class Journal:
         self._take(value, start, start + len(line))
 
     def _read(self) -> None:
-        start = 0
+        start, line = 0, b"\n"
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, 1):
                 end = start + len(line)
                 try:
                     self._take(json.loads(line), start, end)
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    if not line.endswith(b"\n") or end == os.fstat(self._file).st_size:
+                    if end == os.fstat(self._file).st_size:
                         logger.warning(
                             "%s:%d: cut off while it was written: it is left out", self.path, number
                         )
@@ -157,8 +157,8 @@ class Journal:
                         f"the line out, and what it held is asked again"
                     ) from error
                 start = end
-                if not line.endswith(b"\n"):
-                    os.write(self._file, b"\n")
+        if not line.endswith(b"\n"):
+            os.write(self._file, b"\n")
 
     def _take(self, value: dict[str, Any], start: int, end: int) -> None:
         event = value["event"]

@@ -257,10 +257,12 @@ def test_a_judge_grades_and_has_its_own_bill(stub, other, questions, tmp_path):
     other.answer = lambda text, times: f"Fine.\n**Score: {int('is 3' in text)}**"
     targets = Targets([stub.target("a"), stub.target("b")])
     settings = config(
-        graders=("judge", "numeric"), judge=other.target("j", **PRICES), rubric="Only 3 is right."
+        graders=("judge", "numeric"),
+        judge=other.target("j", max_concurrency=1, **PRICES),
+        rubric="Only 3 is right.",
     )
     summary = collect(questions(4, grader="judge,numeric"), targets, tmp_path / "w", settings)
-    assert len(other.asked) == 4 == sum(other.asked.values())
+    assert len(other.asked) == 4 == sum(other.asked.values()) and other.most == 1
     prompt = next(text for text in other.asked if "answer is 3" in text)
     assert prompt.startswith("Only 3 is right.") and "\nSay 3\n" in prompt and "\n3\n" in prompt
     assert summary["targets"]["a"]["mean_score"] == 0.25

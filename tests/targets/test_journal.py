@@ -42,7 +42,8 @@ def test_what_was_written_is_read(whole, tmp_path):
 @hypothesis.settings(max_examples=40)
 @hypothesis.given(st.data())
 def test_cut_anywhere_it_goes_on(whole, tmp_path_factory, data):
-    end = data.draw(st.integers(0, len(whole)))
+    ends = [at for at, byte in enumerate(whole) if byte == ord("\n")]
+    end = data.draw(st.integers(0, len(whole)) | st.sampled_from(ends))
     path = tmp_path_factory.mktemp("cut") / "journal.jsonl"
     path.write_bytes(whole[:end])
     lines = [line for line in whole.splitlines(keepends=True)]

@@ -43,8 +43,8 @@ def test_it_starts_in_a_folder_of_its_own_without_the_environment(monkeypatch):
     [
         "while True: pass",
         "import time; time.sleep(60)",
-        "x = bytearray(1 << 30)",
-        "while True: print('x' * 1000)",
+        "import mmap; mmap.mmap(-1, 1 << 30)",
+        "print('x' * (2 << 20))",
         "open('big', 'wb').write(b'0' * (65 << 20))",
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
     ],
