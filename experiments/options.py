@@ -235,6 +235,28 @@ def find_encoder(name: str | None) -> str:
     return str(pathlib.Path(spec.submodule_search_locations[0]) / file)
 
 
+def config_folder(name: str) -> pathlib.Path:
+    """A folder with the config.json of an encoder as --encoder names it, and perhaps nothing else.
+
+    Raises:
+      ValueError: A GGUF file.
+      OSError: The hub does not give it.
+    """
+    path = pathlib.Path(find_encoder(name)).expanduser()
+    if path.is_file() or path.suffix == ".gguf":
+        raise ValueError(
+            f"--encoder={name}: expected a folder or a hub id; GGUF has no config.json"
+        )
+    if path.is_dir():
+        return path
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return pathlib.Path(hf_hub_download(name, "config.json")).parent
+    except Exception as error:
+        raise OSError(f"--encoder: there is no folder {name!r}, nor on the hub: {error}") from error
+
+
 def read_data(config: Any) -> tuple[rj.RoutingDataset, list[str]]:
     """The outcomes of a config, and what is to know about them, which is logged too."""
     data = read_outcomes(config)

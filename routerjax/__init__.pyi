@@ -12,6 +12,8 @@ from .data.readers import read_dataset as read_dataset
 from .data.simulated.simulate import simulate as simulate
 from .data.writers import write_dataset as write_dataset
 from .encoder.encoder import Encoder as Encoder
+from .encoder.extraction.cost import RATES as RATES
+from .encoder.extraction.cost import job_cost as job_cost
 from .encoder.extraction.estimate import estimate as estimate
 from .encoder.extraction.extract import extract as extract
 from .encoder.precision import dtype_errors as dtype_errors

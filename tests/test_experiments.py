@@ -400,8 +400,16 @@ def test_sigterm_ends_with_code_0_and_says_how_to_go_on(tiny_encoder_folder, tmp
     assert len(list(blocks.iterdir())) == 30
 
 
+ESTIMATE = ["--n_queries=9", "--tokens=9"]
 LAUNCH = ["--for=slurm", "--devices=8"]
 EXTRACT = ["experiments.extract", "--data=d", "--encoder=e", "--workdir=w"]
+
+
+def test_estimate_needs_no_weights(tiny_encoder_folder):
+    done = run("estimate", *ESTIMATE, f"--encoder={tiny_encoder_folder}", "--chips=8", "--price=2")
+    assert done.returncode == 0, done.stderr
+    told = dict(line.split(None, 1) for line in done.stdout.splitlines())
+    assert float(told["dollars"]) == pytest.approx(float(told["hours"]) * 16, rel=1e-2)
 
 
 def test_launch_writes_a_script_for_slurm(tmp_path):
@@ -432,6 +440,8 @@ def test_launch_writes_a_script_for_slurm(tmp_path):
         ("drift", ["--router={files}/none", "--log=x"], "holds no router"),
         ("drift", ["--router=r", "--log=x", "--store=s"], "--store and --data: give both"),
         ("serve", ["--router=r", "--token_env=NOT_SET"], "the variable NOT_SET is not set"),
+        ("estimate", [*ESTIMATE, "--encoder={files}"], "config.json: expected the config of a"),
+        ("estimate", [*ESTIMATE, "--encoder=x.gguf"], "GGUF has no config.json"),
         ("launch", [*LAUNCH, "--", "experiments.train"], "expected -- experiments.extract and its"),
         ("launch", [*LAUNCH, "--", *EXTRACT, "--bla"], "extract: Unknown command line flag 'bla'"),
         ("launch", [*LAUNCH, "--", *EXTRACT, "--nodes=2"], "Unknown command line flag 'nodes'"),
@@ -456,7 +466,10 @@ def test_mistakes_are_told_in_a_line(script, flags, message, files, tmp_path):
     first = (files / "train.jsonl").read_text().splitlines()[0]
     (files / "broken.jsonl").write_text(first + "\n{]\n")
     given = [flag.format(files=files) for flag in flags]
-    if script not in ("route", "serve", "drift", "launch", "export") and message != "--workdir":
+    if (
+        script not in ("route", "serve", "drift", "launch", "estimate", "export")
+        and message != "--workdir"
+    ):
         given.append(f"--workdir={tmp_path}")
     done = run(script, *given)
     assert done.returncode == 1
