@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from routerjax.encoder.renderer import Excess, render, variables_of
+
 # Templates that print today's date get this one: a job resumed after midnight, and the router a
 # month later, must see the same prompt. It is part of a store's identity.
 PROMPT_DATE = datetime.date(2025, 1, 1)
@@ -53,6 +55,8 @@ def frame_of(tokenizer: Any, settings: Mapping[str, Any]) -> Frame:
     for in_parts in (False, True):
         try:
             head, shown, tail = render(_PROBE, in_parts).partition(_PROBE)
+        except Excess:
+            raise
         except ValueError as error:
             failure = failure or error
             continue
@@ -109,6 +113,8 @@ def render_turns(
         for in_parts in (False, True):
             try:
                 prompt = _render(tokenizer, settings, variant, in_parts)
+            except Excess:
+                raise
             except ValueError:
                 continue
             # What the assistant thought is dropped by some templates, which is as it should be.
@@ -139,16 +145,20 @@ def _render(
         {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text}
         for role, text in turns
     ]
+    template = _template_of(tokenizer)
+    variables = {**tokenizer.special_tokens_map, **settings, "messages": messages, "tools": None,
+                 "documents": None, "add_generation_prompt": True}  # fmt: skip
     try:
-        return tokenizer.apply_chat_template(
-            messages,
-            chat_template=_with_fixed_date(tokenizer.get_chat_template()),
-            tokenize=False,
-            add_generation_prompt=True,
-            **settings,
-        )
-    except Exception as error:
-        raise ValueError(f"the tokenizer's chat template does not render: {error}") from error
+        return render(_with_fixed_date(template), variables)
+    except ValueError as error:
+        raise type(error)(f"the tokenizer's chat template does not render: {error}") from error
+
+
+def _template_of(tokenizer: Any) -> str:
+    template = tokenizer.get_chat_template()
+    if not isinstance(template, str):
+        raise ValueError(f"the tokenizer's chat template: expected a text, got {template!r:.80}")
+    return template
 
 
 def check_settings(tokenizer: Any, settings: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -183,7 +193,10 @@ def check_settings(tokenizer: Any, settings: Mapping[str, Any] | None) -> dict[s
             raise ValueError(
                 f"chat_template_kwargs: {name!r} is set by the prompt itself: leave it out"
             )
-    known = _variables(tokenizer.get_chat_template())
+    try:
+        known = variables_of(_template_of(tokenizer))
+    except ValueError as error:
+        raise type(error)(f"the tokenizer's chat template does not render: {error}") from error
     unknown = [name for name in values if name not in known]
     if unknown:
         others = sorted(known - {*_OURS, "raise_exception", "namespace", "range"})
@@ -192,19 +205,6 @@ def check_settings(tokenizer: Any, settings: Mapping[str, Any] | None) -> dict[s
             f"change nothing; the names it reads are {', '.join(others) or 'none'}"
         )
     return values
-
-
-def _variables(template: str) -> set[str]:
-    """The names a template looks up in what it is given; a comment or an attribute is none."""
-    from jinja2 import Environment, TemplateSyntaxError, meta
-
-    # transformers' own tag, around the answers of the assistant.
-    plain = re.sub(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}", "", template)
-    try:
-        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
-    except TemplateSyntaxError as error:
-        raise ValueError(f"the tokenizer's chat template does not render: {error}") from error
-    return meta.find_undeclared_variables(tree)
 
 
 def _with_fixed_date(template: str) -> str:
