@@ -19,14 +19,16 @@ _NUMBER = (
 )
 # Where answers say what counts, best first.
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
-_SAID = re.compile(r"(?:answer|result)\b\s*(?:is|are|=|:)*\s*([^\n]*)", re.IGNORECASE)
+_SAID = re.compile(
+    r"(?:answer|result)\b(?:[^\n.:=]{0,60}?(?:\b(?:is|are|be)\b|[:=]))?([^\n]*)", re.I
+)
 _HASHES = re.compile(r"####\s*([^\n]*)")
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
-# One loop over characters that exclude each other: two would take forever over white space.
-_CHOICE_SAID = re.compile(
-    r"(?i:answer|choice|option)\b(?:[\s:=*_(\[\"'“$]|(?i:is)\b)*([A-J])(?![\w'’])"
-    r"(?!(?<=I)\s+[a-z])"
-)
+_LETTER = r"([A-J])(?![\w'’])(?!(?<=I)\s+[a-z])"
+# What may stand before a letter: alternatives that exclude each other, so that it is read once.
+_AROUND = r"(?:[\s:=*_(\[{\"'“$]|\\[a-z]+\{)*"
+_CHOICE_SAID = re.compile(rf"(?i:answer)\b(?:[^\n.:]{{0,60}}?\b(?i:is|be)\b)?{_AROUND}{_LETTER}")
+_OPTION_SAID = re.compile(rf"(?i:option|choice)\b(?:\s+(?i:is)\b)?{_AROUND}{_LETTER}")
 _ALONE = re.compile(r"[\W_]*([A-J])[\W_]*")
 _FIRST = re.compile(r"[\s*_(\[]*([A-J])[*_]*[).\]:](?:\s|$)")
 _IN_BRACKETS = re.compile(r"\(([A-J])\)")
@@ -72,9 +74,12 @@ def number_in(text: str) -> Fraction | None:
     text = _LATEX_FRACTION.sub(r"\1/\2", text)
     for pattern in (_BOXED, _HASHES, _SAID):
         for said in reversed(pattern.findall(text)):
-            found = re.search(_NUMBER, said)
-            if found:
-                return _fraction(found[0])
+            sentence = re.split(r"\.\s", said, maxsplit=1)[0]
+            # Of "2 x 3 = 6" the result counts.
+            for part in (sentence.rpartition("=")[2], sentence):
+                found = re.search(_NUMBER, part)
+                if found:
+                    return _fraction(found[0])
     all_of_them = re.findall(_NUMBER, text)
     return _fraction(all_of_them[-1]) if all_of_them else None
 
@@ -102,8 +107,11 @@ def choice_in(text: str) -> str | None:
     if first:
         return first[1]
     last = _ALONE.fullmatch(text.strip().rpartition("\n")[2])
-    brackets = _IN_BRACKETS.findall(text)
-    return last[1] if last else brackets[-1] if brackets else None
+    if last:
+        return last[1]
+    # An explanation may name options that are wrong: where an answer was named, that counts.
+    named = _OPTION_SAID.findall(text) or _IN_BRACKETS.findall(text)
+    return named[-1] if named else None
 
 
 def _fraction(text: str) -> Fraction | None:
