@@ -227,7 +227,8 @@ class _Lock:
                 self.lost = ours is None and not self._is_ours()
                 if self.lost:
                     logger.warning(
-                        "%s%s was taken over by another job, because this one was halted: it stops",
+                        "%s%s is no longer this job's, because it was halted for long or the file "
+                        "was changed: it stops",
                         self._folder.path, self._name,
                     )  # fmt: skip
                     return

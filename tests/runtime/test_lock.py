@@ -176,6 +176,13 @@ def test_a_renewal_whose_answer_was_lost_is_no_loss(folder, quick, monkeypatch):
     assert not folder.exists(lock.NAME)
 
 
+def test_a_write_that_was_killed_is_in_nobody_s_way(tmp_path):
+    (tmp_path / "lock.json.__lock").write_bytes(b"{")
+    with lock.held(Folder(tmp_path), wait=False):
+        pass
+    assert Folder(tmp_path).list() == []
+
+
 def test_a_kept_lock_lasts_until_it_is_released(folder):
     lock.keep(folder)
     lock.keep(folder)
