@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
+from routerjax.data.conversation import modalities_of
 from routerjax.runtime.files import Folder, digest
 from routerjax.runtime.resume import Stopped, log, progress_bar, stop_requested
 from routerjax.targets.asking import Asker
@@ -194,7 +195,12 @@ class _Job:
         # Whoever is free takes the next question. Once the job is to end nothing more is asked, but
         # what was answered before is graded.
         for question in pending:
-            reply = await asker.ask(question.query, id=question.id)
+            lacking = _lacking(asker.target, question.query)
+            if lacking:
+                self.results.refuse(asker, question, f"takes no {lacking}")
+                reply = None
+            else:
+                reply = await asker.ask(question.query, id=question.id)
             if reply is not None:
                 grades = {name: await self._grade(name, question, reply)
                           for name in question.graders}  # fmt: skip
@@ -237,6 +243,13 @@ class _Job:
         await asyncio.wait(workers, timeout=_DRAIN_S)
         for worker in workers:
             worker.cancel()
+
+
+def _lacking(target: Target, query: str) -> str:
+    """What a query holds that a target does not take, as targets.json says."""
+    if target.modalities is None:
+        return ""
+    return ", ".join(name for name in modalities_of(query) if name not in target.modalities)
 
 
 def _run(job: _Job) -> None:

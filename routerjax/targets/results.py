@@ -59,6 +59,7 @@ class Results:
         self.judge: Asker | None = None
         self._questions, self._journal = questions, journal
         self._answers: dict[tuple[str, str], Answer] = {}  # By target and question.
+        self._refused: dict[tuple[str, str], str] = {}
 
     def add(
         self, asker: Asker, question: Question, reply: Reply, grades: dict[str, float | None]
@@ -67,6 +68,10 @@ class Results:
         bare = Reply(**vars(reply) | {"text": ""})
         answer = Answer(bare, reply.usd(asker.target), grades)
         self._answers[asker.target.name, question.id] = answer
+
+    def refuse(self, asker: Asker, question: Question, why: str) -> None:
+        """Takes that a target is not asked a question, by no run."""
+        self._refused[asker.target.name, question.id] = why
 
     def write(
         self, folder: pathlib.Path, budget_usd: float | None, stopped: str | None
@@ -114,7 +119,8 @@ class Results:
                         row |= {"answer": reply.pop("text")} | reply
                         row |= {"cost": answer.usd, "grades": answer.grades}
                     else:
-                        row["error"] = self._journal.error(key) or "not asked"
+                        refused = self._refused.get((name, question.id))
+                        row["error"] = refused or self._journal.error(key) or "not asked"
                     file.write(json.dumps(row) + "\n")
 
     def _data(self) -> RoutingDataset | None:
@@ -162,6 +168,8 @@ class Results:
         errors: collections.Counter[str] = collections.Counter()
         not_asked = 0
         for question, answer in zip(self._questions, mine, strict=True):
+            if (name, question.id) in self._refused:
+                continue
             if answer is None:
                 error = self._journal.error(asker.key(question.query))
                 not_asked += error is None
@@ -175,6 +183,7 @@ class Results:
             "mean_score": float(np.mean(scores)) if scores else None,
             "failed": errors.total(),
             "not_asked": not_asked,
+            "cannot_take": sum(target == name for target, _ in self._refused),
             "cut_short": cut,
             "gave_up": asker.gave_up,
             "errors": dict(errors.most_common(_MOST_ERRORS)),
@@ -227,6 +236,8 @@ def collect_lines(summary: dict[str, Any]) -> list[str]:
     for name, each in targets.items():
         if each["graded"] < each["answers"]:
             lines.append(f"{name}: {each['answers'] - each['graded']:,} answers have no score")
+        if each["cannot_take"]:
+            lines.append(f"{name}: {each['cannot_take']:,} queries hold what it does not take")
         if each["cut_short"]:
             lines.append(
                 f"{name}: {each['cut_short']:,} answers were cut short by the most tokens allowed"

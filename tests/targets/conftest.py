@@ -39,7 +39,7 @@ class Stub:
 
     async def chat(self, request):
         body = await request.json()
-        text = body["messages"][-1]["content"]
+        text = str(body["messages"][-1]["content"])
         self.asked[text] += 1
         self.bodies.append(body)
         self.at.append(time.monotonic())

@@ -289,6 +289,29 @@ def test_it_runs_where_a_loop_of_events_does_and_reads_any_text(stub, other, que
     assert summary["targets"]["a"]["usd_unknown"] == 2  # It tells no tokens.
 
 
+def test_a_target_is_not_asked_what_it_does_not_take(stub, other, tmp_path):
+    other.answer = stub.answer = lambda text, times: "3"
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    content = [{"type": "text", "text": "How many?"}, picture]
+    rows = [{"id": "p", "messages": [{"role": "user", "content": content}], "answer": 3},
+            {"id": "t", "query": "1 + 2", "answer": 3}]  # fmt: skip
+    (tmp_path / "q").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    targets = Targets([
+        stub.target("a", modalities=["text"]), other.target("b", modalities=["text", "image"]),
+    ])  # fmt: skip
+    summary = collect(tmp_path / "q", targets, tmp_path / "w", config())
+    assert [body["messages"][0]["content"] for body in stub.bodies] == ["1 + 2"]
+    assert content in [body["messages"][0]["content"] for body in other.bodies]
+    assert summary["to_go"] == 0 and summary["targets"]["a"]["cannot_take"] == 1
+    assert answers(tmp_path / "w")[0] == {"id": "p", "target": "a", "error": "takes no image"}
+    data = read_dataset(tmp_path / "w/outcomes.jsonl")
+    np.testing.assert_array_equal(data.y_NM, [[np.nan, 1], [1, 1]])
+    # A picture has as many tokens as fit a window: without one no budget can be kept.
+    priced = Targets([other.target("b", **PRICES)])
+    with pytest.raises(ValueError, match="and context_window for queries with more than text"):
+        collect(tmp_path / "q", priced, tmp_path / "w2", config(budget_usd=1.0))
+
+
 def test_one_process_at_a_time(stub, questions, tmp_path):
     from routerjax.targets.journal import Journal
 
