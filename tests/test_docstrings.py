@@ -9,7 +9,7 @@ import pytest
 import routerjax
 
 
-@pytest.mark.parametrize("room", ["stats", "data", "evaluation"])
+@pytest.mark.parametrize("room", ["stats", "data", "targets", "evaluation"])
 def test_the_examples_of_a_room_run(room):
     package = importlib.import_module(f"{routerjax.__name__}.{room}")
     n_examples = 0
