@@ -22,6 +22,7 @@ from routerjax.encoder.templates import Rendered
 _NAME, _BREAK = "\U0010ffff", "\U0010fffe"
 _REPLACEMENT = "\ufffd"
 _FORBIDDEN = str.maketrans({_NAME: _REPLACEMENT, _BREAK: _REPLACEMENT})
+_MOST_TOKENS = 2**24
 _PRIVATE = 0x100000  # The characters from here on are for private use; a name has one of them.
 
 
@@ -39,8 +40,14 @@ class ControlText:
             for number, token in tokenizer.added_tokens_decoder.items()
             if _controls(token) and not (token.special and tokenizer.split_special_tokens)
         }
-        size = 1 + max([len(tokenizer) - 1, *tokenizer.added_tokens_decoder])
-        self._is_control_V = np.zeros(size, bool)
+        largest = max(self._tokens, default=0)
+        if largest >= _MOST_TOKENS:
+            raise ValueError(
+                f"the tokenizer gives {self._tokens[largest].content!r:.80} the number {largest}, "
+                f"expected less than {_MOST_TOKENS}: copy the tokenizer again"
+            )
+        # One more, which stands for all numbers beyond.
+        self._is_control_V = np.zeros(largest + 2, bool)
         self._is_control_V[list(self._tokens)] = True
         unknown = tokenizer.unk_token_id
         self._unknown = -1 if unknown is None else unknown
@@ -62,7 +69,7 @@ class ControlText:
         """
         if prompt.broken is not None:  # Marks of the template lie between its turns.
             return prompt.broken
-        numbers = np.flatnonzero(within & self._is_control_V[tokens]).tolist()
+        numbers = np.flatnonzero(within & self._is_control_V.take(tokens, mode="clip")).tolist()
         offsets = encoding.offsets if numbers else []  # A list that is made at each reading.
         for i in numbers:
             start, end = offsets[i]

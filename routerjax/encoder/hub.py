@@ -7,6 +7,7 @@ from typing import Any
 
 from routerjax.encoder.families import registry
 from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.families.fields import check_numbers
 from routerjax.runtime.files import stand_in
 
 # What a hub download takes: no other framework's weights, no code, no folder with another copy.
@@ -111,13 +112,14 @@ def read_config(folder: pathlib.Path) -> EncoderConfig:
     path = folder / "config.json"
     try:
         raw = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected the config of a Hugging Face model, cannot read it: {error}"
         ) from error
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: expected a JSON object, the config of a model, got {raw!r:.80}")
     registry.check_family(raw, str(path))
+    check_numbers(raw, str(path))
     # transformers fills in what the file leaves to its class's defaults.
     from transformers import AutoConfig
 

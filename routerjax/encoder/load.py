@@ -122,7 +122,12 @@ def _open(where: pathlib.Path) -> tuple[EncoderConfig, Any, Tensors]:
     """Config, tokenizer and tensors of what `locate` has found."""
     refuse_stand_ins(where)
     if where.is_file():
-        file = GgufFile(where)
-        config = read_gguf_config(file)
-        return config, read_gguf_tokenizer(file), GgufCheckpoint(file, config)
+        try:
+            file = GgufFile(where)
+            config = read_gguf_config(file)
+            return config, read_gguf_tokenizer(file), GgufCheckpoint(file, config)
+        except (ValueError, ImportError):
+            raise
+        except Exception as error:  # Of metadata of other kinds than GGUF's any.
+            raise ValueError(f"{where}: its metadata describe no model: {error!r}") from error
     return read_config(where), read_tokenizer(where), open_checkpoint(where)

@@ -129,11 +129,7 @@ class Prompter:
         # of the query.
         added = tokenizer.added_tokens_decoder.items()
         self._marks = np.array([i for i, token in added if token.content.strip()], np.int64)
-        # A row is looked through only where the tokenizer has more tokens than the model: most
-        # have fewer, and some have more that never come.
-        n_tokens = 1 + max([len(tokenizer) - 1, *tokenizer.added_tokens_decoder])
-        self._embedded = n_tokens if vocab_size is None else vocab_size
-        self._may_lack = n_tokens > self._embedded
+        self._embedded = 2**31 if vocab_size is None else vocab_size
         probe = self._encode(["a"])[0]
         self._refuse_unembedded(probe[0], "the template")
         frame = len(probe[0]) - (probe[2] - probe[1])
@@ -211,13 +207,13 @@ class Prompter:
                 cut = start + (kept + 1) // 2
                 row = np.concatenate([row[:cut], row[cut + excess :]])
                 end -= excess
-            tokens.append(row)
+            tokens.append(row.astype(np.int32))
             spans[i] = start, end
         return Prompts(tokens, spans, query_tokens, truncated)
 
     def _refuse_unembedded(self, tokens: np.ndarray, name: str) -> None:
         """Refuses tokens beyond the model's embedding, which would make NaN of the whole row."""
-        if self._may_lack and tokens.max() >= self._embedded:
+        if tokens.max() >= self._embedded:
             token = int(tokens.max())
             raise ValueError(
                 f"{name}: token {token}, {self.tokenizer.convert_ids_to_tokens(token)!r}, is not "
@@ -279,7 +275,7 @@ class Prompter:
 
     def _own(self, prompt: Rendered, encoding: Any) -> tuple[np.ndarray, np.ndarray, list]:
         """The tokens; which reach into the query's text; and which are not the query's."""
-        tokens = np.array(encoding.ids, np.int32)
+        tokens = np.array(encoding.ids, np.int64)
         # Lists: of few tokens NumPy would take longer to find the first and last of the query.
         if not self.templated:
             others = encoding.special_tokens_mask

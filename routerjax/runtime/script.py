@@ -113,7 +113,7 @@ def run_script(
         except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
             if verbose:
                 raise
-            sys.stderr.write(f"error: {error}{_what_to_do(error)}\n")
+            sys.stderr.write(f"error: {shortened(str(error))}{_what_to_do(error)}\n")
             sys.exit(1)
         finally:
             lock.release_kept()
@@ -144,6 +144,15 @@ _TO_DO = {
     errno.EACCES: _NO_WRITING,
     errno.EPERM: _NO_WRITING,
 }
+
+
+def shortened(text: str, most: int = 1024) -> str:
+    """A text of at most so many characters: what is cut is in the middle, and said to be."""
+    if len(text) <= most:
+        return text
+    cut = f" [... {len(text) - most:,} more characters, see --v=1 ...] "
+    tail = most // 4
+    return f"{text[: most - tail - len(cut)]}{cut}{text[-tail:]}"
 
 
 def _what_to_do(error: Exception) -> str:

@@ -22,6 +22,52 @@ FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention
 _ROPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 
+# Fields that no family leaves at 0, and the most that any number may be: of layers, and else.
+_COUNTS = (
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+    "n_layers",
+    "n_heads",
+    "dim",
+)
+_MOST_LAYERS, _MOST = 2048, 2**40
+
+
+def check_numbers(raw: dict[str, Any], source: str) -> None:
+    """Refuses a config.json whose numbers are of no model, before anything is made by them.
+
+    Args:
+      raw: The parsed file, or an object in it.
+      source: Where it came from, for errors.
+
+    Raises:
+      ValueError: A count that is no whole number from 1 up, or one beyond any model's.
+    """
+    for name, value in raw.items():
+        if isinstance(value, dict):
+            check_numbers(value, source)
+            continue
+        if value is None or isinstance(value, list):  # Of each layer its own.
+            continue
+        least, most = -_MOST, _MOST_LAYERS if "layers" in name else _MOST
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if name in _COUNTS:
+            least, fits = 1, whole and 1 <= value <= most
+        else:
+            fits = not whole or least <= value <= most
+        if not fits:
+            # Of an integer of thousands of digits Python refuses to make a text.
+            given = f"{value!r:.80}" if not whole or abs(value) < 2**64 else "a far larger number"
+            raise ValueError(
+                f"{source}: {name}: expected a whole number from {least} to {most}, got {given}"
+            )
+
+
 class Fields:
     """A config.json whose missing fields raise with the file's name."""
 

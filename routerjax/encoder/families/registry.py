@@ -42,7 +42,14 @@ def read_config(raw: dict[str, Any], source: str = "config.json") -> EncoderConf
       ValueError: An unknown family, a missing field, a variant this project does not compute.
     """
     family = check_family(raw, source)
-    return FAMILIES[family].read(family, Fields(text_config(raw), source))
+    try:
+        return FAMILIES[family].read(family, Fields(text_config(raw), source))
+    except ValueError:
+        raise
+    except Exception as error:  # Of fields of another kind than the family's any.
+        raise ValueError(
+            f"{source}: its fields do not describe a {family} model: {error!r}"
+        ) from error
 
 
 class Family(NamedTuple):

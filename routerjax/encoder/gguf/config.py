@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from routerjax.encoder.families.config import EncoderConfig
-from routerjax.encoder.families.fields import FULL, LINEAR, SLIDING
+from routerjax.encoder.families.fields import FULL, LINEAR, SLIDING, check_numbers
 from routerjax.encoder.families.key_tables import Table
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.gguf import key_tables
@@ -42,6 +42,15 @@ class _Gguf:
 
     def __init__(self, file: GgufFile):
         self.file, self.architecture = file, file.metadata["general.architecture"]
+        begins = f"{self.architecture}."
+        check_numbers(
+            {
+                _FIELDS.get(own, own): value
+                for name, value in file.metadata.items()
+                if (own := name.removeprefix(begins)) != name
+            },
+            str(file.path),
+        )
 
     def get(self, name: str, default: Any = None) -> Any:
         """A value of the architecture's own; of an array over layers what all of them have.

@@ -151,7 +151,14 @@ def _around(vocabulary: _Vocabulary, kind: str) -> tuple[list[str], list[str]]:
 
     def token(name: str, default: int | None = None) -> list[str]:
         number = vocabulary.get(f"{name}_token_id", default)
-        return [] if number is None else [vocabulary.tokens[number]]
+        if number is None:
+            return []
+        if not isinstance(number, int) or not 0 <= number < len(vocabulary.tokens):
+            raise vocabulary.refuse(
+                f"tokenizer.ggml.{name}_token_id is {number!r:.80}, there are "
+                f"{len(vocabulary.tokens)} tokens"
+            )
+        return [vocabulary.tokens[number]]
 
     if kind == "bert":
         return token("cls", vocabulary.get("bos_token_id", 101)), token("seperator", 102)

@@ -157,8 +157,14 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
             if not all(isinstance(name, str) for name in names):
                 raise TypeError("weight_map: expected names of files")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{index} is not a safetensors index: {error!r}") from error
+        outside = [n for n in names if {"", "..", "/"} & {*pathlib.PurePath(n).parts} or "\0" in n]
+        if outside or not names:
+            raise ValueError(
+                f"{index}: weight_map: expected names of files in this folder, got "
+                f"{outside[0] if outside else 'none'!r}"
+            )
     else:
         names = ["model.safetensors"]
     absent = [name for name in names if not (folder / name).is_file()]

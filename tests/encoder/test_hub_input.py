@@ -1,0 +1,80 @@
+"""What a checkpoint's files may say: numbers of no model, names outside the folder, odd tokens."""
+
+import json
+import types
+
+import pytest
+
+from routerjax.encoder.gguf.config import read_gguf_config
+from routerjax.encoder.hub import read_config
+from routerjax.encoder.prompts import Prompter
+from routerjax.encoder.weights.checkpoint import Checkpoint
+from routerjax.runtime.script import shortened
+from tests.encoder.test_prompts import byte_tokenizer
+
+QWEN3 = {
+    "model_type": "qwen3", "num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 40, "intermediate_size": 32,
+    "max_position_embeddings": 128,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change, part",
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: expected .* to 2048, got 1000000000"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers: expected a whole number from 1"),
+        ({"num_attention_heads": -2}, "num_attention_heads: .* got -2"),
+        ({"hidden_size": 10**4000}, "hidden_size: .* got a far larger number"),
+        ({"vocab_size": "40"}, "vocab_size: .* got '40'"),
+        ({"head_dim": 7.5}, "head_dim: .* got 7.5"),
+        ({"sliding_window": 10**30}, "sliding_window: .* got a far larger number"),
+        ({"intermediate_size": None}, "intermediate_size"),
+        ({"rope_scaling": [1]}, "config.json: "),
+    ],
+)
+def test_numbers_of_no_model_are_refused_before_anything_is_made_by_them(change, part, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3 | change))
+    with pytest.raises(ValueError, match=part):
+        read_config(tmp_path)
+
+
+def test_a_config_of_no_end_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="expected the config of a Hugging Face model"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("value", [10**9, 0, -1, "2"])
+def test_numbers_of_a_gguf_are_bounded_too(value):
+    metadata = {"general.architecture": "qwen3", "qwen3.block_count": value}
+    file = types.SimpleNamespace(path="x.gguf", metadata=metadata, tensors={})
+    with pytest.raises(ValueError, match="x.gguf: num_hidden_layers: expected a whole number"):
+        read_gguf_config(file)
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "a/../../b", ""])
+def test_an_index_names_files_of_its_folder_alone(name, tmp_path):
+    index = {"weight_map": {"a": name}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="expected names of files in this folder|is missing"):
+        Checkpoint(tmp_path)
+
+
+def test_a_number_of_a_token_is_within_reason():
+    tokenizer = byte_tokenizer()
+    odd = {5_000_000_000: types.SimpleNamespace(content="<odd>", special=True)}
+    wrapped = types.SimpleNamespace(
+        is_fast=True, added_tokens_decoder=odd, split_special_tokens=False, unk_token_id=None,
+        chat_template=None, backend_tokenizer=tokenizer.backend_tokenizer,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="gives '<odd>' the number 5000000000, expected less"):
+        Prompter(wrapped, 10)
+
+
+def test_texts_of_errors_are_cut_in_the_middle():
+    text = "file.json: begins " + "x" * 5000 + " do this"
+    short = shortened(text)
+    assert len(short) <= 1024 and short.startswith("file.json: begins x")
+    assert short.endswith("x do this") and "4,002 more characters" in short
+    assert shortened("short") == "short"
