@@ -12,11 +12,16 @@ import pytest
 
 from routerjax.runtime import lock, resume
 from routerjax.runtime.files import Folder
+from tests.runtime import s3_server
 
 
-@pytest.fixture(params=["local", "memory"])
-def folder(request, tmp_path):
-    return Folder(tmp_path / "new" if request.param == "local" else f"memory://{tmp_path.name}")
+@pytest.fixture(params=["local", "memory", "s3"])
+def folder(request, tmp_path, monkeypatch):
+    if request.param == "s3":
+        with s3_server.bucket(monkeypatch) as folder:
+            yield folder
+    else:
+        yield Folder(tmp_path / "new" if request.param == "local" else f"memory://{tmp_path.name}")
 
 
 @pytest.fixture
