@@ -102,6 +102,20 @@ def test_bytes_of_a_shape(shape, n_bytes):
     assert hlo.shape_bytes(shape) == n_bytes
 
 
+@pytest.mark.parametrize(
+    ("attributes", "size"),
+    [
+        ("channel_id=1, replica_groups={{0,1,2},{4,5,6}}, to_apply=%add", 3),
+        ("channel_id=2, replica_groups=[2,4]<=[8], to_apply=%add", 4),
+        ("replica_groups=mesh['a'=4,'b'=1,'c'=2], device_ids=([2,4]T(1,0)) {'a','c'}, x=y", 8),
+        ("replica_groups=mesh['a'=4,'b'=1,'c'=2], device_ids=([2,4]T(1,0)) {'a'}, x=y", 4),
+        ("to_apply=%add", 0),
+    ],
+)
+def test_devices_that_exchange_something(attributes, size):
+    assert hlo.group_size(attributes) == size
+
+
 def test_other_text_is_refused():
     with pytest.raises(ValueError, match="without ENTRY"):
         hlo.analyse("module @jit_f {\n}")

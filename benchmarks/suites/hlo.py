@@ -106,6 +106,7 @@ class Cost:
       n_bytes: Of its results; of a kernel also of what it reads, of an update what it writes.
       moves: Whether it only moves or rounds numbers.
       estimated: Whether the compiler gave cycles.
+      n_devices: That exchange something with one another; 0 where the text does not tell.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Cost:
     n_bytes: float
     moves: bool
     estimated: bool
+    n_devices: int = 0
 
     @property
     def collective(self) -> bool:
@@ -191,6 +193,18 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
     if entry is None:
         raise ValueError("expected the text of a compiled program, got one without ENTRY")
     return computations, entry
+
+
+def group_size(attributes: str) -> int:
+    """Devices of each of a collective's replica_groups, in any of three notations; 0 without."""
+    listed = re.search(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]<=)", attributes)
+    if listed:
+        return len(listed[1].split(",")) if listed[1] else int(listed[2])
+    axes = re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{((?:'\w+',? ?)+)\}", attributes)
+    if axes is None:
+        return 0
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
+    return math.prod(int(sizes[name]) for name in re.findall(r"\w+", axes[2]))
 
 
 def shape_bytes(shape: str) -> int:
@@ -365,8 +379,15 @@ class _Walk:
             n_bytes=n_bytes * times,
             moves=bool(inside & _MOVED) and inside <= _MOVES,
             estimated=cycles is not None,
+            n_devices=self._n_devices(operation) if collective else 0,
         )
         self.costs.append(cost)
+
+    def _n_devices(self, operation: Operation) -> int:
+        """Devices of a group that exchanges something, in a collective or what is fused with it."""
+        called = self.computations.get(operation.attribute(_named("calls")) or "")
+        inner = () if called is None else called.operations.values()
+        return group_size(operation.attributes) or max(map(self._n_devices, inner), default=0)
 
     def _opcodes(self, operation: Operation) -> set[str]:
         """The opcode of an operation and, of a fusion, of all that it fuses."""

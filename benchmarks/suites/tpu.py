@@ -93,8 +93,8 @@ class Rate:
 
     def collective_cycles(self, cost: Cost, n_chips: int) -> float:
         """Of an exchange over a ring of chips: an all-reduce passes everything twice."""
-        twice = 2 if cost.opcode == "all-reduce" else 1
-        return twice * cost.n_bytes * (n_chips - 1) / n_chips / self.ring_bytes
+        n, twice = cost.n_devices or n_chips, 2 if cost.opcode == "all-reduce" else 1
+        return twice * cost.n_bytes * (n - 1) / n / self.ring_bytes
 
 
 def _of_shape(
