@@ -97,7 +97,8 @@ class Attention(nnx.Module):
     def __call__(self, x_BTD: jax.Array, place: Place, before: Any = None) -> tuple[jax.Array, Any]:
         B, T, _ = x_BTD.shape
         c = self.config
-        folds = c.qk_norm == "head" and self.tuning.folds_query_norm
+        # The kernel of longer prompts takes no factors of scores.
+        folds = self.tuning.folds_query_norm and c.qk_norm == "head" and T < self.tuning.splash_from
         q_BTHE = self._heads(self.q(x_BTD), self.q_norm if c.qk_norm and not folds else None)
         factor_BTH = scale_E = None
         if folds:
