@@ -51,7 +51,7 @@ class Page:
 
     async def show(self, request: Request) -> Response:
         """GET /: the page itself, in which nothing is secret."""
-        return HTMLResponse(_HTML.read_text(), headers=_HEADERS)
+        return HTMLResponse(_HTML.read_bytes(), headers=_HEADERS)
 
     async def recent(self, request: Request, body: bytes) -> Response:
         """GET /v1/recent: the last requests and the expected spend of all."""
