@@ -1,13 +1,15 @@
 """Where a router wins and loses: agreement zones, near misses, win rates, dataset by dataset.
 
 Arguments: p_NM [N, M] predicted P(correct); correct_NM [N, M] 1 or 0, nothing missing but in
-`win_rates`; choice_N [N] the router's targets; single, the index of the best single target.
+`win_rates`; outcomes, 1, 0 or NaN, with what stands for NaN; choice_N [N] the router's targets;
+single, the index of the best single target.
 """
 
 from typing import Any
 
 import numpy as np
 
+from routerjax.evaluation.estimated import Estimated
 from routerjax.routing.judged import Judged
 from routerjax.routing.policy_rows import take
 from routerjax.stats.roc_auc import auc_by_group
@@ -49,7 +51,7 @@ def agreement_zones(correct_NM: np.ndarray, choice_N: np.ndarray, single: int) -
 
 
 def near_misses(
-    p_NM: np.ndarray, correct_NM: np.ndarray, choice_N: np.ndarray, single: int
+    p_NM: np.ndarray, outcomes: Estimated, choice_N: np.ndarray, single: int
 ) -> list[dict[str, Any]] | None:
     """Rows on which the two highest probabilities hardly differ.
 
@@ -60,14 +62,14 @@ def near_misses(
     if p_NM.shape[1] < 2:
         return None
     top_N2 = np.partition(p_NM, -2, axis=1)[:, -2:]
-    gap_N = top_N2[:, 1] - top_N2[:, 0]
+    gap_N, value_NM = top_N2[:, 1] - top_N2[:, 0], outcomes.value_NM
     return [
         {
             "gap": gap,
             "n": int((gap_N < gap).sum()),
             "share": mean(gap_N < gap),
-            "router_accuracy": mean(take(correct_NM, choice_N)[gap_N < gap]),
-            "best_single_accuracy": mean(correct_NM[gap_N < gap, single]),
+            "router_accuracy": mean(take(value_NM, choice_N)[gap_N < gap]),
+            "best_single_accuracy": mean(value_NM[gap_N < gap, single]),
         }
         for gap in NEAR
     ]
@@ -99,20 +101,25 @@ def win_rates(p_NM: np.ndarray, correct_NM: np.ndarray) -> dict[str, list[list[A
 
 
 def per_dataset(
-    p_NM: np.ndarray, rows: Judged, choice_N: np.ndarray, single_N: np.ndarray
+    p_NM: np.ndarray,
+    rows: Judged,
+    outcomes: Estimated,
+    choice_N: np.ndarray,
+    single_N: np.ndarray,
 ) -> list[dict[str, Any]]:
     """Accuracies and AUC of each dataset by itself.
 
     Args:
       p_NM, choice_N: As above.
-      rows: [N] outcomes, and the names of the datasets.
+      rows: [N] queries, and the names of their datasets.
+      outcomes: Of the rows.
       single_N: [N] index of the best single target.
 
     Returns:
-      A dict for each dataset, by name: `n`, `n_complete` (rows with every outcome observed, on
-      which all accuracies are), `accuracy` per target, `router_accuracy`, `best_single_accuracy`,
-      `oracle_accuracy`, `auc` per target (on all observed rows) and `mean_auc` over the targets
-      that have one.
+      A dict for each dataset, by name: `n`, `n_complete` (rows with every outcome observed),
+      `accuracy` per target, `router_accuracy`, `best_single_accuracy`, `oracle_accuracy`, `auc` per
+      target (on all observed rows) and `mean_auc` over the targets that have one. Where outcomes
+      are missing, also `n_known`, rows on which the outcome of the router's choice is known.
     """
     assert rows.by_dataset is not None
     (names, group_N), targets = rows.by_dataset, rows.data.targets
@@ -120,20 +127,26 @@ def per_dataset(
     at_G = np.split(np.argsort(group_N, kind="stable"), np.cumsum(np.bincount(group_N))[:-1])
     table = []
     for g, (name, at) in enumerate(zip(names, at_G, strict=True)):
-        kept = at[rows.complete_N[at]]
-        right_NM = rows.correct_NM[kept]
-        known_M = auc_MG[~np.isnan(auc_MG[:, g]), g]
-        table.append(
-            {
-                "dataset": name,
-                "n": len(at),
-                "n_complete": len(kept),
-                "accuracy": {t: mean(right_NM[:, m]) for m, t in enumerate(targets)},
-                "router_accuracy": mean(take(right_NM, choice_N[kept])),
-                "best_single_accuracy": mean(take(right_NM, single_N[kept])),
-                "oracle_accuracy": mean(right_NM.max(axis=1, initial=0.0)),
-                "auc": {t: number(auc_MG[m, g]) for m, t in enumerate(targets)},
-                "mean_auc": mean(known_M),
-            }
-        )
+        value_nM, seen_nM = outcomes.value_NM[at], outcomes.seen_NM[at]
+        auc_M = auc_MG[~np.isnan(auc_MG[:, g]), g]
+        router_n, single_n = (choice_N[at], single_N[at])
+        entry = {
+            "dataset": name,
+            "n": len(at),
+            "n_complete": int(seen_nM.all(axis=1).sum()),
+            "accuracy": {t: _mean(value_nM[:, m], seen_nM[:, m]) for m, t in enumerate(targets)},
+            "router_accuracy": _mean(take(value_nM, router_n), take(seen_nM, router_n)),
+            "best_single_accuracy": _mean(take(value_nM, single_n), take(seen_nM, single_n)),
+            "oracle_accuracy": _mean(outcomes.oracle_N[at], seen_nM),
+            "auc": {t: number(auc_MG[m, g]) for m, t in enumerate(targets)},
+            "mean_auc": mean(auc_M),
+        }
+        if not outcomes.seen_NM.all():
+            entry["n_known"] = int(take(seen_nM, router_n).sum())
+        table.append(entry)
     return table
+
+
+def _mean(value_N: np.ndarray, seen: np.ndarray) -> float | None:
+    """The mean; None where nothing is observed."""
+    return mean(value_N) if seen.any() else None

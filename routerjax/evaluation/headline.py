@@ -1,8 +1,8 @@
 """The headline numbers: AUC, accuracy, headroom captured, and what the best router could reach.
 
-Arguments: p_NM [N, M] predicted P(correct); correct_NM [N, M] 1 or 0, in `discrimination` and
-`observed_accuracy` also NaN; choice_N [N] the router's targets; single, the index of the target
-that was best on training rows; targets [M] and datasets [N] names.
+Arguments: p_NM [N, M] predicted P(correct); correct_NM [N, M] 1, 0 or NaN; outcomes, the same with
+what stands for those not observed; choice_N [N] the router's targets; single, the index of the
+target that was best on training rows; targets [M] and datasets [N] names.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,20 @@ from typing import Any
 import numpy as np
 
 from routerjax.evaluation.breakdown import mean, number
+from routerjax.evaluation.estimated import Estimated
 from routerjax.evaluation.published import ratio
+from routerjax.evaluation.savings import dearest
 from routerjax.routing.policy_rows import take
 from routerjax.stats.bootstrap import reverse_percentile, weighted_means
 from routerjax.stats.intervals import LEVEL
 from routerjax.stats.roc_auc import auc_per_target, within_dataset_auc
 
-NO_COMPLETE_ROW = "no query has an outcome of every target, so nothing can be compared"
+NO_OUTCOME = "no outcome is observed, so nothing can be compared"
+NO_OUTCOME_OF = {
+    "router": "no chosen target's outcome is observed",
+    "best_single": "no outcome of that target is observed",
+    "oracle": NO_OUTCOME,
+}
 
 
 def discrimination(
@@ -78,33 +85,30 @@ def observed_accuracy(
 
 
 def accuracy(
-    correct_NM: np.ndarray,
-    score_NM: np.ndarray,
-    choice_N: np.ndarray,
-    single: int,
-    targets: Sequence[str],
+    correct: Estimated, score: Estimated, choice_N: np.ndarray, single: int, targets: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Router, single targets and oracle on the same rows, by correctness and by raw score.
 
     Args:
-      score_NM: [N, M] in [0, 1], nothing missing.
-      correct_NM, choice_N, single, targets: As above.
+      correct: Outcomes of 1 or 0.
+      score: The same in [0, 1].
+      choice_N, single, targets: As above.
 
     Returns:
-      The metrics, and the reason for each that is None.
+      The metrics, and the reason for each that is None. Where outcomes are missing, `n_known` says
+      on how many queries the outcome of each accuracy is known.
     """
     reasons: dict[str, str] = {}
     metrics: dict[str, Any] = {"best_single": targets[single]}
-    # Without rows this is the first target, but all its means are None then.
-    hindsight = int(correct_NM.sum(axis=0).argmax())
-    metrics["best_single_in_hindsight"] = targets[hindsight] if len(correct_NM) else None
+    hindsight = correct.best_single()
+    metrics["best_single_in_hindsight"] = targets[hindsight] if correct.known_M.any() else None
+    if not correct.known_M.any():
+        reasons |= dict.fromkeys(("accuracy", "score", "best_single_in_hindsight"), NO_OUTCOME)
+    score_NM = score.y_NM
     metrics["scores_are_fractional"] = bool(((score_NM > 0) & (score_NM < 1)).any())
-    if not len(correct_NM):
-        names = ("accuracy", "score", "best_single_in_hindsight")
-        reasons |= dict.fromkeys(names, NO_COMPLETE_ROW)
-    for scale, suffix, value_NM in (("accuracy", "", correct_NM), ("score", "_score", score_NM)):
-        router, oracle = mean(take(value_NM, choice_N)), mean(value_NM.max(axis=1, initial=0.0))
-        best, best_after = mean(value_NM[:, single]), mean(value_NM[:, hindsight])
+    for scale, suffix, outcomes in (("accuracy", "", correct), ("score", "_score", score)):
+        router, oracle = outcomes.mean_of(choice_N), outcomes.mean_of_oracle()
+        best, best_after = outcomes.mean_of_target(single), outcomes.mean_of_target(hindsight)
         result = {
             f"router_{scale}": router,
             f"best_single_{scale}": best,
@@ -115,10 +119,27 @@ def accuracy(
                 router, best_after, oracle
             ),
         }
-        # With rows only headroom can be missing.
-        why = NO_COMPLETE_ROW if router is None else "there is none: that target equals the oracle"
-        reasons |= {name: why for name, value in result.items() if value is None}
-        metrics |= {scale: {t: mean(value_NM[:, m]) for m, t in enumerate(targets)}} | result
+        reasons |= {
+            f"{who}_{scale}": NO_OUTCOME_OF.get(who, NO_OUTCOME)
+            for who in ("router", "best_single", "best_single_in_hindsight", "oracle")
+            if result[f"{who}_{scale}"] is None
+        }
+        for name, start in (("", best), ("_in_hindsight", best_after)):
+            if result[f"headroom_captured{name}{suffix}"] is None:
+                why = "there is none: that target equals the oracle"
+                if router is None or start is None:
+                    why = NO_OUTCOME_OF["router" if router is None else "best_single"]
+                reasons[f"headroom_captured{name}{suffix}"] = why
+        mean_M = [outcomes.mean_of_target(m) for m in range(len(targets))]
+        metrics |= {scale: dict(zip(targets, mean_M, strict=True))} | result
+    if not correct.seen_NM.all():
+        n_M = correct.seen_NM.sum(axis=0)
+        metrics["n_known"] = {
+            "router": correct.n_of(choice_N),
+            "best_single": int(n_M[single]),
+            "best_single_in_hindsight": int(n_M[hindsight]),
+            "oracle": correct.n_oracle,
+        }
     return metrics, reasons
 
 
@@ -132,7 +153,7 @@ def headroom_captured(
 
 
 def best_possible(
-    true_p_NM: np.ndarray, correct_NM: np.ndarray, single: int, datasets: Sequence[str] | None
+    true_p_NM: np.ndarray, outcomes: Estimated, single: int
 ) -> dict[str, float | None]:
     """What a router reaches that knows the true P(correct) and takes the largest.
 
@@ -140,19 +161,19 @@ def best_possible(
     are the probabilities that the outcomes were drawn from.
     """
     names = [str(m) for m in range(true_p_NM.shape[1])]
-    result, _ = discrimination(true_p_NM, correct_NM, datasets, names)
-    router = mean(take(correct_NM, true_p_NM.argmax(axis=1)))
-    oracle = mean(correct_NM.max(axis=1, initial=0.0))
+    result, _ = discrimination(true_p_NM, outcomes.y_NM, outcomes.datasets, names)
+    router = outcomes.mean_of(true_p_NM.argmax(axis=1))
+    best, oracle = outcomes.mean_of_target(single), outcomes.mean_of_oracle()
     return {
         "router_accuracy": router,
-        "headroom_captured": headroom_captured(router, mean(correct_NM[:, single]), oracle),
+        "headroom_captured": headroom_captured(router, best, oracle),
         "mean_auc": result["mean_auc"],
         "mean_within_dataset_auc": result["mean_within_dataset_auc"],
     }
 
 
 def intervals(
-    correct_NM: np.ndarray,
+    outcomes: Estimated,
     choice_N: np.ndarray,
     single: int,
     weight_BN: np.ndarray,
@@ -165,17 +186,20 @@ def intervals(
     moves them too, which no interval here covers.
 
     Args:
-      correct_NM, choice_N, single: As above.
+      outcomes, choice_N, single: As above.
       weight_BN: [1 + B, N] of `value_and_draws`.
       cost_NM: [N, M] USD per query; None where unknown.
 
     Returns:
       By name [low, high]; None where there is no interval, such as of a single group.
     """
-    columns = [take(correct_NM, choice_N), correct_NM[:, single], correct_NM.max(axis=1, initial=0)]
-    if cost_NM is not None and len(cost_NM):
-        columns += [take(cost_NM, choice_N), cost_NM[:, cost_NM.mean(axis=0).argmax()]]
-    router_B, single_B, oracle_B, *costs = weighted_means(weight_BN, np.stack(columns, axis=1)).T
+    value_NM, single_N = outcomes.value_NM, np.full(len(choice_N), single)
+    columns = [take(value_NM, choice_N), value_NM[:, single], outcomes.oracle_N]
+    if cost_NM is not None:
+        columns += [take(cost_NM, choice_N), cost_NM[:, dearest(cost_NM, outcomes)]]
+    mean_BQ = weighted_means(weight_BN, np.stack(columns, axis=1))
+    mean_BQ[:, :3] += outcomes.noise(np.stack([choice_N, single_N]), len(weight_BN) - 1)
+    router_B, single_B, oracle_B, *costs = mean_BQ.T
     replicates = {
         "router_accuracy": router_B,
         "best_single_accuracy": single_B,
@@ -188,7 +212,17 @@ def intervals(
     result: dict[str, Any] = {"level": LEVEL} | dict.fromkeys(replicates)
     if (weight_BN == weight_BN[:, :1]).all():  # One group tells nothing of others.
         return result
+    known = {
+        "router": outcomes.n_of(choice_N) > 0,
+        "best_single": bool(outcomes.known_M[single]),
+        "oracle": bool(outcomes.known_M.any()),
+    }
+    known["headroom"] = all(known.values())
     for name, value_B in replicates.items():
-        ends = [number(end) for end in reverse_percentile(value_B[0], value_B[1:])]
+        if not all(is_known for who, is_known in known.items() if who in name):
+            continue
+        # An estimate may leave [0, 1], which no accuracy does.
+        limits = (0, 1) if name.endswith("accuracy") and not outcomes.seen_NM.all() else ()
+        ends = [number(e) for e in reverse_percentile(value_B[0], value_B[1:], LEVEL, *limits)]
         result[name] = None if None in ends else ends
     return result

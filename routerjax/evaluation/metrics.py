@@ -1,10 +1,12 @@
 """metrics.json: what a router is worth on queries whose outcomes are known.
 
 Which rows count. AUC of a target uses every row on which that target is observed. Accuracy, cost
-and headroom compare the router with single targets and with the oracle, so they are all on the same
-rows: those on which *every* target is observed (`n_complete` of `n_queries`; all of them where
-nothing is missing). Accuracies on every row where the chosen, or that, target is observed stand
-beside them as `router_accuracy_observed` and `accuracy_observed`, with their own counts.
+and headroom compare the router with single targets and with the oracle, so they are all of the same
+rows, which are all of them; what is not observed of them is estimated (evaluation/estimated), and
+`n_known` says on how many rows the outcomes behind each accuracy are observed. It is there only
+where outcomes are missing. Plain means over the rows where the chosen, or that, target is observed
+stand beside them as `router_accuracy_observed` and `accuracy_observed`, with their own counts; they
+are of different queries. Agreement is on the rows where every target is observed (`n_complete`).
 
 Nothing is chosen on these rows but what its name says (`..._in_hindsight`, the oracle, the zero
 router's hull): the best single target comes from training rows.
@@ -24,8 +26,9 @@ from routerjax.evaluation.breakdown import (
     win_rates,
 )
 from routerjax.evaluation.calibration import calibration_metrics
+from routerjax.evaluation.estimated import Estimated
 from routerjax.evaluation.headline import (
-    NO_COMPLETE_ROW,
+    NO_OUTCOME_OF,
     accuracy,
     best_possible,
     discrimination,
@@ -93,15 +96,13 @@ def evaluate_predictions(
     data, targets, correct_NM = rows.data, rows.data.targets, rows.correct_NM
     choice_N = policy.choose(p_NM, rows.expected_NM, rows.allowed_NM, data.queries)
     share_M = np.bincount(choice_N, minlength=len(targets)) / len(choice_N)
-    # `..._nM` are the complete rows, the ones on which all can be compared.
-    complete, complete_N = rows.complete, rows.complete_N
-    p_nM, correct_nM, choice_n = p_NM[complete_N], complete.correct_NM, choice_N[complete_N]
-    draws = int(np.clip(_MOST // max(len(p_nM), 1), min(100, DRAWS), DRAWS))
-    weight_Bn = value_and_draws(list(complete.data.groups), draws)
+    outcomes = Estimated(correct_NM, data.datasets)
+    draws = int(np.clip(_MOST // len(p_NM), min(100, DRAWS), DRAWS))
+    weight_BN = value_and_draws(list(data.groups), draws)
 
     metrics: dict[str, Any] = {
         "n_queries": len(p_NM),
-        "n_complete": len(p_nM),
+        "n_complete": int(rows.complete_N.sum()),
         "targets": list(targets),
         "policy": policy.to_json(),
     }
@@ -124,12 +125,14 @@ def evaluate_predictions(
     part, why = calibration_metrics(p_NM, correct_NM, targets, before_NM)
     metrics |= part
     reasons |= why
-    score_nM = np.asarray(complete.data.y_NM, np.float64)
-    part, why = accuracy(correct_nM, score_nM, choice_n, best_single, targets)
+    score_NM = np.asarray(data.y_NM, np.float64)
+    binary = np.array_equal(score_NM, correct_NM, equal_nan=True)
+    scores = outcomes if binary else Estimated(score_NM, data.datasets)
+    part, why = accuracy(outcomes, scores, choice_N, best_single, targets)
     metrics |= part | observed_accuracy(correct_NM, choice_N, targets)
     reasons |= why
     if metrics["router_accuracy_observed"] is None:
-        reasons["router_accuracy_observed"] = "no chosen target's outcome is observed"
+        reasons["router_accuracy_observed"] = NO_OUTCOME_OF["router"]
     metrics["routed_share"] = dict(zip(targets, share_M.tolist(), strict=True))
 
     metrics["output_tokens_from"] = None
@@ -139,45 +142,40 @@ def evaluate_predictions(
         metrics["output_tokens_from"] = dict(zip(targets, length_sources, strict=True))
     metrics |= {"cost_unit": "USD per query", "cost_basis": rows.basis} | dict.fromkeys(COST_KEYS)
     no_cost = _no_cost(rows)
-    priced = not no_cost and len(p_nM) > 0
+    judged = metrics["router_accuracy"] is not None
+    priced = not no_cost and judged
     if no_cost:
         metrics["cost_basis"] = None
         reasons |= dict.fromkeys(("cost_basis", *COST_KEYS), no_cost)
     elif not priced:
-        reasons |= dict.fromkeys(COST_KEYS, NO_COMPLETE_ROW)
+        reasons |= dict.fromkeys(COST_KEYS, NO_OUTCOME_OF["router"])
     else:
-        part, why = cost_metrics(complete, p_nM, choice_n, best_single, str(policy), tolerances)
+        part, why = cost_metrics(
+            rows, outcomes, p_NM, choice_N, best_single, str(policy), tolerances
+        )
         metrics |= part
         reasons |= why
 
-    cost_nM = complete.paid_NM if priced else None
-    metrics["field"] = None
-    if len(p_nM):
-        saving_n = None
+    cost_NM = rows.paid_NM if priced else None
+    metrics |= dict.fromkeys(("field", "best_possible", "agreement", "near_misses"))
+    if judged:
+        saving_N = None
         if saving_policy is not None and priced:
             saving_N = saving_policy.choose(p_NM, rows.expected_NM, rows.allowed_NM, data.queries)
-            saving_n = saving_N[complete_N]
         metrics["field"], why = published_report(
-            p_nM, correct_nM, choice_n, best_single, weight_Bn, datasets=complete.data.datasets,
-            cost_NM=cost_nM, expected_cost_NM=complete.expected_NM,
-            allowed_NM=complete.allowed_NM, saving_choice_N=saving_n,
+            p_NM, outcomes, choice_N, best_single, weight_BN, datasets=data.datasets,
+            cost_NM=cost_NM, expected_cost_NM=rows.expected_NM, allowed_NM=rows.allowed_NM,
+            saving_choice_N=saving_N,
         )  # fmt: skip
         reasons |= why
         if priced:
-            metrics["cost_coverage"], why = cost_coverage(metrics["field"], metrics["cost"])
+            cost_of = {t: metrics["cost"][t] for t in np.asarray(targets)[outcomes.known_M]}
+            metrics["cost_coverage"], why = cost_coverage(metrics["field"], cost_of)
             reasons |= why
-    else:
-        reasons["field"] = NO_COMPLETE_ROW
-    metrics["intervals"] = intervals(correct_nM, choice_n, best_single, weight_Bn, cost_nM)
-    metrics |= dict.fromkeys(("best_possible", "agreement", "near_misses"))
-    if len(p_nM):
-        metrics["agreement"] = agreement_zones(correct_nM, choice_n, best_single)
-        metrics["near_misses"] = near_misses(p_nM, correct_nM, choice_n, best_single)
-        if complete.data.p_NM is not None:
-            true_p_nM = np.asarray(complete.data.p_NM, np.float64)
-            metrics["best_possible"] = best_possible(
-                true_p_nM, correct_nM, best_single, complete.data.datasets
-            )
+        metrics["near_misses"] = near_misses(p_NM, outcomes, choice_N, best_single)
+        if data.p_NM is not None:
+            true_p_NM = np.asarray(data.p_NM, np.float64)
+            metrics["best_possible"] = best_possible(true_p_NM, outcomes, best_single)
         for name, why_not in (
             ("near_misses", "there is only one target"),
             ("best_possible", "the true P(correct) is known of simulated data only"),
@@ -185,15 +183,23 @@ def evaluate_predictions(
             if metrics[name] is None:
                 reasons[name] = why_not
     else:
-        names = ("intervals", "best_possible", "agreement", "near_misses")
-        reasons |= dict.fromkeys(names, NO_COMPLETE_ROW)
+        names = ("field", "best_possible", "near_misses")
+        reasons |= dict.fromkeys(names, NO_OUTCOME_OF["router"])
+    metrics["intervals"] = intervals(outcomes, choice_N, best_single, weight_BN, cost_NM)
+    complete_N = rows.complete_N
+    if complete_N.any():
+        metrics["agreement"] = agreement_zones(
+            correct_NM[complete_N], choice_N[complete_N], best_single
+        )
+    else:
+        reasons["agreement"] = "no query has an outcome of every target"
     metrics["win_rates"] = win_rates(p_NM, correct_NM)
     metrics["per_dataset"] = None
     if data.datasets is None:
         reasons["per_dataset"] = "the data name no datasets"
     else:
         metrics["per_dataset"] = per_dataset(
-            rank_NM, rows, choice_N, np.full(len(p_NM), best_single)
+            rank_NM, rows, outcomes, choice_N, np.full(len(p_NM), best_single)
         )
     return metrics | {"reasons": reasons}
 

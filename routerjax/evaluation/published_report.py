@@ -12,6 +12,7 @@ import numpy as np
 
 from routerjax.data.groups import numbered
 from routerjax.evaluation import published
+from routerjax.evaluation.estimated import Estimated
 from routerjax.evaluation.frontier import at_choices, router_aiq, utility_choices
 from routerjax.routing.policies import Argmax
 from routerjax.routing.policy_rows import take
@@ -35,7 +36,7 @@ NO_SETTING = "no setting as accurate as the best single target was chosen on cal
 
 def published_report(
     p_NM: np.ndarray,
-    correct_NM: np.ndarray,
+    outcomes: Estimated,
     choice_N: np.ndarray,
     single: int,
     weight_BN: np.ndarray,
@@ -46,7 +47,7 @@ def published_report(
     allowed_NM: np.ndarray | None = None,
     saving_choice_N: np.ndarray | None = None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Every metric of `published_replicates` with its interval, on rows with all outcomes.
+    """Every metric of `published_replicates` with its interval.
 
     Args: As in `published_replicates`, with one `single` for all rows.
 
@@ -56,7 +57,7 @@ def published_report(
       accurate than the best single target.
     """
     replicates, beside = published_replicates(
-        p_NM, correct_NM, choice_N, np.full(len(p_NM), single), weight_BN, datasets=datasets,
+        p_NM, outcomes, choice_N, np.full(len(p_NM), single), weight_BN, datasets=datasets,
         cost_NM=cost_NM, expected_cost_NM=expected_cost_NM, allowed_NM=allowed_NM,
         saving_choice_N=saving_choice_N,
     )  # fmt: skip
@@ -83,7 +84,7 @@ def published_report(
 
 def published_replicates(
     p_NM: np.ndarray,
-    correct_NM: np.ndarray,
+    outcomes: Estimated,
     choice_N: np.ndarray,
     single_N: np.ndarray,
     weight_BN: np.ndarray,
@@ -94,7 +95,10 @@ def published_replicates(
     allowed_NM: np.ndarray | None = None,
     saving_choice_N: np.ndarray | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Every published metric of a router and its replicates, on rows with all outcomes.
+    """Every published metric of a router and its replicates.
+
+    Where outcomes are missing, values estimate them; what the fit behind these is not sure of is
+    not in the replicates.
 
     `avg_acc`, `gain_at_best`, `gap_at_oracle`, `pareto_dist` and `router_arena_score` are of the
     router as set; `aiq` is over the settings LAMS of the utility policy, `perf_gain` at its most
@@ -104,7 +108,7 @@ def published_replicates(
 
     Args:
       p_NM: [N, M] predicted P(correct).
-      correct_NM: [N, M] 1 or 0, nothing missing; at least one row.
+      outcomes: [N, M] 1, 0 or not observed; at least one row.
       choice_N: [N] the router's targets.
       single_N: [N] the target that was best on the training rows of each row's fold; of two the
         most frequent is the strong one.
@@ -122,11 +126,11 @@ def published_replicates(
       `cost_save` go "accuracy", "best_single_accuracy" and "probability_below_best_single", the
       share of draws in which the setting is the less accurate (ties count half).
     """
-    single_right_N = take(correct_NM, single_N)
+    value_NM, single_right_N = outcomes.value_NM, take(outcomes.value_NM, single_N)
     argmax_N = Argmax().choose(p_NM, expected_cost_NM, allowed_NM)
-    right_3N = np.stack([take(correct_NM, choice_N), single_right_N, correct_NM.max(axis=1)])
+    right_3N = np.stack([take(value_NM, choice_N), single_right_N, outcomes.oracle_N])
     router_B, best_B, oracle_B = _means_over_datasets(weight_BN, right_3N, datasets)
-    lead_N = take(correct_NM, argmax_N) - single_right_N
+    lead_N = take(value_NM, argmax_N) - single_right_N
     replicates = {
         "avg_acc": router_B,
         "gain_at_best": published.gain_at_best(router_B, best_B),
@@ -134,11 +138,11 @@ def published_replicates(
         "perf_gain": weighted_means(weight_BN, lead_N),
     }
     drawn_B = np.asarray(weight_BN.sum(axis=1) > 0)  # Of very few groups none may be drawn.
-    if p_NM.shape[1] == 2:
+    if p_NM.shape[1] == 2 and outcomes.known_M.all():
         strong = int(np.bincount(single_N).argmax())
         curve = published.strong_share_curve(
-            p_NM[:, strong] - p_NM[:, 1 - strong], correct_NM[:, 1 - strong],
-            correct_NM[:, strong], np.where(drawn_B[:, None], weight_BN, 1),
+            p_NM[:, strong] - p_NM[:, 1 - strong], value_NM[:, 1 - strong],
+            value_NM[:, strong], np.where(drawn_B[:, None], weight_BN, 1),
         )  # fmt: skip
         replicates["apgr"] = published.apgr(*curve)
         replicates |= {f"cpt_{percent}": published.cpt(*curve, percent) for percent in CPT_PERCENT}
@@ -147,8 +151,8 @@ def published_replicates(
         settings_SN = utility_choices(p_NM, expected_cost_NM, allowed_NM)
         saving_N = choice_N if saving_choice_N is None else saving_choice_N
         points_NS2 = np.concatenate([
-            at_choices(np.stack([*settings_SN, choice_N, single_N, saving_N]), cost_NM, correct_NM),
-            np.stack([cost_NM, correct_NM], axis=2),
+            at_choices(np.stack([*settings_SN, choice_N, single_N, saving_N]), cost_NM, value_NM),
+            np.stack([cost_NM, value_NM], axis=2)[:, outcomes.known_M],
         ], axis=1)  # fmt: skip
         points_BS2 = weighted_means(weight_BN, points_NS2)
         n_settings = len(settings_SN)

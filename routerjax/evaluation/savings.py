@@ -1,6 +1,6 @@
 """What routing costs and saves. Every saving stands beside the accuracy it was had at.
 
-All of it is on rows with every outcome observed, so that each number is of the same queries.
+All of it is of the same queries; what is not observed of them is estimated (evaluation/estimated).
 """
 
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from routerjax.evaluation.breakdown import number
+from routerjax.evaluation.estimated import Estimated
 from routerjax.evaluation.frontier import (
     accuracy_at_cost,
     at_choices,
     cost_at_accuracy,
     hull,
-    oracle_choice,
     tolerance_choices,
 )
 from routerjax.routing.judged import Judged
@@ -41,6 +41,7 @@ KEYS = (
 
 def cost_metrics(
     rows: Judged,
+    outcomes: Estimated,
     p_NM: np.ndarray,
     choice_N: np.ndarray,
     single: int,
@@ -50,7 +51,8 @@ def cost_metrics(
     """All of `KEYS` but "cost_coverage".
 
     Args:
-      rows: [N] with every outcome and every cost known; at least one.
+      rows: [N] with every cost known; at least one.
+      outcomes: Of the rows, one at least of a target that the router chose.
       p_NM, choice_N, single: As in headline.py.
       policy: Its name, as a flag writes it.
       tolerances: The settings of the tolerance policy that the frontier shows; 0 and 1 are added.
@@ -58,38 +60,42 @@ def cost_metrics(
     Returns:
       The metrics, and the reason for each that is None.
     """
-    targets, correct_NM, cost_NM = rows.data.targets, rows.correct_NM, rows.paid_NM
+    targets, value_NM, cost_NM = rows.data.targets, outcomes.value_NM, rows.paid_NM
     assert cost_NM is not None and rows.expected_NM is not None
     reasons: dict[str, str] = {}
-    cost_M, accuracy_M = cost_NM.mean(axis=0), correct_NM.mean(axis=0)
+    cost_M, accuracy_M = cost_NM.mean(axis=0), value_NM.mean(axis=0)
     cost = float(take(cost_NM, choice_N).mean())
-    accuracy = float(take(correct_NM, choice_N).mean())
-    dear = int(cost_M.argmax())
-    oracle_N = oracle_choice(correct_NM, cost_NM)
-    oracle_M = np.bincount(oracle_N, minlength=len(targets)) / len(oracle_N)
+    accuracy = outcomes.mean_of(choice_N)
+    assert accuracy is not None
+    dear = dearest(cost_NM, outcomes)
+    oracle_NM = outcomes.oracle_NM(cost_NM)
 
     metrics: dict[str, Any] = {
         "cost": _by_target(targets, cost_M),
         "cost_router": cost,
         "cost_best_single": float(cost_M[single]),
-        "cost_oracle": float(take(cost_NM, oracle_N).mean()),
+        "cost_oracle": float((oracle_NM * cost_NM).sum(axis=1).mean()),
         "most_expensive": targets[dear],
         "cost_most_expensive": float(cost_M[dear]),
-        "most_expensive_accuracy": float(accuracy_M[dear]),
+        "most_expensive_accuracy": outcomes.mean_of_target(dear),
         "cost_saving_vs_most_expensive": _saving(cost, float(cost_M[dear])),
         "cost_saving_vs_best_single": _saving(cost, float(cost_M[single])),
         "savings_are_at_accuracy": {
             "router": accuracy,
-            "most_expensive": float(accuracy_M[dear]),
-            "best_single": float(accuracy_M[single]),
+            "most_expensive": outcomes.mean_of_target(dear),
+            "best_single": outcomes.mean_of_target(single),
         },
-        "oracle_share": _by_target(targets, oracle_M),
+        "oracle_share": _by_target(targets, oracle_NM.mean(axis=0)),
     }
     for name in ("most_expensive", "best_single"):
-        if metrics[f"cost_saving_vs_{name}"] is None:
+        if metrics["savings_are_at_accuracy"][name] is None:
+            metrics[f"cost_saving_vs_{name}"] = None
+            reasons[f"cost_saving_vs_{name}"] = "no outcome of that target is observed"
+        elif metrics[f"cost_saving_vs_{name}"] is None:
             reasons[f"cost_saving_vs_{name}"] = "it costs nothing, so nothing can be saved"
 
-    singles_M2 = np.stack([cost_M, accuracy_M], axis=1)
+    at = np.flatnonzero(outcomes.known_M)
+    singles_M2 = np.stack([cost_M, accuracy_M], axis=1)[at]
     singles_V2 = hull(singles_M2)
     saving, metrics["zero_router"], reason = _zero_router(singles_V2, cost, accuracy)
     metrics["zero_router_saving_at_equal_accuracy"] = saving
@@ -97,7 +103,7 @@ def cost_metrics(
         reasons["zero_router_saving_at_equal_accuracy"] = reason
 
     def points(choice_SN: np.ndarray) -> np.ndarray:
-        return at_choices(choice_SN, cost_NM, rows.correct_NM).mean(axis=0)
+        return at_choices(choice_SN, cost_NM, value_NM).mean(axis=0)
 
     taus = sorted({0.0, 1.0, *map(float, tolerances)})
     swept_T2 = points(tolerance_choices(p_NM, rows.expected_NM, taus, rows.allowed_NM))
@@ -105,13 +111,18 @@ def cost_metrics(
         "router": [{"tau": tau} | _point(xy) for tau, xy in zip(taus, swept_T2, strict=True)],
         "chosen": {"policy": policy} | _point((cost, accuracy)),
         "singles": [
-            {"target": target} | _point(xy) for target, xy in zip(targets, singles_M2, strict=True)
+            {"target": targets[m]} | _point(xy) for m, xy in zip(at, singles_M2, strict=True)
         ],
         "zero_router": [_point(xy) for xy in singles_V2],
-        "oracle": _point((metrics["cost_oracle"], correct_NM.max(axis=1).mean())),
+        "oracle": _point((metrics["cost_oracle"], outcomes.oracle_N.mean())),
         "random": _point(singles_M2.mean(axis=0)),
     }
     return metrics, reasons
+
+
+def dearest(cost_NM: np.ndarray, outcomes: Estimated) -> int:
+    """Index of the target of the highest mean cost, of those with any outcome."""
+    return int(np.where(outcomes.known_M, cost_NM.mean(axis=0), -np.inf).argmax())
 
 
 def cost_coverage(

@@ -8,7 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from routerjax.evaluation.estimated import known_queries
 from routerjax.report.label_layout import place_labels
+from routerjax.report.shown import shown_targets
 from routerjax.report.style import BLUE, GREEN, GREY, ORANGE, PERCENT, WIDTH, clean, short_name
 from routerjax.routing.costs import basis_in_words
 
@@ -99,19 +101,24 @@ def accuracy_against_cost(metrics: dict[str, Any]) -> Figure:
               label=f"router as set ({frontier['chosen']['policy']})")  # fmt: skip
     axes.plot(*oracle, "*", color=GREEN, markersize=15, markeredgecolor="black", zorder=5,
               label="oracle: cheapest right target")  # fmt: skip
-    axes.plot(*singles_P2.T, "o", color="black", markersize=6, zorder=4, label="single target")
-
-    names = [short_name(single["target"]) for single in frontier["singles"]]
+    shown = set(shown_targets(metrics))
+    named = [i for i, single in enumerate(frontier["singles"]) if single["target"] in shown]
+    names = [short_name(frontier["singles"][i]["target"]) for i in named]
+    others_P2 = np.delete(singles_P2, named, axis=0)
+    axes.plot(*others_P2.T, "o", color=GREY, markersize=3, zorder=3)
+    axes.plot(*singles_P2[named].T, "o", color="black", markersize=6, zorder=4,
+              label="single target")  # fmt: skip
     obstacle_O2 = np.concatenate([
         *(_along(frame.place(line_P2)) for line_P2 in (router_P2, zero_S2)),
+        frame.place(others_P2),
         # Repeated, because these symbols are larger than a sample of a curve.
         np.repeat(frame.place(np.array([chosen, oracle])), 12, axis=0),
     ])  # fmt: skip
-    _write_names(axes, names, frame.place(singles_P2), obstacle_O2)
+    _write_names(axes, names, frame.place(singles_P2[named]), obstacle_O2)
 
     basis = basis_in_words(metrics["cost_basis"], "output tokens {}")
     axes.set_xlabel(f"USD per 1,000 queries ({basis})", fontsize=9)
-    axes.set_ylabel(f"accuracy on {metrics['n_complete']:,} queries", fontsize=9)
+    axes.set_ylabel(f"accuracy on {known_queries(metrics, 'router')}", fontsize=9)
     handles, texts = axes.get_legend_handles_labels()
     figure.legend(handles, texts, loc="upper left", ncols=3, fontsize=8, frameon=False,
                   bbox_to_anchor=(_LEFT / WIDTH - 0.01, 1.0))  # fmt: skip

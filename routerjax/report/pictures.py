@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from routerjax.report.shown import shown_targets
 from routerjax.report.style import (
     BLUE,
     GREEN,
@@ -68,8 +69,9 @@ def auc_bars(metrics: dict[str, Any]) -> Figure:
     series = [("all pairs of queries", metrics["auc"], BLUE)]
     if metrics["within_dataset_auc"] is not None:
         series.append(("pairs within a dataset", metrics["within_dataset_auc"], ORANGE))
-    figure, axes = _bars(metrics["targets"], series, base=0.5, text="{:.3f}")
-    values = [v for _, value_of, _ in series for v in value_of.values() if v is not None]
+    shown = shown_targets(metrics)
+    figure, axes = _bars(shown, series, base=0.5, text="{:.3f}")
+    values = [of[t] for _, of, _ in series for t in shown if of[t] is not None]
     low, high = min([0.5, *values]), max([0.75, *values])
     margin = 0.13 * (high - low)
     axes.set_xlim(low - (margin if low < 0.5 else 0.02 * (high - low)), high + margin)
@@ -91,7 +93,7 @@ def reliability_curves(metrics: dict[str, Any]) -> Figure:
     axes_S = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for axes, (name, side) in zip(axes_S, shown, strict=True):
         axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
-        for m, target in enumerate(metrics["targets"]):
+        for m, target in enumerate(shown_targets(metrics)):
             bins_B3 = np.array(side["reliability"][target], np.float64).reshape(-1, 3)
             colour, dash = STYLES[m % len(STYLES)]
             axes.plot(bins_B3[:, 0], bins_B3[:, 1], color=colour, linestyle=dash, linewidth=1.2,
@@ -118,7 +120,7 @@ def routed_share(metrics: dict[str, Any]) -> Figure:
     series = [("router", metrics["routed_share"], BLUE)]
     if metrics["oracle_share"] is not None:
         series.append(("oracle (cheapest right one)", metrics["oracle_share"], GREEN))
-    figure, axes = _bars(metrics["targets"], series, base=0.0, text="{:.1%}")
+    figure, axes = _bars(shown_targets(metrics), series, base=0.0, text="{:.1%}")
     top = max(v for _, value_of, _ in series for v in value_of.values())
     axes.set_xlim(0, 1.13 * top)
     axes.xaxis.set_major_formatter(PERCENT)

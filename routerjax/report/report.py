@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
+from routerjax.evaluation.estimated import known_queries
 from routerjax.probes.table import ProbeTable
+from routerjax.report.shown import shown_targets
 from routerjax.report.sweep_section import sweep_section
 from routerjax.routing.costs import basis_in_words
 from routerjax.runtime.files import Folder
@@ -65,6 +67,7 @@ def write_report(
     page = _template().render(
         title=title,
         metrics=metrics,
+        shown=shown_targets(metrics),
         reasons=metrics["reasons"],
         policy=_policy(metrics["policy"]),
         cost_basis=basis_in_words(metrics["cost_basis"]),
@@ -89,6 +92,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.globals["known_queries"] = known_queries
     environment.filters |= {"fmt": _fmt, "percent": lambda share: _fmt(share, ".1%"), "usd": _usd}
     return environment.get_template("report.html.jinja")
 

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from routerjax.evaluation.estimated import known_queries
 from routerjax.evaluation.frontier import hull
 from routerjax.report.style import GREY, PERCENT, STYLES, clean
 
@@ -28,7 +29,9 @@ def draw_comparison(study: dict[str, Any]) -> Figure | None:
     axes.plot(*points_M2.T, "o", color=GREY, markersize=4, label="single targets")
     for place, row in enumerate(study["contestants"]):
         colour, dash = STYLES[place % len(STYLES)]
-        point_T4 = np.array(row["frontier"])
+        # Of who sees the outcomes nothing but argmax is estimated where some are missing.
+        argmax = [row[name] and row[name]["value"] for name in ("cost", "accuracy")]
+        point_T4 = np.array(row["frontier"] or [argmax], np.float64)
         if np.ptp(point_T4[:, 1]) == 0 or row["auc"] is None:
             # Scores that only rank targets have no setting to vary: draw one point, at argmax.
             axes.plot(*point_T4[0, :2], "s", color=colour, markersize=6, label=row["name"])
@@ -45,7 +48,7 @@ def draw_comparison(study: dict[str, Any]) -> Figure | None:
     axes.set_xlabel("USD per query")
     axes.set_ylabel("accuracy")
     axes.set_title(
-        f"{study['n_complete']:,} queries, {study['n_folds']} outer folds; band: 95%",
+        f"{known_queries(study, 'choice')}, {study['n_folds']} outer folds; band: 95%",
         fontsize=10,
     )
     clean(axes)

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from routerjax.evaluation.estimated import known_queries
 from routerjax.routing.costs import basis_in_words
 from routerjax.studies.estimates import LEFT_OUT, METRICS
 from routerjax.sweeps import evidence
@@ -22,16 +23,18 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
             f"mean AUC {metrics['mean_auc']:.3f}"
             + (f", within datasets {within:.3f}" if within is not None else "")
         )
-    if metrics["router_accuracy"] is None:
+    if metrics["oracle_accuracy"] is None:
         return [*lines, f"accuracy: none, {reasons['router_accuracy']}"]
     lines.append(
-        f"accuracy: router {metrics['router_accuracy']:.1%}, best single target "
-        f"({metrics['best_single']}) {metrics['best_single_accuracy']:.1%}, oracle "
-        f"{metrics['oracle_accuracy']:.1%}"
+        f"accuracy: router {_accuracy(metrics, 'router')}, best single target "
+        f"({metrics['best_single']}) {_accuracy(metrics, 'best_single')}, oracle "
+        f"{_accuracy(metrics, 'oracle')}"
     )
+    if "n_known" in metrics:
+        lines.append("what is not observed is estimated from what is; in brackets 95% intervals")
     captured, possible = metrics["headroom_captured"], metrics["best_possible"]
     if captured is not None:
-        line = f"headroom captured {captured:.1%}"
+        line = f"headroom captured {captured:.1%}" + _between(metrics, "headroom_captured")
         if possible is not None and possible["headroom_captured"] is not None:
             line += (
                 f"; a router that knew the true probabilities: {possible['headroom_captured']:.1%}"
@@ -46,6 +49,22 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
         f"{metrics['router_accuracy']:.1%} against its {metrics['most_expensive_accuracy']:.1%} "
         f"({basis_in_words(metrics['cost_basis'])})",
     ]
+
+
+def _accuracy(metrics: dict[str, Any], of: str) -> str:
+    """As a percentage; where outcomes are missing with its interval and the queries behind it."""
+    value = metrics[f"{of}_accuracy"]
+    if value is None:
+        return f"none, {metrics['reasons'][f'{of}_accuracy']}"
+    if metrics["n_complete"] == metrics["n_queries"]:
+        return f"{value:.1%}"
+    return f"{value:.1%}{_between(metrics, f'{of}_accuracy')} on {known_queries(metrics, of)}"
+
+
+def _between(metrics: dict[str, Any], name: str) -> str:
+    """The interval in brackets, where outcomes are missing and there is one."""
+    pair = metrics["intervals"][name] if "n_known" in metrics else None
+    return f" [{pair[0]:.1%}, {pair[1]:.1%}]" if pair else ""
 
 
 def sweep_lines(table: SweepTable) -> list[str]:
@@ -99,6 +118,11 @@ def comparison_lines(study: dict[str, Any]) -> list[str]:
         f"{study['n_queries']:,} queries, {len(study['targets'])} targets, "
         f"{study['n_folds']} outer folds, {study['n_seeds']} seeds; [95% interval over groups]"
     ]
+    if "n_known" in study:
+        lines.append(
+            f"outcomes are missing and estimated; those of the choices are known "
+            f"on {known_queries(study, 'choice')} or more"
+        )
     rows = study["contestants"]
     width = max(len(row["name"]) for row in rows)
     for metric in METRICS:
@@ -126,6 +150,8 @@ def comparison_lines(study: dict[str, Any]) -> list[str]:
                 )
             if i:
                 line += f"  difference {_text(row['difference'][metric], '+' + form)}"
+            if metric == "accuracy" and "n_known" in row:
+                line += f"  on {known_queries(study | row, 'choice')}"
             lines.append(line)
         if study["dataset_only"] is not None and metric in study["dataset_only"]:
             only = _text(study["dataset_only"][metric], form)

@@ -62,20 +62,8 @@ class Judged:
 
     @functools.cached_property
     def complete_N(self) -> np.ndarray:
-        """[N] bool, the rows with an outcome of every target, on which all can be compared."""
+        """[N] bool, the rows with an outcome of every target."""
         return ~np.isnan(self.correct_NM).any(axis=1)
-
-    @functools.cached_property
-    def complete(self) -> "Judged":
-        """The complete rows alone."""
-
-        def pick(value_NX: np.ndarray | None) -> np.ndarray | None:
-            return None if value_NX is None else value_NX[self.complete_N]
-
-        return Judged(
-            self.data.select(self.complete_N), pick(self.query_tokens_N), pick(self.expected_NM),
-            pick(self.paid_NM), self.basis, pick(self.allowed_NM),
-        )  # fmt: skip
 
     @functools.cached_property
     def by_dataset(self) -> tuple[tuple[str, ...], np.ndarray] | None:

@@ -31,9 +31,10 @@ from scipy.special import expit, log_expit, logit, roots_hermitenorm
 from routerjax.data.groups import numbered
 
 _POINTS = 15  # Q
-_STEPS = 60  # Of EM, at most.
-_CHANGE = 1e-2  # Of a logit, below which EM ends.
+_STEPS = 100  # Of EM, at most.
+_CHANGE = 2e-3  # Of a logit, below which EM ends.
 _LEVEL_PRECISION = 0.1  # Of a dataset's level: hardly any penalty.
+_CAUTION = 1.645  # Standard errors: the normal distribution's quantile at 95%.
 _SMALL = 1e-3  # Added to information that may be 0.
 
 
@@ -69,14 +70,27 @@ class ItemResponse:
             total_NM += part_NM
         return top_NM / total_NM
 
-    def covariance(self, slope_XGM: np.ndarray) -> np.ndarray:
-        """[X, X] posterior covariance of sums whose derivatives by each logit are given."""
+    def deviations(self, slope_XGM: np.ndarray) -> np.ndarray:
+        """[X, M + G M] how sums deviate by independent N(0, 1) draws from the posterior.
+
+        Args:
+          slope_XGM: [X, G, M] derivative of each sum by each logit.
+        """
         # Given the ability, what is a target's own on each dataset is independent.
         precision_GM = self.weight_GM + 1
         ability_M = 1 / (1 + (self.weight_GM / precision_GM).sum(axis=0))
         by_ability_XM = (slope_XGM / precision_GM).sum(axis=1) * np.sqrt(ability_M)
-        own_XC = (slope_XGM / np.sqrt(precision_GM)).reshape(len(slope_XGM), -1)
-        return by_ability_XM @ by_ability_XM.T + own_XC @ own_XC.T
+        by_own_XGM = slope_XGM / np.sqrt(precision_GM)
+        return np.concatenate([by_ability_XM, by_own_XGM.reshape(len(slope_XGM), -1)], axis=1)
+
+    def accuracy(self) -> tuple[np.ndarray, np.ndarray]:
+        """As `comparable_accuracy`."""
+        missing_NM, p_NM = np.isnan(self.y_NM), self.expected()
+        slope_GM = np.zeros(self.weight_GM.shape)
+        np.add.at(slope_GM, self.dataset_N, missing_NM * p_NM * (1 - p_NM) / len(p_NM))
+        one_MGM = np.eye(len(slope_GM.T))[:, None, :] * slope_GM
+        error_M = np.sqrt((self.deviations(one_MGM) ** 2).sum(axis=1))
+        return np.where(missing_NM, p_NM, self.y_NM).mean(axis=0), error_M
 
 
 def fit_item_response(
@@ -118,13 +132,18 @@ def fit_item_response(
             tried_GMQ[g], right_GMQ[g] = seen_nM.T @ chance_nQ, right_nM.T @ chance_nQ
         all_GQ = np.stack([chance_NQ[at].sum(axis=0) for at in at_G])
         p_GMQ = expit(logit_GMQ)
-        weight_GM = (tried_GMQ * p_GMQ * (1 - p_GMQ)).sum(axis=2)
-        before_GM = outcome.logit_GM
-        outcome = outcome.step((right_GMQ - tried_GMQ * p_GMQ).sum(axis=2), weight_GM)
-        if np.abs(outcome.logit_GM - before_GM).max() < _CHANGE:
+        gradient_GMQ = right_GMQ - tried_GMQ * p_GMQ
+        weight_GMQ = tried_GMQ * p_GMQ * (1 - p_GMQ)
+        weight_GM = weight_GMQ.sum(axis=2)
+        before_GM, before = outcome.logit_GM, spread
+        outcome = outcome.step(gradient_GMQ.sum(axis=2), weight_GM)
+        # By how much the points should be farther apart, and how wide the queries lie over them:
+        # both, as parameter-expanded EM has it, because either alone takes hundreds of steps.
+        spread += float((gradient_GMQ @ point_Q).sum() / ((weight_GMQ @ point_Q**2).sum() + _SMALL))
+        spread = max(spread, 0.0) * float(np.sqrt((chance_NQ @ point_Q**2).mean()))
+        if max(np.abs(outcome.logit_GM - before_GM).max(), abs(spread - before)) < _CHANGE:
             break
-        observed = observed.step(tried_GMQ, all_GQ, expit(seen_GMQ), spread * point_Q)
-        spread *= float(np.sqrt((chance_NQ @ point_Q**2).mean()))
+        observed = observed.step(tried_GMQ, all_GQ, expit(seen_GMQ), before * point_Q)
     return ItemResponse(y_NM, dataset_N, chance_NQ, logit_GMQ, weight_GM)
 
 
@@ -191,27 +210,24 @@ def comparable_accuracy(
       datasets: As in `fit_item_response`.
     """
     correct_NM = np.asarray(correct_NM, np.float64)
-    missing_NM = np.isnan(correct_NM)
-    if not missing_NM.any():
+    if not np.isnan(correct_NM).any():
         return correct_NM.mean(axis=0), np.zeros(correct_NM.shape[1])
-    fit = fit_item_response(correct_NM, datasets)
-    p_NM = fit.expected()
-    slope_GM = np.zeros(fit.weight_GM.shape)
-    np.add.at(slope_GM, fit.dataset_N, missing_NM * p_NM * (1 - p_NM) / len(p_NM))
-    one_MGM = np.eye(len(slope_GM.T))[:, None, :] * slope_GM
-    error_M = np.sqrt(np.diag(fit.covariance(one_MGM)))
-    return np.where(missing_NM, p_NM, correct_NM).mean(axis=0), error_M
+    return fit_item_response(correct_NM, datasets).accuracy()
 
 
 def cautious_accuracy(
     correct_NM: np.ndarray, datasets: Sequence[str] | np.ndarray | None = None
 ) -> np.ndarray:
-    """[M] `comparable_accuracy` less its standard error, by which single targets are compared.
+    """[M] lower 95% ends of `comparable_accuracy`, at least 0, by which targets are compared.
 
     So no target wins by the queries on which it was never tried.
     """
-    accuracy_M, error_M = comparable_accuracy(correct_NM, datasets)
-    return accuracy_M - error_M
+    return lower_end(*comparable_accuracy(correct_NM, datasets))
+
+
+def lower_end(accuracy_M: np.ndarray, error_M: np.ndarray) -> np.ndarray:
+    """[M] as `cautious_accuracy`, of what `comparable_accuracy` returned."""
+    return np.maximum(accuracy_M - _CAUTION * error_M, 0.0)
 
 
 def best_single_target(

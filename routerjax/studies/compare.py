@@ -30,6 +30,7 @@ from routerjax.studies.estimates import (
     auc_estimates,
     choice_estimates,
     estimates_of,
+    known_choices,
     per_dataset,
     summary,
 )
@@ -142,6 +143,7 @@ def compare(
         shuffled_of = {
             r: summary(of["mean_within_dataset_auc"], i) for i, r in enumerate(learning_R)
         }
+    n_known_R = known_choices(predictions)[: len(contestants)]
     left_out: list[dict[str, Any] | None] = [None] * len(contestants)
     if dataset_folds:
         apart, _ = others.pop(0)
@@ -156,6 +158,7 @@ def compare(
     return {
         "n_queries": len(data),
         "n_complete": int(predictions.rows.complete_N.sum()),
+        **({"n_known": {"choice": min(n_known_R)}} if n_known_R else {}),
         "targets": list(data.targets),
         "n_folds": n_folds,
         "dataset_folds": int(runs[-1].fold_N.max() + 1) if dataset_folds else 0,
@@ -176,6 +179,7 @@ def compare(
             {"name": name, "contestant": contestant.to_json()}
             | {metric: summary(estimates.of[metric], r) for metric in METRICS}
             | {"difference": {metric: summary(estimates.of[metric], r, 0) for metric in METRICS}}
+            | ({"n_known": {"choice": n_known_R[r]}} if n_known_R else {})
             | {
                 "control": shuffled_of.get(r),
                 "claims_difficulty": _above(summary(within, r), shuffled_of.get(r)),

@@ -7,6 +7,7 @@ import numpy as np
 
 from routerjax.evaluation import breakdown
 from routerjax.evaluation.calibration import bin_shares, calibrated_floor
+from routerjax.evaluation.estimated import Estimated
 from routerjax.evaluation.frontier import at_choices, tolerance_choices
 from routerjax.evaluation.metrics import TOLERANCES
 from routerjax.evaluation.published import ratio
@@ -86,7 +87,7 @@ def estimates_of(
       weight_BN: [1 + B, N] of `value_and_draws`.
       fold_N: [N] the fold in which each row was predicted.
     """
-    rows, complete = predictions.rows, predictions.rows.complete
+    rows, outcomes = predictions.rows, predictions.outcomes
     shape = (len(weight_BN), *predictions.single_RKN.shape[:2])
     of, auc_RKM = auc_estimates(predictions.before_RKNM, probabilistic_R, rows, weight_BN)
     of |= choice_estimates(predictions, weight_BN)
@@ -99,29 +100,31 @@ def estimates_of(
     frontier: list[Any] = [None] * shape[1]
     saving: list[Any] = [None] * shape[1]
     singles: list[tuple[str, float, float]] = []
-    if not len(complete.data):
+    if not outcomes.known_M.any():
         return Estimates(of, auc_RKM, ece_floor, frontier, singles, saving)
-    at, correct_nM, (paid_nM, expected_nM) = rows.complete_N, complete.correct_NM, _costs(complete)
-    priced = bool(np.isfinite(paid_nM).all() and np.isfinite(expected_nM).all())
-    weight_Bn, fold_n = weight_BN[:, at], fold_N[at]
+    paid_NM, expected_NM = _costs(rows)
+    priced = bool(np.isfinite(paid_NM).all() and np.isfinite(expected_NM).all())
+    missing = not outcomes.seen_NM.all()
     for r in range(shape[1]):
-        points_KnT2, beside_K = [], []
+        if missing and predictions.hindsight_R[r]:
+            continue
+        points_KNT2, beside_K = [], []
         for k in range(shape[2]):
-            p_nM = np.asarray(predictions.p_RKNM[r, k][at], np.float64)
-            single_n = predictions.single_RKN[r, k, at]
-            saving_n = None
+            p_NM = np.asarray(predictions.p_RKNM[r, k], np.float64)
+            single_N = predictions.single_RKN[r, k]
+            saving_N = None
             if priced:
-                choice_Tn = tolerance_choices(p_nM, expected_nM, TOLERANCES, complete.allowed_NM)
-                points_KnT2.append(at_choices(choice_Tn, paid_nM, correct_nM))
+                choice_TN = tolerance_choices(p_NM, expected_NM, TOLERANCES, rows.allowed_NM)
+                points_KNT2.append(at_choices(choice_TN, paid_NM, outcomes.value_NM))
                 if probabilistic_R[r]:
-                    saving_n = _saving_choice(p_nM, complete, single_n, fold_n)
+                    saving_N = _saving_choice(p_NM, rows, outcomes, single_N, fold_N)
             values, beside = published_replicates(
-                p_nM, correct_nM, Argmax().choose(p_nM, expected_nM, complete.allowed_NM),
-                single_n, weight_Bn, datasets=complete.data.datasets,
-                cost_NM=paid_nM if priced else None,
-                expected_cost_NM=expected_nM if priced else None,
-                allowed_NM=complete.allowed_NM,
-                saving_choice_N=saving_n,
+                p_NM, outcomes, Argmax().choose(p_NM, expected_NM, rows.allowed_NM), single_N,
+                weight_BN, datasets=rows.data.datasets,
+                cost_NM=paid_NM if priced else None,
+                expected_cost_NM=expected_NM if priced else None,
+                allowed_NM=rows.allowed_NM,
+                saving_choice_N=saving_N,
             )  # fmt: skip
             for name in of.keys() & values.keys():
                 of[name][:, r, k] = values[name]
@@ -131,34 +134,37 @@ def estimates_of(
                 key: float(np.mean([beside[key] for beside in beside_K])) for key in beside_K[0]
             }
         if priced:
-            points_BT2 = weighted_means(weight_Bn, np.mean(points_KnT2, axis=0))
+            points_BT2 = weighted_means(weight_BN, np.mean(points_KNT2, axis=0))
             ends = reverse_percentile(points_BT2[0, :, 1], points_BT2[1:, :, 1], LEVEL)
             frontier[r] = np.column_stack([points_BT2[0], *ends]).tolist()
     if priced:
-        means_M = paid_nM.mean(axis=0).tolist(), correct_nM.mean(axis=0).tolist()
-        singles = list(zip(complete.data.targets, *means_M, strict=True))
+        of_M = zip(
+            rows.data.targets, paid_NM.mean(axis=0).tolist(),
+            outcomes.value_NM.mean(axis=0).tolist(), outcomes.known_M, strict=True,
+        )  # fmt: skip
+        singles = [(target, cost, accuracy) for target, cost, accuracy, known in of_M if known]
     return Estimates(of, auc_RKM, ece_floor, frontier, singles, saving)
 
 
 def _saving_choice(
-    p_NM: np.ndarray, rows: Judged, single_N: np.ndarray, fold_N: np.ndarray
+    p_NM: np.ndarray, rows: Judged, outcomes: Estimated, single_N: np.ndarray, fold_N: np.ndarray
 ) -> np.ndarray:
     """[N] the targets at each fold's saving setting.
 
     That is the `Quality` policy that is as accurate as the best single target on the out-of-fold
     rows of the other folds; where none is, the best single target answers and nothing is saved.
     """
-    choice_N, correct_NM, keys = single_N.copy(), rows.correct_NM, rows.data.queries
+    choice_N, keys = single_N.copy(), rows.data.queries
     (paid_NM, expected_NM), allowed_NM = _costs(rows), rows.allowed_NM
     allowed_NM = np.ones(p_NM.shape, bool) if allowed_NM is None else allowed_NM
     for f in np.unique(fold_N):
         test_N, other_N = fold_N == f, fold_N != f
         if not other_N.any():
             continue
-        wanted = take(correct_NM[other_N], single_N[other_N]).mean()
+        wanted = take(outcomes.value_NM[other_N], single_N[other_N]).mean().clip(0, 1)
         try:
             policy = Quality(float(wanted)).fit(
-                p_NM[other_N], expected_NM[other_N], correct_NM[other_N], paid_NM[other_N],
+                p_NM[other_N], expected_NM[other_N], outcomes.y_NM[other_N], paid_NM[other_N],
                 allowed_NM[other_N],
             )  # fmt: skip
         except Unreachable:  # No setting is as accurate.
@@ -206,25 +212,54 @@ def auc_estimates(
 
 
 def choice_estimates(predictions: Predictions, weight_BN: np.ndarray) -> dict[str, Estimate]:
-    """Headroom captured, accuracy and cost of argmax on the rows with all outcomes.
+    """Headroom captured, accuracy and cost of argmax.
 
     Args: As in `estimates_of`.
     """
-    at, complete = predictions.rows.complete_N, predictions.rows.complete
-    correct_nM, (paid_nM, expected_nM) = complete.correct_NM, _costs(complete)
-    values_nRK4 = np.zeros((len(correct_nM), *predictions.single_RKN.shape[:2], 4))
-    for r, k in np.ndindex(*predictions.single_RKN.shape[:2]):
-        choice_n = Argmax().choose(predictions.p_RKNM[r, k][at], expected_nM, complete.allowed_NM)
-        right_n = take(correct_nM, choice_n)
-        single_n = take(correct_nM, predictions.single_RKN[r, k, at])
-        oracle_n, paid_n = correct_nM.max(axis=1), take(paid_nM, choice_n)
-        values_nRK4[:, r, k] = np.stack(
-            [right_n - single_n, oracle_n - single_n, right_n, paid_n], axis=1
+    rows, outcomes = predictions.rows, predictions.outcomes
+    shape = predictions.single_RKN.shape[:2]
+    paid_NM, expected_NM = _costs(rows)
+    values_NRK4 = np.zeros((len(rows.data), *shape, 4))
+    choices_RK2N = np.zeros((*shape, 2, len(rows.data)), np.int64)
+    known_RK = np.zeros(shape, bool)
+    for r, k in np.ndindex(*shape):
+        choice_N = Argmax().choose(predictions.p_RKNM[r, k], expected_NM, rows.allowed_NM)
+        single_N = predictions.single_RKN[r, k]
+        choices_RK2N[r, k] = choice_N, single_N
+        known_RK[r, k] = outcomes.n_of(choice_N) > 0 and outcomes.n_of(single_N) > 0
+        right_N, best_N = (take(outcomes.value_NM, c_N) for c_N in (choice_N, single_N))
+        if predictions.hindsight_R[r]:  # Values estimate choices that were made without outcomes.
+            right_N = outcomes.oracle_N
+        values_NRK4[:, r, k] = np.stack(
+            [right_N - best_N, outcomes.oracle_N - best_N, right_N, take(paid_NM, choice_N)], axis=1
         )
-    gain, headroom, accuracy, cost = np.moveaxis(
-        weighted_means(weight_BN[:, at], values_nRK4), -1, 0
-    )
+    mean_BRK4 = weighted_means(weight_BN, values_NRK4)
+    noise_BQ = outcomes.noise(choices_RK2N.reshape(-1, len(rows.data)), len(weight_BN) - 1)
+    right_BRK, best_BRK = np.moveaxis(noise_BQ[:, :-1].reshape(-1, *shape, 2), -1, 0)
+    right_BRK[:, np.asarray(predictions.hindsight_R, bool)] = noise_BQ[:, -1, None, None]
+    mean_BRK4[..., 0] += right_BRK - best_BRK
+    mean_BRK4[..., 1] += noise_BQ[:, -1, None, None] - best_BRK
+    mean_BRK4[..., 2] += right_BRK
+    mean_BRK4[:, ~known_RK, :3] = np.nan
+    gain, headroom, accuracy, cost = np.moveaxis(mean_BRK4, -1, 0)
     return {"headroom_captured": ratio(gain, headroom), "accuracy": accuracy, "cost": cost}
+
+
+def known_choices(predictions: Predictions) -> list[int]:
+    """[R] on how many queries the outcome of argmax is observed, the least over seeds.
+
+    Empty where nothing is missing.
+    """
+    rows, outcomes = predictions.rows, predictions.outcomes
+    if outcomes.seen_NM.all():
+        return []
+    return [
+        min(
+            outcomes.n_of(Argmax().choose(p_NM, rows.expected_NM, rows.allowed_NM))
+            for p_NM in p_KNM
+        )
+        for p_KNM in predictions.p_RKNM
+    ]
 
 
 def _costs(rows: Judged) -> np.ndarray:
@@ -296,20 +331,25 @@ def per_dataset(predictions: Predictions, r: int, probabilistic: bool) -> list[d
       probabilistic: Whether its numbers are probabilities.
 
     Returns:
-      A dict for each dataset, by name: `dataset`, `n`, `n_complete` (rows with all outcomes, on
-      which the accuracies are), `accuracy` of argmax, `best_single_accuracy`, `oracle_accuracy`,
-      and `mean_auc` over the targets that have one.
+      A dict for each dataset, by name: `dataset`, `n`, `n_complete` (rows with all outcomes),
+      `accuracy` of argmax, `best_single_accuracy`, `oracle_accuracy`, and `mean_auc` over the
+      targets that have one.
     """
-    rows = predictions.rows
+    judged = predictions.rows
     tables = [
         breakdown.per_dataset(
             predictions.before_RKNM[r, k],
-            rows,
-            Argmax().choose(predictions.p_RKNM[r, k], rows.expected_NM, rows.allowed_NM),
+            judged,
+            predictions.outcomes,
+            Argmax().choose(predictions.p_RKNM[r, k], judged.expected_NM, judged.allowed_NM),
             predictions.single_RKN[r, k],
         )
         for k in range(predictions.p_RKNM.shape[1])
     ]
+
+    if predictions.hindsight_R[r]:
+        for row in (row for table in tables for row in table):
+            row["router_accuracy"] = row["oracle_accuracy"]
 
     def over_seeds(rows: Sequence[dict[str, Any]], name: str) -> float | None:
         values = [row[name] for row in rows if row[name] is not None]

@@ -1,7 +1,9 @@
 """The fits of a comparison: contestants in folds and seeds, each kept in the workdir once done."""
 
 import dataclasses
+import functools
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import numpy as np
 from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.groups import numbered
+from routerjax.evaluation.estimated import Estimated
 from routerjax.features.feature_map import Stores
 from routerjax.features.recipe import Recipe
 from routerjax.routing.costs import CostModel, cost_basis
@@ -50,12 +53,19 @@ class Predictions:
       before_RKNM: [R, K, N, M] the same before calibration, by which AUC ranks.
       single_RKN: [R, K, N] the best single target by the training rows of the row's fold.
       rows: Outcomes and costs of the rows.
+      hindsight_R: [R] whether a contestant sees the outcomes that it is judged by.
     """
 
     p_RKNM: np.ndarray
     before_RKNM: np.ndarray
     single_RKN: np.ndarray
     rows: Judged
+    hindsight_R: Sequence[bool]
+
+    @functools.cached_property
+    def outcomes(self) -> Estimated:
+        """The outcomes of the rows, and what stands for those that are missing."""
+        return Estimated(self.rows.correct_NM, self.rows.data.datasets)
 
 
 def predict_folds(
@@ -82,7 +92,9 @@ def predict_folds(
     rows = _judged(stores, data, run.fold_N)
     shape = (len(run.contestants), n_seeds, *data.y_NM.shape)
     p_RKNM, before_RKNM = np.full((2, *shape), np.nan, np.float32)
-    predictions = Predictions(p_RKNM, before_RKNM, np.zeros(shape[:3], np.int64), rows)
+    hindsight_R = [isinstance(each, Baseline) and each.hindsight for each in run.contestants]
+    single_RKN = np.zeros(shape[:3], np.int64)
+    predictions = Predictions(p_RKNM, before_RKNM, single_RKN, rows, hindsight_R)
     choices: list[list[dict[str, Any]]] = [[] for _ in run.contestants]
     for r, k, f in np.ndindex(len(run.contestants), n_seeds, int(run.fold_N.max()) + 1):
         contestant, test_N = run.contestants[r], run.fold_N == f

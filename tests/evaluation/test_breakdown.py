@@ -5,6 +5,7 @@ import pytest
 
 from routerjax.data.dataset import RoutingDataset
 from routerjax.evaluation.breakdown import agreement_zones, near_misses, per_dataset, win_rates
+from routerjax.evaluation.estimated import Estimated
 from routerjax.routing.judged import Judged
 from routerjax.stats.roc_auc import auc_per_target
 
@@ -33,11 +34,13 @@ def test_near_misses_by_hand():
     """Gaps 0.01, 0.03 and 0.5 between the two highest of three."""
     p_NM = np.array([[0.5, 0.51, 0.1], [0.1, 0.6, 0.63], [0.9, 0.4, 0.2]])
     correct_NM = np.array([[1.0, 0, 0], [0, 0, 1], [1, 0, 0]])
-    wide, narrow = near_misses(p_NM, correct_NM, np.array([1, 2, 0]), single=0)
+    wide, narrow = near_misses(p_NM, Estimated(correct_NM), np.array([1, 2, 0]), single=0)
     assert (wide["gap"], wide["n"], wide["router_accuracy"]) == (0.05, 2, 0.5)
     assert wide["best_single_accuracy"] == 0.5
     assert (narrow["gap"], narrow["n"], narrow["router_accuracy"]) == (0.02, 1, 0.0)
-    assert near_misses(p_NM[:, :1], correct_NM[:, :1], np.zeros(3, int), single=0) is None
+    assert (
+        near_misses(p_NM[:, :1], Estimated(correct_NM[:, :1]), np.zeros(3, int), single=0) is None
+    )
 
 
 def test_win_rates_by_loops():
@@ -56,10 +59,12 @@ def test_win_rates_by_loops():
             assert found["probability"][a][b] == (pytest.approx(np.mean(pairs)) if pairs else None)
 
 
-def test_datasets_are_as_if_alone(make_pool):
-    data, p_NM, _ = make_pool(missing=0.1)
+@pytest.mark.parametrize("missing", [0.0, 0.1])
+def test_datasets_are_as_if_alone(make_pool, missing):
+    data, p_NM, _ = make_pool(missing=missing)
     choice_N, correct_NM = p_NM.argmax(axis=1), data.correct_NM.astype(float)
-    table = per_dataset(p_NM, Judged(data), choice_N, np.full(len(data), 3))
+    outcomes = Estimated(correct_NM, data.datasets)
+    table = per_dataset(p_NM, Judged(data), outcomes, choice_N, np.full(len(data), 3))
     assert [entry["dataset"] for entry in table] == sorted(set(data.datasets))
     assert sum(entry["n"] for entry in table) == len(data)
     for entry in table:
@@ -68,18 +73,24 @@ def test_datasets_are_as_if_alone(make_pool):
         assert list(entry["auc"].values()) == pytest.approx(auc_M.tolist())
         kept_N = rows_N & ~np.isnan(correct_NM).any(axis=1)
         assert (entry["n"], entry["n_complete"]) == (rows_N.sum(), kept_N.sum())
-        right_n = correct_NM[kept_N, choice_N[kept_N]]
+        right_n = outcomes.value_NM[rows_N, choice_N[rows_N]]
         assert entry["router_accuracy"] == pytest.approx(right_n.mean())
-        assert entry["oracle_accuracy"] == pytest.approx(correct_NM[kept_N].max(axis=1).mean())
+        assert entry["oracle_accuracy"] == pytest.approx(outcomes.oracle_N[rows_N].mean())
+        seen_n = np.isfinite(correct_NM[rows_N, choice_N[rows_N]])
+        assert entry.get("n_known", len(seen_n)) == seen_n.sum()
+        if not missing:
+            assert (outcomes.value_NM == correct_NM).all()
 
 
-def test_a_dataset_without_complete_rows_has_no_accuracy():
+def test_a_dataset_without_outcomes_of_a_target_has_no_accuracy_of_it():
     correct_NM = np.array([[1.0, np.nan], [0, np.nan], [1, 1]])
     data = RoutingDataset(tuple("123"), tuple("123"), ("x", "y"), correct_NM, groups=tuple("123"),
                           datasets=tuple("aab"))  # fmt: skip
     zeros_N = np.zeros(3, int)
-    first, _ = per_dataset(np.full((3, 2), 0.5), Judged(data), zeros_N, zeros_N)
+    p_NM, outcomes = np.full((3, 2), 0.5), Estimated(correct_NM, data.datasets)
+    first, _ = per_dataset(p_NM, Judged(data), outcomes, zeros_N, zeros_N + 1)
     assert first["n_complete"] == 0
-    assert first["accuracy"] == {"x": None, "y": None}
-    assert first["oracle_accuracy"] is None
+    assert first["accuracy"] == {"x": 0.5, "y": None}
+    assert (first["router_accuracy"], first["best_single_accuracy"]) == (0.5, None)
+    assert 0.5 < first["oracle_accuracy"] < 1
     assert first["auc"] == {"x": 0.5, "y": None}

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from routerjax.evaluation.estimated import Estimated
 from routerjax.evaluation.headline import (
     accuracy,
     best_possible,
@@ -23,7 +24,9 @@ def test_headroom_by_hand():
 
 def test_best_single_is_given_and_the_best_in_hindsight_is_found():
     correct_NM = np.array([[1.0, 0], [1, 0], [0, 1]])
-    found, reasons = accuracy(correct_NM, correct_NM, np.array([1, 1, 1]), 1, ("x", "y"))
+    found, reasons = accuracy(
+        Estimated(correct_NM), Estimated(correct_NM), np.array([1, 1, 1]), 1, ("x", "y")
+    )
     assert (found["best_single"], found["best_single_in_hindsight"]) == ("y", "x")
     assert found["headroom_captured"] == 0.0
     assert found["headroom_captured_in_hindsight"] == pytest.approx((1 / 3 - 2 / 3) / (1 / 3))
@@ -53,7 +56,7 @@ def test_small_datasets_are_left_out_and_counted():
 
 def test_best_possible_by_hand():
     true_p_NM, correct_NM = np.array([[0.9, 0.2], [0.3, 0.4]]), np.array([[1.0, 0], [0, 1]])
-    found = best_possible(true_p_NM, correct_NM, 0, None)
+    found = best_possible(true_p_NM, Estimated(correct_NM), 0)
     assert found == {
         "router_accuracy": 1.0, "headroom_captured": 1.0, "mean_auc": 1.0,
         "mean_within_dataset_auc": None,
@@ -64,7 +67,7 @@ def test_best_possible_within_datasets_by_hand():
     # Wrong rows 0.2 and right ones 0.6 in "a", 0.7 and 0.9 in "b".
     true_p_NM = np.repeat([0.2, 0.6, 0.7, 0.9], 5)[:, None]
     correct_NM = np.repeat([0.0, 1, 0, 1], 5)[:, None]
-    found = best_possible(true_p_NM, correct_NM, 0, ["a"] * 10 + ["b"] * 10)
+    found = best_possible(true_p_NM, Estimated(correct_NM, ["a"] * 10 + ["b"] * 10), 0)
     assert found["mean_within_dataset_auc"] == 1.0
     assert found["mean_auc"] == 0.75  # A right row of "a" is below the wrong ones of "b".
 
@@ -82,13 +85,17 @@ def test_headroom_is_covered_as_often_as_promised():
         correct_N3 = np.stack([np.zeros(len(group_N)), oracle_N, gain_N], axis=1)
         weight_BN = value_and_draws([str(g) for g in group_N], 400, seed)
         router_N = np.full(len(group_N), 2)
-        low, high = intervals(correct_N3, router_N, 0, weight_BN, None)["headroom_captured"]
+        low, high = intervals(Estimated(correct_N3), router_N, 0, weight_BN, None)[
+            "headroom_captured"
+        ]
         covered += low <= 0.5 <= high
     assert 368 <= covered <= 392
 
 
 def test_intervals_of_a_single_group_are_none():
-    found = intervals(np.eye(2), np.array([0, 1]), 0, value_and_draws("gg", 50), np.ones((2, 2)))
+    found = intervals(
+        Estimated(np.eye(2)), np.array([0, 1]), 0, value_and_draws("gg", 50), np.ones((2, 2))
+    )
     assert found.pop("level") == 0.95
     assert set(found.values()) == {None}
     assert "cost_saving_vs_most_expensive" in found

@@ -136,22 +136,40 @@ def test_an_oracle_captures_all_and_a_constant_router_nothing(make_pool):
     assert constant["cost_saving_vs_best_single"] == pytest.approx(0, abs=1e-12)
 
 
-def test_missing_outcomes_compare_on_complete_rows(make_pool):
-    data, p_NM, cost_NM = make_pool(missing=0.2)
-    complete_N = ~np.isnan(data.y_NM).any(axis=1)
-    found = _evaluate(data, p_NM, cost_NM)
-    alone = _evaluate(data.select(complete_N), p_NM[complete_N], cost_NM[complete_N])
-    assert found["n_queries"] == 600 and found["n_complete"] == complete_N.sum() < 400
-    for name in ("accuracy", "router_accuracy", "headroom_captured", "cost_router", "frontier",
-                 "intervals", "agreement", "near_misses"):  # fmt: skip
-        assert found[name] == alone[name], name
+def test_missing_outcomes_are_estimated_for_all_rows(make_pool):
+    """A fifth is hidden at random: all that is compared stays near what nothing missing gives."""
+    data, p_NM, cost_NM = make_pool(n=2000)
+    hidden_NM = np.random.default_rng(1).random(data.y_NM.shape) < 0.2
+    holed = dataclasses.replace(data, y_NM=np.where(hidden_NM, np.float32(np.nan), data.y_NM))
+    whole, found = _evaluate(data, p_NM, cost_NM), _evaluate(holed, p_NM, cost_NM)
+    for name in ("router_accuracy", "best_single_accuracy", "oracle_accuracy", "headroom_captured"):
+        assert found[name] == pytest.approx(whole[name], abs=0.03), name
+        low, high = found["intervals"][name]
+        assert low <= whole[name] <= high
+    # Costs are known of every answer.
+    for name in ("cost", "cost_router", "most_expensive", "cost_saving_vs_best_single"):
+        assert found[name] == whole[name], name
+    assert found["cost_oracle"] == pytest.approx(whole["cost_oracle"], rel=0.05)
+    assert sum(found["oracle_share"].values()) == pytest.approx(1)
+    aiq = [each["cost_coverage"]["router"] for each in (whole, found)]
+    assert aiq[0] == pytest.approx(aiq[1], abs=0.02)
     # The AUC uses every observed row, and so do the accuracies that say so.
-    assert found["auc"] != alone["auc"]
+    seen_NM = ~hidden_NM
     assert found["accuracy_observed"]["target-0"] == pytest.approx(
-        np.nanmean(data.correct_NM[:, 0])
+        np.nanmean(holed.correct_NM[:, 0])
     )
-    assert found["n_observed"]["target-0"] == (~np.isnan(data.y_NM[:, 0])).sum()
-    assert complete_N.sum() < found["n_router_observed"] < 600
+    assert found["n_observed"]["target-0"] == seen_NM[:, 0].sum()
+    assert found["n_complete"] == seen_NM.all(axis=1).sum() < found["n_router_observed"] < 2000
+    assert found["n_known"]["router"] == found["n_router_observed"]
+    assert found["n_known"]["best_single"] == seen_NM[:, 3].sum()
+    assert "n_known" not in whole
+
+
+def test_agreement_is_on_complete_rows(make_pool):
+    data, p_NM, cost_NM = make_pool(missing=0.2)
+    at = ~np.isnan(data.y_NM).any(axis=1)
+    alone = _evaluate(data.select(at), p_NM[at], cost_NM[at])
+    assert _evaluate(data, p_NM, cost_NM)["agreement"] == alone["agreement"]
 
 
 def test_missing_is_not_wrong(make_pool):
@@ -164,18 +182,51 @@ def test_missing_is_not_wrong(make_pool):
     assert after["mean_auc"] == pytest.approx(before["mean_auc"], abs=0.02)
 
 
-def test_no_complete_row_is_said(make_pool):
+def test_no_complete_row_empties_no_comparison(make_pool):
     data, p_NM, cost_NM = make_pool()
     y_NM = data.y_NM.copy()
     y_NM[::2, 0] = y_NM[1::2, 1] = np.nan
+    whole = _evaluate(data, p_NM, cost_NM)
     found = _evaluate(dataclasses.replace(data, y_NM=y_NM), p_NM, cost_NM)
     assert found["n_complete"] == 0 and found["mean_auc"] > 0.5
-    for name in ("router_accuracy", "oracle_accuracy", "headroom_captured", "agreement",
-                 "cost_router", "frontier"):  # fmt: skip
-        assert (
-            found[name] is None
-            and "no query has an outcome of every target" in (found["reasons"][name])
-        ), name
+    for name in ("router_accuracy", "oracle_accuracy", "headroom_captured"):
+        assert found[name] == pytest.approx(whole[name], abs=0.06), name
+    assert (
+        found["accuracy"]["target-3"] == whole["accuracy"]["target-3"]
+    )  # Nothing of it is hidden.
+    assert found["agreement"] is None
+    assert found["reasons"]["agreement"] == "no query has an outcome of every target"
+
+
+def test_a_newcomer_leaves_the_others_comparison_alone(make_pool):
+    """Of the first target five outcomes are known, then none; it is never chosen."""
+    data, p_NM, cost_NM = make_pool()
+    p_NM[:, 0] = 0
+    whole = _evaluate(data, p_NM, cost_NM)
+    for n in (5, 0):
+        y_NM = data.y_NM.copy()
+        y_NM[n:, 0] = np.nan
+        found = _evaluate(dataclasses.replace(data, y_NM=y_NM), p_NM, cost_NM)
+        for name in ("router_accuracy", "best_single_accuracy", "cost_router"):
+            assert found[name] == pytest.approx(whole[name], rel=1e-12), name
+        assert found["oracle_accuracy"] == pytest.approx(whole["oracle_accuracy"], abs=0.03)
+        singles = [point["target"] for point in found["frontier"]["singles"]]
+        assert ("target-0" in singles) == (n > 0) == (found["accuracy"]["target-0"] is not None)
+        assert found["field"]["aiq"] is not None
+
+
+def test_a_router_whose_choices_nobody_tried_has_no_accuracy(make_pool):
+    data, p_NM, cost_NM = make_pool()
+    p_NM[:, 0] = 1
+    y_NM = data.y_NM.copy()
+    y_NM[:, 0] = np.nan
+    found = _evaluate(dataclasses.replace(data, y_NM=y_NM), p_NM, cost_NM)
+    for name in ("router_accuracy", "headroom_captured", "cost_router", "field"):
+        assert found[name] is None, name
+        assert found["reasons"][name] == "no chosen target's outcome is observed"
+    assert found["best_single_accuracy"] == pytest.approx(data.correct_NM[:, 3].mean())
+    assert found["intervals"]["router_accuracy"] is None
+    assert found["intervals"]["best_single_accuracy"] is not None
 
 
 @pytest.mark.parametrize("holes", ["all", "one"])

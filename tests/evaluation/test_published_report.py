@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from routerjax.evaluation import published as field
+from routerjax.evaluation.estimated import Estimated
 from routerjax.evaluation.metrics import evaluate_predictions
 from routerjax.evaluation.published_report import published_report
 from routerjax.routing.constrained import Quality
@@ -26,7 +27,7 @@ def _report(rows, **more):
     data, p_NM, y_NM, cost_NM = rows
     more = {"datasets": data.datasets, "cost_NM": cost_NM, "expected_cost_NM": cost_NM} | more
     weight_BN = value_and_draws(data.groups, 400)
-    return published_report(p_NM, y_NM, p_NM.argmax(axis=1), 3, weight_BN, **more)
+    return published_report(p_NM, Estimated(y_NM), p_NM.argmax(axis=1), 3, weight_BN, **more)
 
 
 def test_values_are_those_of_the_plain_functions(rows):
@@ -75,7 +76,7 @@ def test_paired_differences_vary_less_than_their_parts(rows):
 def test_two_targets_have_a_gap_to_recover(make_pool):
     data, p_NM, cost_NM = make_pool(n=900, m=2)
     found, _ = published_report(
-        p_NM, data.correct_NM, p_NM.argmax(axis=1), 1, value_and_draws(data.groups, 200)
+        p_NM, Estimated(data.correct_NM), p_NM.argmax(axis=1), 1, value_and_draws(data.groups, 200)
     )
     curve = field.strong_share_curve(
         p_NM[:, 1] - p_NM[:, 0], *data.correct_NM.T.astype(float), np.ones(900)

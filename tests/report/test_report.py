@@ -1,5 +1,6 @@
 """report.html: whole, self-contained, escaped, and honest about what is missing."""
 
+import base64
 import html.parser
 import re
 import sys
@@ -10,9 +11,12 @@ import pytest
 
 import routerjax.report
 from routerjax.data.dataset import RoutingDataset
+from routerjax.evaluation.headline import NO_OUTCOME_OF
 from routerjax.evaluation.metrics import evaluate_predictions
 from routerjax.probes.table import ProbeTable
 from routerjax.report.report import write_report
+from routerjax.report.shown import MOST, shown_targets
+from routerjax.report.text import summary_lines
 from routerjax.routing.judged import Judged
 from routerjax.routing.policies import Argmax, Tolerance
 from routerjax.runtime.files import Folder
@@ -200,15 +204,46 @@ def test_metrics_read_back_give_the_same_report(make_pool, tmp_path):
     assert pages[0] == pages[1]
 
 
-def test_no_complete_row_still_makes_a_report(make_pool, tmp_path):
+@pytest.mark.parametrize("missing", [slice(0, 1), slice(None)])
+def test_no_complete_row_still_makes_a_report(make_pool, tmp_path, missing):
     data, p_NM, cost_NM = make_pool(n=40)
-    data.y_NM[:, 0] = np.nan
+    data.y_NM[:, missing] = np.nan
     metrics = evaluate_predictions(
         p_NM, Judged(data, paid_NM=cost_NM, basis="assumed"), policy=Argmax(), best_single=1
     )
     write_report(tmp_path, title="t", metrics=metrics)
     _, text = _read(tmp_path)
-    assert "No accuracy: no query has an outcome of every target" in text
+    if missing.stop is None:
+        assert "No accuracy: no chosen target's outcome is observed" in text
+        assert summary_lines(metrics)[-1] == f"accuracy: none, {NO_OUTCOME_OF['router']}"
+        return
+    n = metrics["n_known"]["router"]
+    assert 0 < n < 40 and f"On {n} of 40 queries the router" in text
+    assert "Agreement: – (no query has an outcome of every target)" in text
+
+
+def test_lines_metrics_and_report_agree_where_outcomes_are_missing(make_pool, tmp_path):
+    metrics = _metrics(make_pool, missing=0.1)
+    write_report(tmp_path, title="t", metrics=metrics)
+    _, text = _read(tmp_path)
+    lines = "\n".join(summary_lines(metrics))
+    for who in ("router", "best_single", "oracle"):
+        value, n = metrics[f"{who}_accuracy"], metrics["n_known"][who]
+        low, high = metrics["intervals"][f"{who}_accuracy"]
+        assert f"{value:.1%} [{low:.1%}, {high:.1%}] on {n} of 600 queries" in lines
+        assert f"{value:.1%} on {n} of 600 queries {low:.1%} to {high:.1%}" in text
+    low, high = metrics["intervals"]["headroom_captured"]
+    assert f"headroom captured {metrics['headroom_captured']:.1%} [{low:.1%}, {high:.1%}]" in lines
+
+
+def test_metrics_written_before_say_on_which_queries_they_are(make_pool, tmp_path):
+    """They compared complete rows, and had no `n_known`."""
+    metrics = _metrics(make_pool, missing=0.1)
+    del metrics["n_known"]
+    write_report(tmp_path, title="t", metrics=metrics)
+    _, text = _read(tmp_path)
+    assert f"On {metrics['n_complete']} of 600 queries the router" in text
+    assert f"on {metrics['n_complete']} of 600 queries" in summary_lines(metrics)[2]
 
 
 def test_a_gain_that_may_be_nothing_is_called_so(make_pool, tmp_path):
@@ -257,3 +292,25 @@ def test_what_the_encoders_rounding_changes_is_told(tmp_path, make_pool):
     text = _read(tmp_path)[1]
     assert text.count("computed in bfloat16. On 32 of these queries") == 2
     assert "at most 1.23%, in hidden state 1" in text and "1.100%" in text
+
+
+def test_a_hundred_targets_are_readable(make_pool, tmp_path):
+    metrics = _metrics(make_pool, n=100, m=30, missing=0.03)
+    assert (
+        shown_targets(metrics | {"targets": metrics["targets"][:MOST]}) == metrics["targets"][:24]
+    )
+    shown = shown_targets(metrics)
+    assert len(shown) == MOST and shown == [t for t in metrics["targets"] if t in shown]
+    assert {metrics["best_single"], metrics["most_expensive"]} <= set(shown)
+    asked = [max(metrics[key][t] for key in ("routed_share", "oracle_share")) for t in shown]
+    left = set(metrics["targets"]) - set(shown)
+    assert max(metrics["routed_share"][t] for t in left) <= sorted(asked)[2]
+    write_report(tmp_path, title="t", metrics=metrics)
+    parser, text = _read(tmp_path)
+    assert "show 24 of 30 targets" in text and text.count("30 targets") == 4
+    # No table is wider than the targets shown, and tables of all have a row a target.
+    page = Folder(tmp_path).read_bytes("report.html").decode()
+    assert max(row.count("<td") for row in re.findall(r"<tr.*?</tr>", page, re.S)) == 1 + MOST
+    pages = re.findall(r"data:image/png;base64,([^\"]+)", page)
+    heights = [int.from_bytes(base64.b64decode(png)[20:24]) for png in pages]
+    assert max(heights) < 2000

@@ -98,7 +98,8 @@ def test_a_deviation_of_untried_targets_by_hand():
     fit = fit_item_response(y_NM, dataset_N)
     slope_XGM = np.zeros((3, 2, 4))
     slope_XGM[0, 0, 0], slope_XGM[1, :, 0], slope_XGM[2, 0, 1] = 1, 0.5, 1
-    covariance_XX = fit.covariance(slope_XGM)
+    deviation_XC = fit.deviations(slope_XGM)
+    covariance_XX = deviation_XC @ deviation_XC.T
     np.testing.assert_allclose(covariance_XX[:2, :2], [[2, 1.5], [1.5, 1.5]])
     assert covariance_XX[2, 2] < 0.1 and covariance_XX[0, 2] == 0
 

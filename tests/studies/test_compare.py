@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
+from routerjax.evaluation.estimated import Estimated
 from routerjax.evaluation.metrics import evaluate_predictions
 from routerjax.features.recipe import Recipe
 from routerjax.features.recipe_flags import parse_recipe, parse_recipes
@@ -101,11 +102,13 @@ def test_figures_are_those_of_the_rows_of_all_folds_together(trained):
         within = _within(noisy_NM, y_NM, data.datasets)
         by_seed["mean_within_dataset_auc"].append(within)
         gain = room = 0.0
+        outcomes = Estimated(y_NM.astype(float), data.datasets)
         for f in range(4):
             single = np.nanmean(y_NM[fold_N != f], axis=0).argmax()
-            for n in np.flatnonzero((fold_N == f) & seen_NM.all(axis=1)):
-                gain += y_NM[n, noisy_NM[n].argmax()] - y_NM[n, single]
-                room += y_NM[n].max() - y_NM[n, single]
+            for n in np.flatnonzero(fold_N == f):
+                value_M = outcomes.value_NM[n]
+                gain += value_M[noisy_NM[n].argmax()] - value_M[single]
+                room += outcomes.oracle_N[n] - value_M[single]
         by_seed["headroom_captured"].append(gain / room)
     good, poor, same = found["contestants"]
     assert good["cost"] is None and good["frontier"] is None and draw_comparison(found) is None
@@ -145,11 +148,10 @@ def test_baselines_compete_and_costs_are_weighed(trained):
     rows = {row["name"]: row for row in found["contestants"]}
     assert rows["oracle"]["headroom_captured"]["value"] == pytest.approx(1)
     assert rows["best_single"]["headroom_captured"]["value"] == pytest.approx(0)
-    at = ~np.isnan(data.correct_NM).any(axis=1)
-    y_nM = data.correct_NM[at]
-    assert rows["cheapest"]["accuracy"]["value"] == pytest.approx(y_nM[:, 0].mean(), abs=1e-6)
+    value_NM = Estimated(data.correct_NM.astype(float), data.datasets).value_NM
+    assert rows["cheapest"]["accuracy"]["value"] == pytest.approx(value_NM[:, 0].mean(), abs=1e-6)
     # 256 output tokens where none were recorded, and the input's own.
-    assert rows["cheapest"]["cost"]["value"] == pytest.approx((tokens_N[at] + 256).mean() * 1e-6)
+    assert rows["cheapest"]["cost"]["value"] == pytest.approx((tokens_N + 256).mean() * 1e-6)
     for name in ("best_single", "cheapest"):
         assert rows[name]["mean_auc"] is None and rows[name]["auc"] is None
     assert rows["dataset"]["mean_auc"]["value"] > 0.5
@@ -161,7 +163,11 @@ def test_baselines_compete_and_costs_are_weighed(trained):
     assert cost_T[-1] == pytest.approx(rows["cheapest"]["cost"]["value"])
     assert (low_T <= accuracy_T).all() and (accuracy_T <= high_T).all()
     assert 0 < rows["good"]["ece"]["low"] < rows["good"]["ece"]["value"]
-    assert rows["oracle"]["difference"]["aiq"]["low"] > 0
+    # Outcomes are missing, and the oracle sees them: nothing estimates its other choices.
+    assert rows["oracle"]["aiq"] is None and rows["oracle"]["frontier"] is None
+    n = int(np.isfinite(data.correct_NM[:, 0]).sum())
+    assert rows["cheapest"]["n_known"] == {"choice": n}
+    assert f"on {n} of 500 queries" in "\n".join(comparison_lines(found))
     assert [name for name, _, _ in found["singles"]] == list(data.targets)
     labels = [text.get_text() for text in draw_comparison(found).legends[0].get_texts()]
     assert {"good", "oracle", "single targets"} <= set(labels)
@@ -337,10 +343,10 @@ def test_without_datasets_or_complete_rows(trained):
     assert found["n_complete"] == 0
     row = found["contestants"][1]
     assert row["mean_auc"]["value"] > 0.5
-    assert row["mean_within_dataset_auc"] is None and row["headroom_captured"] is None
-    assert row["difference"]["headroom_captured"] is None
+    assert row["mean_within_dataset_auc"] is None and row["cost"] is None
+    assert row["headroom_captured"]["value"] < 0 and row["difference"]["headroom_captured"]
     # What nobody has a number of is not shown.
-    assert not {"mean_within_dataset_auc", "headroom_captured", "cost"} & {*comparison_lines(found)}
+    assert not {"mean_within_dataset_auc", "cost"} & {*comparison_lines(found)}
     with pytest.raises(ValueError, match="contestants: expected at least 1, got 0"):
         compare(STORE, data, {}, CONFIG)
 
@@ -418,12 +424,11 @@ def test_costs_of_all_folds_have_one_basis(trained):
     priced, store = _priced(data, prices_M2, lengths_NM)
     found = compare(store, priced, contestants, CONFIG, n_folds=3, draws=20)
     assert found["cost_basis"] == "recorded"
-    at = ~np.isnan(data.correct_NM).any(axis=1)
-    paid = ((20 + lengths_NM[at, 0]) * 1e-6).mean()
+    paid = ((20 + lengths_NM[:, 0]) * 1e-6).mean()
     assert found["contestants"][0]["cost"]["value"] == pytest.approx(paid)
     assert "output tokens recorded" in "\n".join(comparison_lines(found))
     holes_NM = lengths_NM.copy()
-    holes_NM[np.flatnonzero(at)[0], 0] = np.nan
+    holes_NM[np.flatnonzero(np.isfinite(data.correct_NM[:, 0]))[0], 0] = np.nan
     found = compare(store, _priced(data, prices_M2, holes_NM)[0], contestants, CONFIG, n_folds=3,
                     draws=20)  # fmt: skip
     assert found["cost_basis"] == "assumed"
@@ -431,7 +436,7 @@ def test_costs_of_all_folds_have_one_basis(trained):
     for f in range(3):
         fold_N = grouping.folds(data.groups, 3, 0)
         median = np.nanmedian(holes_NM[fold_N != f, 0])
-        costs += [(20 + median) * 1e-6] * int((at & (fold_N == f)).sum())
+        costs += [(20 + median) * 1e-6] * int((fold_N == f).sum())
     assert found["contestants"][0]["cost"]["value"] == pytest.approx(np.mean(costs))
 
 
@@ -475,7 +480,7 @@ def test_contestants_send_no_query_to_a_target_that_cannot_take_it():
     fold_N = np.array([0, 1, 0, 1])
     for told in (data, dataclasses.replace(data, prices_M2=None)):
         rows = fits._judged(store, told, fold_N)
-        predictions = fits.Predictions(p_RKNM, p_RKNM, single_RKN, rows)
+        predictions = fits.Predictions(p_RKNM, p_RKNM, single_RKN, rows, [False])
         found = estimates_of(predictions, [True], np.ones((3, 4)), fold_N)
         for name in ("accuracy", "avg_acc"):
             assert found.of[name][0, 0, 0] == 0.5
