@@ -8,7 +8,7 @@ import numpy as np
 
 from routerjax.data.conversation import as_query, is_messages, text_id
 from routerjax.data.dataset import RoutingDataset
-from routerjax.data.fields import PER_TARGET, ROW, Unread
+from routerjax.data.fields import PER_TARGET, ROW, Unread, listed
 from routerjax.data.groups import group_rows
 from routerjax.data.pool import Pool
 from routerjax.data.sparse import Cells
@@ -49,6 +49,7 @@ class Columns:
         # Only what was observed is kept: in most formats few targets of each row.
         self.cells = {field: Cells(_TYPES.get(field, "f")) for field in PER_TARGET}
         self.left_out: dict[str, int] = {}
+        self._times: dict[str, int] = {}  # Of each digest, how often it has been a name.
         self.unread = Unread((*ROW, *PER_TARGET))
         self._known = frozenset(self.unread.known)
 
@@ -107,7 +108,7 @@ class Columns:
         out = [f"{n!r} ({times:,} outcomes)" if times else repr(n)
                for n, times in self.left_out.items()]  # fmt: skip
         if out:
-            logger.warning("targets that are left out: %s", ", ".join(out))
+            logger.warning("targets that are left out: %s", listed(out))
         if not self.place or not targets:
             others = f", but of {', '.join(out)}, which are not asked for" if out else ""
             raise ValueError(f"no row has an outcome of any target{others}")
@@ -274,10 +275,11 @@ class Columns:
         name = text_id(query)
         if name in self.ids and self._long and dataset:
             name = f"{name}-{dataset}"
-        taken, times = name, 1
+        taken, times = name, self._times.get(name, 1)
         while name in self.ids:
             times += 1
             name = f"{taken}-{times}"
+        self._times[taken] = times
         return name
 
     def _other_groups(self) -> list[list[str | None]]:

@@ -121,10 +121,11 @@ class RoutingDataset:
         Raises:
           ValueError: A name that is not there.
         """
-        unknown = [name for name in targets if name not in self.targets]
+        place = {name: m for m, name in enumerate(self.targets)}
+        unknown = [name for name in targets if name not in place]
         if unknown:
             raise ValueError(f"targets: expected some of {self.targets}, got {unknown[0]!r}")
-        index_m = [self.targets.index(name) for name in targets]
+        index_m = [place[name] for name in targets]
         return dataclasses.replace(
             self,
             targets=tuple(targets),

@@ -1,6 +1,7 @@
 """The fields of a row, and what is said of names that are not among them."""
 
 import collections
+import functools
 import logging
 import re
 from collections.abc import Iterable
@@ -16,6 +17,27 @@ MOST_TOKENS = 2**24
 INDEX = re.compile(r"|index|level_\d+|unnamed: \d+(_level_\d+)?|__index_level_\d+__", re.IGNORECASE)
 # Shorter names are near to too many others.
 _SHORTEST = 5
+
+
+# Names that a message lists; of the others it gives the number.
+_LISTED = 20
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message: of many the first ones, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def first_twice(names: Iterable[str]) -> str | None:
+    """The first name that was there before; None where each is there once."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 class Unread:
@@ -47,7 +69,7 @@ class Unread:
     def say(self, where: str, unit: str = "rows") -> None:
         """Names the fields that were counted, once, with their numbers of rows."""
         if self._times:
-            fields = ", ".join(f"{name!r} ({n:,} {unit})" for name, n in self._times.items())
+            fields = listed(f"{name!r} ({n:,} {unit})" for name, n in self._times.items())
             logger.warning("%s: fields that are not read: %s", where, fields)
 
 
@@ -65,10 +87,12 @@ def near(name: str, known: Iterable[str]) -> str | None:
     return None
 
 
+@functools.lru_cache(maxsize=256)
 def _plain(name: str) -> str:
     return re.sub(r"[\s_.\-]+", "", name).lower()
 
 
+@functools.lru_cache(maxsize=256)
 def _singular(name: str) -> str:
     return re.sub(r"ies$|y$", "i", name).rstrip("s")
 

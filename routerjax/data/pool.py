@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from routerjax.data.dataset import RoutingDataset
-from routerjax.data.fields import Unread
+from routerjax.data.fields import Unread, first_twice
 from routerjax.data.sources.files import unique_names, whole
 from routerjax.runtime.files import stand_in
 
@@ -37,7 +37,8 @@ class Pool:
 
     def take(self, names: tuple[str, ...]) -> "Pool":
         """Some of the targets, in this order."""
-        index = [self.names.index(name) for name in names]
+        place = {name: m for m, name in enumerate(self.names)}
+        index = [place[name] for name in names]
         facts = {
             key: tuple(value[m] for m in index) if isinstance(value, tuple) else value[index]
             for key, value in self.facts.items()
@@ -90,11 +91,9 @@ def read_pool(path: str | os.PathLike[str]) -> Pool:
         except ValueError as error:
             raise ValueError(f"{path}: target {target['name']!r}: {error}") from error
     unread.say(str(path), "targets")
-    twice = [name for i, name in enumerate(names) if name in names[:i]]
-    if twice or "" in names:
-        raise ValueError(
-            f"{path}: targets: each name once and not empty, got {(twice or [''])[0]!r}"
-        )
+    twice = first_twice(names)
+    if twice is not None or "" in names:
+        raise ValueError(f"{path}: targets: each name once and not empty, got {twice or ''!r}")
     prices = [[_price(path, target, key) for key in _PRICES] for target in targets]
     facts: dict[str, Any] = {"prices_M2": np.array(prices, np.float64)}
     cached = [_price(path, {"cached_input_price": None} | t, "cached_input_price") for t in targets]
@@ -147,7 +146,7 @@ def _price(path: pathlib.Path, target: dict[str, Any], key: str) -> float:
     if price is None:
         return math.nan
     number = isinstance(price, int | float) and not isinstance(price, bool)
-    if not number or not (0 <= price < math.inf):
+    if not number or not 0 <= price < 1e300:  # An integer may be beyond any float.
         raise ValueError(
             f"{path}: target {target['name']!r}: {key}: expected USD per 1M tokens >= 0, got "
             f"{price!r}"
@@ -173,7 +172,7 @@ def _modalities(path: pathlib.Path, target: dict[str, Any]) -> tuple[str, ...]:
     given = target.get("modalities")
     if given is None:
         return ()
-    if not isinstance(given, list) or not given or not set(given) <= set(MODALITIES):
+    if not isinstance(given, list) or not given or not all(each in MODALITIES for each in given):
         raise ValueError(
             f"{path}: target {target['name']!r}: modalities: expected a list of some of "
             f"{', '.join(MODALITIES)}, got {given!r}"

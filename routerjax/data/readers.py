@@ -91,14 +91,16 @@ def read_dataset(
     if not paths:
         raise ValueError("path: expected a file, or several, got none")
     known = None if pool is None else _narrowed(read_pool(pool), targets, exclude_targets)
+    names = frozenset((targets or ()) if known is None else known.names)
+    excluded = frozenset(exclude_targets)
 
     skipped: dict[str, int] = {}
 
     def wanted(name: str) -> bool:
         if known is not None:
-            asked_for = name in known.names
+            asked_for = name in names
         else:
-            asked_for = (targets is None or name in targets) and name not in exclude_targets
+            asked_for = (targets is None or name in names) and name not in excluded
         if not asked_for:
             skipped[name] = 0
         return asked_for
@@ -181,16 +183,12 @@ def _source(path: pathlib.Path, name: str | None) -> Source:
 def _narrowed(pool: Pool, targets: Collection[str] | None, excluded: Collection[str]) -> Pool:
     has = f"the pool has {', '.join(pool.names)}"
     _refuse_unknown(pool.names, [*(targets or ()), *excluded], has)
-    return pool.take(
-        tuple(
-            name
-            for name in pool.names
-            if (targets is None or name in targets) and name not in excluded
-        )
-    )
+    names, without = frozenset(pool.names if targets is None else targets), frozenset(excluded)
+    return pool.take(tuple(name for name in pool.names if name in names and name not in without))
 
 
 def _refuse_unknown(known: Collection[str], named: Collection[str], has: str) -> None:
+    known = frozenset(known)
     unknown = [name for name in named if name not in known]
     if unknown:
         raise ValueError(f"targets: there is no {unknown[0]!r}: {has}")

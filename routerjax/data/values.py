@@ -72,7 +72,7 @@ def whole_number(field: str, target: str, number: Any, least: int = 0) -> float:
 def _cost(field: str, target: str, cost: Any) -> float:
     if cost is None or (isinstance(cost, float) and math.isnan(cost)):
         return math.nan
-    if not isinstance(cost, int | float) or isinstance(cost, bool) or not 0 <= cost < math.inf:
+    if not isinstance(cost, int | float) or isinstance(cost, bool) or not 0 <= cost < 1e300:
         raise ValueError(f"{field}[{target!r}]: expected USD >= 0, got {cost!r}")
     return float(cost)
 

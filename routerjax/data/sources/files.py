@@ -14,14 +14,16 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+from routerjax.data.fields import first_twice
 from routerjax.runtime.files import stand_in
 
 # File and line of a row, as errors name them, and the row itself, as in the JSONL format.
 Row = tuple[str, dict[str, Any]]
 # Whether a target, by name, is to be read.
 Wanted = Callable[[str], bool]
-# A prompt may hold a book; the csv module's own limit is 131072 characters.
-_CELL_CHARACTERS = 2**31 - 1
+# Bytes of a line, and characters of a cell: a prompt may hold a book, and a list of answers lie in
+# one line, but a file without lines must not fill the memory. The csv module's own limit is 131072.
+_MOST = 2**28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +91,12 @@ def lines(path: pathlib.Path) -> Iterator[str]:
     number = 0
     with opener(path, "rb") as file:
         try:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(lambda: file.readline(_MOST), b""), 1):
+                if len(line) == _MOST:
+                    raise ValueError(
+                        f"{path}:{number}: a line of {_MOST >> 20} MiB or more: expected one for "
+                        f"each row"
+                    )
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}:{number}: not UTF-8: {error}") from error
@@ -159,9 +166,9 @@ def open_table(path: pathlib.Path) -> Table:
     # Strict: a quote that is never closed would swallow the rest of the file in silence.
     numbered = _numbered(csv.reader(lines(path), strict=True), str(path))
     header = tuple(name.strip() for name in next(numbered, (1, []))[1])
-    twice = [name for i, name in enumerate(header) if name and name in header[:i]]
+    twice = first_twice(name for name in header if name)
     if twice:
-        raise ValueError(f"{path}:1: the column {twice[0]!r} is there twice")
+        raise ValueError(f"{path}:1: the column {twice!r} is there twice")
 
     def rows() -> Iterator[tuple[int, tuple[Any, ...]]]:
         for line, cells in numbered:
@@ -269,8 +276,7 @@ def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; refuses a name given twice, whose first value would be lost in silence."""
     value = dict(pairs)
     if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        twice = first_twice(name for name, _ in pairs)
         raise ValueError(f"the name {twice!r} is twice in one object")
     return value
 
@@ -301,7 +307,7 @@ def _numbered(reader: Any, path: str) -> Iterator[tuple[int, list[str]]]:
     """The rows of cells, each with the number of its first line: a quoted cell may have several."""
     while True:
         start = reader.line_num + 1
-        limit = csv.field_size_limit(_CELL_CHARACTERS)
+        limit = csv.field_size_limit(_MOST)
         try:
             cells = next(reader, None)
         except csv.Error as error:

@@ -95,19 +95,20 @@ def _kinds(
     path: pathlib.Path, columns: list[str], header: tuple[str, ...]
 ) -> tuple[list[str], dict[str, tuple[str, str]], list[str]]:
     """The targets; the target and field of each column that tells more; what is not read."""
+    named, there = frozenset(columns), frozenset(header)
     targets: list[str] = []
     behind: dict[str, tuple[str, str]] = {}
     others: list[str] = []
     for column in columns:
         front, bar, back = column.rpartition("|")
-        if bar and (front.split("|")[0] in header or back in (*_BEHIND, "model_response")):
-            if front in columns and back in _BEHIND:
+        if bar and (front.split("|")[0] in there or back in (*_BEHIND, "model_response")):
+            if front in named and back in _BEHIND:
                 behind[column] = (front, _BEHIND[back])
             else:
                 others.append(column)
             continue
         like = _LIKE_BEHIND.fullmatch(column)
-        if like and like[1] in columns:
+        if like and like[1] in named:
             raise ValueError(
                 f"{path}:1: the column {column!r} would be a target, and looks as if it told more "
                 f"of {like[1]!r}: name it {like[1]}|{like[2].lower()}, or take it out"
