@@ -40,7 +40,8 @@ _SHARED: dict[str, tuple[Any, ...]] = {
     "control_text": ("split", "Control tokens that a query spells out: split into its text, or "
                      "tokens, as stores and routers have it that do not say.", "split", "tokens"),
     "compute_dtype": ("auto", "Of the encoder: auto, float32, bfloat16 or float16."),
-    "store_dtype": ("float16", "Of the store: float16 or float32."),
+    "store_dtype": ("float16", "Of the store: float16, float32, or int8: half of float16's bytes, "
+                    "and 255 steps for the range of a row."),
     "batch_tokens": ("auto", "Tokens of a full batch, padding included; auto suits the device."),
     "prefix_cache": ("auto", "Read tokens that all prompts begin with once: auto, on or off."),
     "mesh": ("auto", "Devices: data:N share a batch, model:M the parameters, data:N,model:M both; "

@@ -16,8 +16,9 @@ EPS = float(jnp.finfo(jnp.float32).eps)
 # A state is constant over the rows where it varies by less than this share of its size, by the
 # dtype that it is stored in. Float16 spaces values 2^-11 to 2^-10 apart, and an encoder's own noise
 # (<= 1e-5 of the state) tips a few per cent of them over to the next one; real states vary by per
-# cents of their size. Of float32 it is 8 roundings, and the encoder's noise counts as variation.
-CONSTANT_STATE = {"float16": 2.0**-12, "float32": 2.0**-21}
+# cents of their size. Of float32 it is 8 roundings, and the encoder's noise counts as variation. Of
+# int8 it is a step of a value that is the largest of its row.
+CONSTANT_STATE = {"float16": 2.0**-12, "float32": 2.0**-21, "int8": 2.0**-7}
 
 # A column is constant where it varies by less than 16 roundings of its mean, or than the state may.
 CONSTANT_COLUMN = 2.0**-20

@@ -3,14 +3,15 @@
     store.json        the identity (encoder, prompt, layers, dtypes), the plan of batches, and
                       the digest of rows.json; has a digest of its own (`seal`)
     rows.json         query ids and token counts, in store order (by token length)
-    h/                zarr3 array [L, P, N, D]: a shard is a row block, a chunk a (layer, pooling)
+    h/                zarr3 array [L, P, N, D]: a shard is a row block, a chunk a (layer, pooling);
+                      of int8 [L, P, N, D + 4], where the last four bytes are a float32 scale
     blocks/<n>.json   written after the shard of row block n: its digest, a checksum of each of its
                       chunks, and its powers of two; has a seal too, which is of its name and of
                       its store
 
 A row block counts only where its `blocks/<n>.json` is there, whole. Chunks carry CRC32C and the
-fill value is NaN, so a torn chunk fails to decode and a deleted one reads as NaN: both are
-reported, never used.
+fill value is NaN (of int8 a scale of 0), so a torn chunk fails to decode and a deleted one reads as
+that: both are reported, never used.
 """
 
 import logging
@@ -23,7 +24,7 @@ from routerjax.runtime.files import Folder, digest, unsealed
 from routerjax.runtime.resume import owner_of
 from routerjax.store import rows as rows_file
 from routerjax.store.rows import StoreRows
-from routerjax.store.shards import open_array, rows_per_block
+from routerjax.store.shards import open_array, rows_per_block, stored_width
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,8 @@ def create(path: Any, identity: dict[str, Any], rows: StoreRows, width: int, pla
     folder = Folder(path)
     shape = (len(identity["layers"]), len(identity["poolings"]), len(rows.ids), width)
     block_rows = rows_per_block(shape[0], shape[1], width, identity["store_dtype"])
-    array = open_array(folder, shape, block_rows, identity["store_dtype"], create=True)
+    kept = (*shape[:3], stored_width(width, identity["store_dtype"]))
+    array = open_array(folder, kept, block_rows, identity["store_dtype"], create=True)
     for name in folder.list("blocks/"):
         # Commits left over from a deleted store would pass for commits of this one.
         folder.delete(name)
@@ -157,7 +159,8 @@ def _array_of(
 ) -> tuple[Folder, tuple[int, ...], int, str]:
     """The arguments of `open_array` for a store."""
     identity = meta["identity"]
-    shape = (len(identity["layers"]), len(identity["poolings"]), n_rows, meta["width"])
+    width = stored_width(meta["width"], identity["store_dtype"])
+    shape = (len(identity["layers"]), len(identity["poolings"]), n_rows, width)
     return folder, shape, meta["block_rows"], identity["store_dtype"]
 
 

@@ -53,7 +53,7 @@ class ActivationStore:
     @property
     def width(self) -> int:
         """D, the hidden width."""
-        return self._array.shape[3]
+        return self.meta["width"]
 
     @property
     def ids(self) -> tuple[str, ...]:

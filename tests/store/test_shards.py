@@ -77,7 +77,7 @@ def test_large_blocks_are_encoded_as_small_ones(exponent):
 
 @pytest.mark.parametrize("rows", [3, 300])
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
 def test_what_is_not_finite_is_seen_after_encoding(rows, bad, dtype):
     h_LPRD = np.random.default_rng(0).normal(size=(2, 2, rows, 64)).astype(np.float32)
     h_LPRD *= np.float32(1e30)
@@ -104,6 +104,38 @@ def test_one_state_does_not_touch_the_precision_of_another():
 
 
 @hypothesis.given(STATES)
+def test_int8_is_within_its_stated_error(h_LPRD):
+    stored, exponents_LP = encode(h_LPRD, "int8")
+    assert stored.dtype == np.int8 and stored.shape == (*h_LPRD.shape[:3], h_LPRD.shape[3] + 4)
+    assert all_finite(stored) and not has_nan(stored) and not exponents_LP.any()
+    error = np.abs(decode(stored, exponents_LP).astype(np.float64) - h_LPRD)
+    largest = np.abs(h_LPRD.astype(np.float64)).max(axis=3, keepdims=True)
+    # Half a step, with the scale's own rounding; then a step of float32's subnormals.
+    assert (error <= largest / 254 * (1 + 2.0**-15) + 2.0**-149).all()
+
+
+@pytest.mark.parametrize("exponent", [-139, -60, 0, 110])
+def test_large_blocks_of_int8_are_as_small_ones(exponent):
+    h_LPRD = np.ldexp(np.random.default_rng(0).normal(size=(1, 2, 128, 300)), exponent)
+    h_LPRD = h_LPRD.astype(np.float32)
+    large = encode(h_LPRD, "int8")[0]
+    parts = [encode(part, "int8")[0] for part in np.split(h_LPRD, 8, axis=2)]
+    np.testing.assert_array_equal(large, np.concatenate(parts, axis=2))
+    zeros_LP = np.zeros((1, 2), np.int32)
+    whole = decode(large, zeros_LP)
+    split = [decode(part, zeros_LP) for part in parts]
+    np.testing.assert_array_equal(whole, np.concatenate(split, axis=2))
+
+
+def test_int8_of_what_was_never_written_is_seen():
+    stored, zeros_LP = encode(np.zeros((1, 1, 3, 5), np.float32), "int8")
+    assert not has_nan(stored)
+    np.testing.assert_array_equal(decode(stored, zeros_LP), np.zeros((1, 1, 3, 5)))
+    stored[0, 0, 1] = 0  # The fill value of a chunk that is missing.
+    assert has_nan(stored)
+
+
+@hypothesis.given(STATES)
 def test_float32_is_exact(h_LPRD):
     stored, exponents_LP = encode(h_LPRD, "float32")
     assert not exponents_LP.any()
@@ -116,6 +148,7 @@ def test_float32_is_exact(h_LPRD):
         ((7, 2, 384), "float16", 1024),
         ((29, 8, 2048), "float16", 141),
         ((29, 8, 2048), "float32", 70),
+        ((29, 8, 2048), "int8", 281),
         ((100, 8, 10**6), "float32", 1),
     ],
 )

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from routerjax.store.shards import INFINITY_BITS, SMALLEST, Narrowed
+from routerjax.store.shards import INFINITY_BITS, SMALLEST, Narrowed, to_steps
 
 
 def empty(shape_LPRD: tuple[int, ...], mesh: Mesh) -> jax.Array:
@@ -48,13 +48,14 @@ def narrowed(buffer_LPRD: jax.Array, n_rows: int, dtype: str) -> Narrowed:
     Args:
       buffer_LPRD: Of `put`.
       n_rows: Rows of the block.
-      dtype: "float16" or "float32".
+      dtype: Out of STORE_DTYPES.
     """
     if dtype == "float32":
         h_LPRD = buffer_LPRD[:, :, :n_rows]
         zeros_LP, finite = np.zeros(h_LPRD.shape[:2], np.int32), jnp.isfinite(h_LPRD).all()
         return Narrowed(h_LPRD, h_LPRD, zeros_LP, np.bool_(False), finite)
-    return Narrowed(*_narrow(buffer_LPRD, n_rows=n_rows))
+    narrow = _narrow_to_int8 if dtype == "int8" else _narrow
+    return Narrowed(*narrow(buffer_LPRD, n_rows=n_rows))
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "sharding"))
@@ -84,3 +85,20 @@ def _narrow(buffer_LPRD: jax.Array, *, n_rows: int) -> tuple[Any, ...]:
     # Of the bits: asked whether numbers are finite, XLA may look at those it has not rounded yet.
     finite = ((jax.lax.bitcast_convert_type(stored, jnp.uint16) << 1) < INFINITY_BITS).all()
     return h_LPRD, stored, exponents_LP, (largest_LP < SMALLEST).any(), finite
+
+
+@functools.partial(jax.jit, static_argnames="n_rows")
+def _narrow_to_int8(buffer_LPRD: jax.Array, *, n_rows: int) -> tuple[Any, ...]:
+    """The fields of `Narrowed` for int8."""
+    h_LPRD = buffer_LPRD[:, :, :n_rows]
+    steps_LPRD, scale_LPR, largest_LPR = to_steps(jnp, h_LPRD)
+    scale_LPR4 = jax.lax.bitcast_convert_type(scale_LPR, jnp.int8)
+    stored = jnp.concatenate([steps_LPRD, scale_LPR4], axis=3)
+    exponents_LP = jnp.zeros(h_LPRD.shape[:2], jnp.int32)
+    return (
+        h_LPRD,
+        stored,
+        exponents_LP,
+        (largest_LPR < SMALLEST).any(),
+        jnp.isfinite(scale_LPR).all(),
+    )

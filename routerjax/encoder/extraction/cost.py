@@ -9,7 +9,7 @@ import numpy as np
 
 from routerjax.encoder.hub import read_config
 from routerjax.encoder.selection import ALL, Selection
-from routerjax.store.shards import rows_per_block
+from routerjax.store.shards import row_bytes, rows_per_block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ def job_cost(
     shape = (*selection.shape, config.width)
     block_rows = rows_per_block(*shape, store_dtype)
     n_blocks = -(-n_queries // block_rows)
-    n_bytes = n_blocks * block_rows * int(np.prod(shape)) * np.dtype(store_dtype).itemsize
+    n_bytes = n_blocks * block_rows * row_bytes(*shape, store_dtype)
     seconds = {
         "plan": n_queries / rates.queries_per_second,
         "device": flops / (1 - padding) / (chips * rate * rates.share),

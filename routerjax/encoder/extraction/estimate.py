@@ -12,7 +12,7 @@ from routerjax.encoder.batches import pack
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extraction.plan import ExtractionPlan, prepare
 from routerjax.encoder.selection import ALL, Selection
-from routerjax.store.shards import rows_per_block
+from routerjax.store.shards import row_bytes, rows_per_block
 
 Timer = Callable[[Encoder, tuple[int, int], Selection, int], float]
 
@@ -84,7 +84,7 @@ def estimate(
     computed, tokens = int(lengths_N.sum()), int(job.rows.n_tokens_N.sum())
     n_blocks = -(-len(lengths_N) // block_rows)
     # The last shard is as large as the others.
-    n_bytes = n_blocks * block_rows * int(np.prod(shape)) * np.dtype(store_dtype).itemsize
+    n_bytes = n_blocks * block_rows * row_bytes(*shape, store_dtype)
     return {
         "n_queries": len(lengths_N),
         "n_truncated": int(job.rows.truncated_N.sum()),

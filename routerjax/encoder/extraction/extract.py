@@ -62,7 +62,8 @@ def extract(
         row blocks that are damaged are made anew, and so are the lists of its rows and chunks.
       layers: "all", or hidden-state indices.
       poolings: Names out of POOLINGS.
-      store_dtype: "float16" (with exact powers of two beside it) or "float32".
+      store_dtype: "float16" (with exact powers of two beside it), "float32" or "int8" (with a scale
+        for each row of a site; errors up to 1/254 of a row's largest magnitude).
       batch_tokens: Tokens of a full batch, padding included; by default what suits the device. A
         job that resumes keeps its batches, and says so where others are asked for.
       prefix_cache: Whether tokens that all prompts begin with are read once: "auto" (where that

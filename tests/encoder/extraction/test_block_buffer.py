@@ -41,6 +41,9 @@ def test_a_block_is_encoded_as_on_the_host(spec, exponent):
     np.testing.assert_array_equal(ours.view(np.uint16), stored.view(np.uint16))
     np.testing.assert_array_equal(scales_LP, exponents_LP)
     np.testing.assert_array_equal(np.asarray(held.h_LPRD), h_LPRD)
+    eighth, zeros_LP, finite = block_buffer.narrowed(room_LPRD, 20, "int8").fetch()
+    assert finite and not zeros_LP.any()
+    np.testing.assert_array_equal(eighth, encode(h_LPRD, "int8")[0])
     exact, zeros_LP, finite = block_buffer.narrowed(room_LPRD, 20, "float32").fetch()
     assert finite
     np.testing.assert_array_equal(exact, h_LPRD)
@@ -58,7 +61,7 @@ def test_a_state_of_zeros_comes_back_as_zeros():
     np.testing.assert_array_equal(exponents_LP, encode(h_LPRD, "float16")[1])
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize("exponent", [-120, 0])
 def test_what_is_not_finite_stays_so_and_is_told_of(dtype, bad, exponent):
@@ -68,4 +71,6 @@ def test_what_is_not_finite_stays_so_and_is_told_of(dtype, bad, exponent):
     h_LPRD[1, 0, 2, 3] = bad
     stored, _, finite = block_buffer.narrowed(captured(h_LPRD, [4], "data:1"), 4, dtype).fetch()
     assert not finite
+    if dtype == "int8":
+        stored = np.ascontiguousarray(stored[..., -4:]).view(np.float32)
     assert not np.isfinite(stored[1]).all() and np.isfinite(stored[0]).all()

@@ -388,3 +388,25 @@ def test_conversations_are_part_of_the_stores_identity(encoder, tiny_data):
     assert with_talk["conversation_digest"] == encoder.prompter.conversation_digest
     other = Conversation([turns[0] | {"role": "developer"}, turns[1]])
     assert identity(other)["queries_digest"] != with_talk["queries_digest"]
+
+
+def test_a_store_of_int8_holds_what_float16_holds_within_its_error(
+    encoder, tiny_data, whole, tmp_path
+):
+    some = tiny_data.select(np.arange(300))
+    store = extract(encoder, some, tmp_path / "int8", store_dtype="int8")
+    assert store.width == whole.width == encoder.width
+    assert store.verify() == []
+    rows = whole.rows_of(store.ids)
+    exact, coarse = (
+        np.concatenate([h.transpose(2, 0, 1, 3) for _, h in s.blocks()]) for s in (whole, store)
+    )
+    exact = exact[rows]
+    # Half a step, and the rounding of float16.
+    bound = np.abs(exact).max(axis=3, keepdims=True) * (1 / 254 + 2.0**-11)
+    assert (np.abs(coarse - exact) <= bound).all() and not np.array_equal(coarse, exact)
+    part = next(store.blocks(layers=store.layers[1:2], poolings=store.poolings[:1], which=[1]))
+    np.testing.assert_array_equal(part[1][0, 0], coarse[part[0], 1, 0])
+    next((tmp_path / "int8/h/c/0/0/1").rglob("*")).unlink()
+    with pytest.raises(ValueError, match="block 1 .* is damaged"):
+        list(store.blocks())
