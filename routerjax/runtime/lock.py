@@ -152,6 +152,16 @@ def release_kept() -> None:
         _kept.popitem()[1].release()
 
 
+def release_all(seconds: float) -> None:
+    """Gives back all locks of this process, which is about to end; waits for so long at most."""
+    threads = [threading.Thread(target=held.release, daemon=True) for held in list(_held)]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(until - time.monotonic(), 0))
+
+
 def lost() -> bool:
     """Whether another job has taken over a lock that this process thinks it holds."""
     return any(lock.lost for lock in _held)

@@ -27,6 +27,7 @@ _stop = threading.Event()
 
 JOB = "job.json"  # In a folder of unfinished work: whose it is.
 _OTHER_FOLDER = "Use another --workdir, or delete that folder"
+_RELEASE_SECONDS = 1.0  # At most, for the locks of a process that is given up.
 _CUT_SHORT = (
     b"\nStopped: what was finished is kept, what was in hand took too long and is not. Run the "
     b"same command again.\n"
@@ -93,6 +94,7 @@ def _deadline(seconds: float, exit_code: int) -> Iterator[None]:
                 if number[0] == signal.SIGTERM:
                     _stop.set()
                     deadline = min(deadline, time.monotonic() + seconds)
+        lock.release_all(_RELEASE_SECONDS)
         os.write(2, _CUT_SHORT)
         os._exit(exit_code)
 

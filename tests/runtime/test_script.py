@@ -14,6 +14,7 @@ import jax
 import pytest
 
 from routerjax.runtime import lock, provenance, resume, script
+from routerjax.runtime.files import Folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +55,13 @@ def test_a_stop_does_not_outlive_a_job_that_failed():
 
 SCRIPT = """
 import hashlib, os, resource, signal, sys, threading
-from routerjax.runtime import files, resume, script
+from routerjax.runtime import files, lock, resume, script
 
 script.ENDS_WITHIN = 1.0
 
 def main():
     kind = sys.argv[0]
+    lock.keep(files.Folder(os.environ["XDG_CACHE_HOME"]))
     if kind == "stopped":
         os.kill(os.getpid(), signal.SIGTERM)
         assert resume.stop_requested()
@@ -145,6 +147,7 @@ def test_how_a_script_ends(tmp_path, arguments, code, text, traceback):
     said = ended.stderr + ended.stdout
     assert ended.returncode == code, said
     assert text in said and ("Traceback" in said) == traceback, said
+    assert not (tmp_path / "lock.json").exists()
 
 
 USES_TRANSFORMERS = """
@@ -203,7 +206,8 @@ def test_a_workdir_is_one_script_s_until_it_ends(tmp_path):
     assert f"process {os.getpid()} on" in refused.stderr and "Traceback" not in refused.stderr
     assert json.loads((tmp_path / "config.json").read_text())["config"]["seed"] == 4
     lock.release_kept()
-    assert subprocess.run(other).returncode == 0
+    with lock.held(Folder(tmp_path)):
+        pass
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
