@@ -22,7 +22,7 @@ from routerjax.routing.policy import Policy
 from routerjax.routing.predictor import Predictor
 from routerjax.routing.router import Router, Training
 from routerjax.runtime.files import Folder
-from routerjax.stats.item_response import best_single_target
+from routerjax.stats.item_response import best_single_target, comparable_accuracy
 from routerjax.stats.roc_auc import auc_per_target, within_dataset_auc
 from routerjax.store.store import ActivationStore
 from routerjax.sweeps.select import Chosen, select
@@ -166,10 +166,11 @@ def _fitted(policy: Policy, p_NM: np.ndarray, judged: Judged) -> Policy:
 
 def _saving_policy(best_single: int, p_NM: np.ndarray, judged: Judged) -> Policy | None:
     """The cheapest setting as accurate as the best single target on these rows."""
-    correct_N, cost_NM = judged.correct_NM[:, best_single], judged.expected_NM
-    if np.isnan(correct_N).all() or cost_NM is None or np.isnan(cost_NM).any():
+    correct_NM, cost_NM = judged.correct_NM, judged.expected_NM
+    if np.isnan(correct_NM[:, best_single]).all() or cost_NM is None or np.isnan(cost_NM).any():
         return None
-    policy = Quality(float(np.nanmean(correct_N)))
+    accuracy_M, _ = comparable_accuracy(correct_NM, judged.data.datasets)
+    policy = Quality(float(accuracy_M[best_single]))
     try:
         return _fitted(policy, p_NM, judged)
     except Unreachable as error:  # The router is nowhere as good.

@@ -35,6 +35,7 @@ _STEPS = 100  # Of EM, at most.
 _CHANGE = 2e-3  # Of a logit, below which EM ends.
 _LEVEL_PRECISION = 0.1  # Of a dataset's level: hardly any penalty.
 _CAUTION = 1.645  # Standard errors: the normal distribution's quantile at 95%.
+_FEWEST = 5  # Rows of a dataset; smaller ones are taken together.
 _SMALL = 1e-3  # Added to information that may be 0.
 
 
@@ -44,7 +45,7 @@ class ItemResponse:
 
     Attributes:
       y_NM: [N, M] the outcomes it was fitted to, in [0, 1]; NaN = not observed.
-      dataset_N: [N] number of each query's dataset.
+      dataset_N: [N] number of each query's dataset; small ones share one.
       chance_NQ: [N, Q] posterior probability of each point as the query's -difficulty.
       logit_GMQ: [G, M, Q] logit P(y = 1) at each point.
       weight_GM: [G, M] information that the outcomes have on each logit.
@@ -106,6 +107,8 @@ def fit_item_response(
     y_NM = np.asarray(y_NM, np.float64)
     n, n_targets = y_NM.shape
     dataset_N = np.zeros(n, np.int64) if datasets is None else numbered(datasets)[1]
+    small_N = np.bincount(dataset_N)[dataset_N] < _FEWEST
+    dataset_N = numbered(np.where(small_N, -1, dataset_N))[1]
     at_G = [np.flatnonzero(dataset_N == g) for g in range(dataset_N.max() + 1)]
     shape = len(at_G), n_targets
     rows_G = [(~np.isnan(y_NM[at]) * 1.0, np.nan_to_num(y_NM[at])) for at in at_G]

@@ -87,8 +87,10 @@ def compare(
       do not learn), `claims_difficulty` whether the contestant's own interval lies above that of
       the control; `left_out` has LEFT_OUT on datasets not trained on. `cost_basis` says whether
       costs are of "recorded" lengths of answers or of "assumed" ones (None without prices).
-      `dataset_only` has both AUC of the predictor that knows the dataset's name alone. `singles`
-      are the targets themselves as (name, cost, accuracy).
+      Where outcomes are missing, `n_known` has on how many queries the outcome of argmax is known,
+      the least over seeds, and over contestants. `dataset_only` has both AUC of the predictor that
+      knows the dataset's name alone. `singles` are the targets themselves as (name, cost,
+      accuracy).
 
     Raises:
       ValueError: As `fit_router` or a baseline, or the folder holds another comparison.

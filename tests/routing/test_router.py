@@ -31,6 +31,7 @@ from routerjax.routing.router import Router
 from routerjax.runtime import provenance
 from routerjax.runtime.devices import make_mesh
 from routerjax.runtime.files import Folder
+from routerjax.stats.item_response import comparable_accuracy
 from routerjax.stats.roc_auc import auc_per_target, within_dataset_auc
 from routerjax.sweeps.select import select
 from routerjax.trunk.calibrate import Calibration, Curve, fit_calibration
@@ -181,7 +182,7 @@ def test_a_policy_is_fitted_among_the_targets_that_can_take_each_query(router, p
 def test_the_setting_that_saves_is_chosen_on_calibration_rows(router, parts, tmp_path):
     store, test, train = parts
     val, _ = train.split(CONFIG.val_fraction, CONFIG.split_seed)
-    best = float(np.nanmean(val.correct_NM[:, router.best_single]))
+    best = float(comparable_accuracy(val.correct_NM, val.datasets)[0][router.best_single])
     expected = fit_policy(Quality(best), router, store, val)
     assert router.saving_policy.min_accuracy == pytest.approx(best)
     router.save(tmp_path / "router")

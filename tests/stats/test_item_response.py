@@ -109,3 +109,14 @@ def test_what_nobody_tried_is_no_error():
     assert np.isfinite(accuracy_M).all() and best_single_target(np.full((4, 2), np.nan)) == 0
     one = comparable_accuracy(np.array([[1.0, np.nan]]))[0]
     assert one[0] == 1 and logit(one[1]) > 0
+
+
+def test_datasets_of_a_few_queries_are_taken_together():
+    """As many datasets as queries would leave nothing to learn a target's own from."""
+    y_NM, _, _ = _simulated(120)
+    y_NM[::3, 0] = np.nan
+    alone = fit_item_response(y_NM, [f"query {n}" for n in range(120)])
+    assert alone.logit_GMQ.shape[0] == 1
+    np.testing.assert_array_equal(alone.expected(), fit_item_response(y_NM).expected())
+    names = ["large"] * 100 + [f"query {n}" for n in range(20)]
+    assert np.bincount(fit_item_response(y_NM, names).dataset_N).tolist() == [20, 100]
