@@ -7,8 +7,14 @@ import httpx
 import numpy as np
 import pytest
 
+from routerjax.encoder.encoder import Encoder
+from routerjax.encoder.extraction.extract import extract
+from routerjax.features.recipe import Recipe, RecipeSite
+from routerjax.routing.fit import fit_router
 from routerjax.routing.policies import Tolerance, Value
 from routerjax.serving.config import ServingConfig
+from routerjax.serving.reader import Reader
+from routerjax.trunk.config import TrunkConfig
 from tests.serving import browser
 
 
@@ -39,6 +45,36 @@ def test_without_a_layer_is_with_its_mean(proxy, tiny_router):
     expected = tiny_router.predict(tiny_router.features.apply(mean_1D[None, None]))
     np.testing.assert_allclose(explanation.p_LM, expected, atol=1e-5)
     assert np.abs(explanation.p_LM[0] - explanation.estimate.p_M).max() > 1e-4
+
+
+@pytest.mark.slow
+def test_a_router_of_two_encoders_and_a_kernel_is_explained(
+    tiny_encoder, tiny_encoder_folder, tiny_data, tmp_path
+):
+    other = Encoder.from_pretrained(tiny_encoder_folder, max_tokens=30)
+    data = tiny_data.select(range(200))
+    stores = [extract(encoder, data, tmp_path / f"{encoder.max_tokens}", poolings=("last", "mean"))
+              for encoder in (tiny_encoder, other)]  # fmt: skip
+    sites = [RecipeSite(0, 1, "mean", 4), RecipeSite(0, 1, "last", 4), RecipeSite(1, 3, "last", 4)]
+    config = TrunkConfig(hidden=(8,), dropout=(0.0,), epochs=2, seeds=(1, 2), keep=2, kernel=True)
+    router = fit_router(stores, data, Recipe.of_sites(sites), config)
+    router.use_encoder([tiny_encoder, other])
+    reader = Reader(router, 1)
+    explanation = reader.explain("abc def?")
+    assert explanation.layers == ((0, 1), (1, 3))
+    expected = router.route("abc def?").probabilities
+    np.testing.assert_allclose(explanation.estimate.p_M, list(expected.values()), atol=1e-5)
+    states = reader._read(["abc def?"])[1]
+    for row, (encoder, layer) in enumerate(explanation.layers):
+        changed = [h_1LPD.copy() for h_1LPD in states]
+        read = router.features.selection(encoder)
+        for part in router.features.parts:
+            for s, site in enumerate(part.sites):
+                if (part.encoder, site[0]) == (encoder, layer):
+                    at = read.layers.index(layer), read.poolings.index(site[1])
+                    changed[encoder][0][at] = part.mean_SD[s]
+        p_1M = router.predict(router.features.apply(changed))
+        np.testing.assert_allclose(explanation.p_LM[row], p_1M[0], atol=1e-5)
 
 
 def test_an_explanation_compiles_nothing(post, proxy):
