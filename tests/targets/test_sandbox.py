@@ -1,7 +1,9 @@
 """Programs that targets wrote: right, wrong, and past every limit."""
 
 import asyncio
+import pathlib
 import socket
+import tempfile
 import time
 
 import pytest
@@ -84,13 +86,14 @@ def test_there_is_no_network():
         assert asyncio.run(Sandbox(PYTHON, isolate=False).passes(connect, ""))
 
 
-def test_a_command_that_cannot_be_run_is_no_wrong_answer(tmp_path):
-    script = tmp_path / "script"
-    script.write_text("no header")
-    script.chmod(0o755)
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
-        folder.chmod(0o755)
-    with pytest.raises(ValueError, match="cannot be run in the sandbox: .*Exec format"):
-        passes("", command=(str(script),))
+def test_a_command_that_cannot_be_run_is_no_wrong_answer():
+    # tmp_path lies in a folder of its user alone, and root's programs run as another one.
+    with tempfile.TemporaryDirectory() as folder:
+        script = pathlib.Path(folder) / "script"
+        script.write_text("no header")
+        for path in (script.parent, script):
+            path.chmod(0o755)
+        with pytest.raises(ValueError, match="cannot be run in the sandbox: .*Exec format"):
+            passes("", command=(str(script),))
     with pytest.raises(ValueError, match="expected a command that is installed, got 'nothing x'"):
         Sandbox(("nothing", "x"))

@@ -35,14 +35,15 @@ def attend(
     Args and returns: As in `attention.attend`.
     """
 
-    def local(q, k, v, lengths_B, window, of_heads, factor):
+    def local(q, k, v, lengths_B, window, of_heads, factor=None):
         return attention.attend(
             q, k, v, lengths_B, precision, tuning, window=window, factor_BTH=factor, **of_heads,
             **options,
         )  # fmt: skip
 
     of_heads = {"sinks_H": sinks_H, "bias_HR": bias_HR}
-    return by_heads(local, q_BTHE, k_BSGE, v_BSGE, lengths_B, window, of_heads, factor_BTH)
+    more = () if factor_BTH is None else (factor_BTH,)
+    return by_heads(local, q_BTHE, k_BSGE, v_BSGE, lengths_B, window, of_heads, *more)
 
 
 def attend_cudnn(
@@ -150,16 +151,17 @@ def by_heads(
     lengths_B: jax.Array,
     window: jax.Array | int | None,
     of_heads: dict[str, jax.Array | None],
-    factor_BTH: jax.Array | None = None,
+    *more_BTH: jax.Array,
 ) -> jax.Array:
     """`local` of each device's rows and query heads, and of the key/value heads that these read.
 
     Key/value heads are split too where they divide the model axis; elsewhere each device has all of
-    them and takes its own.
+    them and takes its own. Arrays of `of_heads` are split by query heads, further ones by rows and
+    query heads.
     """
     mesh = _mesh()
     if mesh is None:
-        return local(q_BTHE, k_BSGE, v_BSGE, lengths_B, window, of_heads, factor_BTH)
+        return local(q_BTHE, k_BSGE, v_BSGE, lengths_B, window, of_heads, *more_BTH)
     per_key = q_BTHE.shape[2] // k_BSGE.shape[2]
     split_keys = k_BSGE.shape[2] % mesh.shape[MODEL] == 0
     rows = _rows(q_BTHE, mesh)
@@ -176,11 +178,11 @@ def by_heads(
     return jax.shard_map(
         of_device,
         mesh=mesh,
-        in_specs=(heads, keys, keys, P(rows), P(), P(MODEL), heads),
+        in_specs=(heads, keys, keys, P(rows), P(), P(MODEL), *(heads for _ in more_BTH)),
         out_specs=heads,
         # Loop counters and sums that start at 0 count as the same on all devices.
         check_vma=False,
-    )(q_BTHE, k_BSGE, v_BSGE, lengths_B, window, of_heads, factor_BTH)
+    )(q_BTHE, k_BSGE, v_BSGE, lengths_B, window, of_heads, *more_BTH)
 
 
 def _own_heads(x_BSGE: jax.Array, first: jax.Array, n_own: int, per_key: int) -> jax.Array:
