@@ -1,5 +1,6 @@
 """find_damage: what of a store, a router or a workdir is not as it was written, and what to do."""
 
+import json
 import pathlib
 import re
 from collections.abc import Callable, Iterable
@@ -27,7 +28,7 @@ def find_damage(
     """Reads everything and compares it with its digests, seals and owners.
 
     Results that no job reads again, such as metrics.json, have no seal: of these it is said only
-    whether they are whole JSON, PNG or HTML.
+    whether they are whole JSON, JSON lines, PNG or HTML.
 
     Args:
       store: Folder of an activation store, local or a URL; None for none.
@@ -128,6 +129,12 @@ def _result(folder: Folder, name: str) -> None:
         value = folder.read_json(name)
         if isinstance(value, dict) and "seal" in value:
             beside.read_sealed(place.name)
+    elif place.suffix == ".jsonl":
+        for number, line in enumerate(data.splitlines(), 1):
+            if line.strip() and not _is_json(line):
+                raise ValueError(
+                    f"{folder.path}{name}:{number} is not JSON: delete the line, and {_AGAIN}"
+                )
     elif place.suffix == ".safetensors":
         if not beside.exists("sweep.json"):
             raise ValueError(
@@ -150,6 +157,14 @@ def _problem(read: Callable[..., Any], *arguments: Any) -> list[str]:
         text = str(error)
         return [text if re.search(r"again|delete", text) else f"{text}: {_AGAIN}"]
     return []
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_lock(name: str) -> bool:

@@ -234,6 +234,25 @@ def test_whole_is_whole(whole, names):
     assert find_damage(store=whole / "store", router=whole / "router")[1] == []
 
 
+def test_results_without_a_seal_are_looked_at(tmp_path):
+    folder = Folder(tmp_path)
+    folder.write_bytes("a.jsonl", b'{"id": "1"}\n\n{"id": "2"}\n')
+    folder.write_bytes("b.json", b"[1]")
+    assert find_damage(workdir=tmp_path) == (2, [])
+    folder.write_bytes("a.jsonl", b'{"id": "1"}\n{"id": "2')
+    for name in ("b.json", "c.png", "d.html", "e/f.safetensors"):
+        folder.write_bytes(name, b"{")
+    n_files, problems = find_damage(workdir=tmp_path)
+    assert (n_files, len(problems)) == (5, 5)
+    assert f"{tmp_path}/a.jsonl:2 is not JSON: delete the line" in problems[0]
+    assert "no job.json or sweep.json says whose it is" in problems[-1]
+    assert all("again" in problem for problem in problems)
+    with pytest.raises(ValueError, match="is empty, or there is no such folder"):
+        find_damage(workdir=tmp_path / "none")
+    with pytest.raises(ValueError, match="give --store, --router or --workdir"):
+        find_damage()
+
+
 @pytest.mark.slow
 def test_all_damage_to_all_files_is_seen_or_changes_nothing(whole, names, tmp_path):
     path = pathlib.Path(shutil.copytree(whole, tmp_path / "work"))
