@@ -122,7 +122,9 @@ class RouterHook(CustomLogger):
         data["model"] = self.default_model if choice is None else choice["selected_model"]
         if choice is not None:
             noted = {"selected_model": choice["selected_model"], **(choice.get("metadata") or {})}
-            data["metadata"] = {**(data.get("metadata") or {}), ROUTED: noted}
+            # The metadata of some kinds of requests is the caller's, which the provider is sent.
+            own = "litellm_metadata" if "litellm_metadata" in data else "metadata"
+            data[own] = {**(data[own] if isinstance(data.get(own), dict) else {}), ROUTED: noted}
         return data
 
     async def _choice(self, model: str, data: dict[str, Any]) -> dict[str, Any] | None:

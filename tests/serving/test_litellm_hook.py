@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import json
 import os
 import pathlib
 import secrets
@@ -47,6 +48,9 @@ def test_the_server_chooses_for_the_routed_model_alone(proxy):
         assert data["model"] == "middle"
         assert (data["messages"], data["temperature"]) == (MESSAGES, 0)
         assert data["metadata"]["mine"] == 1 and data["metadata"]["routerjax"]["request_id"]
+        data = await call(hook, metadata={"mine": "1"}, litellm_metadata={})
+        assert data["metadata"] == {"mine": "1"}, "which the provider is sent"
+        assert data["litellm_metadata"]["routerjax"]["selected_model"] == data["model"]
         assert (await call(hook, "gpt"))["model"] == "gpt"
         assert (await call(hook, "routerjax", messages=None, input="abc"))["model"] != "fallback"
         assert (await call(hook, messages=[]))["model"] == "fallback", "nothing to read"
@@ -198,6 +202,11 @@ def test_a_litellm_proxy_asks_the_server(proxy, stubs, litellm_proxy):
         )
         text = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
         assert text == "cheap says hello"
+        response = client.responses.create(
+            model="routerjax:tolerance=1", input="abc def?", metadata={"mine": "1"}
+        )
+        assert response.output_text == "cheap says hello"
+        assert json.loads(stubs["cheap"].seen[-1][1])["metadata"] == {"mine": "1"}
 
 
 @pytest.mark.slow
