@@ -6,7 +6,8 @@ row dropped in silence would change every number computed from the file.
 
 import os
 import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 from routerjax.data.columns import Columns
 from routerjax.data.dataset import RoutingDataset
@@ -105,7 +106,7 @@ def read_dataset(
             skipped[name] = 0
         return asked_for
 
-    sources = [_source(pathlib.Path(p), format) for p in paths]
+    sources = [_of_its_kind(pathlib.Path(p), _source, format) for p in paths]
     if metric is not None and not any(source.read_metric for source in sources):
         formats = [name for name, source in FORMATS.items() if source.read_metric]
         raise ValueError(
@@ -113,7 +114,7 @@ def read_dataset(
             f"only those of {' and '.join(formats)} have several: leave {metric!r} out"
         )
     read = [
-        (str(p), _columns(pathlib.Path(p), source, wanted, metric, len(paths) > 1))
+        (str(p), _of_its_kind(pathlib.Path(p), _columns, source, wanted, metric, len(paths) > 1))
         for p, source in zip(paths, sources, strict=True)
     ]
     columns = read[0][1] if len(read) == 1 else joined(read)
@@ -129,6 +130,18 @@ def read_dataset(
             there, [*(targets or ()), *exclude_targets], f"the data have {', '.join(there)}"
         )
     return data
+
+
+def _of_its_kind(path: pathlib.Path, read: Callable[..., Any], *more: Any) -> Any:
+    """What a function reads of a file; of values of another kind than its format's an error."""
+    try:
+        return read(path, *more)
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as error:  # Of a text where an object belongs, for one, any.
+        raise ValueError(
+            f"{path}: a value in it is not of the kind that its format has there: {error!r:.200}"
+        ) from error
 
 
 def _columns(

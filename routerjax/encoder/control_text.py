@@ -174,7 +174,12 @@ class ControlText:
             model["unk_token"] = new.get(model["unk_token"], model["unk_token"])
         twin = Tokenizer.from_str(json.dumps(raw))
         twin.encode_special_tokens = self._tokenizer.split_special_tokens
-        assert all(twin.token_to_id(name) == number for number, name in self._names.items())
+        for number, name in self._names.items():
+            if twin.token_to_id(name) != number:
+                raise ValueError(
+                    f"the tokenizer gives {self._tokens[number].content!r} the number {number}, "
+                    f"which another of its tokens has: copy the tokenizer again"
+                )
         return twin
 
 

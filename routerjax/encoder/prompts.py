@@ -8,8 +8,9 @@ import dataclasses
 import functools
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +31,14 @@ logger = logging.getLogger(__name__)
 # What becomes of control tokens that a query spells out: its text, or the tokens, as stores and
 # routers have it that do not say.
 CONTROL_TEXT = ("split", "tokens")
+
+# Of a query with more than four times so many characters for each token of the longest prompt, only
+# so many at either end are tokenised as they stand: the tokens between are not kept, but counted.
+_CHARACTERS = 64
+# Where a text may be taken apart: no tokenizer makes one token of both words.
+_WORDS_MEET = re.compile("[a-z] [a-z]")
+# Characters that are tokenised at a time to be counted.
+_PIECE = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +78,20 @@ class Prompts:
             np.concatenate([part.query_tokens_N for part in parts]),
             np.concatenate([part.truncated_N for part in parts]),
         )
+
+
+class _Cut(NamedTuple):
+    """A prompt without the middle of a long query.
+
+    Attributes:
+      prompt: What is left.
+      at: Where the middle was in it.
+      middle: The text that was taken out.
+    """
+
+    prompt: Rendered
+    at: int
+    middle: str
 
 
 class Prompter:
@@ -190,11 +213,11 @@ class Prompter:
         tokens, spans = [], np.zeros((len(queries), 2), np.int32)
         query_tokens = np.zeros(len(queries), np.int64)
         truncated = np.zeros(len(queries), bool)
-        for i, (row, start, end) in enumerate(self._encode(queries)):
+        for i, (row, start, end, left_out) in enumerate(self._encode(queries)):
             if start == end:
                 raise ValueError(f"{name(i)} is {queries[i]!r}: the tokenizer drops all of it")
             self._refuse_unembedded(row, name(i))
-            query_tokens[i] = end - start
+            query_tokens[i] = end - start + left_out
             excess = len(row) - self.max_tokens
             if excess > 0:
                 truncated[i] = True
@@ -221,27 +244,81 @@ class Prompter:
                 f"model, or has tokens added to it that the model was not resized for"
             )
 
-    def _encode(self, queries: Sequence[str]) -> list[tuple[np.ndarray, int, int]]:
-        """For each query: all its tokens, and where the query's own start and end."""
+    def _encode(self, queries: Sequence[str]) -> list[tuple[np.ndarray, int, int, int]]:
+        """For each query: its tokens, where its own start and end, and how many are left out.
+
+        Tokens are left out of a query's middle alone, of which none would be kept.
+        """
         if not queries:
             return []
-        prompts = [self._rendered(query) for query in queries]
+        wholes = [self._rendered(query) for query in queries]
+        cuts = [self._cut(whole) for whole in wholes]
+        # A rendered template carries its own special tokens.
+        adds = not self.templated
         encodings = self._backend().encode_batch(
-            [prompt.text for prompt in prompts],
-            # A rendered template carries its own special tokens.
-            add_special_tokens=not self.templated,
+            [(cut.prompt if cut else whole).text for whole, cut in zip(wholes, cuts, strict=True)],
+            add_special_tokens=adds,
         )
         rows = []
-        for prompt, encoding in zip(prompts, encodings, strict=True):
+        for prompt, cut, encoding in zip(wholes, cuts, encodings, strict=True):
+            left_out = 0
+            if cut and self._enough(cut, encoding):
+                prompt, left_out = cut.prompt, self._count(cut.middle)
+            elif cut:
+                encoding = self._backend().encode(prompt.text, add_special_tokens=adds)
             tokens, within, others = self._own(prompt, encoding)
             if self._control and self._control.typed(prompt, encoding, tokens, within):
-                prompt, encoding = self._control.reread(prompt, encoding, not self.templated)
+                prompt, encoding = self._control.reread(prompt, encoding, adds)
                 tokens, within, others = self._own(prompt, encoding)
             start = end = len(others)
             if False in others:
                 start, end = others.index(False), end - others[::-1].index(False)
-            rows.append((tokens, start, end))
+            rows.append((tokens, start, end, left_out))
         return rows
+
+    def _cut(self, prompt: Rendered) -> _Cut | None:
+        """Takes out text of which no token would be kept; None where the query is not that long."""
+        text, first, past, broken = prompt
+        n = _CHARACTERS * self.max_tokens
+        if past - first <= 4 * n or broken or self._spaces is None:
+            return None
+        left = _WORDS_MEET.search(text, first + n, past - 2 * n)
+        right = _WORDS_MEET.search(text, past - 2 * n, past - n)
+        if left is None or right is None:
+            return None
+        start, stop = left.start() + 1, right.start() + 1
+        kept = prompt._replace(text=text[:start] + text[stop:], past=past - (stop - start))
+        return _Cut(kept, start, text[start:stop])
+
+    def _enough(self, cut: _Cut, encoding: Any) -> bool:
+        """Whether as many tokens as a prompt may have lie before and behind the cut."""
+        starts, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
+        before = (ends > cut.prompt.first) & (ends <= cut.at)
+        behind = (starts >= cut.at) & (starts < cut.prompt.past)
+        return min(before.sum(), behind.sum()) >= self.max_tokens
+
+    def _count(self, text: str) -> int:
+        """Tokens of a text that was taken out, a piece of it after the other."""
+        count = at = 0
+        while at < len(text):
+            match = _WORDS_MEET.search(text, at + _PIECE)
+            end = match.start() + 1 if match else len(text)
+            piece = text[at:end] if self._spaces else text[at:end].removeprefix(" ")
+            count += len(self._backend().encode(piece, add_special_tokens=False).ids)
+            at = end
+        return count
+
+    @functools.cached_property
+    def _spaces(self) -> bool | None:
+        """Whether a space goes into the token of the word behind it, or into none or its own.
+
+        None where a text cannot be taken apart at a space.
+        """
+        whole, left, bare, spaced = (
+            self._backend().encode(text, add_special_tokens=False).ids
+            for text in ("some word", "some", "word", " word")
+        )
+        return True if whole == left + spaced else False if whole == left + bare else None
 
     def _rendered(self, query: str) -> Rendered:
         """The prompt of a query, a text or a conversation."""

@@ -149,9 +149,16 @@ def _render(
     variables = {**tokenizer.special_tokens_map, **settings, "messages": messages, "tools": None,
                  "documents": None, "add_generation_prompt": True}  # fmt: skip
     try:
-        return render(_with_fixed_date(template), variables)
+        text = render(_with_fixed_date(template), variables)
     except ValueError as error:
         raise type(error)(f"the tokenizer's chat template does not render: {error}") from error
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the tokenizer's chat template gives no text: half a surrogate pair, {error}"
+        ) from error
+    return text
 
 
 def _template_of(tokenizer: Any) -> str:

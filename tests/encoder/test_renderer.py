@@ -70,3 +70,8 @@ def test_a_template_that_is_no_text_is_refused():
     tokenizer.chat_template = {"default": 5}
     with pytest.raises(ValueError, match="expected a text, got 5"):
         Prompter(tokenizer, 500)
+
+
+def test_a_template_that_gives_half_a_character_is_refused():
+    with pytest.raises(ValueError, match="gives no text: half a surrogate pair"):
+        Prompter(byte_tokenizer(CHATML + "\ud800"), 500)

@@ -12,6 +12,7 @@ from tests.encoder.chat_families import QUERY, families
 from tests.encoder.test_prompts import byte_tokenizer, today  # noqa: F401
 
 FAMILIES = families()
+SLOW = pytest.mark.slow
 BOTH = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 SETTABLE = {
     name: byte_tokenizer("{{ messages[0].content }}" + text)
@@ -161,3 +162,29 @@ def test_a_setting_that_no_template_reads_is_refused(name, settings, message):
     tokenizer = SETTABLE[name] if name in SETTABLE else FAMILIES[name].tokenizer
     with pytest.raises(ValueError, match=f"chat_template_kwargs: .*{message}"):
         Prompter(tokenizer, 500, settings)
+
+
+# One of each kind of tokenizer, and the others with the slow tests.
+KINDS = [
+    pytest.param(name, marks=() if name in ("bert", "phi3", "mistral", "qwen3") else SLOW)
+    for name in FAMILIES
+]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_query_of_many_times_the_longest_prompt_is_cut_before_it_is_tokenised(name, monkeypatch):
+    family, most = FAMILIES[name], 120
+    tokenizer = family.tokenizer
+    prompter = Prompter(tokenizer, most, family.settings)
+    words = [f"w{'ot'[i % 2] * (i % 5)} tow{'.,?'[i % 3]}" for i in range(9000)]
+    queries = [" ".join(words), "  two " + "wt" * 20_000 + " words ", "two w" * 10_000 + "\n\n x"]
+    cut = [prompter._cut(prompter._rendered(query)) for query in queries]
+    assert cut[0] and cut[2] and not cut[1]  # A word of that length is not taken apart.
+    found = prompter(queries)
+    monkeypatch.setattr(Prompter, "_cut", lambda self, prompt: None)
+    expected = prompter(queries)
+    for ours, theirs in zip(found.tokens, expected.tokens, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(found.spans_N2, expected.spans_N2)
+    np.testing.assert_array_equal(found.query_tokens_N, expected.query_tokens_N)
+    assert found.truncated_N[[0, 2]].all() and len(found.tokens[0]) == most
