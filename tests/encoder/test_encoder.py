@@ -152,6 +152,8 @@ def test_a_large_model_takes_smaller_batches_and_more_shapes(encoder, monkeypatc
 )
 def test_an_accelerator_takes_batches_of_as_much_work(flops, tokens, worth):
     assert batches.default_batch_tokens(Tuning.gpu(), flops) == tokens
+    # What lies between a block's products should stay in a TPU's inner memory.
+    assert batches.default_batch_tokens(Tuning.tpu(), flops) == min(tokens, 4096)
     assert batches.worth_tokens(Tuning.gpu(), flops) == worth
 
 
