@@ -30,6 +30,6 @@ class Served:
         for server, _ in self._servers:
             server.should_exit = True
         for _, future in self._servers:
-            future.result(10)
+            future.result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
