@@ -170,6 +170,8 @@ def test_a_kernels_scores_are_those_of_its_tiles():
     assert model._kernel_scores(512, 0) == heads * 2 * layers * tile
     # Half of the layers see 128 tokens: of each tile of queries the one before and its own.
     assert model._kernel_scores(2048, 0) == heads * layers * tile * (10 + 7)
+    ragged = model.prefill(1, 128).kernel_flops
+    assert ragged == 128 * 24 * 4 * 3 * 2 * 2880**2, "four experts of three products"
     dense = model.prefill(1, 2048).flops
     hidden = model.config.flops(2048, 24) - dense
     assert hidden == 4 * 64 * heads * layers * (2 * 2048**2 - 17 * tile)

@@ -51,7 +51,7 @@ class Program:
       prefix_tokens: That all prompts share and that have been read before.
       flops: Of the products that cannot be done without, on all chips.
       kernel_scores: Scores that attention's fused kernel computes, hidden ones of its tiles too.
-      kernel_flops: Of its two products.
+      kernel_flops: Of its two products, and of experts' ragged products, which are kernels too.
       compile: Compiles for the described chips.
       data_trips: How often a loop runs whose number of steps comes from data.
     """
@@ -124,8 +124,15 @@ class Model:
             batch, tokens, batch * (whole - before - 4 * c.head_dim * skipped),
             lambda: [self._compiled(batch, tokens, n_before)],
             prefix_tokens=n_before, data_trips=(tiles + 1) / 2 if looped else 1.0,
-            kernel_scores=batch * scores, kernel_flops=batch * 4 * c.head_dim * scores,
+            kernel_scores=batch * scores,
+            kernel_flops=batch * (4 * c.head_dim * scores + tokens * self._ragged_flops()),
         )  # fmt: skip
+
+    def _ragged_flops(self) -> float:
+        """Of a token's experts in all layers, where their products are ragged."""
+        c, n_layers = self.config, sum("experts" in kind.ffn for kind in self.config.kinds)
+        ragged = n_layers and not self.tuning.expert_tiles
+        return 6.0 * n_layers * c.n_experts_per_token * c.width * c.expert_width if ragged else 0.0
 
     def _kernel_scores(self, tokens: int, n_before: int) -> float:
         """Of a prompt, all heads and layers, in the tiles that splash attention does not skip."""

@@ -39,7 +39,7 @@ RATES = {
     "cpu": Rates(0.0, 0.84, np.inf, 7.3e3, "measured on two cores"),
     "h200": Rates(7.78e14, 0.58, 6.06e8, 2e4, "measured on one H200 and 16 cores"),
     "v5e": Rates(1.726e14, 0.77, np.inf, 2e4, "the TPU compiler's estimate, not a run"),
-    "v6e": Rates(6.46e14, 0.49, np.inf, 2e4, "the TPU compiler's estimate, not a run"),
+    "v6e": Rates(6.46e14, 0.55, np.inf, 2e4, "the TPU compiler's estimate, not a run"),
 }
 
 
