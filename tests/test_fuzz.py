@@ -205,7 +205,7 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(rows=st.lists(JSON, min_size=1, max_size=3))
 def test_any_json_is_data_or_an_error_in_a_line(rows, tmp_path_factory):
     folder = tmp_path_factory.mktemp("json")

@@ -35,6 +35,7 @@ def test_many_names_of_an_object(tmp_path, seconds, caplog):
         read_dataset(tmp_path / "b.jsonl")
 
 
+@pytest.mark.slow
 def test_many_columns(tmp_path, seconds):
     header = ",".join(["query", *(f"m{i}" for i in range(N))])
     (tmp_path / "a.csv").write_text(f"{header}\na{',1' * N}\n")
@@ -56,6 +57,7 @@ def test_many_targets(tmp_path, seconds):
     assert read_dataset(path).select_targets(names[::-1]).targets[0] == names[-1]
 
 
+@pytest.mark.slow
 def test_many_rows_of_one_text_without_an_id(tmp_path, seconds):
     row = {"query": "same", "correct": {"m": 1}}
     ids = read_dataset(jsonl(tmp_path / "a.jsonl", *[row] * N)).ids

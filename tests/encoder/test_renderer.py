@@ -31,6 +31,7 @@ def test_a_template_without_bounds_is_refused_at_once(template, part):
     assert render("{{ a }}", {"a": "still here"}) == "still here"
 
 
+@pytest.mark.slow
 def test_a_conversation_is_bounded_too():
     later = "{% if messages | length > 1 %}" + LOOP + "{% endif %}"
     prompter = Prompter(byte_tokenizer(later + CHATML), 500)

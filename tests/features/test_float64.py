@@ -37,7 +37,12 @@ def states(scale, mean, condition, seed=0):
     return (scale * (centre_D + x_ND)).astype(np.float32)[:, None, None], y_NM
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=pytest.mark.slow if name.startswith("tiny") else ())
+        for name in CASES
+    ]
+)
 def case(request, fake_store, fake_data):
     h_NLPD, y_NM = states(*CASES[request.param])
     store = fake_store(h_NLPD)
