@@ -342,6 +342,9 @@ def cases(tuning: Tuning) -> Table:
         "encoder/extraction/block_buffer.py:_narrow": lambda: [
             _of(block_buffer._narrow, array(L, P, R, D), n_rows=R - 1)
         ],
+        "encoder/extraction/block_buffer.py:_narrow_to_int8": lambda: [
+            _of(block_buffer._narrow_to_int8, array(L, P, R, D), n_rows=R - 1)
+        ],
         "encoder/capture.py:read_prefix": lambda: _prefix_cases(tuning),
         "encoder/capture.py:_prefill.one_block": lambda: [_few_tokens_case(tuning)],
         "encoder/weights/mxfp4.py:unpack": lambda: [
