@@ -154,7 +154,12 @@ class Estimated:
             unseen_Mn = ~self.seen_NM[at_N == g].T
             by_point_MQ = unseen_Mn @ self._none_right_NQ[at_N == g]
             slope_M[:] = (by_point_MQ * expit(self._fit.logit_GMQ[g])).sum(axis=1) / n
-        deviation_QC = self._fit.deviations(slope_QGM)
+        # A router may know, or wrongly believe, that those it sends to a target which was hardly
+        # tried on their dataset are easier or harder for it than others, by a logit or so.
+        hardly_GM = np.clip(1 - self._share_GM / _LEAST, 0, 1)
+        chosen_Q = (slope_QGM * hardly_GM).sum(axis=(1, 2))
+        chosen_Q[-1] = 0
+        deviation_QC = np.column_stack([chosen_Q, self._fit.deviations(slope_QGM)])
         # The same numbers for any choice, a few draws at a time, as there may be many datasets.
         rng = np.random.default_rng(_SEED)
         for at in range(1, len(noise_BQ), 64):
@@ -176,9 +181,14 @@ class Estimated:
     def _ratio_NM(self) -> np.ndarray:
         """[N, M] seen / share."""
         assert self._fit is not None
-        seen_NM, at_N = self.seen_NM, self._fit.dataset_N
-        share_GM = [seen_NM[at_N == g].mean(axis=0) for g in range(at_N.max() + 1)]
-        return seen_NM / np.maximum(np.stack(share_GM), _LEAST)[at_N]
+        return self.seen_NM / np.maximum(self._share_GM, _LEAST)[self._fit.dataset_N]
+
+    @functools.cached_property
+    def _share_GM(self) -> np.ndarray:
+        """[G, M] the share of each dataset's queries on which each target was tried."""
+        assert self._fit is not None
+        at_N = self._fit.dataset_N
+        return np.stack([self.seen_NM[at_N == g].mean(axis=0) for g in range(at_N.max() + 1)])
 
     @functools.cached_property
     def _slope_NM(self) -> np.ndarray:
