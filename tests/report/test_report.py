@@ -141,7 +141,8 @@ def test_a_sweep_is_shown_with_its_controls(make_pool, tmp_path):
     )
     blocks = [(slice(0, n), h_NLPD.transpose(1, 2, 0, 3).astype(np.float32))]
     store = SimpleNamespace(
-        identity={}, ids=data.ids, layers=(0, 1, 2), poolings=("mean",), width=8, n_blocks=1,
+        identity={"store_dtype": "float32"}, ids=data.ids, layers=(0, 1, 2), poolings=("mean",),
+        width=8, n_blocks=1,
         query_tokens_N=np.arange(n), rows_of=lambda ids: np.arange(n),
         block_slice=lambda block: slice(0, n),
         blocks=lambda layers, poolings, which: [(at, h[list(layers)]) for at, h in blocks],

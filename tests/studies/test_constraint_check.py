@@ -103,7 +103,7 @@ def test_trainings_that_were_stopped_go_on(make_pool, monkeypatch, tmp_path):
     row = {name: n for n, name in enumerate(data.ids)}
     store = types.SimpleNamespace(
         ids=data.ids, layers=(0,), poolings=("mean",), width=3, n_blocks=1,
-        identity={"encoder_id": "e"}, query_tokens_N=np.full(300, 40),
+        identity={"encoder_id": "e", "store_dtype": "float32"}, query_tokens_N=np.full(300, 40),
         rows_of=lambda ids: np.array([row[name] for name in ids]),
         block_slice=lambda block: slice(0, 300),
         blocks=lambda *_, **__: [(slice(0, 300), p_NM[None, None])],

@@ -19,6 +19,7 @@ from routerjax.encoder.batches import BatchPlan
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.extraction.pipeline import captured
 from routerjax.encoder.extraction.plan import prepare
+from routerjax.encoder.prompts import Prompts
 from routerjax.encoder.selection import Selection
 from routerjax.features.row_blocks import AlignedOutcomes
 from routerjax.runtime import resume
@@ -43,6 +44,7 @@ class Captured:
         of token length: its moments are a pilot of all rows' (of the shortest they would not be).
         The other rows follow in order of token length.
       plan: The compiled shapes.
+      prompts: Of `queries`; None where they would take too much memory and each pass makes them.
     """
 
     encoder: Encoder
@@ -51,6 +53,7 @@ class Captured:
     ids: tuple[str, ...]
     queries: tuple[str, ...]
     plan: BatchPlan
+    prompts: Prompts | None
 
     @classmethod
     def prepare(
@@ -95,7 +98,14 @@ class Captured:
             tuple(data.ids[n] for n in chosen_N),
             tuple(data.queries[n] for n in chosen_N),
             dataclasses.replace(job.plan, block_rows=block_rows),
+            None if job.prompts is None else job.prompts.take(order_N),
         )
+
+    def _prompts_of(self, block: int) -> Prompts:
+        rows = slice(block * self.block_rows, (block + 1) * self.block_rows)
+        if self.prompts is None:
+            return self.encoder.prompter(self.queries[rows])
+        return self.prompts.take(np.arange(len(self.queries))[rows])
 
     @property
     def block_rows(self) -> int:
@@ -129,7 +139,7 @@ class Captured:
         batches = captured(
             self.encoder,
             self.plan,
-            lambda block: self.encoder.prompter(self.queries[block * R : (block + 1) * R]),
+            self._prompts_of,
             range(-(-n_rows // R)),
             self.selection,
             self.plan.buckets,
