@@ -9,6 +9,7 @@ import secrets
 import subprocess
 import sys
 import time
+import types
 
 import httpx
 import openai
@@ -87,7 +88,7 @@ def _refused(request):
 )
 def test_after_failures_the_server_is_left_alone_then_tried(monkeypatch, answer):
     now = [100.0]
-    monkeypatch.setattr(litellm_hook.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(litellm_hook, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
 
     async def run():
         hook, seen = mocked(lambda request: answers[0](request), failures=3, open_s=30)
