@@ -44,6 +44,7 @@ def test_few_and_short_texts(texts):
     assert near_equal(texts, np.arange(len(texts))).shape == (len(texts),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own_words", [5, 40], ids=["all near", "all just too far"])
 def test_shared_boilerplate_does_not_make_it_quadratic(monkeypatch, own_words):
     """A thousand prompts in one bucket: checks must grow with the rows, not with their pairs."""

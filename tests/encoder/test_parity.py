@@ -87,6 +87,7 @@ def test_capture_pools_the_golden_states(golden, name):
     assert (np.abs(h_LPBD - expected) / scale_L).max() < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, changes",
     [

@@ -214,6 +214,7 @@ def test_capture_and_probing_without_a_store_use_it_too(encoder, some, stores):
     assert_close(captured.by_cell(x_SRD), expected)
 
 
+@pytest.mark.slow
 def test_eight_devices_share_a_prefix(wordy_folder, encoder, some):
     spread = Encoder.from_pretrained(wordy_folder, max_tokens=64, mesh=make_mesh("data:8"))
     queries = some.queries[:20]

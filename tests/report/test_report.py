@@ -295,6 +295,7 @@ def test_what_the_encoders_rounding_changes_is_told(tmp_path, make_pool):
     assert "at most 1.23%, in hidden state 1" in text and "1.100%" in text
 
 
+@pytest.mark.slow
 def test_a_hundred_targets_are_readable(make_pool, tmp_path):
     metrics = _metrics(make_pool, n=100, m=30, missing=0.03)
     assert (

@@ -332,6 +332,7 @@ def test_each_row_is_read_and_projected_once(parts, monkeypatch, n_folds):
     assert sorted(asked) == sorted(some.ids * (1 + n_folds))
 
 
+@pytest.mark.slow
 def test_calibration_out_of_fold_is_of_all_rows(parts):
     store, _, train = parts
     some = train.select(range(600))

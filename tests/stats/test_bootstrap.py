@@ -216,6 +216,7 @@ def test_intervals_of_auc_cover():
     assert covered(5, False) < 0.75
 
 
+@pytest.mark.slow
 def test_intervals_of_j_cover():
     rng = np.random.default_rng(2)
     width, n, hits = 5, 150, 0

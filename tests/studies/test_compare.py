@@ -400,6 +400,7 @@ def _priced(data, prices_M2, lengths_NM=None):
     return dataclasses.replace(data, prices_M2=prices_M2, output_tokens_NM=lengths_NM), store
 
 
+@pytest.mark.slow
 def test_other_prices_refit_who_chooses_by_them_and_no_router(trained, tmp_path):
     data, _, trainings = trained
     contestants = {"good": Recipe.all_layers()} | {n: BASELINES[n] for n in ("cheapest", "oracle")}

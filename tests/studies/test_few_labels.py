@@ -113,6 +113,7 @@ def test_within_datasets_an_easy_one_s_name_is_worth_nothing(pool, monkeypatch):
     json.dumps(found, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_a_target_without_an_auc_is_not_counted(pool, monkeypatch):
     data, x_NC = pool
     y_NM = data.y_NM.copy()

@@ -138,6 +138,7 @@ def test_coverage_of_the_interval_of_a_loss(rows):
     assert 0.9 <= hits / n_reps <= 0.985
 
 
+@pytest.mark.slow
 def test_a_setting_that_fails_comes_last_and_says_so(rows):
     grid = dataclasses.replace(GRID, learning_rate=(3e-3, 1e30), recipes={"s": Recipe.layers([1])})
     found = sweep_trunks(*rows, grid, CONFIG, draws=50)
@@ -183,6 +184,7 @@ def test_lines_show_the_best_first(found):
     assert lines[2].index(f"{figures[1]:.4f}  signal") == lines[1].index("within")
 
 
+@pytest.mark.slow
 def test_without_names_of_datasets_there_is_no_auc_within_them(rows):
     store, data = rows
     grid = dataclasses.replace(GRID, seeds=(1,))

@@ -116,6 +116,7 @@ def test_greedy_finds_the_planted_pair(planted, store):
     assert longer.choices[:2] == found.choices
 
 
+@pytest.mark.slow
 def test_ties_go_to_the_first(planted, fake_store):
     h_NLPD, data = planted
     twice = np.concatenate([h_NLPD, h_NLPD], axis=1)
@@ -150,6 +151,7 @@ def test_nothing_is_chosen_by_rows_that_are_not_given(planted, store, fake_store
     assert select(recipe, store, flipped) == one
 
 
+@pytest.mark.slow
 def test_several_encoders_joined_by_id(planted, fake_store):
     """The signal of a lies in the first encoder, of b and c in the second, 8 wide."""
     h_NLPD, data = planted

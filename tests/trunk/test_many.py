@@ -104,6 +104,7 @@ def test_a_loss_that_is_not_finite_stops_its_member_alone(rows, whole):
     assert not np.isfinite(both.best_val_loss_K[-1]) or both.failed_K[-1] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("either_way")
 def test_members_that_have_stopped_are_in_no_wave(rows, monkeypatch):
     turns = []

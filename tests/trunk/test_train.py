@@ -135,6 +135,7 @@ def test_a_member_does_not_depend_on_the_others(rows):
     np.testing.assert_allclose(single.val_loss_EK[:n, 0], together.val_loss_EK[:n, 1], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "n_devices", [1, pytest.param(2, marks=pytest.mark.slow), 4]
 )  # 4: each batch is split by rows.

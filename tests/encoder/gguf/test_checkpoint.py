@@ -230,6 +230,7 @@ def keys_with_values(tensors):
         tensors[key.replace("k_b", "kv_b")] = x
 
 
+@pytest.mark.slow
 def test_older_and_newer_files_of_deepseek_are_the_same_model(files, tmp_path, monkeypatch):
     def write(writer):
         for part, width in (("key", 10), ("value", 8)):

@@ -36,6 +36,7 @@ def lowered(model, weights):
     return capture.lower(Graph(model[0]), weights, *batch(), selection=Selection(layers, ("mean",)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [

@@ -47,6 +47,7 @@ def run(encoder, batch, layers):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kinds, lead, period",
     [

@@ -118,6 +118,7 @@ def test_other_shapes_are_split_alike(name, splits):
     assert_same(CONFIGS[name], splits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_host", [True, False])
 @pytest.mark.parametrize(
     ("name", "spec", "piece_bytes"),
@@ -154,6 +155,7 @@ def test_weights_go_straight_into_their_shards(name, spec, piece_bytes, on_host,
     assert held < 0.75 * sum(x.nbytes for x in jax.tree.leaves(params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3_5", "qwen3_next"])
 def test_devices_of_a_split_hybrid_exchange_sums_alone(name):
     """Of DeltaNet too: one sum a branch, and no parameter or memory is gathered."""
