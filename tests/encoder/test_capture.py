@@ -208,6 +208,7 @@ def one_by_one(encoder, mesh=None, tuning=models.CPU):
     return unstacked(encoder.params, n_layers, mesh or make_mesh("data:1"), tuning)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [(0,), (1, 2), ALL])
 @pytest.mark.parametrize("name", ["bert", "qwen3_wide", "gemma3"])
 def test_blocks_one_by_one_equal_the_stack(name, layers, encoders):

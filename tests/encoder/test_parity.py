@@ -161,6 +161,7 @@ def test_every_state_of_minilm_equals_that_of_torch(minilm):
     assert models.worst_error(states, expected, lengths_B) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

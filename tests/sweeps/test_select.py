@@ -177,6 +177,7 @@ def test_widths_beyond_the_columns_and_constant_layers(planted, fake_store):
     assert 0 not in resolve_recipe(Recipe.greedy(2, "mean", 200), store, data).indices
 
 
+@pytest.mark.slow
 def test_targets_that_cannot_be_judged(planted, store, caplog):
     _, data = planted
     y_NM = data.y_NM.copy()

@@ -100,6 +100,7 @@ def test_losses_are_those_of_a_plain_loop(rows):
         np.testing.assert_allclose(history.val_loss_EK[:, k], expected[:, 1], rtol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_members", [3, pytest.param(8, marks=pytest.mark.slow), 10])
 def test_eight_devices_train_what_one_does(rows, n_members):
     """Fewer members than devices: batches are split. As many or more: members are dealt out."""

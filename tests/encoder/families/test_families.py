@@ -675,6 +675,7 @@ _GRID = {"hidden_size": 16, "intermediate_size": 16, "depth": 1, "num_heads": 2}
 _GRID |= {"out_hidden_size": 16, "num_position_embeddings": 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text, outer, vision",
     [

@@ -87,6 +87,7 @@ def temporary_bytes(name, T):
     return program.lower().compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -145,6 +145,7 @@ def test_a_nested_text_config_gives_the_text_model(tmp_path):
     assert models.worst_error(states, expected, lengths_B) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3", "phi3", "bert"])
 @pytest.mark.parametrize(("piece_bytes", "n_ahead"), [(1, 1), (1000, 1), (1000, 4)])
 def test_tensors_read_in_pieces_are_the_same(name, piece_bytes, n_ahead, monkeypatch):
