@@ -234,6 +234,7 @@ def test_saved_and_loaded_it_decides_the_same(router, tmp_path, tiny_data):
     assert Router.load(tmp_path / "router").policy == Argmax()
 
 
+@pytest.mark.slow
 def test_a_kernel_answers_with_the_ensemble_and_goes_to_disk_with_it(
     router, parts, encoder, tmp_path
 ):
@@ -614,6 +615,7 @@ def two(two_stores):
     return fit_router(stores, some, recipe, CONFIG)
 
 
+@pytest.mark.slow
 def test_a_router_of_two_encoders(two, two_stores, encoder, second_encoder, tmp_path):
     left, right, some = two_stores
     some = some.select(range(60))

@@ -126,6 +126,7 @@ def test_ties_go_to_the_first(planted, fake_store):
     assert all(c["encoder"] == 0 and c["layer"] < 4 for c in found.choices)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
     [

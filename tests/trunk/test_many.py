@@ -93,6 +93,7 @@ def test_each_member_is_the_one_that_train_makes(rows, alone, either_way, n_devi
     assert (result.failed_K == -1).all()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_its_member_alone(rows, whole):
     chosen = members()
     wild = chosen[0]._replace(learning_rate=1e30)

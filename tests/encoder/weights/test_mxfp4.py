@@ -93,6 +93,7 @@ def folders(tmp_path_factory):
     return plain, packed, model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("piece_bytes", "n_ahead"), [(2**23, 1), (300, 1), (300, 4)])
 def test_packed_experts_load_as_their_numbers(folders, piece_bytes, n_ahead, monkeypatch):
     whole = models.load(folders[1]).digest

@@ -218,6 +218,7 @@ def states():
     return x_ND.astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [8, 24])
 def test_a_sketch_is_right_on_average_and_as_sure_as_it_says(states, n):
     seeds = range(120)
