@@ -13,7 +13,7 @@ import jax
 import pytest
 
 import routerjax as rj
-from benchmarks.suites import guard, hlo, table, tpu, tpu_job, tpu_programs
+from benchmarks.suites import guard, hlo, hlo_costs, table, tpu, tpu_job, tpu_programs
 from benchmarks.suites.session import Session
 from routerjax.data.simulated.simulate import simulate
 from routerjax.encoder import load
@@ -36,7 +36,7 @@ def text() -> str:
 
 
 def test_bodies_count_as_often_as_they_run():
-    costs = hlo.analyse(text()).costs
+    costs = hlo_costs.analyse(text()).costs
     of = {cost.name.rpartition("(")[2].rstrip(")"): (cost.times, cost.cycles) for cost in costs}
     assert of["dot.5"] == (7, 700), "a bound handed to the loop, a counter that is copied"
     assert of["y.3"] == (21, 210), "a loop inside, that counts down from 6 by 2 while above 1"
@@ -45,7 +45,7 @@ def test_bodies_count_as_often_as_they_run():
 
 
 def test_a_loop_of_data_runs_as_often_as_is_assumed_and_is_told_of():
-    once, often = hlo.analyse(text()), hlo.analyse(text(), 2.5)
+    once, often = hlo_costs.analyse(text()), hlo_costs.analyse(text(), 2.5)
     assert once.data_loops == often.data_loops == 1
     assert once.cycles == 700 + 210 + 7 + 50 + 1000
     assert often.cycles - once.cycles == 1500
@@ -64,19 +64,19 @@ def test_a_loop_of_data_runs_as_often_as_is_assumed_and_is_told_of():
 )
 def test_how_often_a_loop_runs(was, becomes, trips):
     assert text().count(was) == 1
-    costs = hlo.analyse(text().replace(was, becomes)).costs
+    costs = hlo_costs.analyse(text().replace(was, becomes)).costs
     (inner,) = [cost for cost in costs if cost.name == "y.3"]
     assert trips is None or inner.times == 7 * trips
 
 
 def test_operations_are_named_by_the_line_that_wrote_them():
-    names = [cost.name for cost in hlo.analyse(text()).costs]
+    names = [cost.name for cost in hlo_costs.analyse(text()).costs]
     assert "dot_general at a.py:30 (dot.5)" in names, "not the library's line"
     assert "moved" in names, "no line is known"
 
 
 def test_what_is_moved_exchanged_and_opaque():
-    costs = hlo.analyse(text()).costs
+    costs = hlo_costs.analyse(text()).costs
     moved = [cost for cost in costs if cost.moves and cost.n_bytes > 100 and not cost.beside]
     assert [(cost.name, cost.n_bytes) for cost in moved] == [("moved", 1024)]
     (exchanged,) = [cost for cost in costs if cost.collective]
@@ -118,7 +118,7 @@ def test_devices_that_exchange_something(attributes, size):
 
 def test_other_text_is_refused():
     with pytest.raises(ValueError, match="without ENTRY"):
-        hlo.analyse("module @jit_f {\n}")
+        hlo_costs.analyse("module @jit_f {\n}")
 
 
 class Compiled:
@@ -239,7 +239,7 @@ def test_a_small_program_compiles_for_v5e():
 _COMPILE = """
 import jax
 jax.config.update("jax_platforms", "cpu")
-from benchmarks.suites import hlo, tpu, tpu_programs
+from benchmarks.suites import tpu, tpu_programs
 from routerjax.runtime.chips import topology_devices
 rate = tpu.Rate("v5e:2x2", topology_devices("v5e:2x2")[0])
 flops, compiled = tpu_programs.matrix_product(topology_devices("v5e:2x2")[0])

@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from benchmarks.suites import hlo, tpu_programs
-from benchmarks.suites.hlo import Cost
+from benchmarks.suites import tpu_programs
+from benchmarks.suites.hlo_costs import Cost, analyse
 from benchmarks.suites.session import Session
 from benchmarks.suites.tpu_programs import Model, Program
 from routerjax.runtime.chips import chip_of, topology_devices
@@ -71,7 +71,7 @@ class Rate:
     def __init__(self, topology: str, device: jax.Device):
         self.topology, self.chip = topology, chip_of(topology)
         self.flops, self.n_bytes = (
-            amount / hlo.analyse(text_of(compiled)).cycles
+            amount / analyse(text_of(compiled)).cycles
             for amount, compiled in (
                 tpu_programs.matrix_product(device),
                 tpu_programs.copied_array(device),
@@ -79,7 +79,7 @@ class Rate:
         )
         few, many = (tpu_programs.softmaxed(device, n_steps) for n_steps in (8, 24))
         # The difference, as what is read and written has no share in a kernel's scores.
-        few_cycles, many_cycles = (hlo.analyse(text_of(each[1])).cycles for each in (few, many))
+        few_cycles, many_cycles = (analyse(text_of(each[1])).cycles for each in (few, many))
         self.scores = (many[0] - few[0]) / (many_cycles - few_cycles)
         self.ring_bytes = self.chip.ring_bytes_per_second / self.chip.hertz
 
@@ -165,7 +165,7 @@ def measure(
       rate: Of the chips.
       n_chips: That share the work.
     """
-    analyses = [hlo.analyse(text_of(each), program.data_trips) for each in compiled]
+    analyses = [analyse(text_of(each), program.data_trips) for each in compiled]
     costs = [cost for analysis in analyses for cost in analysis.costs]
     exchanged = [cost for cost in costs if cost.collective]
     kernels = [cost for cost in costs if cost.kernel]
