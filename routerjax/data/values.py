@@ -8,6 +8,11 @@ from routerjax.data.fields import MOST_TOKENS
 
 
 def text(row: dict[str, Any], key: str) -> str | None:
+    """A field's text; of a whole number its digits. None where the field is missing or null.
+
+    Raises:
+      ValueError: It is empty, or of another kind.
+    """
     value = row.get(key)
     if value is None or (type(value) is str and value and value.isascii()):
         return value
@@ -37,6 +42,11 @@ def check_unicode(text: str, key: str) -> None:
 
 
 def pairs(row: dict[str, Any], key: str) -> Any:
+    """The (target, value) of a field that has a value for each target; none where it is missing.
+
+    Raises:
+      ValueError: It is no object, or it is "correct" and null.
+    """
     value = row.get(key)
     if value is None and (key != "correct" or key not in row):
         return ()
@@ -58,6 +68,17 @@ def _score(field: str, target: str, score: Any) -> float:
 
 
 def whole_number(field: str, target: str, number: Any, least: int = 0) -> float:
+    """A count of a target, such as tokens; NaN where it is null.
+
+    Args:
+      field: Name of the field, for the error.
+      target: Name of the target, for the error.
+      number: The value.
+      least: The smallest count.
+
+    Raises:
+      ValueError: It is no whole number from `least` to MOST_TOKENS.
+    """
     if number is None or (isinstance(number, float) and math.isnan(number)):
         return math.nan
     fits = isinstance(number, int | float) and not isinstance(number, bool)
