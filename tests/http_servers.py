@@ -1,10 +1,32 @@
 """HTTP servers of the tests, on ports of this machine."""
 
 import asyncio
+import socket
 import threading
 import time
 
+import httpx
 import uvicorn
+
+
+def free_port():
+    """A port that nobody has, for a process that is started next."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def wait_for(url, process, seconds, told=lambda: ""):
+    """Waits until a process answers a path with 200; `told()` is what it wrote, for the error."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if httpx.get(url).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass  # It does not listen yet.
+        assert process.poll() is None and time.monotonic() < deadline, told()
+        time.sleep(0.1)
 
 
 class Served:

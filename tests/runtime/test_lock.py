@@ -130,7 +130,7 @@ def test_the_lock_of_another_machine_is_taken_over_once_stale(folder, quick, cap
 def test_a_lock_that_was_written_long_ago_is_not_watched_first(folder):
     leave(folder, machine="elsewhere", renewed=time.time() - 3601)
     with lock.held(folder, wait=False):
-        pass
+        assert folder.read_json(lock.NAME)["process"] == os.getpid()
 
 
 def test_the_lock_of_another_machine_that_is_renewed_is_not_taken(folder, quick):
@@ -155,7 +155,7 @@ def test_the_lock_of_another_machine_that_is_renewed_is_not_taken(folder, quick)
 def test_a_damaged_lock_holds_nobody_for_long(folder, quick, data):
     folder.write_bytes(lock.NAME, data)
     with lock.held(folder):
-        pass
+        assert folder.read_json(lock.NAME)["process"] == os.getpid()
 
 
 def test_who_loses_a_lock_is_asked_to_stop(folder, quick):

@@ -8,7 +8,6 @@ import pathlib
 import secrets
 import subprocess
 import sys
-import time
 import types
 
 import httpx
@@ -17,6 +16,7 @@ import pytest
 
 from routerjax.serving import litellm_hook
 from routerjax.serving.litellm_hook import RouterHook
+from tests.http_servers import free_port, wait_for
 
 ROOT = pathlib.Path(__file__).parents[2]
 MESSAGES = [{"role": "user", "content": "abc def?"}]
@@ -165,26 +165,19 @@ def litellm_proxy(proxy, stubs, _stubs, tmp_path, dead_port):
             "cheap,middle", "ROUTER_SIDECAR_DEFAULT_MODEL": "middle",
             "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MASTER_KEY": key,
         }  # fmt: skip
-        code = "from litellm import run_server; run_server()"
+        port, code = free_port(), "from litellm import run_server; run_server()"
         command = [python, "-c", code, "--config", str(config), "--host", "127.0.0.1",
-                   "--port", "8398"]  # fmt: skip
+                   "--port", str(port)]  # fmt: skip
         log = (tmp_path / "log").open("w")
         processes.append(
             subprocess.Popen(
                 command, env=environment, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT
             )
         )
-        deadline = time.monotonic() + 180
-        while True:
-            try:
-                if httpx.get("http://127.0.0.1:8398/health/liveliness").status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            told = (tmp_path / "log").read_text()
-            assert processes[-1].poll() is None and time.monotonic() < deadline, told
-            time.sleep(0.2)
-        return openai.OpenAI(base_url="http://127.0.0.1:8398/v1", api_key=key, max_retries=0)
+        live = f"http://127.0.0.1:{port}/health/liveliness"
+        wait_for(live, processes[-1], 180, (tmp_path / "log").read_text)
+        own = f"http://127.0.0.1:{port}/v1"
+        return openai.OpenAI(base_url=own, api_key=key, max_retries=0)
 
     yield start
     for process in processes:

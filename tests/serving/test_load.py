@@ -13,6 +13,8 @@ import time
 import httpx
 import pytest
 
+from tests.http_servers import free_port, wait_for
+
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
@@ -21,18 +23,12 @@ pytestmark = pytest.mark.slow
 def server(tiny_router, tmp_path):
     """(URL, process), ready, with a queue of 32 queries."""
     tiny_router.save(tmp_path / "router")
+    port = free_port()
     command = [sys.executable, "-m", "experiments.serve", f"--router={tmp_path / 'router'}",
-               "--port=8397", "--max_batch=8", "--max_queue=32"]  # fmt: skip
+               f"--port={port}", "--max_batch=8", "--max_queue=32"]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    url, deadline = "http://127.0.0.1:8397", time.monotonic() + 120
-    while True:
-        try:
-            if httpx.get(f"{url}/readyz").status_code == 200:
-                break
-        except httpx.ConnectError:
-            pass
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
+    url = f"http://127.0.0.1:{port}"
+    wait_for(f"{url}/readyz", process, 120)
     yield url, process
     process.kill()
     process.wait()
