@@ -202,8 +202,7 @@ def _fill(
         for written in behind:
             with stages.timed("writers"):
                 written.result()
-    took = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in stages.seconds().items())
-    resume.log(f"extract: {stages.wall:.1f} s, {_binds(stages)}; seconds by stage: {took}")
+    resume.log(f"extract: {stages.wall:.1f} s, {_binds(stages)}; {_by_stage(stages)}")
 
 
 def _begin(
@@ -287,6 +286,16 @@ def _binds(stages: Stages) -> str:
     took["host"] = wall - sum(took.values())
     longest = max(took, key=took.__getitem__)
     return f"{longest} binds ({took[longest] / wall:.0%})"
+
+
+def _by_stage(stages: Stages) -> str:
+    """The seconds that the loop waited for each stage, and those of work in it and in threads."""
+    took = stages.seconds().items()
+    waited, worked = (
+        ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in took if (stage in _WAITS) is waits)
+        for waits in (True, False)
+    )
+    return f"seconds waited for: {waited}; seconds of work: {worked}"
 
 
 def _report(store: ActivationStore) -> None:
