@@ -18,6 +18,7 @@ from absl import flags
 
 import routerjax as rj
 from experiments import options
+from routerjax.probes.table import check_name
 
 _ENCODING = ("encoder", "revision", "layers", "poolings", "max_tokens", "batch_tokens",
              "compute_dtype", "chat_template_kwargs", "store_dtype", "mesh")  # fmt: skip
@@ -113,7 +114,8 @@ def _stream(config: Config, data: rj.RoutingDataset) -> rj.ProbeTable:
 
 
 def _check(config: Config) -> None:
-    """Refuses flags that do not go together."""
+    """Refuses a name that no probe has, and flags that do not go together."""
+    check_name(_rank_by(config))
     if config.stream and config.encoder is None:
         raise ValueError("--stream: give the --encoder that is to be probed")
     if config.stream and config.then_extract is None and config.store:

@@ -432,6 +432,7 @@ def test_launch_writes_a_script_for_slurm(tmp_path):
             "--topology goes with --dry_run",
         ),
         ("probe", ["--data={files}/train.jsonl", "--store={files}/none"], "no activation store"),
+        ("probe", ["--data={files}/train.jsonl", "--store=s", "--rank_by=J"], "ridge/standardised"),
         ("train", ["--data={files}/broken.jsonl", "--store=s"], "broken.jsonl:2: not valid JSON"),
         ("evaluate", ["--data={files}/train.jsonl", "--router=r"], "give --store, or --encoder"),
         ("route", ["--router={files}/none", "--query=q"], "holds no router"),

@@ -1,6 +1,7 @@
 """ProbeTable: the numbers of every hidden state, pooling and target; rank, save, load."""
 
 import dataclasses
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,24 @@ SCHEMA_VERSION = 1
 DEFAULT = "trace/standardised"
 # `stats.fisher.fisher_ridge`, which finds layers better (docs/comparison.md).
 RIDGE = "ridge/standardised"
+# Every name that a table can have; a number stands for the components of the PCA.
+_NAMES = re.compile(
+    r"(trace|mean)/(raw|standardised|pca\d+)|ridge/standardised|lda/pca\d+|anisotropy|"
+    r"(d_eff|d_eff_trace|entropy_dim|n95|rank)/(raw|standardised)"
+)
+
+
+def check_name(name: str) -> None:
+    """Refuses a name that no table has, before the probes are computed.
+
+    Raises:
+      ValueError: It is none.
+    """
+    if not _NAMES.fullmatch(name):
+        raise ValueError(
+            f"rank_by: expected a name of probes.json such as {RIDGE}, {DEFAULT}, lda/pca200 or "
+            f"d_eff/standardised, got {name!r}"
+        )
 
 
 class Ranked(NamedTuple):

@@ -5,6 +5,7 @@ import pytest
 
 from routerjax.probes import probe as probe_module
 from routerjax.probes.probe import probe
+from routerjax.probes.table import check_name
 from routerjax.report.probe_picture import draw_probes
 from routerjax.stats.fisher import RIDGE
 from routerjax.store.rows import StoreRows
@@ -119,6 +120,13 @@ def test_float16_keeps_what_probes_see_beside_massive_channels(toy, fake_store):
     for name, found in ({**table.fisher, **table.spectrum}).items():
         # A value keeps 2^-11 of itself: channels far from 0 lose some of their spread.
         np.testing.assert_allclose(found[1:], exact.get(name)[1:], rtol=0.02, err_msg=name)
+
+
+def test_every_name_of_a_table_is_known_before_it_is_made(table):
+    for name in [*table.fisher, *table.spectrum]:
+        check_name(name)
+    with pytest.raises(ValueError, match="rank_by: expected a name of probes.json.*'ridge'"):
+        check_name("ridge")
 
 
 def test_d_eff_by_eigenvalues_and_by_trace_agree(table):

@@ -13,7 +13,7 @@ from routerjax.encoder.extraction.extract import extract
 from routerjax.encoder.extraction.plan import identity_of
 from routerjax.encoder.selection import ALL, Selection
 from routerjax.probes.streaming.stream_probe import draw_sample, probe_stream
-from routerjax.probes.table import DEFAULT, ProbeTable
+from routerjax.probes.table import DEFAULT, ProbeTable, check_name
 from routerjax.runtime.files import Folder, digest
 from routerjax.runtime.resume import what_differs
 from routerjax.store.identity import compared
@@ -71,6 +71,7 @@ def probe_then_extract(
         hidden state has a J; as `probe_stream` and `extract`.
       resume.Stopped: SIGTERM came; a probe starts again, a store goes on.
     """
+    check_name(rank_by)
     sample = draw_sample(data, n_probe, seed)
     selection = Selection.of(layers, poolings, encoder.n_states)
     identity = identity_of(encoder, sample, selection, "float32")
