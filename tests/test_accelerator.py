@@ -60,13 +60,15 @@ def test_states_are_those_of_the_cpu(tiny_encoder_folder, tiny_data, in_float32,
         assert relative(found[:, layer], expected[:, layer]) < most, layer
 
 
-@pytest.mark.parametrize("n_before", [0, 24])
-def test_cudnn_attends_as_we_do(n_before):
-    """Lengths from 1 to all of them; what lies in padding is nobody's."""
+@pytest.mark.parametrize(("n_before", "E"), [(0, 64), (24, 64), (0, 256)])
+def test_cudnn_attends_as_we_do(n_before, E):
+    """Lengths from 1 to all of them; the rows of padding may be anything."""
     if jax.default_backend() != "gpu":
         pytest.skip("cuDNN is a GPU's")
+    if Tuning.of(jax.devices()).cudnn_head_dim < E:
+        pytest.skip(f"cuDNN takes no heads of {E} here")
     rng = np.random.default_rng(0)
-    B, T, H, G, E = 5, 200, 8, 2, 64
+    B, T, H, G = 5, 200, 8, 2
     q_BTHE, k_BSGE, v_BSGE = (
         jnp.asarray(rng.normal(size=(B, n, heads, E)), jnp.bfloat16)
         for n, heads in ((T, H), (n_before + T, G), (n_before + T, G))
@@ -77,7 +79,6 @@ def test_cudnn_attends_as_we_do(n_before):
     ours = attend(*whole, lengths_B, jax.lax.Precision.HIGHEST, Tuning.gpu())
     real_BT = np.arange(T)[None] < np.asarray(lengths_B)[:, None]
     assert relative(np.asarray(fused, np.float32)[real_BT], np.asarray(ours)[real_BT]) < 1e-2
-    assert np.isfinite(np.asarray(fused, np.float32)).all()
 
 
 def test_a_store_is_the_cpus_to_bfloat16_and_the_same_twice(

@@ -3,7 +3,7 @@
 JAX's default for float32 products is bfloat16 on TPU and TF32 on recent GPUs: what a CPU test
 cannot see is read in the lowered text. Nothing is compiled. Each program is traced with its
 platform's Tuning, which alone may decide by platform, so that it is the one an accelerator traces;
-only cuDNN's attention, which needs a GPU to be traced, is left out.
+only cuDNN's attention, for which JAX asks a GPU while it traces, has a test of its own.
 """
 
 import ast
@@ -14,16 +14,18 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo as fused_attention
 
 import routerjax
 from routerjax.encoder.capture import Graph
 from routerjax.encoder.families.registry import read_config
+from routerjax.encoder.models.attention import attend_cudnn
 from routerjax.encoder.weights.loading import abstract_model
 from routerjax.runtime.devices import make_mesh
 from routerjax.runtime.tuning import Tuning
 from tests.encoder.tiny_models import GOLDEN
 from tests.encoder.variants import VARIANTS
-from tests.lowering_cases import Case, cases, encoder_case
+from tests.lowering_cases import Case, array, cases, encoder_case, whole
 
 PACKAGE = pathlib.Path(routerjax.__file__).parent
 PLATFORMS = {"tpu": Tuning.tpu(), "cuda": Tuning.gpu()}
@@ -133,6 +135,24 @@ def test_the_program_that_is_lowered_is_the_platforms_own():
     for platform, text in texts.items():
         assert ("ragged_dot" in text) == (platform != "cpu"), platform
         assert bool(re.search(r"x(512|1024)x512xf32", text)) == (platform != "cpu"), platform
+
+
+@pytest.mark.parametrize(("E", "n_before"), [(128, 0), (256, 3)])
+def test_cudnn_gets_lengths_and_causality_and_no_mask(E, n_before, monkeypatch):
+    """As a Hopper with cuDNN 9.10 would get it; what JAX asks the GPU for is answered here."""
+    monkeypatch.setattr(fused_attention, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(fused_attention, "check_compute_capability", lambda least: True)
+    q_BTHE, k_BSGE = (array(2, n, heads, E, dtype=jnp.bfloat16)
+                      for n, heads in ((16, 4), (n_before + 16, 2)))  # fmt: skip
+    case = Case(jax.jit(attend_cudnn), (q_BTHE, k_BSGE, k_BSGE, whole(2)))
+    text = lowered(case, "cuda")
+    (call,) = (line for line in text.splitlines() if "__cudnn$fmha" in line)
+    assert "__cudnn$fmhaSoftmax(" in call and "PADDING_CAUSAL" in call
+    # Queries, keys, values, and the lengths of queries and of keys.
+    shapes = call.split(" : (")[-1].split(") -> ")[0].split(", ")
+    bf16 = f"tensor<2x{n_before + 16}x{{}}x{E}xbf16>"
+    assert shapes == [bf16.format(n) for n in (4, 2, 2)] + ["tensor<2xi32>"] * 2
+    assert "select" not in text and "xi1>" not in text
 
 
 def test_tunings_of_equal_fields_share_a_program():

@@ -92,7 +92,7 @@ def load(
     exact = compute_dtype == "float32"
     precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
     dtype = jnp.dtype(compute_dtype)
-    cudnn = tuning.cudnn and cudnn_is_legal(config, dtype, max_tokens)
+    cudnn = cudnn_is_legal(config, dtype, max_tokens, tuning)
     tuning = dataclasses.replace(tuning, cudnn=cudnn)
     if isinstance(mesh, str):
 

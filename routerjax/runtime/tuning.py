@@ -31,6 +31,7 @@ class Tuning:
         fifth.
       cudnn: Whether cuDNN attends. Of 18.4 ms for 8,160 tokens of Qwen3-0.6B's shape on an H200 it
         takes 2.1; without it the prefill reached 344 instead of 429 TFLOP/s.
+      cudnn_head_dim: Channels of the widest head that cuDNN takes: 128, from Hopper on 256.
       splash_from: Tokens from which JAX's splash attention attends, a TPU's kernel, in tiles of
         `attention_tile`: XLA writes scores and weights to memory and reads them again.
       rotates_by_product: Whether a rotation takes each channel's partner from a product with a
@@ -97,6 +98,7 @@ class Tuning:
     longest_bidirectional: int = 1024
     attention_tile: int = 128
     cudnn: bool = False
+    cudnn_head_dim: int = 128
     splash_from: int = sys.maxsize
     rotates_by_product: bool = False
     folds_query_norm: bool = False
@@ -127,7 +129,10 @@ class Tuning:
         first = devices.devices.flat[0] if isinstance(devices, Mesh) else devices[0]
         if first.platform == "cpu":
             return cls.cpu()
-        return cls.gpu() if first.platform in ("gpu", "cuda") else cls.tpu()
+        if first.platform not in ("gpu", "cuda"):
+            return cls.tpu()
+        major, minor = first.compute_capability.split(".")
+        return cls.gpu((int(major), int(minor)))
 
     @classmethod
     def cpu(cls) -> "Tuning":
@@ -135,8 +140,12 @@ class Tuning:
         return cls()
 
     @classmethod
-    def gpu(cls) -> "Tuning":
-        """Of an NVIDIA GPU; measured on an H200."""
+    def gpu(cls, capability: tuple[int, int] = (9, 0)) -> "Tuning":
+        """Of an NVIDIA GPU; measured on an H200.
+
+        Args:
+          capability: CUDA's compute capability; Hopper is 9.0.
+        """
         return cls(
             compute_dtype="bfloat16",
             attention_scores=2**28,
@@ -145,6 +154,7 @@ class Tuning:
             longest_bidirectional=1024,
             attention_tile=512,
             cudnn=True,
+            cudnn_head_dim=256 if capability >= (9, 0) else 128,
             delta_floats=2**28,
             expert_tiles=False,
             widens_bfloat16=False,

@@ -226,27 +226,29 @@ def longest_whole(tuning: Tuning, bidirectional: bool) -> int:
     return tuning.longest_bidirectional if bidirectional else tuning.longest_causal
 
 
-def cudnn_is_legal(config: EncoderConfig, dtype: Any, max_tokens: int) -> bool:
+def cudnn_is_legal(config: EncoderConfig, dtype: Any, max_tokens: int, tuning: Tuning) -> bool:
     """Whether cuDNN's fused attention computes what this encoder asks for.
 
     cuDNN has no cap of the scores, no sinks and one window for all layers at most; of these only
-    the plain case is taken: causal, half precision, heads of a multiple of 8 up to 128 channels,
-    values as wide as keys, and windows that no prompt reaches.
+    the plain case is taken: causal, half precision, heads of a multiple of 8 channels and no more
+    than the device allows, values as wide as keys, and windows that no prompt reaches.
 
     Args:
       config: Of the encoder.
       dtype: Of queries, keys and values.
       max_tokens: Longest prompt.
+      tuning: Whether the devices have cuDNN, and its widest head there.
     """
     return (
-        jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+        tuning.cudnn
+        and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
         and not config.bidirectional
         and not config.soft_cap
         and not config.sinks
         and config.latent is None
         and config.global_shape is None
         and config.head_dim % 8 == 0
-        and config.head_dim <= 128
+        and config.head_dim <= tuning.cudnn_head_dim
         and min(config.windows) >= max_tokens
     )
 
@@ -264,8 +266,11 @@ def attend_cudnn(
     Args:
       implementation: Of `jax.nn.dot_product_attention`; "xla" computes the same anywhere.
       Others: As in `attend`.
+
+    Returns:
+      [B, T, H, E]. The rows of padding may be anything, NaN too.
     """
-    T, n_before = q_BTHE.shape[1], k_BSGE.shape[1] - q_BTHE.shape[1]
+    n_before = k_BSGE.shape[1] - q_BTHE.shape[1]
     # cuDNN counts queries and keys from the same token: a prefix gets queries too, which are 0.
     q_BSHE = jnp.pad(q_BTHE, ((0, 0), (n_before, 0), (0, 0), (0, 0)))
     lengths_B = (n_before + lengths_B).astype(jnp.int32)
@@ -273,6 +278,4 @@ def attend_cudnn(
         q_BSHE, k_BSGE, v_BSGE, scale=scale, is_causal=True, query_seq_lengths=lengths_B,
         key_value_seq_lengths=lengths_B, implementation=implementation,
     )  # fmt: skip
-    # What cuDNN leaves in the rows of padding is not defined, and 0 x NaN is NaN.
-    real_BS = jnp.arange(n_before + T)[None] < lengths_B[:, None]
-    return jnp.where(real_BS[:, :, None, None], mixed_BSHE, 0)[:, n_before:]
+    return mixed_BSHE[:, n_before:]

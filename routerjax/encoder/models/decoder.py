@@ -126,7 +126,12 @@ class Attention(nnx.Module):
         mixed = x_BTHE.reshape(B, T, -1)
         if c.output_gate:
             mixed = mixed * jax.nn.sigmoid(self.gate(x_BTD))
-        return self.o(mixed), None if self.borrows else after
+        added_BTD = self.o(mixed)
+        if self.tuning.cudnn:
+            # NaN in a row of padding would reach the next block's keys and values. Here, and not
+            # before the product, the compiler does this while it adds to the residual stream.
+            added_BTD = jnp.where(place.real_BT[..., None], added_BTD, 0)
+        return added_BTD, None if self.borrows else after
 
     def _keys_and_values(self, x_BTD: jax.Array, place: Place) -> tuple[jax.Array, jax.Array]:
         k = self.k(x_BTD)

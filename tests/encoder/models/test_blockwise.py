@@ -1,6 +1,7 @@
 """Attention over long prompts: the numbers of whole attention, without its memory."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -123,19 +124,54 @@ def test_what_cudnn_is_asked_for_is_causal_attention(n_before):
         expected, found = map(np.asarray, both(q, k, v))
     real_BT = np.arange(7)[None] < lengths_B[:, None]
     np.testing.assert_allclose(found[real_BT], expected[real_BT], atol=1e-5)
-    assert not found[~real_BT].any()
+
+
+def test_what_cudnn_leaves_in_padding_stays_there(monkeypatch):
+    """NaN in a row of padding would reach the next block's keys: 0 x NaN is NaN."""
+    raw = {"model_type": "qwen3", **models.VARIANTS["qwen3"][1]}
+    tokens_BT, lengths_B = models.random_batch((7, 2, 5))
+    real_BT11 = (np.arange(7)[None] < lengths_B[:, None])[:, :, None, None]
+    batch = tokens_BT, lengths_B, np.stack([0 * lengths_B, lengths_B], axis=1)
+
+    def states(tuning):
+        config = dataclasses.replace(read_config(raw), qkv_bias=True, out_bias=True)
+        model = make_model(config, jnp.float32, models.HIGHEST, tuning, nnx.Rngs(0))
+        graphdef, params = nnx.split(model)
+        selection = Selection(tuple(range(config.n_states)), ("last", "mean", "max"))
+        return np.asarray(capture(Graph(graphdef), params, *batch, selection=selection))
+
+    def as_cudnn(q, k, v, lengths_B, scale):
+        mixed = attend(q, k, v, lengths_B, models.HIGHEST, models.CPU, scale=scale)
+        return jnp.where(real_BT11, mixed, jnp.nan)
+
+    expected = states(models.CPU)
+    monkeypatch.setattr("routerjax.encoder.models.decoder.attend_cudnn", as_cudnn)
+    np.testing.assert_allclose(
+        states(dataclasses.replace(models.CPU, cudnn=True)), expected, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_cudnn_is_taken_where_it_is_legal():
     raw = {"model_type": "qwen3", **models.VARIANTS["qwen3"][1]}
     config = dataclasses.replace(read_config(raw), head_dim=128)
-    assert cudnn_is_legal(config, "bfloat16", 2048)
-    assert not cudnn_is_legal(config, "float32", 2048)
-    assert [t.cudnn for t in (Tuning.gpu(), Tuning.tpu(), Tuning.cpu())] == [True, False, False]
+    hopper = Tuning.gpu()
+    assert cudnn_is_legal(config, "bfloat16", 2048, hopper)
+    assert not cudnn_is_legal(config, "float32", 2048, hopper)
+    for tuning in (Tuning.tpu(), Tuning.cpu()):
+        assert not cudnn_is_legal(config, "bfloat16", 2048, tuning)
     windows = (4096, 2**30, 2**30)
-    assert cudnn_is_legal(dataclasses.replace(config, windows=windows), "float16", 4096)
+    assert cudnn_is_legal(dataclasses.replace(config, windows=windows), "float16", 4096, hopper)
     for change in (
-        {"windows": windows}, {"head_dim": 256}, {"head_dim": 12}, {"soft_cap": 50.0},
+        {"windows": windows}, {"head_dim": 264}, {"head_dim": 12}, {"soft_cap": 50.0},
         {"sinks": True}, {"bidirectional": True}, {"latent": LatentShape(0, 8, 8, 8, 16)},
     ):  # fmt: skip
-        assert not cudnn_is_legal(dataclasses.replace(config, **change), "float16", 4097)
+        assert not cudnn_is_legal(dataclasses.replace(config, **change), "float16", 4097, hopper)
+
+
+@pytest.mark.parametrize(("capability", "widest"), [("8.9", 128), ("9.0", 256), ("12.0", 256)])
+def test_cudnn_takes_wider_heads_from_hopper_on(capability, widest):
+    tuning = Tuning.of([types.SimpleNamespace(platform="gpu", compute_capability=capability)])
+    raw = {"model_type": "qwen3", **models.VARIANTS["qwen3"][1]}
+    for head_dim, legal in ((widest, True), (widest + 8, False)):
+        config = dataclasses.replace(read_config(raw), head_dim=head_dim)
+        assert cudnn_is_legal(config, "bfloat16", 2048, tuning) == legal
