@@ -78,10 +78,8 @@ def _read(path: Any) -> dict[str, str]:
     """The prompts of a file by their global index."""
     prompts: dict[str, str] = {}
     for where, value in json_objects(pathlib.Path(path)):
-        index, prompt = (
-            value.get("global index"),
-            value.get("prompt_formatted", value.get("prompt")),
-        )
+        index = value.get("global index")
+        prompt = value.get("prompt_formatted") or value.get("prompt")
         if not isinstance(index, str) or not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(
                 f'{where}: expected "global index" and "prompt_formatted" or "prompt", two texts, '

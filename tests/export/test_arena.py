@@ -66,7 +66,8 @@ def test_a_submission_has_what_routerarena_checks(router, tmp_path):
 
 
 def test_the_policy_of_the_call_and_plain_prompts(router, tmp_path):
-    (tmp_path / "x.jsonl").write_text('{"global index": "a", "prompt": "abc?"}\n')
+    row = {"global index": "a", "prompt_formatted": None, "prompt": "abc?"}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row))
     rj.export.router_arena(router, tmp_path / "x.jsonl", tmp_path, "m", policy=rj.Tolerance(1.0))
     (row,) = json.loads((tmp_path / "router_inference/predictions/m.json").read_text())
     costs = router.route("abc?").costs

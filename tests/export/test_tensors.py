@@ -111,10 +111,15 @@ def test_the_formula_names_what_the_files_hold(tmp_path):
     assert "kernel" not in json.loads((plain / "model.json").read_text())["formula"]
 
 
-def test_the_reader_knows_nothing_of_routerjax():
-    tree = ast.parse(pathlib.Path(__file__).with_name("reader.py").read_text())
+@pytest.mark.parametrize(
+    ("file", "imported"),
+    [("reader.py", {"hashlib", "json", "struct", "numpy"}),
+     ("neighbours_reader.py", {"numpy", "torch"})],
+)  # fmt: skip
+def test_the_readers_know_nothing_of_routerjax(file, imported):
+    tree = ast.parse(pathlib.Path(__file__).with_name(file).read_text())
     names = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
-    assert names == {"hashlib", "json", "struct", "numpy"}
+    assert names == imported
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
 
 
