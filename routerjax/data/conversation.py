@@ -36,16 +36,16 @@ class Conversation(str):
     modalities: tuple[str, ...]
 
     def __new__(cls, messages: Sequence[Mapping[str, Any]]) -> "Conversation":
-        """Of messages.
+        """Of messages; empty where none of them has any text.
 
         Raises:
-          ValueError: There is no message, one has no known role or content, or none has any text.
+          ValueError: One has no known role or content.
         """
         modalities: dict[str, None] = {}
         turns = tuple(_turn(i, message, modalities) for i, message in enumerate(messages))
-        if not any(text.strip() for _, text in turns):
-            raise ValueError("messages: expected a text in one of them at least, by which to route")
-        made = super().__new__(cls, "\n\n".join(f"{role}: {text}" for role, text in turns))
+        has_text = any(text.strip() for _, text in turns)
+        texts = [f"{role}: {text}" for role, text in turns] if has_text else []
+        made = super().__new__(cls, "\n\n".join(texts))
         made.messages, made.turns = tuple(messages), turns
         made.modalities = tuple(modalities)
         return made
@@ -54,15 +54,23 @@ class Conversation(str):
         return (self.messages,)
 
 
-def as_query(messages: Any) -> str:
+def as_query(messages: Any, text_needed: bool = True) -> str:
     """Messages as a query: their text where they are one user turn of text alone.
 
+    Args:
+      messages: A list of them.
+      text_needed: Whether messages without any text are refused; else they are an empty query.
+
     Raises:
-      ValueError: They are no list of messages, or as of `Conversation`.
+      ValueError: They are no list of messages, have no text, or as of `Conversation`.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str):
         raise ValueError(f"messages: expected a list of messages, got {messages!r}")
     made = Conversation(messages)
+    if not made:
+        if text_needed:
+            raise ValueError("messages: expected a text in one of them at least, by which to route")
+        return made
     alone = len(made.turns) == 1 and made.turns[0][0] == "user" and not made.modalities
     return made.turns[0][1] if alone else made
 

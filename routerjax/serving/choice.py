@@ -54,11 +54,23 @@ class Chooser:
     Args:
       router: Gives targets, prices, its own policy and what pool.json said that targets can take.
       targets: What targets.json says goes before that; None without.
+
+    Attributes:
+      router: As given.
+      prices: {target: its prices in the sidecar's words, USD per 1M tokens; None where unknown}.
     """
 
     def __init__(self, router: Router, targets: Targets | None):
         self.router = router
-        m = len(router.targets)
+        m, prices_M2 = len(router.targets), router.costs.prices_M2
+        prices = np.full((m, 2), np.nan) if prices_M2 is None else prices_M2
+        self.prices = {
+            name: {
+                f"cost_per_m_{kind}_tokens": None if np.isnan(price) else float(price)
+                for kind, price in zip(("input", "output"), price_2, strict=True)
+            }
+            for name, price_2 in zip(router.targets, prices, strict=True)
+        }
         known = router.limits or Limits(np.full(m, np.nan), ((),) * m)
         windows_M, modalities = np.array(known.context_windows_M), list(known.modalities)
         self._tools_M, self._responses_M, self._served_M = np.ones((3, m), bool)
@@ -148,6 +160,14 @@ class Chooser:
         except ValueError:
             return False
         return True
+
+    def candidates(self, estimate: Estimate) -> np.ndarray:
+        """[M] bool, the targets that can take a query.
+
+        Raises:
+          ValueError: As `choose`.
+        """
+        return self._candidates(estimate.query, estimate.tokens, None, Needs(), ())[0][0]
 
     def may_be_too_long(self, target: str, n_bytes: int) -> bool:
         """Whether a text of so many bytes may fill a target's context window."""

@@ -19,6 +19,7 @@ from routerjax.serving.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[Request, bytes], Awaitable[Response]]
+_READING = ("GET", "HEAD")
 # As nginx has it; nobody is there to read it, but metrics count it.
 _CLIENT_LEFT = 499
 
@@ -69,7 +70,7 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request."""
-        if scope["method"] == "GET":  # An operator may look at a server that is full.
+        if scope["method"] in _READING:  # An operator may look at a server that is full.
             await self._tell(scope, receive, send)
             return
         try:
@@ -126,7 +127,9 @@ class Endpoint:
         token, shown = self._config.token, request.headers.get("x-webhook-signature")
         if token is None or shown is None:
             return
-        signature = "sha256=" + hmac.new(token.encode(), body, hashlib.sha256).hexdigest()
+        signature = hmac.new(token.encode(), body, hashlib.sha256).hexdigest()
+        # Some callers write the digest alone.
+        shown = shown.removeprefix("sha256=")
         if not hmac.compare_digest(shown.encode("latin-1"), signature.encode()):
             raise Problem(
                 401,
@@ -135,7 +138,7 @@ class Endpoint:
             )
 
     async def _body(self, request: Request) -> bytes:
-        if request.method == "GET":
+        if request.method in _READING:
             return b""
         # A page in a browser can send other kinds to any address without asking it first.
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -1,5 +1,6 @@
 """POST /v1/route: the decision alone, in the words of the sidecars that proxies already ask."""
 
+import itertools
 import logging
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -29,8 +30,10 @@ class RouteRequest(pydantic.BaseModel):
       messages: A conversation.
       question: A text, as `query`.
       query: A text, a conversation, or a list of either.
-      model: Name of a target that must answer; "routerjax", "auto" or none to have one chosen.
-      models: Names of those that may answer; as `allowed`.
+      model: Name of a target that must answer, for which no query is needed; "routerjax", "auto" or
+        none to have one chosen.
+      models: Names of those that may answer; none for all.
+      allowed: The same, in the library's word.
       tolerance: P(correct) that may be given up for a lower cost.
       policy: As flags write it, such as "value:0.01".
     """
@@ -44,10 +47,10 @@ class RouteRequest(pydantic.BaseModel):
     tolerance: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None
     policy: str | None = None
 
-    def queries(self) -> tuple[list[str | Messages], bool]:
-        """What is to be routed, and whether it is one query."""
-        given: Any = self.messages or self.question or self.query
-        if not given:
+    def queries(self, needed: bool = True) -> tuple[list[str | Messages], bool]:
+        """What is to be routed, and whether it is one query; an empty one where none is needed."""
+        given: Any = self.messages or self.question or self.query or ""
+        if needed and not given:
             raise ValueError('expected one of "messages", "question" or "query", got none')
         single = isinstance(given, str) or is_messages(given)
         return [given] if single else given, single
@@ -63,11 +66,12 @@ class RouteHandler:
     async def __call__(self, request: Request, body: bytes) -> Response:
         """Decides."""
         asked = RouteRequest.model_validate_json(body)
-        given, single = asked.queries()
         router = self._chooser.router
-        allowed = asked.models if asked.allowed is None else asked.allowed
+        pinned = asked.model in router.targets
+        given, single = asked.queries(needed=not pinned)
+        allowed = (asked.models or None) if asked.allowed is None else asked.allowed
         chosen_by = asked.model
-        if asked.model in router.targets:
+        if pinned:
             queries = [readable(each) for each in given]
             choices = [Choice(str(asked.model), "pinned by the request")] * len(given)
         else:
@@ -78,9 +82,17 @@ class RouteHandler:
                     raise unknown_model(str(chosen_by), router.targets)
                 policy = named if ":" in str(chosen_by) else policy
             queries = [check_length(as_query_or_text(each), self._config) for each in given]
+            # An empty text is the engine's to refuse; messages without a text are not read.
+            read = [
+                isinstance(each, str) or query != ""
+                for each, query in zip(given, queries, strict=True)
+            ]
+            estimates = iter(await self._engine.estimate(list(itertools.compress(queries, read))))
             choices = [
-                self._chooser.choose(estimate, policy, allowed)
-                for estimate in await self._engine.estimate(queries)
+                self._chooser.choose(next(estimates), policy, allowed)
+                if is_read
+                else self._chooser.unread(query, allowed)
+                for query, is_read in zip(queries, read, strict=True)
             ]
         values = [
             self._value(choice, query, allowed or router.targets)
@@ -92,11 +104,12 @@ class RouteHandler:
         """A decision in the sidecar's words, and in ours."""
         p = choice.decision.probabilities if choice.decision else {}
         costs = (choice.decision and choice.decision.costs) or {}
+        prices = self._chooser.prices
         return {
             "selected_model": choice.target,
             "model_names": list(names),
             "confidences": [p[name] for name in names] if p else [],
-            "costs": [costs[name] for name in names] if costs else [],
+            "costs": [_cost(name, costs[name], prices[name]) for name in names] if costs else [],
             "metadata": {
                 "reason": choice.reason,
                 "request_id": self._answered.add(choice, query),
@@ -104,18 +117,27 @@ class RouteHandler:
         } | to_json(choice)
 
 
+def _cost(name: str, expected: float | None, prices: dict[str, float | None]) -> dict[str, Any]:
+    """A target's cost in the sidecar's words; what is unknown is left out, for typed readers."""
+    cost = {"model": name, "estimated_total_cost": expected} | prices
+    return {key: value for key, value in cost.items() if value is not None}
+
+
 def as_query_or_text(given: str | Messages) -> str:
-    """A query as the library takes it."""
-    return given if isinstance(given, str) else as_query(given)
+    """A query as the library takes it; empty where messages have no text."""
+    return given if isinstance(given, str) else as_query(given, text_needed=False)
 
 
 def readable(given: str | Messages) -> str:
-    """The query, where it is a target that must judge the request; empty where nothing is read."""
+    """The query, where it is a target that must judge the request; empty where nothing is read.
+
+    A conversation without text is empty too; its `modalities` still say what it holds.
+    """
     try:
         query = as_query_or_text(given)
         query.encode()  # JSON may hold half a surrogate pair.
     except ValueError as error:
-        # An image alone, or content that came after this was written.
+        # Content that came after this was written.
         logger.info("not read: %s", error)
         return ""
     return query

@@ -89,14 +89,8 @@ def make_app(router: Router, config: ServingConfig, targets: Targets | None = No
         return JSONResponse({"object": "list", "data": rows})
 
     async def list_targets(request: Request, body: bytes) -> Response:
-        prices_M2 = router.costs.prices_M2
-        prices = [(None, None)] * len(router.targets) if prices_M2 is None else prices_M2.tolist()
-        rows = [
-            {"name": name, "cost_per_m_input_tokens": _known(price_in),
-             "cost_per_m_output_tokens": _known(price_out)}
-            for name, (price_in, price_out) in zip(router.targets, prices, strict=True)
-        ]  # fmt: skip
-        return JSONResponse({"model_names": list(router.targets), "models": rows})
+        rows = chooser.prices.items()
+        return JSONResponse([{"name": name, "display_name": name} | own for name, own in rows])
 
     page = Page(engine, chooser, config, metrics, answered)
 
@@ -193,11 +187,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _known(price: float | None) -> float | None:
-    """A price as JSON has it, which has no NaN."""
-    return None if price is None or price != price else price
 
 
 async def _not_here(request: Request, error: Exception) -> Response:

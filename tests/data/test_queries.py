@@ -97,6 +97,14 @@ def test_one_user_turn_of_text_is_that_text():
     assert isinstance(made, Conversation) and made.modalities == ("image",)
 
 
+def test_messages_without_text_are_refused_or_empty():
+    alone = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
+    with pytest.raises(ValueError, match="expected a text in one of them"):
+        as_query(alone)
+    made = as_query(alone, text_needed=False)
+    assert made == "" and made.modalities == ("image",)
+
+
 def test_conversations_are_rows_that_are_written_as_they_were(tmp_path):
     rows = [{"id": "c1", "query": TURNS, "correct": {"a": 1}},
             {"id": "c2", "messages": [IMAGE], "correct": {"a": 0}},

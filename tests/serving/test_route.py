@@ -10,6 +10,7 @@ import pytest
 
 from routerjax.routing.policies import Tolerance, Value
 from routerjax.serving.config import ServingConfig
+from routerjax.serving.route import _cost
 from routerjax.serving.server import is_loopback, serve
 
 
@@ -23,7 +24,10 @@ def test_it_answers_as_the_sidecars_that_hooks_ask(post, tiny_router):
     assert value["model_names"] == list(tiny_router.targets)
     expected = list(decision.probabilities.values())
     assert value["confidences"] == pytest.approx(expected, abs=1e-5)
-    assert value["costs"] == pytest.approx(list(decision.costs.values()))
+    assert [cost["model"] for cost in value["costs"]] == value["model_names"]
+    costs = [cost["estimated_total_cost"] for cost in value["costs"]]
+    assert costs == pytest.approx(list(decision.costs.values()))
+    assert value["costs"][0]["cost_per_m_output_tokens"] == 0.2
     assert value["spread"] == pytest.approx(decision.spreads, abs=1e-5)
     assert value["reason"] == value["metadata"]["reason"] == "cheapest within 0.2 of the best"
 
@@ -47,8 +51,32 @@ def test_a_request_names_policy_and_candidates(post, tiny_router):
     assert value["confidences"] == [value["probabilities"][n] for n in ("dear", "middle")]
     value = post("/v1/route", {"query": "abc", "model": "routerjax:tolerance=1"}).json()
     assert value["target"] == "cheap"
-    pinned = post("/v1/route", {"query": "abc", "model": "dear"}).json()
-    assert (pinned["selected_model"], pinned["probabilities"]) == ("dear", None)
+    for query in ({"query": "abc"}, {}):
+        pinned = post("/v1/route", {"model": "dear"} | query).json()
+        assert (pinned["selected_model"], pinned["probabilities"]) == ("dear", None)
+    assert post("/v1/route", {"query": "abc", "models": []}).json()["model_names"] == list(
+        tiny_router.targets
+    )
+
+
+def test_what_is_unknown_of_a_cost_is_left_out():
+    """Readers with types take no null for a number."""
+    prices = {"cost_per_m_input_tokens": 0.1, "cost_per_m_output_tokens": None}
+    assert _cost("a", None, prices) == {"model": "a", "cost_per_m_input_tokens": 0.1}
+
+
+def test_an_image_alone_fails_no_request(post, tiny_router):
+    """A hook would count the refusal as a failure of the server."""
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    alone = [{"role": "user", "content": [image]}]
+    best = tiny_router.targets[tiny_router.best_single]
+    value = post("/v1/route", {"messages": alone, "tolerance": 0.2}).json()
+    assert value["selected_model"] == best and value["confidences"] == value["costs"] == []
+    assert value["reason"] == "no text to route by: best in training"
+    asked = {"query": [alone, "abc", alone], "models": ["dear"]}
+    first, read, last = post("/v1/route", asked).json()["decisions"]
+    assert first["target"] == read["target"] == last["target"] == "dear"
+    assert read["probabilities"] and not first["probabilities"] and not last["probabilities"]
 
 
 @pytest.mark.parametrize(
@@ -99,9 +127,11 @@ def test_other_bodies_and_paths_are_told_in_json(proxy):
 def test_models_are_listed(proxy):
     rows = httpx.get(f"{proxy[0]}/v1/models").json()["data"]
     assert [row["id"] for row in rows] == ["routerjax", "cheap", "middle", "dear"]
-    value = httpx.get(f"{proxy[0]}/api/models").json()
-    assert value["models"][0] == {"name": "cheap", "cost_per_m_input_tokens": 0.1,
-                                  "cost_per_m_output_tokens": 0.2}  # fmt: skip
+    assert httpx.get(f"{proxy[0]}/api/models").json()[0] == {
+        "name": "cheap", "display_name": "cheap", "cost_per_m_input_tokens": 0.1,
+        "cost_per_m_output_tokens": 0.2,
+    }  # fmt: skip
+    assert httpx.head(f"{proxy[0]}/v1/models").status_code == 200
 
 
 def test_nothing_is_compiled_once_ready_and_metrics_count(post, proxy):
@@ -135,6 +165,7 @@ def test_who_lacks_the_token_is_refused(start_app):
         ({"authorization": "Bearer wrong"}, 401),
         ({"authorization": "Bearer sécret".encode()}, 200),
         ({"x-webhook-signature": f"sha256={signature}"}, 200),
+        ({"x-webhook-signature": signature}, 200),
         ({"x-webhook-signature": "sha256=00"}, 401),
     ):
         headers = {"content-type": "application/json"} | headers

@@ -201,6 +201,7 @@ def test_who_cannot_take_a_request_is_no_candidate(proxy, tiny_router):
     from routerjax.data.conversation import as_query
     from routerjax.serving.choice import Chooser
     from routerjax.serving.reader import Estimate
+    from routerjax.serving.route import readable
     from routerjax.targets.endpoints import Target, Targets
 
     def target(name, **more):
@@ -223,6 +224,14 @@ def test_who_cannot_take_a_request_is_no_candidate(proxy, tiny_router):
     assert choose(tokens=100, needs=Needs(tools=True)).target == "dear"
     picture = as_query([{"role": "user", "content": [IMAGE, {"type": "text", "text": "abc"}]}])
     assert choose(picture).target == "middle"
+    best = tiny_router.targets[tiny_router.best_single]
+    others = [t.name for t in targets if t.name != best]
+    blind = Chooser(
+        tiny_router, Targets([target(best, modalities=("text",)), *map(target, others)])
+    )
+    alone = readable([{"role": "user", "content": [IMAGE]}])
+    assert alone == "" and blind.unread(alone).target in others, "the best sees no image"
+    assert blind.unread("").target == best
     only = choose(picture, targets=["cheap"])
     assert (only.target, only.reason) == (
         "cheap",
