@@ -5,12 +5,15 @@ import time
 import uuid
 from typing import Any
 
+import numpy as np
+
 from routerjax.routing.router import Router
 from routerjax.serving.choice import Choice
 from routerjax.serving.metrics import Metrics
 from routerjax.serving.outcomes import Outcomes
 
 _LISTED = 50
+_READ = 500
 # Characters of a query in the list.
 _SHOWN = 200
 
@@ -26,6 +29,7 @@ class Answered:
 
     Attributes:
       last: The last requests, the newest first, as JSON values.
+      read: [M] P(correct) and [M] expected USD of the last queries that were read.
     """
 
     def __init__(
@@ -34,6 +38,9 @@ class Answered:
         self._best_single = router.targets[router.best_single]
         self._metrics, self._outcomes, self._show = metrics, outcomes, show_queries
         self.last: collections.deque[dict[str, Any]] = collections.deque(maxlen=_LISTED)
+        self.read: collections.deque[tuple[np.ndarray, np.ndarray]] = collections.deque(
+            maxlen=_READ
+        )
 
     def add(self, choice: Choice, query: str) -> str:
         """Takes a choice.
@@ -51,6 +58,10 @@ class Answered:
             self._outcomes.open(request_id, query, choice.target)
         decision = choice.decision
         costs = (decision and decision.costs) or {}
+        if decision is not None:
+            p = decision.probabilities
+            p_M, cost_M = ([values.get(name) for name in p] for values in (p, costs))
+            self.read.append((np.array(p_M, np.float64), np.array(cost_M, np.float64)))
         self.last.appendleft(
             {
                 "request_id": request_id,

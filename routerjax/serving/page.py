@@ -10,12 +10,13 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from routerjax.routing.policies import Argmax, Tolerance, Value
 from routerjax.routing.policy import Policy
+from routerjax.routing.policy_rows import take
 from routerjax.serving.answered import Answered
 from routerjax.serving.choice import Chooser
 from routerjax.serving.config import ServingConfig
 from routerjax.serving.engine import Engine
 from routerjax.serving.metrics import Metrics
-from routerjax.serving.reader import Explanation
+from routerjax.serving.reader import Estimate, Explanation
 from routerjax.serving.route import RouteRequest, as_query_or_text, check_length
 
 _HTML = pathlib.Path(__file__).with_name("page.html")
@@ -89,8 +90,9 @@ class Page:
             "policies": [
                 chosen
                 for name, policies in self._policies().items()
-                if (chosen := self._choices(name, policies, explanation)) is not None
+                if (chosen := self._choices(name, policies, estimate)) is not None
             ],
+            "n_means": len(self._answered.read) + 1,
             "without": [
                 {"layer": f"encoder {encoder}, {layer}" if several else f"{layer}",
                  "poolings": poolings[encoder, layer],
@@ -112,16 +114,28 @@ class Page:
         return {name: [p] for name, p in fixed.items() if p is not None} | sliders
 
     def _choices(
-        self, name: str, policies: list[Policy], explanation: Explanation
+        self, name: str, policies: list[Policy], estimate: Estimate
     ) -> dict[str, Any] | None:
-        """What each setting chooses; None where it cannot, as prices are unknown."""
+        """What each setting chooses; None where it cannot, as prices are unknown.
+
+        And the means of what it chooses for the last queries and this one, all with the candidates
+        of this one: on the settings of `value`, these are what a budget or a quality holds.
+        """
+        cost_M = np.full(len(estimate.p_M), np.nan) if estimate.cost_M is None else estimate.cost_M
+        rows = [*self._answered.read, (estimate.p_M, cost_M)]
+        p_NM, cost_NM = map(np.stack, zip(*rows, strict=True))
         try:
-            choices = [self._chooser.choose(explanation.estimate, policy) for policy in policies]
+            choices = [self._chooser.choose(estimate, policy) for policy in policies]
+            allowed_NM = np.tile(self._chooser.candidates(estimate), (len(rows), 1))
+            chosen = [policy.choose(p_NM, cost_NM, allowed_NM) for policy in policies]
         except ValueError:
             return None
+        usd = [float(take(cost_NM, choice_N).mean()) for choice_N in chosen]
         return {
             "name": name,
             "settings": [str(policy) for policy in policies],
             "targets": [choice.target for choice in choices],
             "reasons": [choice.reason for choice in choices],
+            "mean_probabilities": [float(take(p_NM, choice_N).mean()) for choice_N in chosen],
+            "mean_costs": [None if np.isnan(mean) else mean for mean in usd],
         }

@@ -12,7 +12,11 @@ from routerjax.encoder.extraction.extract import extract
 from routerjax.features.recipe import Recipe, RecipeSite
 from routerjax.routing.fit import fit_router
 from routerjax.routing.policies import Tolerance, Value
+from routerjax.serving.answered import Answered
+from routerjax.serving.choice import Chooser
 from routerjax.serving.config import ServingConfig
+from routerjax.serving.metrics import Metrics
+from routerjax.serving.page import Page
 from routerjax.serving.reader import Reader
 from routerjax.trunk.config import TrunkConfig
 from tests.serving import browser
@@ -34,6 +38,28 @@ def test_a_query_is_explained(post, tiny_router):
             assert policies[name]["targets"][at] == expected
             assert policies[name]["reasons"][at] == policy.words
     assert policies["own"]["targets"] == [decision.target]
+
+
+def test_each_setting_tells_the_means_that_it_comes_to(proxy, tiny_router):
+    """Over the last queries and this one: what a budget or a quality of that size holds."""
+    reader = proxy[1].state.engine._reader
+    chooser, metrics = Chooser(tiny_router, None), Metrics()
+    answered = Answered(tiny_router, metrics, None, False)
+    page = Page(None, chooser, ServingConfig(), metrics, answered)
+    queries = ["abc", "jjj + jjj", "aaa aaa" * 5, "abc def?"]
+    for estimate in reader.estimate(queries[:-1]):
+        answered.add(chooser.choose(estimate, tiny_router.policy), estimate.query)
+    value = page._explained(reader.explain(queries[-1]))
+    assert value["n_means"] == 4
+    policies = {policy["name"]: policy for policy in value["policies"]}
+    for policy in (Value(0.001), Tolerance(0.07)):
+        shown = policies[policy.name]
+        at, decisions = shown["settings"].index(str(policy)), tiny_router.route(queries, policy)
+        for means, of in (("mean_costs", "costs"), ("mean_probabilities", "probabilities")):
+            expected = np.mean([getattr(each, of)[each.target] for each in decisions])
+            assert shown[means][at] == pytest.approx(expected, rel=1e-5)
+    for means in ("mean_costs", "mean_probabilities"):
+        assert np.diff(policies["value"][means]).min() >= 0 < np.ptp(policies["value"][means])
 
 
 def test_without_a_layer_is_with_its_mean(proxy, tiny_router):
@@ -145,6 +171,11 @@ def test_the_page_by_keys_alone(proxy, opened, post, tmp_path, width):
         assert words.startswith(chosen.removeprefix("➤\u00a0"))
     assert "cheap" in seen and words.endswith("cheapest within 1 of the best (tolerance:1)")
     assert len(seen) > 1, "the slider chooses between targets"
+    for policy, unit in (("budget", "USD per 1000)"), ("quality", "%)")):
+        opened.run(f"document.getElementById('policy').value = '{policy}'")
+        opened.run("document.getElementById('policy').dispatchEvent(new Event('change'))")
+        assert opened.run("document.getElementById('choice').textContent").endswith(unit)
+    assert "requests and this query: " in opened.run("document.getElementById('means').textContent")
     assert opened.run("document.querySelectorAll('#layers tr').length") == 1
     opened.until("document.querySelectorAll('#requests tr').length > 0")
     assert opened.run("document.documentElement.scrollWidth") <= width
