@@ -1,7 +1,7 @@
 """Hours, bytes and dollars of an extraction on chips that are not at hand; nothing is run.
 
     python -m experiments.estimate --encoder=Qwen/Qwen3-0.6B --n_queries=100000000 --tokens=128 \
-        --chip=h200 --chips=64 --price=3.5
+        --chip=h200 --chips=64 --processes=8 --price=3.5
 
 By rates that were measured (docs/performance.md, "What a job costs"); of the encoder config.json
 alone is read. `extract --dry_run` measures, on the machine it runs on and with the real queries.
@@ -25,6 +25,7 @@ class Config:
     tokens: float = options.flag(None, "Mean tokens of a prompt.", 1)
     chip: str = options.flag("h200", "Kind of chip.", *rj.RATES)
     chips: int = options.flag(1, "Chips of the job.", 1)
+    processes: int = options.flag(1, "Processes of the job, each on a host of its own.", 1)
     padding: float = options.flag(0.08, "Share of padding among the tokens computed.", 0, 1)
     flops_per_second: float | None = options.flag(
         None, "Of matrix products on one chip, as measured; a CPU's has to be given."
@@ -44,6 +45,7 @@ def main() -> None:
         config.n_queries,
         config.tokens,
         chips=config.chips,
+        processes=config.processes,
         layers=rj.parse_layers(config.layers),
         poolings=options.split_names(config.poolings),
         store_dtype=config.store_dtype,

@@ -1,5 +1,7 @@
 """The tokens that all prompts start with: which they are, and whether reading them once pays."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from routerjax.encoder.families.config import EncoderConfig
@@ -38,6 +40,14 @@ def shared_head(head: tuple[int, ...] | None, prompts: Prompts) -> tuple[int, ..
         differs = np.flatnonzero(tokens[: len(known)] != known)
         known = known[: differs[0]] if len(differs) else known
     return tuple(int(token) for token in known)
+
+
+def common_head(heads: Sequence[np.ndarray]) -> np.ndarray:
+    """As much as all heads begin with; at least one head."""
+    shortest = min(map(len, heads))
+    known = np.array([head[:shortest] for head in heads])
+    differs = np.flatnonzero((known != known[0]).any(axis=0))
+    return known[0, : differs[0]] if len(differs) else known[0]
 
 
 def choose_prefix(

@@ -15,7 +15,7 @@ from routerjax.encoder.families.config import BlockKind
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.models import decoder
 from routerjax.encoder.pooling import POOLINGS
-from routerjax.encoder.prefix import choose_prefix, shared_head, template_head
+from routerjax.encoder.prefix import choose_prefix, common_head, shared_head, template_head
 from routerjax.encoder.prompts import Prompts
 from routerjax.encoder.selection import Selection
 from routerjax.probes.streaming.captured import Captured
@@ -87,6 +87,21 @@ def test_a_head_is_what_all_share_before_their_query():
     assert shared_head(None, three.take(np.array([0, 1]))) == (1, 2, 3)
     alike = prompts([1, 8, 8], [1, 8, 8], starts=(1, 1))
     assert shared_head(None, alike) == (1,), "equal queries are no template"
+
+
+@pytest.mark.parametrize(
+    ("heads", "common"),
+    [
+        ([[1, 2, 3], [1, 2, 3, 4], [1, 2, 9]], [1, 2]),
+        ([[1, 2], [1, 2]], [1, 2]),
+        ([[5], [1, 2]], []),
+        ([[], [1]], []),
+        ([[4, 2]], [4, 2]),
+    ],
+)
+def test_a_common_head_is_what_all_heads_begin_with(heads, common):
+    result = common_head([np.array(head, np.int32) for head in heads])
+    assert result.dtype == np.int32 and result.tolist() == common
 
 
 def test_a_prefix_is_taken_where_it_pays_and_where_it_may():

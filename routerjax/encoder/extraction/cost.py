@@ -50,6 +50,7 @@ def job_cost(
     tokens: float,
     *,
     chips: int = 1,
+    processes: int = 1,
     layers: str | Sequence[int] = ALL,
     poolings: Sequence[str] = ("last", "mean"),
     store_dtype: str = "float16",
@@ -59,7 +60,7 @@ def job_cost(
 ) -> dict[str, Any]:
     """Estimates an extraction from measured rates alone; reads no weights and no queries.
 
-    Seconds are those before the first batch, in which process 0 tokenises everything, plus the
+    Seconds are those before the first batch, in which the processes tokenise all queries, plus the
     longer of two times that overlap: computing, and writing the states. Loading weights and
     compiling (up to 18 s on an H200) are not in it.
 
@@ -69,6 +70,7 @@ def job_cost(
       n_queries: Queries of the job.
       tokens: Mean tokens of a prompt.
       chips: Chips of the job, each with a host's share of its own.
+      processes: Of the job, each of which tokenises its part of the queries on a host of its own.
       layers: As in `extract`.
       poolings: As in `extract`.
       store_dtype: As in `extract`.
@@ -95,7 +97,13 @@ def job_cost(
             f"flops_per_second: give what matrix products reach on this {chip} "
             f"(experiments.benchmark measures it: 2e11 on two cores), got {flops_per_second!r}"
         )
-    for name, value in (("n_queries", n_queries), ("tokens", tokens), ("chips", chips)):
+    at_least_one = {
+        "n_queries": n_queries,
+        "tokens": tokens,
+        "chips": chips,
+        "processes": processes,
+    }
+    for name, value in at_least_one.items():
         if not value >= 1:
             raise ValueError(f"{name}: expected at least 1, got {value!r}")
     if not 0 <= padding < 1:
@@ -109,7 +117,7 @@ def job_cost(
     n_blocks = -(-n_queries // block_rows)
     n_bytes = n_blocks * block_rows * row_bytes(*shape, store_dtype)
     seconds = {
-        "plan": n_queries / rates.queries_per_second,
+        "plan": n_queries / (processes * rates.queries_per_second),
         "device": flops / (1 - padding) / (chips * rate * rates.share),
         "host": n_bytes / (chips * rates.bytes_per_second),
     }

@@ -2,10 +2,8 @@
 
 import concurrent.futures
 import logging
-import math
-import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,9 +12,15 @@ import numpy as np
 from routerjax.data.dataset import RoutingDataset
 from routerjax.encoder.batches import BatchPlan
 from routerjax.encoder.encoder import Encoder
-from routerjax.encoder.extraction import block_buffer
+from routerjax.encoder.extraction import block_buffer, together
 from routerjax.encoder.extraction.pipeline import captured
-from routerjax.encoder.extraction.plan import identity_of, prepare
+from routerjax.encoder.extraction.plan import (
+    checked_batch_tokens,
+    identity_of,
+    measure,
+    planned,
+    prepare,
+)
 from routerjax.encoder.prompts import Prompts
 from routerjax.encoder.selection import ALL, Selection
 from routerjax.runtime import lock, processes, resume, track
@@ -29,10 +33,6 @@ logger = logging.getLogger(__name__)
 
 # The stages in which the loop waits; in the others it works, or threads do beside it.
 _WAITS = ("compile", "tokens", "device", "writers")
-# Seconds between checks of what other processes have committed.
-_WAIT_SECONDS = 0.5
-# Seconds that a process waits to see a store that process 0 has made, before it raises.
-_UNSEEN_SECONDS = 60.0
 
 
 def extract(
@@ -90,8 +90,7 @@ def extract(
     with lock.held(None if damaged == [] or not first else Folder(path), wait=wait):
         kept = None
         if not ActivationStore.exists(path):
-            more = {"batch_tokens": batch_tokens, "prefix_cache": prefix_cache}
-            kept = _begin(encoder, data, path, *options, **more)
+            kept = _begin(encoder, data, path, identity, batch_tokens, prefix_cache)
         elif first and damaged is None:
             layout.restore(path, lambda: prepare(encoder, data, *options).rows)
         store = ActivationStore.open(path, complete=False)
@@ -108,7 +107,7 @@ def extract(
                 f"with them, not with {batch_tokens}: for other batches delete it and begin anew"
             )
         _fill(encoder, store, dict(zip(data.ids, data.queries, strict=True)), kept)
-        _wait_until(lambda: not _left(store), lambda: _stopped(store))
+        together.wait_until(lambda: not _left(store), lambda: _stopped(store))
     _report(store)
     return store
 
@@ -197,7 +196,7 @@ def _fill(
             track.report(_run_name(), done, measured | seconds)
             held = block_buffer.narrowed(buffer_LPRD, at.stop, store.identity["store_dtype"])
             behind.append(writer.submit(store.write_block, block, held, record, stages))
-            if block != mine[-1] and _must_stop():
+            if block != mine[-1] and together.must_stop():
                 break
         for written in behind:
             with stages.timed("writers"):
@@ -206,53 +205,37 @@ def _fill(
 
 
 def _begin(
-    encoder: Encoder, data: RoutingDataset, path: Any, *options: Any, **more: Any
+    encoder: Encoder,
+    data: RoutingDataset,
+    path: Any,
+    identity: dict[str, Any],
+    batch_tokens: int | None,
+    prefix_cache: str,
 ) -> Prompts | None:
     """Makes the store in process 0; the others wait for its store.json, which is written last.
 
     Returns the prompts of its rows, where they are known and kept.
     """
-    if jax.process_index() == 0:
-        job = prepare(encoder, data, *options, **more)
-        # Another job may have begun it while the prompts were measured: its blocks are good.
-        if not ActivationStore.exists(path):
-            plan = job.plan.to_json()
-            ActivationStore.create(path, job.identity, job.rows, encoder.width, plan)
-        return job.prompts
-    # A shared file system may show it a little later than the coordination service tells of it.
-    last = math.inf
-
-    def seen() -> bool:
-        nonlocal last
-        if ActivationStore.exists(path):
-            return True
-        if last == math.inf and processes.made_elsewhere(Folder(path).path):
-            last = time.monotonic() + _UNSEEN_SECONDS
-        if time.monotonic() > last:
-            raise ValueError(
-                f"process {jax.process_index()} does not see the store {Folder(path).path} that "
-                f"process 0 has made: --store must be a folder that all processes see, or a bucket"
+    folder, batch_tokens = Folder(path), checked_batch_tokens(encoder, batch_tokens)
+    prompts: Prompts | None = None
+    if jax.process_count() == 1:
+        measured, prompts = measure(encoder.prompter, data)
+    else:
+        parts = together.measure_together(encoder.prompter, data, folder, identity)
+        if parts is None:
+            together.wait_for(
+                lambda: None if ActivationStore.exists(path) else folder.path,
+                "the store",
+                "Stopped before process 0 had made the store",
             )
-        return False
-
-    _wait_until(seen, lambda: resume.Stopped("Stopped before process 0 had made the store."))
-    return None
-
-
-def _wait_until(done: Callable[[], bool], stopped: Callable[[], resume.Stopped]) -> None:
-    """Waits for what another process is to do; not for one that has ended early."""
-    while not done():
-        if _must_stop():
-            # Who has ended may have finished since the look above.
-            if done():
-                return
-            raise stopped()
-        time.sleep(_WAIT_SECONDS)
-
-
-def _must_stop() -> bool:
-    """Whether SIGTERM has come, or another process has ended: then none goes on alone."""
-    return resume.stop_requested() or bool(processes.ended_elsewhere())
+            return None
+        measured = parts
+    job = planned(encoder, data, identity, measured, prompts, batch_tokens, prefix_cache)
+    # Another job may have begun it while the prompts were measured: its blocks are good.
+    if not ActivationStore.exists(path):
+        ActivationStore.create(path, identity, job.rows, encoder.width, job.plan.to_json())
+    together.forget_lengths(folder)
+    return job.prompts
 
 
 def _left(store: ActivationStore) -> int:
@@ -261,9 +244,8 @@ def _left(store: ActivationStore) -> int:
 
 
 def _stopped(store: ActivationStore) -> resume.Stopped:
-    ended = processes.ended_elsewhere()
-    why = f", because process {ended[0]} has ended" if ended and not resume.stop_requested() else ""
-    return resume.Stopped(f"Stopped with {_left(store)} of {store.n_blocks} blocks to go{why}.")
+    left = f"{_left(store)} of {store.n_blocks} blocks to go"
+    return resume.Stopped(f"Stopped with {left}{together.because()}.")
 
 
 def _token_counts(lengths_R: np.ndarray, plan: BatchPlan) -> dict[str, int]:

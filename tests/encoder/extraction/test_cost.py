@@ -72,6 +72,8 @@ def test_chips_share_what_they_can(folder):
     assert one["device_seconds"] == pytest.approx(64 * many["device_seconds"])
     assert many["plan_seconds"] == one["plan_seconds"] == 5000
     assert many["dollars"] == pytest.approx(many["hours"] * 64 * 3.0)
+    spread = job_cost(where, "h200", 10**8, 128, chips=64, processes=8)
+    assert spread["plan_seconds"] == 5000 / 8 and spread["host_seconds"] == many["host_seconds"]
     few = job_cost(where, "h200", 10**8, 128, layers=(14,), poolings=("mean",))
     assert few["bytes"] * 58 == pytest.approx(one["bytes"], rel=1e-3)
     assert few["flops"] == pytest.approx(one["flops"] / 2) and few["dollars"] is None

@@ -31,9 +31,10 @@ class Cluster:
         self.tmp_path = tmp_path
         write_dataset(data, tmp_path / "data.jsonl")
         self.script = textwrap.dedent(f"""
-            import functools, importlib, json, os, sys, time
+            import functools, json, os, sys, time
             import jax
             import routerjax as rj
+            from routerjax.encoder.extraction import together
             from routerjax.runtime import resume
             from routerjax.store import shards
 
@@ -53,12 +54,19 @@ class Cluster:
                     print(json.dumps([int(i), block]), file=log)
 
             rj.ActivationStore.write_block = noted
+            measure = together.measure
+
+            def noted_measure(prompter, data, rows):
+                with open(f"{{store}}.measured", "a") as log:
+                    print(json.dumps([int(i), rows.start, rows.stop]), file=log)
+                return measure(prompter, data, rows)
+
+            together.measure = noted_measure
             with resume.stoppable():
                 rj.start_distributed(f"localhost:{{int(port)}}", int(n), int(i))
                 if unseen == str(int(i)):
                     rj.ActivationStore.exists = staticmethod(lambda path: False)
-                    module = importlib.import_module("routerjax.encoder.extraction.extract")
-                    module._UNSEEN_SECONDS = 3
+                    together._UNSEEN_SECONDS = 3
                 encoder = rj.Encoder.from_pretrained({str(encoder_folder)!r}, max_tokens=64)
                 data = rj.read_dataset({str(tmp_path / "data.jsonl")!r})
                 try:
@@ -90,18 +98,32 @@ def cluster(tiny_encoder_folder, tiny_data, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def digests(tiny_encoder_folder, tiny_data, tmp_path_factory):
-    """Of the blocks that a single process makes."""
+def alone(tiny_encoder_folder, tiny_data, tmp_path_factory):
+    """The store that a single process makes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "BLOCK_ROWS", _ROWS)
         encoder = Encoder.from_pretrained(tiny_encoder_folder, max_tokens=64)
-        store = extract(encoder, tiny_data, tmp_path_factory.mktemp("one") / "store")
-    return [commit["digest"] for commit in store.commits()]
+        return extract(encoder, tiny_data, tmp_path_factory.mktemp("one") / "store")
+
+
+@pytest.fixture(scope="module")
+def digests(alone):
+    return [commit["digest"] for commit in alone.commits()]
+
+
+def files_of(store: pathlib.Path) -> dict[str, bytes]:
+    paths = (path for path in store.rglob("*") if path.is_file())
+    return {str(path.relative_to(store)): path.read_bytes() for path in paths}
 
 
 def committed(store: pathlib.Path) -> dict[int, int]:
     """{block: when it was committed, in ns}."""
     return {int(f.stem): f.stat().st_mtime_ns for f in (store / "blocks").glob("*.json")}
+
+
+def measured(store: pathlib.Path) -> list[tuple[int, int, int]]:
+    """(process, start, stop) of every range of queries whose lengths were measured."""
+    return [tuple(json.loads(x)) for x in open(f"{store}.measured")]
 
 
 def written(store: pathlib.Path) -> list[tuple[int, int]]:
@@ -151,7 +173,7 @@ def test_one_of_two_is_killed_and_one_or_three_finish_what_is_left(cluster, dige
         assert [c["digest"] for c in ActivationStore.open(store).commits()] == digests
 
 
-def test_a_stopped_process_stops_the_others_and_hangs_none(cluster, digests, tmp_path):
+def test_a_stopped_process_stops_the_others_and_hangs_none(cluster, alone, tmp_path):
     store = tmp_path / "store"
     jobs = cluster.start(store, 2, seconds=0.3)
     wait_for_blocks(store, 3, jobs)
@@ -159,11 +181,14 @@ def test_a_stopped_process_stops_the_others_and_hangs_none(cluster, digests, tmp
     first, second = finish(jobs)
     assert "blocks to go, because process 1 has ended." in first
     assert "blocks to go." in second
-    assert 3 <= len(committed(store)) < len(digests)
+    assert 3 <= len(committed(store)) < alone.n_blocks
     finish(cluster.start(store, 2))
     blocks = [block for _, block in written(store)]
-    assert sorted(blocks) == list(range(len(digests)))
-    assert [c["digest"] for c in ActivationStore.open(store).commits()] == digests
+    assert sorted(blocks) == list(range(alone.n_blocks))
+    # Each process has tokenised its half for the plan, once, which nothing shows in the store.
+    half = len(alone.ids) // 2
+    assert sorted(measured(store)) == [(0, 0, half), (1, half, 2 * half)]
+    assert files_of(store) == files_of(alone.folder.local_path())
 
 
 def test_a_process_that_does_not_see_the_store_says_so(cluster, tmp_path, monkeypatch):

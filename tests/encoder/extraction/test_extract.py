@@ -21,7 +21,7 @@ from routerjax.encoder import load
 from routerjax.encoder.batches import BatchPlan
 from routerjax.encoder.capture import capture
 from routerjax.encoder.encoder import Encoder
-from routerjax.encoder.extraction import extract as extract_module
+from routerjax.encoder.extraction import together
 from routerjax.encoder.extraction.estimate import estimate
 from routerjax.encoder.extraction.extract import extract
 from routerjax.encoder.extraction.plan import identity_of, prepare
@@ -84,11 +84,11 @@ def test_rows_lie_in_order_of_length_and_every_token_is_counted(whole):
 
 def test_a_process_that_ended_behind_the_last_look_has_finished(monkeypatch):
     """Between a look at the blocks and the question who has ended, the other did both."""
-    monkeypatch.setattr(extract_module.processes, "ended_elsewhere", lambda: (1,))
+    monkeypatch.setattr(together.processes, "ended_elsewhere", lambda: (1,))
     looks = iter([False, True])
-    extract_module._wait_until(lambda: next(looks), lambda: resume.Stopped("not done"))
+    together.wait_until(lambda: next(looks), lambda: resume.Stopped("not done"))
     with pytest.raises(resume.Stopped, match="not done"):
-        extract_module._wait_until(lambda: False, lambda: resume.Stopped("not done"))
+        together.wait_until(lambda: False, lambda: resume.Stopped("not done"))
 
 
 def test_a_fresh_job_tokenises_once_and_leaves_the_bytes_of_one_that_does_it_twice(

@@ -28,3 +28,15 @@ def test_a_query_that_cannot_be_read_is_named_by_its_id(
             Selection((0,), ("mean",)),
             "float32",
         )
+
+
+def test_ranges_measured_apart_are_those_measured_at_once(tiny_encoder_folder, tiny_data):
+    prompter = Encoder.from_pretrained(tiny_encoder_folder, max_tokens=40).prompter
+    some = tiny_data.select(np.arange(50))
+    at_once, prompts = plan.measure(prompter, some)
+    ranges = (slice(0, 1), slice(1, 30), slice(30, 50))
+    apart = plan.Measured.joined([plan.measure(prompter, some, rows)[0] for rows in ranges])
+    for field, value in at_once._asdict().items():
+        np.testing.assert_array_equal(getattr(apart, field), value, err_msg=field)
+        assert getattr(apart, field).dtype == value.dtype
+    assert at_once.truncated_N.any() and len(prompts.tokens) == 50
