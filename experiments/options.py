@@ -52,7 +52,7 @@ _SHARED: dict[str, tuple[Any, ...]] = {
     "pooling": ("mean", "Pooling(s) the features read, separated by commas."),
     "trunk": ("published", "published, kernel (a regression beside it) or mixed (wider too)."),
     "policy": ("argmax", "Who answers: argmax, tolerance:TAU, value:USD, utility:LAM, budget:USD "
-               "(mean spending a query) or quality:ACCURACY (mean accuracy)."),
+               "(mean spending a query) or quality:ACCURACY[:CONFIDENCE] (mean accuracy)."),
     # An int32, as compiled programs take it.
     "seed": (0, "Seed of what is random in this script.", 0, 2**31 - 1),
     "max_tokens": (2048, "Longest prompt; longer queries lose text from their middle.", 1),

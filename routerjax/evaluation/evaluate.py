@@ -43,6 +43,7 @@ def evaluate(
         best_single=router.best_single,
         before_NM=before_NM,
         saving_policy=router.saving_policy,
+        confident_saving_policy=router.confident_saving_policy,
         length_sources=router.costs.sources,
         dataset_NM=_by_dataset(router, judged.data),
     )

@@ -35,7 +35,7 @@ from routerjax.evaluation.headline import (
     intervals,
     observed_accuracy,
 )
-from routerjax.evaluation.published_report import published_report
+from routerjax.evaluation.published_report import SAVINGS, published_report
 from routerjax.evaluation.savings import KEYS as COST_KEYS
 from routerjax.evaluation.savings import cost_coverage, cost_metrics
 from routerjax.routing.costs import BASES
@@ -61,6 +61,7 @@ def evaluate_predictions(
     tolerances: Sequence[float] = TOLERANCES,
     before_NM: np.ndarray | None = None,
     saving_policy: Policy | None = None,
+    confident_saving_policy: Policy | None = None,
     length_sources: Sequence[str] | None = None,
     dataset_NM: np.ndarray | None = None,
 ) -> dict[str, Any]:
@@ -79,6 +80,7 @@ def evaluate_predictions(
         calibration may tie queries; None where `p_NM` is not calibrated.
       saving_policy: The setting chosen on other rows to save at the best single target's accuracy,
         for `field["cost_save"]`.
+      confident_saving_policy: The same with a confidence, for `field["cost_save_confident"]`.
       length_sources: [M] where the expected number of output tokens of each target comes from,
         "head", "median" or "assumed", for `output_tokens_from`; None where nobody knows.
       dataset_NM: [N, M] what the predictor says that knows the name of the row's dataset alone,
@@ -159,14 +161,22 @@ def evaluate_predictions(
     cost_NM = rows.paid_NM if priced else None
     metrics |= dict.fromkeys(("field", "best_possible", "agreement", "near_misses"))
     if judged:
-        saving_N = None
-        if saving_policy is not None and priced:
-            saving_N = saving_policy.choose(p_NM, rows.expected_NM, rows.allowed_NM, data.queries)
+        saving = {
+            name: each
+            for name, each in zip(SAVINGS, (saving_policy, confident_saving_policy), strict=True)
+            if each is not None and priced
+        }
         metrics["field"], why = published_report(
             p_NM, outcomes, choice_N, best_single, weight_BN, datasets=data.datasets,
             cost_NM=cost_NM, expected_cost_NM=rows.expected_NM, allowed_NM=rows.allowed_NM,
-            saving_choice_N=saving_N,
+            saving_choices={
+                name: each.choose(p_NM, rows.expected_NM, rows.allowed_NM, data.queries)
+                for name, each in saving.items()
+            },
         )  # fmt: skip
+        for name, each in saving.items():
+            if metrics["field"][name] is not None:
+                metrics["field"][name]["policy"] = str(each)
         reasons |= why
         if priced:
             cost_of = {t: metrics["cost"][t] for t in np.asarray(targets)[outcomes.known_M]}

@@ -5,7 +5,8 @@ rows are products of the draws' weights with columns of the rows, for all metric
 differences between them are paired.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,19 @@ _COST_NAMES = (
     "aiq_minus_zero_router",
     "perf_gain_in_hindsight",
     "cost_save",
+    "cost_save_confident",
     "pareto_dist",
     "router_arena_score",
 )
 _TWO_NAMES = ("apgr", *(f"cpt_{percent}" for percent in CPT_PERCENT))
 _NAMES = ("avg_acc", "gain_at_best", "gap_at_oracle", "perf_gain", *_TWO_NAMES, *_COST_NAMES)
-NO_SETTING = "no setting as accurate as the best single target was chosen on calibration rows"
+# Settings as accurate as the best single target: on the rows they were chosen on, and shown to be.
+SAVINGS = ("cost_save", "cost_save_confident")
+NO_SETTING = {
+    "cost_save": "no setting as accurate as the best single target was chosen on calibration rows",
+    "cost_save_confident": "no setting was shown on calibration rows to be as accurate as the best "
+    "single target: ask that target, or calibrate on more rows",
+}
 
 
 def published_report(
@@ -45,7 +53,7 @@ def published_report(
     cost_NM: np.ndarray | None = None,
     expected_cost_NM: np.ndarray | None = None,
     allowed_NM: np.ndarray | None = None,
-    saving_choice_N: np.ndarray | None = None,
+    saving_choices: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Every metric of `published_replicates` with its interval.
 
@@ -53,21 +61,21 @@ def published_report(
 
     Returns:
       By name {"value", "low", "high"} of a 95% interval or None, and the reason for each None.
-      `cost_save` also has the accuracies on both sides and the share of draws in which it is less
-      accurate than the best single target.
+      Those of SAVINGS also have the accuracies on both sides and the share of draws in which the
+      setting is less accurate than the best single target.
     """
     replicates, beside = published_replicates(
         p_NM, outcomes, choice_N, np.full(len(p_NM), single), weight_BN, datasets=datasets,
         cost_NM=cost_NM, expected_cost_NM=expected_cost_NM, allowed_NM=allowed_NM,
-        saving_choice_N=saving_choice_N,
+        saving_choices=saving_choices,
     )  # fmt: skip
     reasons: dict[str, str] = {}
     if p_NM.shape[1] != 2:
         reasons |= dict.fromkeys(_TWO_NAMES, "it compares two targets")
     if cost_NM is None or expected_cost_NM is None:
         reasons |= dict.fromkeys(_COST_NAMES, "the targets' prices are unknown")
-    elif saving_choice_N is None:
-        reasons["cost_save"] = NO_SETTING
+    else:
+        reasons |= {name: NO_SETTING[name] for name in SAVINGS if name not in saving_choices}
     report: dict[str, Any] = {"draws": len(weight_BN) - 1}
     for name in _NAMES:
         report[name] = _summary(replicates[name]) if name in replicates else None
@@ -77,8 +85,9 @@ def published_report(
                 if name in _TWO_NAMES
                 else ""
             )
-    if report["cost_save"] is not None:
-        report["cost_save"] |= beside
+    for name, numbers in beside.items():
+        if report[name] is not None:
+            report[name] |= numbers
     return report, {f"field/{name}": why for name, why in reasons.items()}
 
 
@@ -93,8 +102,8 @@ def published_replicates(
     cost_NM: np.ndarray | None = None,
     expected_cost_NM: np.ndarray | None = None,
     allowed_NM: np.ndarray | None = None,
-    saving_choice_N: np.ndarray | None = None,
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    saving_choices: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
     """Every published metric of a router and its replicates.
 
     Where outcomes are missing, values estimate them; what the fit behind these is not sure of is
@@ -104,7 +113,7 @@ def published_replicates(
     router as set; `aiq` is over the settings LAMS of the utility policy, `perf_gain` at its most
     accurate setting by its own predictions (argmax), `perf_gain_in_hindsight` at the most accurate
     on these rows; `apgr` and `cpt_...` are over thresholds on the difference of two targets' p.
-    `cost_save` is at the setting given.
+    Those of SAVINGS are at the settings given.
 
     Args:
       p_NM: [N, M] predicted P(correct).
@@ -118,12 +127,12 @@ def published_replicates(
       expected_cost_NM: [N, M] USD as the policy sees it; None where unknown.
       allowed_NM: [N, M] bool, the targets that can take each query; None for all. The oracle and
         the thresholds on two targets' p know no such limit.
-      saving_choice_N: [N] the targets at the setting that was chosen to save, on other rows, at the
-        best single target's accuracy; None where there is none.
+      saving_choices: By name of SAVINGS, [N] the targets at the setting that was chosen to save, on
+        other rows, at the best single target's accuracy; without those of which there is none.
 
     Returns:
       [B] of each metric that prices, targets and settings allow, NaN where it does not exist. With
-      `cost_save` go "accuracy", "best_single_accuracy" and "probability_below_best_single", the
+      each of SAVINGS go "accuracy", "best_single_accuracy" and "probability_below_best_single", the
       share of draws in which the setting is the less accurate (ties count half).
     """
     value_NM, single_right_N = outcomes.value_NM, take(outcomes.value_NM, single_N)
@@ -146,18 +155,20 @@ def published_replicates(
         )  # fmt: skip
         replicates["apgr"] = published.apgr(*curve)
         replicates |= {f"cpt_{percent}": published.cpt(*curve, percent) for percent in CPT_PERCENT}
-    beside: dict[str, float] = {}
+    beside: dict[str, dict[str, float]] = {}
     if cost_NM is not None and expected_cost_NM is not None:
         settings_SN = utility_choices(p_NM, expected_cost_NM, allowed_NM)
-        saving_N = choice_N if saving_choice_N is None else saving_choice_N
+        choices = [*settings_SN, choice_N, single_N, *saving_choices.values()]
         points_NS2 = np.concatenate([
-            at_choices(np.stack([*settings_SN, choice_N, single_N, saving_N]), cost_NM, value_NM),
+            at_choices(np.stack(choices), cost_NM, value_NM),
             np.stack([cost_NM, value_NM], axis=2)[:, outcomes.known_M],
         ], axis=1)  # fmt: skip
         points_BS2 = weighted_means(weight_BN, points_NS2)
         n_settings = len(settings_SN)
-        settings_BS2, singles_BM2 = points_BS2[:, :n_settings], points_BS2[:, n_settings + 3 :]
-        router_B2, single_B2, saving_B2 = np.moveaxis(points_BS2, 1, 0)[n_settings : n_settings + 3]
+        settings_BS2, singles_BM2 = points_BS2[:, :n_settings], points_BS2[:, len(choices) :]
+        router_B2, single_B2, *savings_SB2 = np.moveaxis(points_BS2, 1, 0)[
+            n_settings : len(choices)
+        ]
         aiq_B, zero_B = router_aiq(settings_BS2, singles_BM2)
         replicates |= {
             "aiq": aiq_B,
@@ -169,11 +180,11 @@ def published_replicates(
             ),
             "router_arena_score": published.router_arena_score(router_B2[:, 1], router_B2[:, 0]),
         }
-        if saving_choice_N is not None:
-            replicates["cost_save"] = published.cost_save(saving_B2[:, 0], single_B2[:, 0])
+        for name, saving_B2 in zip(saving_choices, savings_SB2, strict=True):
+            replicates[name] = published.cost_save(saving_B2[:, 0], single_B2[:, 0])
             lead_B = (saving_B2 - single_B2)[1:, 1]
             below = (lead_B < -1e-12).mean() + 0.5 * (np.abs(lead_B) <= 1e-12).mean()
-            beside = {
+            beside[name] = {
                 "accuracy": float(saving_B2[0, 1]),
                 "best_single_accuracy": float(single_B2[0, 1]),
                 "probability_below_best_single": float(below),

@@ -108,8 +108,13 @@ def _ranges(layers: np.ndarray) -> str:
 
 _NAMES = {
     "cost": "cost, USD per query",
+    "cost_save_confident": "cost_save_confident: at settings shown with 95% confidence to be as "
+    "accurate; where there is none, best single is asked",
     "ece": "ece; the interval is without what noise adds, so it may lie below the value",
 }
+
+
+_SAVINGS = {"cost_save": "saving", "cost_save_confident": "confident_saving"}
 
 
 def comparison_lines(study: dict[str, Any]) -> list[str]:
@@ -142,11 +147,12 @@ def comparison_lines(study: dict[str, Any]) -> list[str]:
                 line += f"  {above} its shuffled control {_text(row['control'], form)}"
             if metric == "ece" and row["ece_floor"] is not None:
                 line += f"  floor {row['ece_floor']:.4f}"
-            if metric == "cost_save" and row["saving"] is not None:
+            saving = row[_SAVINGS[metric]] if metric in _SAVINGS else None
+            if saving is not None:
                 line += (
-                    f"  at accuracy {row['saving']['accuracy']:.4f}, below best single's "
-                    f"{row['saving']['best_single_accuracy']:.4f} with probability "
-                    f"{row['saving']['probability_below_best_single']:.2f}"
+                    f"  at accuracy {saving['accuracy']:.4f}, below best single's "
+                    f"{saving['best_single_accuracy']:.4f} with probability "
+                    f"{saving['probability_below_best_single']:.2f}"
                 )
             if i:
                 line += f"  difference {_text(row['difference'][metric], '+' + form)}"

@@ -13,7 +13,12 @@ from routerjax.data.outcomes import dataset_accuracies
 from routerjax.features.feature_map import FeatureMap, Stores, as_tuple
 from routerjax.features.fit import fit_features
 from routerjax.features.recipe import Recipe
-from routerjax.routing.constrained import Quality, Unreachable
+from routerjax.routing.constrained import (
+    SAVING_CONFIDENCE,
+    Quality,
+    Unreachable,
+    confident_saving,
+)
 from routerjax.routing.costs import CostModel
 from routerjax.routing.judged import Judged, allowed_of, judge, query_tokens
 from routerjax.routing.limits import Limits
@@ -123,6 +128,7 @@ def fit_router(
         Training(config, best_single, notes),
         [store.identity for store in network.stores],
         saving_policy=_saving_policy(best_single, p_NM, judged),
+        confident_saving_policy=_confident_saving_policy(best_single, p_NM, judged),
         limits=Limits.of(data),
     )
 
@@ -159,23 +165,51 @@ def fit_policy(policy: Policy, router: Router, stores: Stores, data: RoutingData
 
 
 def _fitted(policy: Policy, p_NM: np.ndarray, judged: Judged) -> Policy:
-    return policy.fit(
-        p_NM, judged.expected_NM, judged.correct_NM, judged.paid_NM, judged.allowed_NM
-    )
+    fitted = policy.fit(
+        p_NM, judged.expected_NM, judged.correct_NM, judged.paid_NM, judged.allowed_NM,
+        judged.data.groups,
+    )  # fmt: skip
+    if isinstance(fitted, Quality) and fitted.fitted is not None and fitted.fitted.holds is False:
+        logger.warning(
+            "%s: no setting is shown to be as accurate on %d calibration rows: the most accurate "
+            "one is taken and nothing is promised. More such rows (calibration_folds), a lower "
+            "accuracy or a lower confidence would help", policy, len(p_NM),
+        )  # fmt: skip
+    return fitted
 
 
 def _saving_policy(best_single: int, p_NM: np.ndarray, judged: Judged) -> Policy | None:
     """The cheapest setting as accurate as the best single target on these rows."""
-    correct_NM, cost_NM = judged.correct_NM, judged.expected_NM
-    if np.isnan(correct_NM[:, best_single]).all() or cost_NM is None or np.isnan(cost_NM).any():
+    if not _can_save(best_single, judged):
         return None
-    accuracy_M, _ = comparable_accuracy(correct_NM, judged.data.datasets)
+    accuracy_M, _ = comparable_accuracy(judged.correct_NM, judged.data.datasets)
     policy = Quality(float(accuracy_M[best_single]))
     try:
         return _fitted(policy, p_NM, judged)
     except Unreachable as error:  # The router is nowhere as good.
         logger.info("no setting saves at the best single target's accuracy: %s", error)
         return None
+
+
+def _confident_saving_policy(best_single: int, p_NM: np.ndarray, judged: Judged) -> Policy | None:
+    """The cheapest setting that is shown on these rows to be as accurate as that target."""
+    if not _can_save(best_single, judged):
+        return None
+    assert judged.expected_NM is not None
+    policy = confident_saving(
+        p_NM, judged.expected_NM, judged.correct_NM, np.full(len(p_NM), best_single),
+        judged.data.groups, judged.allowed_NM,
+    )  # fmt: skip
+    if policy is None:
+        logger.info("no setting is shown with %g confidence to be as accurate as the best single "
+                    "target on %d calibration rows", SAVING_CONFIDENCE, len(p_NM))  # fmt: skip
+    return policy
+
+
+def _can_save(best_single: int, judged: Judged) -> bool:
+    """Whether the best single target has outcomes, and every target a cost."""
+    seen = not np.isnan(judged.correct_NM[:, best_single]).all()
+    return seen and judged.expected_NM is not None and not np.isnan(judged.expected_NM).any()
 
 
 def out_of_fold(

@@ -36,9 +36,9 @@ def policy_from_json(value: dict[str, Any]) -> Policy:
             f"policy: expected an object with a name of {', '.join(POLICIES)}, got {value!r}"
         )
     kind = POLICIES[value["name"]]
-    expected = sorted(field.name for field in dataclasses.fields(kind))
+    expected = sorted({field.name for field in dataclasses.fields(kind)} - set(kind.options))
     numbers = {key: number for key, number in value.items() if key != "name"}
-    if sorted(numbers) != expected:
+    if sorted(set(numbers) - set(kind.options)) != expected:
         raise ValueError(
             f"policy {kind.name!r}: expected the numbers {expected}, got {sorted(numbers)}"
         )
@@ -52,30 +52,42 @@ def parse_policy(text: str) -> Policy:
     Tolerance(tau=0.2)
 
     Args:
-      text: A name, or a name and a number with a colon between. Only tolerance has a default.
+      text: A name, or a name and a number with a colon between; of quality perhaps a second number,
+        the confidence. Only tolerance has a default.
 
     Raises:
-      ValueError: There is no such policy, or its number is missing, superfluous or out of range.
+      ValueError: There is no such policy, or a number is missing, superfluous or out of range.
     """
-    name, colon, number = text.strip().partition(":")
+    name, *numbers = text.strip().split(":")
     kind = POLICIES.get(name.strip().lower())
-    numbers = dataclasses.fields(kind)[:1] if kind else ()
-    needed = [number for number in numbers if number.default is dataclasses.MISSING]
-    if kind is None or (colon and not numbers) or (needed and not colon):
+    names, n_needed = _numbers(kind) if kind else ([], 0)
+    if kind is None or not n_needed <= len(numbers) <= len(names):
         raise ValueError(f"policy: expected {_forms()}, got {text!r}")
-    if not colon:
-        return kind()
-    try:
-        value = float(number)
-    except ValueError:
-        value = math.nan
-    if math.isnan(value):
-        raise ValueError(f"policy: expected {_forms()}, got {text!r}: {number!r} is not a number")
-    return kind(value)
+    values = {}
+    for name, number in zip(names, numbers, strict=False):
+        try:
+            values[name] = float(number)
+        except ValueError:
+            values[name] = math.nan
+        if math.isnan(values[name]):
+            raise ValueError(
+                f"policy: expected {_forms()}, got {text!r}: {number!r} is not a number"
+            )
+    return kind(**values)
+
+
+def _numbers(kind: Any) -> tuple[list[str], int]:
+    """The numbers that a flag may give a policy, and how many of them it must."""
+    first = dataclasses.fields(kind)[:1]
+    needed = [field for field in first if field.default is dataclasses.MISSING]
+    return [*(field.name for field in first), *kind.options], len(needed)
 
 
 def _forms() -> str:
     """Each policy as a flag writes it."""
-    numbers = {name: dataclasses.fields(kind)[:1] for name, kind in POLICIES.items()}
-    forms = [":".join([name, *(f.name.upper() for f in of)]) for name, of in numbers.items()]
+    forms = []
+    for name, kind in POLICIES.items():
+        first, optional = [field.name for field in dataclasses.fields(kind)[:1]], kind.options
+        forms.append("".join([name, *(f":{number.upper()}" for number in first),
+                              *(f"[:{number.upper()}]" for number in optional)]))  # fmt: skip
     return f"{', '.join(forms[:-1])} or {forms[-1]} (such as tolerance:0.2)"

@@ -14,16 +14,19 @@ class Policy(abc.ABC):
     """Names one target a query, from what the router predicts and what each answer should cost.
 
     A subclass is a frozen dataclass with `name` and `_choose`. Its first field, where it has one,
-    is the number that a flag gives (`tolerance:0.2`). What `fit` learns is a field of its own, None
-    until then, named by `learns`; the subclass has `_fit`.
+    is the number that a flag gives (`tolerance:0.2`); fields that `options` names may follow
+    (`quality:0.8:0.95`). What `fit` learns is a field of its own, None until then, named by
+    `learns`; the subclass has `_fit`.
 
     Attributes:
       name: What flags and router.json call it.
       learns: Name of the field that `fit` fills; empty where there is nothing to fit.
+      options: Names of fields that flags and JSON leave out where they are None.
     """
 
     name: ClassVar[str]
     learns: ClassVar[str] = ""
+    options: ClassVar[tuple[str, ...]] = ()
 
     def choose(
         self,
@@ -62,6 +65,7 @@ class Policy(abc.ABC):
         correct_NM: np.ndarray | None = None,
         paid_NM: np.ndarray | None = None,
         allowed_NM: np.ndarray | None = None,
+        groups: Sequence[str] | None = None,
     ) -> Self:
         """The policy with what it must learn from rows that the predictions were not fitted on.
 
@@ -71,6 +75,8 @@ class Policy(abc.ABC):
           correct_NM: [N, M] 1, 0 or NaN; None takes p at its word.
           paid_NM: [N, M] USD per query as paid; None where that is `cost_NM`.
           allowed_NM: [N, M] bool, which targets may answer each query; None for all.
+          groups: [N] the group of each row; rows of one group are not independent, which counts
+            where a confidence is asked for. None where every row is its own.
 
         Returns:
           A fitted policy; itself where there is nothing to fit.
@@ -84,6 +90,7 @@ class Policy(abc.ABC):
         rows.refuse_unknown_costs(self.name)
         if not len(rows.p_NM):
             raise ValueError(f"the {self.name} policy cannot be fitted on no rows")
+        rows = dataclasses.replace(rows, groups=groups)
         return dataclasses.replace(self, **{self.learns: self._fit(rows, correct_NM, paid_NM)})
 
     @property
@@ -108,12 +115,17 @@ class Policy(abc.ABC):
 
     def to_json(self) -> dict[str, Any]:
         """The policy as JSON values; `policy_from_json` reads it back."""
-        values = dataclasses.asdict(self)
+        values = {
+            key: value
+            for key, value in dataclasses.asdict(self).items()
+            if key not in self.options or value is not None
+        }
         return {"name": self.name} | {key: _plain(value) for key, value in values.items()}
 
     def __str__(self) -> str:
-        numbers = dataclasses.fields(self)
-        return f"{self.name}:{getattr(self, numbers[0].name):g}" if numbers else self.name
+        names = [field.name for field in dataclasses.fields(self)[:1]] + list(self.options)
+        numbers = [value for name in names if (value := getattr(self, name)) is not None]
+        return ":".join([self.name, *(f"{number:g}" for number in numbers)])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,11 +136,13 @@ class PolicyInputs:
       p_NM: [N, M] float64 P(correct).
       cost_NM: [N, M] float64 expected USD per query, infinite where unknown.
       allowed_NM: [N, M] bool, who may answer; at least one in each row.
+      groups: [N] the group of each row fitted on; None where every row is its own.
     """
 
     p_NM: np.ndarray
     cost_NM: np.ndarray
     allowed_NM: np.ndarray
+    groups: Sequence[str] | None = None
 
     @classmethod
     def checked(
@@ -258,8 +272,10 @@ def check_share(value: Any, meaning: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A field's value as JSON has it: dicts as they are, tuples as lists, numbers as floats."""
-    if value is None or isinstance(value, dict):
+    """A field's value as JSON has it: dicts without None, tuples as lists, numbers as floats."""
+    if isinstance(value, dict):
+        return {key: number for key, number in value.items() if number is not None}
+    if value is None:
         return value
     return list(map(float, value)) if isinstance(value, tuple) else float(value)
 

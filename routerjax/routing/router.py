@@ -52,6 +52,8 @@ class Router:
       policy: Chooses where `route` is given no other.
       saving_policy: The cheapest setting that was as accurate as the best single target on the
         calibration rows; None where there is none.
+      confident_saving_policy: The cheapest setting that these rows show to be as accurate, with
+        the confidence it names; None where they show it of none.
       limits: What the targets can take, as pool.json said; None where it said nothing.
       trained: How; its parts are `trunk_config`, `best_single` and `training`.
     """
@@ -67,9 +69,11 @@ class Router:
         encoders: Encoder | Sequence[Encoder] = (),
         saving_policy: Policy | None = None,
         limits: Limits | None = None,
+        confident_saving_policy: Policy | None = None,
     ):
         self.predictor, self.targets, self.costs = predictor, tuple(targets), costs
         self.policy, self.saving_policy, self.limits = policy, saving_policy, limits
+        self.confident_saving_policy = confident_saving_policy
         self.trained, self._bound = trained, BoundEncoders(encoder_identities)
         self.use_encoder(encoders)
 
@@ -264,7 +268,8 @@ class Router:
             "encoders": self.encoder_identities,
             "features": own["features"],
             "policy": self.policy.to_json(),
-            "saving_policy": self.saving_policy and self.saving_policy.to_json(),
+            "saving_policy": _json_of(self.saving_policy),
+            "confident_saving_policy": _json_of(self.confident_saving_policy),
             "costs": self.costs.to_json(),
             "best_single": self.targets[self.best_single],
             "trunk": self.trunk_config.to_json(),
@@ -301,9 +306,19 @@ class Router:
                     value["training"],
                 ),
                 value["encoders"],
-                saving_policy=value["saving_policy"] and policy_from_json(value["saving_policy"]),
+                saving_policy=_policy_of(value["saving_policy"]),
                 limits=Limits.from_json(value["limits"]) if value.get("limits") else None,
+                # Routers had none before there were confidences.
+                confident_saving_policy=_policy_of(value.get("confident_saving_policy")),
             )
         if encoder is not None:
             router.use_encoder(encoder)
         return router
+
+
+def _json_of(policy: Policy | None) -> dict[str, Any] | None:
+    return None if policy is None else policy.to_json()
+
+
+def _policy_of(value: dict[str, Any] | None) -> Policy | None:
+    return None if value is None else policy_from_json(value)

@@ -104,7 +104,11 @@ class Page:
     def _policies(self) -> dict[str, list[Policy]]:
         """Settings of each policy by ascending number, of those that need no fitting."""
         router = self._chooser.router
-        fixed = {"own": router.policy, "saving": router.saving_policy}
+        fixed = {
+            "own": router.policy,
+            "saving": router.saving_policy,
+            "confident_saving": router.confident_saving_policy,
+        }
         sliders: dict[str, list[Policy]] = {
             "tolerance": [Tolerance(i / 100) for i in range(101)],
             # A tenth of a decade apart, from a millionth of a dollar to a hundred.

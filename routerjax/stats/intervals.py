@@ -46,6 +46,27 @@ def ratio_interval(
     return float(ratio - half), float(ratio + half)
 
 
+def mean_reaches_zero(value_G: np.ndarray, worst: float, confidence: float) -> bool:
+    """Whether the mean of independent values is at least 0 with this confidence, one-sided.
+
+    Student's t test, in which one further value, the worst possible, counts: without it values that
+    happen to be all alike would show anything. Of n right answers it asks for nearly as many as
+    the binomial distribution does.
+
+    Args:
+      value_G: [G] such as the sums over groups of rows; NaN shows nothing.
+      worst: The least that a value can be.
+      confidence: In (0, 1).
+
+    >>> [mean_reaches_zero(np.full(n, 0.05), -0.95, 0.95) for n in (50, 60)]  # 0.95^59 < 0.05
+    [False, True]
+    """
+    value_G = np.append(value_G, worst)
+    n = len(value_G)
+    least = stdtrit(n - 1, confidence) * value_G.std(ddof=1) / np.sqrt(n)
+    return bool(value_G.mean() >= least)
+
+
 def mean_interval(value_N: np.ndarray) -> tuple[float, float, float]:
     """The mean of at least two independent values, and both ends of its 95% interval (Student's t).
 

@@ -81,7 +81,8 @@ def compare(
       JSON values. `contestants[i]` has for each of METRICS {"value", "low", "high", "seed_sd",
       "by_seed"} and in `difference` the same of its lead over the first; None where there is no
       number. Beside them `auc` by target (None where the contestant estimates no probabilities),
-      `ece_floor`, `saving` (the accuracies that go with `cost_save`), `per_dataset`, `frontier` as
+      `ece_floor`, `saving` and `confident_saving` (the accuracies that go with `cost_save` and
+      `cost_save_confident`), `per_dataset`, `frontier` as
       (cost, accuracy, low, high) of the tolerance policy's settings, and `choices` by seed and
       fold. `control` is the within-dataset AUC of the shuffled training (None for contestants that
       do not learn), `claims_difficulty` whether the contestant's own interval lies above that of
@@ -190,7 +191,8 @@ def compare(
                 if probabilistic_R[r]
                 else None,
                 "ece_floor": estimates.ece_floor[r],
-                "saving": estimates.saving[r],
+                "saving": estimates.saving[r].get("cost_save"),
+                "confident_saving": estimates.saving[r].get("cost_save_confident"),
                 "per_dataset": per_dataset(predictions, r, probabilistic_R[r]) if named else None,
                 "frontier": estimates.frontier[r],
                 "choices": choices[r],

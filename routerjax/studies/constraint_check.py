@@ -3,8 +3,12 @@
 Rows with out-of-fold predictions are split into folds; a policy is fitted on all folds but one and
 decides on that one; the rows of all folds are then judged together. Many such splits show how often
 the mean is the one asked for. The predictions stay the same: the policy is tested, not the router.
+
+A stated confidence is tested on rows dealt into two parts: settings are fitted on the smaller and
+judged on the larger. Rows judged together with those fitted on would agree with them by chance.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +18,13 @@ from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
 from routerjax.features.feature_map import Stores
 from routerjax.features.recipe import Recipe
-from routerjax.routing.constrained import Budget, Quality, Unreachable
+from routerjax.routing.constrained import (
+    SAVING_CONFIDENCE,
+    Budget,
+    Quality,
+    Unreachable,
+    confident_saving,
+)
 from routerjax.routing.costs import CostModel
 from routerjax.routing.fit import out_of_fold
 from routerjax.routing.judged import Judged
@@ -26,6 +36,8 @@ from routerjax.trunk.config import TrunkConfig
 # Means that the policies are asked to hold, as shares of the way from the lowest to the highest.
 PLACES = (0.25, 0.5, 0.75)
 N_FOLDS = 5
+DEALT = 0.25  # Of the rows to the part that settings with a confidence are fitted on.
+BELOW = 0.005  # How far below what was wanted an accuracy counts as violated.
 
 
 def constraint_check(
@@ -49,8 +61,8 @@ def constraint_check(
       workdir: Folder that keeps the trainings' checkpoints in holding/.
 
     Returns:
-      As `constraint_rows`, and `cost_basis`: whether what was paid is of "recorded" lengths of
-      answers or of "assumed" ones.
+      As `constraint_rows`, `confident` as `confident_rows` has it, and `cost_basis`: whether what
+      was paid is of "recorded" lengths of answers or of "assumed" ones.
 
     Raises:
       ValueError: As `fit_router` and `constraint_rows`, or a price is unknown.
@@ -63,10 +75,10 @@ def constraint_check(
         raise ValueError("data: every target needs a price: give its pool.json")
     folder = None if workdir is None else Folder(workdir) / "holding"
     p_NM = out_of_fold(stores, data, recipe, config or TrunkConfig(), N_FOLDS, folder)
-    return {"cost_basis": judged.basis} | constraint_rows(
-        p_NM, expected_NM, paid_NM, data.correct_NM, data.groups, data.queries,
-        n_splits=n_splits, seed=seed,
-    )  # fmt: skip
+    rows = p_NM, expected_NM, paid_NM, data.correct_NM, data.groups, data.queries
+    result = constraint_rows(*rows, n_splits=n_splits, seed=seed)
+    confident = confident_rows(*rows, n_deals=n_splits, seed=seed)
+    return {"cost_basis": judged.basis} | result | {"confident": confident}
 
 
 def constraint_rows(
@@ -109,17 +121,9 @@ def constraint_rows(
       ValueError: No row has all outcomes, a cost is unknown, or the groups are fewer than the
         folds.
     """
-    complete_N = ~np.isnan(correct_NM).any(axis=1)
-    if not complete_N.any():
-        raise ValueError("correct_NM: no row has an outcome of every target")
-    p_NM, expected_NM, paid_NM, correct_NM = (
-        np.asarray(each, np.float64)[complete_N]
-        for each in (p_NM, expected_NM, paid_NM, correct_NM)
+    (p_NM, expected_NM, paid_NM, correct_NM), groups, key_N = _complete(
+        (p_NM, expected_NM, paid_NM, correct_NM), groups, keys
     )
-    at = np.flatnonzero(complete_N).tolist()
-    # Lists: an array would make each text as wide as the longest.
-    groups = [groups[n] for n in at]
-    key_N = [str(n) for n in range(len(at))] if keys is None else [keys[n] for n in at]
     cheap_N, best_N = expected_NM.argmin(axis=1), p_NM.argmax(axis=1)
     fold_SN = [grouping.folds(groups, n_folds, seed + k) for k in range(n_splits)]
     policies = []
@@ -155,6 +159,130 @@ def constraint_rows(
                 }
             )
     return {"n": len(p_NM), "n_folds": n_folds, "level": LEVEL, "policies": policies}
+
+
+def confident_rows(
+    p_NM: np.ndarray,
+    expected_NM: np.ndarray,
+    paid_NM: np.ndarray,
+    correct_NM: np.ndarray,
+    groups: Sequence[str],
+    keys: Sequence[str] | None = None,
+    *,
+    true_NM: np.ndarray | None = None,
+    n_deals: int = 20,
+    share: float = DEALT,
+    confidence: float = SAVING_CONFIDENCE,
+    places: Sequence[float] = PLACES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """How often Quality and the saving setting miss on other rows, with a confidence and without.
+
+    Each deal takes a share of the rows, whole groups of them, to fit on; of these rows is the best
+    single target too. All other rows judge.
+
+    Args:
+      p_NM, expected_NM, paid_NM, correct_NM, groups, keys, places: As in `constraint_rows`.
+      true_NM: [N, M] true P(correct), by which to judge instead of outcomes; None where nobody
+        knows it.
+      n_deals: How often rows are dealt.
+      share: Of the rows to fit on.
+      confidence: Of the settings with one.
+      seed: Of the deals; the k-th takes seed + k.
+
+    Returns:
+      JSON values: `n_fitted` rows on the mean, `confidence`, and `policies`. Of each: its `policy`;
+      for "confident" and "bold" the `lead` by deal (accuracy on the other rows less what is wanted:
+      a number or the best single target's there; None where no setting was found), `n_found`,
+      `n_below` (deals with a lead below -BELOW) and `saving` (mean over the deals found, against
+      the best single target).
+
+    Raises:
+      ValueError: As `constraint_rows`.
+    """
+    (p_NM, expected_NM, paid_NM, correct_NM, true_NM), groups, key_N = _complete(
+        (p_NM, expected_NM, paid_NM, correct_NM, correct_NM if true_NM is None else true_NM),
+        groups, keys,
+    )  # fmt: skip
+    cheap_N, best_N = expected_NM.argmin(axis=1), p_NM.argmax(axis=1)
+    low, high = (float(take(correct_NM, choice_N).mean()) for choice_N in (cheap_N, best_N))
+    wanted_W = [low + place * (high - low) for place in places]
+    names = [f"quality:{wanted:.4g}" for wanted in wanted_W] + ["saving"]
+    kinds = ("confident", "bold")
+    lead_W: list[dict[str, list[float | None]]] = [{kind: [] for kind in kinds} for _ in names]
+    saved_W: list[dict[str, list[float]]] = [{kind: [] for kind in kinds} for _ in names]
+    n_fitted = []
+    for k in range(n_deals):
+        fit_N = grouping.split(groups, share, seed + k)
+        rows = p_NM[fit_N], expected_NM[fit_N], correct_NM[fit_N]
+        own = [group for group, fit in zip(groups, fit_N, strict=True) if fit]
+        other_keys = [key for key, fit in zip(key_N, fit_N, strict=True) if not fit]
+        single = int(rows[2].mean(axis=0).argmax())
+        n_fitted.append(len(own))
+        fitted = functools.partial(_found, rows=rows, groups=own)
+        single_wanted = float(rows[2][:, single].mean())
+        single_n = np.full(len(own), single)
+        pairs = [(fitted(Quality(w, None, confidence)), fitted(Quality(w))) for w in wanted_W]
+        pairs.append((
+            confident_saving(*rows, single_n, own, confidence=confidence),
+            fitted(Quality(single_wanted)),
+        ))  # fmt: skip
+        single_accuracy = float(true_NM[~fit_N, single].mean())
+        wanted_of = [*wanted_W, single_accuracy]
+        for lead, saved, pair, wanted in zip(lead_W, saved_W, pairs, wanted_of, strict=True):
+            for kind, policy in zip(kinds, pair, strict=True):
+                if policy is None:
+                    lead[kind].append(None)
+                    continue
+                choice_n = policy.choose(p_NM[~fit_N], expected_NM[~fit_N], keys=other_keys)
+                lead[kind].append(float(take(true_NM[~fit_N], choice_n).mean()) - wanted)
+                paid = float(take(paid_NM[~fit_N], choice_n).mean())
+                saved[kind].append(1 - paid / float(paid_NM[~fit_N, single].mean()))
+    return {
+        "n_fitted": float(np.mean(n_fitted)),
+        "n_deals": n_deals,
+        "confidence": confidence,
+        "policies": [
+            {"policy": name} | {kind: _missed(lead[kind], saved[kind]) for kind in kinds}
+            for name, lead, saved in zip(names, lead_W, saved_W, strict=True)
+        ],
+    }
+
+
+def _found(
+    policy: Quality, rows: tuple[np.ndarray, np.ndarray, np.ndarray], groups: Sequence[str]
+) -> Quality | None:
+    """The policy fitted; None where it is not reached or not shown to be."""
+    try:
+        policy = policy.fit(*rows, groups=groups)
+    except Unreachable:
+        return None
+    assert policy.fitted is not None
+    return None if policy.fitted.holds is False else policy
+
+
+def _missed(lead_D: list[float | None], saved: list[float]) -> dict[str, Any]:
+    found = [lead for lead in lead_D if lead is not None]
+    return {
+        "lead": lead_D,
+        "n_found": len(found),
+        "n_below": sum(lead < -BELOW for lead in found),
+        "saving": float(np.mean(saved)) if saved else None,
+    }
+
+
+def _complete(
+    arrays: Sequence[np.ndarray], groups: Sequence[str], keys: Sequence[str] | None
+) -> tuple[list[np.ndarray], list[str], list[str]]:
+    """The rows with all outcomes, which the fourth array has; numbers for missing keys."""
+    complete_N = ~np.isnan(arrays[3]).any(axis=1)
+    if not complete_N.any():
+        raise ValueError("correct_NM: no row has an outcome of every target")
+    at = np.flatnonzero(complete_N).tolist()
+    # Lists: an array would make each text as wide as the longest.
+    key_N = [str(n) for n in range(len(at))] if keys is None else [keys[n] for n in at]
+    kept = [np.asarray(each, np.float64)[complete_N] for each in arrays]
+    return kept, [groups[n] for n in at], key_N
 
 
 def _held(
@@ -193,4 +321,18 @@ def constraint_check_lines(result: dict[str, Any]) -> list[str]:
         if n < n_splits:
             line += f"   (in {n_splits - n} of {n_splits} splits a fold cannot reach it)"
         lines.append(line)
+    if (confident := result.get("confident")) is not None:
+        n_deals = confident["n_deals"]
+        lines.append(
+            f"fitted on {confident['n_fitted']:,.0f} rows, judged on all others, {n_deals} deals: "
+            f"how often the accuracy is over {100 * BELOW:g} points below what is wanted, with "
+            f"{confident['confidence']:.4g} confidence and without"
+        )
+        for row in confident["policies"]:
+            of = [row[kind] for kind in ("confident", "bold")]
+            parts = [f"{part['n_below']} of {part['n_found']} found" for part in of]
+            parts += ["–" if part["saving"] is None else f"{part['saving']:.1%}" for part in of]
+            lines.append(
+                f"  {row['policy']:18} {parts[0]} / {parts[1]}   saving {parts[2]} / {parts[3]}"
+            )
     return lines

@@ -11,8 +11,8 @@ from routerjax.evaluation.estimated import Estimated
 from routerjax.evaluation.frontier import at_choices, tolerance_choices
 from routerjax.evaluation.metrics import TOLERANCES
 from routerjax.evaluation.published import ratio
-from routerjax.evaluation.published_report import published_replicates
-from routerjax.routing.constrained import Quality, Unreachable
+from routerjax.evaluation.published_report import SAVINGS, published_replicates
+from routerjax.routing.constrained import Quality, Unreachable, confident_saving
 from routerjax.routing.judged import Judged
 from routerjax.routing.policies import Argmax
 from routerjax.routing.policy_rows import take
@@ -27,6 +27,7 @@ _PUBLISHED = (
     "gap_at_oracle",
     "perf_gain",
     "cost_save",
+    "cost_save_confident",
     "pareto_dist",
     "router_arena_score",
     "apgr",
@@ -61,8 +62,8 @@ class Estimates(NamedTuple):
       frontier: Of each contestant [T, 4] cost, accuracy and the ends of its interval, means over
         seeds, at the settings TOLERANCES of the tolerance policy; None without prices.
       singles: (name, cost, accuracy) of each target; empty without prices.
-      saving: The accuracies beside each contestant's `cost_save`, means over seeds; None without
-        prices.
+      saving: By name of SAVINGS, the accuracies beside each contestant's, means over seeds; empty
+        without prices.
     """
 
     of: dict[str, Estimate]
@@ -70,7 +71,7 @@ class Estimates(NamedTuple):
     ece_floor: list[float | None]
     frontier: list[list[list[float]] | None]
     singles: list[tuple[str, float, float]]
-    saving: list[dict[str, float] | None]
+    saving: list[dict[str, dict[str, float]]]
 
 
 def estimates_of(
@@ -98,7 +99,7 @@ def estimates_of(
             of["ece"][:, r, k] = _ece(predictions.p_RKNM[r, k], rows.correct_NM, weight_BN)
         ece_floor[r] = _floor(predictions.p_RKNM[r], rows.correct_NM)
     frontier: list[Any] = [None] * shape[1]
-    saving: list[Any] = [None] * shape[1]
+    saving: list[dict[str, dict[str, float]]] = [{} for _ in range(shape[1])]
     singles: list[tuple[str, float, float]] = []
     if not outcomes.known_M.any():
         return Estimates(of, auc_RKM, ece_floor, frontier, singles, saving)
@@ -112,27 +113,29 @@ def estimates_of(
         for k in range(shape[2]):
             p_NM = np.asarray(predictions.p_RKNM[r, k], np.float64)
             single_N = predictions.single_RKN[r, k]
-            saving_N = None
+            savings: dict[str, np.ndarray] = {}
             if priced:
                 choice_TN = tolerance_choices(p_NM, expected_NM, TOLERANCES, rows.allowed_NM)
                 points_KNT2.append(at_choices(choice_TN, paid_NM, outcomes.value_NM))
                 if probabilistic_R[r]:
-                    saving_N = _saving_choice(p_NM, rows, outcomes, single_N, fold_N)
+                    savings = _saving_choices(p_NM, rows, outcomes, single_N, fold_N)
             values, beside = published_replicates(
                 p_NM, outcomes, Argmax().choose(p_NM, expected_NM, rows.allowed_NM), single_N,
                 weight_BN, datasets=rows.data.datasets,
                 cost_NM=paid_NM if priced else None,
                 expected_cost_NM=expected_NM if priced else None,
                 allowed_NM=rows.allowed_NM,
-                saving_choice_N=saving_N,
+                saving_choices=savings,
             )  # fmt: skip
             for name in of.keys() & values.keys():
                 of[name][:, r, k] = values[name]
             beside_K.append(beside)
-        if beside_K[0]:
-            saving[r] = {
-                key: float(np.mean([beside[key] for beside in beside_K])) for key in beside_K[0]
+        saving[r] = {
+            name: {
+                key: float(np.mean([beside[name][key] for beside in beside_K])) for key in numbers
             }
+            for name, numbers in beside_K[0].items()
+        }
         if priced:
             points_BT2 = weighted_means(weight_BN, np.mean(points_KNT2, axis=0))
             ends = reverse_percentile(points_BT2[0, :, 1], points_BT2[1:, :, 1], LEVEL)
@@ -146,15 +149,16 @@ def estimates_of(
     return Estimates(of, auc_RKM, ece_floor, frontier, singles, saving)
 
 
-def _saving_choice(
+def _saving_choices(
     p_NM: np.ndarray, rows: Judged, outcomes: Estimated, single_N: np.ndarray, fold_N: np.ndarray
-) -> np.ndarray:
-    """[N] the targets at each fold's saving setting.
+) -> dict[str, np.ndarray]:
+    """By name of SAVINGS, [N] the targets at each fold's saving setting.
 
     That is the `Quality` policy that is as accurate as the best single target on the out-of-fold
-    rows of the other folds; where none is, the best single target answers and nothing is saved.
+    rows of the other folds, and the one that they show to be; where none is, the best single target
+    answers and nothing is saved.
     """
-    choice_N, keys = single_N.copy(), rows.data.queries
+    bold_N, confident_N, keys = single_N.copy(), single_N.copy(), rows.data.queries
     (paid_NM, expected_NM), allowed_NM = _costs(rows), rows.allowed_NM
     allowed_NM = np.ones(p_NM.shape, bool) if allowed_NM is None else allowed_NM
     for f in np.unique(fold_N):
@@ -163,17 +167,24 @@ def _saving_choice(
             continue
         wanted = take(outcomes.value_NM[other_N], single_N[other_N]).mean().clip(0, 1)
         try:
-            policy = Quality(float(wanted)).fit(
+            bold = Quality(float(wanted)).fit(
                 p_NM[other_N], expected_NM[other_N], outcomes.y_NM[other_N], paid_NM[other_N],
                 allowed_NM[other_N],
             )  # fmt: skip
         except Unreachable:  # No setting is as accurate.
-            continue
+            bold = None
+        groups = [group for group, other in zip(rows.data.groups, other_N, strict=True) if other]
+        confident = confident_saving(
+            p_NM[other_N], expected_NM[other_N], outcomes.y_NM[other_N], single_N[other_N],
+            groups, allowed_NM[other_N],
+        )  # fmt: skip
         test_keys = [key for key, test in zip(keys, test_N, strict=True) if test]
-        choice_N[test_N] = policy.choose(
-            p_NM[test_N], expected_NM[test_N], allowed_NM[test_N], test_keys
-        )
-    return choice_N
+        for policy, choice_N in ((bold, bold_N), (confident, confident_N)):
+            if policy is not None:
+                choice_N[test_N] = policy.choose(
+                    p_NM[test_N], expected_NM[test_N], allowed_NM[test_N], test_keys
+                )
+    return dict(zip(SAVINGS, (bold_N, confident_N), strict=True))
 
 
 def auc_estimates(

@@ -9,7 +9,7 @@ from routerjax.evaluation import published as field
 from routerjax.evaluation.estimated import Estimated
 from routerjax.evaluation.metrics import evaluate_predictions
 from routerjax.evaluation.published_report import published_report
-from routerjax.routing.constrained import Quality
+from routerjax.routing.constrained import Quality, confident_saving
 from routerjax.routing.judged import Judged
 from routerjax.routing.policies import Argmax
 from routerjax.routing.policy_rows import take
@@ -90,16 +90,16 @@ def test_two_targets_have_a_gap_to_recover(make_pool):
 def test_a_saving_comes_with_the_probability_that_it_costs_accuracy(rows):
     _, p_NM, y_NM, cost_NM = rows
     best_N = np.full(len(p_NM), 3)
-    found, _ = _report(rows, saving_choice_N=best_N)
+    found, _ = _report(rows, saving_choices={"cost_save": best_N})
     saving = found["cost_save"]
     assert saving["value"] == 0 and saving["probability_below_best_single"] == 0.5
-    found, _ = _report(rows, saving_choice_N=cost_NM.argmin(axis=1))
+    found, _ = _report(rows, saving_choices={"cost_save": cost_NM.argmin(axis=1)})
     saving = found["cost_save"]
     cheap_cost = cost_NM.min(axis=1).mean()
     assert saving["value"] == pytest.approx(1 - cheap_cost / cost_NM[:, 3].mean())
     assert saving["probability_below_best_single"] == 1.0
     assert saving["best_single_accuracy"] == pytest.approx(y_NM[:, 3].mean())
-    found, _ = _report(rows, saving_choice_N=y_NM.argmax(axis=1))
+    found, _ = _report(rows, saving_choices={"cost_save": y_NM.argmax(axis=1)})
     assert found["cost_save"]["probability_below_best_single"] == 0.0
 
 
@@ -119,7 +119,9 @@ def test_the_probability_is_that_of_a_normal_difference(rows, lead):
     y_NM = np.concatenate([y_NM, (y_NM[:, 3:] > 0).astype(float)], axis=1)
     y_NM[:60, 3:] = np.stack([gain_N[:60] < 0, gain_N[:60] > 0], axis=1)
     wide = [np.concatenate([a, a[:, 3:]], axis=1) for a in (p_NM, cost_NM)]
-    found, _ = _report((data, wide[0], y_NM, wide[1]), saving_choice_N=np.full(len(p_NM), 4))
+    found, _ = _report(
+        (data, wide[0], y_NM, wide[1]), saving_choices={"cost_save": np.full(len(p_NM), 4)}
+    )
     low, high = ratio_interval(y_NM[:, 4] - y_NM[:, 3], 1.0, data.groups)
     z = (low + high) / 2 / ((high - low) / 3.92)
     expected = 0.5 * (1 - math.erf(z / 2**0.5))
@@ -137,13 +139,21 @@ def test_metrics_have_them_with_a_setting_chosen_elsewhere(make_pool):
         policy=Argmax(),
         best_single=3,
         saving_policy=policy,
+        confident_saving_policy=confident_saving(
+            p_NM[:600], cost_NM[:600], first.correct_NM, np.full(600, 3), first.groups
+        ),
     )
     saving = found["field"]["cost_save"]
     assert saving["low"] < saving["value"] < saving["high"] and saving["value"] > 0.1
     low, high = found["intervals"]["best_single_accuracy"]  # Wider than their difference's.
     assert saving["accuracy"] - saving["best_single_accuracy"] < high - low
     assert saving["probability_below_best_single"] < 0.5
+    # With a confidence less is saved, and the accuracy holds.
+    sure = found["field"]["cost_save_confident"]
+    assert 0 < sure["value"] < saving["value"] and sure["probability_below_best_single"] < 0.05
+    assert sure["policy"].endswith(":0.95") and saving["policy"] == str(policy)
     plain = evaluate_predictions(p_NM[600:], Judged(second), policy=Argmax(), best_single=3)
     assert plain["field"]["cost_save"] is None
     assert plain["reasons"]["field/cost_save"] == "the targets' prices are unknown"
+    assert plain["field"]["cost_save_confident"] is None
     assert plain["field"]["avg_acc"] == found["field"]["avg_acc"]

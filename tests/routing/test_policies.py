@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from routerjax.data.simulated.simulate import simulate
-from routerjax.routing.constrained import Budget, Mixture, Quality
+from routerjax.routing.constrained import Budget, Mixture, Quality, confident_saving
 from routerjax.routing.policies import Argmax, Tolerance, Utility, Value
 from routerjax.routing.policy_rows import coins
 
@@ -217,6 +217,64 @@ def test_quality_counts_outcomes_and_not_boasts(pool):
     missing_NM = np.where(np.random.default_rng(1).random(y_NM.shape) < 0.5, np.nan, y_NM)
     policy = Quality(0.6).fit(boast_NM, cost_NM, missing_NM)
     assert _mean(p_NM, policy.choose(boast_NM, cost_NM)) == pytest.approx(0.6, abs=0.01)
+
+
+def test_more_confidence_is_more_accurate_and_dearer(pool):
+    p_NM, cost_NM, y_NM = (a[:2000] for a in pool[:3])
+    wanted = 0.3 * _mean(p_NM, cost_NM.argmin(axis=1)) + 0.7 * p_NM.max(axis=1).mean()
+    bold = Quality(wanted).fit(p_NM, cost_NM, y_NM)
+    sure = [Quality(wanted, confidence=c).fit(p_NM, cost_NM, y_NM) for c in (0.8, 0.95, 0.99)]
+    assert [policy.fitted.holds for policy in sure] == [True] * 3
+    spent = [_mean(cost_NM, policy.choose(p_NM, cost_NM)) for policy in (bold, *sure)]
+    accuracy = [_mean(y_NM, policy.choose(p_NM, cost_NM)) for policy in (bold, *sure)]
+    assert spent == sorted(spent) and spent[0] < spent[1] < spent[3]
+    # On the rows it is fitted on it lies above what is wanted by its quantiles of the error.
+    error = (wanted * (1 - wanted) / 2000) ** 0.5
+    for quantile, value in zip((0.84, 1.64, 2.33), accuracy[1:], strict=True):
+        assert value - wanted == pytest.approx(quantile * error, abs=0.4 * error)
+
+
+def test_rows_of_one_group_show_no_more_than_one(pool):
+    p_NM, cost_NM, y_NM = (a[:400] for a in pool[:3])
+    wanted = 0.4 * _mean(p_NM, cost_NM.argmin(axis=1)) + 0.6 * p_NM.max(axis=1).mean()
+    policy = Quality(wanted, confidence=0.95)
+    once = policy.fit(p_NM, cost_NM, y_NM)
+    many = [np.tile(a, (5, 1)) for a in (p_NM, cost_NM, y_NM)]
+    grouped = policy.fit(*many, groups=[f"g{i % 400}" for i in range(2000)])
+    assert grouped.fitted == once.fitted
+    alone = policy.fit(*many)
+    assert _mean(cost_NM, alone.choose(p_NM, cost_NM)) < _mean(cost_NM, once.choose(p_NM, cost_NM))
+
+
+def test_what_is_not_shown_is_not_promised(pool):
+    p_NM, cost_NM, y_NM = (a[:200] for a in pool[:3])
+    policy = Quality(_mean(y_NM, p_NM.argmax(axis=1)), confidence=0.95)
+    fitted = policy.fit(p_NM, cost_NM, y_NM)  # Bold it would hold, at argmax.
+    assert fitted.fitted.holds is False
+    np.testing.assert_array_equal(fitted.choose(p_NM, cost_NM), Argmax().choose(p_NM, cost_NM))
+    with pytest.raises(ValueError, match="a confidence is a statement about outcomes"):
+        policy.fit(p_NM, cost_NM)
+    with pytest.raises(ValueError, match=r"confidence, .* in \[0.5, 1\) such as 0.95, got 1"):
+        Quality(0.8, confidence=1)
+    with pytest.raises(ValueError, match="confidence"):
+        confident_saving(p_NM, cost_NM, y_NM, p_NM.argmax(axis=1), confidence=0.2)
+    # No router that knows nothing is shown to be as accurate as the best single target.
+    even_NM = np.random.default_rng(0).random(p_NM.shape)
+    best_N = np.full(200, y_NM.mean(axis=0).argmax())
+    assert confident_saving(even_NM, cost_NM, y_NM, best_N) is None
+    nothing_NM = np.where(np.arange(y_NM.shape[1]) == best_N[0], y_NM, np.nan)
+    assert confident_saving(1 - p_NM, cost_NM, nothing_NM, best_N) is None
+
+
+def test_a_confident_saving_holds_on_other_rows_with_half_of_the_outcomes(pool):
+    p_NM, cost_NM, y_NM = (a[8_000:] for a in pool[:3])
+    best_N = np.full(len(p_NM), p_NM.mean(axis=0).argmax())
+    half_NM = np.where(np.random.default_rng(2).random(y_NM.shape) < 0.5, np.nan, y_NM)
+    policy = confident_saving(p_NM[:3000], cost_NM[:3000], half_NM[:3000], best_N[:3000])
+    choice_n = policy.choose(p_NM[3000:], cost_NM[3000:])
+    assert _mean(p_NM[3000:], choice_n) >= _mean(p_NM[3000:], best_N[3000:])
+    assert _mean(cost_NM[3000:], choice_n) < 0.9 * _mean(cost_NM[3000:], best_N[3000:])
+    assert policy.min_accuracy == pytest.approx(np.nanmean(half_NM[:3000, best_N[0]]), abs=0.02)
 
 
 def test_coins_are_even_and_of_the_key_alone():

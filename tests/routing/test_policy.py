@@ -136,7 +136,8 @@ MIXTURE = Mixture(0.25, 0.5, 0.125, 0.001, 0.1)
     "policy",
     [Argmax(), Tolerance(), Tolerance(0.05), Tolerance(1), Value(0.002), Utility(0.5), Utility(1),
      Budget(0.01), Quality(0.75), Utility(0.5, (0.001, 0.1)), Budget(0.01, MIXTURE),
-     Quality(0.75, MIXTURE)],
+     Quality(0.75, MIXTURE), Quality(0.75, confidence=0.9),
+     Quality(0.75, dataclasses.replace(MIXTURE, holds=False), 0.9)],
 )  # fmt: skip
 def test_policies_are_read_back(policy):
     assert policy_from_json(json.loads(json.dumps(policy.to_json()))) == policy
@@ -148,12 +149,17 @@ def test_policies_are_read_back(policy):
 def test_flags():
     assert parse_policy("tolerance") == Tolerance(0.2)
     assert parse_policy(" Tolerance:0.35 ") == Tolerance(0.35)
+    assert parse_policy("quality:0.8:0.95") == Quality(0.8, confidence=0.95)
+    # What was written before there were confidences stays as it was.
+    before = {"name": "quality", "min_accuracy": 0.75, "fitted": MIXTURE_JSON}
+    assert policy_from_json(before).to_json() == before
 
 
 @pytest.mark.parametrize("text", ["", "best", "argmax:0.2", "tolerance:", "tolerance:x",
                                   "tolerance:nan", "tolerance:2", "tolerance:0.1:0.2", "value",
                                   "value:-1", "value:inf", "utility:1.1", "budget", "budget:0",
-                                  "quality:2", "quality:"])  # fmt: skip
+                                  "quality:2", "quality:", "quality:0.8:", "quality:0.8:1",
+                                  "quality:0.8:0.3", "quality:0.8:0.9:0.9"])  # fmt: skip
 def test_bad_flags_are_refused(text):
     with pytest.raises(ValueError, match="expected"):
         parse_policy(text)
@@ -166,6 +172,7 @@ def test_bad_flags_are_refused(text):
      {"name": "budget", "usd_per_query": 1, "fitted": {"lam_low": 0}},
      {"name": "quality", "min_accuracy": 1,
       "fitted": MIXTURE_JSON | {"share_high": 1.5}},
+     {"name": "quality", "min_accuracy": 1, "fitted": MIXTURE_JSON | {"holds": 2}},
      {"name": "utility", "lam": 0.5, "cost_range": [2, 1]}],
 )  # fmt: skip
 def test_bad_json_is_refused(value):
@@ -232,6 +239,15 @@ def test_a_policy_that_lacks_a_half_is_refused_by_what_it_lacks():
         (Utility(0.5), "largest utility, being right weighted 0.5"),
         (Budget(0.002), "most accurate at a mean of 0.002 USD a query"),
         (Quality(0.8), "cheapest at a mean accuracy of 0.8"),
+        (
+            Quality(0.8, confidence=0.9),
+            "cheapest shown to hold a mean accuracy of 0.8 with 0.9 confidence",
+        ),
+        (
+            Quality(0.8, dataclasses.replace(MIXTURE, holds=False), 0.9),
+            "most accurate, as no setting was shown to hold a mean accuracy of 0.8 with 0.9 "
+            "confidence",
+        ),
     ],
 )
 def test_every_policy_says_why(policy, words):

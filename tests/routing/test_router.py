@@ -135,7 +135,7 @@ def test_only_allowed_targets_answer(router):
             router.route(queries, allowed=allowed)
 
 
-def test_a_policy_is_fitted_with_the_router_or_after_it(router, parts, tmp_path):
+def test_a_policy_is_fitted_with_the_router_or_after_it(router, parts, tmp_path, caplog):
     """On the tiny pool every answer has 256 tokens: costs are those of the prices, nearly."""
     store, test, train = parts
     usd = 0.0002
@@ -165,6 +165,8 @@ def test_a_policy_is_fitted_with_the_router_or_after_it(router, parts, tmp_path)
     assert fit_policy(Tolerance(0.1), router, store, test) == Tolerance(0.1)
     with pytest.raises(ValueError, match="cannot be held.*USD per query can be reached"):
         fit_policy(Budget(1e-6), router, store, val)
+    assert not fit_policy(Quality(1.0, confidence=0.9), router, store, val).fitted.holds
+    assert "quality:1:0.9: no setting is shown to be as accurate" in caplog.text
 
 
 def test_a_policy_is_fitted_among_the_targets_that_can_take_each_query(router, parts):
@@ -188,6 +190,7 @@ def test_the_setting_that_saves_is_chosen_on_calibration_rows(router, parts, tmp
     router.save(tmp_path / "router")
     again = Router.load(tmp_path / "router")
     assert again.saving_policy == router.saving_policy
+    assert again.confident_saving_policy == router.confident_saving_policy
     assert router.saving_policy.fitted.lam_high == pytest.approx(expected.fitted.lam_high, rel=1e-3)
     saving = evaluate(again, store, test)["field"]["cost_save"]
     assert saving["low"] < saving["value"] < saving["high"] < 1

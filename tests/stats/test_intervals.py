@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from routerjax.stats.intervals import mean_interval, ratio_interval
+from routerjax.stats.intervals import mean_interval, mean_reaches_zero, ratio_interval
 
 
 def test_a_plain_mean_has_the_textbook_interval():
@@ -62,3 +62,20 @@ def test_a_mean_of_a_few_has_its_interval_in_a_script_too(monkeypatch):
     """Where torch is left out, functions of scipy that look for it fail."""
     monkeypatch.setitem(sys.modules, "torch", None)
     assert mean_interval(np.array([0.0, 2.0]))[0] == 1
+
+
+@pytest.mark.parametrize("n", [20, 200])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
+def test_a_mean_of_nothing_passes_as_seldom_as_promised(n, share):
+    """Leads of 1 or -1 on a few or on all rows, and right answers at the very accuracy wanted."""
+    rng = np.random.default_rng(n)
+    passed = 0
+    for _ in range(1000):
+        if share:
+            lead_N = (rng.random(n) < share) - share
+        else:
+            lead_N = rng.choice([-1, 0, 1], n, p=[0.1, 0.8, 0.1])
+        passed += mean_reaches_zero(lead_N, -share or -1.0, 0.95)
+    assert passed <= 50 + 3 * 7  # Of 1,000 at 5%, and three standard errors.
+    if n == 200:
+        assert passed > 15

@@ -257,8 +257,12 @@ def test_the_saving_is_at_a_setting_chosen_on_other_folds(trained):
     assert saving["accuracy"] == pytest.approx(saving["best_single_accuracy"], abs=0.03)
     assert 0.05 < saving["probability_below_best_single"] < 0.95
     assert good["cost_save"]["low"] > 0
+    sure = good["confident_saving"]
+    assert sure["accuracy"] >= saving["accuracy"]
+    assert 0 <= good["cost_save_confident"]["value"] < good["cost_save"]["value"]
     # Who always answers alike has no setting to turn.
     assert single["cost_save"] is None and single["saving"] is None
+    assert single["cost_save_confident"] is None and single["confident_saving"] is None
     assert good["perf_gain"]["value"] > 0 and good["gain_at_best"]["value"] > 0
     assert good["apgr"] is None  # It compares two targets.
 

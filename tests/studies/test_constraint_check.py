@@ -9,6 +9,7 @@ import types
 
 import numpy as np
 import pytest
+from scipy.special import expit
 
 from routerjax.data import groups as grouping
 from routerjax.data.readers import read_dataset
@@ -17,6 +18,7 @@ from routerjax.features.recipe import Recipe
 from routerjax.runtime import resume
 from routerjax.studies import embedding_baselines
 from routerjax.studies.constraint_check import (
+    confident_rows,
     constraint_check,
     constraint_check_lines,
     constraint_rows,
@@ -68,6 +70,53 @@ def test_a_single_split_of_many_rows_holds():
     budget, quality = found["policies"]
     assert budget["largest_deviation"] < 0.01
     assert quality["largest_deviation"] < 0.005
+
+
+@pytest.mark.slow
+def test_a_confidence_holds_on_two_hundred_pools():
+    """Pools of other targets, prices and skills, by predictions that are off: by the true P."""
+    rng = np.random.default_rng(0)
+    below, n_found = np.zeros((2, 2), int), 0
+    for pool in range(200):
+        n, m = 4000, int(rng.integers(2, 9))
+        names = [f"{i}" for i in range(n)]
+        dataset_N = rng.integers(0, 6, n)
+        logit_NM = (
+            rng.normal(0.5, 0.8, m) + rng.normal(0, 1, (6, 1))[dataset_N]
+            + rng.normal(0, 0.7, (6, m))[dataset_N] + rng.normal(0, 1, (n, m))
+        )  # fmt: skip
+        true_NM = expit(logit_NM)
+        noisy_NM = expit(rng.uniform(0.6, 1.5) * logit_NM + rng.normal(0, 0.8, (n, m)))
+        usd_NM = np.geomspace(1, rng.uniform(5, 1000), m) * rng.lognormal(0, 0.3, (n, m))
+        y_NM = (rng.random((n, m)) < true_NM).astype(float)
+        found = confident_rows(noisy_NM, usd_NM, usd_NM, y_NM, names, true_NM=true_NM,
+                               n_deals=1, share=0.15, places=(0.7,), seed=pool)  # fmt: skip
+        for i, row in enumerate(found["policies"]):
+            below[i] += [row[kind]["n_below"] for kind in ("confident", "bold")]
+        n_found += found["policies"][1]["confident"]["n_found"]
+    assert (below[:, 0] <= 10).all()  # 5%.
+    assert (below[:, 1] >= 40).all()
+    assert n_found > 60
+
+
+def test_a_confidence_is_judged_on_other_rows(make_pool):
+    data, p_NM, cost_NM = make_pool(n=900, m=3, missing=0.02)
+    rows = p_NM, cost_NM, cost_NM, data.correct_NM, data.groups
+    found = confident_rows(*rows, n_deals=4, share=0.5, places=(0.5,))
+    assert found["n_fitted"] == pytest.approx(0.5 * (~np.isnan(data.y_NM).any(axis=1)).sum(), abs=2)
+    quality, saving = found["policies"]
+    assert quality["policy"].startswith("quality:") and saving["policy"] == "saving"
+    for row in found["policies"]:
+        sure, bold = row["confident"], row["bold"]
+        assert len(sure["lead"]) == len(bold["lead"]) == 4
+        known = [lead for lead in sure["lead"] if lead is not None]
+        assert sure["n_found"] == len(known) > 0
+        assert sure["n_below"] == sum(lead < -0.005 for lead in known)
+        assert sure["saving"] < bold["saving"]
+        assert np.mean(known) > np.mean(bold["lead"])
+    text = "\n".join(constraint_check_lines({"n": 1, "n_folds": 2, "policies": []}
+                                            | {"confident": found}))  # fmt: skip
+    assert "4 deals" in text and "0.95 confidence" in text
 
 
 def test_what_is_reported_is_what_came_out(make_pool):
