@@ -39,7 +39,7 @@ _SHARED: dict[str, tuple[Any, ...]] = {
                              '{"enable_thinking": false}.'),
     "control_text": ("split", "Control tokens that a query spells out: split into its text, or "
                      "tokens, as stores and routers have it that do not say.", "split", "tokens"),
-    "compute_dtype": ("auto", "Of the encoder: auto, float32, bfloat16 or float16."),
+    "compute_dtype": ("auto", "Of the encoder: auto, float32, bfloat16, float16 or float8."),
     "store_dtype": ("float16", "Of the store: float16, float32, or int8: half of float16's bytes, "
                     "and 255 steps for the range of a row."),
     "batch_tokens": ("auto", "Tokens of a full batch, padding included; auto suits the device."),

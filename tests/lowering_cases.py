@@ -18,6 +18,7 @@ from flax import nnx
 from routerjax.encoder.capture import Graph, capture, read_prefix
 from routerjax.encoder.extraction import block_buffer as block_buffer
 from routerjax.encoder.families.registry import read_config
+from routerjax.encoder.models import products
 from routerjax.encoder.pooling import POOLINGS
 from routerjax.encoder.selection import Selection
 from routerjax.encoder.weights import loading as loading
@@ -347,6 +348,9 @@ def cases(tuning: Tuning) -> Table:
         ],
         "encoder/capture.py:read_prefix": lambda: _prefix_cases(tuning),
         "encoder/capture.py:_prefill.one_block": lambda: [_few_tokens_case(tuning)],
+        "encoder/models/products.py:quantised": lambda: [
+            _of(products.quantised, array(R, D, dtype=jnp.bfloat16))
+        ],
         "encoder/weights/mxfp4.py:unpack": lambda: [
             _of(
                 mxfp4.unpack,

@@ -7,6 +7,7 @@ only cuDNN's attention, for which JAX asks a GPU while it traces, has a test of 
 """
 
 import ast
+import dataclasses
 import json
 import pathlib
 import re
@@ -20,6 +21,7 @@ import routerjax
 from routerjax.encoder.capture import Graph
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.models.attention import attend_cudnn
+from routerjax.encoder.models.products import FLOAT8
 from routerjax.encoder.weights.loading import abstract_model
 from routerjax.runtime.devices import make_mesh
 from routerjax.runtime.tuning import Tuning
@@ -153,6 +155,25 @@ def test_cudnn_gets_lengths_and_causality_and_no_mask(E, n_before, monkeypatch):
     bf16 = f"tensor<2x{n_before + 16}x{{}}x{E}xbf16>"
     assert shapes == [bf16.format(n) for n in (4, 2, 2)] + ["tensor<2xi32>"] * 2
     assert "select" not in text and "xi1>" not in text
+
+
+def test_the_blocks_products_are_of_float8_and_add_up_in_float32():
+    """Seven a block on a GPU; where float8 is not multiplied, the same numbers in bfloat16."""
+    gpu = Tuning.gpu()
+    for tuning, dtype, precision in (
+        (gpu, "f8E4M3FN", "HIGHEST"),
+        (dataclasses.replace(gpu, float8_products=False), "bf16", "DEFAULT"),
+    ):
+        products = _PRODUCTS.findall(lowered(encoder_case("qwen3", FLOAT8, tuning), "cuda"))
+        # Both sides along their last axis; those of attention are batches of heads.
+        linear = [product for product in products if "contracting_dims = [2] x [1], " in product
+                  and "batching_dims" not in product]  # fmt: skip
+        assert len(linear) == 7 and len(products) == 9
+        for product in linear:
+            sides, _, sums = product.partition(" : ")[2].partition(" -> ")
+            assert sides.count(f"x{dtype}>") == 2 and sums.endswith("xf32>"), product
+            assert product.count(precision) == 2, "cuBLAS would add up in less than float32"
+        assert not any("f8E4M3FN" in product for product in set(products) - set(linear))
 
 
 def test_tunings_of_equal_fields_share_a_program():

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from routerjax.encoder.models import bfloat16
+from routerjax.encoder.models import products
 
 _STATUS = pathlib.Path("/proc/self/status")
 # On an accelerator one product takes a millisecond: as many keep its clocks as work does.
@@ -36,7 +36,7 @@ def matrix_rate(dtype: str) -> Callable[[], float]:
     n, times = (2048, 1) if on_cpu() else (8192, _TIMES)
     precision = jax.lax.Precision.HIGHEST if dtype == "float32" else jax.lax.Precision.DEFAULT
     a = jnp.asarray(np.random.default_rng(0).normal(size=(n, n)), dtype)
-    square = jax.jit(lambda a: bfloat16.matmul(a, a, precision))
+    square = jax.jit(lambda a: products.matmul(a, a, precision))
     square(a).block_until_ready()
 
     def probe() -> float:

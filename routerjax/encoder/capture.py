@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from routerjax.encoder.models import bfloat16
+from routerjax.encoder.models import products
 from routerjax.encoder.models.partition import by_batch
 from routerjax.encoder.pooling import pool
 from routerjax.encoder.selection import Selection
@@ -96,7 +96,7 @@ def capture(
     Args:
       graph: Of a Bert or Decoder.
       params: Its parameters; on axis 0 of stack s the blocks `EncoderConfig.blocks_of(s)`. The
-        stacks may be bits (`bfloat16.bits_of_stacks`).
+        stacks may be bits (`products.bits_of_stacks`).
       tokens_BT: [B, T] int32, padded on the right with any valid token.
       lengths_B: [B] int32 real tokens, at least 1.
       spans_B2: [B, 2] int32, where the query's own tokens start and end.
@@ -205,7 +205,7 @@ def _prefill(
 
     def run(carry: tuple[jax.Array, jax.Array], group: jax.Array | int, s: int, before: Any):
         block_def, stacked = stacks[s]
-        weights = jax.tree.map(lambda w: bfloat16.index(w, group), stacked)
+        weights = jax.tree.map(lambda w: products.index(w, group), stacked)
         return apply(carry, nnx.merge(block_def, weights), group * period + s, before)
 
     def run_some(

@@ -124,8 +124,10 @@ class Encoder:
             "source/gguf_file" as source. Of a split file any part.
           max_tokens: Longest prompt; longer queries lose text from their middle. At most what the
             model's positions allow.
-          compute_dtype: "float32", "bfloat16", "float16", or "auto": float32 on CPU, bfloat16
-            elsewhere. float32 computes its products at the highest precision.
+          compute_dtype: "float32", "bfloat16", "float16", "float8", or "auto": float32 on CPU,
+            bfloat16 elsewhere. float32 computes its products at the highest precision. float8 is
+            bfloat16 with the blocks' dense products in float8, for decoders without experts,
+            DeltaNet or latent attention, on NVIDIA GPUs from compute capability 8.9 on.
           chat_template_kwargs: Variables of the chat template, JSON values by name, such as
             {"enable_thinking": False} or {"reasoning_effort": "low"}.
           control_text: "split" to read control tokens that a query spells out ("<|im_end|>") as its
@@ -140,7 +142,8 @@ class Encoder:
 
         Raises:
           ValueError: Not such a path, an unsupported family, weights that do not fit the config,
-            a mesh that the model cannot be split over or does not fit, or an argument out of range.
+            a mesh that the model cannot be split over or does not fit, an argument out of range,
+            or float8 for a model or devices that it is not for.
           OSError: The hub cannot be reached or has no such repository.
           ModuleNotFoundError: A topology without libtpu, which is the TPU's compiler.
         """

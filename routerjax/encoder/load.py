@@ -16,6 +16,7 @@ from routerjax.encoder.gguf.config import read_gguf_config
 from routerjax.encoder.gguf.file import GgufFile
 from routerjax.encoder.gguf.tokenizer import read_gguf_tokenizer
 from routerjax.encoder.hub import locate, read_config, read_tokenizer, refuse_stand_ins
+from routerjax.encoder.models import products
 from routerjax.encoder.models.attention import cudnn_is_legal
 from routerjax.encoder.prompts import Prompter
 from routerjax.encoder.weights.checkpoint import Tensors
@@ -31,7 +32,7 @@ from routerjax.encoder.weights.sharding import Path, check_split
 from routerjax.runtime.chips import chip_of, topology_devices
 from routerjax.runtime.tuning import Tuning
 
-COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
+COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16", "float8")
 
 
 class Loaded(NamedTuple):
@@ -82,6 +83,9 @@ def load(
         compute_dtype = tuning.compute_dtype
     where, resolved = locate(str(source), revision)
     config, tokenizer, checkpoint = _open(where)
+    reason = products.float8_refusal(config, tuning) if compute_dtype == "float8" else None
+    if reason is not None:
+        raise ValueError(f"{where}: compute_dtype: {reason}")
     max_tokens = min(max_tokens, config.max_positions)
     try:
         prompter = Prompter(
@@ -91,15 +95,16 @@ def load(
         raise ValueError(f"{where}: {error}") from error
     exact = compute_dtype == "float32"
     precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
-    dtype = jnp.dtype(compute_dtype)
-    cudnn = cudnn_is_legal(config, dtype, max_tokens, tuning)
+    dtype = jnp.dtype(products.FLOAT8 if compute_dtype == "float8" else compute_dtype)
+    state_dtype = jnp.dtype(products.state_dtype(dtype))
+    cudnn = cudnn_is_legal(config, state_dtype, max_tokens, tuning)
     tuning = dataclasses.replace(tuning, cudnn=cudnn)
     if isinstance(mesh, str):
 
         def shapes() -> dict[Path, tuple[int, ...]]:
             return param_shapes(abstract_model(config, dtype, precision, tuning)[1])
 
-        mesh = choose_mesh(mesh, config, shapes, dtype.itemsize, described)
+        mesh = choose_mesh(mesh, config, shapes, state_dtype.itemsize, described)
     check_split(config, mesh, len(devices))
     if described:
         (graphdef, params), digest = placed_model(config, dtype, precision, mesh, tuning), ""

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from routerjax.encoder.capture import FEW_TOKENS, Graph, Prefix, capture, read_prefix, unstacked
-from routerjax.encoder.models import bfloat16
+from routerjax.encoder.models import products
 from routerjax.encoder.selection import Selection
 from routerjax.runtime import resume
 from routerjax.runtime.devices import DATA, by_rows
@@ -43,7 +43,7 @@ class Prefill:
         self.mesh, self.tuning = mesh, tuning
         self._graph, self._n_layers = Graph(self.graphdef), n_layers
         widens = tuning.widens_bfloat16
-        self._weights = bfloat16.bits_of_stacks(self.params) if widens else self.params
+        self._weights = products.bits_of_stacks(self.params) if widens else self.params
         self._prefixes: dict[Any, Prefix] = {}
         self._programs: dict[Any, jax.stages.Compiled] = {}
 

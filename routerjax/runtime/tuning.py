@@ -57,6 +57,8 @@ class Tuning:
       widens_bfloat16: Whether products of bfloat16 add up in float32 and stacked weights of
         bfloat16 are read as bits. XLA's CPU backend computes other products with float32's kernels,
         a fifth as fast where the processor multiplies bfloat16 (AMX), and copies the stacks.
+      float8_products: How --compute_dtype=float8 multiplies: True for products of float8; False
+        for the same numbers in bfloat16, whose products are exact too; None for not at all.
       mean_by_product: Whether a mean over tokens is a matrix product. An accelerator takes one pass
         over the state as it is; for a product the state would first be made in float32.
       unstacks_blocks: Whether batches of few tokens read each block's weights from an array of
@@ -108,6 +110,7 @@ class Tuning:
     delta_floats: int = 2**21
     expert_tiles: bool = True
     widens_bfloat16: bool = True
+    float8_products: bool | None = False
     mean_by_product: bool = True
     unstacks_blocks: bool = True
     batch_flops: float = 1024e8
@@ -158,6 +161,7 @@ class Tuning:
             delta_floats=2**28,
             expert_tiles=False,
             widens_bfloat16=False,
+            float8_products=True if capability >= (8, 9) else None,
             mean_by_product=False,
             unstacks_blocks=False,
             batch_flops=3e13,
@@ -183,6 +187,7 @@ class Tuning:
         return dataclasses.replace(
             cls.gpu(),
             cudnn=False,
+            float8_products=None,
             splash_from=256,
             batch_tokens=(2048, 4096),
             rotates_by_product=True,

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from routerjax.encoder.families.config import EncoderConfig
-from routerjax.encoder.models import bfloat16
+from routerjax.encoder.models import products
 from routerjax.encoder.models.feed_forward import ACTIVATIONS
 from routerjax.encoder.models.norms import norm_maker
 from routerjax.encoder.models.partition import attend
@@ -70,7 +70,7 @@ class Bert(nnx.Module):
     ):
         assert not tuning.cudnn, "it is for causal attention"
         self.tuning, types = tuning, {"dtype": dtype, "param_dtype": dtype}
-        linear = bfloat16.linear_maker(dtype, precision, tuning)
+        linear = products.linear_maker(dtype, precision, tuning)
         norm = norm_maker(config, dtype)
         D = config.width
         self.max_positions, self.padding_token = config.max_positions, config.padding_token

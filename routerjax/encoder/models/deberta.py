@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from routerjax.encoder.families.config import DisentangledShape, EncoderConfig
-from routerjax.encoder.models import bfloat16, partition
+from routerjax.encoder.models import partition, products
 from routerjax.encoder.models.blockwise import HIDDEN, head_chunks, shifted
 from routerjax.encoder.models.feed_forward import ACTIVATIONS
 from routerjax.encoder.models.norms import norm_maker
@@ -160,7 +160,7 @@ class WideConv(nnx.Module):
         size, T = len(kernel_KDD), x_BTD.shape[1]
         padded = jnp.pad(x_BTD, ((0, 0), (size // 2, size // 2), (0, 0)))
         taps = (
-            bfloat16.matmul(padded[:, k : k + T].reshape(-1, x_BTD.shape[2]), w, self.precision)
+            products.matmul(padded[:, k : k + T].reshape(-1, x_BTD.shape[2]), w, self.precision)
             for k, w in enumerate(kernel_KDD)
         )
         return sum(taps, start=self.bias[...][None]).reshape(x_BTD.shape)
@@ -190,7 +190,7 @@ class Deberta(nnx.Module):
         assert not tuning.cudnn and config.disentangled is not None
         self.config, self.shape, self.tuning = config, config.disentangled, tuning
         types = {"dtype": dtype, "param_dtype": dtype}
-        linear, norm = bfloat16.linear_maker(dtype, precision, tuning), norm_maker(config, dtype)
+        linear, norm = products.linear_maker(dtype, precision, tuning), norm_maker(config, dtype)
         s, D = self.shape, config.width
         self.embed = nnx.Embed(config.vocab_size, s.embed_width, rngs=rngs, **types)
         if s.positions:

@@ -10,7 +10,7 @@ from flax import nnx
 
 from routerjax.encoder.families.config import FULL_ATTENTION, NO_ROPE, BlockKind, EncoderConfig
 from routerjax.encoder.families.rope import row_frequencies
-from routerjax.encoder.models import bfloat16
+from routerjax.encoder.models import products
 from routerjax.encoder.models.attention import continued, rotate
 from routerjax.encoder.models.deltanet import DeltaNet
 from routerjax.encoder.models.feed_forward import (
@@ -290,7 +290,8 @@ class Decoder(nnx.Module):
 
     Args:
       config: The family's shape.
-      dtype: Of the parameters and of the products.
+      dtype: Of the parameters and of the products; of float8 those of the blocks alone, and all
+        else is bfloat16.
       precision: Of the products; HIGHEST where float32 is claimed.
       tuning: For the devices that the model runs on.
       rngs: For random weights; `nnx.eval_shape` gives the shapes without making any.
@@ -304,8 +305,9 @@ class Decoder(nnx.Module):
         tuning: Tuning,
         rngs: nnx.Rngs,
     ):
-        linear = bfloat16.linear_maker(dtype, precision, tuning)
-        norm = norm_maker(config, dtype)
+        in_blocks = products.linear_maker(dtype, precision, tuning)
+        dtype = products.state_dtype(dtype)
+        linear, norm = products.linear_maker(dtype, precision, tuning), norm_maker(config, dtype)
         self.embed = nnx.Embed(
             config.vocab_size, config.width, dtype=dtype, param_dtype=dtype, rngs=rngs
         )
@@ -318,7 +320,7 @@ class Decoder(nnx.Module):
             @nnx.split_rngs(splits=len(kinds))
             @nnx.vmap
             def make(rngs: nnx.Rngs) -> DecoderBlock:
-                return DecoderBlock(config, tuning, kinds[0], linear, norm, rngs)
+                return DecoderBlock(config, tuning, kinds[0], in_blocks, norm, rngs)
 
             return make(rngs)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from routerjax.encoder.families.config import EncoderConfig, Routing
-from routerjax.encoder.models import bfloat16
+from routerjax.encoder.models import products
 from routerjax.encoder.models.feed_forward import ACTIVATIONS, GatedFeedForward
 from routerjax.encoder.models.norms import norm_maker, unit_rms
 from routerjax.encoder.models.partition import by_experts
@@ -279,10 +279,10 @@ def _in_tiles(
     tiles_X = -(-counts_X // n_rows)
     ends_X, first_tiles_X = jnp.cumsum(counts_X), jnp.cumsum(tiles_X) - tiles_X
     token_R = jnp.pad(token_R, (0, n_rows))
-    stacks = bfloat16.to_bits(experts)
+    stacks = products.to_bits(experts)
 
     def linear(x_RD: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-        y = bfloat16.matmul(x_RD, kernel, precision)
+        y = products.matmul(x_RD, kernel, precision)
         return y if bias is None else y + bias[None]
 
     def one_tile(number: jax.Array, y_RD: jax.Array) -> jax.Array:
@@ -290,7 +290,7 @@ def _in_tiles(
         e = jnp.searchsorted(first_tiles_X, number, side="right") - 1
         start = ends_X[e] - counts_X[e] + (number - first_tiles_X[e]) * n_rows
         rows = jax.lax.dynamic_slice_in_dim(token_R, start, n_rows)
-        of_expert = jax.tree.map(lambda w: bfloat16.index(w, e), stacks)
+        of_expert = jax.tree.map(lambda w: products.index(w, e), stacks)
         made = _expert(x_ND[rows], of_expert, linear, gate)
         return jax.lax.dynamic_update_slice_in_dim(y_RD, made, start, 0)
 

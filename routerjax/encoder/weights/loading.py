@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.models import products
 from routerjax.encoder.models.bert import Bert
 from routerjax.encoder.models.deberta import Deberta
 from routerjax.encoder.models.decoder import Decoder
@@ -95,7 +96,8 @@ def load_weights(
     Args:
       checkpoint: Its tensors.
       config: Of the encoder.
-      dtype: Of the parameters on the devices, but for a few that stay float32.
+      dtype: Of the parameters on the devices, but for a few that stay float32. With float8, codes
+        and scales of a kernel are made of its numbers as the checkpoint gives them.
       precision: Of the model's products.
       mesh: The devices; parameters are split over its model axis as `sharding.py` says, and every
         device gets only its own share of a piece that is split.
@@ -115,7 +117,9 @@ def load_weights(
     specs = param_specs(shapes, config, mesh.shape[MODEL])
     shardings = {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
     tables = checkpoint.tables(config.family)
-    sources = resolve(checkpoint.folder, config, tables, shapes, checkpoint.shapes)
+    kernels = _kernels(shapes)
+    sources = resolve(checkpoint.folder, config, tables, kernels, checkpoint.shapes)
+    sources = [_in_place(source, shapes) for source in sources]
     for source in sources:
         dtype_held = checkpoint.dtype(source.key)
         if not source.scales and dtype_held.kind in "iub":
@@ -158,6 +162,13 @@ def load_weights(
             # On CPU the array may stay where NumPy put it, which nobody writes to again.
             placed = jax.device_put(laid_out[axes], NamedSharding(mesh, spec))
         at = np.array(start, np.int32)
+        if source.path[-1] == products.CODES:
+            # A piece has whole rows of a kernel [out, in]: all that a scale is of.
+            placed, scales = products.quantised(placed)
+            path = (*source.path[:-1], products.SCALES)
+            loaded[path], _ = _write(
+                loaded[path], scales[..., 0], at[:-1], sharding=shardings[path]
+            )
         loaded[source.path], written = _write(whole, placed, at, sharding=sharding)
         return written
 
@@ -200,6 +211,24 @@ def load_weights(
                 checkpoint.folder, n_bytes / 1e9, seconds, n_bytes / 1e9 / seconds)  # fmt: skip
     nnx.replace_by_pure_dict(state, nnx.traversals.unflatten_mapping(loaded))
     return graphdef, state, digest(*(d.digest() for two in digests for d in two))
+
+
+def _kernels(shapes: dict[Path, tuple[int, ...]]) -> dict[Path, tuple[int, ...]]:
+    """The shapes with the kernels that are codes and scales there as in the other dtypes."""
+    kernels = {}
+    for (*module, leaf), shape in shapes.items():
+        if leaf == products.CODES:
+            leaf, shape = "kernel", (*shape[:-2], *shape[:-3:-1])
+        if leaf != products.SCALES:
+            kernels[(*module, leaf)] = shape
+    return kernels
+
+
+def _in_place(source: Source, shapes: dict[Path, tuple[int, ...]]) -> Source:
+    """The source of a kernel as that of its codes, where there are some: they lie [out, in]."""
+    if source.path in shapes:
+        return source
+    return source._replace(path=(*source.path[:-1], products.CODES), transposed=False)
 
 
 class _Piece(NamedTuple):
@@ -315,5 +344,8 @@ def random_like(params: Any, seed: int) -> Any:
 def _draw(leaf: jax.Array, key: jax.Array, *, sharding: jax.sharding.Sharding) -> jax.Array:
     noise = jax.random.normal(key, leaf.shape, jnp.float32)
     drawn = leaf.mean(dtype=jnp.float32) + noise * leaf.astype(jnp.float32).std()
+    if leaf.dtype == products.FLOAT8:
+        # Beyond the largest code is NaN.
+        drawn = drawn.clip(-products.LARGEST, products.LARGEST)
     # Made where it lies: no device ever holds the whole of a parameter that is split.
     return jax.lax.with_sharding_constraint(drawn.astype(leaf.dtype), sharding)

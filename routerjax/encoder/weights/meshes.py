@@ -1,5 +1,6 @@
 """choose_mesh: the mesh that an encoder's parameters fit on."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -30,7 +31,7 @@ def choose_mesh(
       spec: As in `make_mesh`.
       config: Of the encoder.
       shapes_of: Gives {path: shape} of its parameters; asked where devices tell their memory.
-      itemsize: Bytes of a parameter's number.
+      itemsize: As in `bytes_per_device`.
       described: Devices that are not here, and the memory of each; None for those of this process.
 
     Raises:
@@ -59,9 +60,10 @@ def choose_mesh(
         n_model, share = mesh.shape[MODEL], 1.0
         if held(n_model) <= memory:
             return mesh
+    each = held(1) / sum(map(math.prod, shapes.values()))
     raise ValueError(
         f"--mesh={spec}: the parameters of this {config.family} model take {_gb(held(1))} "
-        f"({itemsize} bytes each); with {MODEL}:{n_model} each device would hold "
+        f"({each:.2g} bytes each); with {MODEL}:{n_model} each device would hold "
         f"{_gb(held(n_model))}, and of its {_gb(memory)} of memory {share:.0%} may be parameters. "
         f"A model has to fit the {len(devices)} device(s) of one process, because --distributed "
         f"deals out queries and not the model: take larger or more devices a process, a smaller "

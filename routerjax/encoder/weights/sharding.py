@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.models.products import CODES, SCALES
 from routerjax.runtime.devices import DATA, MODEL
 
 Path = tuple[Any, ...]
@@ -38,11 +39,12 @@ def bytes_per_device(
     Args:
       shapes: {path: shape}.
       specs: {path: spec}, from `param_specs`.
-      itemsize: Bytes of a number.
+      itemsize: Bytes of a number, but for float8's codes and scales.
       n_model: Devices on the model axis.
     """
+    own = {CODES: 1, SCALES: 4}
     return sum(
-        itemsize * math.prod(shape) // (n_model if MODEL in specs[path] else 1)
+        own.get(path[-1], itemsize) * math.prod(shape) // (n_model if MODEL in specs[path] else 1)
         for path, shape in shapes.items()
     )
 
@@ -104,10 +106,11 @@ def _model_axis(
         return None
     if module in ("q_norm", "k_norm"):
         return last if config.qk_norm == "projection" else None
+    of_codes = path[-1] == CODES  # [out, in], where a kernel is [in, out].
     if module in ("q", "q_up", "position_k", "position_q", "k", "v", "gate", "up"):
-        return last  # Outputs: columns of the kernel, entries of the bias.
-    if module in ("o", "down") and path[-1] == "kernel":
-        return last - 1  # Inputs; the sum over the axis gets the bias once.
+        return last - of_codes  # Outputs: columns of the kernel, entries of the bias.
+    if module in ("o", "down") and path[-1] in ("kernel", CODES):
+        return last - (not of_codes)  # Inputs; the sum over the axis gets the bias once.
     return None
 
 

@@ -8,7 +8,7 @@ from flax import nnx
 
 from routerjax.encoder.capture import Graph, capture
 from routerjax.encoder.encoder import Encoder
-from routerjax.encoder.models import bfloat16
+from routerjax.encoder.models import products
 from routerjax.encoder.prefill import Prefill
 from routerjax.encoder.selection import Selection
 from routerjax.encoder.weights.loading import make_model
@@ -66,7 +66,7 @@ def test_states_are_the_same_from_bits():
     options = {"selection": Selection(tuple(range(4)), ("last", "mean"))}
     of_bits, of_numbers = (
         capture(Graph(model[0]), weights, *batch(), **options)
-        for weights in (bfloat16.bits_of_stacks(model[1]), model[1])
+        for weights in (products.bits_of_stacks(model[1]), model[1])
     )
     np.testing.assert_array_equal(of_bits, of_numbers)
     assert np.abs(of_numbers).max(axis=(1, 2, 3)).min() > 0.1
@@ -78,7 +78,7 @@ def test_bits_take_no_memory_of_their_own(axes, tiny_encoder_folder):
         tiny_encoder_folder, compute_dtype="bfloat16", mesh=make_mesh(axes)
     )
     params = encoder._prefill.params
-    bits = bfloat16.bits_of_stacks(params)
+    bits = products.bits_of_stacks(params)
     leaves = (jax.tree.leaves(weights["blocks"]) for weights in (params, bits))
     for x, y in zip(*leaves, strict=True):
         assert y.dtype == np.uint16 and y.shape == x.shape and y.sharding == x.sharding
@@ -91,7 +91,7 @@ def test_bits_take_no_memory_of_their_own(axes, tiny_encoder_folder):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
 def test_no_other_dtype_has_bits(dtype):
     params = wide("bert", dtype)[1]
-    bits = bfloat16.bits_of_stacks(params)
+    bits = products.bits_of_stacks(params)
     assert all(x is y for x, y in zip(*map(jax.tree.leaves, (params, bits)), strict=True))
 
 
@@ -99,12 +99,12 @@ def test_products_of_bfloat16_add_up_in_float32_on_a_cpu():
     rng = np.random.default_rng(0)
     x_RD, w_DF = (jnp.asarray(rng.normal(size=s), jnp.bfloat16) for s in ((5, 300), (300, 7)))
     exact_RF = np.asarray(x_RD, np.float64) @ np.asarray(w_DF, np.float64)
-    product_RF = bfloat16.matmul(x_RD, w_DF, DEFAULT)
+    product_RF = products.matmul(x_RD, w_DF, DEFAULT)
     assert product_RF.dtype == jnp.bfloat16
     # One rounding: half a unit in the last of eight bits.
     np.testing.assert_allclose(np.asarray(product_RF, np.float64), exact_RF, rtol=2**-8)
     model = wide("qwen3", jnp.bfloat16)
-    text = lowered(model, bfloat16.bits_of_stacks(model[1])).as_text()
+    text = lowered(model, products.bits_of_stacks(model[1])).as_text()
     of_linears = [line for line in text.splitlines() if "dot_general" in line and "xbf16>," in line]
     assert len(of_linears) >= 7
     assert all(line.strip().endswith("xf32>") for line in of_linears)
