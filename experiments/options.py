@@ -48,9 +48,11 @@ _SHARED: dict[str, tuple[Any, ...]] = {
              "auto takes all for data if the model fits each of them."),
     "coordinator": (None, "With --distributed where JAX finds no cluster: HOST:PORT of process 0."),
     "recipe": ("all_layers", "Features: all_layers, layers or averaged_layers (with --layers), "
-               "top_ridge:K, top_fisher:K, greedy:K, or per_target: and cv_auc, ridge or fisher."),
+               "top_ridge:K, top_fisher:K, greedy:K, or per_target: and cv_auc, ridge or fisher. "
+               "train has auto: what suits the encoder; with --pooling or --pca_dim all_layers."),
     "pooling": ("mean", "Pooling(s) the features read, separated by commas."),
-    "trunk": ("published", "published, kernel (a regression beside it) or mixed (wider too)."),
+    "trunk": ("published", "published, kernel (a regression beside it) or mixed (wider too). train "
+              "has auto: kernel with the recipe for decoders, else published."),
     "policy": ("argmax", "Who answers: argmax, tolerance:TAU, value:USD, utility:LAM, budget:USD "
                "(mean spending a query) or quality:ACCURACY[:CONFIDENCE] (mean accuracy)."),
     # An int32, as compiled programs take it.
@@ -324,6 +326,15 @@ def split_names(text: str) -> tuple[str, ...]:
 def recipe(config: Any) -> rj.Recipe:
     """The features that --recipe, --layers, --pooling and --pca_dim describe."""
     return rj.parse_recipe(config.recipe, config.layers, config.pooling, config.pca_dim)
+
+
+def recipe_or_auto(config: Any) -> rj.Recipe | None:
+    """As `recipe`; None of --recipe=auto, alone: `fit_router` takes what suits the encoder."""
+    if config.recipe != "auto":
+        return recipe(config)
+    if not any(flags.FLAGS[name].present for name in ("layers", "pooling", "pca_dim")):
+        return None
+    return rj.parse_recipe("all_layers", config.layers, config.pooling, config.pca_dim)
 
 
 def own_policy(config: Any) -> rj.Policy | None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from routerjax.encoder.families.registry import BOTH_WAYS
 from routerjax.encoder.selection import Selection
 from routerjax.features.feature_map import FeatureMap, Stores, as_tuple
 from routerjax.features.moments import Moments, collect
@@ -23,6 +24,44 @@ if TYPE_CHECKING:
     from routerjax.data.dataset import RoutingDataset
 
 logger = logging.getLogger(__name__)
+
+
+# Of the recipe for decoders: hidden states, poolings and components (docs/comparison.md).
+_BEST, _POOLINGS, _COMPONENTS = 4, ("last", "mean"), 400
+
+
+def reads_decoder(stores: Stores) -> bool:
+    """Whether a store is of a decoder, by the name of its family.
+
+    Args:
+      stores: One or several.
+    """
+    return any(store.identity["family"] not in BOTH_WAYS for store in as_tuple(stores))
+
+
+def default_recipe(stores: Stores, data: "RoutingDataset") -> Recipe:
+    """What is read where no recipe is given.
+
+    Of embedding models all hidden states, mean-pooled, 200 components: the published recipe. Where
+    a decoder is among the encoders, the four hidden states of each that `Recipe.top_ridge` finds,
+    at last and mean, 400 components: the last layers of a decoder serve its next token, and its
+    best ones lie in the middle (docs/comparison.md, "A decoder reads the queries").
+
+    Args:
+      stores: The hidden states. Of stores of a decoder with fewer than five hidden states all are
+        read, and where a store lacks one of the two poolings, the other alone.
+      data: The training rows. Where no target has two correct and two wrong outcomes, no hidden
+        state can be ranked: all are read.
+    """
+    stores = as_tuple(stores)
+    held = [name for name in _POOLINGS if all(name in store.poolings for store in stores)]
+    if not reads_decoder(stores) or not held:
+        return Recipe.all_layers()
+    right_M, wrong_M = ((data.correct_NM == k).sum(axis=0) for k in (1, 0))
+    ranked = bool((np.minimum(right_M, wrong_M) >= 2).any())
+    if not ranked or min(len(store.layers) for store in stores) <= _BEST:
+        return Recipe.all_layers(held, _COMPONENTS)
+    return Recipe.top_ridge(_BEST, held, _COMPONENTS)
 
 
 def fit_features(recipe: Recipe, stores: Stores, data: "RoutingDataset") -> FeatureMap:

@@ -11,7 +11,7 @@ from routerjax.data import groups as grouping
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.outcomes import dataset_accuracies
 from routerjax.features.feature_map import FeatureMap, Stores, as_tuple
-from routerjax.features.fit import fit_features
+from routerjax.features.fit import default_recipe, fit_features, reads_decoder
 from routerjax.features.recipe import Recipe
 from routerjax.routing.constrained import (
     SAVING_CONFIDENCE,
@@ -63,8 +63,10 @@ def fit_router(
       stores: The hidden states; several stores, one an encoder, are joined by query id. Each may
         hold more queries than `data`. An encoder of which the recipe chooses nothing is left out.
       data: The training rows, and no others.
-      recipe: Which hidden states to read; by default all, mean-pooled, PCA 200.
-      config: The ensemble and its training; by default as published.
+      recipe: Which hidden states to read; by default what `default_recipe` says of such encoders:
+        all, mean-pooled, PCA 200, or of decoders the best four.
+      config: The ensemble and its training; by default as published, with the recipe for decoders
+        a kernel regression beside it.
       policy: What the router should use by default; Argmax if None. Utility, Budget and Quality are
         fitted.
       checkpoints: Folder for the training's checkpoints; with it a killed training continues.
@@ -76,8 +78,9 @@ def fit_router(
       FloatingPointError: A loss is not finite.
       resume.Stopped: SIGTERM came.
     """
-    recipe = Recipe.all_layers(pooling="mean", pca_dim=200) if recipe is None else recipe
-    config = TrunkConfig() if config is None else config
+    if config is None:
+        config = TrunkConfig(kernel=recipe is None and reads_decoder(stores))
+    recipe = default_recipe(stores, data) if recipe is None else recipe
     if calibration_folds < 0 or calibration_folds == 1:
         raise ValueError(f"calibration_folds: expected 0 or at least 2, got {calibration_folds}")
     unseen = [t for t, y in zip(data.targets, data.y_NM.T, strict=True) if np.isnan(y).all()]

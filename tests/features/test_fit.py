@@ -9,11 +9,12 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
+from routerjax.encoder.families.registry import BOTH_WAYS, FAMILIES
 from routerjax.encoder.selection import Selection
 from routerjax.features import part as on_device
 from routerjax.features import pca
 from routerjax.features.feature_map import FeatureMap
-from routerjax.features.fit import fit_features
+from routerjax.features.fit import default_recipe, fit_features, reads_decoder
 from routerjax.features.recipe import Recipe
 from routerjax.probes.probe import probe
 
@@ -376,3 +377,45 @@ def test_refusals_with_several_stores(toy, store, second, train, blocks, fake_st
     for recipe in (Recipe.greedy(2), Recipe.per_target()):
         with pytest.raises(ValueError, match="chooses by outcomes: pass it to fit_router"):
             fit_features(recipe, store, train)
+
+
+@pytest.mark.parametrize(
+    "family, n_layers, poolings, expected",
+    [
+        ("bert", 5, ("last", "mean"), Recipe.all_layers("mean", 200)),
+        ("llama", 5, ("last", "mean"), Recipe.top_ridge(4, ("last", "mean"), 400)),
+        ("llama", 4, ("last", "mean"), Recipe.all_layers(("last", "mean"), 400)),
+        ("llama", 5, ("query_mean", "last"), Recipe.top_ridge(4, "last", 400)),
+        ("llama", 5, ("query_mean", "first"), Recipe.all_layers("mean", 200)),
+    ],
+)
+def test_what_is_read_where_no_recipe_is_given(
+    toy, fake_store, family, n_layers, poolings, expected
+):
+    store = fake_store(toy.h_NLPD[:, :n_layers], toy.ids, poolings=poolings)
+    store.identity = {"family": family}
+    assert default_recipe(store, toy.data) == expected
+
+
+def test_layers_that_no_outcome_can_rank_are_all_read(toy, fake_store, fake_data):
+    store = fake_store(toy.h_NLPD, toy.ids)
+    store.identity = {"family": "llama"}
+    right = fake_data(toy.ids, np.ones_like(toy.y_NM))
+    assert default_recipe(store, right) == Recipe.all_layers(("last", "mean"), 400)
+
+
+def test_one_decoder_among_the_encoders_decides(toy, fake_store):
+    stores = [fake_store(toy.h_NLPD, toy.ids) for _ in range(2)]
+    for store, family in zip(stores, ("mpnet", "qwen3"), strict=True):
+        store.identity = {"family": family}
+    assert reads_decoder(stores) and not reads_decoder(stores[0])
+    assert default_recipe(stores, toy.data).kind == "top_ridge"
+
+
+def test_the_families_that_read_both_ways_are_those_of_their_module():
+    named = {
+        name
+        for name, family in FAMILIES.items()
+        if family.read.__module__.endswith(".bidirectional")
+    }
+    assert named == BOTH_WAYS

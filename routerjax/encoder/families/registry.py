@@ -97,6 +97,12 @@ FAMILIES: dict[str, Family] = {
     "xlm-roberta": Family(bidirectional.roberta, key_tables.BERT),
 }
 
+# Those whose tokens see both ways; in all others a token sees those before it. (A config that says
+# `is_causal: false` of a decoder makes an embedder of it, under the same name.)
+BOTH_WAYS = frozenset(
+    ("bert", "deberta-v2", "distilbert", "modernbert", "mpnet", "roberta", "xlm-roberta")
+)
+
 # Multimodal configs name their text tower by a model_type of its own.
 _TEXT_TOWERS: dict[str, str] = {
     "gemma3_text": "gemma3",
