@@ -180,6 +180,18 @@ def utility_choices(
     return np.stack([choose_by_utility(rows, lam, cost_range(rows)) for lam in LAMS])
 
 
+def worth_of_settings(
+    p_NM: np.ndarray, expected_cost_NM: np.ndarray, allowed_NM: np.ndarray | None = None
+) -> np.ndarray:
+    """[S] USD that a right answer is worth at each of LAMS: the `Value` that chooses alike.
+
+    Infinite at the last setting, argmax. Arguments as of `utility_choices`.
+    """
+    low, high = cost_range(PolicyInputs.checked(p_NM, expected_cost_NM, allowed_NM))
+    odds_S = np.divide(LAMS, 1 - LAMS, out=np.full(len(LAMS), np.inf), where=LAMS < 1)
+    return odds_S * ((high - low) or 1.0)
+
+
 def router_aiq(points_S2: np.ndarray, singles_M2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """AIQ of a router and of the zero router, from the cheapest single target to the dearest.
 

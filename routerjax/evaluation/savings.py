@@ -16,6 +16,8 @@ from routerjax.evaluation.frontier import (
     cost_at_accuracy,
     hull,
     tolerance_choices,
+    utility_choices,
+    worth_of_settings,
 )
 from routerjax.routing.judged import Judged
 from routerjax.routing.policy_rows import take
@@ -107,7 +109,14 @@ def cost_metrics(
 
     taus = sorted({0.0, 1.0, *map(float, tolerances)})
     swept_T2 = points(tolerance_choices(p_NM, rows.expected_NM, taus, rows.allowed_NM))
+    given = p_NM, rows.expected_NM, rows.allowed_NM
+    usd_S, swept_S2 = worth_of_settings(*given), points(utility_choices(*given))
     metrics["frontier"] = {
+        # By the worth of a right answer, the best of all policies where p is calibrated; None for
+        # argmax.
+        "value": [
+            {"usd": number(usd)} | _point(xy) for usd, xy in zip(usd_S, swept_S2, strict=True)
+        ],
         "router": [{"tau": tau} | _point(xy) for tau, xy in zip(taus, swept_T2, strict=True)],
         "chosen": {"policy": policy} | _point((cost, accuracy)),
         "singles": [

@@ -11,7 +11,17 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from routerjax.evaluation.estimated import known_queries
 from routerjax.report.label_layout import place_labels
 from routerjax.report.shown import shown_targets
-from routerjax.report.style import BLUE, GREEN, GREY, ORANGE, PERCENT, WIDTH, clean, short_name
+from routerjax.report.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PERCENT,
+    WIDTH,
+    clean,
+    mixtures,
+    short_name,
+)
 from routerjax.routing.costs import basis_in_words
 
 # Inches. Fixed, so that the labels' places can be worked out before anything is drawn.
@@ -65,20 +75,23 @@ class _Frame:
 
 
 def accuracy_against_cost(metrics: dict[str, Any]) -> Figure:
-    """Single targets, their best mixtures, the oracle, and the router over its tolerances.
+    """Single targets, their best mixtures, the oracle, and the router over values and tolerances.
 
-    The cost axis is logarithmic where no cost is 0; the straight lines between two single targets
-    that a mixture of them reaches are curves there.
+    The router's line is that of the policy which is best at each cost, value (utility is the same);
+    tolerance is drawn faintly beside it. The cost axis is logarithmic where no cost is 0; the
+    straight lines between two points that a mixture of them reaches are curves there.
 
     Args:
       metrics: What `evaluate_predictions` returned; `frontier` must not be None.
     """
     frontier = metrics["frontier"]
     singles_P2 = _points(frontier["singles"])
-    router_P2 = _points(frontier["router"])
+    tolerance_P2 = _points(frontier["router"])
+    # metrics.json had tolerances alone once.
+    value_P2 = _points(frontier.get("value") or [])
     hull_P2 = _points(frontier["zero_router"])
     chosen, oracle = _points([frontier["chosen"]])[0], _points([frontier["oracle"]])[0]
-    all_P2 = np.concatenate([singles_P2, router_P2, [chosen, oracle]])
+    all_P2 = np.concatenate([singles_P2, tolerance_P2, value_P2, [chosen, oracle]])
 
     figure = Figure(figsize=(WIDTH, _HEIGHT))
     axes = figure.add_axes(
@@ -89,14 +102,19 @@ def accuracy_against_cost(metrics: dict[str, Any]) -> Figure:
     clean(axes)
 
     # Drawn up to the highest cost: beyond the most accurate single target the line is flat.
-    spaced = np.geomspace if frame.logarithmic else np.linspace
-    cost_S = spaced(hull_P2[0, 0], all_P2[:, 0].max(), 300)
-    zero_S2 = np.stack([cost_S, np.interp(cost_S, *hull_P2.T)], axis=1)
+    flat_2 = [max(all_P2[:, 0].max(), hull_P2[-1, 0]), hull_P2[-1, 1]]
+    zero_S2 = mixtures(np.concatenate([hull_P2, [flat_2]]), frame.logarithmic)
+    tolerance_S2 = mixtures(tolerance_P2, frame.logarithmic)
+    value_S2 = mixtures(value_P2, frame.logarithmic)
     axes.plot(*zero_S2.T, color=GREY, linestyle=(0, (4, 1.5)), linewidth=1.3,
               label="zero router: best mixture of single targets")  # fmt: skip
     taus = [point["tau"] for point in frontier["router"]]
-    axes.plot(*router_P2.T, "-o", color=BLUE, markersize=3.5, linewidth=1.5,
-              label=f"router, tolerance {taus[0]:g} to {taus[-1]:g}")  # fmt: skip
+    axes.plot(*tolerance_S2.T, color=BLUE, linewidth=1, alpha=0.8, linestyle=(0, (1, 1.2)),
+              label=f"router, tolerance:{taus[0]:g} to {taus[-1]:g}")  # fmt: skip
+    if len(value_P2):
+        axes.plot(*value_S2.T, color=BLUE, linewidth=1.7, zorder=3,
+                  label="router, by the value of a right answer")  # fmt: skip
+        axes.plot(*value_P2.T, "o", color=BLUE, markersize=3, zorder=3)
     axes.plot(*chosen, "D", color=ORANGE, markersize=9, markeredgecolor="black", zorder=5,
               label=f"router as set ({frontier['chosen']['policy']})")  # fmt: skip
     axes.plot(*oracle, "*", color=GREEN, markersize=15, markeredgecolor="black", zorder=5,
@@ -109,7 +127,8 @@ def accuracy_against_cost(metrics: dict[str, Any]) -> Figure:
     axes.plot(*singles_P2[named].T, "o", color="black", markersize=6, zorder=4,
               label="single target")  # fmt: skip
     obstacle_O2 = np.concatenate([
-        *(_along(frame.place(line_P2)) for line_P2 in (router_P2, zero_S2)),
+        *(_along(frame.place(line_S2)) for line_S2 in (tolerance_S2, value_S2, zero_S2)
+          if len(line_S2)),
         frame.place(others_P2),
         # Repeated, because these symbols are larger than a sample of a curve.
         np.repeat(frame.place(np.array([chosen, oracle])), 12, axis=0),
@@ -142,7 +161,8 @@ def _write_names(axes: Any, names: list[str], spot_P2: np.ndarray, obstacle_O2: 
 
 def _points(entries: list[dict[str, Any]]) -> np.ndarray:
     """[P, 2] USD per 1,000 queries, and accuracy."""
-    return np.array([[1000 * e["cost_per_query"], e["accuracy"]] for e in entries], np.float64)
+    points = [[1000 * e["cost_per_query"], e["accuracy"]] for e in entries]
+    return np.array(points, np.float64).reshape(-1, 2)
 
 
 def _across(points_P2: np.ndarray, logarithmic: bool) -> np.ndarray:

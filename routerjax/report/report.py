@@ -17,6 +17,7 @@ from routerjax.evaluation.estimated import known_queries
 from routerjax.probes.table import ProbeTable
 from routerjax.report.shown import shown_targets
 from routerjax.report.sweep_section import sweep_section
+from routerjax.report.text import policy_text
 from routerjax.routing.costs import basis_in_words
 from routerjax.runtime.files import Folder
 from routerjax.sweeps.table import SweepTable
@@ -69,7 +70,7 @@ def write_report(
         metrics=metrics,
         shown=shown_targets(metrics),
         reasons=metrics["reasons"],
-        policy=_policy(metrics["policy"]),
+        policy=policy_text(metrics["policy"]),
         cost_basis=basis_in_words(metrics["cost_basis"]),
         expected_lengths=_expected_lengths(metrics["output_tokens_from"] or {}),
         pictures=pictures,
@@ -148,12 +149,6 @@ def _png(figure: "Figure") -> str:
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=150, facecolor="white")
     return base64.b64encode(png.getvalue()).decode()
-
-
-def _policy(policy: dict[str, Any]) -> str:
-    # The policy's own settings; what it was fitted to is nested, and stands in metrics.json.
-    numbers = [f"{v:g}" for v in policy.values() if isinstance(v, int | float)]
-    return " ".join([policy["name"], *numbers])
 
 
 def _expected_lengths(source_of: dict[str, str]) -> list[str]:

@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 
 from routerjax.evaluation.estimated import known_queries
 from routerjax.evaluation.frontier import hull
-from routerjax.report.style import GREY, PERCENT, STYLES, clean
+from routerjax.report.style import GREY, PERCENT, STYLES, clean, mixtures
 
 _MOST_BANDS = 4
 
 
 def draw_comparison(study: dict[str, Any]) -> Figure | None:
-    """What `compare` returned: frontiers of the tolerance policy, single targets, their mixtures.
+    """What `compare` returned: frontiers of the value policy, single targets, their mixtures.
 
     None where prices are unknown.
     """
@@ -24,31 +24,41 @@ def draw_comparison(study: dict[str, Any]) -> Figure | None:
     figure = Figure(figsize=(9, 5.4), layout="constrained")
     axes = figure.subplots()
     points_M2 = np.array([[cost, accuracy] for _, cost, accuracy in study["singles"]])
-    mixed_V2 = hull(points_M2)
-    axes.plot(*mixed_V2.T, "--", color=GREY, linewidth=1.2, label="mixing single targets")
+    logarithmic = bool(points_M2[:, 0].min() > 0)
+    axes.plot(
+        *mixtures(hull(points_M2), logarithmic).T,
+        "--",
+        color=GREY,
+        linewidth=1.2,
+        label="mixing single targets",
+    )
     axes.plot(*points_M2.T, "o", color=GREY, markersize=4, label="single targets")
+    # compare.json had frontiers of the tolerance policy alone once.
+    by_value = all("value_frontier" in row for row in study["contestants"])
+    swept = "the value of a right answer" if by_value else "tolerance"
     for place, row in enumerate(study["contestants"]):
         colour, dash = STYLES[place % len(STYLES)]
         # Of who sees the outcomes nothing but argmax is estimated where some are missing.
         argmax = [row[name] and row[name]["value"] for name in ("cost", "accuracy")]
-        point_T4 = np.array(row["frontier"] or [argmax], np.float64)
+        frontier = row["value_frontier" if by_value else "frontier"]
+        point_T4 = np.array(frontier or [argmax], np.float64)
         if np.ptp(point_T4[:, 1]) == 0 or row["auc"] is None:
             # Scores that only rank targets have no setting to vary: draw one point, at argmax.
             axes.plot(*point_T4[0, :2], "s", color=colour, markersize=6, label=row["name"])
             continue
         point_T4 = point_T4[np.argsort(point_T4[:, 0])]
-        axes.plot(*point_T4[:, :2].T, color=colour, linestyle=dash, marker=".", markersize=4,
+        axes.plot(*mixtures(point_T4[:, :2], logarithmic).T, color=colour, linestyle=dash,
                   label=row["name"])  # fmt: skip
         if place < _MOST_BANDS:
             cost_T, _, low_T, high_T = point_T4.T
             axes.fill_between(cost_T, low_T, high_T, color=colour, alpha=0.12, linewidth=0)
-    if points_M2[:, 0].min() > 0:
+    if logarithmic:
         axes.set_xscale("log")
     axes.yaxis.set_major_formatter(PERCENT)
     axes.set_xlabel("USD per query")
     axes.set_ylabel("accuracy")
     axes.set_title(
-        f"{known_queries(study, 'choice')}, {study['n_folds']} outer folds; band: 95%",
+        f"{known_queries(study, 'choice')}, {study['n_folds']} outer folds, by {swept}; band: 95%",
         fontsize=10,
     )
     clean(axes)

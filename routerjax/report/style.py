@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -30,6 +31,23 @@ def short(name: str) -> str:
 def short_name(name: str) -> str:
     """A long name without its end; as in `plain`."""
     return plain(name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…")
+
+
+def mixtures(points_P2: np.ndarray, logarithmic: bool) -> np.ndarray:
+    """[S, 2] (cost, accuracy) along straight lines from each point to the next.
+
+    A mixture of two settings lies on the straight line between them, which is a curve where the
+    cost axis is logarithmic.
+    """
+    spaced = np.geomspace if logarithmic else np.linspace
+    pieces = [points_P2[:1]]
+    for (cost, at), (next_cost, next_at) in zip(points_P2[:-1], points_P2[1:], strict=True):
+        cost_S = spaced(cost, next_cost, 25)[1:]
+        part_S = (cost_S - cost) / ((next_cost - cost) or 1.0)
+        if cost == next_cost:
+            part_S = np.linspace(0, 1, 25)[1:]
+        pieces.append(np.stack([cost_S, at + part_S * (next_at - at)], axis=1))
+    return np.concatenate(pieces)
 
 
 def clean(axes: Any) -> None:

@@ -21,7 +21,9 @@ _LAYER_CONTROLS = {"shuffled_within": ("#8C510A", "shuffled within datasets"),
 
 
 def draw_sweep(table: SweepTable, name: str = "cv_auc") -> Figure:
-    """Four bands, a column a pooling: heat map, AUC over layers, J over layers, AUC over widths.
+    """Bands with a column a pooling: heat map, AUC over layers, J over layers, AUC over widths.
+
+    The last is left out where one width was swept.
 
     Args:
       table: What to draw.
@@ -29,7 +31,9 @@ def draw_sweep(table: SweepTable, name: str = "cv_auc") -> Figure:
     """
     value_LPWM = table.cells[name]
     n_columns, n_targets = len(table.poolings), len(table.targets)
-    heights = [1.2 + _TARGET * n_targets, max(3.0, _LINE * (n_targets + 9)), 2.8, 2.6]
+    several = len(table.pca_dims) > 1
+    heights = [1.2 + _TARGET * n_targets, max(3.0, _LINE * (n_targets + 9)), 2.8]
+    heights += [2.6] if several else []
     widths = [max(_PANEL, 8.0 / n_columns)] * n_columns + [_LEGEND]
     figure = Figure(figsize=(sum(widths), sum(heights) + 0.4), layout="constrained")
     figure.suptitle(
@@ -37,13 +41,16 @@ def draw_sweep(table: SweepTable, name: str = "cv_auc") -> Figure:
         f"{table.n_queries:,} queries, {table.settings['n_folds']} folds",
         fontsize=12,
     )
-    grid = figure.add_gridspec(4, n_columns + 1, width_ratios=widths, height_ratios=heights)
+    grid = figure.add_gridspec(
+        len(heights), n_columns + 1, width_ratios=widths, height_ratios=heights
+    )
     _heat_maps(figure, grid, table, value_LPWM)
     mean_LPW = _over_targets(value_LPWM)
     if np.isfinite(mean_LPW).any():
         width = int(np.unravel_index(np.nanargmax(mean_LPW), mean_LPW.shape)[2])
         _over_layers(figure, grid, table, name, width)
-        _over_widths(figure, grid, table, mean_LPW)
+        if several:
+            _over_widths(figure, grid, table, mean_LPW)
     _fishers(figure, grid, table)
     return figure
 
@@ -62,7 +69,10 @@ def _heat_maps(figure: Figure, grid: Any, table: SweepTable, value_LPWM: np.ndar
         axes_P.append(axes)
         image = axes.imshow(best_LPM[:, j].T, aspect="auto", cmap=colours, vmin=low, vmax=high,
                             interpolation="nearest")  # fmt: skip
-        axes.set_title(f"pooling: {pooling}, each cell at its best width", fontsize=9)
+        width = "each cell at its best width" if len(table.pca_dims) > 1 else (
+            f"PCA {table.pca_dims[0]}"
+        )  # fmt: skip
+        axes.set_title(f"pooling: {pooling}, {width}", fontsize=9)
         step = max(1, -(-len(table.layers) // 20))
         axes.set_xticks(
             range(0, len(table.layers), step), [str(i) for i in table.layers[::step]], fontsize=8

@@ -11,6 +11,12 @@ from routerjax.sweeps import evidence
 from routerjax.sweeps.table import SweepTable
 
 
+def policy_text(policy: dict[str, Any]) -> str:
+    """A policy of metrics.json as flags write it; what it was fitted to is left out."""
+    numbers = [f"{v:g}" for v in policy.values() if isinstance(v, int | float)]
+    return ":".join([policy["name"], *numbers])
+
+
 def summary_lines(metrics: dict[str, Any]) -> list[str]:
     """The main numbers that `evaluate` returned, a line each; None comes with its reason."""
     reasons = metrics["reasons"]
@@ -26,7 +32,8 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
     if metrics["oracle_accuracy"] is None:
         return [*lines, f"accuracy: none, {reasons['router_accuracy']}"]
     lines.append(
-        f"accuracy: router {_accuracy(metrics, 'router')}, best single target "
+        f"accuracy: router ({policy_text(metrics['policy'])}) {_accuracy(metrics, 'router')}, best "
+        f"single target "
         f"({metrics['best_single']}) {_accuracy(metrics, 'best_single')}, oracle "
         f"{_accuracy(metrics, 'oracle')}"
     )
@@ -106,8 +113,13 @@ def _ranges(layers: np.ndarray) -> str:
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
+# Each names its policy where it depends on one.
 _NAMES = {
-    "cost": "cost, USD per query",
+    "headroom_captured": "headroom_captured, at argmax",
+    "accuracy": "accuracy, at argmax",
+    "cost": "cost at argmax, USD per query",
+    "aiq": "aiq, over the utility policy",
+    "cost_save": "cost_save, at the cheapest quality setting that was as accurate on other folds",
     "cost_save_confident": "cost_save_confident: at settings shown with 95% confidence to be as "
     "accurate; where there is none, best single is asked",
     "ece": "ece; the interval is without what noise adds, so it may lie below the value",

@@ -82,11 +82,11 @@ def compare(
       "by_seed"} and in `difference` the same of its lead over the first; None where there is no
       number. Beside them `auc` by target (None where the contestant estimates no probabilities),
       `ece_floor`, `saving` and `confident_saving` (the accuracies that go with `cost_save` and
-      `cost_save_confident`), `per_dataset`, `frontier` as
-      (cost, accuracy, low, high) of the tolerance policy's settings, and `choices` by seed and
-      fold. `control` is the within-dataset AUC of the shuffled training (None for contestants that
-      do not learn), `claims_difficulty` whether the contestant's own interval lies above that of
-      the control; `left_out` has LEFT_OUT on datasets not trained on. `cost_basis` says whether
+      `cost_save_confident`), `per_dataset`, `frontier` as (cost, accuracy, low, high) of the
+      tolerance policy's settings, `value_frontier` of the utility policy's, and `choices` by seed
+      and fold. `control` is the within-dataset AUC of the shuffled training (None for contestants
+      that do not learn), `claims_difficulty` whether the contestant's own interval lies above that
+      of the control; `left_out` has LEFT_OUT on datasets not trained on. `cost_basis` says whether
       costs are of "recorded" lengths of answers or of "assumed" ones (None without prices).
       Where outcomes are missing, `n_known` has on how many queries the outcome of argmax is known,
       the least over seeds, and over contestants. `dataset_only` has both AUC of the predictor that
@@ -195,6 +195,7 @@ def compare(
                 "confident_saving": estimates.saving[r].get("cost_save_confident"),
                 "per_dataset": per_dataset(predictions, r, probabilistic_R[r]) if named else None,
                 "frontier": estimates.frontier[r],
+                "value_frontier": estimates.value_frontier[r],
                 "choices": choices[r],
             }
             for r, (name, contestant) in enumerate(contestants.items())

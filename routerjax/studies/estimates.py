@@ -8,7 +8,7 @@ import numpy as np
 from routerjax.evaluation import breakdown
 from routerjax.evaluation.calibration import bin_shares, calibrated_floor
 from routerjax.evaluation.estimated import Estimated
-from routerjax.evaluation.frontier import at_choices, tolerance_choices
+from routerjax.evaluation.frontier import at_choices, tolerance_choices, utility_choices
 from routerjax.evaluation.metrics import TOLERANCES
 from routerjax.evaluation.published import ratio
 from routerjax.evaluation.published_report import SAVINGS, published_replicates
@@ -61,6 +61,7 @@ class Estimates(NamedTuple):
         over targets and seeds; None where it estimates no probabilities.
       frontier: Of each contestant [T, 4] cost, accuracy and the ends of its interval, means over
         seeds, at the settings TOLERANCES of the tolerance policy; None without prices.
+      value_frontier: The same at the settings LAMS of the utility policy, or of value.
       singles: (name, cost, accuracy) of each target; empty without prices.
       saving: By name of SAVINGS, the accuracies beside each contestant's, means over seeds; empty
         without prices.
@@ -70,6 +71,7 @@ class Estimates(NamedTuple):
     auc_RKM: np.ndarray
     ece_floor: list[float | None]
     frontier: list[list[list[float]] | None]
+    value_frontier: list[list[list[float]] | None]
     singles: list[tuple[str, float, float]]
     saving: list[dict[str, dict[str, float]]]
 
@@ -99,10 +101,11 @@ def estimates_of(
             of["ece"][:, r, k] = _ece(predictions.p_RKNM[r, k], rows.correct_NM, weight_BN)
         ece_floor[r] = _floor(predictions.p_RKNM[r], rows.correct_NM)
     frontier: list[Any] = [None] * shape[1]
+    value_frontier: list[Any] = [None] * shape[1]
     saving: list[dict[str, dict[str, float]]] = [{} for _ in range(shape[1])]
     singles: list[tuple[str, float, float]] = []
     if not outcomes.known_M.any():
-        return Estimates(of, auc_RKM, ece_floor, frontier, singles, saving)
+        return Estimates(of, auc_RKM, ece_floor, frontier, value_frontier, singles, saving)
     paid_NM, expected_NM = _costs(rows)
     priced = bool(np.isfinite(paid_NM).all() and np.isfinite(expected_NM).all())
     missing = not outcomes.seen_NM.all()
@@ -115,7 +118,10 @@ def estimates_of(
             single_N = predictions.single_RKN[r, k]
             savings: dict[str, np.ndarray] = {}
             if priced:
-                choice_TN = tolerance_choices(p_NM, expected_NM, TOLERANCES, rows.allowed_NM)
+                choice_TN = np.concatenate([
+                    tolerance_choices(p_NM, expected_NM, TOLERANCES, rows.allowed_NM),
+                    utility_choices(p_NM, expected_NM, rows.allowed_NM),
+                ])  # fmt: skip
                 points_KNT2.append(at_choices(choice_TN, paid_NM, outcomes.value_NM))
                 if probabilistic_R[r]:
                     savings = _saving_choices(p_NM, rows, outcomes, single_N, fold_N)
@@ -139,14 +145,15 @@ def estimates_of(
         if priced:
             points_BT2 = weighted_means(weight_BN, np.mean(points_KNT2, axis=0))
             ends = reverse_percentile(points_BT2[0, :, 1], points_BT2[1:, :, 1], LEVEL)
-            frontier[r] = np.column_stack([points_BT2[0], *ends]).tolist()
+            points = np.column_stack([points_BT2[0], *ends]).tolist()
+            frontier[r], value_frontier[r] = points[: len(TOLERANCES)], points[len(TOLERANCES) :]
     if priced:
         of_M = zip(
             rows.data.targets, paid_NM.mean(axis=0).tolist(),
             outcomes.value_NM.mean(axis=0).tolist(), outcomes.known_M, strict=True,
         )  # fmt: skip
         singles = [(target, cost, accuracy) for target, cost, accuracy, known in of_M if known]
-    return Estimates(of, auc_RKM, ece_floor, frontier, singles, saving)
+    return Estimates(of, auc_RKM, ece_floor, frontier, value_frontier, singles, saving)
 
 
 def _saving_choices(

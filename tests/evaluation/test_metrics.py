@@ -9,7 +9,7 @@ import pytest
 from routerjax.data.dataset import RoutingDataset
 from routerjax.evaluation.metrics import evaluate_predictions
 from routerjax.routing.judged import Judged
-from routerjax.routing.policies import Argmax, Tolerance
+from routerjax.routing.policies import Argmax, Tolerance, Value
 from routerjax.runtime.files import Folder
 
 PROMISED = (
@@ -93,6 +93,14 @@ def test_frontier_by_hand(by_hand):
     assert [point["tau"] for point in found["router"]] == [0.0, 0.3, 1.0]
     assert [point["cost_per_query"] for point in found["router"]] == [7.75, 5.5, 1.0]
     assert [point["accuracy"] for point in found["router"]] == [0.75, 0.5, 0.25]
+    # What an answer is worth, from nothing to argmax: each point is that of the value policy.
+    data, p_NM, cost_NM = by_hand
+    assert found["value"][0] | {"tau": 1.0} == found["router"][-1] | {"usd": 0.0}
+    assert found["value"][-1] | {"tau": 0.0} == found["router"][0] | {"usd": None}
+    for point in found["value"][:-1]:
+        choice_N = Value(point["usd"]).choose(p_NM, cost_NM)
+        cost = np.take_along_axis(np.asarray(cost_NM), choice_N[:, None], 1).mean()
+        assert point["cost_per_query"] == pytest.approx(cost)
     assert found["singles"][1] == {"target": "big", "accuracy": 0.5, "cost_per_query": 10.0}
     assert found["oracle"] == {"accuracy": 0.75, "cost_per_query": 5.5}
     assert found["random"] == {"accuracy": 0.375, "cost_per_query": 5.5}

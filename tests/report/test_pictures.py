@@ -1,5 +1,7 @@
 """Pictures: everything that should be in them is, and nothing is cut off."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ matplotlib = pytest.importorskip("matplotlib")
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 
+from routerjax.evaluation.frontier import accuracy_at_cost, hull  # noqa: E402
 from routerjax.evaluation.metrics import evaluate_predictions  # noqa: E402
 from routerjax.report.cost_picture import accuracy_against_cost  # noqa: E402
 from routerjax.report.pictures import (  # noqa: E402
@@ -94,6 +97,35 @@ def test_every_target_is_named_and_nothing_is_cut(make_pool, draw, m):
     assert sum(text.startswith("organisation/a-model") for text in written) == m
     axes = figure.axes[0]
     assert axes.get_xlabel()
+
+
+def test_mixtures_are_straight_by_cost_on_either_axis(make_pool):
+    """The zero router and the router's line, between settings: what a coin reaches there."""
+    metrics = _metrics(make_pool)
+    frontier = metrics["frontier"]
+    lines = {line.get_label(): line for line in accuracy_against_cost(metrics).axes[0].lines}
+    for label, entries in (("zero router", frontier["zero_router"]),
+                           ("router, by the value", frontier["value"]),
+                           ("router, tolerance:0 to 1", frontier["router"])):  # fmt: skip
+        (line,) = [line for name, line in lines.items() if name.startswith(label)]
+        at_S2 = line.get_xydata()
+        for (cost, accuracy), (next_cost, next_accuracy) in itertools.pairwise(
+            (1000 * entry["cost_per_query"], entry["accuracy"]) for entry in entries
+        ):
+            middle = cost + 0.25 * (next_cost - cost)
+            expected = accuracy + 0.25 * (next_accuracy - accuracy)
+            # Samples are close enough to read the line between two of them.
+            near_S = np.hypot((at_S2[:, 0] - middle) / middle, at_S2[:, 1] - expected)
+            assert near_S.min() < 0.1
+    # And the line by value lies above that by tolerance at the cheap end.
+    cheap = 2 * frontier["value"][0]["cost_per_query"]
+    best, other = (
+        accuracy_at_cost(
+            hull([[e["cost_per_query"], e["accuracy"]] for e in frontier[name]]), cheap
+        )
+        for name in ("value", "router")
+    )
+    assert best >= other
 
 
 def test_names_beside_points_do_not_overlap(make_pool):

@@ -369,6 +369,11 @@ def test_lines_name_the_best_cells_and_the_limits(table):
 
 def test_a_picture_of_many_layers_and_of_gaps(table):
     assert len(draw_sweep(table).axes) > 8
+    # Where one width was swept there is nothing to draw over widths.
+    narrow = {name: value[:, :, :1] for name, value in table.cells.items()}
+    one = dataclasses.replace(table, pca_dims=table.pca_dims[:1], cells=narrow, draws={})
+    labels = [[axes.get_xlabel() for axes in draw_sweep(each).axes] for each in (table, one)]
+    assert [("principal components" in of) for of in labels] == [True, False]
     hole = {name: value.copy() for name, value in table.cells.items()}
     hole["cv_auc"][:, 0, :, 1] = np.nan
     hole["cv_auc"][1] = np.nan
