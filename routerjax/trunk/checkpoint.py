@@ -44,6 +44,10 @@ class Checkpoints:
         options = self._orbax.CheckpointManagerOptions(max_to_keep=1, create=True)
         with _writing(self.folder):
             self._manager = self._orbax.CheckpointManager(path, options=options)
+            # A process that was killed while it deleted an older one may have left a part of it.
+            for step in self._manager.all_steps():
+                if step != self._manager.latest_step():
+                    self._manager.delete(step)
 
     def restore(self, like: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
         """The newest checkpoint, of the names, shapes and dtypes of `like`; None without one.

@@ -109,6 +109,7 @@ def train_trunks(
     parts = resume.Parts(folder, "training of trunks", _job(members, given, config))
     left = set(range(n)) - _take_in(parts, result)
     with lock.held(folder), resume.progress_bar(n, n - len(left), "members", "trunks") as bar:
+        _forget_checkpoints(folder)
         for places in groups(members, sorted(left), train_of, shape_VM[1], devices):
             chosen = [members[k] for k in places]
             names = sorted({member.features for member in chosen})
@@ -123,9 +124,7 @@ def train_trunks(
             for leaf, field in zip(result, Trained._fields, strict=True):
                 leaf[places] = arrays[field]
             parts.write(f"{name}.safetensors", arrays | {_PLACES: np.array(places)})
-            if folder is not None:
-                for path in folder.list(f"{name}/"):  # Its checkpoints.
-                    folder.delete(path)
+            _forget_checkpoints(folder)
     failed = int((result.failed_K >= 0).sum())
     if failed:
         logger.warning("trunks: %d of %d members met a loss that is not finite", failed, n)
@@ -143,6 +142,16 @@ def _take_in(parts: resume.Parts, result: Trained) -> set[int]:
                 leaf[places] = arrays[field]
             done |= set(places)
     return done
+
+
+def _forget_checkpoints(folder: Folder | None) -> None:
+    """Deletes those of finished groups; a process that was killed may have left some."""
+    if folder is not None:
+        names = folder.list("group-")
+        finished = {name.removesuffix(".safetensors") for name in names if "/" not in name}
+        for name in names:
+            if name.partition("/")[0] in finished:
+                folder.delete(name)
 
 
 class _Group:

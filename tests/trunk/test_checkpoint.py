@@ -48,6 +48,18 @@ def test_a_checkpoint_of_another_job_or_damaged_is_refused(tmp_path):
     saver.close()
 
 
+def test_an_older_checkpoint_that_was_half_deleted_is_deleted(tmp_path):
+    saver = Checkpoints(tmp_path, JOB)
+    saver.save(2, STATE)
+    saver.close()
+    shutil.copytree(tmp_path / "2", tmp_path / "1")
+    (tmp_path / "1/default/manifest.ocdbt").unlink()
+    saver = Checkpoints(tmp_path, JOB)
+    np.testing.assert_array_equal(saver.restore(STATE)["x"], STATE["x"])
+    saver.close()
+    assert not (tmp_path / "1").exists() and (tmp_path / "2").exists()
+
+
 def test_a_checkpoint_from_before_its_digest_was_of_its_job_is_read(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "_digest", lambda arrays, of: digest_of(arrays))

@@ -172,6 +172,9 @@ def test_a_stopped_sweep_continues_to_the_same_bits(rows, whole, tmp_path, monke
     same(run(rows, chosen, workdir=tmp_path), whole)
     n_groups = len(list(tmp_path.glob("*.safetensors")))
     assert len(built) == n_groups - len(done)
+    left = (tmp_path / done[0]).with_suffix("") / "2/checkpoint"  # By a kill as it was deleted.
+    left.parent.mkdir(parents=True)
+    left.touch()
     same(run(rows, chosen, workdir=tmp_path), whole)
     assert len(built) == n_groups - len(done)  # Nothing was done twice.
     assert not [path for path in tmp_path.rglob("*") if "checkpoint" in str(path)]
