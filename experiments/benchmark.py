@@ -4,6 +4,7 @@
     python -m experiments.benchmark --workdir=runs/bench --data=train.jsonl --scale=full
     python -m experiments.benchmark --scale=accelerator --suite=encoders --shapes=qwen3-0.6b
     make bench-tpu ARGS="--shapes=qwen3-0.6b --topology=v5e:2x2,v6e:2x2"    # compiles, runs nothing
+    python -m experiments.benchmark --suite=pod --workdir=runs/pod             # hosts on paper
 
 Contestants run A B A B after a warm-up; results are checked equal before a time is shown; medians
 and the ratios of each pair. Writes benchmark.json, benchmark.md and benchmark.png. Peers come with
@@ -39,7 +40,8 @@ class Config(options.Outcomes):
     encoder: str | None
     compute_dtype: str
     suite: list[str] = options.flag(
-        [name for name in SUITES if name not in ("tpu", "host")], f"Suites: {', '.join(SUITES)}."
+        [name for name in SUITES if name not in ("tpu", "host", "pod")],
+        f"Suites: {', '.join(SUITES)}.",
     )
     scale: str = options.flag(
         "cpu", "Sizes of the suites; full for results that are kept.", *SCALES

@@ -79,7 +79,9 @@ def capture(s: session.Session) -> dict[str, Any]:
 
 def encoders(s: session.Session) -> dict[str, Any]:
     """Shapes people use, random weights, simulated token ids; one race a shape."""
-    result: dict[str, Any] = {"title": "", "rows": [], "agreement": {}, "left_out": [], "rates": {}}
+    result: dict[str, Any] = {
+        "title": "", "rows": [], "agreement": {}, "left_out": [], "rates": {}, "figures": {}
+    }  # fmt: skip
     titles = []
     for name, n, mean_tokens in s.shapes:
         path = s.checkpoint(name)
@@ -89,6 +91,7 @@ def encoders(s: session.Session) -> dict[str, Any]:
         del encoder  # Its memory is the next one's.
         for row in one["rows"]:
             row["contestant"] = f"{name}: {row['contestant']}"
+        result["figures"] |= {f"{name}, {key}": text for key, text in one["figures"].items()}
         titles.append(f"{name}, {len(data)} queries, {one['rows'][0]['tokens']:,} tokens")
         result["rows"] += one["rows"]
         result["agreement"] |= {f"{name}, {key}": v for key, v in one["agreement"].items()}
@@ -114,7 +117,8 @@ def race(
     lengths_N, tokens = prompts.lengths_N, int(prompts.lengths_N.sum())
     flops = sum(encoder.flops(int(n), deepest) for n in lengths_N)
     contestants = [Contestant(_OURS, lambda _: extract(encoder, data)), *more]
-    left_out = []
+    left_out: list[str] = []
+    peer: HuggingFace | None = None
     rows_n = spread_runs(len(data), s.scale.peer_tokens / tokens)
 
     def rows(number: int) -> np.ndarray:
@@ -134,6 +138,8 @@ def race(
         # Prompts that are more than the query are ours to make: a GGUF file's tokenizer too.
         bare = encoder.identity["template_digest"] is None and not source.endswith(".gguf")
         peer = HuggingFace(source, dtype, encoder.max_tokens, None if bare else tokenize)
+        if s.scale.tunes_peers:
+            peer.tune([data.queries[i] for i in rows_n])
         contestants += [
             Contestant(_PUBLISHED, peers(peer.published), share_of, False),
             Contestant(_BEST, peers(peer.best), share_of, False),
@@ -177,6 +183,10 @@ def race(
     work = Work(flops, tokens=tokens)
     result = rounds.in_rounds(contestants, s.rounds, work, agree, encoder.identity["compute_dtype"])
     result["rows"][0]["padding"] = padding[0]
+    result["figures"] = {
+        f"torch's best up to {length} tokens": f"{setting.rows} rows, {setting.threads} threads"
+        for length, setting in (peer.settings if peer else {}).items()
+    }
     return result | {"left_out": left_out}
 
 

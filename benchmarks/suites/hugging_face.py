@@ -1,14 +1,27 @@
 """What capture is measured against: Hugging Face's model in torch, as published and at its best."""
 
+import itertools
+import os
 import pathlib
+import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-# Of a batch of torch's best, padding included.
+# Rows of a batch of torch's best on a GPU, which was not tuned.
 _ROWS = 32
-_CPU_TOKENS = 2048
+# What is tried on a CPU for each class of lengths: tokens of a batch, padding included.
+_CPU_TOKENS = (256, 1024, 4096)
+_MOST_ROWS = 64
+_LEAST_CLASS = 16
+
+
+class Setting(NamedTuple):
+    """How torch reads prompts of some length."""
+
+    rows: int
+    threads: int
 
 
 class HuggingFace:
@@ -45,6 +58,8 @@ class HuggingFace:
         self._tokenize = tokenize
         model = AutoModel.from_pretrained(path, dtype=getattr(torch, dtype), **gguf)
         self.model = model.to(self._device).eval()
+        # By the longest length of a class.
+        self.settings: dict[int, Setting] = {}
 
     def published(self, texts: Sequence[str]) -> np.ndarray:
         """Batches of 4 in file order, every state kept, pooled row by row on the host.
@@ -63,39 +78,90 @@ class HuggingFace:
                 pooled.append(torch.stack(rows_LP).cpu().numpy())
         return np.stack(pooled)
 
+    def tune(self, texts: Sequence[str]) -> None:
+        """Finds the rows of a batch and the threads with which a CPU reads each length fastest.
+
+        Lengths are taken by powers of two; of each class its longest text is read, as often as a
+        batch has rows.
+        """
+        if self._device != "cpu":
+            return
+        longest: dict[int, str] = {}
+        lengths = [len(ids) for ids in self._tokenize(texts)]
+        for i in np.argsort(lengths, kind="stable"):
+            longest[_class_of(lengths[i])] = texts[i]
+        cores = os.cpu_count() or 1
+        threads = sorted({1, max(1, cores // 2), cores})
+        for length, text in longest.items():
+            most = min(_MOST_ROWS, len(texts))
+            rows = sorted({max(1, min(n // length, most)) for n in _CPU_TOKENS})
+            tried = itertools.starmap(Setting, itertools.product(rows, threads))
+            self.settings[length] = min(tried, key=lambda one: self._seconds(one, text))
+
     def best(self, texts: Sequence[str]) -> np.ndarray:
         """Sorted by length, the longest first, pooled as whole tensors on the device.
 
-        Batches have 32 rows; on a CPU, where they gain nothing by size, fewer where the rows are
-        long.
+        On a CPU with the settings that `tune` found; before it all threads, and few rows of long
+        prompts.
 
         Returns:
           h_NLPD, rows as given.
         """
         import torch
 
+        threads = torch.get_num_threads()
         lengths = [len(ids) for ids in self._tokenize(texts)]
         order = np.argsort(lengths, kind="stable")[::-1]
         out_NLPD: np.ndarray | None = None
         start = 0
         while start < len(texts):
-            most = _CPU_TOKENS // lengths[order[start]] if self._device == "cpu" else _ROWS
-            rows = order[start : start + max(1, min(_ROWS, most))]
+            setting = self._setting(lengths[order[start]])
+            rows = order[start : start + setting.rows]
             start += len(rows)
-            states, lengths_B = self._states([texts[i] for i in rows])
-            at_B = torch.arange(len(rows), device=self._device)
-            length_B1 = lengths_B[:, None]
-            real_BT = torch.arange(states[0].shape[1], device=self._device)[None] < length_B1
-            pooled = []
-            for x_BTD in states:
-                mean_BD = (x_BTD * real_BT[..., None]).sum(1, dtype=torch.float32) / length_B1
-                pooled.append(torch.stack([x_BTD[at_B, lengths_B - 1].float(), mean_BD], 1))
-            h_BLPD = torch.stack(pooled, 1).cpu().numpy()
+            torch.set_num_threads(setting.threads)
+            h_BLPD = self._pooled([texts[i] for i in rows])
             if out_NLPD is None:
                 out_NLPD = np.empty((len(texts), *h_BLPD.shape[1:]), np.float32)
             out_NLPD[rows] = h_BLPD
+        torch.set_num_threads(threads)
         assert out_NLPD is not None
         return out_NLPD
+
+    def _setting(self, length: int) -> Setting:
+        """For a batch whose longest prompt has this length."""
+        import torch
+
+        if self._device != "cpu":
+            return Setting(_ROWS, torch.get_num_threads())
+        few = Setting(max(1, min(_ROWS, 2048 // length)), torch.get_num_threads())
+        return self.settings.get(_class_of(length), few)
+
+    def _seconds(self, setting: Setting, text: str) -> float:
+        """Of a row, in a batch of this text; the better of two."""
+        import torch
+
+        threads, took = torch.get_num_threads(), []
+        torch.set_num_threads(setting.threads)
+        for _ in range(2):
+            before = time.perf_counter()
+            self._pooled([text] * setting.rows)
+            took.append(time.perf_counter() - before)
+        torch.set_num_threads(threads)
+        return min(took) / setting.rows
+
+    def _pooled(self, texts: Sequence[str]) -> np.ndarray:
+        """h_BLPD of one batch, last and mean of all states."""
+        import torch
+
+        states, lengths_B = self._states(texts)
+        at_B = torch.arange(len(texts), device=self._device)
+        length_B1 = lengths_B[:, None]
+        real_BT = torch.arange(states[0].shape[1], device=self._device)[None] < length_B1
+        pooled = []
+        for x_BTD in states:
+            mean_BD = (x_BTD * real_BT[..., None]).sum(1, dtype=torch.float32) / length_B1
+            pooled.append(torch.stack([x_BTD[at_B, lengths_B - 1].float(), mean_BD], 1))
+        return torch.stack(pooled, 1).cpu().numpy()
 
     def _states(self, texts: Sequence[str]) -> tuple[Any, Any]:
         import torch
@@ -108,6 +174,11 @@ class HuggingFace:
         with torch.inference_mode():
             states = self.model(ids_BT, mask, output_hidden_states=True).hidden_states
         return states, lengths_B.to(self._device)
+
+
+def _class_of(length: int) -> int:
+    """The longest length of its class: a power of two."""
+    return max(_LEAST_CLASS, 1 << (length - 1).bit_length())
 
 
 def one_query(

@@ -6,6 +6,7 @@ from typing import Any
 from benchmarks.suites.capture import capture, encoders
 from benchmarks.suites.compile import compile
 from benchmarks.suites.host import host
+from benchmarks.suites.pod import pod
 from benchmarks.suites.probes import probes
 from benchmarks.suites.router import router
 from benchmarks.suites.session import Session
@@ -23,5 +24,6 @@ SUITES: dict[str, Callable[[Session], dict[str, Any]]] = {
     "router": router,
     "compile": compile,
     "host": host,
+    "pod": pod,
     "tpu": tpu,
 }

@@ -36,6 +36,7 @@ class Scale:
       depths: Blocks of the deep encoders whose compilation is timed.
       scaled: Queries at most of the rows that show how capture grows with them.
       scaling: Whether suites also show how their time grows with sizes.
+      tunes_peers: Whether torch on a CPU gets the rows and threads that are best for each length.
     """
 
     queries: int
@@ -52,6 +53,7 @@ class Scale:
     depths: tuple[int, ...] = (8, 64)
     scaled: int = 1000
     scaling: bool = True
+    tunes_peers: bool = False
     encoder: str = ""
 
 
@@ -79,6 +81,7 @@ SCALES = {
         trunks=200,
         alone=20,
         processes=5,
+        tunes_peers=True,
     ),
     "guard": Scale(
         queries=1000,

@@ -50,7 +50,8 @@ def suite(name: str, result: dict[str, Any]) -> str:
     """One suite as Markdown."""
     lines = [f"## {name}", "", f"{result['title']} {result['minutes']:.1f} minutes.", ""]
     rows = result.get("rows", [])
-    lines += _programs(rows) if "cycles" in next(iter(rows), {}) else _rows(rows)
+    first: dict[str, Any] = next(iter(rows), {})
+    lines += (_programs if "cycles" in first else _pods if "hosts" in first else _rows)(rows)
     return "\n".join([*lines, *(f"- {text}" for text in notes(result))]) + "\n"
 
 
@@ -132,6 +133,36 @@ def _programs(rows: list[dict[str, Any]]) -> list[str]:
         lines += ["| " + " | ".join(_program_cells(row)) + " |" for row in own]
         lines.append("")
     return lines
+
+
+def _pods(rows: list[dict[str, Any]]) -> list[str]:
+    """Jobs on paper, a column each."""
+    stages = list(dict.fromkeys(stage for row in rows for stage in row["stages"]))
+    asked = list(dict.fromkeys(kind for row in rows for kind in row["requests"]))
+    shown: dict[str, list[str]] = {
+        "hosts": [f"{row['hosts']} x {row['chips']} {row['chip']}" for row in rows],
+        "data": ["queries alone" if row["alone"] else "outcomes" for row in rows],
+        "failures of a host in a day": [_number(row["failures"]) for row in rows],
+        "starts of the job": [_number(row["starts"]) for row in rows],
+        "minutes": [_number(row["wall_seconds"] / 60) for row in rows],
+        **{
+            f"of them: {stage}": [_number(row["stages"].get(stage, 0.0) / 60) for row in rows]
+            for stage in stages
+        },
+        "chips at work on what is kept": [_percent(row["device_share"]) for row in rows],
+        "row blocks": [f"{row['blocks']:,}" for row in rows],
+        "of them made twice": [_number(row["blocks_twice"]) for row in rows],
+        "ranges tokenised twice": [_number(row["ranges_twice"]) for row in rows],
+        "work lost": [f"{row['lost_share']:.3%}" for row in rows],
+        **{
+            f"requests: {kind}": [f"{row['requests'].get(kind, 0):,}" for row in rows]
+            for kind in asked
+        },
+        "memory of a process, GB": [_number(row["memory_bytes"] / 1e9) for row in rows],
+    }
+    lines = ["| " + " | ".join(["shape", *(row["shape"] for row in rows)]) + " |"]
+    lines.append("|" + " --- |" * (1 + len(rows)))
+    return [*lines, *(f"| {' | '.join([name, *cells])} |" for name, cells in shown.items()), ""]
 
 
 def _program_cells(row: dict[str, Any]) -> list[str]:

@@ -66,17 +66,17 @@ def ended_elsewhere() -> list[int]:
 
 
 def tell_made(path: str) -> None:
-    """Tells the other processes of this job that a folder is there; for `made_elsewhere`."""
+    """Tells the other processes of this job that something is there; for `made_elsewhere`."""
     client = _client()
     if client:
         client.key_value_set(f"{_MADE}{_key(path)}", "", allow_overwrite=True)
 
 
-def made_elsewhere(path: str) -> bool:
-    """Whether another process of this job has told that it made the folder."""
+def made_elsewhere(*paths: str) -> bool:
+    """Whether processes of this job have told that they made all of these."""
     client = _client()
     told = client.key_value_dir_get(_MADE) if client else []
-    return _key(path) in {key.rpartition("/")[2] for key, _ in told}
+    return {_key(path) for path in paths} <= {key.rpartition("/")[2] for key, _ in told}
 
 
 def _key(path: str) -> str:

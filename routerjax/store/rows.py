@@ -1,6 +1,7 @@
 """The rows of an ActivationStore: the query of each row, and its length in tokens."""
 
 import dataclasses
+import json
 
 import numpy as np
 
@@ -52,13 +53,14 @@ class StoreRows:
         Raises:
           ValueError: It is missing, or not what was saved.
         """
-        if folder.digest(NAME) != wanted:
+        data = folder.read_bytes(NAME)
+        if data is None or digest(data) != wanted:
             raise ValueError(
                 f"{folder.path}{NAME} is missing, damaged or of another store: without it nobody "
                 f"knows which row is which query. Run the same extract command again, which "
                 f"restores it; or delete the store and extract again"
             )
-        result = folder.read_json(NAME)
+        result = json.loads(data)
         truncated_N = np.zeros(len(result["ids"]), bool)
         truncated_N[result["truncated"]] = True
         return cls(

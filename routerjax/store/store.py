@@ -4,8 +4,9 @@ layout.py says what lies where on disk, and when a row block counts. In this roo
 a row block.
 """
 
+import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,12 @@ class ActivationStore:
     of the data file: `rows_of(ids)` finds them.
     """
 
-    def __init__(self, files: layout.Files):
-        self._files = files
+    def __init__(self, files: layout.Files, which: Container[int] | None = None):
+        self._files, self._which = files, which
         self.folder, self.meta, self.rows, self._array = files[:4]
         # (row block, layer, pooling) of chunks that are known to be those that were committed.
         self._compared: set[tuple[int, int, int]] = set()
         self._commits: dict[int, dict[str, Any]] = {}
-        self._row_of = {name: row for row, name in enumerate(self.rows.ids)}
         self.reload()
 
     @property
@@ -85,6 +85,10 @@ class ActivationStore:
         start = block * self.block_rows
         return slice(start, min(start + self.block_rows, len(self.ids)))
 
+    @functools.cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.rows.ids)}
+
     def rows_of(self, ids: Sequence[str]) -> np.ndarray:
         """[n] int64 store positions of query ids.
 
@@ -104,16 +108,31 @@ class ActivationStore:
 
     def reload(self) -> None:
         """Reads which row blocks are committed."""
-        self._commits |= self._files.read_commits(self._commits)
+        unread = [b for b in self._files.committed() if b not in self._commits and self._reads(b)]
+        self._commits |= self._files.read_commits(unread)
 
     def missing_blocks(self) -> list[int]:
-        """Row blocks that are not committed, or whose shard is missing."""
-        there = layout.shards(self.folder)
-        return [b for b in range(self.n_blocks) if b not in self._commits or str(b) not in there]
+        """Row blocks, of those it was opened for, without a commit or whose shard is missing."""
+        there, mine = layout.shards(self.folder), filter(self._reads, range(self.n_blocks))
+        return [b for b in mine if b not in self._commits or str(b) not in there]
+
+    def n_committed(self) -> int:
+        """Number of the row blocks that have a commit by now; none of these is read."""
+        return len(self._files.committed())
 
     def commits(self) -> list[dict[str, Any]]:
         """The commit records of all committed row blocks, in their order."""
+        self._read_all()
         return [self._commits[block] for block in sorted(self._commits)]
+
+    def _reads(self, block: int) -> bool:
+        return self._which is None or block in self._which
+
+    def _read_all(self) -> None:
+        """Reads the commits of row blocks that it was not opened for, too."""
+        if self._which is not None:
+            self._which = None
+            self.reload()
 
     def write_block(
         self,
@@ -206,6 +225,8 @@ class ActivationStore:
         Args:
           which: Numbers of row blocks, None for all.
         """
+        if which is None:
+            self._read_all()
         l_index, p_index = list(range(len(self.layers))), list(range(len(self.poolings)))
         damaged = []
         for block in sorted(self._commits if which is None else self._commits.keys() & set(which)):
@@ -231,6 +252,8 @@ class ActivationStore:
     def _finish(
         self, block: int, future: ts.Future, l_index: list[int], p_index: list[int]
     ) -> np.ndarray:
+        if block not in self._commits:
+            self._read_all()
         commit = self._commits.get(block)
         if commit is None:
             raise ValueError(
@@ -297,18 +320,22 @@ class ActivationStore:
         return cls(layout.create(path, identity, rows, width, plan))
 
     @classmethod
-    def open(cls, path: Any, complete: bool = True) -> "ActivationStore":
+    def open(
+        cls, path: Any, complete: bool = True, which: Container[int] | None = None
+    ) -> "ActivationStore":
         """Opens a store.
 
         Args:
           path: Its folder, local or a URL.
           complete: Whether to refuse a store that an interrupted job left unfinished.
+          which: Numbers of the row blocks whose commits are read at once, where a process works on
+            these alone; the others' are read when they are asked for. None for all.
 
         Raises:
           ValueError: There is no store, it is of another schema version, its rows are damaged, or
             it is unfinished.
         """
-        store = cls(layout.load(path))
+        store = cls(layout.load(path), which)
         missing = store.missing_blocks() if complete else []
         if missing:
             raise ValueError(

@@ -147,9 +147,25 @@ def test_reload_sees_what_another_process_committed(tmp_path):
     assert one.missing_blocks() == [2]
 
 
+def test_a_process_reads_the_commits_of_its_own_row_blocks_alone(folder, monkeypatch):
+    names, read_bytes = [], Folder.read_bytes
+    monkeypatch.setattr(
+        Folder, "read_bytes", lambda self, name: names.append(name) or read_bytes(self, name)
+    )
+    (folder / "blocks/0.json").write_bytes(b"damaged, and another process's")
+    store = ActivationStore.open(folder, complete=False, which=range(1, 10**9, 2))
+    assert [name for name in names if name.startswith("blocks/")] == ["blocks/1.json"]
+    assert store.missing_blocks() == [] and store.n_committed() == 3
+    np.testing.assert_array_equal(_read(store, which=[1]), H_LPND[:, :, 4:8])
+    # What it was not opened for is read when it is asked for.
+    np.testing.assert_array_equal(_read(store, which=[2]), H_LPND[:, :, 8:])
+    assert [commit["block"] for commit in store.commits()] == [1, 2]
+    assert names.count("blocks/1.json") == 1
+
+
 def test_files_of_others_among_the_commits_are_passed_over(folder):
     before = ActivationStore.open(folder).commits()
-    for name in (".DS_Store", "0", "0 (copy).json", "._1.json"):
+    for name in (".DS_Store", "0", "0 (copy).json", "._1.json", "01.json"):
         (folder / "blocks" / name).write_bytes(b"not JSON")
     assert ActivationStore.open(folder).commits() == before
 

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import logging
+import sys
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -93,7 +94,7 @@ def extract(
             kept = _begin(encoder, data, path, identity, batch_tokens, prefix_cache)
         elif first and damaged is None:
             layout.restore(path, lambda: prepare(encoder, data, *options).rows)
-        store = ActivationStore.open(path, complete=False)
+        store = ActivationStore.open(path, complete=False, which=_mine())
         if first:
             processes.tell_made(store.folder.path)
         store.refuse_other(identity)
@@ -107,7 +108,10 @@ def extract(
                 f"with them, not with {batch_tokens}: for other batches delete it and begin anew"
             )
         _fill(encoder, store, dict(zip(data.ids, data.queries, strict=True)), kept)
-        together.wait_until(lambda: not _left(store), lambda: _stopped(store))
+        whole = not store.missing_blocks()
+        if whole:
+            processes.tell_made(_filled(store, jax.process_index()))
+        together.wait_until(lambda: whole and _all_filled(store), lambda: _stopped(store))
     _report(store)
     return store
 
@@ -118,7 +122,9 @@ def _damaged_blocks(path: Any, identity: dict[str, Any]) -> list[int] | None:
     None where there is no such store; one of another identity is refused.
     """
     try:
-        store = ActivationStore.open(path)
+        store = ActivationStore.open(path, complete=False, which=_mine())
+        if _left(store) or store.missing_blocks():
+            return None
     except (ValueError, OSError):
         return None  # What is wrong with it is told where it is opened to be filled.
     store.refuse_other(identity)
@@ -137,7 +143,7 @@ def _fill(
     encoder: Encoder, store: ActivationStore, queries: dict[str, str], kept: Prompts | None
 ) -> None:
     """Captures this process's missing blocks; threads write the last ones meanwhile."""
-    mine = [b for b in store.missing_blocks() if b % jax.process_count() == jax.process_index()]
+    mine = store.missing_blocks()
     if not mine:
         return
     plan = BatchPlan.from_json(store.meta["plan"])
@@ -238,9 +244,30 @@ def _begin(
     return job.prompts
 
 
+def _mine() -> range:
+    """Numbers of this process's row blocks, of any number of row blocks."""
+    return range(jax.process_index(), sys.maxsize, jax.process_count())
+
+
+def _filled(store: ActivationStore, process: int) -> str:
+    """What a process tells the others once its row blocks are committed."""
+    return f"{store.folder.path}blocks of process {process}"
+
+
+def _all_filled(store: ActivationStore) -> bool:
+    """Whether all row blocks are committed.
+
+    The store is asked only once all processes have told so: the commits of a large job are too many
+    to be listed by each of its processes again and again.
+    """
+    n = jax.process_count()
+    told = n == 1 or processes.made_elsewhere(*(_filled(store, i) for i in range(n)))
+    return told and not _left(store)
+
+
 def _left(store: ActivationStore) -> int:
-    store.reload()
-    return len(store.missing_blocks())
+    """Row blocks of all processes that have no commit yet."""
+    return store.n_blocks - store.n_committed()
 
 
 def _stopped(store: ActivationStore) -> resume.Stopped:
