@@ -78,10 +78,7 @@ def query_tokens(stores: Stores, data: RoutingDataset) -> np.ndarray:
 
 
 def allowed_of(stores: Stores, data: RoutingDataset) -> np.ndarray | None:
-    """[N, M] bool, which targets can take each row; None where the data set tells no limits.
-
-    A row that no target can take is left to all: routers refuse such a query, and no policy should
-    learn from it whom to avoid.
+    """[N, M] bool, as `Limits.takes_or_all`; None where the data set tells no limits.
 
     Args:
       stores: As in `query_tokens`.
@@ -91,10 +88,7 @@ def allowed_of(stores: Stores, data: RoutingDataset) -> np.ndarray | None:
       ValueError: A query is not in the store.
     """
     limits = Limits.of(data)
-    if limits is None:
-        return None
-    takes_NM = limits.takes(query_tokens(stores, data), data.queries)
-    return takes_NM | ~takes_NM.any(axis=1, keepdims=True)
+    return None if limits is None else limits.takes_or_all(query_tokens(stores, data), data.queries)
 
 
 def judge(router: Router, stores: Stores, data: RoutingDataset) -> tuple[Judged, np.ndarray]:
@@ -106,8 +100,7 @@ def judge(router: Router, stores: Stores, data: RoutingDataset) -> tuple[Judged,
       data: N rows; the router's targets, in any order.
 
     Raises:
-      ValueError: The targets differ, a store is from another encoder or lacks queries, or no target
-        can take a query.
+      ValueError: The targets differ, or a store is from another encoder or lacks queries.
     """
     if set(data.targets) != set(router.targets):
         raise ValueError(
@@ -118,6 +111,6 @@ def judge(router: Router, stores: Stores, data: RoutingDataset) -> tuple[Judged,
     x_NC = router.features.apply_store(stores, data.ids)
     judged = Judged.of(data, stores, router.costs, x_NC)
     if router.limits is not None and judged.query_tokens_N is not None:
-        allowed_NM = router.limits.candidates(judged.query_tokens_N, data.queries, data.targets)
+        allowed_NM = router.limits.takes_or_all(judged.query_tokens_N, data.queries)
         judged = dataclasses.replace(judged, allowed_NM=allowed_NM)
     return judged, x_NC

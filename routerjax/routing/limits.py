@@ -1,6 +1,7 @@
 """Limits: which targets can take a query at all, by its length and by what it holds."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 
 from routerjax.data.conversation import modalities_of
 from routerjax.data.dataset import RoutingDataset
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,6 +57,22 @@ class Limits:
                 if taken and not needed <= set(taken):
                     takes_NM[n, m] = False
         return takes_NM
+
+    def takes_or_all(self, query_tokens_N: np.ndarray, queries: Sequence[str]) -> np.ndarray:
+        """As `takes`; a query that no target can take is left to all, and a warning says so.
+
+        For rows whose outcomes are known: some target took them, whatever pool.json says.
+        """
+        takes_NM = self.takes(query_tokens_N, queries)
+        none_N = ~takes_NM.any(axis=1)
+        if none_N.any():
+            n = int(np.flatnonzero(none_N)[0])
+            logger.warning(
+                "queries that no target can take by its context_window and modalities, which a "
+                "router refuses: %d of %d, such as %r (%d tokens); here every target may answer "
+                "them", none_N.sum(), len(none_N), str(queries[n])[:40], query_tokens_N[n],
+            )  # fmt: skip
+        return takes_NM | none_N[:, None]
 
     def candidates(
         self,

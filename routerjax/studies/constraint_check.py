@@ -27,7 +27,7 @@ from routerjax.routing.constrained import (
 )
 from routerjax.routing.costs import CostModel
 from routerjax.routing.fit import out_of_fold
-from routerjax.routing.judged import Judged
+from routerjax.routing.judged import Judged, allowed_of
 from routerjax.routing.policy_rows import take
 from routerjax.runtime.files import Folder
 from routerjax.stats.intervals import LEVEL, ratio_interval
@@ -76,8 +76,9 @@ def constraint_check(
     folder = None if workdir is None else Folder(workdir) / "holding"
     p_NM = out_of_fold(stores, data, recipe, config or TrunkConfig(), N_FOLDS, folder)
     rows = p_NM, expected_NM, paid_NM, data.correct_NM, data.groups, data.queries
-    result = constraint_rows(*rows, n_splits=n_splits, seed=seed)
-    confident = confident_rows(*rows, n_deals=n_splits, seed=seed)
+    allowed_NM = allowed_of(stores, data)
+    result = constraint_rows(*rows, allowed_NM=allowed_NM, n_splits=n_splits, seed=seed)
+    confident = confident_rows(*rows, allowed_NM=allowed_NM, n_deals=n_splits, seed=seed)
     return {"cost_basis": judged.basis} | result | {"confident": confident}
 
 
@@ -89,6 +90,7 @@ def constraint_rows(
     groups: Sequence[str],
     keys: Sequence[str] | None = None,
     *,
+    allowed_NM: np.ndarray | None = None,
     n_splits: int = 20,
     n_folds: int = N_FOLDS,
     places: Sequence[float] = PLACES,
@@ -106,6 +108,7 @@ def constraint_rows(
       correct_NM: [N, M] 1, 0 or NaN.
       groups: [N] rows of one group stay together.
       keys: [N] the queries' texts; see `Policy.choose`.
+      allowed_NM: [N, M] bool, which targets may answer each query; None for all.
       n_splits: Number of splits into folds.
       n_folds: Folds of each split.
       places: In [0, 1].
@@ -121,10 +124,10 @@ def constraint_rows(
       ValueError: No row has all outcomes, a cost is unknown, or the groups are fewer than the
         folds.
     """
-    (p_NM, expected_NM, paid_NM, correct_NM), groups, key_N = _complete(
-        (p_NM, expected_NM, paid_NM, correct_NM), groups, keys
+    (p_NM, expected_NM, paid_NM, correct_NM), allowed_NM, groups, key_N = _complete(
+        (p_NM, expected_NM, paid_NM, correct_NM), allowed_NM, groups, keys
     )
-    cheap_N, best_N = expected_NM.argmin(axis=1), p_NM.argmax(axis=1)
+    cheap_N, best_N = _ends(p_NM, expected_NM, allowed_NM)
     fold_SN = [grouping.folds(groups, n_folds, seed + k) for k in range(n_splits)]
     policies = []
     for kind, value_NM in ((Budget, paid_NM), (Quality, correct_NM)):
@@ -135,7 +138,7 @@ def constraint_rows(
             covered = 0
             for fold_N in fold_SN:
                 choice_N = _held(
-                    kind(wanted), fold_N, p_NM, expected_NM, correct_NM, paid_NM, key_N
+                    kind(wanted), fold_N, p_NM, expected_NM, correct_NM, paid_NM, allowed_NM, key_N
                 )
                 if choice_N is None:
                     deviation_S.append(None)
@@ -169,6 +172,7 @@ def confident_rows(
     groups: Sequence[str],
     keys: Sequence[str] | None = None,
     *,
+    allowed_NM: np.ndarray | None = None,
     true_NM: np.ndarray | None = None,
     n_deals: int = 20,
     share: float = DEALT,
@@ -182,7 +186,8 @@ def confident_rows(
     single target too. All other rows judge.
 
     Args:
-      p_NM, expected_NM, paid_NM, correct_NM, groups, keys, places: As in `constraint_rows`.
+      p_NM, expected_NM, paid_NM, correct_NM, groups, keys, allowed_NM, places: As in
+        `constraint_rows`.
       true_NM: [N, M] true P(correct), by which to judge instead of outcomes; None where nobody
         knows it.
       n_deals: How often rows are dealt.
@@ -200,11 +205,11 @@ def confident_rows(
     Raises:
       ValueError: As `constraint_rows`.
     """
-    (p_NM, expected_NM, paid_NM, correct_NM, true_NM), groups, key_N = _complete(
+    (p_NM, expected_NM, paid_NM, correct_NM, true_NM), allowed_NM, groups, key_N = _complete(
         (p_NM, expected_NM, paid_NM, correct_NM, correct_NM if true_NM is None else true_NM),
-        groups, keys,
+        allowed_NM, groups, keys,
     )  # fmt: skip
-    cheap_N, best_N = expected_NM.argmin(axis=1), p_NM.argmax(axis=1)
+    cheap_N, best_N = _ends(p_NM, expected_NM, allowed_NM)
     low, high = (float(take(correct_NM, choice_N).mean()) for choice_N in (cheap_N, best_N))
     wanted_W = [low + place * (high - low) for place in places]
     names = [f"quality:{wanted:.4g}" for wanted in wanted_W] + ["saving"]
@@ -219,12 +224,12 @@ def confident_rows(
         other_keys = [key for key, fit in zip(key_N, fit_N, strict=True) if not fit]
         single = int(rows[2].mean(axis=0).argmax())
         n_fitted.append(len(own))
-        fitted = functools.partial(_found, rows=rows, groups=own)
+        fitted = functools.partial(_found, rows=rows, groups=own, allowed_NM=allowed_NM[fit_N])
         single_wanted = float(rows[2][:, single].mean())
         single_n = np.full(len(own), single)
         pairs = [(fitted(Quality(w, None, confidence)), fitted(Quality(w))) for w in wanted_W]
         pairs.append((
-            confident_saving(*rows, single_n, own, confidence=confidence),
+            confident_saving(*rows, single_n, own, allowed_NM[fit_N], confidence),
             fitted(Quality(single_wanted)),
         ))  # fmt: skip
         single_accuracy = float(true_NM[~fit_N, single].mean())
@@ -234,7 +239,9 @@ def confident_rows(
                 if policy is None:
                     lead[kind].append(None)
                     continue
-                choice_n = policy.choose(p_NM[~fit_N], expected_NM[~fit_N], keys=other_keys)
+                choice_n = policy.choose(
+                    p_NM[~fit_N], expected_NM[~fit_N], allowed_NM[~fit_N], other_keys
+                )
                 lead[kind].append(float(take(true_NM[~fit_N], choice_n).mean()) - wanted)
                 paid = float(take(paid_NM[~fit_N], choice_n).mean())
                 saved[kind].append(1 - paid / float(paid_NM[~fit_N, single].mean()))
@@ -250,11 +257,14 @@ def confident_rows(
 
 
 def _found(
-    policy: Quality, rows: tuple[np.ndarray, np.ndarray, np.ndarray], groups: Sequence[str]
+    policy: Quality,
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray],
+    groups: Sequence[str],
+    allowed_NM: np.ndarray,
 ) -> Quality | None:
     """The policy fitted; None where it is not reached or not shown to be."""
     try:
-        policy = policy.fit(*rows, groups=groups)
+        policy = policy.fit(*rows, allowed_NM=allowed_NM, groups=groups)
     except Unreachable:
         return None
     assert policy.fitted is not None
@@ -271,9 +281,20 @@ def _missed(lead_D: list[float | None], saved: list[float]) -> dict[str, Any]:
     }
 
 
+def _ends(
+    p_NM: np.ndarray, expected_NM: np.ndarray, allowed_NM: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """[N] the cheapest target of each row that may answer, and the most probable one."""
+    cheap_N = np.where(allowed_NM, expected_NM, np.inf).argmin(axis=1)
+    return cheap_N, np.where(allowed_NM, p_NM, -np.inf).argmax(axis=1)
+
+
 def _complete(
-    arrays: Sequence[np.ndarray], groups: Sequence[str], keys: Sequence[str] | None
-) -> tuple[list[np.ndarray], list[str], list[str]]:
+    arrays: Sequence[np.ndarray],
+    allowed_NM: np.ndarray | None,
+    groups: Sequence[str],
+    keys: Sequence[str] | None,
+) -> tuple[list[np.ndarray], np.ndarray, list[str], list[str]]:
     """The rows with all outcomes, which the fourth array has; numbers for missing keys."""
     complete_N = ~np.isnan(arrays[3]).any(axis=1)
     if not complete_N.any():
@@ -282,7 +303,8 @@ def _complete(
     # Lists: an array would make each text as wide as the longest.
     key_N = [str(n) for n in range(len(at))] if keys is None else [keys[n] for n in at]
     kept = [np.asarray(each, np.float64)[complete_N] for each in arrays]
-    return kept, [groups[n] for n in at], key_N
+    allowed_NM = np.ones(arrays[3].shape, bool) if allowed_NM is None else allowed_NM
+    return kept, allowed_NM[complete_N], [groups[n] for n in at], key_N
 
 
 def _held(
@@ -292,6 +314,7 @@ def _held(
     expected_NM: np.ndarray,
     correct_NM: np.ndarray,
     paid_NM: np.ndarray,
+    allowed_NM: np.ndarray,
     key_N: Sequence[str],
 ) -> np.ndarray | None:
     """[N] choices by policies fitted on the other folds; None where one is Unreachable."""
@@ -299,11 +322,15 @@ def _held(
     for f in range(fold_N.max() + 1):
         fit_N, test_N = fold_N != f, fold_N == f
         try:
-            fitted = policy.fit(p_NM[fit_N], expected_NM[fit_N], correct_NM[fit_N], paid_NM[fit_N])
+            fitted = policy.fit(
+                *(each[fit_N] for each in (p_NM, expected_NM, correct_NM, paid_NM, allowed_NM))
+            )
         except Unreachable:  # All rows together reach the mean, these alone do not.
             return None
         keys = [key_N[n] for n in np.flatnonzero(test_N).tolist()]
-        choice_N[test_N] = fitted.choose(p_NM[test_N], expected_NM[test_N], keys=keys)
+        choice_N[test_N] = fitted.choose(
+            p_NM[test_N], expected_NM[test_N], allowed_NM[test_N], keys
+        )
     return choice_N
 
 

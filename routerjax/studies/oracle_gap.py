@@ -72,6 +72,7 @@ def oracle_gap(
     judged, x_NC = judge(router, stores, test)
     assert judged.query_tokens_N is not None
     p_NM = router.predict(x_NC)
+    allowed_NM = np.ones(p_NM.shape, bool) if judged.allowed_NM is None else judged.allowed_NM
     contestants = {
         "router": p_NM,
         "dataset": BASELINES["dataset"].predict(stores, train, test, config),
@@ -88,8 +89,13 @@ def oracle_gap(
         "n_train": len(train),
         "n_test": len(test),
         "length_sources": list(router.costs.sources),
-        "headroom": _headroom(contestants, test, router.best_single, weight_BN),
-        "spending": _spending(p_NM, test, costs, weight_BN),
+        "headroom": _headroom(
+            {name: np.where(allowed_NM, each_NM, -np.inf) for name, each_NM in contestants.items()},
+            test,
+            router.best_single,
+            weight_BN,
+        ),  # fmt: skip
+        "spending": _spending(p_NM, allowed_NM, test, costs, weight_BN),
     }
 
 
@@ -118,6 +124,7 @@ def _headroom(
 
 def _spending(
     p_NM: np.ndarray,
+    allowed_NM: np.ndarray,
     test: RoutingDataset,
     costs: Mapping[str, np.ndarray | None],
     weight_BN: np.ndarray,
@@ -127,7 +134,7 @@ def _spending(
     _, half_N = numbered(test.groups)
     fit_N = half_N % 2 == 0
     cheap = correct_NM[:, paid_NM.mean(axis=0).argmin()].mean()
-    top = take(correct_NM, p_NM.argmax(axis=1)).mean()
+    top = take(correct_NM, np.where(allowed_NM, p_NM, -np.inf).argmax(axis=1)).mean()
     known = {name: cost_NM for name, cost_NM in costs.items() if cost_NM is not None}
     keys = [query for query, fit in zip(test.queries, fit_N, strict=True) if not fit]
     table = []
@@ -137,7 +144,7 @@ def _spending(
         try:
             fitted = {
                 name: Quality(wanted).fit(
-                    p_NM[fit_N], cost_NM[fit_N], correct_NM[fit_N], paid_NM[fit_N]
+                    *(a_NM[fit_N] for a_NM in (p_NM, cost_NM, correct_NM, paid_NM, allowed_NM))
                 )
                 for name, cost_NM in known.items()
             }
@@ -146,7 +153,7 @@ def _spending(
             continue
         spent_B, accuracy = {}, {}
         for name, cost_NM in known.items():
-            choice_n = fitted[name].choose(p_NM[~fit_N], cost_NM[~fit_N], keys=keys)
+            choice_n = fitted[name].choose(p_NM[~fit_N], cost_NM[~fit_N], allowed_NM[~fit_N], keys)
             weight_Bn = weight_BN[:, ~fit_N].astype(np.float64)
             spent_B[name] = (weight_Bn @ take(paid_NM[~fit_N], choice_n)) / weight_Bn.sum(axis=1)
             accuracy[name] = float(take(correct_NM[~fit_N], choice_n).mean())

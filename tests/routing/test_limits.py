@@ -48,6 +48,17 @@ def test_none_left_is_an_error_that_tells_what_each_takes():
         LIMITS.candidates(np.array([5]), [PICTURE], TARGETS, np.array([[True, False, False]]))
 
 
+def test_rows_with_outcomes_that_none_can_take_are_left_to_all_and_said(caplog):
+    limits = Limits(np.array([100.0, 1000]), ((), ()))
+    takes_NM = limits.takes_or_all(np.array([500, 5000, 50]), ["a", "b", "c"])
+    assert takes_NM.tolist() == [[False, True], [True, True], [True, True]]
+    assert "that no target can take" in caplog.text
+    assert "1 of 3, such as 'b' (5000 tokens)" in caplog.text
+    caplog.clear()
+    limits.takes_or_all(np.array([500, 50]), ["a", "c"])
+    assert not caplog.records
+
+
 def test_a_data_set_tells_them_and_json_keeps_them(tiny_data):
     assert Limits.of(tiny_data) is None
     told = dataclasses.replace(tiny_data, context_windows_M=np.array([1, NAN, 3]))

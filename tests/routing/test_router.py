@@ -25,6 +25,7 @@ from routerjax.routing import router_files
 from routerjax.routing.add_target import add_target
 from routerjax.routing.constrained import Budget, Quality
 from routerjax.routing.fit import fit_policy, fit_router
+from routerjax.routing.judged import judge
 from routerjax.routing.limits import Limits
 from routerjax.routing.policies import Argmax, Tolerance
 from routerjax.routing.router import Router
@@ -578,6 +579,11 @@ def test_limits_and_conversations_are_honoured_saved_and_evaluated(
     windows_M[: n - 1] = 1
     again.limits = Limits(windows_M, ((),) * n)
     assert evaluate(again, store, test)["routed_share"][router.targets[-1]] == 1.0
+    # Outcomes show that these queries were taken: the measurement does not end with an error.
+    again.limits = Limits(np.ones(n), ((),) * n)
+    assert judge(again, store, test)[0].allowed_NM.all()
+    with pytest.raises(ValueError, match="no target can take the query 'Why"):
+        again.route("Why?")
 
 
 def test_scores_can_be_trained_on_as_they_are(parts):

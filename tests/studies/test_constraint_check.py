@@ -16,6 +16,7 @@ from routerjax.data.readers import read_dataset
 from routerjax.data.simulated.simulate import simulate
 from routerjax.features.recipe import Recipe
 from routerjax.runtime import resume
+from routerjax.studies import constraint_check as lib
 from routerjax.studies import embedding_baselines
 from routerjax.studies.constraint_check import (
     confident_rows,
@@ -143,6 +144,38 @@ def test_what_is_reported_is_what_came_out(make_pool):
     assert wrong["policies"][0]["covered"] == 1
     with pytest.raises(ValueError, match="no row has an outcome of every target"):
         constraint_rows(p_NM, cost_NM, cost_NM, off.correct_NM, off.groups)
+
+
+def test_a_target_that_cannot_take_a_query_is_not_chosen(make_pool, monkeypatch):
+    """Its outcomes would cost a million dollars."""
+    data, p_NM, cost_NM = make_pool(n=240, m=3, missing=0.0)
+    allowed_NM = np.ones(p_NM.shape, bool)
+    allowed_NM[::2, [0, 2]] = False
+    paid_NM = np.where(allowed_NM, cost_NM, 1e6)
+    given = p_NM, cost_NM, paid_NM, data.correct_NM, data.groups
+    found = constraint_rows(*given, allowed_NM=allowed_NM, n_splits=2, places=(0.5,))
+    budget, quality = found["policies"]
+    assert budget["wanted"] < cost_NM.max() < 1e5 < constraint_rows(
+        *given, n_splits=1, places=(0.5,)
+    )["policies"][0]["wanted"]  # fmt: skip
+    assert budget["n_reached"] == 2 and budget["largest_deviation"] < 0.1
+    assert quality["n_reached"] == 2
+    # What pool.json says comes from the data set.
+    monkeypatch.setattr(lib, "out_of_fold", lambda *_: p_NM)
+    told = dataclasses.replace(
+        data, prices_M2=np.array([[1.0, 1], [2, 2], [8, 8]]), context_windows_M=np.array([9.0] * 3)
+    )
+    store = types.SimpleNamespace(
+        query_tokens_N=np.full(240, 5), rows_of=lambda ids: np.arange(len(ids))
+    )
+    short = constraint_check(store, told, n_splits=1)
+    windows_M = np.array([3.0, 9, 3])  # Only the second one takes five tokens.
+    long = constraint_check(
+        store, dataclasses.replace(told, context_windows_M=windows_M), n_splits=1
+    )
+    accuracy = data.correct_NM[:, 1].mean()
+    assert [row["wanted"] for row in long["policies"][3:]] == pytest.approx([accuracy] * 3)
+    assert short["policies"][5]["wanted"] != pytest.approx(accuracy)
 
 
 @pytest.mark.slow
