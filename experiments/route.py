@@ -12,7 +12,7 @@ file. Decisions go to standard output; with --workdir flags and versions go ther
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import routerjax as rj
 from experiments import options
@@ -91,8 +91,13 @@ def main() -> None:
         )  # fmt: skip
     at_once = 1 if config.queries is None and sys.stdin.isatty() else _CHUNK
     for chunk in chunks(queries, at_once):
-        texts = [each.query for each in chunk]
-        decisions = router.route(texts, policy, config.allowed or None)
+        texts, allowed = [each.query for each in chunk], config.allowed or None
+        decisions: Iterable[rj.Decision]
+        try:
+            decisions = router.route(texts, policy, allowed)
+        except ValueError:
+            # One of them cannot be routed: those before it are, and its error comes in its place.
+            decisions = (router.route(text, policy, allowed) for text in texts)
         for each, decision in zip(chunk, decisions, strict=True):
             named = {} if each.id is None else {"id": each.id}
             value = named | {"query": each.query} | decision.to_json()

@@ -77,7 +77,11 @@ class Columns:
         at = self._row(where, row)
         runs = {}
         if "runs" in row:
-            runs = {n: whole_number("runs", n, value, 1) for n, value in pairs(row, "runs")}
+            runs = {
+                n: whole_number("runs", n, value, 1)
+                for n, value in pairs(row, "runs")
+                if value is not None
+            }
         for field, parse in PARSE.items():
             if field not in row:
                 continue
@@ -131,8 +135,8 @@ class Columns:
         if empty:
             has = ", ".join(self.place)
             raise ValueError(
-                f"no row has an outcome of the target {empty[0]!r}: take it out of the pool (there "
-                f"are outcomes of {has})"
+                f"no row has an outcome of the target {empty[0]!r}: take it out of the pool, or "
+                f"leave it out (exclude_targets); there are outcomes of {has}"
                 if pool is not None
                 else f"no row has an outcome of the target {empty[0]!r}, only nulls (or tokens and "
                 f"costs): leave it out (exclude_targets), or name it as the outcomes do"

@@ -1,5 +1,7 @@
 """A conversation as a query: messages as OpenAI's chat API has them."""
 
+import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -58,12 +60,15 @@ def as_query(messages: Any, text_needed: bool = True) -> str:
     """Messages as a query: their text where they are one user turn of text alone.
 
     Args:
-      messages: A list of them.
+      messages: A list of them, or its JSON, as a cell of a CSV file holds it.
       text_needed: Whether messages without any text are refused; else they are an empty query.
 
     Raises:
       ValueError: They are no list of messages, have no text, or as of `Conversation`.
     """
+    if isinstance(messages, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            messages = json.loads(messages)
     if not isinstance(messages, Sequence) or isinstance(messages, str):
         raise ValueError(f"messages: expected a list of messages, got {messages!r}")
     made = Conversation(messages)
@@ -115,8 +120,8 @@ def _turn(i: int, message: Any, modalities: dict[str, None]) -> tuple[str, str]:
         ]  # fmt: skip
     else:
         raise ValueError(f"messages[{i}]: content: expected a text or a list, got {content!r}")
-    calls = message.get("tool_calls") or ()
-    texts += [_call(call) for call in calls]
+    calls = [*(message.get("tool_calls") or ()), message.get("function_call")]
+    texts += [_call(call) for call in calls if call is not None]
     if content is None and not texts:
         raise ValueError(f"messages[{i}]: expected content, got {message!r}")
     return str(message["role"]), "\n".join(texts)

@@ -80,9 +80,12 @@ def near(name: str, known: Iterable[str]) -> str | None:
         wanted = _plain(other)
         if name == other or not plain:
             continue
-        if _singular(plain) == _singular(wanted):
-            return other
-        if min(len(plain), len(wanted)) >= _SHORTEST and _one_edit(plain, wanted):
+        one, two = _singular(plain), _singular(wanted)
+        if (
+            one == two
+            or min(len(plain), len(wanted)) >= _SHORTEST
+            and (_one_edit(plain, wanted) or _one_edit(one, two))
+        ):
             return other
     return None
 

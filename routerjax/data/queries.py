@@ -13,6 +13,8 @@ from routerjax.data.sources.files import Row, json_objects, open_table, start_of
 # What other tools call a query and its id; the first that is there counts.
 QUERY_NAMES = ("query", "messages", "question", "prompt")
 ID_NAMES = ("id", "global index", "prompt_id", "sample_id", "custom_id", "doc_id")
+# Lines that begin a JSON value over several lines, as json.dumps(..., indent=2) writes one.
+_BEGINS_JSON = ("{", "[", "[{")
 
 
 class Query(NamedTuple):
@@ -71,9 +73,14 @@ def parse_queries(texts: Iterable[tuple[str, str]]) -> Iterator[Query]:
       texts: Where each line is, for errors, and the line.
 
     Raises:
-      ValueError: An object has no query.
+      ValueError: An object has no query, or a JSON value or a table goes over several lines.
     """
-    for where, line in texts:
+    for i, (where, line) in enumerate(texts):
+        if line.strip() in _BEGINS_JSON or i == 0 and _is_header(line):
+            raise ValueError(
+                f"{where}: {line.strip()!r} begins a table or a JSON value of several lines, where "
+                f"each line is a query or a JSON object: give such a file by --queries"
+            )
         value = None
         if line.lstrip().startswith(("{", "[")):
             try:
@@ -86,6 +93,12 @@ def parse_queries(texts: Iterable[tuple[str, str]]) -> Iterator[Query]:
             yield _query(where, {"messages": value})
         elif line.strip():
             yield Query(None, line)
+
+
+def _is_header(line: str) -> bool:
+    """Whether this is the first line of a CSV file of queries with their ids."""
+    names = {name.strip().strip('"') for name in line.split(",")}
+    return bool(names & {*QUERY_NAMES}) and bool(names & {*ID_NAMES})
 
 
 def as_named_query(where: str, value: dict[str, Any]) -> Query:

@@ -13,6 +13,7 @@ from routerjax.data.columns import Columns
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.joined import joined
 from routerjax.data.pool import Pool, read_pool
+from routerjax.data.queries import QUERY_NAMES
 from routerjax.data.sources import (
     embedllm,
     inspect_ai,
@@ -181,6 +182,7 @@ def _source(path: pathlib.Path, name: str | None) -> Source:
                 return source
         raise ValueError(f"{path}: a folder with no files of a known format: {', '.join(FORMATS)}")
     start = start_of(path)
+    _refuse_columnwise(path, start.value)
     for source in FORMATS.values():
         if source.file(start):
             return source
@@ -191,6 +193,18 @@ def _source(path: pathlib.Path, name: str | None) -> Source:
         )
     # An empty file, or one whose first line is faulty: its reader names the line.
     return FORMATS["jsonl"]
+
+
+def _refuse_columnwise(path: pathlib.Path, value: dict[str, Any]) -> None:
+    """Refuses a table that pandas wrote as one object, not as one a row."""
+    columns = [value.get(name) for name in QUERY_NAMES]
+    by_column = any(isinstance(cells, dict) and "content" not in cells for cells in columns)
+    rows = isinstance(value.get("data"), list) and bool({"columns", "schema"} & value.keys())
+    if by_column or rows:
+        raise ValueError(
+            f"{path}: expected an object for each query, got one for the whole table: write it "
+            f"by pandas' to_json(..., orient='records', lines=True)"
+        )
 
 
 def _narrowed(pool: Pool, targets: Collection[str] | None, excluded: Collection[str]) -> Pool:

@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -38,7 +38,7 @@ class Target(pydantic.BaseModel, frozen=True, extra="forbid"):
     model: str | None = None
     api_key_env: str | None = None
     context_window: pydantic.PositiveInt | None = None
-    modalities: tuple[str, ...] | None = None
+    modalities: tuple[Literal["text", "image", "audio", "video", "file"], ...] | None = None
     tools: bool = True
     responses: bool = True
     timeout_s: pydantic.PositiveFloat | None = None

@@ -83,6 +83,22 @@ def test_lines_that_are_objects_are_never_texts():
         list(parse_queries([("line 1", '{"text": "What?"}')]))
 
 
+@pytest.mark.parametrize("first", ["{", "[", " [{", "id,query", 'dataset,"prompt", prompt_id'])
+def test_tables_and_json_of_several_lines_are_no_texts(first):
+    """json.dumps(rows, indent=2) or a CSV file on standard input: no line of it is a query."""
+    with pytest.raises(ValueError, match="line 1: .* several lines.* by --queries"):
+        list(parse_queries([("line 1", first), ("line 2", "What?")]))
+
+
+def test_a_call_of_a_function_is_a_text():
+    call = {"role": "assistant", "content": None,
+            "function_call": {"name": "run", "arguments": "{}"}}  # fmt: skip
+    answer = {"role": "function", "name": "run", "content": "done"}
+    assert as_query([TURNS[0], call, answer]).turns[1:] == (
+        ("assistant", "run({})"), ("function", "done"),
+    )  # fmt: skip
+
+
 def test_a_conversation_is_its_turns_and_a_text():
     made = as_query(TURNS)
     assert isinstance(made, Conversation) and made == TEXT and made.modalities == ()

@@ -81,6 +81,12 @@ READ = {
     "costs beside scores": (
         "x.csv", "query,a,b,a|total_cost,b|cost,a|output_tokens,a|response\\nq?,1,0,0.01,,7,hm\\n",
         {"targets": ("a", "b"), "costs_NM": [[0.01, NAN]], "output_tokens_NM": [[7, NAN]]}),
+    "scores behind bars": (
+        "x.csv", "query,a|correct,a|cost,b|score,b|reply\\nq?,1,0.01,0,hm\\n",
+        {"targets": ("a", "b"), "y_NM": [[1, 0]], "costs_NM": [[0.01, NAN]]}),
+    "conversations in a table": (
+        "x.csv", 'messages,a\\n"[{""role"":""system"",""content"":""s""},'
+        '{""role"":""user"",""content"":""u""}]",1\\n', {"queries": ("system: s\n\nuser: u",)}),
     "recorded bills": (
         "x.jsonl", _jsonl(ROW | {"cost": {"a": 0.01}, "input_tokens": {"a": 9, "b": 8},
                                  "cached_input_tokens": {"b": 2}}),
@@ -144,7 +150,7 @@ def test_what_is_not_read_is_named_once(tmp_path, caplog, case):
         ("groups", "group"), ("Group", "group"), ("output_token", "output_tokens"),
         ("outputTokens", "output_tokens"), ("data_set", "dataset"), ("dataset_", "dataset"),
         ("datsaet", "dataset"), ("costs", "cost"), ("input tokens", "input_tokens"),
-        ("corect", "correct"), ("qeury", "query"), ("ids", "id"),
+        ("corect", "correct"), ("qeury", "query"), ("ids", "id"), ("outptu_token", "output_tokens"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("layout", ["jsonl", "wide", "long"])
@@ -170,6 +176,83 @@ def test_a_column_that_tells_more_of_a_target_is_none(tmp_path, column):
     path.write_text(f"query,a,{column}\nq?,1,0.5\n")
     with pytest.raises(ValueError, match=rf"the column '{column}' would be a target, and looks as"):
         read_dataset(path)
+
+
+@pytest.mark.parametrize(
+    "column",
+    ["gpt4_cost", "cost_gpt4", "cost(a)", "a Total Cost ($)", "aTotalCost", "USD/a", "n_tokens",
+     "prompt tokens a", "A-LATENCY"],
+)  # fmt: skip
+def test_dollars_and_tokens_are_no_scores(tmp_path, caplog, column):
+    """Nothing but the column's name tells a cost of 0.0093 USD from a score."""
+    (tmp_path / "x.csv").write_text(f"query,a,{column}\nq?,1,0.0093\n")
+    with pytest.raises(ValueError, match=":1: .* looks as if it told costs or tokens") as error:
+        read_dataset(tmp_path / "x.csv")
+    assert repr(column) in str(error.value)
+    assert read_dataset(tmp_path / "x.csv", exclude_targets=(column,)).targets == ("a",)
+    assert f"targets that are left out: '{column}' (1 outcomes)" in caplog.text
+
+
+def test_scores_behind_a_bar_need_a_name_that_is_known(tmp_path):
+    (tmp_path / "x.csv").write_text("query,a|performance,a|total_cost\nq?,1,0.0093\n")
+    with pytest.raises(ValueError, match=r"none has its scores: .* 'a\|correct'"):
+        read_dataset(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize(
+    ("back", "meant"), [("costs", "cost"), ("Cost", "cost"), ("total cost", "total_cost"),
+                        ("outputTokens", "output_tokens"), ("input_token", "input_tokens")]
+)  # fmt: skip
+@pytest.mark.parametrize("scores", ["a", "a|correct"])
+def test_near_misses_behind_a_bar_are_refused(tmp_path, scores, back, meant):
+    (tmp_path / "x.csv").write_text(f"query,{scores},a|{back}\nq?,1,0.5\n")
+    with pytest.raises(ValueError, match=rf"'a\|{back}' is not read: write 'a\|{meant}'"):
+        read_dataset(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"query": {"0": "q?", "1": "r?"}, "a": {"0": 1, "1": 0}},
+        {"columns": ["query", "a"], "index": [0], "data": [["q?", 1]]},
+        {"schema": {"fields": []}, "data": [{"query": "q?", "a": 1}]},
+    ],
+)
+def test_a_table_in_one_object_is_refused_with_the_way_out(tmp_path, value):
+    """As pandas' to_json writes it by default, and for orient split and table."""
+    (tmp_path / "x.json").write_text(json.dumps(value))
+    with pytest.raises(ValueError, match=r"x.json: .*whole table.*orient='records', lines=True"):
+        read_dataset(tmp_path / "x.json")
+
+
+def test_rows_of_the_jsonl_format_in_parquet(tmp_path):
+    """As pandas, polars and datasets write the lines that they read: absent names are null."""
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    rows = [
+        {"id": 1, "messages": turns, "correct": {"a": True}, "runs": {"a": 2}},
+        {"id": 2, "query": "q?", "correct": {"b": False}, "output_tokens": {"b": 7}},
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows, _schema(pyarrow)), tmp_path / "x.parquet")
+    data = read_dataset(tmp_path / "x.parquet")
+    assert data.ids == ("1", "2") and data.queries == ("system: s\n\nuser: u", "q?")
+    np.testing.assert_array_equal(data.y_NM, [[1, NAN], [NAN, 0]])
+    np.testing.assert_array_equal(data.output_tokens_NM, [[NAN, NAN], [NAN, 7]])
+    assert data.runs_NM.tolist() == [[2, 0], [0, 1]]
+
+
+def _schema(pyarrow):
+    def of_targets(kind):
+        return pyarrow.struct([("a", kind), ("b", kind)])
+
+    turn = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
+    return pyarrow.schema(
+        [("id", pyarrow.int64()), ("query", pyarrow.string()), ("messages", pyarrow.list_(turn)),
+         ("correct", of_targets(pyarrow.bool_())), ("runs", of_targets(pyarrow.int64())),
+         ("output_tokens", of_targets(pyarrow.int64()))]
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["source", "model", "answer", "difficulty", "idx", "cast"])
@@ -220,7 +303,7 @@ def test_a_misspelt_unit_of_prices_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "column", ["a|anything", "query|length", "b|total_cost", "b|model_response"]
+    "column", ["a|anything", "query|length", "b|total_cost", "b|model_response", "dollars|a"]
 )
 def test_a_column_behind_another_is_no_target(tmp_path, caplog, column):
     (tmp_path / "x.csv").write_text(f"query,a,{column}\nq?,1,0.5\n")

@@ -15,6 +15,8 @@ from routerjax.targets.endpoints import read_targets
         ({"targets": [{"name": "a", "base_url": "x"}]}, r"targets\[0\]: base_url"),
         ({"targets": [{"name": "a", "base_url": "http://h", "modle": "b"}]}, r"modle: Extra"),
         ({"targets": [{"name": "a", "base_url": "http://h", "input_price": -1}]}, "input_price"),
+        ({"targets": [{"name": "a", "base_url": "http://h", "modalities": ["images"]}]},
+         r"modalities.0: Input should be 'text', 'image'"),
         ({"targets": [{"name": "a", "base_url": "http://h"}] * 2}, "'a' is given twice"),
         ({"targets": [{"name": "a", "base_url": "http://h", "api_key_env": "NONE_"}]}, "NONE_"),
     ],

@@ -1,4 +1,4 @@
-"""The JSONL format, one query a line; a JSON list of such objects is read too."""
+"""The JSONL format, one query a line; a JSON list or a parquet file of such rows is read too."""
 
 import logging
 import pathlib
@@ -6,13 +6,24 @@ from collections.abc import Iterator
 from typing import Any
 
 from routerjax.data.fields import PER_TARGET, ROW
-from routerjax.data.sources.files import Row, Source, Start, Wanted, json_objects, lines
+from routerjax.data.sources.files import (
+    Row,
+    Source,
+    Start,
+    Wanted,
+    is_parquet,
+    json_objects,
+    lines,
+    open_table,
+)
 
 logger = logging.getLogger(__name__)
 
 
 def _is_file(start: Start) -> bool:
     """Not where scores stand beside the query, as in a table that pandas wrote."""
+    if isinstance(start.cells.get("correct"), dict):
+        return True  # In a parquet file.
     names = start.value.keys()
     if {"correct", "messages"} & names or isinstance(start.value.get("query"), list):
         return True
@@ -23,13 +34,21 @@ def _read(path: pathlib.Path, wanted: Wanted) -> Iterator[Row]:
     del wanted
     row: dict[str, Any] = {}
     try:
-        for where, row in json_objects(path):
+        for where, row in _table_rows(path) if is_parquet(path) else json_objects(path):
             yield where, row
     except ValueError as error:
         # A server appends outcomes: it may be about to write the last one, or was killed then.
         if "request_id" not in row or not _is_of_torn_line(error, path):
             raise
         logger.warning("%s: the last line is not whole, and left out", path)
+
+
+def _table_rows(path: pathlib.Path) -> Iterator[Row]:
+    """The rows of a parquet file, without the fields that are null."""
+    table = open_table(path)
+    for number, cells in table.rows:
+        pairs = zip(table.header, cells, strict=True)
+        yield f"{path}:{number}", {name: cell for name, cell in pairs if cell is not None}
 
 
 def _is_of_torn_line(error: ValueError, path: pathlib.Path) -> bool:

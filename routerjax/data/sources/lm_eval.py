@@ -30,16 +30,15 @@ def _is_folder(path: pathlib.Path) -> bool:
 
 
 def _read(path: pathlib.Path, wanted: Wanted, metric: str | None = None) -> Iterator[Row]:
-    newest: dict[tuple[pathlib.Path, str], pathlib.Path] = {}
+    newest: dict[tuple[pathlib.Path, str, str], pathlib.Path] = {}
     files = [path]
     if path.is_dir():
         files = sorted(path.rglob("samples_*.jsonl*"))
     for file in files:
-        newest[file.parent, _task(file)] = file
+        newest[file.parent, _task(file), _model(file.parent, file)] = file
     if len(newest) < len(files):
         logger.warning("%s: files of an older date, left out: %d", path, len(files) - len(newest))
-    for (folder, task), file in newest.items():
-        model = _model(folder, file)
+    for (_, task, model), file in newest.items():
         if wanted(model):
             yield from _samples(file, task, model, metric)
 
@@ -51,11 +50,15 @@ def _task(path: pathlib.Path) -> str:
 
 
 def _model(folder: pathlib.Path, samples: pathlib.Path) -> str:
-    """The model's name in the results of the same date, else that of the folder."""
+    """The model's name in the results of the same date, else that of the folder.
+
+    The harness calls them `results_<date>.json`, and `<name>_<date>.json` of `--output_path
+    <name>.json`, which puts several models into one folder.
+    """
     dated = _NAME.fullmatch(samples.name)
-    own = folder / f"results_{dated[2]}.json" if dated else None
+    own = sorted(folder.glob(f"*_{dated[2]}.json")) if dated else []
     others = sorted(folder.glob("results_*.json"))
-    for results in [*([own] if own is not None and own.exists() else []), *reversed(others)]:
+    for results in [*own, *reversed(others)]:
         value = read_json(results)
         value = value if isinstance(value, dict) else {}
         config = value.get("config")
@@ -66,6 +69,9 @@ def _model(folder: pathlib.Path, samples: pathlib.Path) -> str:
             arguments = {key.strip(): text.strip() for key, _, text in pairs}
         named = (arguments.get(key) for key in ("pretrained", "model", "path"))
         name = value.get("model_name") or next((text for text in named if text), None)
+        if not name and "model_name" in value:
+            # No argument names a model: there is no folder of its own either.
+            name = config.get("model")
         if name:
             return str(name)
     # The harness writes __ for what a folder's name may not hold.
@@ -91,6 +97,8 @@ def _samples(path: pathlib.Path, task: str, model: str, asked_for: str | None) -
         chosen = chosen or name
         if name != chosen:
             continue
+        if number == 1 and _lacks_options(row):
+            logger.warning("%s: the options that were scored are not in the texts", path)
         if not metric:
             metric = _metric(where, row)
         elif asked_for and metric not in (row.get("metrics") or row):
@@ -171,6 +179,20 @@ def _query(where: str, row: dict[str, Any]) -> dict[str, Any]:
         except ValueError:
             pass
     return {"query": prompt}
+
+
+def _lacks_options(row: dict[str, Any]) -> bool:
+    """Whether continuations of the prompt were scored that it does not name."""
+    arguments = row.get("arguments")
+    scored = list(arguments.values()) if isinstance(arguments, dict) else arguments
+    if not isinstance(scored, list) or len(scored) < 2:
+        return False
+    pairs = [list(each.values()) if isinstance(each, dict) else each for each in scored]
+    return any(
+        isinstance(pair, list) and len(pair) > 1 and all(isinstance(each, str) for each in pair[:2])
+        and pair[1].strip() not in pair[0]
+        for pair in pairs
+    )  # fmt: skip
 
 
 SOURCE = Source(_read, _is_file, _is_folder, read_metric=_read)

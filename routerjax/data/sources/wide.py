@@ -1,7 +1,8 @@
 """The wide layout, a line a query: a column query and a column of scores for each target.
 
-A column `TARGET|cost` (or `|total_cost`, `|output_tokens`, ...) beside that of a target is no
-target: it holds what its name says, or is not read.
+A column `TARGET|cost` (or `|total_cost`, `|output_tokens`, ...) is no target: it holds what its
+name says, or is not read. Scores may stand in `TARGET|correct` or `TARGET|score` too. A column that
+looks as if it held costs or tokens is refused: dollars may be numbers in [0, 1], as scores are.
 """
 
 import pathlib
@@ -17,7 +18,12 @@ from routerjax.data.sources.long import PARSE
 _ROW = ("query", "id", "dataset", "group")
 # What stands behind the bar, and the field that it is.
 _BEHIND = {name: name for name in PER_TARGET[1:]} | {"total_cost": "cost"}
+_SCORES = ("correct", "score")
+_NO_TARGET = (*_BEHIND, "model_response")
 _LIKE_BEHIND = re.compile(rf"(.+?)[_.:/ -]({'|'.join([*_BEHIND, 'tokens', 'response'])})", re.I)
+# Words that no name of a target has, but a column beside it may.
+_MORE = frozenset("cost costs price prices usd dollar dollars token tokens latency".split())
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 
 
 def _is_file(start: Start) -> bool:
@@ -53,12 +59,13 @@ def read_scores(
             f"{', '.join(table.header)}"
         )
     query = place[names["query"]]
+    key = "messages" if names["query"] == "messages" else "query"
     optional = [(f, place[names[f]]) for f in _ROW[1:] if names[f] in place]
     taken = {*names.values(), *ignored}
     columns = [c for c in table.header if c not in taken and not INDEX.fullmatch(c)]
-    targets, behind, others = _kinds(path, columns, table.header)
-    scored = [(name, place[name]) for name in targets if wanted(name)]
-    left_out = {name: place[name] for name in targets if not wanted(name)}
+    targets, behind, others = _kinds(path, columns, table.header, wanted)
+    scored = [(name, place[column]) for name, column in targets.items() if wanted(name)]
+    left_out = {name: place[column] for name, column in targets.items() if not wanted(name)}
     counted = [
         (field, name, place[column], column)
         for column, (name, field) in behind.items()
@@ -68,7 +75,7 @@ def read_scores(
     for line, row in table.rows:
         where = f"{path}:{line}"
         n_rows += 1
-        value: dict[str, Any] = {"query": row[query]}
+        value: dict[str, Any] = {key: row[query]}
         for field, i in optional:
             given = cells.text(row[i])
             if given is not None:
@@ -92,40 +99,77 @@ def read_scores(
 
 
 def _kinds(
-    path: pathlib.Path, columns: list[str], header: tuple[str, ...]
-) -> tuple[list[str], dict[str, tuple[str, str]], list[str]]:
-    """The targets; the target and field of each column that tells more; what is not read."""
+    path: pathlib.Path, columns: list[str], header: tuple[str, ...], wanted: Wanted
+) -> tuple[dict[str, str], dict[str, tuple[str, str]], list[str]]:
+    """The column of each target's scores; the target and field of each that tells more; others."""
     named, there = frozenset(columns), frozenset(header)
-    targets: list[str] = []
+    parts = {column: column.rpartition("|") for column in columns}
+    scores: dict[str, str] = {}
+    for column, (front, _, back) in parts.items():
+        if back in _SCORES and front and front not in named:
+            scores.setdefault(front, column)
+    told = {front for front, _, back in parts.values() if back in _BEHIND}
+    targets: dict[str, str] = {}
     behind: dict[str, tuple[str, str]] = {}
     others: list[str] = []
-    for column in columns:
-        front, bar, back = column.rpartition("|")
-        if bar and (front.split("|")[0] in there or back in (*_BEHIND, "model_response")):
-            if front in named and back in _BEHIND:
-                behind[column] = (front, _BEHIND[back])
-            else:
-                others.append(column)
-            continue
-        like = _LIKE_BEHIND.fullmatch(column)
-        if like and like[1] in named:
+    for column, (front, bar, back) in parts.items():
+        of_target = bool(bar) and (front in named or front in scores)
+        if scores.get(front) == column:
+            targets[front] = column
+        elif of_target and back in _BEHIND:
+            behind[column] = (front, _BEHIND[back])
+        elif of_target and near(back, _BEHIND):
             raise ValueError(
-                f"{path}:1: the column {column!r} would be a target, and looks as if it told more "
-                f"of {like[1]!r}: name it {like[1]}|{like[2].lower()}, or take it out"
+                f"{path}:1: the column {column!r} is not read: write "
+                f"'{front}|{near(back, _BEHIND)}' if that is meant, else take it out"
             )
-        meant = column if column in PER_TARGET + ROW else near(column, PER_TARGET + ROW)
-        if meant:
+        elif (
+            of_target
+            or bar
+            and (front.split("|")[0] in there or back in there or back in _NO_TARGET)
+        ):
+            others.append(column)
+        elif bar and front in told:
             raise ValueError(
-                f"{path}:1: the column {column!r} would be a target here, in a file with a column "
-                f"for each target: "
-                + (
-                    f"write {meant!r} if that is meant, else give it a name that is less alike"
-                    if meant in _ROW
-                    else f"name it TARGET|{meant}, or take it out"
-                )
+                f"{path}:1: the column {column!r} would be a target, and stands beside others of "
+                f"{front!r}, of which none has its scores: call the one that has them "
+                f"'{front}|correct', or leave this out (exclude_targets)"
             )
-        targets.append(column)
+        else:
+            _check_target(path, column, named, wanted)
+            targets[column] = column
     return targets, behind, others
+
+
+def _check_target(path: pathlib.Path, column: str, named: frozenset[str], wanted: Wanted) -> None:
+    """Refuses a column that is probably no target.
+
+    Raises:
+      ValueError: It is nearly one that has another meaning, or tells more of a target.
+    """
+    like = _LIKE_BEHIND.fullmatch(column)
+    if like and like[1] in named:
+        raise ValueError(
+            f"{path}:1: the column {column!r} would be a target, and looks as if it told more "
+            f"of {like[1]!r}: name it {like[1]}|{like[2].lower()}, or take it out"
+        )
+    meant = column if column in PER_TARGET + ROW else near(column, PER_TARGET + ROW)
+    if meant:
+        raise ValueError(
+            f"{path}:1: the column {column!r} would be a target here, in a file with a column "
+            f"for each target: "
+            + (
+                f"write {meant!r} if that is meant, else give it a name that is less alike"
+                if meant in _ROW
+                else f"name it TARGET|{meant}, or take it out"
+            )
+        )
+    if not _MORE.isdisjoint(map(str.lower, _WORD.findall(column))) and wanted(column):
+        raise ValueError(
+            f"{path}:1: the column {column!r} would be a target, and looks as if it told costs or "
+            f"tokens: name it TARGET|cost or TARGET|output_tokens, as the column of the target's "
+            f"scores is called, or leave it out (exclude_targets)"
+        )
 
 
 SOURCE = Source(_read, _is_file)

@@ -205,10 +205,71 @@ def llmrouterbench(data: RoutingDataset, folder):
     return folder / "bench"
 
 
+def jsonl_parquet(data: RoutingDataset, folder):
+    import pyarrow
+    import pyarrow.parquet
+
+    lines = jsonl(data, folder).read_text().split("\n")[:-1]
+    # Parquet has no objects without names, and each column in every row.
+    rows = [{k: v for k, v in json.loads(line).items() if v != {}} for line in lines]
+    columns = {name: [row.get(name) for row in rows] for row in rows for name in row}
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / "x.parquet")
+    return folder / "x.parquet"
+
+
+def llmrouter(data: RoutingDataset, folder):
+    with (folder / "x.jsonl").open("w") as file:
+        for i, m, target, y in _answers(data):
+            answer = {
+                "query": data.queries[i], "task_name": data.datasets[i], "model_name": target,
+                "performance": None if np.isnan(y) else y, "metric": "em", "response": "a",
+                "input_tokens": _number(data.input_tokens_NM, i, m),
+                "output_tokens": _number(data.output_tokens_NM, i, m),
+            }  # fmt: skip
+            file.write(json.dumps(answer) + "\n")
+    return folder / "x.jsonl"
+
+
+def _queries(data, folder, with_outcomes):
+    """The rows of a data set without tokens and costs, and perhaps without outcomes."""
+    with (folder / "queries.jsonl").open("w") as file:
+        for i in range(len(data)):
+            row = {"id": data.ids[i], "query": data.queries[i], "dataset": data.datasets[i]}
+            if with_outcomes:
+                known = zip(data.targets, data.y_NM[i].tolist(), strict=True)
+                row["correct"] = {name: y for name, y in known if y == y}
+            file.write(json.dumps(row) + "\n")
+    return folder / "queries.jsonl"
+
+
+def swe_bench(data: RoutingDataset, folder):
+    (folder / "reports").mkdir()
+    for m, target in enumerate(data.targets):
+        of_ids = list(zip(data.ids, data.y_NM[:, m].tolist(), strict=True))
+        report = {"resolved_ids": [name for name, y in of_ids if y >= 0.5],
+                  "unresolved_ids": [name for name, y in of_ids if y < 0.5],
+                  "error_ids": [name for name, y in of_ids if y != y]}  # fmt: skip
+        path = folder / "reports" / f"{target.replace('/', '__')}.run.json"
+        path.write_text(json.dumps(report, indent=1))
+    return [folder / "reports", _queries(data, folder, with_outcomes=False)]
+
+
+def openai_batch(data: RoutingDataset, folder):
+    with (folder / "out.jsonl").open("w") as file:
+        for i, m, target, _ in _answers(data):
+            usage = {"prompt_tokens": _number(data.input_tokens_NM, i, m),
+                     "completion_tokens": _number(data.output_tokens_NM, i, m)}  # fmt: skip
+            response = {"status_code": 200, "body": {"model": target, "usage": usage}}
+            line = {"custom_id": data.ids[i], "response": response, "error": None}
+            file.write(json.dumps(line) + "\n")
+    return [_queries(data, folder, with_outcomes=True), folder / "out.jsonl"]
+
+
 # (the writer, the tables that it keeps, whether ids are kept, scores of 0 and 1 alone)
 LAYOUTS = {
     "jsonl": (jsonl, ("output", "input", "cost"), True, False),
     "jsonl_gz": (jsonl_gz, ("output", "input", "cost"), True, False),
+    "jsonl_parquet": (jsonl_parquet, ("output", "input", "cost"), True, False),
     "wide_csv": (wide_csv, ("output", "cost"), True, False),
     "wide_parquet": (wide_parquet, ("input", "cost"), True, False),
     "long_csv": (long_csv, ("output", "input", "cost"), True, False),
@@ -220,4 +281,7 @@ LAYOUTS = {
     "inspect_json": (inspect_json, ("output", "input", "cost"), False, False),
     "inspect_eval": (inspect_eval, ("output", "input", "cost"), False, False),
     "llmrouterbench": (llmrouterbench, ("output", "input", "cost"), False, False),
+    "llmrouter": (llmrouter, ("output", "input"), False, False),
+    "swe_bench": (swe_bench, (), True, True),
+    "openai_batch": (openai_batch, ("output", "input"), True, False),
 }
