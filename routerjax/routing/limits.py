@@ -64,7 +64,7 @@ class Limits:
         For rows whose outcomes are known: some target took them, whatever pool.json says.
         """
         takes_NM = self.takes(query_tokens_N, queries)
-        none_N = ~takes_NM.any(axis=1)
+        none_N = np.logical_not(takes_NM.any(axis=1))
         if none_N.any():
             n = int(np.flatnonzero(none_N)[0])
             logger.warning(
