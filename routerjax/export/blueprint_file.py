@@ -67,7 +67,8 @@ def blueprint(router: Router, path: Any, *, uncalibrated: bool = False) -> list[
         "The blueprint takes the lowest input price among the targets within its own tolerance of "
         f"the largest probability: the router's policy ({router.policy}) is not in the file.",
         "The blueprint cuts the end off a prompt of more than 2,048 tokens, routerjax the middle "
-        "of the query.",
+        "of the query beyond "
+        f"{router.encoder_identities[0]['max_tokens']:,}: there the two differ.",
     ]
 
 

@@ -78,7 +78,7 @@ def switchyard(router: Router, path: Any, *, uncalibrated: bool = False) -> list
         "Switchyard takes the target of the largest probability: prices and the router's policy "
         f"({router.policy}) are not in the file.",
         "Switchyard cuts the end off a prompt that is longer than its max_length, routerjax the "
-        "middle of the query: set max_length as high as prompts are long.",
+        f"middle of the query beyond {identity['max_tokens']:,} tokens: there the two differ.",
     ]
 
 
