@@ -5,12 +5,12 @@
 
 A recipe is KIND[:DETAIL][@POOLING+POOLING][/PCA_DIM]: layers:3+4-6@last, greedy:3/100,
 per_target:fisher@last+mean; without the last two --pooling and --pca_dim count. With "+kernel"
-behind it a kernel regression stands beside its trunk, with "+mixed" the trunk is wider too
-(all_layers@last+mean/400+mixed). Of --store=a,b a recipe reads both encoders; with "#0" or "#1"
-behind it only one. The first is what the others are compared with; --baselines (or
-all) join. --dataset_folds=99 leaves each dataset out in turn; --nocontrol spares the trainings on
-shuffled outcomes. Writes compare.json and compare.png; finished fits lie in compare/, and the same
-command, or one with further contestants or seeds, does only what is missing.
+behind it a kernel regression stands beside its trunk, with "+mixed" the trunk is wider too, with
+"+trust" behind that trust is fitted (all_layers@last+mean/400+mixed+trust). Of --store=a,b a recipe
+reads both encoders; with "#0" or "#1" behind it only one. The first is what the others are compared
+with; --baselines (or all) join. --dataset_folds=99 leaves each dataset out in turn; --nocontrol
+spares the trainings on shuffled outcomes. Writes compare.json and compare.png; finished fits lie in
+compare/, and the same command, or one with further contestants or seeds, does only what is missing.
 """
 
 import dataclasses

@@ -31,7 +31,8 @@ class Config:
         None, "switchyard, blueprint: the file to write; else the folder. Local or a URL."
     )
     uncalibrated: bool = options.flag(
-        False, "switchyard, blueprint: leave out a calibration that the format cannot hold."
+        False,
+        "switchyard, blueprint: leave out a calibration that the format cannot hold, and a trust.",
     )
     name: str | None = options.flag(None, "router_arena: name of the submission.")
     queries: str | None = options.flag(None, "router_arena: file of its queries.")

@@ -23,6 +23,9 @@ class Config(options.Training):
     trunk: str
     policy: str
     track: bool
+    trust: bool = options.flag(
+        True, "Draw P(correct) of queries unlike the training's toward the targets' means."
+    )
 
 
 options.define(Config, recipe="auto", trunk="auto")
@@ -47,6 +50,7 @@ def main() -> None:
         config=trunk,
         policy=policy,
         checkpoints=folder / "checkpoints",
+        trust=config.trust,
     )
     router.save(folder / "router")
     folder.write_json("train.json", router.training)

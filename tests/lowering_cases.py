@@ -394,7 +394,10 @@ def cases(tuning: Tuning) -> Table:
         "trunk/loop.py:_start": lambda: [_of(loop._start, program, seeds)],
         "trunk/loop.py:_compiled_epoch": lambda: list(_epochs(tuning)),
         "export/program.py:exported": lambda: [
-            _of(jax.jit(program_of(by_hand.router(kernel=True).predictor)), array(R, 2, 2, 12))
+            _of(
+                jax.jit(program_of(by_hand.router(kernel=True, trust=True).predictor)),
+                array(R, 2, 2, 12),
+            )
         ],
         "trunk/net.py:_score": lambda: [
             _of(net._score, (C, (6, 5), M), net.by_name(state.params), rows_RC)

@@ -37,7 +37,7 @@ def evaluate(
     _compare_prices(router, judged.data)
     before_NM = router.predict(x_NC, calibrated=False)
     return evaluate_predictions(
-        router.calibration.apply(before_NM),
+        router.predictor.calibrated(before_NM, x_NC),
         judged,
         policy=router.policy if policy is None else policy,
         best_single=router.best_single,

@@ -68,6 +68,16 @@ def checked(
             f"uncalibrated=True (--uncalibrated), or train a single member (--members=1), into "
             f"whose last layer temperature and platt are folded"
         )
+    if router.trust is not None and uncalibrated:
+        notes.append(
+            "The file holds no trust: it gives queries unlike the training's the ensemble's "
+            "probabilities, where the router draws them toward the targets' means."
+        )
+    elif router.trust is not None:
+        reasons.append(
+            "trust: the format has none: leave it out with uncalibrated=True (--uncalibrated), or "
+            "train with fit_router(trust=False) (--notrust)"
+        )
     if not reasons:
         reasons = _of_encoder(router.encoders[0])
     if reasons:

@@ -13,9 +13,11 @@ from routerjax.features.part import OnDevice, project_sites
 from routerjax.routing.predictor import Predictor
 from routerjax.routing.router import Router
 from routerjax.runtime.files import Folder
+from routerjax.stats.numerics import HIGHEST
 from routerjax.trunk.calibrate import Calibration, Curve
 from routerjax.trunk.kernel import predict_rows
 from routerjax.trunk.net import score_members
+from routerjax.trunk.trust import Trust
 
 FORMAT_VERSION = 1
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -111,7 +113,8 @@ def probabilities(predictor: Predictor) -> Callable[..., jax.Array]:
             fitted = kernel.x_NC, kernel.alpha_NM, kernel.mean_M[:n_fitted], kernel.width
             own_BM = jnp.pad(predict_rows(x_BC, *fitted), ((0, 0), (0, p_BM.shape[1] - n_fitted)))
             p_BM = (1 - kernel.share_M[None]) * p_BM + kernel.share_M[None] * own_BM
-        return _calibrated(predictor.calibration, p_BM)
+        p_BM = _calibrated(predictor.calibration, p_BM)
+        return p_BM if predictor.trust is None else _drawn(predictor.trust, x_BC, p_BM)
 
     return run
 
@@ -126,6 +129,18 @@ def _width(predictor: Predictor, encoder: int) -> int:
 def _calibrated(calibration: Calibration, p_BM: jax.Array) -> jax.Array:
     columns = [_of_curve(curve, p_BM[:, m]) for m, curve in enumerate(calibration.curves)]
     return jnp.stack(columns, axis=1)
+
+
+def _drawn(trust: Trust, x_BC: jax.Array, p_BM: jax.Array) -> jax.Array:
+    """`Trust.draw` by `Trust.of` in float32."""
+    metric = trust.metric
+    u_BC = jnp.einsum("bc,cd->bd", x_BC, metric.within_CC, precision=HIGHEST)
+    v_BC = jnp.einsum("bc,cd->bd", x_BC - metric.middle_C[None], metric.all_CC, precision=HIGHEST)
+    nearest_B = jnp.square(u_BC[:, None] - metric.centres_GC[None]).mean(axis=2).min(axis=1)
+    d_B = nearest_B - jnp.square(v_BC).mean(axis=1)
+    t_B = jnp.interp(d_B, *map(jnp.asarray, trust.knots))
+    mean_1M = jnp.asarray(trust.mean_M)[None]
+    return mean_1M + t_B[:, None] * (p_BM - mean_1M)
 
 
 def _of_curve(curve: Curve, p_B: jax.Array) -> jax.Array:

@@ -26,7 +26,7 @@ def switchyard(router: Router, path: Any, *, uncalibrated: bool = False) -> list
     Args:
       router: The router. Its encoder is loaded, to compare prompts.
       path: The file, local or a URL; written whole or not at all.
-      uncalibrated: Whether to leave out a calibration that the format cannot hold.
+      uncalibrated: Whether to leave out a calibration that the format cannot hold, and a trust.
 
     Returns:
       What the file does not carry, in sentences for its users.

@@ -55,6 +55,14 @@ def _arrays(router: Router) -> dict[str, np.ndarray]:
             "kernel.mean": kernel.mean_M,
             "kernel.share": kernel.share_M,
         }
+    if (trust := router.trust) is not None:
+        arrays |= {
+            "trust.within": trust.metric.within_CC,
+            "trust.centres": trust.metric.centres_GC,
+            "trust.middle": trust.metric.middle_C,
+            "trust.all": trust.metric.all_CC,
+            "trust.mean": trust.mean_M,
+        }
     if "head" in router.costs.sources and (head := router.costs.head) is not None:
         arrays |= {
             "lengths.weight": head.weight_CM,
@@ -68,7 +76,7 @@ def _arrays(router: Router) -> dict[str, np.ndarray]:
 def _description(router: Router, sha256: str) -> dict[str, Any]:
     """model.json."""
     features = router.features
-    kernel, limits = router.kernel, router.limits
+    kernel, limits, trust = router.kernel, router.limits, router.trust
     return {
         "format": "routerjax router",
         "format_version": FORMAT_VERSION,
@@ -83,6 +91,7 @@ def _description(router: Router, sha256: str) -> dict[str, Any]:
             {name: getattr(curve, name) for name in ("method", "slope", "shift", "knots")}
             for curve in router.calibration.curves
         ],
+        **({} if trust is None else {"trust_knots": trust.knots}),
         "costs": _costs(router),
         **({} if limits is None else {"limits": limits.to_json()}),
         "policy": router.policy.to_json(),

@@ -3,9 +3,9 @@
 from routerjax.routing.router import Router
 
 _NOTATION = (
-    "features.*, trunk.*, kernel.* and lengths.* are arrays of model.safetensors, float32 in C "
-    "order; other names are fields of this file. Indices count from 0, m is a target in the order "
-    "of `targets`, a @ b is a matrix product, and a null is an unknown number."
+    "features.*, trunk.*, kernel.*, trust.* and lengths.* are arrays of model.safetensors, float32 "
+    "in C order; other names are fields of this file. Indices count from 0, m is a target in the "
+    "order of `targets`, a @ b is a matrix product, and a null is an unknown number."
 )
 _STATES = (
     "h[e][l, p], a vector, is hidden state l of encoder e under pooling p, in float32. Hidden "
@@ -46,6 +46,13 @@ _CALIBRATION = (
     "exp(-(slope log(r / (1 - r)) + shift))) with r = p[m] kept between 1e-7 and 1 - 1e-7; "
     "isotonic: straight lines through the points (knots[0][i], knots[1][i]), and beyond the first "
     "and the last point their values. This p[m] is P(target m answers correctly)."
+)
+_TRUST = (
+    "u = x @ trust.within; v = (x - trust.middle) @ trust.all; d = (the smallest, over g, of the "
+    "mean over i of (u[i] - trust.centres[g, i])^2) - (the mean over i of v[i]^2); t comes from d "
+    "by straight lines through the points (trust_knots[0][i], trust_knots[1][i]), beyond the first "
+    "and the last point their values; p becomes trust.mean + t (p - trust.mean), and this p[m] is "
+    "P(target m answers correctly)."
 )
 _COSTS = (
     "cost[m] in USD, with c = costs[m] and query_tokens the tokens of the query alone by the "
@@ -109,6 +116,7 @@ def formula(router: Router) -> dict[str, str]:
         "trunk": _TRUNK,
         "kernel": _KERNEL if router.kernel is not None else "",
         "calibration": _CALIBRATION,
+        "trust": _TRUST if router.trust is not None else "",
         "costs": _COSTS + (_LENGTHS if "head" in router.costs.sources else ""),
         "candidates": _CANDIDATES if router.limits is None else _LIMITS,
         "policy": _POLICIES[policy.name] + _TIES,

@@ -82,6 +82,7 @@ def add_target(
         trunk=with_head(router.trunk, head),
         kernel=router.kernel and router.kernel.with_silent_target(),
         calibration=Calibration((*router.calibration.curves, Curve("none"))),
+        trust=router.trust and router.trust.with_target(y_N),
     )
     costs = router.costs.with_target(price)
     added: dict[str, Any] = {

@@ -23,6 +23,8 @@ class Decision:
         calibrated as their mean is}.
       costs: {target: expected USD}; None without prices, and None for a target without a price.
       policy: The policy that chose, as JSON values.
+      trust: How far the router trusts itself on the query, from 1 (like the training's) to 0 (the
+        probabilities are the targets' means); None of a router without trust.
     """
 
     target: str
@@ -30,6 +32,7 @@ class Decision:
     spreads: dict[str, float]
     costs: dict[str, float | None] | None
     policy: dict[str, Any]
+    trust: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -43,6 +46,7 @@ def decided(
     spread_NM: np.ndarray,
     cost_NM: np.ndarray | None,
     policy: Policy,
+    trust_N: np.ndarray | None = None,
 ) -> list[Decision]:
     """Decisions with names in place of columns.
 
@@ -52,6 +56,7 @@ def decided(
       p_NM, spread_NM: [N, M] P(correct), and its standard deviations over the members.
       cost_NM: [N, M] expected USD, NaN where unknown; None without prices.
       policy: The policy that chose.
+      trust_N: [N] the trust in each query; None without.
     """
 
     def by_target(value_M: np.ndarray) -> dict[str, Any]:
@@ -65,6 +70,7 @@ def decided(
             spreads=by_target(spread_NM[n]),
             costs=None if cost_NM is None else by_target(cost_NM[n]),
             policy=policy.to_json(),
+            trust=None if trust_N is None else float(trust_N[n]),
         )
         for n, choice in enumerate(choice_N)
     ]

@@ -35,6 +35,7 @@ from routerjax.trunk.calibrate import Calibration, fit_calibration
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.kernel import fit_kernel
 from routerjax.trunk.train import History, train_trunk
+from routerjax.trunk.trust import fit_trust, words
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def fit_router(
     policy: Policy | None = None,
     checkpoints: Any = None,
     calibration_folds: int = 0,
+    trust: bool = True,
 ) -> Router:
     """Fits features, SharedTrunkNet, calibration and policy on training rows.
 
@@ -71,6 +73,8 @@ def fit_router(
         fitted.
       checkpoints: Folder for the training's checkpoints; with it a killed training continues.
       calibration_folds: 0, or at least 2.
+      trust: Whether to draw P(correct) of queries unlike the training's toward the targets' means
+        (`trunk.trust`), where the data name enough datasets to learn how far.
 
     Raises:
       ValueError: A query is not in a store, a target has no outcomes to learn from, an argument is
@@ -97,6 +101,10 @@ def fit_router(
     logger.info("calibration on %d rows: %s", len(held), ", ".join(
         f"{target} {method}" for target, method in zip(data.targets, calibration.methods,
                                                        strict=True)))  # fmt: skip
+    learnt = fit_trust(
+        network.features_of(data), outcomes(data, config), data.datasets, data.groups,
+        config.split_seed,
+    ) if trust else None  # fmt: skip
     notes = {
         "n_queries": len(data.ids),
         "n_validation": len(network.held.ids),
@@ -110,6 +118,7 @@ def fit_router(
         "calibration_rows": "out of fold" if calibration_folds else "validation",
         "n_calibration": len(held),
         "distance": distance_of(network.predictor.features, network.features_of(network.held)),
+        "trust": words(learnt, data.datasets) if trust else "none was asked for",
         "accuracy_by_dataset": {
             name: dict(zip(data.targets, accuracy_M.tolist(), strict=True))
             for name, accuracy_M in dataset_accuracies(data).items()
@@ -120,11 +129,13 @@ def fit_router(
         data, network.fit_rows, network.features_of(network.fit_rows),
         query_tokens(network.stores, data),
     )  # fmt: skip
-    judged = Judged.of(held, network.stores, costs, network.features_of(held))
+    predictor = dataclasses.replace(network.predictor, calibration=calibration, trust=learnt)
+    x_NC = network.features_of(held)
+    judged = Judged.of(held, network.stores, costs, x_NC)
     judged = dataclasses.replace(judged, allowed_NM=allowed_of(network.stores, held))
-    p_NM = calibration.apply(before_NM)
+    p_NM = predictor.calibrated(before_NM, x_NC)
     return Router(
-        dataclasses.replace(network.predictor, calibration=calibration),
+        predictor,
         data.targets,
         costs,
         Argmax() if policy is None else _fitted(policy, p_NM, judged),

@@ -13,6 +13,7 @@ from routerjax.features.feature_map import FeatureMap
 from routerjax.trunk.calibrate import Calibration
 from routerjax.trunk.kernel import Kernel
 from routerjax.trunk.net import Trunk
+from routerjax.trunk.trust import Trust
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,13 +24,16 @@ class Predictor:
       features: From hidden states to features [C].
       trunk: From features to P(correct) of M targets, by K members.
       kernel: A regression that answers together with the ensemble; None without.
-      calibration: From the ensemble's mean to the P(correct) that policies see.
+      calibration: From the ensemble's mean to P(correct).
+      trust: Draws P(correct) of queries unlike the training's toward the targets' means; None
+        without.
     """
 
     features: FeatureMap
     trunk: Trunk
     kernel: Kernel | None
     calibration: Calibration
+    trust: Trust | None = None
 
     def read(self, encoders: Sequence[Encoder], prompts: Sequence[Prompts]) -> np.ndarray:
         """x_NC [N, C] float32 features of prompts.
@@ -49,13 +53,23 @@ class Predictor:
 
         Args:
           x_NC: [N, C] features.
-          calibrated: False for the ensemble's mean as it is.
+          calibrated: False for the ensemble's mean as it is, which no trust changes.
 
         Raises:
           ValueError: The features have another width.
         """
         p_NM = self._mixed(self.trunk.predict(x_NC), x_NC)
-        return self.calibration.apply(p_NM) if calibrated else p_NM
+        return self.calibrated(p_NM, x_NC) if calibrated else p_NM
+
+    def calibrated(self, p_NM: np.ndarray, x_NC: np.ndarray) -> np.ndarray:
+        """P(correct) [N, M] as policies see it: calibrated, and drawn by the trust in each query.
+
+        Args:
+          p_NM: [N, M] the ensemble's mean, `predict` with calibrated=False.
+          x_NC: [N, C] features of the same queries.
+        """
+        p_NM = self.calibration.apply(p_NM)
+        return p_NM if self.trust is None else self.trust.draw(p_NM, self.trust.of(x_NC))
 
     def dispatch(
         self, encoders: Sequence[Encoder], prompts: Sequence[Prompts]
@@ -79,17 +93,28 @@ class Predictor:
         return x_1C, self.trunk.dispatch(x_1C)
 
     def collect(
-        self, x_NC: np.ndarray | jax.Array, p_KNM: np.ndarray | jax.Array
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """p_NM and spread_NM [N, M] float32, of what `dispatch` returned.
+        self,
+        x_NC: np.ndarray | jax.Array,
+        p_KNM: np.ndarray | jax.Array,
+        trust_N: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """p_NM and spread_NM [N, M] and trust_N [N] float32, of what `dispatch` returned.
 
-        These are the calibrated P(correct) by the ensemble's mean, and the standard deviation over
-        the members, each calibrated as the mean is.
+        These are P(correct) by the ensemble's mean, calibrated and drawn by the trust; the standard
+        deviation over the members, each treated as the mean is; and the trust, None without one.
+
+        Args:
+          x_NC, p_KNM: As `dispatch` returns them.
+          trust_N: [N] to be used in place of the trust in these features.
         """
-        p_KNM = self._mixed(np.asarray(p_KNM), np.asarray(x_NC))
+        x_NC = np.asarray(x_NC)
+        p_KNM = self._mixed(np.asarray(p_KNM), x_NC)
         p_XNM = np.concatenate([p_KNM.mean(axis=0, keepdims=True), p_KNM])
         p_XNM = self.calibration.apply(p_XNM)
-        return p_XNM[0], p_XNM[1:].std(axis=0)
+        if self.trust is not None:
+            trust_N = self.trust.of(x_NC) if trust_N is None else trust_N
+            p_XNM = self.trust.draw(p_XNM, trust_N)
+        return p_XNM[0], p_XNM[1:].std(axis=0), trust_N
 
     def arrays(self) -> dict[str, Mapping[str, np.ndarray]]:
         """The fitted arrays by part and name."""
@@ -97,7 +122,7 @@ class Predictor:
             "features": self.features.arrays(),
             "trunk": self.trunk.params,
             "kernel": {} if self.kernel is None else self.kernel.arrays(),
-        }
+        } | ({} if self.trust is None else {"trust": self.trust.arrays()})
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the arrays, as JSON values."""
@@ -105,7 +130,7 @@ class Predictor:
             "features": self.features.to_json(),
             "calibration": self.calibration.to_json(),
             "kernel": self.kernel and self.kernel.to_json(),
-        }
+        } | ({} if self.trust is None else {"trust": self.trust.to_json()})
 
     @classmethod
     def from_arrays(
@@ -121,6 +146,8 @@ class Predictor:
             Trunk.from_params(arrays["trunk"]),
             value["kernel"] and Kernel.from_arrays(value["kernel"], arrays["kernel"]),
             Calibration.from_json(value["calibration"]),
+            # Absent where there is none, as in routers that were saved before there was any.
+            Trust.from_arrays(value["trust"], arrays["trust"]) if value.get("trust") else None,
         )
 
     def _mixed(self, p_NM: np.ndarray, x_NC: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from routerjax.trunk.calibrate import Calibration
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.kernel import Kernel
 from routerjax.trunk.net import Trunk
+from routerjax.trunk.trust import Trust
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Router:
     Made by `fit_router`, or read by `Router.load`.
 
     Attributes:
-      predictor: From hidden states to P(correct); its parts are `features`, `trunk`, `kernel` and
-        `calibration`.
+      predictor: From hidden states to P(correct); its parts are `features`, `trunk`, `kernel`,
+        `calibration` and `trust`.
       targets: [M] names.
       costs: Prices and expected lengths of answers.
       policy: Chooses where `route` is given no other.
@@ -96,8 +97,13 @@ class Router:
 
     @property
     def calibration(self) -> Calibration:
-        """From the ensemble's mean to the P(correct) that policies see."""
+        """From the ensemble's mean to P(correct)."""
         return self.predictor.calibration
+
+    @property
+    def trust(self) -> Trust | None:
+        """Draws P(correct) of queries unlike the training's toward the targets' means, or None."""
+        return self.predictor.trust
 
     @property
     def best_single(self) -> int:
@@ -166,7 +172,7 @@ class Router:
             any order.
           ids: [n] query ids.
           calibrated: False for the ensemble's mean as it is, which ranks the queries of a target
-            best: calibration never changes their order, but may tie some.
+            best: calibration never changes their order, but may tie some; no trust draws it.
 
         Raises:
           ValueError: A store is from another encoder, or lacks a query, layer or pooling.
@@ -242,9 +248,9 @@ class Router:
         x_NC, p_KNM = self.predictor.dispatch(self.encoders, prompts)
         # Counted while the devices compute, where no length is predicted from the features.
         cost_NM = self.costs.expected(prompts[0].query_tokens_N, x_NC)
-        p_NM, spread_NM = self.predictor.collect(x_NC, p_KNM)
+        p_NM, spread_NM, trust_N = self.predictor.collect(x_NC, p_KNM)
         choice_N = policy.choose(p_NM, cost_NM, allowed_NM, queries)
-        return decided(self.targets, choice_N, p_NM, spread_NM, cost_NM, policy)
+        return decided(self.targets, choice_N, p_NM, spread_NM, cost_NM, policy, trust_N)
 
     def _prompts(self, queries: list[str]) -> list[Prompts]:
         """The queries as each encoder's prompter tokenises them."""
@@ -263,6 +269,8 @@ class Router:
         """
         own, parts = self.predictor.to_json(), self.predictor.arrays()
         parts["costs"] = self.costs.arrays()
+        optional = {} if self.limits is None else {"limits": self.limits.to_json()}
+        optional |= {"trust": own["trust"]} if "trust" in own else {}
         value = {
             "targets": self.targets,
             "encoders": self.encoder_identities,
@@ -276,9 +284,9 @@ class Router:
             "calibration": own["calibration"],
             "kernel": own["kernel"],
             "training": self.training,
-        } | ({} if self.limits is None else {"limits": self.limits.to_json()})
-        order = ("features", "trunk", "costs", "kernel")
-        router_files.write(path, {name: parts[name] for name in order}, value)
+        } | optional
+        order = ("features", "trunk", "costs", "kernel", "trust")
+        router_files.write(path, {name: parts[name] for name in order if name in parts}, value)
 
     @classmethod
     def load(cls, path: Any, encoder: Encoder | Sequence[Encoder] | None = None) -> "Router":

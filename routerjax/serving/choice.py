@@ -136,8 +136,11 @@ class Chooser:
         mask_1M, note = self._candidates(estimate.query, estimate.tokens, allowed, needs, failed)
         cost_1M = None if estimate.cost_M is None else estimate.cost_M[None]
         p_1M, spread_1M = estimate.p_M[None], estimate.spread_M[None]
+        trust_1 = None if estimate.trust is None else np.array([estimate.trust])
         choice_1 = policy.choose(p_1M, cost_1M, mask_1M, [str(estimate.query)])
-        (decision,) = decided(self.router.targets, choice_1, p_1M, spread_1M, cost_1M, policy)
+        (decision,) = decided(
+            self.router.targets, choice_1, p_1M, spread_1M, cost_1M, policy, trust_1
+        )
         reason = policy.words if mask_1M.sum() > 1 else "the only candidate"
         return Choice(decision.target, reason + note, decision)
 
@@ -217,5 +220,6 @@ def to_json(choice: Choice) -> dict[str, Any]:
         "probabilities": decision and decision.probabilities,
         "expected_costs": decision and decision.costs,
         "spread": decision and decision.spreads,
+        "trust": decision and decision.trust,
         "policy": decision and decision.policy,
     }

@@ -80,6 +80,7 @@ class Page:
         cost_M = [None] * len(router.targets) if estimate.cost_M is None else estimate.cost_M
         return {
             "tokens": estimate.tokens,
+            "trust": estimate.trust,
             "targets": [
                 {"name": name, "probability": float(p), "spread": float(spread),
                  "expected_cost": None if cost is None or np.isnan(cost) else float(cost)}

@@ -29,6 +29,7 @@ class Estimate:
       p_M: [M] float32 P(correct).
       spread_M: [M] float32 its standard deviation over the ensemble's members.
       cost_M: [M] float64 expected USD, NaN where unknown; None without prices.
+      trust: How far the router trusts itself on the query, in [0, 1]; None without.
     """
 
     query: str
@@ -36,6 +37,7 @@ class Estimate:
     p_M: np.ndarray
     spread_M: np.ndarray
     cost_M: np.ndarray | None
+    trust: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,7 +119,9 @@ class Reader:
         features, predictor = self.router.features, self.router.predictor
         terms = features.layer_terms([h_1LPD[0] for h_1LPD in states])
         x_LC = features.apply(states) - np.stack(list(terms.values()))
-        p_LM, _ = predictor.collect(x_LC, predictor.trunk.predict_members(x_LC))
+        # The trust in the query itself: states that are set to their means are nobody's query.
+        trust_L = None if estimate.trust is None else np.full(len(x_LC), estimate.trust, np.float32)
+        p_LM, _, _ = predictor.collect(x_LC, predictor.trunk.predict_members(x_LC), trust_L)
         return Explanation(estimate, tuple(terms), p_LM)
 
     def _read(self, queries: Sequence[str]) -> tuple[list[Prompts], list[np.ndarray]]:
@@ -132,10 +136,11 @@ class Reader:
         p_KNM = router.trunk.predict_members(x_NC)
         tokens_N = prompts[0].query_tokens_N
         cost_NM = router.costs.expected(tokens_N, x_NC)
-        p_NM, spread_NM = router.predictor.collect(x_NC, p_KNM)
+        p_NM, spread_NM, trust_N = router.predictor.collect(x_NC, p_KNM)
         return [
             Estimate(query, int(tokens_N[n]), p_NM[n], spread_NM[n],
-                     None if cost_NM is None else cost_NM[n])
+                     None if cost_NM is None else cost_NM[n],
+                     None if trust_N is None else float(trust_N[n]))
             for n, query in enumerate(queries)
         ]  # fmt: skip
 

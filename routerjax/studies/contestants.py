@@ -184,6 +184,7 @@ class RouterSpec:
       trunk: "published", "kernel" (the same with a kernel regression beside it) or "mixed"
         (`TrunkConfig.mixed`: wider besides).
       encoders: Places among the stores of those it reads, from 0; empty for all of them.
+      trust: Whether it draws P(correct) of queries unlike the training's toward the targets' means.
 
     Raises:
       ValueError: There is no such trunk.
@@ -192,6 +193,7 @@ class RouterSpec:
     recipe: Recipe
     trunk: str = "published"
     encoders: tuple[int, ...] = ()
+    trust: bool = False
 
     def __post_init__(self) -> None:
         named_trunk(self.trunk, TrunkConfig())  # Raises where there is no such trunk.
@@ -218,6 +220,7 @@ class RouterSpec:
         """As JSON values."""
         value = self.recipe.to_json()
         value |= {} if self.trunk == "published" else {"trunk": self.trunk}
+        value |= {"trust": True} if self.trust else {}
         return value | ({"encoders": list(self.encoders)} if self.encoders else {})
 
 
@@ -247,10 +250,11 @@ def parse_router_specs(
 ) -> dict[str, RouterSpec]:
     """Router specs from a flag: recipes as in `parse_recipes`, some with "+kernel" or "+mixed".
 
-    Behind that "#" and places of stores, from 0, say which encoders one reads: by default all.
+    Behind that "+trust" has trust fitted too. Behind all of it "#" and places of stores, from 0,
+    say which encoders one reads: by default all.
 
     Args:
-      text: Such as "all_layers#0,all_layers#0+1,all_layers@last+mean/400+mixed".
+      text: Such as "all_layers#0,all_layers#0+1,all_layers@last+mean/400+mixed+trust".
       pooling: Of recipes that name none.
       pca_dim: Of recipes that name none.
 
@@ -261,11 +265,14 @@ def parse_router_specs(
     for part in (part.strip() for part in text.split(",")):
         if part in specs:
             raise ValueError(f"--recipes: each counts once, got {part!r} again")
-        recipe, marked, places = part.partition("#")
+        named, marked, places = part.partition("#")
         if marked and not re.fullmatch(r"\d+(\+\d+)*", places):
             raise ValueError(f"--recipes: expected #0 or #0+1 and so on, got {part!r}")
         encoders = tuple(sorted({int(place) for place in places.split("+")})) if marked else ()
+        trust = named.rstrip().endswith("+trust")
+        recipe = named.rstrip().removesuffix("+trust")
         trunk = next((name for name in TRUNKS[1:] if recipe.endswith(f"+{name}")), TRUNKS[0])
         recipe = recipe.removesuffix(f"+{trunk}").rstrip()
-        specs[part] = RouterSpec(parse_recipes(recipe, pooling, pca_dim)[recipe], trunk, encoders)
+        features = parse_recipes(recipe, pooling, pca_dim)[recipe]
+        specs[part] = RouterSpec(features, trunk, encoders, trust)
     return specs

@@ -142,8 +142,9 @@ def _fit(
         return {"p_NM": p_NM, "before_NM": p_NM}, about
     spec = RouterSpec(contestant) if isinstance(contestant, Recipe) else contestant
     stores = spec.read_by(stores)
-    router = fit_router(stores, train, spec.recipe, spec.config(config))
-    before_NM = router.predict_store(stores, test.ids, calibrated=False)
+    router = fit_router(stores, train, spec.recipe, spec.config(config), trust=spec.trust)
+    x_NC = router.read(stores, test.ids)
+    before_NM = router.predict(x_NC, calibrated=False)
     about |= {
         "choices": router.training["choices"],
         "fitted": router.features.recipe.to_json(),
@@ -151,7 +152,8 @@ def _fit(
         "calibration": list(router.calibration.methods),
         "kernel_share": None if router.kernel is None else float(router.kernel.share_M.max()),
     }
-    return {"p_NM": router.calibration.apply(before_NM), "before_NM": before_NM}, about
+    p_NM = router.predictor.calibrated(before_NM, x_NC)
+    return {"p_NM": p_NM, "before_NM": before_NM}, about
 
 
 def _judged(stores: Stores, data: RoutingDataset, fold_N: np.ndarray) -> Judged:

@@ -16,6 +16,7 @@ from routerjax.trunk.calibrate import Calibration, Curve
 from routerjax.trunk.config import TrunkConfig
 from routerjax.trunk.kernel import Kernel
 from routerjax.trunk.net import Trunk
+from routerjax.trunk.trust import Metric, Trust
 
 TARGETS = ("cheap", "middle", "dear", "new")
 M, D = len(TARGETS), 12
@@ -65,9 +66,20 @@ def costs(rng, n_features, plain=False):
     return CostModel(prices_M2, np.full(M, 300.0), np.ones(M, bool), head, bills)
 
 
+def by_hand_trust(rng, n_features):
+    """Three datasets, and trust from 0.9 to 0.1 over the distances that random features have."""
+    axes_2CC = 0.3 * rng.normal(size=(2, n_features, n_features))
+    centres_GC, middle_C = rng.normal(size=(3, n_features)), rng.normal(size=n_features)
+    parts = (axes_2CC[0], centres_GC, middle_C, axes_2CC[1])
+    return Trust(
+        rng.random(M).astype(np.float32), Metric(*(part.astype(np.float32) for part in parts)),
+        ((-1.0, 0.5, 2.0), (0.9, 0.6, 0.1)), 0.9, 0.1,
+    )  # fmt: skip
+
+
 def router(
     parts=None, recipe=None, policy=None, curves=CURVES, kernel=False, hidden=(7, 6),
-    n_members=2, plain_costs=False, limits=False, encoders=(), seed=0,
+    n_members=2, plain_costs=False, limits=False, encoders=(), seed=0, trust=False,
 ):  # fmt: skip
     """A Router with random numbers."""
     rng = np.random.default_rng(seed)
@@ -85,6 +97,7 @@ def router(
         trunk(rng, n_features, hidden, n_members),
         fitted if kernel else None,
         Calibration(tuple(curves)),
+        by_hand_trust(rng, n_features) if trust else None,
     )
     n_encoders = predictor.features.n_encoders
     identities = [{"encoder_id": f"org/encoder-{i}"} | FIXED for i in range(n_encoders)]

@@ -56,7 +56,13 @@ class Reader:
             g = np.exp(-distance / (2 * self.json["kernel_width"]))
             q = np.clip(a["kernel.mean"] + g @ a["kernel.alpha"], 0.005, 0.995)
             p = (1 - a["kernel.share"]) * p + a["kernel.share"] * q
-        return np.array([self.calibrated(c, p[m]) for m, c in enumerate(self.json["calibration"])])
+        p = np.array([self.calibrated(c, p[m]) for m, c in enumerate(self.json["calibration"])])
+        if "trust_knots" in self.json:
+            u, v = x @ a["trust.within"], (x - a["trust.middle"]) @ a["trust.all"]
+            d = np.square(u - a["trust.centres"]).mean(axis=1).min() - np.square(v).mean()
+            t = np.interp(d, *self.json["trust_knots"])
+            p = a["trust.mean"] + t * (p - a["trust.mean"])
+        return p
 
     def calibrated(self, curve, p):
         if curve["method"] == "none":

@@ -43,6 +43,7 @@ ROUTERS = {
     "kernel": lambda: by_hand.router(kernel=True),
     "two encoders": two_encoders,
     "limits": lambda: by_hand.router(limits=True),
+    "trust": lambda: by_hand.router(trust=True),
 }
 
 

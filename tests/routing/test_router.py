@@ -37,6 +37,7 @@ from routerjax.stats.roc_auc import auc_per_target, within_dataset_auc
 from routerjax.sweeps.select import select
 from routerjax.trunk.calibrate import Calibration, Curve, fit_calibration
 from routerjax.trunk.config import TrunkConfig
+from routerjax.trunk.trust import Metric, Trust
 
 CONFIG = TrunkConfig(hidden=(16, 8), batch_size=128, epochs=8, seeds=(1, 2, 3), keep=2)
 
@@ -304,6 +305,69 @@ def _features(router, query):
     prompts = encoder.prompter([query])
     states = encoder.capture_prompts(prompts, features.selection())
     return features.apply([states])
+
+
+@pytest.fixture(scope="module")
+def trusting(router):
+    """The router with a trust that falls from 1 to 0 over the distances of its queries."""
+    rng, width = np.random.default_rng(0), router.features.width
+    metric = Metric.fit(rng.normal(size=(200, width)), np.repeat(np.arange(4), 50))
+    mean_M = np.linspace(0.2, 0.8, len(router.targets), dtype=np.float32)
+    trust = Trust(mean_M, metric, ((-1.0, 5.0), (1.0, 0.0)), 0.9, 0.1)
+    other = copy.copy(router)
+    other.predictor = dataclasses.replace(router.predictor, trust=trust)
+    return other
+
+
+def test_trust_draws_what_policies_see_and_goes_to_disk(router, trusting, parts, encoder, tmp_path):
+    store, test, _ = parts
+    x_NC = router.read(store, test.ids)
+    t_N = trusting.trust.of(x_NC)
+    assert 0 < t_N.min() < t_N.max() <= 1
+    p_NM, drawn_NM = router.predict(x_NC), trusting.predict(x_NC)
+    expected_NM = trusting.trust.mean_M + t_N[:, None] * (p_NM - trusting.trust.mean_M)
+    np.testing.assert_allclose(drawn_NM, expected_NM, atol=1e-6)
+    before_NM = trusting.predict(x_NC, calibrated=False)
+    np.testing.assert_array_equal(before_NM, router.predict(x_NC, calibrated=False))
+    trusting.save(tmp_path)
+    again = Router.load(tmp_path, encoder=encoder)
+    np.testing.assert_array_equal(again.predict(x_NC), drawn_NM)
+    for queries in (["abc def?"], ["abc def?", "jjj"]):
+        decision, plain = again.route(queries)[0], router.route(queries)[0]
+        assert 0 <= decision.trust <= 1 and plain.trust is None
+        # The members are drawn as their mean is.
+        spreads = [decision.trust * spread for spread in plain.spreads.values()]
+        np.testing.assert_allclose(list(decision.spreads.values()), spreads, atol=1e-6)
+        assert decision.to_json()["trust"] == decision.trust
+    far = again.predictor.calibrated(before_NM[:1], 100 * x_NC[:1])
+    assert again.targets[far.argmax()] == again.targets[-1]
+
+
+def test_a_router_of_before_has_no_trust(router, tmp_path):
+    router.save(tmp_path)
+    value = json.loads((tmp_path / "router.json").read_text())
+    assert "trust" not in value and "trust" not in value["parts"]
+    assert Router.load(tmp_path).trust is None
+    assert router.training["trust"].startswith("none: under 4 datasets")
+
+
+def test_trust_is_fitted_where_the_rows_name_datasets_enough(router, parts):
+    store, test, train = parts
+    config = dataclasses.replace(CONFIG, epochs=1, seeds=(1,), keep=1)
+    # Datasets by the first letter, some of them too small to count.
+    named = dataclasses.replace(train, datasets=tuple(q[0] for q in train.queries))
+    recipe = Recipe.all_layers(pca_dim=20)
+    fitted = fit_router(store, named, recipe, config, trust=True)
+    off = fit_router(store, named, recipe, config, trust=False)
+    assert off.trust is None and off.training["trust"] == "none was asked for"
+    x_NC = off.read(store, test.ids)
+    np.testing.assert_array_equal(
+        off.predict(x_NC, calibrated=False), fitted.predict(x_NC, calibrated=False)
+    )
+    assert fitted.trust is not None, fitted.training["trust"]
+    assert fitted.training["trust"].startswith(f"{fitted.trust.own:.2f} on held-out queries")
+    mean_M, _ = comparable_accuracy(named.correct_NM, named.datasets)  # Some are missing.
+    np.testing.assert_array_equal(fitted.trust.mean_M, mean_M.astype(np.float32))
 
 
 def test_loading_a_router_imports_no_training():

@@ -1,5 +1,6 @@
 """The page at / and the paths that it reads; the page itself in Chromium, where there is one."""
 
+import dataclasses
 import os
 import pathlib
 
@@ -19,6 +20,7 @@ from routerjax.serving.metrics import Metrics
 from routerjax.serving.page import Page
 from routerjax.serving.reader import Reader
 from routerjax.trunk.config import TrunkConfig
+from routerjax.trunk.trust import Metric, Trust
 from tests.serving import browser
 
 
@@ -101,6 +103,14 @@ def test_a_router_of_two_encoders_and_a_kernel_is_explained(
                     changed[encoder][0][at] = part.mean_SD[s]
         p_1M = router.predict(router.features.apply(changed))
         np.testing.assert_allclose(explanation.p_LM[row], p_1M[0], atol=1e-5)
+    # With a trust it is the query's own, whatever is changed.
+    metric = Metric.fit(np.random.default_rng(0).normal(size=(90, 12)), np.arange(90) % 3)
+    trust = Trust(np.full(3, 0.5, np.float32), metric, ((-9.0, 9.0), (1.0, 0.0)), 0.9, 0.1)
+    router.predictor = dataclasses.replace(router.predictor, trust=trust)
+    drawn = reader.explain("abc def?")
+    assert drawn.estimate.trust == pytest.approx(router.route("abc def?").trust, abs=1e-5)
+    t_L = np.full(2, drawn.estimate.trust, np.float32)
+    np.testing.assert_allclose(drawn.p_LM, trust.draw(explanation.p_LM, t_L), atol=1e-6)
 
 
 def test_an_explanation_compiles_nothing(post, proxy):

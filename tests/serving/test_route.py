@@ -6,10 +6,13 @@ import json
 
 import httpx
 import jax
+import numpy as np
 import pytest
 
-from routerjax.routing.policies import Tolerance, Value
+from routerjax.routing.policies import Argmax, Tolerance, Value
+from routerjax.serving.choice import Chooser, to_json
 from routerjax.serving.config import ServingConfig
+from routerjax.serving.reader import Estimate
 from routerjax.serving.route import _cost
 from routerjax.serving.server import is_loopback, serve
 
@@ -29,7 +32,14 @@ def test_it_answers_as_the_sidecars_that_hooks_ask(post, tiny_router):
     assert costs == pytest.approx(list(decision.costs.values()))
     assert value["costs"][0]["cost_per_m_output_tokens"] == 0.2
     assert value["spread"] == pytest.approx(decision.spreads, abs=1e-5)
+    assert value["trust"] is None
     assert value["reason"] == value["metadata"]["reason"] == "cheapest within 0.2 of the best"
+
+
+def test_the_trust_in_a_query_is_told(tiny_router):
+    p_M = np.linspace(0.2, 0.8, len(tiny_router.targets))
+    choice = Chooser(tiny_router, None).choose(Estimate("abc", 3, p_M, p_M, None, 0.25), Argmax())
+    assert choice.decision.trust == to_json(choice)["trust"] == 0.25
 
 
 def test_a_list_is_answered_in_its_order(post, tiny_router):

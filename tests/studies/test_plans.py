@@ -16,6 +16,9 @@ def test_plans_of_a_flag():
     (kernel,) = parse_router_specs("all_layers+kernel").values()
     assert list(parse_router_specs("all_layers +kernel").values()) == [kernel]
     assert kernel == RouterSpec(Recipe.all_layers(), "kernel")
+    (trusting,) = parse_router_specs("all_layers+kernel+trust#1").values()
+    assert trusting == RouterSpec(Recipe.all_layers(), "kernel", (1,), trust=True)
+    assert trusting.to_json()["trust"] is True and "trust" not in kernel.to_json()
     like = TrunkConfig(seeds=(1, 2), keep=1, epochs=7)
     config = wide.config(like)
     assert config == TrunkConfig.mixed(seeds=(1, 2), keep=1, epochs=7)
