@@ -46,7 +46,15 @@ def evaluate(
         confident_saving_policy=router.confident_saving_policy,
         length_sources=router.costs.sources,
         dataset_NM=_by_dataset(router, judged.data),
+        trained_M=_trained(router),
+        learning_curve=router.training.get("learning_curve"),
     )
+
+
+def _trained(router: Router) -> np.ndarray:
+    """[M] accuracy of each target on the training rows; NaN where the router does not say."""
+    known = router.training.get("accuracy") or {}
+    return np.array([known.get(target, np.nan) for target in router.targets], np.float64)
 
 
 def _by_dataset(router: Router, data: RoutingDataset) -> np.ndarray | None:

@@ -35,6 +35,7 @@ from routerjax.evaluation.headline import (
     intervals,
     observed_accuracy,
 )
+from routerjax.evaluation.one_model import one_model
 from routerjax.evaluation.published_report import SAVINGS, published_report
 from routerjax.evaluation.savings import KEYS as COST_KEYS
 from routerjax.evaluation.savings import cost_coverage, cost_metrics
@@ -64,6 +65,8 @@ def evaluate_predictions(
     confident_saving_policy: Policy | None = None,
     length_sources: Sequence[str] | None = None,
     dataset_NM: np.ndarray | None = None,
+    trained_M: np.ndarray | None = None,
+    learning_curve: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measures predictions and the decisions that a policy makes of them.
 
@@ -85,6 +88,9 @@ def evaluate_predictions(
         "head", "median" or "assumed", for `output_tokens_from`; None where nobody knows.
       dataset_NM: [N, M] what the predictor says that knows the name of the row's dataset alone,
         for `dataset_only_auc`; None where training rows named no datasets.
+      trained_M: [M] accuracy of each target on training rows, for `one_model`; None or NaN where it
+        is not known, when the best single target is the one constant model.
+      learning_curve: What `stats.learning_curve` said of the training rows; None without.
 
     Returns:
       Plain values, ready for metrics.json. A number that does not exist is None, and
@@ -159,7 +165,7 @@ def evaluate_predictions(
         reasons |= why
 
     cost_NM = rows.paid_NM if priced else None
-    metrics |= dict.fromkeys(("field", "best_possible", "agreement", "near_misses"))
+    metrics |= dict.fromkeys(("field", "best_possible", "agreement", "near_misses", "one_model"))
     if judged:
         saving = {
             name: each
@@ -182,6 +188,12 @@ def evaluate_predictions(
             cost_of = {t: metrics["cost"][t] for t in np.asarray(targets)[outcomes.known_M]}
             metrics["cost_coverage"], why = cost_coverage(metrics["field"], cost_of)
             reasons |= why
+        metrics["one_model"], why = one_model(
+            outcomes, choice_N, weight_BN, cost_NM, best_single, trained_M, targets,
+            metrics["zero_router"] and metrics["zero_router"]["accuracy_gain_at_equal_cost"],
+            metrics["field"]["cost_save_confident"], learning_curve,
+        )  # fmt: skip
+        reasons |= why
         metrics["near_misses"] = near_misses(p_NM, outcomes, choice_N, best_single)
         if data.p_NM is not None:
             true_p_NM = np.asarray(data.p_NM, np.float64)
@@ -193,7 +205,7 @@ def evaluate_predictions(
             if metrics[name] is None:
                 reasons[name] = why_not
     else:
-        names = ("field", "best_possible", "near_misses")
+        names = ("field", "best_possible", "near_misses", "one_model")
         reasons |= dict.fromkeys(names, NO_OUTCOME_OF["router"])
     metrics["intervals"] = intervals(outcomes, choice_N, best_single, weight_BN, cost_NM)
     complete_N = rows.complete_N

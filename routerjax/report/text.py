@@ -17,10 +17,104 @@ def policy_text(policy: dict[str, Any]) -> str:
     return ":".join([policy["name"], *numbers])
 
 
+def worth_lines(metrics: dict[str, Any]) -> list[str]:
+    """Whether routing beats one model on these queries, and what it would take, as sentences.
+
+    Empty where no accuracy is known, or of a metrics.json from before there was this comparison.
+    """
+    result = metrics.get("one_model")
+    if result is None:
+        return []
+    policy, reasons = policy_text(metrics["policy"]), metrics["reasons"]
+    cost, accuracy = result["at_equal_cost"], result["at_equal_accuracy"]
+    saving = (metrics["field"] or {}).get("cost_save_confident")
+    words = {
+        "more accurate": f"yes, at no higher cost it is more accurate ({policy})",
+        "cheaper": f"yes, it is cheaper ({saving and saving['policy']})",
+        "worse": f"no, one model that costs no more is more accurate than the router ({policy})",
+        "not shown": f"not shown on these {metrics['n_queries']:,} queries ({policy})",
+    }
+    lines = [f"Is routing worth it here? {words[result['verdict']].capitalize()}."]
+    if cost is None:
+        lines.append(f"At equal cost: none, {reasons['one_model/at_equal_cost']}.")
+    else:
+        lines.append(
+            f"At equal cost: always {cost['target']}, the best in training that costs no more, is "
+            f"right on "
+            f"{cost['accuracy']:.1%}, the router {_points(cost['lead'])}."
+        )
+    if result["mixture_gain"] is not None:
+        lines.append(
+            f"Over the best mixture of single targets at its cost, which nobody knows beforehand, "
+            f"the router leads by {100 * result['mixture_gain']:+.1f} points."
+        )
+    if accuracy is None:
+        lines.append(f"At equal accuracy: none, {reasons['one_model/at_equal_accuracy']}.")
+    else:
+        lines.append(
+            f"At equal accuracy: always {accuracy['target']}, the cheapest as accurate in "
+            f"training, is right on {accuracy['accuracy']:.1%}, the router "
+            f"{_points(accuracy['lead'])}, at a cost {_less(accuracy['saving'])}."
+        )
+    if saving is not None:
+        lines.append(
+            f"As accurate as {metrics['best_single']} by what calibration rows show "
+            f"({saving['policy']}): a cost {_less(saving)}, at {saving['accuracy']:.1%} against "
+            f"{saving['best_single_accuracy']:.1%}."
+        )
+    if result["needed_headroom"] is not None:
+        lines.append(
+            f"To be told from {metrics['best_single']}, the best single target, on as many "
+            f"queries, a router has to lead by {100 * result['needed_lead']:.1f} points, "
+            f"{result['needed_headroom']:.0%} of the headroom."
+        )
+    curve = result["learning_curve"]
+    if curve is not None:
+        steps = ", ".join(
+            f"{100 * lead:+.1f} of {rows:,}"
+            for rows, lead in zip(curve["rows"], curve["lead"], strict=True)
+        )
+        lines.append(
+            f"What more outcomes bring: a regression on the same features, trained on shares of "
+            f"the training rows, leads the best single target by {steps} rows (points; an oracle "
+            f"{100 * curve['headroom']:+.1f}). By its trend twice as many rows make it "
+            f"{100 * curve['at_double']:+.1f}{_rows_for(result['needed_lead'], curve)}."
+        )
+    return lines
+
+
+def _rows_for(lead: float | None, curve: dict[str, Any]) -> str:
+    """How many rows the learning curve asks for a lead; empty where there is nothing to add."""
+    if lead is None or curve["lead"][-1] >= lead:
+        return ""
+    n_double, ceiling = 2 * curve["rows"][-1], curve["ceiling"]
+    if ceiling <= max(lead, curve["at_double"]):
+        return f", and no number of rows {100 * lead:+.1f}"
+    rows = n_double * ((ceiling - curve["at_double"]) / (ceiling - lead)) ** 2
+    return f", and about {float(f'{rows:.2g}'):,.0f} rows {100 * lead:+.1f}"
+
+
+def _points(lead: dict[str, Any]) -> str:
+    """A lead in accuracy, such as "1.2 points more [0.3, 2.1]"."""
+    text = f"{abs(100 * lead['value']):.1f} points {'more' if lead['value'] >= 0 else 'less'}"
+    if lead["low"] is None:
+        return text
+    return f"{text} [{100 * lead['low']:+.1f}, {100 * lead['high']:+.1f}]"
+
+
+def _less(saving: dict[str, Any]) -> str:
+    """A saving in cost, such as "12.0% lower [8.0%, 16.0%]"."""
+    if saving["value"] is None:
+        return "that cannot be compared, as it costs nothing"
+    text = f"{abs(saving['value']):.1%} {'lower' if saving['value'] >= 0 else 'higher'}"
+    return text if saving["low"] is None else f"{text} [{saving['low']:.1%}, {saving['high']:.1%}]"
+
+
 def summary_lines(metrics: dict[str, Any]) -> list[str]:
     """The main numbers that `evaluate` returned, a line each; None comes with its reason."""
     reasons = metrics["reasons"]
-    lines = [f"{metrics['n_queries']:,} queries, {len(metrics['targets'])} targets"]
+    lines = worth_lines(metrics)
+    lines.append(f"{metrics['n_queries']:,} queries, {len(metrics['targets'])} targets")
     if metrics["mean_auc"] is None:
         lines.append(f"mean AUC: none, {reasons['mean_auc']}")
     else:

@@ -28,6 +28,7 @@ from routerjax.routing.predictor import Predictor
 from routerjax.routing.router import Router, Training
 from routerjax.runtime.files import Folder
 from routerjax.stats.item_response import best_single_target, comparable_accuracy
+from routerjax.stats.learning_curve import learning_curve
 from routerjax.stats.roc_auc import auc_per_target, within_dataset_auc
 from routerjax.store.store import ActivationStore
 from routerjax.sweeps.select import Chosen, select
@@ -119,6 +120,14 @@ def fit_router(
         "n_calibration": len(held),
         "distance": distance_of(network.predictor.features, network.features_of(network.held)),
         "trust": words(learnt, data.datasets) if trust else "none was asked for",
+        "accuracy": dict(
+            zip(
+                data.targets,
+                comparable_accuracy(data.correct_NM, data.datasets)[0].tolist(),
+                strict=True,
+            )
+        ),
+        "learning_curve": learning_curve(network.features_of(data), data.correct_NM, data.groups),
         "accuracy_by_dataset": {
             name: dict(zip(data.targets, accuracy_M.tolist(), strict=True))
             for name, accuracy_M in dataset_accuracies(data).items()

@@ -244,7 +244,9 @@ def test_metrics_written_before_say_on_which_queries_they_are(make_pool, tmp_pat
     write_report(tmp_path, title="t", metrics=metrics)
     _, text = _read(tmp_path)
     assert f"On {metrics['n_complete']} of 600 queries the router" in text
-    assert f"on {metrics['n_complete']} of 600 queries" in summary_lines(metrics)[2]
+    lines = "\n".join(summary_lines(metrics))
+    assert f"accuracy: router (tolerance:0.1) {metrics['router_accuracy']:.1%}" in lines
+    assert f"on {metrics['n_complete']} of 600 queries" in lines
 
 
 def test_a_gain_that_may_be_nothing_is_called_so(make_pool, tmp_path):

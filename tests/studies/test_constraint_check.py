@@ -74,11 +74,11 @@ def test_a_single_split_of_many_rows_holds():
 
 
 @pytest.mark.slow
-def test_a_confidence_holds_on_two_hundred_pools():
+def test_a_confidence_holds_on_a_hundred_pools():
     """Pools of other targets, prices and skills, by predictions that are off: by the true P."""
     rng = np.random.default_rng(0)
     below, n_found = np.zeros((2, 2), int), 0
-    for pool in range(200):
+    for pool in range(100):
         n, m = 4000, int(rng.integers(2, 9))
         names = [f"{i}" for i in range(n)]
         dataset_N = rng.integers(0, 6, n)
@@ -95,8 +95,8 @@ def test_a_confidence_holds_on_two_hundred_pools():
         for i, row in enumerate(found["policies"]):
             below[i] += [row[kind]["n_below"] for kind in ("confident", "bold")]
         n_found += found["policies"][1]["confident"]["n_found"]
-    assert (below[:, 0] <= 10).all()  # 5%.
-    assert (below[:, 1] >= 40).all()
+    assert (below[:, 0] <= 5).all()  # 5%; of 200 pools 4 of either kind.
+    assert (below[:, 1] >= 20).all()
     assert n_found > 60
 
 
