@@ -244,7 +244,7 @@ def _feature_cases() -> Table:
     mesh = make_mesh("data:2")
     site_DC = (array(2, D), array(2, D), array(2, D, K))
     basis_EK = array(2 * D, K)
-    carry = ((array(), site_DC[2]),) * 2
+    sketched_sums = (array(), site_DC[2], site_DC[0], array(K))
     sums, axes = _projected(L, P), _axes(L, P)
     wide = _moments(1, 1, width=2 * D)[1]
     return {
@@ -290,8 +290,9 @@ def _feature_cases() -> Table:
         "features/projected.py:_finish": lambda: [_of(projected._finish, sums)],
         "features/sketch.py:_draw": lambda: [_of(sketch._draw, site_DC[0], n_sketch=K)],
         "features/sketch.py:_add_product": lambda: [
-            _of(sketch._add_product, carry, array(1, 2, R, D), weight_R, *site_DC)
+            _of(sketch._add_product, (sketched_sums,) * 2, array(1, 2, R, D), weight_R, *site_DC)
         ],
+        "features/sketch.py:_centred": lambda: [_of(sketch._centred, *sketched_sums)],
         "features/sketch.py:_filter": lambda: [_of(sketch._filter, *[basis_EK] * 3, whole())],
         "features/sketch.py:_rayleigh_ritz": lambda: [_of(sketch._rayleigh_ritz, *[basis_EK] * 2)],
     }

@@ -14,16 +14,20 @@ from routerjax.encoder.selection import Selection
 from routerjax.features.feature_map import FeatureMap, Stores, as_tuple
 from routerjax.features.moments import Moments, collect
 from routerjax.features.part import Part
-from routerjax.features.pca import fit_averaged_pca, fit_pca
+from routerjax.features.pca import Pca, fit_averaged_pca, fit_pca
 from routerjax.features.recipe import Recipe
 from routerjax.features.row_blocks import BUDGET_BYTES, AlignedOutcomes, align, groups
 from routerjax.stats.fisher import fisher_ridge, fisher_trace, ridge_of
+from routerjax.stats.numerics import EPS
 from routerjax.store.store import ActivationStore
 
 if TYPE_CHECKING:
     from routerjax.data.dataset import RoutingDataset
 
 logger = logging.getLogger(__name__)
+
+# Standard deviations of a feature, by which it may be shifted without a word.
+_SHIFT = 1e-4
 
 
 # Of the recipe for decoders: hidden states, poolings and components (docs/comparison.md).
@@ -106,7 +110,24 @@ def fit_features(recipe: Recipe, stores: Stores, data: "RoutingDataset") -> Feat
         ]
         if constant:
             logger.warning("constant over all training rows, contribute nothing: %s", constant)
+        _tell_shifted(pca, selection)
     return FeatureMap(recipe, tuple(parts))
+
+
+def _tell_shifted(pca: Pca, selection: Selection) -> None:
+    """Names the sites by whose means, rounded to float32, features are shifted too far."""
+    rounding_SD = EPS / 2 * pca.mean_SD / pca.scale_SD
+    # Roundings of many columns, each with its sign.
+    shift_SC = np.sqrt(
+        np.einsum("sd,sdc,sdc->sc", np.square(rounding_SD), pca.components_SDC, pca.components_SDC)
+    )
+    shift_S = (shift_SC / np.sqrt(pca.eigenvalues_C)).max(axis=1)
+    far = [site for site, shift in zip(selection.sites, shift_S, strict=True) if shift > _SHIFT]
+    if far:
+        logger.warning(
+            "means are so large beside the spread that their rounding to float32 shifts features, "
+            "in all rows alike, by up to about %.1g standard deviations: %s", shift_S.max(), far,
+        )  # fmt: skip
 
 
 def check_held(store: ActivationStore, selection: Selection) -> None:

@@ -80,23 +80,37 @@ def _multiply(
 ) -> jax.Array:
     """A @ basis, [E, K], in one pass."""
     basis_SDK = basis_EK.reshape(*mean_SD.shape, -1)
+    sums = jnp.float32(0), basis_SDK, mean_SD, basis_EK[0]
 
     def start(h_LPRD, weight_R, y_RM):
         del h_LPRD, weight_R, y_RM
-        zeros = (jnp.float32(0), jnp.zeros_like(basis_SDK))
-        return zeros, jax.tree.map(jnp.zeros_like, zeros)
+        return jax.tree.map(jnp.zeros_like, (sums, sums))
 
     def step(carry, h_LPRD, weight_R, y_RM):
         del y_RM
         return _add_product(carry, h_LPRD, weight_R, mean_SD, inverse_scale_SD, basis_SDK)
 
-    (weight, product_SDK), _ = fold(blocks, start, step)
-    return (product_SDK / weight).reshape(basis_EK.shape)
+    return _centred(*fold(blocks, start, step)[0]).reshape(basis_EK.shape)
+
+
+@jax.jit
+def _centred(
+    weight: jax.Array, product_SDK: jax.Array, first_SD: jax.Array, total_K: jax.Array
+) -> jax.Array:
+    """The mean of Z'(Z basis), were Z centred exactly, of the sums of `_add_product`.
+
+    A mean of 10^6 times the spread, rounded to float32, is up to 6% of the spread off.
+    """
+    mean_SD, mean_K = first_SD / weight, total_K / weight
+    return product_SDK / weight - mean_SD[:, :, None] * mean_K[None, None]
 
 
 @jax.jit
 def _add_product(carry, h_LPRD, weight_R, mean_SD, inverse_scale_SD, basis_SDK):
-    """Adds Z'W(Z basis) of one block; site by site, so that Z is never formed whole."""
+    """Adds one block to the sums of w, Z'W(Z basis), w Z and w Z basis.
+
+    Site by site, so that Z is never formed whole.
+    """
     h_SRD = h_LPRD.reshape(-1, *h_LPRD.shape[2:])
 
     def standardised(h_RD, mean_D, inverse_scale_D):
@@ -108,15 +122,17 @@ def _add_product(carry, h_LPRD, weight_R, mean_SD, inverse_scale_SD, basis_SDK):
 
     def backward(_, site):
         z_RD = standardised(*site)
-        return None, jnp.einsum("rd,rk->dk", z_RD, weighted_RK, precision=HIGHEST)
+        product_DK = jnp.einsum("rd,rk->dk", z_RD, weighted_RK, precision=HIGHEST)
+        return None, (product_DK, jnp.einsum("r,rd->d", weight_R, z_RD, precision=HIGHEST))
 
     zeros_RK = jnp.zeros((h_SRD.shape[1], basis_SDK.shape[2]), jnp.float32)
     sites = (h_SRD, mean_SD, inverse_scale_SD)
     t_RK, _ = jax.lax.scan(forward, zeros_RK, (*sites, basis_SDK))
     weighted_RK = weight_R[:, None] * t_RK
-    _, product_SDK = jax.lax.scan(backward, None, sites)
+    _, (product_SDK, first_SD) = jax.lax.scan(backward, None, sites)
     high, low = carry
-    return add_compensated(high, low, (weight_R.sum(), product_SDK))
+    more = weight_R.sum(), product_SDK, first_SD, weighted_RK.sum(axis=0)
+    return add_compensated(high, low, more)
 
 
 @jax.jit
