@@ -2,8 +2,8 @@
 
 Valid files are mutated, byte by byte and value by value, and read as the scripts read them: what
 comes is data or one of the errors that scripts say in a line. ROUTERJAX_FUZZ_SECONDS says for how
-long (20 s in CI, 600 for a long run), ROUTERJAX_FUZZ_SEED where to begin. router.json, which is
-sealed, has tests of its own in tests/routing.
+long (20 s in CI, 600 for a long run), ROUTERJAX_FUZZ_SEED where to begin. A router is mutated as it
+is and as those were that had no seal, which hides what its fields do to a reader.
 """
 
 import json
@@ -25,12 +25,14 @@ from routerjax.encoder.hub import read_config, read_tokenizer
 from routerjax.encoder.load import _open
 from routerjax.encoder.prompts import Prompter
 from routerjax.encoder.weights.checkpoint import Checkpoint
+from routerjax.routing.router import Router
 from tests.data.sources.layouts import LAYOUTS
 from tests.encoder import gguf_models
 from tests.encoder import tiny_models as models
 from tests.encoder.chat_families import families
 from tests.encoder.gguf.test_load import vocabulary
 from tests.encoder.test_prompts import CHATML, LLAMA3, byte_tokenizer
+from tests.export import by_hand
 
 pytestmark = pytest.mark.slow
 
@@ -112,6 +114,17 @@ def read_encoder(folder):
                                            {"role": "user", "content": "b"}]])  # fmt: skip
 
 
+def read_router(folder):
+    router = Router.load(folder)
+    x_NC = np.ones((3, router.features.width), np.float32)
+    router.predict(x_NC)
+    router.costs.expected(np.full(3, 9), x_NC)
+
+
+def read_unsealed_router(folder):
+    read_router(folder)
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """(file, folder or file to read, reader) of every kind."""
@@ -153,6 +166,17 @@ def files(tmp_path_factory):
     gguf = root / "m.gguf"
     gguf_models.golden_file(gguf, "llama", "llama", write=vocabulary)
     result.append((gguf, gguf, _open))
+    for name, reader in (("router", read_router), ("unsealed-router", read_unsealed_router)):
+        folder = root / name
+        by_hand.router(kernel=True, limits=True).save(folder)
+        file = folder / "router.json"
+        if reader is read_unsealed_router:
+            value = json.loads(file.read_bytes())
+            del value["seal"]
+            file.write_text(json.dumps(value))
+            result.append((file, folder, reader))
+        else:
+            result += [(each, folder, reader) for each in folder.rglob("*") if each.is_file()]
     return result
 
 

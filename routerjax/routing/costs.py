@@ -265,10 +265,17 @@ class CostModel:
     ) -> "CostModel":
         """What `to_json` and `arrays` wrote; a null price is an unknown one."""
         prices = value["prices_usd_per_1m_tokens"]
+        prices_M2 = None if prices is None else np.array(prices, np.float64)
+        output_tokens_M = np.array(value["expected_output_tokens"], np.float64)
+        recorded_M = np.array(value["output_tokens_recorded"], bool)
+        shape = output_tokens_M.shape
+        priced = prices_M2 is None or prices_M2.shape == (*shape, 2)
+        if len(shape) != 1 or recorded_M.shape != shape or not priced:
+            raise ValueError("costs: expected prices, lengths and sources of the same targets")
         return cls(
-            None if prices is None else np.array(prices, np.float64),
-            np.array(value["expected_output_tokens"], np.float64),
-            np.array(value["output_tokens_recorded"], bool),
+            prices_M2,
+            output_tokens_M,
+            recorded_M,
             LengthHead.from_arrays(arrays) if arrays else None,
             Bills.from_json(value["bills"]) if value.get("bills") else None,
         )

@@ -144,7 +144,9 @@ class Predictor:
         return cls(
             FeatureMap.from_arrays(value["features"], arrays["features"]),
             Trunk.from_params(arrays["trunk"]),
-            value["kernel"] and Kernel.from_arrays(value["kernel"], arrays["kernel"]),
+            None
+            if value["kernel"] is None
+            else Kernel.from_arrays(value["kernel"], arrays["kernel"]),
             Calibration.from_json(value["calibration"]),
             # Absent where there is none, as in routers that were saved before there was any.
             Trust.from_arrays(value["trust"], arrays["trust"]) if value.get("trust") else None,

@@ -99,12 +99,16 @@ class Calibration:
     @classmethod
     def from_json(cls, value: list[dict[str, Any]]) -> "Calibration":
         """What `to_json` wrote, to the last bit: JSON keeps float64."""
-        return cls(
-            tuple(
-                Curve(**item | {"knots": tuple(tuple(side) for side in item["knots"])})
-                for item in value
-            )
-        )
+        return cls(tuple(map(_curve_of, value)))
+
+
+def _curve_of(value: dict[str, Any]) -> Curve:
+    before, after = (tuple(map(float, side)) for side in value["knots"])
+    if len(before) != len(after):
+        raise ValueError(f"knots: expected two of a length, got {len(before)}, {len(after)}")
+    fields = value | {"knots": (before, after)}
+    fields |= {name: float(value[name]) for name in ("slope", "shift") if name in value}
+    return Curve(**fields)
 
 
 def fit_calibration(
