@@ -11,6 +11,8 @@ logger = logging.getLogger(__name__)
 # One value a row, and one value a target.
 ROW = ("id", "query", "messages", "dataset", "group")
 PER_TARGET = ("correct", "output_tokens", "input_tokens", "cached_input_tokens", "cost", "runs")
+# Not read and not told: the server's log of outcomes names requests.
+_UNTOLD = ("request_id",)
 # Whole numbers up to here are exact in float32.
 MOST_TOKENS = 2**24
 # What pandas writes for the index of a table.
@@ -57,6 +59,8 @@ class Unread:
         Raises:
           ValueError: The name is nearly that of a field that is read.
         """
+        if name in _UNTOLD:
+            return
         if name not in self._times:
             meant = near(name, self.known)
             if meant:

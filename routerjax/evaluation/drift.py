@@ -12,7 +12,7 @@ from routerjax.routing.fit import distance_of, outcomes
 from routerjax.routing.router import Router
 from routerjax.stats.intervals import ratio_interval
 
-# Fewer queries or outcomes say nothing.
+# Fewer queries or outcomes are not judged.
 _LEAST = 50
 
 
@@ -88,6 +88,10 @@ def drift_lines(result: Mapping[str, Any]) -> list[str]:
             f"{t['gap']:+.1%} {_interval(t)}"
             for name, t in targets.items()
         ]
+    counts = {"the queries": result["n_queries"]} | {name: t["n"] for name, t in targets.items()}
+    few = [name for name, n in counts.items() if n < _LEAST]
+    if few:
+        lines.append(f"not judged, as there are fewer than {_LEAST}: {', '.join(few)}")
     reasons = [f"train again: {reason}" for reason in result["reasons"]]
     return [*lines, *(reasons or ["no reason to train again"])]
 

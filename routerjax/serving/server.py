@@ -143,7 +143,8 @@ def serve(
 
     Raises:
       ValueError: Such an address and no token; targets of which the router knows none.
-      OSError: The address is taken, or the file of outcomes cannot be written.
+      OSError: The file of outcomes cannot be written.
+      SystemExit: The address is taken.
     """
     config = config or ServingConfig()
     if not is_loopback(config.host) and config.token is None and not allow_strangers:

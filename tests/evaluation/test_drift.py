@@ -88,7 +88,12 @@ def test_a_target_that_became_worse_is_named(make_pool):
 
 def test_a_few_queries_say_nothing(make_pool):
     logged, x_NC = make_log(make_pool, n=40, scale=3, shift=-3)
-    assert drift(make_router(), logged, x_NC)["reasons"] == []
+    result = drift(make_router(), logged, x_NC)
+    assert result["reasons"] == []
+    assert drift_lines(result)[-2:] == [
+        "not judged, as there are fewer than 50: the queries, a, b",
+        "no reason to train again",
+    ]
 
 
 def test_a_router_of_before_needs_its_training_rows(make_pool):

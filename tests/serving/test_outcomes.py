@@ -39,7 +39,7 @@ def served_log(proxy, tmp_path, monkeypatch):
     return log
 
 
-def test_outcomes_of_decisions_and_answers_are_data(served_log, stubs):
+def test_outcomes_of_decisions_and_answers_are_data(served_log, stubs, caplog):
     url, path = served_log(log_queries=True)
     decision = httpx.post(f"{url}/v1/route", json={"query": "abc?"}).json()
     answer = httpx.post(
@@ -52,6 +52,7 @@ def test_outcomes_of_decisions_and_answers_are_data(served_log, stubs):
     assert score(url, ids[0], 1).json()["target"] == decision["target"]
     assert score(url, ids[1], 0).status_code == 200
     data = read_dataset(path)
+    assert "not read" not in caplog.text, "the ids of requests are of the server's log"
     assert data.queries[0] == "abc?" and data.queries[1].messages == tuple(MESSAGES)
     rows = [dict(zip(data.targets, y_M.tolist(), strict=True)) for y_M in data.y_NM]
     assert rows[0]["dear"] == 0.25 and rows[0][decision["target"]] == 1
