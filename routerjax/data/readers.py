@@ -83,7 +83,7 @@ def read_dataset(
       exclude_targets: Those not to read.
       metric: The score to read where answers have several: a metric of lm_eval ("acc_norm"), with
         its filter where there are several ("exact_match,strict-match"), or a scorer of inspect_ai.
-        Of several files it is that of those that have any. None for the format's first.
+        Files and tasks that have no such score are read by their first one, as all are for None.
 
     Raises:
       ValueError: Anything that is not as described; the text starts with file and line.

@@ -7,15 +7,18 @@ import functools
 import gzip
 import itertools
 import json
+import logging
 import os
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 from routerjax.data.fields import first_twice
 from routerjax.runtime.files import stand_in
+
+logger = logging.getLogger(__name__)
 
 # File and line of a row, as errors name them, and the row itself, as in the JSONL format.
 Row = tuple[str, dict[str, Any]]
@@ -76,6 +79,45 @@ class Table:
 
     header: tuple[str, ...]
     rows: Iterator[tuple[int, tuple[Any, ...]]]
+
+
+class Lacks(ValueError):
+    """There is no score of the name that was asked for."""
+
+
+def read_named(
+    path: pathlib.Path, parts: Sequence[Callable[[str | None], Iterator[Row]]], metric: str | None
+) -> Iterator[Row]:
+    """The rows of several tasks or logs, by the score of this name.
+
+    Those that have no such score, as others of a group may, are read by their first one, and a
+    warning says so.
+
+    Args:
+      path: Of all of them, for the warning.
+      parts: Each yields its rows by the score of a name, or by its first of None; it raises `Lacks`
+        before any row with an outcome.
+      metric: The name; None for the first one of each.
+
+    Raises:
+      Lacks: None of them has such a score.
+    """
+    lacking: Lacks | None = None
+    n_rows = 0
+    for part in parts:
+        try:
+            for row in part(metric):
+                n_rows += 1
+                yield row
+        except Lacks as error:
+            if len(parts) == 1:
+                raise
+            lacking = lacking or error
+            yield from part(None)
+    if lacking is not None and not n_rows:
+        raise lacking
+    if lacking is not None:
+        logger.warning("%s: what has no %r is read by another score: %s", path, metric, lacking)
 
 
 def lines(path: pathlib.Path) -> Iterator[str]:

@@ -1,11 +1,13 @@
 """inspect_ai's logs: `.eval` (a zip archive) or `.json`, and folders of them.
 
-A query is `<task>/<sample id>`; the epochs of a sample are runs. Of several scorers the one named
-is read, else the first: C is 1, P 0.5, I and N 0, numbers as they are, all else (and an error) no
+A query is `<task>/<sample id>`; its text ends with the options of a multiple choice, a line each;
+the epochs of a sample are runs. Of several scorers the one named is read, else, and in logs that
+lack it, the first: C is 1, P 0.5, I and N 0, numbers as they are, all else (and an error) no
 outcome.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import pathlib
@@ -13,7 +15,17 @@ import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from routerjax.data.sources.files import Row, Source, Start, Wanted, a_file, read_json, start_of
+from routerjax.data.sources.files import (
+    Lacks,
+    Row,
+    Source,
+    Start,
+    Wanted,
+    a_file,
+    read_json,
+    read_named,
+    start_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +55,8 @@ def _read(path: pathlib.Path, wanted: Wanted, asked_for: str | None = None) -> I
     if path.is_dir():
         both = [*path.rglob("*.eval"), *path.rglob("*.json")]
         files = sorted(file for file in both if file.name != "logs.json")
-    for file in files:
-        yield from _log(file, wanted, asked_for)
+    parts = [functools.partial(_log, file, wanted) for file in files]
+    yield from read_named(path, parts, asked_for)
 
 
 def _log(path: pathlib.Path, wanted: Wanted, asked_for: str | None) -> Iterator[Row]:
@@ -56,14 +68,17 @@ def _log(path: pathlib.Path, wanted: Wanted, asked_for: str | None) -> Iterator[
         model, task = str(about["model"]), str(about.get("task", ""))
         if not wanted(model):
             return
-        scorer, errors = asked_for, 0
+        scorer, errors, in_whole = asked_for, 0, False
         for i, sample in enumerate(samples):
             where = f"{path} samples[{i}]"
             if not isinstance(sample, dict) or "id" not in sample:
                 raise ValueError(f"{where}: expected a sample with an id")
+            if i == 0:
+                # Older versions leave options out of summaries: all samples are read then.
+                in_whole = not sample.get("choices") and bool(whole(sample).get("choices"))
             scores = sample.get("scores") or {}
             if scores and asked_for not in (None, *scores):
-                raise ValueError(
+                raise Lacks(
                     f"{where}: metric: there is no scorer {asked_for!r}, there are "
                     f"{', '.join(scores)}"
                 )
@@ -80,7 +95,7 @@ def _log(path: pathlib.Path, wanted: Wanted, asked_for: str | None) -> Iterator[
                 {
                     "id": f"{task}/{sample['id']}" if task else str(sample["id"]),
                     "dataset": task or None,
-                    **_query(sample, whole),
+                    **_query(whole(sample) if in_whole else sample, whole),
                     "correct": {model: score},
                     **_usage(sample, model),
                 },
@@ -147,13 +162,21 @@ def _query(sample: dict[str, Any], whole: Whole) -> dict[str, Any]:
     if parts or _CUT in json.dumps(value):
         value = whole(sample).get("input")
     if not isinstance(value, list):
-        return {"query": value}
+        return {"query": _with_options(value, sample.get("choices"))}
     return {
         "messages": [
             {key: message[key] for key in _MESSAGE if message.get(key) is not None}
             for message in value
         ]
     }
+
+
+def _with_options(text: Any, options: Any) -> Any:
+    """A question with its options as inspect_ai's solver shows them: A) the first, B) ..."""
+    if not isinstance(text, str) or not isinstance(options, list) or not options:
+        return text
+    listed = "\n".join(f"{chr(ord('A') + i)}) {option}" for i, option in enumerate(options))
+    return f"{text}\n\n{listed}"
 
 
 def _score(score: Any) -> float | None:

@@ -1,11 +1,13 @@
 """lm-evaluation-harness: folders of `samples_<task>_<date>.jsonl` beside `results_<date>.json`.
 
 A row of samples is one answer, seen through one filter. Of several filters and metrics those named
-are read ("acc_norm", "exact_match,strict-match"), else the first filter and the first of METRICS or
-of the row's own list; of several dates the newest. A query is `<task>/<hash of the document>`, its
-text the prompt: of a multiple-choice task without the options, which are scored one by one.
+are read ("acc_norm", "exact_match,strict-match"), else, and for tasks that lack them, the first
+filter and the first of METRICS or of the row's own list; of several dates the newest. A query is
+`<task>/<hash of the document>`, its text the prompt: of a multiple-choice task without the options,
+which are scored one by one.
 """
 
+import functools
 import json
 import logging
 import pathlib
@@ -13,7 +15,17 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from routerjax.data.sources.files import Row, Source, Start, Wanted, a_file, lines, read_json
+from routerjax.data.sources.files import (
+    Lacks,
+    Row,
+    Source,
+    Start,
+    Wanted,
+    a_file,
+    lines,
+    read_json,
+    read_named,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +50,12 @@ def _read(path: pathlib.Path, wanted: Wanted, metric: str | None = None) -> Iter
         newest[file.parent, _task(file), _model(file.parent, file)] = file
     if len(newest) < len(files):
         logger.warning("%s: files of an older date, left out: %d", path, len(files) - len(newest))
-    for (_, task, model), file in newest.items():
-        if wanted(model):
-            yield from _samples(file, task, model, metric)
+    parts = [
+        functools.partial(_samples, file, task, model)
+        for (_, task, model), file in newest.items()
+        if wanted(model)
+    ]
+    yield from read_named(path, parts, metric)
 
 
 def _task(path: pathlib.Path) -> str:
@@ -102,7 +117,7 @@ def _samples(path: pathlib.Path, task: str, model: str, asked_for: str | None) -
         if not metric:
             metric = _metric(where, row)
         elif asked_for and metric not in (row.get("metrics") or row):
-            raise ValueError(
+            raise Lacks(
                 f"{where}: metric: there is no {metric!r}, there are {', '.join(_scores(row))}"
             )
         score = row.get(metric)
@@ -119,7 +134,7 @@ def _samples(path: pathlib.Path, task: str, model: str, asked_for: str | None) -
         )
     others = ", ".join(name for name in filters if name != chosen)
     if filters and chosen not in filters:
-        raise ValueError(f"{path}: metric: there is no filter {chosen!r}, there are {others}")
+        raise Lacks(f"{path}: metric: there is no filter {chosen!r}, there are {others}")
     if others and "," not in (asked_for or ""):
         logger.warning("%s: filter %r is read, not %s", path, chosen, others)
 

@@ -102,6 +102,72 @@ def test_lm_eval_reads_the_metric_and_the_filter_that_are_named(harness, caplog)
         read_dataset(folder, metric="f1,none")
 
 
+def _group(folder, model, seed):
+    """A group of three tasks as lm-eval 0.4.13 writes it: samples, and its own means beside."""
+    rng, results = np.random.default_rng(seed), {}
+    for task, filters, names in (
+        ("choices", ("none",), ("acc", "acc_norm")),
+        ("texts", ("none",), ("exact_match",)),
+        ("filtered", ("strict-match", "flexible-extract"), ("bleu", "exact_match")),
+    ):
+        lines, about = [], {"name": task, "alias": task, "sample_len": 9}
+        for name in filters:
+            score_9M = rng.integers(0, 2, (9, len(names))) * 1.0
+            for i, scores in enumerate(score_9M):
+                changes = {"metrics": list(names), **dict(zip(names, scores, strict=True))}
+                if "exact_match" not in names:
+                    options = {f"gen_args_{k}": {"arg_0": f"Q: {i}?", "arg_1": f" {text}"}
+                               for k, text in enumerate(("yes", "no"))}  # fmt: skip
+                    changes |= {"arguments": options, "target": "0", "exact_match": None,
+                                "resps": [[["-0.2", "False"]], [["-0.9", "False"]]]}  # fmt: skip
+                if "bleu" in names:
+                    changes |= {"bleu": ["a", "lol"], "resps": [["lol", "lol", "lol"]]}
+                lines.append(_sample(i, None, filter=name) | changes)
+            means = zip(names, score_9M.mean(axis=0).tolist(), strict=True)
+            about |= {f"{metric},{name}": mean for metric, mean in means}
+        _write(folder / f"samples_{task}_{DATE}.jsonl", *lines)
+        results[task] = about
+    value = {"results": results | {"group": {"alias": "group", "acc,none": 0.5}},
+             "config": {"model": "dummy", "model_args": {"pretrained": model}},
+             "model_source": "dummy", "model_name": model}  # fmt: skip
+    _write(folder / f"results_{DATE}.json", value, lines=False)
+    return results
+
+
+@pytest.mark.parametrize(
+    ("metric", "keys"),
+    [
+        (None, ("acc,none", "exact_match,none", "exact_match,strict-match")),
+        ("acc_norm", ("acc_norm,none", "exact_match,none", "exact_match,strict-match")),
+        ("exact_match,flexible-extract",
+         ("acc,none", "exact_match,none", "exact_match,flexible-extract")),
+    ],
+)  # fmt: skip
+def test_lm_eval_groups_have_the_accuracies_that_the_harness_counts(tmp_path, caplog, metric, keys):
+    own = {model: _group(tmp_path / model.replace("/", "__"), model, seed)
+           for seed, model in enumerate(("org/a", "org/b"))}  # fmt: skip
+    data = read_dataset(tmp_path, metric=metric)
+    assert data.targets == ("org/a", "org/b") and len(data) == 27
+    for m, results in enumerate(own.values()):
+        for task, key in zip(("choices", "texts", "filtered"), keys, strict=True):
+            rows = [name == task for name in data.datasets]
+            assert data.y_NM[rows, m].mean() == pytest.approx(results[task][key])
+    assert "choices" in caplog.text and "the options that were scored are not in" in caplog.text
+    assert ("is read by another score" in caplog.text) == (metric is not None)
+    with pytest.raises(ValueError, match="there is no 'f1', there are acc"):
+        read_dataset(tmp_path, metric="f1")
+
+
+def test_lm_eval_of_several_models_in_one_folder(tmp_path):
+    """As `--output_path a.json` and `--output_path b.json` leave them."""
+    for name, date, model in (("a", DATE, "org/a"), ("b", LATER, "")):
+        _write(tmp_path / f"samples_toy_{date}.jsonl", _sample(1, float(name == "a")))
+        results = {"config": {"model": "dummy", "model_args": {}}, "model_name": model}
+        _write(tmp_path / f"{name}_{date}.json", results, lines=False)
+    data = read_dataset(tmp_path)
+    assert data.targets == ("org/a", "dummy") and data.y_NM.tolist() == [[1, 0]]
+
+
 def test_lm_eval_reads_the_newest_date_and_single_files(harness, caplog):
     harness(_sample(1, 0.0))
     folder = harness(_sample(1, 1.0), date=LATER)
@@ -162,6 +228,35 @@ def test_inspect_reads_the_scorer_that_is_named(tmp_path, caplog):
     assert "is read, not" not in caplog.text
     with pytest.raises(ValueError, match=r"samples\[0\]: metric: .* there are includes, match"):
         read_dataset(path, metric="judge")
+
+
+@pytest.mark.parametrize("layout", ["json", "eval", "eval before choices were in summaries"])
+def test_inspect_reads_logs_of_several_tasks(tmp_path, caplog, layout):
+    """As inspect_ai 0.3.285 wrote them with mockllm: a choice, and a task of two scorers."""
+    choice = {"choice": {"value": "C", "answer": "A", "explanation": "ANSWER: A", "history": []}}
+    picked = [_answer(i, "C", input="Which is true?", choices=[f"{i}", "x"], scores=choice)
+              for i in range(2)]  # fmt: skip
+    for task, samples in (("picks", picked), ("sums", [_answer(1, "C"), _answer("s/2", "I")])):
+        header = _log(task=task)
+        if layout == "json":
+            _write(tmp_path / f"{task}.json", header | {"samples": samples}, lines=False)
+            continue
+        drop = {"choices"} if "before" in layout else set()
+        summaries = [{k: v for k, v in each.items() if k not in drop} for each in samples]
+        with zipfile.ZipFile(tmp_path / f"{task}.eval", "w") as archive:
+            archive.writestr("header.json", json.dumps(header))
+            archive.writestr("summaries.json", json.dumps(summaries))
+            for each in samples:
+                archive.writestr(f"samples/{each['id']}_epoch_1.json", json.dumps(each))
+    data = read_dataset(tmp_path)
+    assert data.ids == ("picks/0", "picks/1", "sums/1", "sums/s/2")
+    assert data.queries[:2] == ("Which is true?\n\nA) 0\nB) x", "Which is true?\n\nA) 1\nB) x")
+    assert data.y_NM.tolist() == [[1], [1], [1], [0]]
+    assert "scorer 'includes' is read, not match" in caplog.text
+    assert read_dataset(tmp_path, metric="match").y_NM.tolist() == [[1], [1], [0], [0]]
+    assert "what has no 'match' is read by another score" in caplog.text
+    with pytest.raises(ValueError, match="no scorer 'judge', there are choice"):
+        read_dataset(tmp_path, metric="judge")
 
 
 def test_a_metric_is_of_sources_that_have_several(tmp_path):
