@@ -92,7 +92,7 @@ def compare(inputs: Inputs, work: pathlib.Path) -> None:
 
 
 def evaluate(inputs: Inputs, work: pathlib.Path) -> None:
-    """Replaces a router that lies there, and measures the new one."""
+    """Replaces a router, where one lies there, and measures the new one."""
     inputs.router.save(work / "router")
     metrics = rj.evaluate(rj.Router.load(work / "router"), inputs.store, inputs.data)
     rj.Folder(work).write_json("metrics.json", metrics)
@@ -125,11 +125,9 @@ def run(kind: str, inputs: Inputs, work: pathlib.Path) -> None:
 
 
 def begin(kind: str, inputs: Inputs, work: pathlib.Path) -> None:
-    """Runs a job in a new folder."""
-    work.parent.mkdir(parents=True, exist_ok=True)
-    if kind == "evaluate":
-        before = inputs.folder / "before"
-        shutil.copytree(inputs.folder / "train/router", before / "router")
+    """Runs a job in a new folder, or in what lies beside it in one whose name ends in .before."""
+    before = work.with_name(f"{work.name}.before")
+    if before.exists():
         before.rename(work)
     run(kind, inputs, work)
 

@@ -3,8 +3,8 @@
 A process runs each job with tests/kills.c before the C library: it is stopped before every step by
 which it changes a file, and in the middle of every write. What then lies in its folder is what a
 kill would leave there, for nothing of it runs any more, and is copied. So is what lies there at
-random moments, of which the last one is a kill. Each copy is then gone on with, and all that is in
-it must be what an undisturbed job leaves.
+random moments, also of jobs that were killed before; the last of them is a kill. Each copy is then
+gone on with, and all that is in it must be what an undisturbed job leaves.
 
 Of the steps the test takes some. ROUTERJAX_KILLS=100 has it take all of them, and 100 moments.
 """
@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -28,7 +29,7 @@ from starlette.routing import Route
 
 from routerjax.data.pool import write_pool
 from routerjax.data.writers import write_dataset
-from routerjax.runtime.files import Folder, digest
+from routerjax.runtime.files import Folder
 from routerjax.trunk.checkpoint import digest_of, load_arrays
 from tests.http_servers import Served
 from tests.kill_jobs import JOBS, MOMENTS, Inputs, begin, run
@@ -36,7 +37,7 @@ from tests.kill_jobs import JOBS, MOMENTS, Inputs, begin, run
 ROOT = pathlib.Path(__file__).parents[1]
 FULL = "ROUTERJAX_KILLS" in os.environ
 N_MOMENTS = int(os.environ.get("ROUTERJAX_KILLS", 3))
-N_STEPS = 6  # Of each kind.
+N_STEPS = None if FULL else 5  # Of each kind.
 MOST_SECONDS = 0.4  # Between two moments.
 
 
@@ -60,6 +61,8 @@ def inputs(tiny_encoder_folder, tiny_data, tmp_path_factory):
     inputs = Inputs(folder)
     for kind in JOBS:
         begin(kind, inputs, folder / kind)
+        if kind == "train":
+            shutil.copytree(folder / "train/router", folder / "evaluate.before/router")
     yield inputs
     served.stop()
 
@@ -87,8 +90,9 @@ class Victim:
     """A process that runs jobs of some kinds, one after the other, to be stopped and killed."""
 
     def __init__(self, inputs: Inputs, work: pathlib.Path, kinds: Sequence[str]):
-        work.mkdir()
-        shim, self._work, self._seen = work / "kills.so", work, set()
+        old = work / "steps/evaluate.before/router"
+        shutil.copytree(inputs.folder / "train/router", old)
+        shim, self._work, self._n_copies = work / "kills.so", work, 0
         subprocess.run(["cc", "-shared", "-fPIC", "-o", shim, ROOT / "tests/kills.c"], check=True)
         told, tells = os.pipe()
         self._told = os.fdopen(told)
@@ -100,17 +104,30 @@ class Victim:
         os.close(tells)
         self._await_stop()
 
-    def at_steps(self, kind: str) -> Iterator[Copy]:
-        """Before each step of the next job."""
+    def at_steps(self, kind: str, n: int | None) -> list[Copy]:
+        """Before each step of the next job that finds other files than any before; n by chance."""
+        rng, folder = random.Random(kind), self._work / "steps" / kind
+        seen: set[str] = set()
+        copies: list[Copy] = []
         while True:
             self._go_on()
             step = self._told.readline().strip()
             if step == f"working {kind}":
-                return
-            yield from self._copied(kind, f"before {step}", self._work / "steps" / kind)
+                print(f"{kind}: {len(seen)} different states")
+                return copies
+            state = state_of(folder)
+            if state not in seen:
+                seen.add(state)
+                # Each of those seen so far is among the n with the same chance.
+                place = rng.randrange(len(seen)) if n and len(copies) == n else len(copies)
+                if n is None or place < n:
+                    copies[place : place + 1] = [self._copy(kind, f"before {step}", folder)]
 
     def at_moments(self, kind: str, n: int, kill: bool) -> Iterator[Copy]:
-        """At n random moments of the job that `at_steps` was of; at the last one killed, or not."""
+        """At n random moments of the job that `at_steps` was of; at the last one killed, or not.
+
+        The next job goes on with what one would leave that were killed there.
+        """
         rng, folder = random.Random(kind), self._work / "moments" / kind
         while n:
             self._go_on(rng.uniform(0, MOST_SECONDS))
@@ -118,7 +135,11 @@ class Victim:
                 n -= 1
                 if kill and not n:
                     self.kill()
-                yield from self._copied(kind, "at a random moment", folder / "now")
+                copy = self._copy(kind, "at a random moment", folder / "now")
+                if not (folder / "now.before").exists():
+                    shutil.copytree(copy.path, folder / "now.before")
+                    self._bury(folder / "now.before")
+                yield copy
         (folder / "enough").touch()
 
     def kill(self) -> None:
@@ -137,15 +158,25 @@ class Victim:
         _, status = os.waitpid(self._process.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status), "the job failed"
 
-    def _copied(self, kind: str, at: str, folder: pathlib.Path) -> Iterator[Copy]:
-        """A copy of the folder, where there was no copy yet of what lies in it."""
-        files = files_of(folder)
-        seen = digest(kind, *(piece for item in sorted(files.items()) for piece in item))
-        if seen not in self._seen:
-            self._seen.add(seen)
-            path = self._work / f"copies/{len(self._seen)}"
-            shutil.copytree(folder, path) if folder.exists() else path.mkdir(parents=True)
-            yield Copy(kind, at, path)
+    def _bury(self, folder: pathlib.Path) -> None:
+        """Makes locks in a copy those of a process that is gone, as after a kill."""
+        with subprocess.Popen(["true"]) as gone:
+            pass
+        for path in folder.rglob("*lock*"):
+            if path.suffix in (".json", ".lock"):
+                path.write_text(json.dumps(json.loads(path.read_text()) | {"process": gone.pid}))
+
+    def _copy(self, kind: str, at: str, folder: pathlib.Path) -> Copy:
+        self._n_copies += 1
+        path = self._work / f"copies/{self._n_copies}"
+        shutil.copytree(folder, path) if folder.exists() else path.mkdir(parents=True)
+        return Copy(kind, at, path)
+
+
+def state_of(folder: pathlib.Path) -> str:
+    """Changes with each file in it."""
+    paths = [os.path.join(root, name) for root, _, names in os.walk(folder) for name in names]
+    return str([(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in sorted(paths)])
 
 
 def files_of(folder: pathlib.Path) -> dict[str, bytes]:
@@ -156,7 +187,9 @@ def files_of(folder: pathlib.Path) -> dict[str, bytes]:
 # ---- what must be the same
 
 
-OF_THE_RUN = {"journal.jsonl", "_CHECKPOINT_METADATA", "commit_success.txt"}
+OF_THE_RUN = re.compile(
+    r"journal\.jsonl|_CHECKPOINT_METADATA|commit_success\.txt|(lock\.json|.*\.lock)(\.__lock)?"
+)
 FIELDS_OF_THE_RUN = {
     "answers.jsonl": {"latency_s"},
     "collect.json": {"latency_s", "may_have_cost_usd"},
@@ -176,7 +209,7 @@ def contents(folder: pathlib.Path) -> dict[str, object]:
     }
     for name, data in files_of(folder).items():
         path = folder / name
-        if path.name in OF_THE_RUN or ".lock" in path.name or {*arrays} & {*path.parents}:
+        if OF_THE_RUN.fullmatch(path.name) or {*arrays} & {*path.parents}:
             continue
         fields = FIELDS_OF_THE_RUN.get(name)
         lines = data.splitlines() if name.endswith(".jsonl") else [data]
@@ -201,9 +234,7 @@ def test_no_kill_changes_a_byte(kinds, inputs, tmp_path):
     victim = Victim(inputs, tmp_path / "work", kinds)
     try:
         for kind in kinds:
-            steps = list(victim.at_steps(kind))
-            print(f"{kind}: {len(steps)} different states")
-            copies += steps if FULL else evenly(steps, N_STEPS)
+            copies += victim.at_steps(kind, N_STEPS)
             if kind in MOMENTS:
                 copies += victim.at_moments(kind, N_MOMENTS, kill=kind == kinds[-1])
     finally:
@@ -223,8 +254,3 @@ def test_no_kill_changes_a_byte(kinds, inputs, tmp_path):
         shutil.rmtree(path)
     print(f"{len(copies)} kills, {len(problems)} problems")
     assert not problems, "\n".join(problems)
-
-
-def evenly(items: list[Copy], n: int) -> list[Copy]:
-    """So many of them, the first and the last among them."""
-    return [items[i * (len(items) - 1) // (n - 1)] for i in range(n)]
