@@ -24,7 +24,7 @@ class Config(options.Training):
     policy: str
     track: bool
     trust: bool = options.flag(
-        True, "Draw P(correct) of queries unlike the training's toward the targets' means."
+        True, "Let targets differ as on average on queries unlike the training's."
     )
 
 

@@ -70,8 +70,8 @@ def checked(
         )
     if router.trust is not None and uncalibrated:
         notes.append(
-            "The file holds no trust: it gives queries unlike the training's the ensemble's "
-            "probabilities, where the router draws them toward the targets' means."
+            "The file holds no trust: on queries unlike the training's its targets differ as the "
+            "ensemble says, where the router's differ as on average."
         )
     elif router.trust is not None:
         reasons.append(

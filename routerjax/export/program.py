@@ -139,8 +139,11 @@ def _drawn(trust: Trust, x_BC: jax.Array, p_BM: jax.Array) -> jax.Array:
     nearest_B = jnp.square(u_BC[:, None] - metric.centres_GC[None]).mean(axis=2).min(axis=1)
     d_B = nearest_B - jnp.square(v_BC).mean(axis=1)
     t_B = jnp.interp(d_B, *map(jnp.asarray, trust.knots))
-    mean_1M = jnp.asarray(trust.mean_M)[None]
-    return mean_1M + t_B[:, None] * (p_BM - mean_1M)
+    t_B1, score_BM = t_B[:, None], _logit(p_BM)
+    level_B1 = score_BM.mean(axis=1, keepdims=True)
+    usual_1M = jnp.asarray(trust.usual_M, jnp.float32)[None]
+    drawn_BM = level_B1 + t_B1 * (score_BM - level_B1) + (1 - t_B1) * usual_1M
+    return jnp.where(t_B1 == 1, p_BM, jax.nn.sigmoid(drawn_BM))
 
 
 def _of_curve(curve: Curve, p_B: jax.Array) -> jax.Array:
@@ -149,6 +152,9 @@ def _of_curve(curve: Curve, p_B: jax.Array) -> jax.Array:
         return p_B
     if curve.method == "isotonic":
         return jnp.interp(p_B, *map(jnp.asarray, curve.knots))
+    return jax.nn.sigmoid(curve.slope * _logit(p_B) + curve.shift)
+
+
+def _logit(p: jax.Array) -> jax.Array:
     # 1 - p is exact near 1, where 1 - 1e-7 is not.
-    logit_B = jnp.log(jnp.maximum(p_B, _TINY)) - jnp.log(jnp.maximum(1 - p_B, _TINY))
-    return jax.nn.sigmoid(curve.slope * logit_B + curve.shift)
+    return jnp.log(jnp.maximum(p, _TINY)) - jnp.log(jnp.maximum(1 - p, _TINY))

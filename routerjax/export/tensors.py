@@ -61,7 +61,7 @@ def _arrays(router: Router) -> dict[str, np.ndarray]:
             "trust.centres": trust.metric.centres_GC,
             "trust.middle": trust.metric.middle_C,
             "trust.all": trust.metric.all_CC,
-            "trust.mean": trust.mean_M,
+            "trust.usual": trust.usual_M,
         }
     if "head" in router.costs.sources and (head := router.costs.head) is not None:
         arrays |= {

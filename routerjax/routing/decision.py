@@ -24,7 +24,7 @@ class Decision:
       costs: {target: expected USD}; None without prices, and None for a target without a price.
       policy: The policy that chose, as JSON values.
       trust: How far the router trusts itself on the query, from 1 (like the training's) to 0 (the
-        probabilities are the targets' means); None of a router without trust.
+        targets differ as their mean outcomes do); None of a router without trust.
     """
 
     target: str

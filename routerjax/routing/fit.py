@@ -74,8 +74,9 @@ def fit_router(
         fitted.
       checkpoints: Folder for the training's checkpoints; with it a killed training continues.
       calibration_folds: 0, or at least 2.
-      trust: Whether to draw P(correct) of queries unlike the training's toward the targets' means
-        (`trunk.trust`), where the data name enough datasets to learn how far.
+      trust: Whether, on queries unlike the training's, to draw the differences between targets
+        toward those of their means (`trunk.trust`), where the data name enough datasets to learn
+        how far.
 
     Raises:
       ValueError: A query is not in a store, a target has no outcomes to learn from, an argument is

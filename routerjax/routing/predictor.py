@@ -25,8 +25,7 @@ class Predictor:
       trunk: From features to P(correct) of M targets, by K members.
       kernel: A regression that answers together with the ensemble; None without.
       calibration: From the ensemble's mean to P(correct).
-      trust: Draws P(correct) of queries unlike the training's toward the targets' means; None
-        without.
+      trust: Makes targets differ as on average on queries unlike the training's; None without.
     """
 
     features: FeatureMap

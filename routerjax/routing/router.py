@@ -102,7 +102,7 @@ class Router:
 
     @property
     def trust(self) -> Trust | None:
-        """Draws P(correct) of queries unlike the training's toward the targets' means, or None."""
+        """Makes targets differ as on average on queries unlike the training's; None without."""
         return self.predictor.trust
 
     @property

@@ -184,7 +184,7 @@ class RouterSpec:
       trunk: "published", "kernel" (the same with a kernel regression beside it) or "mixed"
         (`TrunkConfig.mixed`: wider besides).
       encoders: Places among the stores of those it reads, from 0; empty for all of them.
-      trust: Whether it draws P(correct) of queries unlike the training's toward the targets' means.
+      trust: Whether trust is fitted too, as `fit_router` does by itself.
 
     Raises:
       ValueError: There is no such trunk.

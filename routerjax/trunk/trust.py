@@ -1,11 +1,12 @@
 """Trust: how far P(correct) holds on a query, by how far it lies from the training's datasets.
 
-    p(x) becomes mean + t(d(x)) (p(x) - mean)
+    logit p_m becomes level + t (logit p_m - level) + (1 - t) usual_m
 
-`mean` is each target's mean outcome: what is true of any query. d is the relative Mahalanobis
-distance: of the query to the nearest dataset's mean, less that to the mean of all. t falls with d;
-it is learnt on rows of datasets that are left out, where a ridge regression on the same features
-predicts in place of the ensemble, in closed form and in seconds.
+`level` is the mean over targets of logit p: how easy the query looks, which is kept. `usual` are
+the logits of the targets' mean outcomes, less their mean: how targets differ on any query. The
+trust t falls with the relative Mahalanobis distance: of the query to the nearest dataset's mean,
+less that to the mean of all. It is learnt on rows of datasets that are left out, where a ridge
+regression on the same features predicts in place of the ensemble, in closed form and in seconds.
 
 Axes: N queries, C features, M targets, G datasets.
 
@@ -18,9 +19,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import expit
 
 from routerjax.data import groups as grouping
 from routerjax.stats.item_response import comparable_accuracy
+from routerjax.trunk.calibrate import logit
 
 # Datasets of fewer rows have no mean of their own; with fewer datasets than this nothing is learnt.
 FEWEST_ROWS, FEWEST_DATASETS = 20, 4
@@ -56,16 +59,23 @@ class Trust:
         return np.interp(self.metric.of(x_NC), *self.knots).astype(np.float32)
 
     def draw(self, p_NM: np.ndarray, t_N: np.ndarray) -> np.ndarray:
-        """[..., N, M] float32 P(correct), drawn toward the means.
+        """[..., N, M] float32 P(correct) whose differences between targets are the usual ones.
 
         Args:
           p_NM: [..., N, M] calibrated; left as it is, to the bit, where the trust is 1.
-          t_N: [N] trust.
+          t_N: [N] trust: how far the differences stay those of `p_NM`.
         """
-        shape = (1,) * (p_NM.ndim - 2)
-        t_N1, mean_1M = t_N.reshape(*shape, -1, 1), self.mean_M.reshape(*shape, 1, -1)
-        drawn_NM = mean_1M + t_N1 * (p_NM - mean_1M)
-        return np.where(t_N1 == 1, p_NM, drawn_NM).astype(np.float32)
+        t_N1 = np.asarray(t_N, np.float64)[:, None]
+        score_NM = logit(p_NM)
+        level_N1 = score_NM.mean(axis=-1, keepdims=True)
+        drawn_NM = level_N1 + t_N1 * (score_NM - level_N1) + (1 - t_N1) * self.usual_M
+        return np.where(t_N1 == 1, p_NM, expit(drawn_NM)).astype(np.float32)
+
+    @property
+    def usual_M(self) -> np.ndarray:
+        """[M] float64 logits of the mean outcomes, less their mean."""
+        score_M = logit(self.mean_M)
+        return score_M - score_M.mean()
 
     def with_target(self, y_N: np.ndarray) -> "Trust":
         """The trust with one target more.

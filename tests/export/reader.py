@@ -61,7 +61,11 @@ class Reader:
             u, v = x @ a["trust.within"], (x - a["trust.middle"]) @ a["trust.all"]
             d = np.square(u - a["trust.centres"]).mean(axis=1).min() - np.square(v).mean()
             t = np.interp(d, *self.json["trust_knots"])
-            p = a["trust.mean"] + t * (p - a["trust.mean"])
+            if t < 1:
+                r = np.clip(p, 1e-7, 1 - 1e-7)
+                s = np.log(r / (1 - r))
+                drawn = s.mean() + t * (s - s.mean()) + (1 - t) * a["trust.usual"]
+                p = 1 / (1 + np.exp(-drawn))
         return p
 
     def calibrated(self, curve, p):

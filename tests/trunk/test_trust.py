@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.special import logit
 
 from routerjax.trunk.trust import Metric, Trust, fit_trust, words
 
@@ -61,12 +62,16 @@ def test_queries_of_a_dataset_that_it_never_saw_get_less():
     assert t_N[~strange_N].mean() > 0.9 and t_N[strange_N].mean() < 0.2
 
 
-def test_a_draw_ends_at_the_means_and_leaves_what_is_trusted_as_it_is(trust):
-    p_KNM = np.random.default_rng(0).random((2, 3, 3)).astype(np.float32)
+def test_a_draw_keeps_the_level_and_makes_targets_differ_as_on_average(trust):
+    p_KNM = np.random.default_rng(0).uniform(0.1, 0.9, (2, 3, 3)).astype(np.float32)
     drawn_KNM = trust.draw(p_KNM, np.array([1.0, 0.0, 0.25], np.float32))
     np.testing.assert_array_equal(drawn_KNM[:, 0], p_KNM[:, 0])
-    np.testing.assert_array_equal(drawn_KNM[:, 1], np.tile(trust.mean_M, (2, 1)))
-    np.testing.assert_allclose(drawn_KNM[:, 2], 0.75 * trust.mean_M + 0.25 * p_KNM[:, 2], rtol=1e-5)
+    score_KNM, found_KNM, usual_M = map(logit, (p_KNM, drawn_KNM, trust.mean_M))
+    level_KN1 = score_KNM.mean(axis=2, keepdims=True)
+    usual_M = usual_M - usual_M.mean()
+    np.testing.assert_allclose((found_KNM - level_KN1)[:, 1], [usual_M] * 2, atol=1e-5)
+    expected_KNM = level_KN1 + 0.25 * (score_KNM - level_KN1) + 0.75 * usual_M
+    np.testing.assert_allclose(found_KNM[:, 2], expected_KNM[:, 2], atol=1e-5)
     np.testing.assert_array_equal(trust.draw(p_KNM[0], np.ones(3, np.float32)), p_KNM[0])
     np.testing.assert_allclose(trust.mean_M, rows(False)[1].mean(axis=0), rtol=1e-6)
 
