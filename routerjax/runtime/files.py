@@ -239,10 +239,8 @@ class Folder:
 
     def list(self, prefix: str = "") -> list[str]:
         """The names of all files that start with `prefix`, sorted."""
-        past = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""  # the first name after them
-        key_range = ts.KvStore.KeyRange(prefix, past)
         try:
-            return sorted(name.decode() for name in self._kv.list(key_range).result())
+            return sorted(name.decode() for name in self._kv.list(_starting_with(prefix)).result())
         except Exception as error:
             raise OSError(f"cannot list {self.path}{prefix}: {error}") from error
 
@@ -252,6 +250,13 @@ class Folder:
             self._kv.write(name, None).result()
         except Exception as error:
             raise OSError(f"cannot delete {self.path}{name}: {error}") from error
+
+    def delete_all(self, prefix: str) -> None:
+        """Removes all files whose names start with `prefix`, and what killed writes left there."""
+        try:
+            self._kv.delete_range(_starting_with(prefix)).result()
+        except Exception as error:
+            raise OSError(f"cannot delete {self.path}{prefix}: {error}") from error
 
 
 def json_bytes(value: Any, indent: int | None = 2) -> bytes:
@@ -334,6 +339,11 @@ def digest(*pieces: Any, size: int = 16) -> str:
             piece = piece.encode()
         state.update(piece if isinstance(piece, bytes) else np.ascontiguousarray(piece).data)
     return state.hexdigest()
+
+
+def _starting_with(prefix: str) -> ts.KvStore.KeyRange:
+    past = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""  # the first name after them
+    return ts.KvStore.KeyRange(prefix, past)
 
 
 def _seal(name: str, value: Any, of: str) -> str:

@@ -107,9 +107,8 @@ def create(path: Any, identity: dict[str, Any], rows: StoreRows, width: int, pla
     block_rows = rows_per_block(shape[0], shape[1], width, identity["store_dtype"])
     kept = (*shape[:3], stored_width(width, identity["store_dtype"]))
     array = open_array(folder, kept, block_rows, identity["store_dtype"], create=True)
-    for name in folder.list("blocks/"):
-        # Commits left over from a deleted store would pass for commits of this one.
-        folder.delete(name)
+    # Commits left over from a deleted store would pass for commits of this one.
+    folder.delete_all("blocks/")
     rows_digest = rows.save(folder)
     meta = {"schema_version": SCHEMA_VERSION, "identity": identity, "width": width}
     meta |= {"block_rows": block_rows, "plan": plan, "rows_digest": rows_digest}

@@ -147,11 +147,9 @@ def _take_in(parts: resume.Parts, result: Trained) -> set[int]:
 def _forget_checkpoints(folder: Folder | None) -> None:
     """Deletes those of finished groups; a process that was killed may have left some."""
     if folder is not None:
-        names = folder.list("group-")
-        finished = {name.removesuffix(".safetensors") for name in names if "/" not in name}
-        for name in names:
-            if name.partition("/")[0] in finished:
-                folder.delete(name)
+        for name in folder.list("group-"):
+            if "/" not in name:
+                folder.delete_all(f"{name.removesuffix('.safetensors')}/")
 
 
 class _Group:

@@ -50,6 +50,14 @@ def test_list_is_sorted_and_takes_a_prefix(folder):
     )
 
 
+def test_all_that_start_with_a_prefix_are_deleted(folder):
+    for name in ("blocks/10.json", "blocks/a/9.json", "blocks.txt", "blocksy/1"):
+        folder.write_bytes(name, b"")
+    for _ in range(2):
+        folder.delete_all("blocks/")
+        assert folder.list() == ["blocks.txt", "blocksy/1"]
+
+
 def test_a_folder_in_a_folder(folder):
     (folder / "sub").write_bytes("x", b"1")
     assert folder.list() == ["sub/x"]
@@ -187,6 +195,8 @@ def test_a_killed_write_leaves_nothing_that_is_listed(tmp_path):
     Folder(tmp_path).write_bytes("blocks/0.json", b"{}")
     (tmp_path / "blocks" / "1.json.__lock").write_bytes(b"{")
     assert Folder(tmp_path).list("blocks/") == ["blocks/0.json"]
+    Folder(tmp_path).delete_all("blocks/")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_local_and_remote(tmp_path, monkeypatch):
