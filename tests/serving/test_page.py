@@ -185,7 +185,8 @@ def test_the_page_by_keys_alone(proxy, opened, post, tmp_path, width):
         opened.run(f"document.getElementById('policy').value = '{policy}'")
         opened.run("document.getElementById('policy').dispatchEvent(new Event('change'))")
         assert opened.run("document.getElementById('choice').textContent").endswith(unit)
-    assert "requests and this query: " in opened.run("document.getElementById('means').textContent")
+    means = opened.run("document.getElementById('means').textContent")
+    assert "that were read and this one: " in means
     assert opened.run("document.querySelectorAll('#layers tr').length") == 1
     opened.until("document.querySelectorAll('#requests tr').length > 0")
     assert opened.run("document.documentElement.scrollWidth") <= width
