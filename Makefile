@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup quickstart serve test test-slow lint lock audit sbom bench bench-tpu
+.PHONY: setup quickstart serve test test-slow lint lock audit sbom bench bench-gpu bench-tpu
 
 setup: $(STAMP)
 
@@ -80,6 +80,11 @@ SUITES := capture,probes,sweep,trunk,router,compile
 bench: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench,report]'
 	$(BIN)/python -m experiments.benchmark --suite=$(SUITES) $(ARGS)
+
+# On a machine with an NVIDIA GPU; without one `python -m experiments.bench_gpu --small`.
+bench-gpu: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench,report,test,cuda13]'
+	$(BIN)/python -m experiments.bench_gpu $(ARGS)
 
 # libtpu, the TPU's compiler, of the version that constraints.txt's jax asks for; in a folder of its
 # own, because jax would look for a TPU wherever it is installed.

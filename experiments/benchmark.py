@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import pathlib
 import shlex
 import signal
 import sys
@@ -23,7 +24,7 @@ import time
 import jax
 
 import routerjax as rj
-from benchmarks.suites import guard, machine, table
+from benchmarks.suites import guard, machine, table, turns
 from benchmarks.suites.registry import SUITES
 from benchmarks.suites.rounds import Disagreement
 from benchmarks.suites.session import SCALES, Session
@@ -40,7 +41,7 @@ class Config(options.Outcomes):
     encoder: str | None
     compute_dtype: str
     suite: list[str] = options.flag(
-        [name for name in SUITES if name not in ("tpu", "host", "pod")],
+        [name for name in SUITES if name not in ("tpu", "host", "pod", "forward")],
         f"Suites: {', '.join(SUITES)}.",
     )
     scale: str = options.flag(
@@ -66,6 +67,10 @@ class Config(options.Outcomes):
     rounds: int = options.flag(5, "Rounds of A B.", 1)
     cpu_devices: int = options.flag(2, "Devices that JAX makes of a CPU.", 1)
     profile: bool = options.flag(False, "Write a jax.profiler trace of each suite into --workdir.")
+    turns: str | None = options.flag(
+        None, "Prepare, and measure when no other run has the lock of this file: for runs that "
+        "share a device."
+    )  # fmt: skip
     guard: str | None = options.flag(
         None, "Fail where a ratio is under half of that in this guard.json."
     )
@@ -93,6 +98,10 @@ def main() -> None:
     folder, start, results = rj.Folder(config.workdir), time.monotonic(), {}
     rj.write_config(folder, config)
     session = Session(config)
+    turn = None
+    if config.turns:
+        session.prepare(config.suite)
+        turn = turns.take(pathlib.Path(config.turns))
     disagreed = []
     for name in config.suite:
         traced: contextlib.AbstractContextManager = contextlib.nullcontext()
@@ -119,6 +128,8 @@ def main() -> None:
         if picture:
             folder.write_bytes("benchmark.png", picture)
         print(table.suite(name, results[name]), flush=True)
+    if turn:
+        turn.close()
     folder.write_json("guard.json", run | {"ratios": guard.ratios(results)})
     if disagreed:
         raise RuntimeError(

@@ -1,6 +1,7 @@
 """The benchmark's harness, on contestants that take no time, and one suite by the script."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -16,12 +17,15 @@ from benchmarks.suites import (
     guard,
     host,
     machine,
+    parts,
     rounds,
     session,
     sweep,
     table,
     trunk,
+    turns,
 )
+from benchmarks.suites.registry import SUITES
 from benchmarks.suites.rounds import Contestant, Disagreement, Work
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -282,6 +286,7 @@ def test_encoders_compute_in_the_dtype_asked_for(tmp_path, tiny_encoder_folder):
         assert s.encoder.identity["compute_dtype"] == got
         assert s.load(s.source, "auto").identity["compute_dtype"] == got
         assert machine.matrix_rate(got)() > 0
+    assert machine.matrix_rate("float8")() > 0
 
 
 @pytest.mark.slow
@@ -303,3 +308,123 @@ def test_the_host_suite_extracts_behind_a_device_that_answers_at_once(
     assert {"queries/s on 1 cores", "write, MB a core-second"} <= set(rates)
     assert all(rate > 0 for rate in rates.values())
     assert not (tmp_path / "host-store").exists()
+
+
+def test_a_turn_ends_with_who_had_it(tmp_path):
+    path = tmp_path / "turn"
+    assert turns.holder(path) is None
+    mine = turns.take(path)
+    assert turns.holder(path) == os.getpid()
+    script = """
+import pathlib, sys
+from benchmarks.suites import turns
+turns.take(pathlib.Path(sys.argv[1]))
+"""
+    other = subprocess.Popen([sys.executable, "-c", script, path], cwd=ROOT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        other.wait(0.5)
+    mine.close()
+    assert other.wait(60) == 0 and turns.holder(path) == other.pid
+
+
+# A part that prepares, waits for its turn, and writes what it measures.
+PART = """
+import json, pathlib, sys, time
+from benchmarks.suites import turns
+flags = dict(flag.removeprefix("--").split("=") for flag in sys.argv[1:] if "=" in flag)
+folder = pathlib.Path(flags["workdir"])
+prepared = time.monotonic()
+(folder.parent / f"{folder.name}-prepared").touch()
+turn = turns.take(pathlib.Path(flags["turns"]))
+began = time.monotonic()
+if (folder.parent / "hangs").exists() and folder.name == "b":
+    (folder / "benchmark.json").write_text(json.dumps({"results": "a part"}))
+    time.sleep(60)
+while folder.name == "b" and not (folder.parent / "c-prepared").exists():
+    assert time.monotonic() < began + 60, "the next part has not started"
+    time.sleep(0.01)
+times = {"prepared": prepared, "began": began, "ended": time.monotonic()}
+(folder / "benchmark.json").write_text(json.dumps(times))
+print("said by", folder.name)
+sys.exit(int(flags["code"]))
+"""
+
+
+def test_a_part_prepares_while_the_one_before_measures(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a_part.py").write_text(PART)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(parts, "_LOOK", 0.02)
+    every = {name: ["a_part", f"--code={code}"] for name, code in (("a", 0), ("b", 0), ("c", 3))}
+    monkeypatch.setattr(parts, "commands", lambda small: every)
+
+    folder, output = tmp_path / "small", tmp_path / "known.json"
+
+    def run(minutes: float) -> tuple[dict, list[str]]:
+        missing = parts.run_parts(["a", "b", "c"], folder, output, True, minutes)
+        return json.loads(output.read_text()), missing
+
+    # Time is up while b measures: what it has written is kept, and c waits in vain.
+    folder.mkdir()
+    (folder / "hangs").touch()
+    found, missing = run(0.05)
+    assert missing == ["b", "c"] and found["a"]["exit_code"] == 0
+    assert found["b"]["benchmark"] == {"results": "a part"} and found["b"]["exit_code"] != 0
+    (folder / "hangs").unlink()
+    (folder / "c-prepared").unlink(missing_ok=True)
+    capsys.readouterr()
+    found, missing = run(1)
+    assert missing == ["c"] and found["c"]["exit_code"] == 3
+    b, c = (found[name]["benchmark"] for name in "bc")
+    assert c["prepared"] < b["ended"] < c["began"]
+    printed = capsys.readouterr().out
+    assert "a: done before" in printed and "c: exit code 3\nsaid by c" in printed
+
+
+def test_every_part_is_a_suite_and_a_shape_that_there_is():
+    for small in (False, True):
+        scale = session.SCALES["tiny" if small else "accelerator"]
+        for name, (module, *flags) in parts.commands(small).items():
+            given = dict(flag.removeprefix("--").split("=") for flag in flags if "=" in flag)
+            assert (module == "pytest") == (name == "tests")
+            assert set(given.get("suite", "sweep").split(",")) <= set(SUITES)
+            assert given.get("encoder", "tiny") in checkpoints.SHAPES
+            if "shapes" in given:
+                assert given["shapes"] in [shape for shape, _, _ in scale.shapes]
+    layers = checkpoints.SHAPES["qwen3-0.6b"]["num_hidden_layers"] + 1
+    n_targets = len(rj.simulate(10).targets)
+    assert layers * 2 * len(session.SCALES["accelerator"].sweep_dims) * n_targets == 2030
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "apart", "agrees"),
+    [("torch", "float32", 5e-4, True), ("torch", "float32", 1e-2, False),
+     ("torch", "bfloat16", 1e-2, True), ("torch", "bfloat16", 0.2, False),
+     ("torch", "float8", 0.2, True), ("routerjax in float8", "float32", 0.2, True),
+     ("routerjax in float8", "bfloat16", 0.2, True),
+     ("routerjax in float8", "bfloat16", 1.5, False)],
+)  # fmt: skip
+def test_states_may_differ_as_their_dtype_does(name, dtype, apart, agrees):
+    ours = np.ones((3, 2, 2, 8), np.float32)
+    if agrees:
+        assert capture.agreement(name, dtype, ours, (1 + apart) * ours) < 1.01 * apart
+    else:
+        with pytest.raises(Disagreement, match=name):
+            capture.agreement(name, dtype, ours, (1 + apart) * ours)
+
+
+@pytest.mark.slow
+def test_the_forward_suite_reads_full_rows_in_both_dtypes(still_machine, tmp_path):
+    config = types.SimpleNamespace(
+        workdir=tmp_path, scale="tiny", rounds=1, seed=0, encoder=None, compute_dtype="auto",
+        shapes=["tiny"], n_queries=0, data=None,
+    )  # fmt: skip
+    s = session.Session(config)
+    s.prepare(["forward"])
+    found = SUITES["forward"](s)
+    assert [row["contestant"] for row in found["rows"]] == [
+        f"tiny in {dtype}: a batch of {n} tokens" for dtype in ("float32", "float8")
+        for n in ("512", "1,024")
+    ]  # fmt: skip
+    flops = [row["flops"] for row in found["rows"]]
+    assert flops[1] == 2 * flops[0] > 0 and flops[2:] == flops[:2]
+    assert all(row["limit"] == "compute" and row["tokens_per_second"] > 0 for row in found["rows"])

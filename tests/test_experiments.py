@@ -458,6 +458,7 @@ def test_launch_writes_a_script_for_slurm(tmp_path):
         ("collect", ["--data=d", "--targets={files}/none.json"], "none.json"),
         ("collect", ["--data=d", "--targets={files}/pool.json"], "targets[0]: base_url: Field"),
         ("collect", ["--data=d"], "--targets"),
+        ("bench_gpu", ["--parts=tests,encoder"], "--parts: expected some of tests, qwen3-0.6b"),
         ("quickstart", ["--pcadim=3"], "Unknown command line flag 'pcadim'"),
         ("quickstart", ["--pool=pool.json"], "--pool is of the queries of --data: give both"),
         ("quickstart", ["--data=a.jsonl", "--n_queries=200"], "--n_queries is of simulated"),

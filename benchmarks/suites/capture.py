@@ -1,6 +1,7 @@
 """The capture and encoders suites: queries to pooled hidden states."""
 
 import dataclasses
+import functools
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from benchmarks.suites.rounds import Contestant, Work
 
 _OURS = "routerjax: jit, buckets"
 _PUBLISHED, _BEST = "Hugging Face torch, as published", "Hugging Face torch, at its best"
+_FLOAT8 = "routerjax in float8"
 _LLAMA = "llama.cpp, final state's mean alone"
 # 1 - cosine: llama.cpp multiplies weights of 4 bits by activations that it rounds to 8.
 _QUANTISED = 2e-2
@@ -27,6 +29,8 @@ _STORED = 1e-3
 _BFLOAT16 = 5e-2
 # Of any query's state: 2.5 and 3.6% there, where a row in another's place is over 100%.
 _BFLOAT16_ROW = 1e-1
+# Both sides of a product keep three bits of a mantissa; a row in another's place is over 100%.
+_IN_FLOAT8, _IN_FLOAT8_ROW = 0.5, 1.0
 _SPAN = np.array([[0, 1]], np.int32)
 # Blocks of a store whose states are compared with a peer's: all of a large one take a minute.
 _COMPARED = 8
@@ -85,10 +89,11 @@ def encoders(s: session.Session) -> dict[str, Any]:
     titles = []
     for name, n, mean_tokens in s.shapes:
         path = s.checkpoint(name)
-        encoder = s.load(path)
+        encoder, *others = s.in_each_dtype(path)
         data = checkpoints.queries(s.asked_for(n), mean_tokens, s.seed)
-        one, dtype = race(s, encoder, path, data, []), encoder.identity["compute_dtype"]
-        del encoder  # Its memory is the next one's.
+        more = [Contestant(_FLOAT8, functools.partial(_extract, e, data)) for e in others]
+        one, dtype = race(s, encoder, path, data, more), encoder.identity["compute_dtype"]
+        del encoder, others, more  # Their memory is the next one's.
         for row in one["rows"]:
             row["contestant"] = f"{name}: {row['contestant']}"
         result["figures"] |= {f"{name}, {key}": text for key, text in one["figures"].items()}
@@ -101,6 +106,8 @@ def encoders(s: session.Session) -> dict[str, Any]:
         f"Random weights, {dtype}, all hidden states, last and mean: {'; '.join(titles)}. 'Times "
         f"ours' is within a shape."
     )
+    if s.scale.float8:
+        result["title"] += f" Shares are of the rate of products in {dtype}, float8's too."
     return result
 
 
@@ -112,7 +119,7 @@ def race(
     more: Sequence[Contestant],
 ) -> dict[str, Any]:
     """extract against Hugging Face, which reads a part of the queries where all are too many."""
-    deepest = encoder.n_states - 1
+    deepest, dtype = encoder.n_states - 1, encoder.identity["compute_dtype"]
     prompts = encoder.prompter(data.queries)
     lengths_N, tokens = prompts.lengths_N, int(prompts.lengths_N.sum())
     flops = sum(encoder.flops(int(n), deepest) for n in lengths_N)
@@ -134,7 +141,6 @@ def race(
         return encoder.prompter(queries).tokens
 
     if session.installed("torch"):
-        dtype = encoder.identity["compute_dtype"]
         # Prompts that are more than the query are ours to make: a GGUF file's tokenizer too.
         bare = encoder.identity["template_digest"] is None and not source.endswith(".gguf")
         peer = HuggingFace(source, dtype, encoder.max_tokens, None if bare else tokenize)
@@ -152,9 +158,6 @@ def race(
     elif source.endswith(".gguf"):
         left_out.append(f"{_LLAMA}: pip install xllamacpp")
     whole_N = ~prompts.truncated_N  # Middle and right truncation differ.
-    exact = encoder.identity["compute_dtype"] == "float32"
-    apart, most = (rounds.largest_relative, _STORED) if exact else (rounds.worst_state, _BFLOAT16)
-
     padding: list[float] = []
 
     def agree(results: dict[str, Any]) -> dict[str, float]:
@@ -175,19 +178,32 @@ def race(
             ids = [data.ids[i] for i in at_n[whole]]
             theirs = theirs.states(ids) if isinstance(theirs, Extracted) else theirs[place_n[whole]]
             states = ours.states(ids)
-            result[name] = rounds.require(name, apart(states, theirs), most)
-            if not exact:
-                rounds.require(name, rounds.worst_state(states, theirs, True), _BFLOAT16_ROW)
+            result[name] = agreement(name, dtype, states, theirs)
         return result
 
     work = Work(flops, tokens=tokens)
-    result = rounds.in_rounds(contestants, s.rounds, work, agree, encoder.identity["compute_dtype"])
+    result = rounds.in_rounds(contestants, s.rounds, work, agree, dtype)
     result["rows"][0]["padding"] = padding[0]
     result["figures"] = {
         f"torch's best up to {length} tokens": f"{setting.rows} rows, {setting.threads} threads"
         for length, setting in (peer.settings if peer else {}).items()
     }
     return result | {"left_out": left_out}
+
+
+def agreement(name: str, dtype: str, ours: np.ndarray, theirs: np.ndarray) -> float:
+    """How far a contestant's h_NLPD are from ours; raises `Disagreement` where that is too far.
+
+    Args:
+      name: Of the contestant.
+      dtype: Ours.
+    """
+    if dtype == "float32" and name != _FLOAT8:
+        return rounds.require(name, rounds.largest_relative(ours, theirs), _STORED)
+    in_float8 = dtype == "float8" or name == _FLOAT8
+    most, of_a_row = (_IN_FLOAT8, _IN_FLOAT8_ROW) if in_float8 else (_BFLOAT16, _BFLOAT16_ROW)
+    rounds.require(name, rounds.worst_state(ours, theirs, of_each_row=True), of_a_row)
+    return rounds.require(name, rounds.worst_state(ours, theirs), most)
 
 
 def angle(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
@@ -248,6 +264,11 @@ def extract(encoder: rj.Encoder, data: rj.RoutingDataset) -> Extracted:
     """All states of the queries, on disk."""
     folder = tempfile.TemporaryDirectory()
     return Extracted(rj.extract(encoder, data, folder.name), folder)
+
+
+def _extract(encoder: rj.Encoder, data: rj.RoutingDataset, number: int) -> Extracted:
+    del number
+    return extract(encoder, data)
 
 
 def fixed_batches(

@@ -62,6 +62,9 @@ def tiny(n_layers: int) -> dict[str, Any]:
     )  # fmt: skip
 
 
+SHAPES |= {"tiny": tiny(2), "tiny-2": tiny(3)}
+
+
 def write(folder: pathlib.Path, config: dict[str, Any], dtype: str, seed: int = 0) -> str:
     """Writes config.json, model.safetensors and a tokenizer of numbers and characters.
 

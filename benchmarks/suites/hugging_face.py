@@ -29,7 +29,7 @@ class HuggingFace:
 
     Args:
       folder: Config, tokenizer and weights, or a GGUF file.
-      dtype: "float32" or "bfloat16".
+      dtype: "float32" or "bfloat16"; of float8 also bfloat16.
       max_tokens: Where longer queries are cut.
       tokenize: The token ids of some queries, for a model whose prompts are not the bare queries;
         None for the folder's tokenizer.
@@ -56,6 +56,7 @@ class HuggingFace:
                 return tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
 
         self._tokenize = tokenize
+        dtype = "bfloat16" if dtype == "float8" else dtype
         model = AutoModel.from_pretrained(path, dtype=getattr(torch, dtype), **gguf)
         self.model = model.to(self._device).eval()
         # By the longest length of a class.

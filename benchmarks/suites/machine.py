@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from routerjax.encoder.models import products
+from routerjax.runtime.tuning import Tuning
 
 _STATUS = pathlib.Path("/proc/self/status")
 # On an accelerator one product takes a millisecond: as many keep its clocks as work does.
@@ -28,15 +29,21 @@ def matrix_rate(dtype: str) -> Callable[[], float]:
     """A probe of the matrix-product rate, of products as the encoder's linear layers.
 
     Args:
-      dtype: "float32", "bfloat16" or "float16".
+      dtype: "float32", "bfloat16", "float16" or "float8".
 
     Returns:
       A function that runs large products on the first device and returns FLOP/s.
     """
     n, times = (2048, 1) if on_cpu() else (8192, _TIMES)
     precision = jax.lax.Precision.HIGHEST if dtype == "float32" else jax.lax.Precision.DEFAULT
-    a = jnp.asarray(np.random.default_rng(0).normal(size=(n, n)), dtype)
-    square = jax.jit(lambda a: products.matmul(a, a, precision))
+    a = jnp.asarray(np.random.default_rng(0).normal(size=(n, n)), jnp.float32)
+    if dtype == "float8":
+        tuning = Tuning.of(jax.devices())
+        a = products.quantised(a)[0]
+        square = jax.jit(lambda a: products.float8_product(a, a, tuning))
+    else:
+        a = a.astype(dtype)
+        square = jax.jit(lambda a: products.matmul(a, a, precision))
     square(a).block_until_ready()
 
     def probe() -> float:

@@ -5,6 +5,7 @@ from typing import Any
 
 from benchmarks.suites.capture import capture, encoders
 from benchmarks.suites.compile import compile
+from benchmarks.suites.forward import forward
 from benchmarks.suites.host import host
 from benchmarks.suites.pod import pod
 from benchmarks.suites.probes import probes
@@ -17,6 +18,7 @@ from benchmarks.suites.trunk import trunk, trunks
 SUITES: dict[str, Callable[[Session], dict[str, Any]]] = {
     "capture": capture,
     "encoders": encoders,
+    "forward": forward,
     "probes": probes,
     "sweep": sweep,
     "trunk": trunk,

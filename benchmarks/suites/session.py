@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -37,6 +38,8 @@ class Scale:
       scaled: Queries at most of the rows that show how capture grows with them.
       scaling: Whether suites also show how their time grows with sizes.
       tunes_peers: Whether torch on a CPU gets the rows and threads that are best for each length.
+      float8: Whether encoders are measured in float8 too, where the devices take it.
+      forward_tokens: Tokens of the batches of the forward suite.
     """
 
     queries: int
@@ -55,6 +58,8 @@ class Scale:
     scaling: bool = True
     tunes_peers: bool = False
     encoder: str = ""
+    float8: bool = False
+    forward_tokens: tuple[int, ...] = (512, 1024)
 
 
 SCALES = {
@@ -104,12 +109,29 @@ SCALES = {
         shapes=(("qwen3-0.6b", 100_000, 128), ("qwen3-8b", 4096, 128)),
         peer_tokens=2**16,
         numpy_rows=8192,
-        sweep_share=0.02,
+        sweep_share=0.001,
         trunks=1000,
         scaled=8192,
         alone=6,
         processes=1,
         scaling=False,
+        float8=True,
+        forward_tokens=(4096, 8192, 16384, 32768),
+    ),
+    "tiny": Scale(
+        encoder="tiny",
+        queries=200,
+        capture=64,
+        eager=4,
+        shapes=(("tiny", 64, 16), ("tiny-2", 16, 16)),
+        numpy_rows=200,
+        sweep_dims=(8, 16),
+        sweep_share=0.001,
+        trunks=8,
+        alone=2,
+        processes=1,
+        scaling=False,
+        float8=True,
     ),
 }
 
@@ -133,14 +155,27 @@ class Session:
         self.rounds: int = config.rounds
         self.seed: int = config.seed
         self._config = config
+        self._in_each_dtype: dict[str, list[rj.Encoder]] = {}
+
+    def prepare(self, suites: Sequence[str]) -> None:
+        """What suites need and no device computes: imports, checkpoints, queries."""
+        for name in ("torch", "transformers", "sklearn"):
+            if installed(name):
+                importlib.import_module(name)
+        of_shapes = {"encoders", "forward"}
+        if not of_shapes.isdisjoint(suites):
+            for name, _, _ in self.shapes:
+                self.checkpoint(name)
+        if not of_shapes.issuperset(suites):
+            _ = self.source, self.data
 
     @functools.cached_property
     def source(self) -> str:
         """Folder or hub id of the encoder; one of random weights is written where it is first."""
-        name = self.scale.encoder
-        if self._config.encoder or not name:
-            return options.find_encoder(self._config.encoder)
-        return self.checkpoint(name)
+        name = self._config.encoder or self.scale.encoder
+        if name in checkpoints.SHAPES:
+            return self.checkpoint(name)
+        return options.find_encoder(self._config.encoder)
 
     def checkpoint(self, name: str) -> str:
         """The folder of a shape with random weights; kept for a second run."""
@@ -185,11 +220,23 @@ class Session:
     def encoder(self) -> rj.Encoder:
         return self.load(self.source)
 
-    def load(self, source: str, mesh: str = "data:1") -> rj.Encoder:
-        """An encoder that computes in the run's dtype."""
-        return rj.Encoder.from_pretrained(
-            source, compute_dtype=self._config.compute_dtype, mesh=rj.make_mesh(mesh)
-        )
+    def load(
+        self, source: str, mesh: str = "data:1", compute_dtype: str | None = None
+    ) -> rj.Encoder:
+        """An encoder, in the run's dtype unless another one is given."""
+        dtype = compute_dtype or self._config.compute_dtype
+        return rj.Encoder.from_pretrained(source, compute_dtype=dtype, mesh=rj.make_mesh(mesh))
+
+    def in_each_dtype(self, source: str) -> list[rj.Encoder]:
+        """An encoder in the run's dtype and perhaps in float8; kept until the next one's."""
+        if source not in self._in_each_dtype:
+            self._in_each_dtype.clear()
+            encoders = [self.load(source)]
+            taken = encoders[0].tuning.float8_products is not None
+            if self.scale.float8 and taken and encoders[0].identity["compute_dtype"] != "float8":
+                encoders.append(self.load(source, compute_dtype="float8"))
+            self._in_each_dtype[source] = encoders
+        return self._in_each_dtype[source]
 
     @functools.cached_property
     def data(self) -> rj.RoutingDataset:
