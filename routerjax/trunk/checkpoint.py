@@ -41,10 +41,13 @@ class Checkpoints:
         self._of = resume.owner_of(job)
         path = self.folder.local_path() if self.folder.is_local else self.folder.path
         self._orbax = _orbax()
-        options = self._orbax.CheckpointManagerOptions(max_to_keep=1, create=True)
+        # A process that was killed may have left a part of one that it wrote.
+        options = self._orbax.CheckpointManagerOptions(
+            max_to_keep=1, create=True, cleanup_tmp_directories=True
+        )
         with _writing(self.folder):
             self._manager = self._orbax.CheckpointManager(path, options=options)
-            # A process that was killed while it deleted an older one may have left a part of it.
+            # Or of an older one that it deleted.
             for step in self._manager.all_steps():
                 if step != self._manager.latest_step():
                     self._manager.delete(step)

@@ -48,16 +48,16 @@ def test_a_checkpoint_of_another_job_or_damaged_is_refused(tmp_path):
     saver.close()
 
 
-def test_an_older_checkpoint_that_was_half_deleted_is_deleted(tmp_path):
+def test_what_a_kill_left_of_other_checkpoints_is_deleted(tmp_path):
     saver = Checkpoints(tmp_path, JOB)
     saver.save(2, STATE)
     saver.close()
     shutil.copytree(tmp_path / "2", tmp_path / "1")
-    (tmp_path / "1/default/manifest.ocdbt").unlink()
+    shutil.move(tmp_path / "1/default", tmp_path / "3.orbax-checkpoint-tmp/default")
     saver = Checkpoints(tmp_path, JOB)
     np.testing.assert_array_equal(saver.restore(STATE)["x"], STATE["x"])
     saver.close()
-    assert not (tmp_path / "1").exists() and (tmp_path / "2").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "job.json"]
 
 
 def test_a_checkpoint_from_before_its_digest_was_of_its_job_is_read(tmp_path, monkeypatch):
