@@ -17,6 +17,7 @@ import sys
 import time
 import types
 
+import numpy as np
 import pytest
 from absl import flags as absl_flags
 from absl.flags import FLAGS
@@ -26,6 +27,8 @@ from experiments import compare, options
 from routerjax.data.pool import write_pool
 from routerjax.data.simulated.simulate import simulate
 from routerjax.data.writers import write_dataset
+from routerjax.routing.limits import Limits
+from routerjax.routing.router import Router
 from routerjax.runtime import script as script_module
 from routerjax.store.store import ActivationStore
 from routerjax.studies.contestants import BASELINES
@@ -276,6 +279,16 @@ def test_route_answers_what_comes_before_a_faulty_line(work):
     unfitted = run("route", "--router=nowhere", "--policy=budget:0.001", "--query=hi")
     assert unfitted.returncode == 1
     assert "train a router with this --policy" in unfitted.stderr
+
+
+def test_route_answers_what_comes_before_a_query_that_no_target_can_take(work, tmp_path):
+    router = Router.load(work / "router")
+    n = len(router.targets)
+    router.limits = Limits(np.full(n, 30.0), ((),) * n)
+    router.save(tmp_path / "router")
+    job = run("route", f"--router={tmp_path}/router", stdin=f"one\n{'word ' * 99}\ntwo\n")
+    assert [json.loads(line)["query"] for line in job.stdout.splitlines()] == ["one"]
+    assert job.returncode == 1 and "no target can take the query 'word word" in job.stderr
 
 
 @pytest.mark.slow

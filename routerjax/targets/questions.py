@@ -1,6 +1,7 @@
 """Questions for targets: queries with what their answers are graded by."""
 
 import dataclasses
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from routerjax.data.fields import Unread
 from routerjax.data.queries import ID_NAMES, QUERY_NAMES, as_named_query, query_rows
 from routerjax.data.values import check_unicode, text
 from routerjax.targets.graders import TEXT_GRADERS
+
+logger = logging.getLogger(__name__)
 
 # Graders that need more than two texts, see `sandbox` and `judge`.
 CODE, JUDGE = "code", "judge"
@@ -87,6 +90,10 @@ def read_questions(
     if not questions:
         raise ValueError(f"{path}: expected at least one query, the file has none")
     unread.say(str(path))
+    unnamed = sum(question.dataset is None for question in questions)
+    if 0 < unnamed < len(questions):
+        logger.warning("%s: datasets are left out: %d of %d rows name none", path, unnamed,
+                       len(questions))  # fmt: skip
     return tuple(questions)
 
 

@@ -289,12 +289,12 @@ def test_it_runs_where_a_loop_of_events_does_and_reads_any_text(stub, other, que
     assert summary["targets"]["a"]["usd_unknown"] == 2  # It tells no tokens.
 
 
-def test_a_target_is_not_asked_what_it_does_not_take(stub, other, tmp_path):
+def test_a_target_is_not_asked_what_it_does_not_take(stub, other, tmp_path, caplog):
     other.answer = stub.answer = lambda text, times: "3"
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
     content = [{"type": "text", "text": "How many?"}, picture]
     rows = [{"id": "p", "messages": [{"role": "user", "content": content}], "answer": 3},
-            {"id": "t", "query": "1 + 2", "answer": 3}]  # fmt: skip
+            {"id": "t", "query": "1 + 2", "answer": 3, "dataset": "sums"}]  # fmt: skip
     (tmp_path / "q").write_text("".join(json.dumps(row) + "\n" for row in rows))
     targets = Targets([
         stub.target("a", modalities=["text"]), other.target("b", modalities=["text", "image"]),
@@ -306,6 +306,8 @@ def test_a_target_is_not_asked_what_it_does_not_take(stub, other, tmp_path):
     assert answers(tmp_path / "w")[0] == {"id": "p", "target": "a", "error": "takes no image"}
     data = read_dataset(tmp_path / "w/outcomes.jsonl")
     np.testing.assert_array_equal(data.y_NM, [[np.nan, 1], [1, 1]])
+    assert data.datasets is None
+    assert "datasets are left out: 1 of 2 rows name none" in caplog.text
     # A picture has as many tokens as fit a window: without one no budget can be kept.
     priced = Targets([other.target("b", **PRICES)])
     with pytest.raises(ValueError, match="and context_window for queries with more than text"):
