@@ -212,7 +212,8 @@ def jsonl_parquet(data: RoutingDataset, folder):
     lines = jsonl(data, folder).read_text().split("\n")[:-1]
     # Parquet has no objects without names, and each column in every row.
     rows = [{k: v for k, v in json.loads(line).items() if v != {}} for line in lines]
-    columns = {name: [row.get(name) for row in rows] for row in rows for name in row}
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
     pyarrow.parquet.write_table(pyarrow.table(columns), folder / "x.parquet")
     return folder / "x.parquet"
 
