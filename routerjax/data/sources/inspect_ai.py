@@ -159,7 +159,7 @@ def _query(sample: dict[str, Any], whole: Whole) -> dict[str, Any]:
     value = sample.get("input")
     # Summaries cut long texts and leave out what is not text.
     parts = isinstance(value, list) and any(not isinstance(m.get("content"), str) for m in value)
-    if parts or _CUT in json.dumps(value):
+    if parts or _CUT in (value if isinstance(value, str) else json.dumps(value)):
         value = whole(sample).get("input")
     if not isinstance(value, list):
         return {"query": _with_options(value, sample.get("choices"))}
