@@ -37,14 +37,15 @@ def trained(make_pool, monkeypatch):
     data, p_NM, _ = make_pool(n=500, m=3, missing=0.05)
     trainings = []
 
-    def fit(stores, train, recipe, config):
+    def fit(stores, train, recipe, config, trust):
+        assert not trust
         trainings.append((train, recipe, config))
         noise = 0.05 if recipe.kind == "all_layers" else 0.4
         rng = np.random.default_rng(config.seeds[0])
         noisy_NM = np.clip(p_NM + noise * rng.normal(size=p_NM.shape), 0, 1)
         rows = {name: row for row, name in enumerate(data.ids)}
 
-        def predict(stores, ids, calibrated=True):
+        def predict(ids, calibrated=True):
             assert not calibrated
             assert not set(ids) & set(train.ids)
             groups = {data.groups[rows[i]] for i in ids}
@@ -56,7 +57,9 @@ def trained(make_pool, monkeypatch):
             best_single=int(np.nanargmax(np.nanmean(train.correct_NM, axis=0))),
             training={"choices": [{"n": len(train)}]},
             features=types.SimpleNamespace(recipe=recipe, width=7),
-            predict_store=predict,
+            read=lambda stores, ids: ids,
+            predict=predict,
+            predictor=types.SimpleNamespace(calibrated=lambda p_NM, ids: p_NM),
             calibration=Calibration.none(3),
             kernel=None,
         )
