@@ -28,7 +28,9 @@ from routerjax.trunk.calibrate import logit
 # Datasets of fewer rows have no mean of their own; with fewer datasets than this nothing is learnt.
 FEWEST_ROWS, FEWEST_DATASETS = 20, 4
 
-_OWN_FOLDS, _MOST_FOLDS = 5, 20  # Of queries like the training's; of whole datasets.
+# Folds of queries like the training's are dealt twice: what they show is steadier, and weighs twice
+# as much as datasets left out. The last number is of folds of whole datasets.
+_OWN_FOLDS, _OWN_DEALS, _MOST_FOLDS = 5, 2, 20
 _BINS = 20  # Of distance, of equally many rows; from each to the next, t is interpolated.
 _RIDGE = 1.0  # Of the regression, as a share of the mean variance of a feature.
 _FLOOR = 0.01  # Added to a covariance's diagonal, as a share of the mean variance.
@@ -156,8 +158,8 @@ def fit_trust(
 ) -> Trust | None:
     """Learns a trust by leaving datasets out.
 
-    Every row is predicted twice by a ridge regression on other rows: on those of other groups, and
-    on those of other datasets. Where it would choose target a, and the means choose b, it promises
+    Every row is predicted by ridge regressions on other rows: on those of other groups, and on
+    those of other datasets. Where one would choose target a, and the means choose b, it promises
     p_a - p_b, and y_a - y_b comes true. t at a distance is the slope of what came true by what was
     promised, as a share of that slope on held-out rows of the same datasets; never rising with the
     distance, by isotonic regression.
@@ -184,12 +186,12 @@ def fit_trust(
     if len(names) > _MOST_FOLDS:
         whole_N = grouping.folds([names[d] for d in dataset_N], _MOST_FOLDS, seed)
     dataset_N = np.where(small_N, -1, dataset_N)
-    held = _held_out(x_NC, y_NM, dataset_N, grouping.folds(groups, _OWN_FOLDS, seed))
+    deals = (grouping.folds(groups, _OWN_FOLDS, seed + i) for i in range(_OWN_DEALS))
+    held = _joined(*(_held_out(x_NC, y_NM, dataset_N, fold_N) for fold_N in deals))
     left = _held_out(x_NC, y_NM, dataset_N, whole_N)
     if held.slope <= 0:
         return None
-    both = _Held(*(np.concatenate(pair) for pair in zip(held, left, strict=True)))
-    knots = _falling(both, held.slope)
+    knots = _falling(_joined(held, left), held.slope)
     return Trust(
         comparable_accuracy(y_NM, datasets)[0].astype(np.float32),
         Metric.fit(x_NC, dataset_N),
@@ -232,6 +234,10 @@ class _Held(NamedTuple):
         """Of what came true by what was promised; 0 where nothing was."""
         square = self.promised_N @ self.promised_N
         return float(self.promised_N @ self.came_N / max(square, _LEAST))
+
+
+def _joined(*parts: _Held) -> _Held:
+    return _Held(*(np.concatenate(same) for same in zip(*parts, strict=True)))
 
 
 def _held_out(

@@ -8,7 +8,7 @@ from scipy.special import logit
 
 from routerjax.trunk.trust import Metric, Trust, fit_trust, words
 
-G, C, ROWS = 6, 12, 150
+G, C, ROWS = 6, 12, 500
 
 
 def rows(holds, seed=0, n=ROWS):
@@ -113,7 +113,7 @@ def test_nothing_is_learnt_where_too_few_datasets_can_be_left_out():
     assert words(None, None) == "none: the rows do not name their datasets"
     assert fitted(keep=("d0", "d1", "d2")) is None
     # Datasets of a few rows do not count.
-    tiny = tuple(f"{name}-{n % 10}" for n, name in enumerate(datasets))
+    tiny = tuple(f"{name}-{n % 50}" for n, name in enumerate(datasets))
     assert fit_trust(x_NC, y_NM, tiny, groups) is None
     assert words(None, tiny).startswith("none: under 4 datasets have 20 rows")
 
