@@ -14,6 +14,7 @@ import pytest
 
 import routerjax as rj
 from routerjax.encoder.extraction import block_buffer
+from routerjax.encoder.models import products
 from routerjax.encoder.models.attention import attend, attend_cudnn
 from routerjax.runtime.tuning import Tuning
 from routerjax.store.shards import encode
@@ -79,6 +80,30 @@ def test_cudnn_attends_as_we_do(n_before, E):
     ours = attend(*whole, lengths_B, jax.lax.Precision.HIGHEST, Tuning.gpu())
     real_BT = np.arange(T)[None] < np.asarray(lengths_B)[:, None]
     assert relative(np.asarray(fused, np.float32)[real_BT], np.asarray(ours)[real_BT]) < 1e-2
+
+
+def test_float8_is_multiplied_as_it_is_and_gives_the_states_of_the_cpu(
+    tiny_encoder_folder, tiny_data
+):
+    tuning = Tuning.of(jax.devices())
+    if not tuning.float8_products:
+        pytest.skip("float8 is not multiplied here")
+    rng = np.random.default_rng(0)
+    x_RD, w_FD = (jnp.asarray(rng.normal(size=(256, 512)), jnp.float32) for _ in range(2))
+    (x, _), (w, _) = products.quantised(x_RD), products.quantised(w_FD)
+    product = jax.jit(lambda x, w: products.float8_product(x, w, tuning)).lower(x, w).compile()
+    assert "__cublas$lt$matmul$f8" in product.as_text() or "__triton_gemm" in product.as_text()
+    exact = np.asarray(x, np.float64) @ np.asarray(w, np.float64).T
+    assert relative(np.asarray(product(x, w)), exact) < 1e-5, "it adds up in less than float32"
+    here, there = (
+        rj.Encoder.from_pretrained(
+            tiny_encoder_folder, compute_dtype="float8", mesh=rj.make_mesh("data:1", devices)
+        ).capture(tiny_data.queries[:200])
+        for devices in (jax.local_devices()[:1], [on_cpu()])
+    )
+    for layer in range(here.shape[1]):
+        # Sums in another order are rounded to another code here and there.
+        assert relative(here[:, layer], there[:, layer]) < 0.12, layer
 
 
 def test_a_store_is_the_cpus_to_bfloat16_and_the_same_twice(
