@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pathlib
+import random
 import re
 import runpy
 import shutil
@@ -17,6 +18,7 @@ import sys
 import time
 import types
 
+import httpx
 import numpy as np
 import pytest
 from absl import flags as absl_flags
@@ -30,9 +32,12 @@ from routerjax.data.writers import write_dataset
 from routerjax.routing.limits import Limits
 from routerjax.routing.router import Router
 from routerjax.runtime import script as script_module
+from routerjax.runtime.files import Folder
 from routerjax.store.store import ActivationStore
 from routerjax.studies.contestants import BASELINES
+from tests.http_servers import free_port, wait_for
 from tests.report.test_verify import reader_of
+from tests.runtime import bucket_server
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -109,20 +114,24 @@ def files(tmp_path_factory):
     return folder
 
 
+def jobs_in(work, files, encoder):
+    """extract, probe and train with their flags, one after the other."""
+    common = [f"--workdir={work}", f"--data={files}/train.jsonl", f"--pool={files}/pool.json"]
+    return [
+        ("extract", *common, f"--encoder={encoder}", "--layers=1-3", "--mesh=data:1",
+         '--chat_template_kwargs={"brief": true}', "--compute_dtype=bfloat16"),
+        ("probe", *common, f"--store={work}/store"),
+        ("train", *common, f"--store={work}/store", "--pca_dim=20", "--members=3", "--keep=2",
+         "--epochs=5"),
+    ]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def work(files, tiny_encoder_folder, tmp_path_factory):
-    """extract, probe and train, one after the other."""
+    """What `jobs_in` a folder leave."""
     work = tmp_path_factory.mktemp("work")
-    common = [f"--workdir={work}", f"--data={files}/train.jsonl", f"--pool={files}/pool.json"]
-    jobs = [
-        ("extract", f"--encoder={tiny_encoder_folder}", "--layers=1-3", "--mesh=data:1",
-         '--chat_template_kwargs={"brief": true}', "--compute_dtype=bfloat16", "--track"),
-        ("probe", f"--store={work}/store"),
-        ("train", f"--store={work}/store", "--pca_dim=20", "--members=3", "--keep=2", "--epochs=5",
-         "--track"),
-    ]  # fmt: skip
-    for script, *flags in jobs:
-        done = run(script, *common, *flags)
+    for script, *flags in jobs_in(work, files, tiny_encoder_folder):
+        done = run(script, *flags, *([] if script == "probe" else ["--track"]))
         assert done.returncode == 0, done.stderr
         if script == "extract":
             told = re.search(
@@ -136,6 +145,64 @@ def work(files, tiny_encoder_folder, tmp_path_factory):
         assert config["config"]["data"] == f"{files}/train.jsonl"
         assert config["versions"]["jax"] and config["devices"]
     return work
+
+
+@pytest.fixture(params=["s3", "gs", "moto"])
+def bucket(request, monkeypatch):
+    """The URL of a bucket that fails at times; that of moto does not.
+
+    $ROUTERJAX_MOTO is the Python of an environment with moto[server].
+    """
+    if request.param != "moto":
+        with bucket_server.serve(request.param, monkeypatch) as server:
+            rng, troubles = random.Random(0), ("busy", "broken", "dropped", "lost")
+            server.trouble = lambda *_: rng.choice(troubles) if rng.random() < 0.1 else ""
+            yield f"{request.param}://bucket"
+        return
+    python = os.environ.get("ROUTERJAX_MOTO")
+    if not python:
+        pytest.skip("no moto: name a Python that has it in $ROUTERJAX_MOTO")
+    port = free_port()
+    server = subprocess.Popen(
+        [python, "-m", "moto.server", f"-p{port}"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    for name, value in {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "x",
+                        "AWS_SECRET_ACCESS_KEY": "y"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    try:
+        wait_for(f"{url}/moto-api/", server, 60)
+        httpx.put(f"{url}/bucket").raise_for_status()
+        yield "s3://bucket"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.mark.slow
+def test_the_whole_job_in_a_bucket_leaves_what_it_leaves_on_disk(
+    bucket, work, files, tiny_encoder_folder
+):
+    there, here = Folder(f"{bucket}/work"), Folder(work)
+    extracts, *others = jobs_in(f"{bucket}/work", files, tiny_encoder_folder)
+    assert run(*extracts).returncode == 0
+    for name in ("blocks/0.json", "rows.json"):
+        (there / "store").delete(name)
+    for job in (extracts, *others):
+        done = run(*job)
+        assert done.returncode == 0, done.stderr
+    store = [name for name in here.list("store/") if not name.startswith("store/events")]
+    assert store and there.list("store/") == store
+    for name in (*store, "probes.json", "probes.png"):
+        assert there.read_bytes(name) == here.read_bytes(name), name
+    routers = [folder.read_json("router/router.json") for folder in (there, here)]
+    assert routers[0]["arrays_digest"] == routers[1]["arrays_digest"]
+    done = run("route", f"--router={bucket}/work/router", "--query=abc def?")
+    expected = run("route", f"--router={work}/router", "--query=abc def?")
+    assert done.returncode == 0 and done.stdout == expected.stdout
+    done = run("verify", f"--workdir={bucket}/work")
+    assert done.returncode == 0, done.stdout
 
 
 def test_extract_probe_and_train_leave_what_they_say(work):

@@ -28,7 +28,8 @@ class Folder:
 
     Args:
       path: A local path, or a URL that TensorStore's key-value stores open (`gs://bucket/path`,
-        `s3://bucket/path`, `file:///path`, `memory://name`). It need not exist yet.
+        `s3://bucket/path`, `file:///path`, `memory://name`). It need not exist yet. `s3://` is
+        where AWS_ENDPOINT_URL says, if it does.
 
     Raises:
       ValueError: The path is empty, or no TensorStore driver opens it.
@@ -41,7 +42,7 @@ class Folder:
         self.path: str
         if "://" in text:
             self.path = text.rstrip("/") + "/"
-            spec: Any = self.path
+            spec: Any = _store_of(self.path)
         else:
             # The file driver refuses `..`, which goes by the names here: links stay as they are.
             self.path = os.path.abspath(pathlib.Path(text).expanduser()) + "/"
@@ -257,6 +258,15 @@ class Folder:
             self._kv.delete_range(_starting_with(prefix)).result()
         except Exception as error:
             raise OSError(f"cannot delete {self.path}{prefix}: {error}") from error
+
+
+def _store_of(url: str) -> Any:
+    """What TensorStore opens for a URL: it does not look at AWS's variable of the endpoint."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not (endpoint and url.startswith("s3://")):
+        return url
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    return ts.KvStore.Spec(url).to_json() | {"endpoint": endpoint, "aws_region": region}
 
 
 def json_bytes(value: Any, indent: int | None = 2) -> bytes:

@@ -196,6 +196,8 @@ class _Lock:
         while True:
             data, generation = self._folder.read_stamped(self._name)
             holder = None if data is None else Holder.parse(data)
+            if holder is not None and holder.token == self._holder.token:
+                return generation  # By a write whose answer was lost.
             gone = None if holder is None else holder.has_ended()
             renewed = seen not in (None, generation)
             if generation != seen:

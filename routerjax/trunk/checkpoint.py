@@ -1,6 +1,12 @@
-"""Checkpoints: Orbax behind one small file."""
+"""Checkpoints and arrays: Orbax behind one small file.
+
+Orbax reaches buckets by packages of its own. Here they are reached through `Folder`, as all else
+is: arrays are copies of what Orbax writes on this machine, checkpoints a file each.
+"""
 
 import contextlib
+import pathlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,7 +23,7 @@ class Checkpoints:
     """The newest state of a training job, written in the background.
 
     Args:
-      folder: Where they lie; local or a URL that Orbax opens.
+      folder: Where they lie; local or a URL.
       job: JSON values that decide what the job computes. A folder of another job is refused.
 
     Raises:
@@ -39,18 +45,12 @@ class Checkpoints:
     def _open(self, job: dict[str, Any]) -> None:
         resume.claim(self.folder, "training job", job)
         self._of = resume.owner_of(job)
-        path = self.folder.local_path() if self.folder.is_local else self.folder.path
-        self._orbax = _orbax()
-        # A process that was killed may have left a part of one that it wrote.
-        options = self._orbax.CheckpointManagerOptions(
-            max_to_keep=1, create=True, cleanup_tmp_directories=True
-        )
         with _writing(self.folder):
-            self._manager = self._orbax.CheckpointManager(path, options=options)
-            # Or of an older one that it deleted.
-            for step in self._manager.all_steps():
-                if step != self._manager.latest_step():
-                    self._manager.delete(step)
+            self._steps = (
+                _LocalSteps(self.folder)
+                if self.folder.is_local
+                else _BucketSteps(self.folder, self._of)
+            )
 
     def restore(self, like: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
         """The newest checkpoint, of the names, shapes and dtypes of `like`; None without one.
@@ -58,12 +58,12 @@ class Checkpoints:
         Raises:
           ValueError: It cannot be read, or is damaged.
         """
-        step = self._manager.latest_step()
+        step = self._steps.latest()
         if step is None:
             return None
         held = like | {_DIGEST: np.zeros(16, np.uint8)}
         try:
-            read = self._manager.restore(step, args=self._orbax.args.StandardRestore(held))
+            read = self._steps.read(step, held)
         except Exception as error:  # Of any kind, by which of the files is damaged.
             raise ValueError(
                 f"{self.folder.path}: checkpoint {step} cannot be read; if it is damaged, delete "
@@ -85,7 +85,7 @@ class Checkpoints:
         """
         held = arrays | {_DIGEST: np.frombuffer(bytes.fromhex(_digest(arrays, self._of)), np.uint8)}
         with _writing(self.folder):
-            self._manager.save(step, args=self._orbax.args.StandardSave(held))
+            self._steps.write(step, held)
 
     def close(self) -> None:
         """Waits until everything is on disk.
@@ -94,12 +94,75 @@ class Checkpoints:
           OSError: A checkpoint could not be written.
         """
         with self._closing:
-            try:
-                with _writing(self.folder):
-                    self._manager.wait_until_finished()
-            finally:
-                # Its threads would keep a process from ending.
-                self._manager.close()
+            with _writing(self.folder):
+                self._steps.close()
+
+
+class _LocalSteps:
+    """Checkpoints on this machine, written in the background by Orbax."""
+
+    def __init__(self, folder: Folder):
+        self._args = _orbax().args
+        # A process that was killed may have left a part of one that it wrote.
+        options = _orbax().CheckpointManagerOptions(
+            max_to_keep=1, create=True, cleanup_tmp_directories=True
+        )
+        self._manager = _orbax().CheckpointManager(folder.local_path(), options=options)
+        # Or of an older one that it deleted.
+        for step in self._manager.all_steps():
+            if step != self._manager.latest_step():
+                self._manager.delete(step)
+
+    def latest(self) -> int | None:
+        """The newest step; None without one."""
+        return self._manager.latest_step()
+
+    def read(self, step: int, like: dict[str, np.ndarray]) -> dict[str, Any]:
+        """The arrays of a step, of the names, shapes and dtypes of `like`."""
+        return self._manager.restore(step, args=self._args.StandardRestore(like))
+
+    def write(self, step: int, arrays: dict[str, np.ndarray]) -> None:
+        """Keeps a step in place of the one before, once it is whole."""
+        self._manager.save(step, args=self._args.StandardSave(arrays))
+
+    def close(self) -> None:
+        """Waits until all is on disk."""
+        try:
+            self._manager.wait_until_finished()
+        finally:
+            # Its threads would keep a process from ending.
+            self._manager.close()
+
+
+class _BucketSteps:
+    """As `_LocalSteps`, of files in a bucket; each is there when `write` returns."""
+
+    def __init__(self, folder: Folder, of: str):
+        self._folder, self._of = folder, of
+
+    def latest(self) -> int | None:
+        # A listing may tell of what is deleted already.
+        steps = [step for step in self._steps() if self._folder.exists(_step_file(step))]
+        return max(steps, default=None)
+
+    def read(self, step: int, like: dict[str, np.ndarray]) -> dict[str, Any]:
+        read = self._folder.read_arrays(_step_file(step), self._of)
+        if read is None or _shapes(read) != _shapes(like):
+            raise ValueError(f"expected {_shapes(like)}, got {read and _shapes(read)}")
+        return read
+
+    def write(self, step: int, arrays: dict[str, np.ndarray]) -> None:
+        before = self._steps()
+        self._folder.write_arrays(_step_file(step), arrays, self._of)
+        for other in set(before) - {step}:
+            self._folder.delete(_step_file(other))
+
+    def close(self) -> None:
+        pass
+
+    def _steps(self) -> list[int]:
+        names = [name.removesuffix(".safetensors") for name in self._folder.list()]
+        return [int(name) for name in names if name.isdecimal()]
 
 
 def check_checkpoint(folder: Folder, of: str) -> None:
@@ -137,8 +200,13 @@ def save_arrays(folder: Folder, arrays: dict[str, np.ndarray]) -> None:
     Raises:
       OSError: They could not be written.
     """
-    with _writing(folder), _orbax().StandardCheckpointer() as checkpointer:
-        checkpointer.save(_path(folder), arrays, force=True)
+    with _writing(folder), _on_disk(folder) as path:
+        with _orbax().StandardCheckpointer() as checkpointer:
+            checkpointer.save(path, arrays, force=True)
+        if not folder.is_local:
+            for name in folder.list():
+                folder.delete(name)
+            _copy(Folder(path), folder)
 
 
 def load_arrays(folder: Folder) -> dict[str, np.ndarray]:
@@ -148,8 +216,10 @@ def load_arrays(folder: Folder) -> dict[str, np.ndarray]:
       ValueError: There is nothing whole in the folder.
     """
     try:
-        with _orbax().StandardCheckpointer() as checkpointer:
-            result = checkpointer.restore(_path(folder))
+        with _on_disk(folder) as path, _orbax().StandardCheckpointer() as checkpointer:
+            if not folder.is_local:
+                _copy(folder, Folder(path))
+            result = checkpointer.restore(path)
     except Exception as error:  # Of any kind, by which of the files is damaged.
         raise ValueError(f"{folder.path} holds no whole arrays: {error}") from error
     return {name: np.asarray(value) for name, value in result.items()}
@@ -179,5 +249,26 @@ def _orbax() -> Any:
     return orbax.checkpoint
 
 
-def _path(folder: Folder) -> Any:
-    return folder.local_path() if folder.is_local else folder.path
+@contextlib.contextmanager
+def _on_disk(folder: Folder) -> Iterator[pathlib.Path]:
+    """A local folder's path; for one in a bucket that of one which is deleted afterwards."""
+    if folder.is_local:
+        yield folder.local_path()
+        return
+    with tempfile.TemporaryDirectory() as here:
+        yield pathlib.Path(here, "arrays")
+
+
+def _copy(source: Folder, target: Folder) -> None:
+    for name in source.list():
+        data = source.read_bytes(name)
+        if data is not None:  # A listing may tell of what is deleted already.
+            target.write_bytes(name, data)
+
+
+def _step_file(step: int) -> str:
+    return f"{step}.safetensors"
+
+
+def _shapes(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    return {name: (array.shape, str(array.dtype)) for name, array in sorted(arrays.items())}

@@ -12,14 +12,14 @@ import pytest
 
 from routerjax.runtime import lock, resume
 from routerjax.runtime.files import Folder
-from tests.runtime import s3_server
+from tests.runtime import bucket_server
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
 def folder(request, tmp_path, monkeypatch):
     if request.param == "s3":
-        with s3_server.bucket(monkeypatch) as folder:
-            yield folder
+        with bucket_server.serve("s3", monkeypatch):
+            yield Folder("s3://bucket/a")
     else:
         yield Folder(tmp_path / "new" if request.param == "local" else f"memory://{tmp_path.name}")
 

@@ -77,7 +77,7 @@ def test_a_full_disk_ends_a_training_that_goes_on_later(tmp_path, limit):
     big = STATE | {"x": np.arange(10_000, dtype=np.float32)}
     saver = Checkpoints(tmp_path, JOB)
     saver.save(1, big)
-    saver._manager.wait_until_finished()
+    saver._steps._manager.wait_until_finished()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
