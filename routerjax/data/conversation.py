@@ -141,6 +141,13 @@ def _part(i: int, part: Any, modalities: dict[str, None]) -> str | None:
         return None
     elif kind in _HIDDEN_PARTS:
         return None
+    elif kind == "tool_use":  # As Anthropic's API has a call, and its result.
+        return _call({"name": part.get("name"), "arguments": json.dumps(part.get("input"))})
+    elif kind == "tool_result":
+        content = part.get("content") or ""
+        parts = content if isinstance(content, list | tuple) else [content]
+        texts = [_part(i, each, modalities) for each in parts]
+        return "\n".join(text for text in texts if text is not None)
     raise ValueError(
         f"messages[{i}]: content: expected parts of the types {', '.join(_TEXT_PARTS[:2])}, "
         f"{', '.join(_MODALITY_OF)}, got {part!r}"

@@ -90,6 +90,23 @@ def test_tables_and_json_of_several_lines_are_no_texts(first):
         list(parse_queries([("line 1", first), ("line 2", "What?")]))
 
 
+def test_parts_of_calls_and_their_results_are_texts():
+    """As Anthropic's API has them."""
+    call = {"role": "assistant", "content": [
+        {"type": "text", "text": "I look."},
+        {"type": "tool_use", "id": "1", "name": "run", "input": {"a": 1}},
+    ]}  # fmt: skip
+    results = [{"type": "tool_result", "tool_use_id": "1", "content": "done"},
+               {"type": "tool_result", "tool_use_id": "1", "content": IMAGE["content"]},
+               {"type": "tool_result", "tool_use_id": "1"}]  # fmt: skip
+    made = as_query([TURNS[0], call, {"role": "user", "content": results}])
+    assert made.turns[1:] == (("assistant", 'I look.\nrun({"a": 1})'), ("user", "done\nWhat?\n"))
+    assert made.modalities == ("image",)
+    results[0]["content"] = 7
+    with pytest.raises(ValueError, match=r"messages\[0\]: content: expected parts .* got 7"):
+        as_query([{"role": "user", "content": results}])
+
+
 def test_a_call_of_a_function_is_a_text():
     call = {"role": "assistant", "content": None,
             "function_call": {"name": "run", "arguments": "{}"}}  # fmt: skip
