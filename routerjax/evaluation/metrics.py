@@ -190,7 +190,6 @@ def evaluate_predictions(
             reasons |= why
         metrics["one_model"], why = one_model(
             outcomes, choice_N, weight_BN, cost_NM, best_single, trained_M, targets,
-            metrics["zero_router"] and metrics["zero_router"]["accuracy_gain_at_equal_cost"],
             metrics["field"]["cost_save_confident"], learning_curve,
         )  # fmt: skip
         reasons |= why

@@ -1,8 +1,9 @@
 """Does routing beat one model? A router against the constant models chosen on training rows.
 
 A constant model asks one target for every query. The one at equal cost is the most accurate in
-training of those that cost no more than the router here; the one at equal accuracy is the cheapest
-of those that were at least as accurate in training as the router is here.
+training of those that cost no more than the router here, and beside it stands the best mixture in
+training at that cost, a coin between two targets; the one at equal accuracy is the cheapest of
+those that were at least as accurate in training as the router is here.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import numpy as np
 
 from routerjax.evaluation.breakdown import number
 from routerjax.evaluation.estimated import Estimated
+from routerjax.evaluation.frontier import hull
 from routerjax.evaluation.published import ratio
 from routerjax.routing.policy_rows import take
 from routerjax.stats.bootstrap import reverse_percentile, weighted_means
@@ -25,7 +27,6 @@ def one_model(
     best_single: int,
     trained_M: np.ndarray | None,
     targets: Sequence[str],
-    mixture_gain: float | None = None,
     saving: dict[str, Any] | None = None,
     curve: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
@@ -41,22 +42,21 @@ def one_model(
       trained_M: [M] accuracy on training rows, NaN for targets of which it is not known. None where
         it is not known of any: then the best single target is the one candidate.
       targets: [M] names.
-      mixture_gain: The router's lead over the best mixture of single targets at its cost; None
-        where it is not known.
       saving: `field["cost_save_confident"]`.
       curve: What `learning_curve` said of the training rows.
 
     Returns:
       JSON values. `at_equal_cost` and `at_equal_accuracy` have `target`, its `accuracy` and
       `cost_per_query`, the router's `lead` in accuracy over it and the `saving` against it, each
-      "value", "low" and "high" of a 95% interval; None with a reason. `verdict` is
-      "more accurate" (at no higher cost, the interval above 0, and no mixture of single targets is
-      as accurate), else "cheaper" (a setting that
-      calibration rows show to be as accurate costs less than the best single target, the interval
-      above 0), else "worse" (less accurate than one model that costs no more, the interval below
-      0), else "not shown". `needed_lead` is the lead over the best single target that as many rows
-      could tell from 0, and `needed_headroom` its share of the oracle's; None where the router is
-      that target. `learning_curve` is `curve`.
+      "value", "low" and "high" of a 95% interval; None with a reason. `mixture` has the same of the
+      mixture of targets that was best in training at the router's cost, `shares` for `target`; None
+      without prices or accuracies in training. `verdict` is "more accurate" (than target and
+      mixture at equal cost, the intervals above 0), else "cheaper" (a setting that calibration rows
+      show to be as accurate costs less than the best single target, the interval above 0), else
+      "worse" (less accurate than one model that costs no more, the interval below 0), else "not
+      shown". `needed_lead` is the lead over the best single target that as many rows could tell
+      from 0, and `needed_headroom` its share of the oracle's; None where the router is that target.
+      `learning_curve` is `curve`.
     """
     value_NM = outcomes.value_NM
     unknown = trained_M is None or bool(np.isnan(trained_M).all())
@@ -68,31 +68,37 @@ def one_model(
     router = outcomes.mean_of(choice_N)
     assert router is not None
 
-    def against(m: int) -> dict[str, Any]:
-        single_N = np.full(len(choice_N), m)
-        mean_BQ = weighted_means(
-            weight_BN, np.stack([take(value_NM, choice_N), value_NM[:, m]], axis=1)
-        )
-        mean_BQ += outcomes.noise(np.stack([choice_N, single_N]), len(weight_BN) - 1)[:, :2]
+    def against(share_of: dict[int, float]) -> dict[str, Any]:
+        """Of always one target, or of several by a coin."""
+        rivals, share_R = list(share_of), np.array(list(share_of.values()))
+        choices_QN = np.stack([choice_N, *(np.full(len(choice_N), m) for m in rivals)])
+        columns = [take(value_NM, choice_N), *(value_NM[:, m] for m in rivals)]
+        mean_BQ = weighted_means(weight_BN, np.stack(columns, axis=1))
+        mean_BQ += outcomes.noise(choices_QN, len(weight_BN) - 1)[:, :-1]
         saved = None
         if cost_NM is not None:
-            paid_BQ = weighted_means(
-                weight_BN, np.stack([take(cost_NM, choice_N), cost_NM[:, m]], axis=1)
-            )
-            saved = _interval(1 - ratio(paid_BQ[:, 0], paid_BQ[:, 1]))
+            columns = [take(cost_NM, choice_N), cost_NM[:, rivals] @ share_R]
+            paid_B2 = weighted_means(weight_BN, np.stack(columns, axis=1))
+            saved = _interval(1 - ratio(paid_B2[:, 0], paid_B2[:, 1]))
         return {
-            "target": targets[m],
-            "accuracy": outcomes.mean_of_target(m),
-            "cost_per_query": None if cost_NM is None else float(cost_M[m]),
-            "lead": _interval(mean_BQ[:, 0] - mean_BQ[:, 1]),
+            "accuracy": float(mean_BQ[0, 1:] @ share_R),
+            "cost_per_query": None if cost_NM is None else float(cost_M[rivals] @ share_R),
+            "lead": _interval(mean_BQ[:, 0] - mean_BQ[:, 1:] @ share_R),
             "saving": saved,
         }
 
     reasons: dict[str, str] = {}
-    result: dict[str, Any] = dict.fromkeys(("at_equal_cost", "at_equal_accuracy"))
+    result: dict[str, Any] = dict.fromkeys(("at_equal_cost", "mixture", "at_equal_accuracy"))
     cheap_M = known_M & (cost_M <= (router_cost or 0.0) * (1 + 1e-9))
     if cheap_M.any():
-        result["at_equal_cost"] = against(int(np.where(cheap_M, trained_M, -1.0).argmax()))
+        m = int(np.where(cheap_M, trained_M, -1.0).argmax())
+        result["at_equal_cost"] = {"target": targets[m]} | against({m: 1.0})
+        if router_cost is not None and not unknown:
+            at = np.flatnonzero(known_M)
+            share_of = _best_mixture(cost_M[at], trained_M[at], router_cost)
+            share_of = {int(at[i]): share for i, share in share_of.items()}
+            shares = {targets[m]: share for m, share in share_of.items()}
+            result["mixture"] = {"shares": shares} | against(share_of)
     else:
         reasons["one_model/at_equal_cost"] = "no single target costs as little as the router"
     good_M = known_M & (trained_M >= router)
@@ -103,24 +109,24 @@ def one_model(
             "the router does not say how accurate each target was in training: train it anew"
         )
     elif good_M.any():
-        result["at_equal_accuracy"] = against(int(np.where(good_M, cost_M, np.inf).argmin()))
+        m = int(np.where(good_M, cost_M, np.inf).argmin())
+        result["at_equal_accuracy"] = {"target": targets[m]} | against({m: 1.0})
     else:
         reasons["one_model/at_equal_accuracy"] = (
             "no single target was as accurate in training as the router is here"
         )
     lead = result["at_equal_cost"] and result["at_equal_cost"]["lead"]
     verdict = "not shown"
-    mixed = mixture_gain is not None and mixture_gain <= 0
-    if lead and lead["low"] is not None and lead["low"] > 0 and not mixed:
+    leads = [lead, result["mixture"]["lead"]] if result["mixture"] else [lead]
+    if all(each and each["low"] is not None and each["low"] > 0 for each in leads):
         verdict = "more accurate"
     elif saving and saving["low"] is not None and saving["low"] > 0:
         verdict = "cheaper"
     elif lead and lead["high"] is not None and lead["high"] < 0:
         verdict = "worse"
-    result |= {"verdict": verdict, "mixture_gain": mixture_gain}
-    result |= {"needed_lead": None, "needed_headroom": None}
+    result |= {"verdict": verdict, "needed_lead": None, "needed_headroom": None}
     if outcomes.known_M[best_single]:
-        best = against(best_single)
+        best = against({best_single: 1.0})
         oracle = outcomes.mean_of_oracle()
         assert oracle is not None
         if best["lead"]["low"] is not None:
@@ -130,6 +136,18 @@ def one_model(
     if curve is None:
         reasons["one_model/learning_curve"] = "training made none: too few rows with all outcomes"
     return result | {"learning_curve": curve}, reasons
+
+
+def _best_mixture(cost_M: np.ndarray, trained_M: np.ndarray, cost: float) -> dict[int, float]:
+    """The share of each target in the mixture that was best in training at a cost, or at less.
+
+    The cost is that of some target or above.
+    """
+    hull_V2 = hull(np.stack([cost_M, trained_M], axis=1))
+    of_V = [int(((cost_M == c) & (trained_M == a)).argmax()) for c, a in hull_V2]
+    place = float(np.interp(cost, hull_V2[:, 0], np.arange(len(of_V))))
+    below, share = int(place), place - int(place)
+    return {of_V[below]: 1 - share} | ({of_V[below + 1]: share} if share else {})
 
 
 def _interval(value_B: np.ndarray) -> dict[str, float | None]:

@@ -43,10 +43,11 @@ def worth_lines(metrics: dict[str, Any]) -> list[str]:
             f"right on "
             f"{cost['accuracy']:.1%}, the router {_points(cost['lead'])}."
         )
-    if result["mixture_gain"] is not None:
+    if (mixture := result["mixture"]) is not None and len(mixture["shares"]) > 1:
+        of = " and ".join(f"{share:.0%} {name}" for name, share in mixture["shares"].items())
         lines.append(
-            f"Over the best mixture of single targets at its cost, which nobody knows beforehand, "
-            f"the router leads by {100 * result['mixture_gain']:+.1f} points."
+            f"A coin at the same cost, {of}, is right on {mixture['accuracy']:.1%}, the router "
+            f"{_points(mixture['lead'])}."
         )
     if accuracy is None:
         lines.append(f"At equal accuracy: none, {reasons['one_model/at_equal_accuracy']}.")
@@ -56,12 +57,18 @@ def worth_lines(metrics: dict[str, Any]) -> list[str]:
             f"training, is right on {accuracy['accuracy']:.1%}, the router "
             f"{_points(accuracy['lead'])}, at a cost {_less(accuracy['saving'])}."
         )
-    if saving is not None:
-        lines.append(
-            f"As accurate as {metrics['best_single']} by what calibration rows show "
-            f"({saving['policy']}): a cost {_less(saving)}, at {saving['accuracy']:.1%} against "
-            f"{saving['best_single_accuracy']:.1%}."
-        )
+    for key, words_of in (
+        ("cost_save", "As accurate as {} on calibration rows"),
+        ("cost_save_confident", "Shown there to be as accurate"),
+    ):
+        text, saved = words_of.format(metrics["best_single"]), (metrics["field"] or {}).get(key)
+        if saved is not None and "policy" in saved:
+            lines.append(
+                f"{text} ({saved['policy']}): a cost {_less(saved)}, at {saved['accuracy']:.1%} "
+                f"against {saved['best_single_accuracy']:.1%}."
+            )
+        elif f"field/{key}" in reasons:
+            lines.append(f"{text}: none, {reasons[f'field/{key}']}.")
     if result["needed_headroom"] is not None:
         lines.append(
             f"To be told from {metrics['best_single']}, the best single target, on as many "

@@ -53,9 +53,19 @@ def test_the_constant_models_are_those_of_training(make_pool):
         "Is routing worth it here? Yes, at no higher cost it is more accurate (argmax)."
     )
     assert f"{100 * lead:.1f} points more [" in lines[1] and "target-1" in lines[1]
-    gain = found["zero_router"]["accuracy_gain_at_equal_cost"]
-    assert f"the router leads by {100 * gain:+.1f} points" in lines[2]
+    # The coin has the router's cost.
+    mixture = result["mixture"]
+    assert list(mixture["shares"]) == ["target-1", "target-2"] and sum(
+        mixture["shares"].values()
+    ) == pytest.approx(1)
+    assert mixture["cost_per_query"] == pytest.approx(found["cost_router"])
+    at_N = correct_NM[:, 1:] @ list(mixture["shares"].values())
+    assert mixture["accuracy"] == pytest.approx(at_N.mean())
+    assert 0 < mixture["lead"]["low"] < equal["lead"]["low"]
+    assert f"the router {100 * mixture['lead']['value']:.1f} points more [" in lines[2]
     assert "no single target was as accurate in training" in lines[3]
+    # No saving policy was given: both lines say so.
+    assert sum(line.startswith(("As accurate as", "Shown there")) for line in lines) == 2
     assert "+0.0 of 100, +2.0 of 400 rows" in " ".join(lines)
 
 
@@ -98,7 +108,9 @@ def test_a_lead_that_a_mixture_of_single_targets_has_too_is_none(make_pool):
     _, _, found = _evaluate(make_pool, p_NM=coin_NM, trained_M=np.array([0.9, 0.1, 0.95]))
     result = found["one_model"]
     assert result["at_equal_cost"]["target"] == "target-0"
-    assert result["at_equal_cost"]["lead"]["low"] > 0 > result["mixture_gain"]
+    assert result["at_equal_cost"]["lead"]["low"] > 0
+    assert result["mixture"]["shares"]["target-0"] == pytest.approx(0.25, abs=0.03)
+    assert result["mixture"]["lead"]["low"] < 0 < result["mixture"]["lead"]["high"]
     assert result["verdict"] == "not shown"
 
 
