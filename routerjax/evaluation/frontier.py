@@ -9,7 +9,7 @@ All arrays are of rows on which every outcome is observed: p_NM [N, M] predicted
 expected_cost_NM [N, M] USD per query as known before the answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -180,16 +180,19 @@ def utility_choices(
     return np.stack([choose_by_utility(rows, lam, cost_range(rows)) for lam in LAMS])
 
 
-def worth_of_settings(
+def value_choices(
     p_NM: np.ndarray, expected_cost_NM: np.ndarray, allowed_NM: np.ndarray | None = None
-) -> np.ndarray:
-    """[S] USD that a right answer is worth at each of LAMS: the `Value` that chooses alike.
+) -> Iterator[tuple[float, np.ndarray]]:
+    """The worth of a right answer in USD, and the choices [N] of `Value` at it, one at a time.
 
-    Infinite at the last setting, argmax. Arguments as of `utility_choices`.
+    From nothing to infinity, which is argmax, in finer steps than LAMS.
     """
-    low, high = cost_range(PolicyInputs.checked(p_NM, expected_cost_NM, allowed_NM))
-    odds_S = np.divide(LAMS, 1 - LAMS, out=np.full(len(LAMS), np.inf), where=LAMS < 1)
-    return odds_S * ((high - low) or 1.0)
+    rows = PolicyInputs.checked(p_NM, expected_cost_NM, allowed_NM)
+    ends = cost_range(rows)
+    for odds in [0.0, *np.geomspace(1e-6, 1e6, 73), np.inf]:
+        lam = odds / (1 + odds) if np.isfinite(odds) else 1.0
+        usd = odds * ((ends[1] - ends[0]) or 1.0)
+        yield usd, choose_by_utility(rows, lam, ends)
 
 
 def router_aiq(points_S2: np.ndarray, singles_M2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

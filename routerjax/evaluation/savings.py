@@ -16,8 +16,7 @@ from routerjax.evaluation.frontier import (
     cost_at_accuracy,
     hull,
     tolerance_choices,
-    utility_choices,
-    worth_of_settings,
+    value_choices,
 )
 from routerjax.routing.judged import Judged
 from routerjax.routing.policy_rows import take
@@ -109,13 +108,12 @@ def cost_metrics(
 
     taus = sorted({0.0, 1.0, *map(float, tolerances)})
     swept_T2 = points(tolerance_choices(p_NM, rows.expected_NM, taus, rows.allowed_NM))
-    given = p_NM, rows.expected_NM, rows.allowed_NM
-    usd_S, swept_S2 = worth_of_settings(*given), points(utility_choices(*given))
     metrics["frontier"] = {
         # By the worth of a right answer, the best of all policies where p is calibrated; None for
         # argmax.
         "value": [
-            {"usd": number(usd)} | _point(xy) for usd, xy in zip(usd_S, swept_S2, strict=True)
+            {"usd": number(usd)} | _point(points(choice_N[None])[0])
+            for usd, choice_N in value_choices(p_NM, rows.expected_NM, rows.allowed_NM)
         ],
         "router": [{"tau": tau} | _point(xy) for tau, xy in zip(taus, swept_T2, strict=True)],
         "chosen": {"policy": policy} | _point((cost, accuracy)),

@@ -114,7 +114,7 @@ def accuracy_against_cost(metrics: dict[str, Any]) -> Figure:
     if len(value_P2):
         axes.plot(*value_S2.T, color=BLUE, linewidth=1.7, zorder=3,
                   label="router, by the value of a right answer")  # fmt: skip
-        axes.plot(*value_P2.T, "o", color=BLUE, markersize=3, zorder=3)
+        axes.plot(*value_P2.T, "o", color=BLUE, markersize=2.5, zorder=3)
     axes.plot(*chosen, "D", color=ORANGE, markersize=9, markeredgecolor="black", zorder=5,
               label=f"router as set ({frontier['chosen']['policy']})")  # fmt: skip
     axes.plot(*oracle, "*", color=GREEN, markersize=15, markeredgecolor="black", zorder=5,

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from routerjax.evaluation.estimated import known_queries
 from routerjax.evaluation.frontier import hull
@@ -23,7 +24,7 @@ def draw_comparison(study: dict[str, Any]) -> Figure | None:
         return None
     figure = Figure(figsize=(9, 5.4), layout="constrained")
     axes = figure.subplots()
-    points_M2 = np.array([[cost, accuracy] for _, cost, accuracy in study["singles"]])
+    points_M2 = np.array([[1000 * cost, accuracy] for _, cost, accuracy in study["singles"]])
     logarithmic = bool(points_M2[:, 0].min() > 0)
     axes.plot(
         *mixtures(hull(points_M2), logarithmic).T,
@@ -42,9 +43,12 @@ def draw_comparison(study: dict[str, Any]) -> Figure | None:
         argmax = [row[name] and row[name]["value"] for name in ("cost", "accuracy")]
         frontier = row["value_frontier" if by_value else "frontier"]
         point_T4 = np.array(frontier or [argmax], np.float64)
+        point_T4[:, 0] *= 1000
         if np.ptp(point_T4[:, 1]) == 0 or row["auc"] is None:
             # Scores that only rank targets have no setting to vary: draw one point, at argmax.
-            axes.plot(*point_T4[0, :2], "s", color=colour, markersize=6, label=row["name"])
+            axes.plot(
+                1000 * argmax[0], argmax[1], "s", color=colour, markersize=6, label=row["name"]
+            )
             continue
         point_T4 = point_T4[np.argsort(point_T4[:, 0])]
         axes.plot(*mixtures(point_T4[:, :2], logarithmic).T, color=colour, linestyle=dash,
@@ -54,8 +58,11 @@ def draw_comparison(study: dict[str, Any]) -> Figure | None:
             axes.fill_between(cost_T, low_T, high_T, color=colour, alpha=0.12, linewidth=0)
     if logarithmic:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"\\${cost:g}"))
     axes.yaxis.set_major_formatter(PERCENT)
-    axes.set_xlabel("USD per query")
+    axes.set_xlabel("USD per 1,000 queries")
     axes.set_ylabel("accuracy")
     axes.set_title(
         f"{known_queries(study, 'choice')}, {study['n_folds']} outer folds, by {swept}; band: 95%",

@@ -172,7 +172,16 @@ def test_baselines_compete_and_costs_are_weighed(trained):
     assert rows["cheapest"]["n_known"] == {"choice": n}
     assert f"on {n} of 500 queries" in "\n".join(comparison_lines(found))
     assert [name for name, _, _ in found["singles"]] == list(data.targets)
-    labels = [text.get_text() for text in draw_comparison(found).legends[0].get_texts()]
+    figure = draw_comparison(found)
+    points = {line.get_label(): line.get_xydata() for line in figure.axes[0].lines}
+    for name in ("best_single", "oracle", "cheapest"):  # Those of one setting stand at it.
+        at = 1000 * rows[name]["cost"]["value"], rows[name]["accuracy"]["value"]
+        np.testing.assert_allclose(points[name], [at])
+    value_S4 = np.array(rows["good"]["value_frontier"])
+    assert (points["good"][:, 0].min(), points["good"][:, 0].max()) == pytest.approx(
+        (1000 * value_S4[:, 0].min(), 1000 * value_S4[:, 0].max())
+    )
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert {"good", "oracle", "single targets"} <= set(labels)
     json.dumps(found, allow_nan=False)
 
