@@ -100,7 +100,8 @@ def reliability_curves(metrics: dict[str, Any]) -> Figure:
                       marker="o", markersize=2.5, label=short_name(target))  # fmt: skip
         title = f"{name} calibration"
         if side["mean_ece"] is not None:
-            title += f": ECE {side['mean_ece']:.3f} (chance alone {side['mean_ece_floor']:.3f})"
+            # On a line of its own: two panels are too narrow for both.
+            title += f"\nECE {side['mean_ece']:.3f} (chance alone {side['mean_ece_floor']:.3f})"
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("mean P(correct) of a bin", fontsize=9)
         axes.set_xlim(-0.02, 1.02)

@@ -222,7 +222,7 @@ def draw_evidence(evidence: dict[str, Any]) -> Figure:
             for place, (probe, pooling) in enumerate(series):
                 offset = 0.5 - (place + 0.5) / len(series)
                 _points(axes, evidence[kind], (probe, auc, pooling), targets, 0.7 * offset,
-                        STYLES[place][0], f"{PROBES[probe]}, {pooling}")  # fmt: skip
+                        place, f"{PROBES[probe]}, {pooling}")  # fmt: skip
             axes.axvline(0, color="black", linewidth=0.8)
             axes.set_title(title, fontsize=10)
             axes.grid(axis="x", alpha=0.25, linewidth=0.6)
@@ -242,16 +242,19 @@ def _points(
     key: tuple[str, str, str],
     targets: list[str | None],
     offset: float,
-    colour: str,
+    place: int,
     label: str,
 ) -> None:
-    """Values with their intervals, one a target."""
+    """Values with their intervals, one a target; `place` is the series' among all."""
+    colour = STYLES[place][0]
+    # Colours come again; the marker tells the second round from the first.
+    marker = "osD"[sum(earlier == colour for earlier, _ in STYLES[:place])]
     shown = [
         row for row in rows
         if (row["probe"], row["auc"], row["pooling"]) == key and row["value"] is not None
     ]  # fmt: skip
     y = [targets.index(row["target"]) - offset for row in shown]
-    axes.plot([row["value"] for row in shown], y, "o", color=colour, markersize=4, label=label)
+    axes.plot([row["value"] for row in shown], y, marker, color=colour, markersize=4, label=label)
     for row, at in zip(shown, y, strict=True):
         if row["low"] is not None:
             axes.plot([row["low"], row["high"]], [at, at], color=colour, linewidth=1.2)

@@ -44,7 +44,9 @@ def test_reliability_shows_each_bin_of_each_target(make_pool, before):
     )
     figure = reliability_curves(metrics)
     _assert_nothing_is_cut(figure)
-    assert len(figure.axes) == 1 + before
+    titles = [box for text, box in _texts(figure) if " calibration" in text]
+    assert len(titles) == len(figure.axes) == 1 + before
+    assert not any(a.overlaps(b) for i, a in enumerate(titles) for b in titles[:i])
     after = figure.axes[-1]
     assert len(after.lines) == 13  # The diagonal is one.
     bins_B3 = np.array(metrics["calibration"]["after"]["reliability"][data.targets[4]])

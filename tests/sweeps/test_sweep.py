@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from routerjax.data.dataset import RoutingDataset
 from routerjax.report import sweep_picture
 from routerjax.report.save import save_sweep
-from routerjax.report.sweep_picture import draw_sweep
+from routerjax.report.sweep_picture import draw_evidence, draw_sweep
 from routerjax.report.text import sweep_lines
 from routerjax.runtime import resume
 from routerjax.sweeps import sweep as sweep_module
@@ -369,6 +369,10 @@ def test_lines_name_the_best_cells_and_the_limits(table):
 
 def test_a_picture_of_many_layers_and_of_gaps(table):
     assert len(draw_sweep(table).axes) > 8
+    lines = draw_evidence(table.evidence).axes[0].lines
+    series = [line for line in lines if not line.get_label().startswith("_")]
+    looks = {(line.get_color(), line.get_marker()) for line in series}
+    assert len(looks) == len(series) > 5
     # Where one width was swept there is nothing to draw over widths.
     narrow = {name: value[:, :, :1] for name, value in table.cells.items()}
     one = dataclasses.replace(table, pca_dims=table.pca_dims[:1], cells=narrow, draws={})
