@@ -140,7 +140,7 @@ def _drawn(trust: Trust, x_BC: jax.Array, p_BM: jax.Array) -> jax.Array:
     d_B = nearest_B - jnp.square(v_BC).mean(axis=1)
     t_B = jnp.interp(d_B, *map(jnp.asarray, trust.knots))
     t_B1, score_BM = t_B[:, None], _logit(p_BM)
-    level_B1 = score_BM.mean(axis=1, keepdims=True)
+    level_B1 = score_BM[:, : trust.n_level].mean(axis=1, keepdims=True)
     usual_1M = jnp.asarray(trust.usual_M, jnp.float32)[None]
     drawn_BM = level_B1 + t_B1 * (score_BM - level_B1) + (1 - t_B1) * usual_1M
     return jnp.where(t_B1 == 1, p_BM, jax.nn.sigmoid(drawn_BM))

@@ -91,7 +91,7 @@ def _description(router: Router, sha256: str) -> dict[str, Any]:
             {name: getattr(curve, name) for name in ("method", "slope", "shift", "knots")}
             for curve in router.calibration.curves
         ],
-        **({} if trust is None else {"trust_knots": trust.knots}),
+        **({} if trust is None else {"trust_knots": trust.knots, "trust_n_level": trust.n_level}),
         "costs": _costs(router),
         **({} if limits is None else {"limits": limits.to_json()}),
         "policy": router.policy.to_json(),

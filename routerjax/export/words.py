@@ -52,9 +52,9 @@ _TRUST = (
     "mean over i of (u[i] - trust.centres[g, i])^2) - (the mean over i of v[i]^2); t comes from d "
     "by straight lines through the points (trust_knots[0][i], trust_knots[1][i]), beyond the first "
     "and the last point their values. Where t is 1, p stays. Else, with s[m] = log(r / (1 - r)), r "
-    "= p[m] kept between 1e-7 and 1 - 1e-7, and l the mean of s over all targets: p[m] becomes 1 / "
-    "(1 + exp(-(l + t (s[m] - l) + (1 - t) trust.usual[m]))), and this p[m] is P(target m answers "
-    "correctly)."
+    "= p[m] kept between 1e-7 and 1 - 1e-7, and l the mean of s over the first trust_n_level "
+    "targets: p[m] becomes 1 / (1 + exp(-(l + t (s[m] - l) + (1 - t) trust.usual[m]))), and this "
+    "p[m] is P(target m answers correctly)."
 )
 _COSTS = (
     "cost[m] in USD, with c = costs[m] and query_tokens the tokens of the query alone by the "

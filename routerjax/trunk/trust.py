@@ -46,6 +46,8 @@ class Trust:
       metric: Of the distance.
       knots: Distances, ascending, and the trust at each, in [0, 1] and never rising; straight lines
         between them, and beyond the first and the last their values.
+      n_level: Of how many targets, the first, the level is the mean. A target that was added later
+        is none of them, so that it changes nothing about the others.
       own: Mean trust in queries of the training's datasets that were held out.
       left_out: Mean trust in queries of datasets that were left out.
     """
@@ -53,6 +55,7 @@ class Trust:
     mean_M: np.ndarray
     metric: "Metric"
     knots: tuple[tuple[float, ...], tuple[float, ...]]
+    n_level: int
     own: float
     left_out: float
 
@@ -69,15 +72,15 @@ class Trust:
         """
         t_N1 = np.asarray(t_N, np.float64)[:, None]
         score_NM = logit(p_NM)
-        level_N1 = score_NM.mean(axis=-1, keepdims=True)
+        level_N1 = score_NM[..., : self.n_level].mean(axis=-1, keepdims=True)
         drawn_NM = level_N1 + t_N1 * (score_NM - level_N1) + (1 - t_N1) * self.usual_M
         return np.where(t_N1 == 1, p_NM, expit(drawn_NM)).astype(np.float32)
 
     @property
     def usual_M(self) -> np.ndarray:
-        """[M] float64 logits of the mean outcomes, less their mean."""
+        """[M] float64 logits of the mean outcomes, less their level."""
         score_M = logit(self.mean_M)
-        return score_M - score_M.mean()
+        return score_M - score_M[: self.n_level].mean()
 
     def with_target(self, y_N: np.ndarray) -> "Trust":
         """The trust with one target more.
@@ -95,14 +98,16 @@ class Trust:
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the arrays, as JSON values."""
-        return {"knots": self.knots, "own": self.own, "left_out": self.left_out}
+        names = ("knots", "n_level", "own", "left_out")
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_arrays(cls, value: dict[str, Any], arrays: dict[str, np.ndarray]) -> "Trust":
         """What `to_json` and `arrays` wrote."""
         metric = Metric(**{name: arrays[name] for name in Metric._fields})
         knots = tuple(value["knots"][0]), tuple(value["knots"][1])
-        return cls(arrays["mean_M"], metric, knots, value["own"], value["left_out"])
+        rest = (value[name] for name in ("n_level", "own", "left_out"))
+        return cls(arrays["mean_M"], metric, knots, *rest)
 
 
 class Metric(NamedTuple):
@@ -196,6 +201,7 @@ def fit_trust(
         comparable_accuracy(y_NM, datasets)[0].astype(np.float32),
         Metric.fit(x_NC, dataset_N),
         knots,
+        y_NM.shape[1],
         float(np.interp(held.distance_N, *knots).mean()),
         float(np.interp(left.distance_N, *knots).mean()),
     )

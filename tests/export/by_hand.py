@@ -73,7 +73,8 @@ def by_hand_trust(rng, n_features):
     parts = (axes_2CC[0], centres_GC, middle_C, axes_2CC[1])
     return Trust(
         rng.random(M).astype(np.float32), Metric(*(part.astype(np.float32) for part in parts)),
-        ((-1.0, 0.5, 2.0), (0.9, 0.6, 0.1)), 0.9, 0.1,
+        # The last target was added later.
+        ((-1.0, 0.5, 2.0), (0.9, 0.6, 0.1)), M - 1, 0.9, 0.1,
     )  # fmt: skip
 
 

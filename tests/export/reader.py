@@ -64,7 +64,8 @@ class Reader:
             if t < 1:
                 r = np.clip(p, 1e-7, 1 - 1e-7)
                 s = np.log(r / (1 - r))
-                drawn = s.mean() + t * (s - s.mean()) + (1 - t) * a["trust.usual"]
+                level = s[: self.json["trust_n_level"]].mean()
+                drawn = level + t * (s - level) + (1 - t) * a["trust.usual"]
                 p = 1 / (1 + np.exp(-drawn))
         return p
 

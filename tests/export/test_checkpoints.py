@@ -231,6 +231,13 @@ def test_all_reasons_are_told_at_once_and_the_recipe_that_maps():
     assert "--recipe=averaged_layers:1+3 --pooling=last" in refusal(router, "switchyard")
 
 
+def test_a_trust_is_refused_or_left_out_on_demand(encoder, tmp_path):
+    router = single(encoder, trust=True)
+    assert "- trust: the format has none" in refusal(router, "switchyard")
+    notes = rj.export.switchyard(router, tmp_path / "router.pt", uncalibrated=True)
+    assert "The file holds no trust" in notes[0]
+
+
 @pytest.mark.parametrize(
     ("to", "pooling", "message"),
     [

@@ -313,7 +313,7 @@ def trusting(router):
     rng, width = np.random.default_rng(0), router.features.width
     metric = Metric.fit(rng.normal(size=(200, width)), np.repeat(np.arange(4), 50))
     mean_M = np.linspace(0.2, 0.8, len(router.targets), dtype=np.float32)
-    trust = Trust(mean_M, metric, ((-1.0, 5.0), (1.0, 0.0)), 0.9, 0.1)
+    trust = Trust(mean_M, metric, ((-1.0, 5.0), (1.0, 0.0)), len(mean_M), 0.9, 0.1)
     other = copy.copy(router)
     other.predictor = dataclasses.replace(router.predictor, trust=trust)
     return other
@@ -340,6 +340,16 @@ def test_trust_draws_what_policies_see_and_goes_to_disk(router, trusting, parts,
         assert decision.to_json()["trust"] == decision.trust
     far = again.predictor.calibrated(before_NM[:1], 100 * x_NC[:1])
     assert again.targets[far.argmax()] == again.targets[-1]
+
+
+def test_a_target_that_is_added_leaves_trust_in_the_others_as_it_is(trusting, parts):
+    store, test, train = parts
+    router, some = copy.copy(trusting), test.ids[:50]
+    before_NM = router.predict_store(store, some)
+    outcomes = {name: float(n % 3 > 0) for n, name in enumerate(train.ids[:30])}
+    add_target(router, "new", outcomes, stores=store)
+    np.testing.assert_allclose(router.predict_store(store, some)[:, :-1], before_NM, atol=1e-6)
+    assert router.trust.mean_M[-1] == pytest.approx((20 + 10 * trusting.trust.mean_M.mean()) / 40)
 
 
 def test_a_router_of_before_has_no_trust(router, tmp_path):

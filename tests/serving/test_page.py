@@ -105,7 +105,7 @@ def test_a_router_of_two_encoders_and_a_kernel_is_explained(
         np.testing.assert_allclose(explanation.p_LM[row], p_1M[0], atol=1e-5)
     # With a trust it is the query's own, whatever is changed.
     metric = Metric.fit(np.random.default_rng(0).normal(size=(90, 12)), np.arange(90) % 3)
-    trust = Trust(np.full(3, 0.5, np.float32), metric, ((-9.0, 9.0), (1.0, 0.0)), 0.9, 0.1)
+    trust = Trust(np.full(3, 0.5, np.float32), metric, ((-9.0, 9.0), (1.0, 0.0)), 3, 0.9, 0.1)
     router.predictor = dataclasses.replace(router.predictor, trust=trust)
     drawn = reader.explain("abc def?")
     assert drawn.estimate.trust == pytest.approx(router.route("abc def?").trust, abs=1e-5)

@@ -127,7 +127,10 @@ def test_it_is_the_same_from_disk_and_with_a_target_more(trust):
     value = json.loads(json.dumps(trust.to_json()))
     again = Trust.from_arrays(value, trust.arrays())
     np.testing.assert_array_equal(again.of(x_NC), trust.of(x_NC))
-    assert (again.knots, again.own, again.left_out) == (trust.knots, trust.own, trust.left_out)
+    assert again.to_json() == trust.to_json()
     more = trust.with_target(np.ones(10))
     assert len(more.mean_M) == 4 and trust.mean_M.mean() < more.mean_M[3] < 1
+    p_NM = np.random.default_rng(0).random((5, 4)).astype(np.float32)
+    t_N = np.linspace(0, 0.9, 5)
+    np.testing.assert_array_equal(more.draw(p_NM, t_N)[:, :3], trust.draw(p_NM[:, :3], t_N))
     assert words(trust, ("d0",)).startswith(f"{trust.own:.2f} on held-out queries")
