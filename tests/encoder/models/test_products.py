@@ -44,6 +44,7 @@ def lowered(model, weights):
         ("qwen3_moe", jnp.bfloat16),
         pytest.param("qwen3_moe", jnp.float16, marks=pytest.mark.slow),
         pytest.param("qwen3", jnp.bfloat16, marks=pytest.mark.slow),
+        pytest.param("qwen3", products.FLOAT8, marks=pytest.mark.slow),
         pytest.param("qwen3", jnp.float16, marks=pytest.mark.slow),
         pytest.param("bert", jnp.float16, marks=pytest.mark.slow),
     ],
@@ -53,7 +54,7 @@ def test_no_batch_makes_a_second_form_of_all_weights(name, dtype, monkeypatch):
     monkeypatch.setattr("routerjax.encoder.prefill.FEW_TOKENS", 0)
     model = wide(name, dtype)
     stacks = sum(x.nbytes for x in jax.tree.leaves(model[1]["blocks"]))
-    assert stacks > 2**21
+    assert stacks > 2**20 * jnp.dtype(dtype).itemsize
     reader = Prefill(model, 8, make_mesh("data:1"), models.CPU)
     reader.compile([(2, 7)], Selection((0, 8), ("mean",)), ())
     (program,) = reader._programs.values()
