@@ -32,6 +32,7 @@ FILES = {
     "messages": (json.dumps({"id": "c", "messages": TURNS}), [("c", TEXT)]),
     "messages as query": (json.dumps({"id": "c", "query": TURNS}), [("c", TEXT)]),
     "a list": (json.dumps([{"id": "a", "query": "q?"}], indent=1), [("a", "q?")]),
+    "an object of several lines": (json.dumps({"id": "a", "query": "q?"}, indent=1), [("a", "q?")]),
     "CSV": ('id,query\n1,"Which?\nA."\n', [("1", "Which?\nA.")]),
     "CSV of another name": ("prompt_id,prompt\n1,q?\n", [("1", "q?")]),
     "no id": ('{"query": "q?"}\n', [("d2ae2d8ea7b1c39f", "q?")]),

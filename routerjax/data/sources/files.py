@@ -251,7 +251,7 @@ def _open_objects(path: pathlib.Path) -> Table:
 
 
 def json_objects(path: pathlib.Path) -> Iterator[Row]:
-    """The objects of a file of JSON lines, or of one JSON list, each with its place.
+    """The objects of JSON lines, of one JSON list, or one object alone, each with its place.
 
     Raises:
       ValueError: A line or value is no JSON object, or has a name twice.
@@ -270,13 +270,16 @@ def json_objects(path: pathlib.Path) -> Iterator[Row]:
                     raise ValueError(f"{where}: expected a JSON object, got {line[:40]!r}")
                 yield f"{path}: [{i}]", value
             return
+        indented = number == 1 and line.strip() == "{"
         try:
-            value = json.loads(line, object_pairs_hook=unique_names)
+            value = json.loads(_text(path) if indented else line, object_pairs_hook=unique_names)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{where}: not valid JSON: {error}") from error
         if not isinstance(value, dict):
             raise ValueError(f"{where}: expected a JSON object, got {line[:40]!r}")
         yield where, value
+        if indented:
+            return
 
 
 def _open_parquet(path: pathlib.Path) -> Table:
