@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from tests.export import by_hand
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -39,6 +41,29 @@ def test_importing_all_that_routes_is_not_much_slower_than_what_lies_below():
         python(below)
         ratios.append((middle - start) / (time.perf_counter() - middle))
     assert statistics.median(ratios) < 1.5, ratios
+
+
+@pytest.mark.slow
+def test_a_first_answer_costs_little_beyond_what_lies_below(tiny_encoder_folder, tmp_path):
+    """CPU seconds of a fresh process that loads a router and an encoder, and reads a query."""
+    by_hand.router().save(tmp_path / "router")
+    ours = (
+        "import sys, time, routerjax as rj; rj.Router.load(sys.argv[1]); "
+        "rj.Encoder.from_pretrained(sys.argv[2]).capture(['hello']); "
+    )
+    below = (
+        "import sys, time; sys.modules['torch'] = None; import jax, tensorstore; "
+        "from flax import nnx; from transformers import AutoConfig, AutoTokenizer; "
+    )
+    end = "print(time.process_time(), *sys.modules)"
+    took = []
+    for code in (ours, ours, below):  # The first fills the compilation cache.
+        seconds, *loaded = python(code + end, str(tmp_path / "router"), tiny_encoder_folder).split()
+        took.append(float(seconds))
+        heavy = {"torch", "orbax.checkpoint", "sklearn", "matplotlib"} & set(loaded)
+        assert code is below or not heavy
+
+    assert took[1] < 2.2 * took[2], took
 
 
 @pytest.mark.slow

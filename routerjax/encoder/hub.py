@@ -9,6 +9,7 @@ from routerjax.encoder.families import registry
 from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.families.fields import check_numbers
 from routerjax.runtime.files import stand_in
+from routerjax.runtime.torch_later import torch_later
 
 # What a hub download takes: no other framework's weights, no code, no folder with another copy.
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -121,10 +122,11 @@ def read_config(folder: pathlib.Path) -> EncoderConfig:
     registry.check_family(raw, str(path))
     check_numbers(raw, str(path))
     # transformers fills in what the file leaves to its class's defaults.
-    from transformers import AutoConfig
-
     try:
-        full = AutoConfig.from_pretrained(folder).get_text_config().to_dict()
+        with torch_later():
+            from transformers import AutoConfig
+
+            full = AutoConfig.from_pretrained(folder).get_text_config().to_dict()
     except Exception as error:
         raise ValueError(f"{path}: transformers cannot read this config: {error}") from error
     return registry.read_config(full, str(path))
@@ -141,10 +143,11 @@ def read_tokenizer(folder: pathlib.Path) -> Any:
             f"{folder}: it has no tokenizer, expected one of {', '.join(_VOCABULARIES)}: copy the "
             f"model's tokenizer files too"
         )
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        with torch_later():
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(folder)
         # Multimodal models may keep it here, where transformers reads it for their processor alone.
         path = folder / "chat_template.json"
         if tokenizer.chat_template is None and path.is_file():

@@ -11,11 +11,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import tensorstore as ts
 
 from routerjax.runtime import lock, resume
-from routerjax.runtime.files import Folder, digest
+from routerjax.runtime.files import CONTEXT, Folder, digest
 
 _ANEW = "delete its folder, and the training begins anew"
+_ARRAY = "/.zarray"  # What the description of an array is called.
 _DIGEST = "digest"  # Beside a checkpoint's arrays: OCDBT has no checksum of what it stores.
 
 
@@ -175,10 +177,16 @@ def check_checkpoint(folder: Folder, of: str) -> None:
     Raises:
       ValueError: It is not what was written for this job.
     """
+    arrays = folder / "default"
     try:
-        whole = _pop_digest(load_arrays(folder / "default"), of)
-    except ValueError as error:
-        raise ValueError(f"{error}: {_ANEW}") from error
+        # By Orbax, as the training reads it.
+        with _on_disk(arrays) as path, _orbax().StandardCheckpointer() as checkpointer:
+            if not arrays.is_local:
+                _copy(arrays, Folder(path))
+            result = checkpointer.restore(path)
+    except Exception as error:  # Of any kind, by which of the files is damaged.
+        raise ValueError(f"{arrays.path} holds no whole arrays: {error}: {_ANEW}") from error
+    whole = _pop_digest({name: np.asarray(value) for name, value in result.items()}, of)
     if not whole:
         raise ValueError(f"{folder.path} is damaged, or the checkpoint of another job: {_ANEW}")
 
@@ -215,14 +223,22 @@ def load_arrays(folder: Folder) -> dict[str, np.ndarray]:
     Raises:
       ValueError: There is nothing whole in the folder.
     """
+    # As Orbax writes them: zarr arrays in an OCDBT store. Its import alone takes 0.6 s.
+    store = {"driver": "ocdbt", "base": folder.kvstore_spec}
     try:
-        with _on_disk(folder) as path, _orbax().StandardCheckpointer() as checkpointer:
-            if not folder.is_local:
-                _copy(folder, Folder(path))
-            result = checkpointer.restore(path)
+        keys = ts.KvStore.open(store, context=CONTEXT).result().list().result()
+        names = [key.decode().removesuffix(_ARRAY) for key in keys if key.endswith(_ARRAY.encode())]
+        if not names:
+            raise ValueError("there are none")
+        opened = {
+            name: ts.open({"driver": "zarr", "kvstore": {**store, "path": f"{name}/"}}, open=True,
+                          context=CONTEXT)
+            for name in names
+        }  # fmt: skip
+        reads = {name: array.result().read(order="C") for name, array in opened.items()}
+        return {name: np.asarray(read.result()) for name, read in reads.items()}
     except Exception as error:  # Of any kind, by which of the files is damaged.
         raise ValueError(f"{folder.path} holds no whole arrays: {error}") from error
-    return {name: np.asarray(value) for name, value in result.items()}
 
 
 def digest_of(arrays: Mapping[str, np.ndarray]) -> str:

@@ -15,7 +15,7 @@ import pytest
 from routerjax.runtime import lock
 from routerjax.runtime.files import Folder
 from routerjax.trunk import checkpoint
-from routerjax.trunk.checkpoint import Checkpoints, digest_of, save_arrays
+from routerjax.trunk.checkpoint import Checkpoints, digest_of, load_arrays, save_arrays
 
 JOB = {"seed": 3}
 STATE = {"x": np.arange(6, dtype=np.float32), "losses": np.full((2, 3), np.nan, np.float32)}
@@ -33,6 +33,40 @@ def test_a_second_training_in_the_folder_is_refused(tmp_path):
     np.testing.assert_array_equal(second.restore(STATE)["x"], STATE["x"])
     second.close()
     assert not (tmp_path / lock.NAME).exists()
+
+
+def test_arrays_are_read_as_orbax_reads_them(tmp_path):
+    import ml_dtypes
+    import orbax.checkpoint
+
+    arrays = {
+        "trunk.0.kernel": np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32).T,
+        "half": np.arange(3).astype(ml_dtypes.bfloat16),
+        "one": np.float64(0.1).reshape(()),
+        "zeros": np.zeros((2, 2), np.int32),
+        "which": np.array([True, False]),
+        "words": np.arange(4, dtype=np.uint32),
+    }
+    save_arrays(Folder(tmp_path / "arrays"), arrays)
+    ours = load_arrays(Folder(tmp_path / "arrays"))
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        theirs = checkpointer.restore(tmp_path / "arrays")
+    for read in (ours, theirs):
+        assert read.keys() == arrays.keys()
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(read[name], array, err_msg=name)
+            assert read[name].dtype == array.dtype
+
+
+@pytest.mark.parametrize("left", ["nothing", "no manifest", "no data"])
+def test_arrays_that_are_not_whole_are_refused(tmp_path, left):
+    save_arrays(Folder(tmp_path / "arrays"), STATE)
+    for file in (tmp_path / "arrays").rglob("*"):
+        gone = left == "nothing" or file.name == "manifest.ocdbt" or file.parent.name == "d"
+        if file.is_file() and gone and (left != "no manifest" or file.name == "manifest.ocdbt"):
+            file.unlink()
+    with pytest.raises(ValueError, match="arrays/ holds no whole arrays"):
+        load_arrays(Folder(tmp_path / "arrays"))
 
 
 def test_a_checkpoint_of_another_job_or_damaged_is_refused(tmp_path):

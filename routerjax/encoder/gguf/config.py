@@ -13,6 +13,7 @@ from routerjax.encoder.families.key_tables import Table
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.gguf import key_tables
 from routerjax.encoder.gguf.file import GgufFile
+from routerjax.runtime.torch_later import torch_later
 
 # Fields of a config.json by GGUF's name of them, behind the architecture's.
 _FIELDS = {
@@ -101,11 +102,12 @@ def read_gguf_config(file: GgufFile) -> EncoderConfig:
     c = _Gguf(file)
     family, different = ARCHITECTURES[architecture].read(c)
     # transformers fills in what the metadata leave to the class's defaults.
-    from transformers import AutoConfig
+    with torch_later():
+        from transformers import AutoConfig
 
+        defaults = AutoConfig.for_model(family).to_dict()
     fields = _shared(c) | different
     ropes = {"rope_parameters": fields.pop("rope_parameters", None), "rope_scaling": None}
-    defaults = AutoConfig.for_model(family).to_dict()
     full = defaults | {"layer_types": None, "partial_rotary_factor": None} | ropes | fields
     return read_config(full, str(file.path))
 

@@ -132,8 +132,9 @@ def written(store: pathlib.Path) -> list[tuple[int, int]]:
     return [tuple(json.loads(x)) for x in log.read_text().splitlines()] if log.exists() else []
 
 
-def wait_for_blocks(store: pathlib.Path, n: int, jobs: list[subprocess.Popen]) -> None:
-    while len(committed(store)) < n:
+def wait_for_blocks(store: pathlib.Path, n: int, jobs: list[subprocess.Popen], by: int = 1) -> None:
+    """Until n blocks are committed, and so many processes have written some."""
+    while len(committed(store)) < n or len({process for process, _ in written(store)}) < by:
         for job in jobs:
             assert job.poll() is None, job.communicate()[1][-2000:]
         time.sleep(0.01)
@@ -150,7 +151,7 @@ def finish(jobs: list[subprocess.Popen]) -> list[str]:
 
 def test_one_of_two_is_killed_and_one_or_three_finish_what_is_left(cluster, digests, tmp_path):
     jobs = cluster.start(tmp_path / "by1", 2, seconds=0.3)
-    wait_for_blocks(tmp_path / "by1", 5, jobs)
+    wait_for_blocks(tmp_path / "by1", 5, jobs, by=2)
     jobs[1].send_signal(signal.SIGKILL)
     jobs[1].communicate()
     # The other makes its own blocks and waits; the coordination service may end it at any time.
