@@ -19,6 +19,7 @@ from routerjax.report.style import (
     legend,
     short_name,
 )
+from routerjax.report.text import policy_text
 
 
 def training_curves(history: dict[str, Any]) -> Figure:
@@ -118,7 +119,7 @@ def routed_share(metrics: dict[str, Any]) -> Figure:
     Args:
       metrics: What `evaluate_predictions` returned; `routed_share`, `oracle_share`, `targets`.
     """
-    series = [("router", metrics["routed_share"], BLUE)]
+    series = [(f"router ({policy_text(metrics['policy'])})", metrics["routed_share"], BLUE)]
     if metrics["oracle_share"] is not None:
         series.append(("oracle (cheapest right one)", metrics["oracle_share"], GREEN))
     figure, axes = _bars(shown_targets(metrics), series, base=0.0, text="{:.1%}")
