@@ -16,6 +16,7 @@ from benchmarks.suites import (
     checkpoints,
     guard,
     host,
+    hugging_face,
     machine,
     parts,
     rounds,
@@ -428,3 +429,19 @@ def test_the_forward_suite_reads_full_rows_in_both_dtypes(still_machine, tmp_pat
     flops = [row["flops"] for row in found["rows"]]
     assert flops[1] == 2 * flops[0] > 0 and flops[2:] == flops[:2]
     assert all(row["limit"] == "compute" and row["tokens_per_second"] > 0 for row in found["rows"])
+
+
+@pytest.mark.slow
+def test_torch_at_its_best_reads_the_same_by_any_setting(tiny_encoder_folder, monkeypatch):
+    pytest.importorskip("torch")
+    peer = hugging_face.HuggingFace(str(tiny_encoder_folder), "float32", 64)
+    texts = ["a" * n for n in (40, 3, 17, 9, 33, 12)]
+    before = peer.best(texts)
+    # The quickest is the one with the fewest rows.
+    monkeypatch.setattr(peer, "_seconds", lambda setting, text: setting.rows)
+    peer.tune(texts)
+    assert peer.settings.keys() == {16, 32, 64}
+    assert peer.settings[16].rows == 6 and peer.settings[64].rows == 4
+    np.testing.assert_allclose(peer.best(texts), before, atol=1e-5)
+    monkeypatch.undo()
+    assert peer._seconds(peer.settings[16], texts[1]) > 0
