@@ -68,7 +68,8 @@ def oracle_gap(
     config = TrunkConfig() if config is None else config
     test, train = data.split(test_fraction, seed)
     assert test.p_NM is not None
-    router = fit_router(stores, train, recipe, config, checkpoints=checkpoints)
+    # No trust: the rows judged by are of the training's datasets.
+    router = fit_router(stores, train, recipe, config, checkpoints=checkpoints, trust=False)
     judged, x_NC = judge(router, stores, test)
     assert judged.query_tokens_N is not None
     p_NM = router.predict(x_NC)
