@@ -139,8 +139,9 @@ def files(tmp_path_factory):
             path = (layout[0] if isinstance(layout, tuple) else layout)(data, root / name)
         except Exception:  # A layout that wants other data.
             continue
-        for file in [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]:
-            result.append((file, path, read_data))
+        for each in path if isinstance(path, list) else [path]:
+            written = [each] if each.is_file() else each.rglob("*")
+            result += [(file, path, read_data) for file in written if file.is_file()]
     pool = root / "pool.json"
     rj.write_pool(data, pool)
     result.append((pool, pool, read_pool))

@@ -152,6 +152,9 @@ def read_tokenizer(folder: pathlib.Path) -> Any:
         path = folder / "chat_template.json"
         if tokenizer.chat_template is None and path.is_file():
             tokenizer.chat_template = json.loads(path.read_text())["chat_template"]
-    except Exception as error:  # Of a damaged file any.
+    except BaseException as error:
+        # Of a damaged file any; that of a panic in the tokenizers package is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise ValueError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
     return tokenizer

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from routerjax.encoder import batches
+from routerjax.encoder import batches, hub
 from routerjax.encoder.capture import capture
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.precision import dtype_errors
@@ -75,6 +75,24 @@ def test_wrong_arguments_are_named(encoder, arguments, message):
 
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 269060552\n"
+
+
+def test_a_panic_of_the_tokenizers_package_is_an_error_like_any(tiny_encoder_folder, monkeypatch):
+    class PanicException(BaseException):
+        """As the package raises it for some damaged files."""
+
+    def refusing(error):
+        def from_pretrained(folder):
+            raise error
+
+        monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", from_pretrained)
+
+    refusing(PanicException("range end index out of range"))
+    with pytest.raises(ValueError, match="tokenizer cannot be loaded: range end index"):
+        hub.read_tokenizer(tiny_encoder_folder)
+    refusing(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        hub.read_tokenizer(tiny_encoder_folder)
 
 
 @pytest.mark.parametrize(
