@@ -135,7 +135,7 @@ def work(files, tiny_encoder_folder, tmp_path_factory):
         assert done.returncode == 0, done.stderr
         if script == "extract":
             told = re.search(
-                r"extract: .* s, \w+ binds \(\d+%\); "
+                r"extract: .* s, \d+\.\d cores busy; "
                 r"seconds waited for: (.*); seconds of work: (.*)", done.stderr,
             )  # fmt: skip
             waited, worked = ({each.split()[0] for each in told[i].split(", ")} for i in (1, 2))

@@ -11,7 +11,7 @@ class Stages:
     """Seconds by stage, of all threads together, since it was made."""
 
     def __init__(self) -> None:
-        self._started = time.perf_counter()
+        self._started, self._cpu_started = time.perf_counter(), time.process_time()
         self._lock = threading.Lock()
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
@@ -30,6 +30,11 @@ class Stages:
     def wall(self) -> float:
         """Seconds since it was made."""
         return time.perf_counter() - self._started
+
+    @property
+    def cores(self) -> float:
+        """Cores of this machine that the process kept busy since it was made, on average."""
+        return (time.process_time() - self._cpu_started) / self.wall
 
     def seconds(self) -> dict[str, float]:
         """Seconds by stage."""

@@ -117,8 +117,13 @@ def create(path: Any, identity: dict[str, Any], rows: StoreRows, width: int, pla
     return Files(folder, meta, rows, array, owner_of(meta))
 
 
-def load(path: Any) -> Files:
+def load(path: Any, before: Files | None = None) -> Files:
     """Opens the files of a store in a folder, local or a URL.
+
+    Args:
+      path: The folder.
+      before: What was returned before: where store.json is still the same, rows.json, which is
+        large, is not read again.
 
     Raises:
       ValueError: There is no store, it is of another schema version, or its description or its rows
@@ -126,7 +131,10 @@ def load(path: Any) -> Files:
     """
     folder = Folder(path)
     meta = _read_meta(folder)
-    rows = StoreRows.load(folder, meta["rows_digest"])
+    if before is not None and before.meta == meta:
+        rows = before.rows
+    else:
+        rows = StoreRows.load(folder, meta["rows_digest"])
     array = open_array(*_array_of(folder, meta, len(rows.ids)), create=False)
     return Files(folder, meta, rows, array, owner_of(meta))
 

@@ -1,5 +1,6 @@
 """ActivationStore: what is written is read, and what is damaged is never read as numbers."""
 
+import dataclasses
 import errno
 import json
 
@@ -145,6 +146,19 @@ def test_reload_sees_what_another_process_committed(tmp_path):
     assert one.missing_blocks() == [1, 2]
     one.reload()
     assert one.missing_blocks() == [2]
+
+
+def test_reopened_it_is_what_lies_there_by_now(tmp_path, monkeypatch):
+    one = _create(tmp_path, range(1))
+    two = ActivationStore.open(tmp_path, complete=False, which=range(2))
+    one.write_block(1, H_LPND[:, :, one.block_slice(1)], {})
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreRows, "load", None)  # Any reading of the rows would raise.
+        again = two.reopened()
+    assert again.ids == ROWS.ids and again.missing_blocks() == []
+    other = dataclasses.replace(ROWS, ids=tuple(f"p{n}" for n in range(N)))
+    ActivationStore.create(tmp_path, IDENTITY, other, D, {})
+    assert again.reopened().ids == other.ids and again.reopened().missing_blocks() == [0, 1]
 
 
 def test_a_process_reads_the_commits_of_its_own_row_blocks_alone(folder, monkeypatch):

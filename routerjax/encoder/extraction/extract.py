@@ -27,13 +27,15 @@ from routerjax.encoder.selection import ALL, Selection
 from routerjax.runtime import lock, processes, resume, track
 from routerjax.runtime.files import Folder
 from routerjax.runtime.stages import Stages
+from routerjax.runtime.tuning import Tuning
 from routerjax.store import layout
 from routerjax.store.store import ActivationStore
 
 logger = logging.getLogger(__name__)
 
-# The stages in which the loop waits; in the others it works, or threads do beside it.
-_WAITS = ("compile", "tokens", "device", "writers")
+# The stages in which the loop waits, and for what; in the others it works, or threads do beside it.
+_WAITS = {"compile": "compiling", "tokens": "tokenising", "device": "the device",
+          "writers": "writing"}  # fmt: skip
 
 
 def extract(
@@ -86,15 +88,19 @@ def extract(
     """
     options = (Selection.of(layers, poolings, encoder.n_states), store_dtype)
     identity, first = identity_of(encoder, data, *options), jax.process_index() == 0
-    damaged = _damaged_blocks(path, identity)
+    try:
+        opened = _open(path)
+    except (ValueError, OSError):
+        opened = None  # There is none yet; or what is wrong with it is told below.
+    damaged = None if opened is None else _damaged_blocks(opened, identity)
     # A finished store may lie where nothing can be written.
     with lock.held(None if damaged == [] or not first else Folder(path), wait=wait):
         kept = None
         if not ActivationStore.exists(path):
             kept = _begin(encoder, data, path, identity, batch_tokens, prefix_cache)
-        elif first and damaged is None:
+        elif first and opened is None:
             layout.restore(path, lambda: prepare(encoder, data, *options).rows)
-        store = ActivationStore.open(path, complete=False, which=_mine())
+        store = _open(path) if opened is None else opened.reopened()
         if first:
             processes.tell_made(store.folder.path)
         store.refuse_other(identity)
@@ -116,17 +122,18 @@ def extract(
     return store
 
 
-def _damaged_blocks(path: Any, identity: dict[str, Any]) -> list[int] | None:
+def _open(path: Any) -> ActivationStore:
+    """The store at `path`, finished or not, with the commits of this process's row blocks."""
+    return ActivationStore.open(path, complete=False, which=_mine())
+
+
+def _damaged_blocks(store: ActivationStore, identity: dict[str, Any]) -> list[int] | None:
     """This process's share of the damaged row blocks of a store that looks finished.
 
-    None where there is no such store; one of another identity is refused.
+    None where it is unfinished; one of another identity is refused.
     """
-    try:
-        store = ActivationStore.open(path, complete=False, which=_mine())
-        if _left(store) or store.missing_blocks():
-            return None
-    except (ValueError, OSError):
-        return None  # What is wrong with it is told where it is opened to be filled.
+    if _left(store) or store.missing_blocks():
+        return None
     store.refuse_other(identity)
     mine = range(jax.process_index(), store.n_blocks, jax.process_count())
     damaged = []
@@ -191,7 +198,7 @@ def _fill(
             done += at.stop - at.start
             measured = {"tokens_per_second": n_real / stages.wall, "padding": 1 - n_real / n_padded}
             text = "{tokens_per_second:,.0f} tokens/s, {padding:.1%} padding".format(**measured)
-            bar.set_postfix_str(f"{text}, {_binds(stages)}", refresh=False)
+            bar.set_postfix_str(f"{text}, {_busy(stages, encoder.tuning)}", refresh=False)
             bar.update(at.stop - at.start)
             if at.stop < len(prompts.tokens):
                 continue
@@ -207,7 +214,8 @@ def _fill(
         for written in behind:
             with stages.timed("writers"):
                 written.result()
-    resume.log(f"extract: {stages.wall:.1f} s, {_binds(stages)}; {_by_stage(stages)}")
+    busy = _busy(stages, encoder.tuning)
+    resume.log(f"extract: {stages.wall:.1f} s, {busy}; {_by_stage(stages)}")
 
 
 def _begin(
@@ -288,11 +296,17 @@ def _run_name() -> str:
     return "extract" if alone else f"extract/process-{jax.process_index()}"
 
 
-def _binds(stages: Stages) -> str:
-    """What the job's loop has waited for most; "host" where most of the time was its own work."""
+def _busy(stages: Stages, tuning: Tuning) -> str:
+    """What the job's loop waited for most; "the host" where most of the time was its own work.
+
+    Where the device is the host's own cores, every stage runs on them, and no wait says what for:
+    then how many of them were busy.
+    """
+    if not tuning.compiles_ahead:
+        return f"{stages.cores:.1f} cores busy"
     seconds, wall = stages.seconds(), stages.wall
-    took = {stage: seconds.get(stage, 0.0) for stage in _WAITS}
-    took["host"] = wall - sum(took.values())
+    took = {name: seconds.get(stage, 0.0) for stage, name in _WAITS.items()}
+    took["the host"] = wall - sum(took.values())
     longest = max(took, key=took.__getitem__)
     return f"{longest} binds ({took[longest] / wall:.0%})"
 

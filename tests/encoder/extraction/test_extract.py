@@ -28,6 +28,7 @@ from routerjax.encoder.extraction.plan import identity_of, prepare
 from routerjax.encoder.selection import Selection
 from routerjax.runtime import lock, resume
 from routerjax.runtime.files import Folder
+from routerjax.store.rows import StoreRows
 from routerjax.store.store import ActivationStore
 
 # Small blocks, so that a job of the tests' size has many.
@@ -114,11 +115,25 @@ def test_a_fresh_job_tokenises_once_and_leaves_the_bytes_of_one_that_does_it_twi
     assert arrays_of(tmp_path / "once") == arrays_of(tmp_path / "twice")
 
 
-def test_a_finished_store_is_returned_as_it_is(encoder, tiny_data, whole, monkeypatch):
+@pytest.fixture
+def rows_loads(monkeypatch):
+    """The digests of the rows.json that were read, which takes long where there are many rows."""
+    load, digests = StoreRows.load, []
+
+    def counted(folder, wanted):
+        digests.append(wanted)
+        return load(folder, wanted)
+
+    monkeypatch.setattr(StoreRows, "load", counted)
+    return digests
+
+
+def test_a_finished_store_is_returned_as_it_is(encoder, tiny_data, whole, monkeypatch, rows_loads):
     monkeypatch.setattr(Encoder, "forward", None)  # Any batch would raise.
     before = arrays_of(whole.folder.local_path())
     extract(encoder, tiny_data, whole.folder.path)
     assert arrays_of(whole.folder.local_path()) == before
+    assert len(rows_loads) == 1
 
 
 def test_stopped_by_sigterm_it_resumes_to_the_same_bytes(encoder, tiny_data, whole, tmp_path):
@@ -284,7 +299,9 @@ def test_a_full_disk_stops_it_and_the_store_resumes(encoder, tiny_data, whole, t
     assert ActivationStore.open(tmp_path / "store").verify() == []
 
 
-def test_a_job_that_resumes_keeps_its_batches_and_says_so(encoder, tiny_data, tmp_path, caplog):
+def test_a_job_that_resumes_keeps_its_batches_and_says_so(
+    encoder, tiny_data, tmp_path, caplog, rows_loads
+):
     some = tiny_data.select(np.arange(130))
     with caplog.at_level("INFO", "routerjax"):
         extract(encoder, some, tmp_path / "store", batch_tokens=512)
@@ -292,9 +309,11 @@ def test_a_job_that_resumes_keeps_its_batches_and_says_so(encoder, tiny_data, tm
     assert "begun with" not in caplog.text
     before = arrays_of(tmp_path / "store")
     (tmp_path / "store/blocks/1.json").unlink()
+    rows_loads.clear()
     with caplog.at_level("INFO", "routerjax"):
         extract(encoder, some, tmp_path / "store", batch_tokens=256)
     assert "begun with batches of 512 tokens and goes on with them, not with 256" in caplog.text
+    assert len(rows_loads) == 1
     assert arrays_of(tmp_path / "store") == before
 
 
