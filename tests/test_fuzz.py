@@ -132,7 +132,9 @@ def files(tmp_path_factory):
     ids = tuple(f"q{i}" for i in range(6))
     y_NM = np.array([[0, 1], [1, np.nan], [1, 1], [0, 0], [1, 0], [0, 1]], np.float32)
     data = RoutingDataset(ids, tuple(f"text {i}" for i in range(6)), ("a", "b"), y_NM, ids,
-                          ("x",) * 6, prices_M2=np.ones((2, 2)))  # fmt: skip
+                          ("x",) * 6, prices_M2=np.ones((2, 2)), output_tokens_NM=7 * y_NM,
+                          input_tokens_NM=9 * y_NM, costs_NM=y_NM.astype(np.float64),
+                          confidences_NM=y_NM / 2)  # fmt: skip
     for name, layout in LAYOUTS.items():
         (root / name).mkdir()
         try:

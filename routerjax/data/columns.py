@@ -161,6 +161,7 @@ class Columns:
             input_tokens_NM=table("input_tokens"),
             cached_input_tokens_NM=table("cached_input_tokens"),
             costs_NM=table("cost"),
+            confidences_NM=table("confidence"),
             runs_NM=runs_NM,
             **({} if pool is None else pool.facts),
         )

@@ -14,7 +14,7 @@ from routerjax.runtime.files import digest
 CORRECT = 0.5
 # Fields of one value a query and target, and of one value a target.
 _ARRAYS_NM = ("y_NM", "output_tokens_NM", "input_tokens_NM", "cached_input_tokens_NM", "costs_NM",
-              "runs_NM", "p_NM")  # fmt: skip
+              "confidences_NM", "runs_NM", "p_NM")  # fmt: skip
 _ARRAYS_M = ("prices_M2", "cached_prices_M", "context_windows_M")
 
 
@@ -40,6 +40,8 @@ class RoutingDataset:
       cached_prices_M: [M] float64 USD per 1M cached input tokens, NaN = unknown; or None.
       context_windows_M: [M] float64 most tokens of a prompt, NaN = unknown; or None.
       modalities: [M] what each target takes ("text", "image", ...), empty = unknown; or None.
+      confidences_NM: [N, M] float32 how sure each target was of its answer, in [0, 1], such as the
+        mean probability of its tokens, or a verifier's mark; NaN = not recorded; or None.
 
     Raises:
       ValueError: A shape that does not fit, a repeated id or target, a score outside [0, 1].
@@ -61,6 +63,7 @@ class RoutingDataset:
     cached_prices_M: np.ndarray | None = None
     context_windows_M: np.ndarray | None = None
     modalities: tuple[tuple[str, ...], ...] | None = None
+    confidences_NM: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n, m = len(self.ids), len(self.targets)

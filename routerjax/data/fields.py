@@ -10,7 +10,8 @@ logger = logging.getLogger(__name__)
 
 # One value a row, and one value a target.
 ROW = ("id", "query", "messages", "dataset", "group")
-PER_TARGET = ("correct", "output_tokens", "input_tokens", "cached_input_tokens", "cost", "runs")
+PER_TARGET = ("correct", "output_tokens", "input_tokens", "cached_input_tokens", "cost",
+              "confidence", "runs")  # fmt: skip
 # Not read and not told: the server's log of outcomes names requests.
 _UNTOLD = ("request_id",)
 # Whole numbers up to here are exact in float32.

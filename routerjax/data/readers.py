@@ -61,8 +61,8 @@ def read_dataset(
     Formats, recognised by their content; each may be gzipped:
       jsonl: one object a line, {"id", "query", "correct": {target: score or null}} and, where
         known, "dataset", "group", and of each target "output_tokens", "input_tokens" (the cached
-        ones included), "cached_input_tokens", "cost" (USD) and "runs" (of which the score is the
-        mean).
+        ones included), "cached_input_tokens", "cost" (USD), "confidence" (how sure the target
+        was of its answer, in [0, 1]) and "runs" (of which the score is the mean).
       long: CSV, parquet or JSON objects with columns question, model, isCorrect, a line for each
         answer, and perhaps those fields.
       wide: the same with a column query and a column for each target, and perhaps

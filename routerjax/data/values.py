@@ -104,4 +104,5 @@ PARSE: dict[str, Callable[[str, str, Any], float]] = {
     "input_tokens": whole_number,
     "cached_input_tokens": whole_number,
     "cost": _cost,
+    "confidence": _score,
 }

@@ -39,9 +39,10 @@ def _json_row(data: RoutingDataset, i: int) -> dict[str, Any]:
         if table is not None:
             known = zip(data.targets, table[i], strict=True)
             row[field] = {name: int(value) for name, value in known if value == value}
-    if data.costs_NM is not None:
-        paid = zip(data.targets, data.costs_NM[i].tolist(), strict=True)
-        row["cost"] = {name: usd for name, usd in paid if usd == usd}
+    for field, table in (("cost", data.costs_NM), ("confidence", data.confidences_NM)):
+        if table is not None:
+            recorded = zip(data.targets, table[i].tolist(), strict=True)
+            row[field] = {name: value for name, value in recorded if value == value}
     if data.runs_NM is not None:
         times = zip(data.targets, data.runs_NM[i].tolist(), strict=True)
         row["runs"] = {name: n for name, n in times if n > 1}

@@ -144,6 +144,7 @@ JSONL = {
     "target without name": (_line(correct={" ": 1}), 2, "expected names of targets, got ' '"),
     "target twice": ('{"id": "a", "query": "q", "correct": {"X": 1, "X": 0}}', 2, "'X' is twice"),
     "tokens a fraction": (_line(output_tokens={"X": 1.5}), 2, r"output_tokens\['X'\]: .*got 1.5"),
+    "confidence above 1": (_line(confidence={"X": 1.5}), 2, r"confidence\['X'\]: .*\[0, 1\].*1.5"),
     "tokens negative": (_line(output_tokens={"X": -1}), 2, r"output_tokens\['X'\]: .*got -1"),
     "tokens without end": (
         _line(output_tokens={"X": 10**40}),
@@ -183,6 +184,9 @@ CSV = {
     "long: no model": (LONG + "r?,,1,\n", 3, "question and model must not be empty"),
     "long: many tokens": (LONG + "r?,X,1,1e30\n", 3, "output_tokens: .*to 16777216, got '1e30'"),
     "long: tokens": (LONG + "r?,X,1,2.5\n", 3, "output_tokens: expected an integer .*got '2.5'"),
+    "long: confidence": (
+        "question,model,isCorrect,confidence\nq?,X,1,\nr?,X,1,83\n", 3, r"confidence: .*got '83'"
+    ),
     "long: tokens negative": (LONG + "r?,X,1,-2\n", 3, "output_tokens: .*got '-2'"),
     "long: two datasets": (
         "id,question,model,isCorrect,dataset\n1,q?,X,1,d\n1,q?,Y,1,e\n", 3, "'d' in line 2, got"),

@@ -60,6 +60,7 @@ def datasets(draw):
         input_tokens_NM=of_targets(tokens, y_NM.shape, np.float32),
         cached_input_tokens_NM=of_targets(tokens, y_NM.shape, np.float32),
         costs_NM=of_targets(st.floats(0, 1e3), y_NM.shape),
+        confidences_NM=of_targets(st.floats(0, 1, width=32), y_NM.shape, np.float32),
         runs_NM=runs_NM if (runs_NM > 1).any() else None,
         prices_M2=of_targets(st.floats(0, 1e6), (len(targets), 2)),
         cached_prices_M=of_targets(st.floats(0, 1e6)),

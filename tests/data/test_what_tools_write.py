@@ -151,6 +151,7 @@ def test_what_is_not_read_is_named_once(tmp_path, caplog, case):
         ("outputTokens", "output_tokens"), ("data_set", "dataset"), ("dataset_", "dataset"),
         ("datsaet", "dataset"), ("costs", "cost"), ("input tokens", "input_tokens"),
         ("corect", "correct"), ("qeury", "query"), ("ids", "id"), ("outptu_token", "output_tokens"),
+        ("confidance", "confidence"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("layout", ["jsonl", "wide", "long"])
@@ -169,7 +170,7 @@ def test_near_misses_of_known_names_are_refused(tmp_path, layout, name, meant):
 
 
 @pytest.mark.parametrize(
-    "column", ["a_cost", "a cost", "a.output_tokens", "a-tokens", "a/response"]
+    "column", ["a_cost", "a cost", "a.output_tokens", "a-tokens", "a/response", "a_confidence"]
 )
 def test_a_column_that_tells_more_of_a_target_is_none(tmp_path, column):
     path = tmp_path / "x.csv"

@@ -8,6 +8,7 @@ drawn from a model of item response theory, so that no LLM is needed.
 import dataclasses
 
 import numpy as np
+from scipy.special import expit, ndtri
 
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.groups import group_rows
@@ -66,7 +67,7 @@ class Design:
     hidden_N: np.ndarray
 
 
-def simulate(n: int, seed: int = 0) -> RoutingDataset:
+def simulate(n: int, seed: int = 0, confidence_skill: float | None = None) -> RoutingDataset:
     """Draws n queries, independent of each other, and the answers of seven targets to them.
 
     With difficulty d_n = (level_n - 2.5) / 1.7 + hidden_n, hidden_n ~ N(0, 0.4^2), and r_n in -1,
@@ -82,12 +83,15 @@ def simulate(n: int, seed: int = 0) -> RoutingDataset:
     Args:
       n: Number of queries, at least 1. A million take under a minute.
       seed: Same seed and n, same data.
+      confidence_skill: Records how sure each target is of its answer, as sigmoid(s (y - 1/2) + e),
+        e ~ N(0, 1), with s such that the AUC of the confidence for the answer y being right is this
+        number: 0.5 says nothing, 1 all. None records none, and changes nothing else.
 
     Returns:
       A data set with `p_NM`, output tokens and prices; `datasets` names the skill.
 
     Raises:
-      ValueError: n is below 1.
+      ValueError: n is below 1, or `confidence_skill` is not in [0.5, 1].
 
     References:
       Lord, Applications of Item Response Theory to Practical Testing Problems, 1980, chapter 2.
@@ -99,9 +103,13 @@ def simulate(n: int, seed: int = 0) -> RoutingDataset:
     """
     if n < 1:
         raise ValueError(f"n: expected at least 1 query, got {n}")
+    if confidence_skill is not None and not 0.5 <= confidence_skill <= 1:
+        raise ValueError(
+            f"confidence_skill, an AUC: expected None or 0.5 to 1, got {confidence_skill!r}"
+        )
     # Separate generators: a change to the texts leaves design and outcomes as they are.
-    design_rng, text_rng, outcome_rng = map(
-        np.random.default_rng, np.random.SeedSequence(seed).spawn(3)
+    design_rng, text_rng, outcome_rng, confidence_rng = map(
+        np.random.default_rng, np.random.SeedSequence(seed).spawn(4)
     )
     design = Design(
         kind_N=design_rng.integers(0, len(KINDS), n),
@@ -111,17 +119,23 @@ def simulate(n: int, seed: int = 0) -> RoutingDataset:
     )
     queries = _write_queries(design, text_rng)
     p_NM = _true_probability(design)
+    y_NM = (outcome_rng.random(p_NM.shape, np.float32) < p_NM).astype(np.float32)
+    confidences_NM = None
+    if confidence_skill is not None:
+        apart = np.sqrt(2) * ndtri(confidence_skill)
+        confidences_NM = expit(apart * (y_NM - 0.5) + confidence_rng.normal(size=y_NM.shape))
     kinds = tuple(KINDS)
     return RoutingDataset(
         ids=tuple(f"sim-{seed}-{i}" for i in range(n)),
         queries=queries,
         targets=tuple(target.name for target in POOL),
-        y_NM=(outcome_rng.random(p_NM.shape, np.float32) < p_NM).astype(np.float32),
+        y_NM=y_NM,
         groups=group_rows(queries, [None] * n),
         datasets=tuple(kinds[k] for k in design.kind_N.tolist()),
         output_tokens_NM=_output_tokens(design, outcome_rng),
         prices_M2=np.array([[target.input_price, target.output_price] for target in POOL]),
         p_NM=p_NM,
+        confidences_NM=None if confidences_NM is None else confidences_NM.astype(np.float32),
     )
 
 

@@ -12,7 +12,8 @@ from routerjax.data.sources.files import Row, Source, Start, Wanted, open_table
 COLUMNS = ("question", "model", "isCorrect")
 _OPTIONAL = ("id", "dataset", "group")
 PARSE: dict[str, Callable[[Any, str], Any]] = {
-    name: cells.usd if name == "cost" else cells.count for name in PER_TARGET[1:]
+    name: {"cost": cells.usd, "confidence": cells.score}.get(name, cells.count)
+    for name in PER_TARGET[1:]
 }
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from routerjax.data.groups import normalised
 from routerjax.data.simulated.simulate import KINDS, REASONING, simulate
+from routerjax.stats.roc_auc import roc_auc
 
 N = 20_000
 
@@ -128,6 +129,21 @@ def test_same_seed_same_data_other_seed_other_data():
     assert len(set(one.queries) & set(other.queries)) < 25
     assert (one.p_NM != other.p_NM).mean() > 0.9
     assert (one.y_NM != other.y_NM).any()
+
+
+def test_confidences_tell_right_answers_as_well_as_asked_and_change_nothing_else():
+    plain, sure, blind = (simulate(3000, 1, skill) for skill in (None, 0.8, 0.5))
+    assert plain.confidences_NM is None
+    for name in ("queries", "y_NM", "p_NM", "output_tokens_NM"):
+        np.testing.assert_array_equal(getattr(plain, name), getattr(sure, name), err_msg=name)
+    for data, skill in ((sure, 0.8), (blind, 0.5)):
+        assert ((data.confidences_NM >= 0) & (data.confidences_NM <= 1)).all()
+        auc_M = [roc_auc(c, y) for c, y in zip(data.confidences_NM.T, data.y_NM.T, strict=True)]
+        np.testing.assert_allclose(auc_M, skill, atol=0.05)
+    certain = simulate(20, 1, 1.0)
+    np.testing.assert_array_equal(certain.confidences_NM, certain.y_NM)
+    with pytest.raises(ValueError, match="confidence_skill.*0.5 to 1, got 0.3"):
+        simulate(20, 1, 0.3)
 
 
 @pytest.mark.parametrize("n", (1, 2, 7))

@@ -61,7 +61,8 @@ def jsonl_gz(data: RoutingDataset, folder):
 
 
 def wide_csv(data: RoutingDataset, folder):
-    counts = {"|cost": data.costs_NM, "|output_tokens": data.output_tokens_NM}
+    counts = {"|cost": data.costs_NM, "|output_tokens": data.output_tokens_NM,
+              "|confidence": data.confidences_NM}  # fmt: skip
     return _csv(folder / "x.csv", *_wide_rows(data, _WIDE, counts))
 
 
@@ -95,8 +96,8 @@ def _answers(data):
 
 def long_csv(data: RoutingDataset, folder):
     header = ["id", "question", "dataset", "model", "isCorrect",
-              "output_tokens", "input_tokens", "cost"]  # fmt: skip
-    tables = (data.output_tokens_NM, data.input_tokens_NM, data.costs_NM)
+              "output_tokens", "input_tokens", "cost", "confidence"]  # fmt: skip
+    tables = (data.output_tokens_NM, data.input_tokens_NM, data.costs_NM, data.confidences_NM)
     rows = [
         [data.ids[i], data.queries[i], data.datasets[i], target, y]
         + [float(table[i, m]) for table in tables]
@@ -266,14 +267,15 @@ def openai_batch(data: RoutingDataset, folder):
     return [_queries(data, folder, with_outcomes=True), folder / "out.jsonl"]
 
 
+EVERY = ("output", "input", "cost", "confidence")
 # (the writer, the tables that it keeps, whether ids are kept, scores of 0 and 1 alone)
 LAYOUTS = {
-    "jsonl": (jsonl, ("output", "input", "cost"), True, False),
-    "jsonl_gz": (jsonl_gz, ("output", "input", "cost"), True, False),
-    "jsonl_parquet": (jsonl_parquet, ("output", "input", "cost"), True, False),
-    "wide_csv": (wide_csv, ("output", "cost"), True, False),
+    "jsonl": (jsonl, EVERY, True, False),
+    "jsonl_gz": (jsonl_gz, EVERY, True, False),
+    "jsonl_parquet": (jsonl_parquet, EVERY, True, False),
+    "wide_csv": (wide_csv, ("output", "cost", "confidence"), True, False),
     "wide_parquet": (wide_parquet, ("input", "cost"), True, False),
-    "long_csv": (long_csv, ("output", "input", "cost"), True, False),
+    "long_csv": (long_csv, EVERY, True, False),
     "embedllm": (embedllm, (), True, False),
     "routerbench_csv": (routerbench_csv, ("cost",), True, False),
     "routerbench_parquet": (routerbench_parquet, ("cost",), True, False),

@@ -38,6 +38,7 @@ def datasets(draw):
         output_tokens_NM=counts(np.float32, st.integers(0, 2**24).map(float)),
         input_tokens_NM=counts(np.float32, st.integers(0, 2**24).map(float)),
         costs_NM=counts(np.float64, st.floats(0, 1e3)),
+        confidences_NM=counts(np.float32, st.floats(0, 1, width=32)),
     )
 
 
@@ -59,7 +60,7 @@ def test_what_is_written_is_read(tmp_path_factory, layout, data):
     y_NM = np.where(np.isnan(data.y_NM), NAN, data.y_NM >= 0.5) if binary else data.y_NM
     np.testing.assert_array_equal(again.y_NM, y_NM)
     for name, field in (("output", "output_tokens_NM"), ("input", "input_tokens_NM"),
-                        ("cost", "costs_NM")):  # fmt: skip
+                        ("cost", "costs_NM"), ("confidence", "confidences_NM")):  # fmt: skip
         expected = getattr(data, field)
         if name not in kept or np.isnan(expected).all():
             expected = None
