@@ -7,7 +7,7 @@ from typing import Any
 
 from routerjax.encoder.families import registry
 from routerjax.encoder.families.config import EncoderConfig
-from routerjax.encoder.families.fields import check_numbers
+from routerjax.encoder.families.fields import check_numbers, text_config
 from routerjax.runtime.files import stand_in
 from routerjax.runtime.torch_later import torch_later
 
@@ -119,17 +119,30 @@ def read_config(folder: pathlib.Path) -> EncoderConfig:
         ) from error
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: expected a JSON object, the config of a model, got {raw!r:.80}")
-    registry.check_family(raw, str(path))
+    family = registry.check_family(raw, str(path))
     check_numbers(raw, str(path))
-    # transformers fills in what the file leaves to its class's defaults.
     try:
-        with torch_later():
-            from transformers import AutoConfig
-
-            full = AutoConfig.from_pretrained(folder).get_text_config().to_dict()
+        full = _filled_in(folder, raw, family)
     except Exception as error:
         raise ValueError(f"{path}: transformers cannot read this config: {error}") from error
     return registry.read_config(full, str(path))
+
+
+def _filled_in(folder: pathlib.Path, raw: dict[str, Any], family: str) -> dict[str, Any]:
+    """The text model's fields; what config.json leaves out is as transformers has it."""
+    with torch_later():
+        from transformers import CONFIG_MAPPING, AutoConfig
+
+        name = raw.get("model_type")
+        if name in CONFIG_MAPPING:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            return config.get_text_config().to_dict()
+        if text_config(raw) is raw:  # Kimi K2, which transformers has under its family's name.
+            return CONFIG_MAPPING[family].from_dict(raw).to_dict()
+    raise ValueError(
+        f"it knows no model_type {name!r}, and the model's own code is not run: name a checkpoint "
+        f"of its text model alone, whose model_type is {family!r}"
+    )
 
 
 def read_tokenizer(folder: pathlib.Path) -> Any:
@@ -145,9 +158,12 @@ def read_tokenizer(folder: pathlib.Path) -> Any:
         )
     try:
         with torch_later():
-            from transformers import AutoTokenizer
+            import transformers
 
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+        if _own_tokenizer(folder, transformers):
+            tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+        else:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         # Multimodal models may keep it here, where transformers reads it for their processor alone.
         path = folder / "chat_template.json"
         if tokenizer.chat_template is None and path.is_file():
@@ -158,3 +174,17 @@ def read_tokenizer(folder: pathlib.Path) -> Any:
             raise
         raise ValueError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
     return tokenizer
+
+
+def _own_tokenizer(folder: pathlib.Path, transformers: Any) -> bool:
+    """Whether the tokenizer's class is code of the model's own; tokenizer.json does without it."""
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) if path.is_file() else {}
+    name = settings.get("tokenizer_class")
+    own = bool(settings.get("auto_map") and name) and not hasattr(transformers, str(name))
+    if own and not (folder / "tokenizer.json").is_file():
+        raise ValueError(
+            f"{name} is the model's own code, which is not run: put a tokenizer.json of the same "
+            f"tokens beside tokenizer_config.json"
+        )
+    return own

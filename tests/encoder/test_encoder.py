@@ -82,7 +82,7 @@ def test_a_panic_of_the_tokenizers_package_is_an_error_like_any(tiny_encoder_fol
         """As the package raises it for some damaged files."""
 
     def refusing(error):
-        def from_pretrained(folder):
+        def from_pretrained(folder, trust_remote_code):
             raise error
 
         monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", from_pretrained)

@@ -5,8 +5,9 @@ import types
 
 import pytest
 
+from routerjax.encoder.families import registry
 from routerjax.encoder.gguf.config import read_gguf_config
-from routerjax.encoder.hub import read_config
+from routerjax.encoder.hub import read_config, read_tokenizer
 from routerjax.encoder.prompts import Prompter
 from routerjax.encoder.weights.checkpoint import Checkpoint
 from routerjax.runtime.script import shortened
@@ -43,6 +44,47 @@ def test_a_config_of_no_end_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="expected the config of a Hugging Face model"):
         read_config(tmp_path)
+
+
+# As the hub has Kimi K2: transformers would ask on the terminal whether to run its code.
+KIMI = {
+    "model_type": "kimi_k2", "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"},
+    "num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2,
+    "vocab_size": 40, "intermediate_size": 32, "moe_intermediate_size": 8, "n_routed_experts": 4,
+    "num_experts_per_tok": 2, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+    "n_shared_experts": 1, "routed_scaling_factor": 2.8, "q_lora_rank": None, "kv_lora_rank": 8,
+    "qk_nope_head_dim": 4, "qk_rope_head_dim": 4, "v_head_dim": 8, "max_position_embeddings": 128,
+    "rope_theta": 50000.0, "scoring_func": "sigmoid", "topk_method": "noaux_tc",
+}  # fmt: skip
+
+
+def asked(*args):
+    raise AssertionError("nobody is asked whether to run a model's code")
+
+
+def test_a_model_with_code_of_its_own_is_read_without_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", asked)
+    (tmp_path / "config.json").write_text(json.dumps(KIMI))
+    config = read_config(tmp_path)
+    assert config == registry.read_config(KIMI) and config.family == "deepseek_v3"
+    wrapper = {"model_type": "own_vl", "auto_map": {"AutoConfig": "own.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(wrapper | {"text_config": QWEN3}))
+    with pytest.raises(ValueError, match="no model_type 'own_vl', .* is not run: .* 'qwen3'$"):
+        read_config(tmp_path)
+
+
+def test_a_tokenizer_of_its_own_code_needs_tokenizer_json(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", asked)
+    own = {"auto_map": {"AutoTokenizer": ["tokenization_kimi.TikTokenTokenizer", None]}}
+    settings = json.dumps(own | {"tokenizer_class": "TikTokenTokenizer"})
+    (tmp_path / "config.json").write_text(json.dumps(KIMI))
+    (tmp_path / "tokenizer_config.json").write_text(settings)
+    (tmp_path / "tiktoken.model").write_text("YQ== 0")
+    with pytest.raises(ValueError, match="TikTokenTokenizer is .* own code, which is not run: put"):
+        read_tokenizer(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(settings)
+    assert read_tokenizer(tmp_path)("ab")["input_ids"] == byte_tokenizer()("ab")["input_ids"]
 
 
 @pytest.mark.parametrize("value", [10**9, 0, -1, "2"])

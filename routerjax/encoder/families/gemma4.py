@@ -80,9 +80,11 @@ def _global_shape(c: Fields, kinds: tuple[str, ...]) -> GlobalShape:
         n_global = c.get("num_global_key_value_heads", n_kv_heads)
         return GlobalShape(n_global if tied else n_kv_heads, c.get("global_head_dim", 512), tied)
     own = {"head_dim": head_width(c), "num_key_value_heads": n_kv_heads}
+    # transformers writes "04" where there are more than nine layers.
+    by_layer = {int(i): shape for i, shape in listed.items()}
     by_kind: dict[str, dict[str, Any]] = {}
     for i, kind in enumerate(kinds):
-        shape = own | (listed.get(str(i)) or listed.get(i) or {})
+        shape = own | by_layer.get(i, {})
         if by_kind.setdefault(kind, shape) != shape or shape.keys() != own.keys():
             raise c.refuse(f"per_layer_config: layer {i} is not shaped like other {kind} layers")
     if by_kind.get(SLIDING, own) != own:

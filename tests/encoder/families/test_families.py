@@ -438,6 +438,11 @@ def test_shapes_of_gemma4():
     assert config.ropes == (Rope(1e6, 128, ProportionalRope(16)), Rope(10000.0, 64))
     assert config.windows == (512,) * 5 + (FULL_ATTENTION, 512, FULL_ATTENTION)
     assert not config.bidirectional and config.flops(100, 8) > config.flops(100, 7) > 0
+    # Of more than nine layers transformers counts from "00" on.
+    from transformers import AutoConfig
+
+    deep = raw | {"num_hidden_layers": 12}
+    assert read_config(AutoConfig.for_model(**deep).to_dict()) == read_config(deep)
     # transformers writes is_causal beside it, the hub's files do not.
     both_ways = raw | {"use_bidirectional_attention": "all"}
     assert read_config(both_ways) == read_config(both_ways | {"is_causal": False})
