@@ -78,14 +78,16 @@ def worth_lines(metrics: dict[str, Any]) -> list[str]:
     curve = result["learning_curve"]
     if curve is not None:
         steps = ", ".join(
-            f"{100 * lead:+.1f} of {rows:,}"
+            f"{100 * lead:+.1f} with {rows:,}"
             for rows, lead in zip(curve["rows"], curve["lead"], strict=True)
         )
         lines.append(
-            f"What more outcomes bring: a regression on the same features, trained on shares of "
-            f"the training rows, leads the best single target by {steps} rows (points; an oracle "
-            f"{100 * curve['headroom']:+.1f}). By its trend twice as many rows make it "
-            f"{100 * curve['at_double']:+.1f}{_rows_for(result['needed_lead'], curve)}."
+            f"Would more outcomes help? A simple stand-in for the router, a regression on the same "
+            f"features, was trained on parts of the training queries. Its lead over the best "
+            f"single target, in points of accuracy: {steps} queries. An oracle's lead, the most "
+            f"that routing can gain: {100 * curve['headroom']:+.1f}. If the trend goes on, twice "
+            f"as many queries make the stand-in's lead {100 * curve['at_double']:+.1f}"
+            f"{_rows_for(result['needed_lead'], curve)}."
         )
     return lines
 
@@ -95,10 +97,11 @@ def _rows_for(lead: float | None, curve: dict[str, Any]) -> str:
     if lead is None or curve["lead"][-1] >= lead:
         return ""
     n_double, ceiling = 2 * curve["rows"][-1], curve["ceiling"]
+    needed = f"{100 * lead:+.1f}, which can be told from no lead"
     if ceiling <= max(lead, curve["at_double"]):
-        return f", and no number of rows {100 * lead:+.1f}"
+        return f", and no number of queries makes it {needed}"
     rows = n_double * ((ceiling - curve["at_double"]) / (ceiling - lead)) ** 2
-    return f", and about {float(f'{rows:.2g}'):,.0f} rows {100 * lead:+.1f}"
+    return f", and about {float(f'{rows:.2g}'):,.0f} queries make it {needed}"
 
 
 def _points(lead: dict[str, Any]) -> str:

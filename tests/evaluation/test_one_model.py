@@ -66,7 +66,7 @@ def test_the_constant_models_are_those_of_training(make_pool):
     assert "no single target was as accurate in training" in lines[3]
     # No saving policy was given: both lines say so.
     assert sum(line.startswith(("As accurate as", "Shown there")) for line in lines) == 2
-    assert "+0.0 of 100, +2.0 of 400 rows" in " ".join(lines)
+    assert "+0.0 with 100, +2.0 with 400 queries. An oracle's lead, " in " ".join(lines)
 
 
 def test_at_equal_accuracy_it_is_the_cheapest_that_was_as_accurate(make_pool):
@@ -123,8 +123,11 @@ def test_metrics_from_before_have_no_such_lines(make_pool):
 def test_the_rows_that_a_lead_takes_follow_from_the_curve(make_pool):
     _, _, found = _evaluate(make_pool, learning_curve=CURVE)
     found["one_model"]["needed_lead"] = 0.03  # 0.04 - 0.4 / n^0.5 is 0.03 at 1,600 rows.
-    assert "and about 1,600 rows +3.0." in worth_lines(found)[-1]
+    assert (
+        "and about 1,600 queries make it +3.0, which can be told from no lead."
+        in worth_lines(found)[-1]
+    )
     found["one_model"]["needed_lead"] = 0.05
-    assert "and no number of rows +5.0." in worth_lines(found)[-1]
+    assert "and no number of queries makes it +5.0, which" in worth_lines(found)[-1]
     found["one_model"]["needed_lead"] = 0.01
-    assert worth_lines(found)[-1].endswith("make it +2.6.")
+    assert worth_lines(found)[-1].endswith("make the stand-in's lead +2.6.")
