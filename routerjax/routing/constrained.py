@@ -71,7 +71,7 @@ class Mixture:
     holds: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.holds not in (None, True, False):
+        if self.holds is not None and not isinstance(self.holds, bool):
             raise ValueError(f"holds: expected true, false or null, got {self.holds!r}")
         for name in ("lam_low", "lam_high", "share_high"):
             check_share(getattr(self, name), name)

@@ -173,6 +173,8 @@ def test_bad_flags_are_refused(text):
      {"name": "quality", "min_accuracy": 1,
       "fitted": MIXTURE_JSON | {"share_high": 1.5}},
      {"name": "quality", "min_accuracy": 1, "fitted": MIXTURE_JSON | {"holds": 2}},
+     {"name": "quality", "min_accuracy": 1, "fitted": MIXTURE_JSON | {"holds": 1}},
+     {"name": "quality", "min_accuracy": 1, "fitted": MIXTURE_JSON | {"holds": 0.0}},
      {"name": "utility", "lam": 0.5, "cost_range": [2, 1]}],
 )  # fmt: skip
 def test_bad_json_is_refused(value):
