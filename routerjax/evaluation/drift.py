@@ -10,7 +10,7 @@ from routerjax.data.dataset import RoutingDataset
 from routerjax.features.feature_map import Stores
 from routerjax.routing.fit import distance_of, outcomes
 from routerjax.routing.router import Router
-from routerjax.stats.intervals import ratio_interval
+from routerjax.stats.intervals import ratio_interval, share_interval
 
 # Fewer queries or outcomes are not judged.
 _LEAST = 50
@@ -60,7 +60,7 @@ def drift(
     known = _training_distance(router, training)
     x_NC = router.read_texts(logged.queries) if stores is None else router.read(stores, logged.ids)
     beyond_N = router.features.distances(x_NC) > known["p99"]
-    low, high = ratio_interval(beyond_N, 1.0, logged.groups)
+    low, high = share_interval(beyond_N, logged.groups)
     result: dict[str, Any] = {
         "n_queries": len(logged.ids),
         "beyond": {

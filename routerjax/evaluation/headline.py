@@ -16,7 +16,7 @@ from routerjax.evaluation.published import ratio
 from routerjax.evaluation.savings import dearest
 from routerjax.routing.policy_rows import take
 from routerjax.stats.bootstrap import reverse_percentile, weighted_means
-from routerjax.stats.intervals import LEVEL
+from routerjax.stats.intervals import LEVEL, share_interval
 from routerjax.stats.roc_auc import auc_per_target, within_dataset_auc
 
 NO_OUTCOME = "no outcome is observed, so nothing can be compared"
@@ -178,17 +178,20 @@ def intervals(
     single: int,
     weight_BN: np.ndarray,
     cost_NM: np.ndarray | None,
+    groups: Sequence[str],
 ) -> dict[str, Any]:
     """95% intervals of the headline numbers, over draws of whole groups of queries.
 
     They say how far other queries of the same kind would move the numbers, as reverse percentiles
     of the bootstrap that the published metrics and `compare` have as well. Another training seed
-    moves them too, which no interval here covers.
+    moves them too, which no interval here covers. An accuracy of 0 or 1, which all draws have in
+    common, has the interval of a share instead (`share_interval`).
 
     Args:
       outcomes, choice_N, single: As above.
       weight_BN: [1 + B, N] of `value_and_draws`.
       cost_NM: [N, M] USD per query; None where unknown.
+      groups: [N] those that the weights are of.
 
     Returns:
       By name [low, high]; None where there is no interval, such as of a single group.
@@ -218,11 +221,15 @@ def intervals(
         "oracle": bool(outcomes.known_M.any()),
     }
     known["headroom"] = all(known.values())
-    for name, value_B in replicates.items():
+    all_seen = bool(outcomes.seen_NM.all())
+    for q, (name, value_B) in enumerate(replicates.items()):
         if not all(is_known for who, is_known in known.items() if who in name):
             continue
+        if name.endswith("accuracy") and all_seen and np.ptp(columns[q]) == 0:
+            result[name] = list(share_interval(columns[q], groups))
+            continue
         # An estimate may leave [0, 1], which no accuracy does.
-        limits = (0, 1) if name.endswith("accuracy") and not outcomes.seen_NM.all() else ()
+        limits = (0, 1) if name.endswith("accuracy") and not all_seen else ()
         ends = [number(e) for e in reverse_percentile(value_B[0], value_B[1:], LEVEL, *limits)]
         result[name] = None if None in ends else ends
     return result

@@ -206,7 +206,9 @@ def evaluate_predictions(
     else:
         names = ("field", "best_possible", "near_misses", "one_model")
         reasons |= dict.fromkeys(names, NO_OUTCOME_OF["router"])
-    metrics["intervals"] = intervals(outcomes, choice_N, best_single, weight_BN, cost_NM)
+    metrics["intervals"] = intervals(
+        outcomes, choice_N, best_single, weight_BN, cost_NM, data.groups
+    )
     complete_N = rows.complete_N
     if complete_N.any():
         metrics["agreement"] = agreement_zones(

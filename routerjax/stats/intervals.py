@@ -7,7 +7,7 @@ group (near-equal queries) are not independent, so groups are the units counted.
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import betaincinv, stdtrit
 
 from routerjax.data.groups import numbered
 
@@ -44,6 +44,38 @@ def ratio_interval(
     z_G = np.bincount(group_N, numerator_N - ratio * denominator_N)
     half = _Z * np.sqrt(n_groups / (n_groups - 1) * np.square(z_G).sum()) / abs(total)
     return float(ratio - half), float(ratio + half)
+
+
+def share_interval(hit_N: np.ndarray, groups: Sequence[str] | np.ndarray) -> tuple[float, float]:
+    """The 95% interval of a share of rows, which has a width at 0 and at 1 too.
+
+    The exact interval of the binomial distribution, of as many independent rows as have a share of
+    the variance that `ratio_interval` counts over groups. Where no group differs from another, that
+    is the number of groups.
+
+    Args:
+      hit_N: [N] 1 or 0.
+      groups: [N] the group key of each row.
+
+    Returns:
+      Both ends, in [0, 1]; NaN where there are under two groups.
+
+    References:
+      Korn, Graubard, Confidence Intervals for Proportions with Small Expected Number of Positive
+      Counts Estimated from Survey Data, 1998.
+
+    >>> [round(end, 3) for end in share_interval(np.zeros(100, bool), np.arange(100))]
+    [0.0, 0.036]
+    """
+    low, high = ratio_interval(hit_N, 1.0, groups)
+    if np.isnan(low):
+        return low, high
+    n_groups = len(set(groups))
+    p, variance = float(np.mean(hit_N)), ((high - low) / (2 * _Z)) ** 2
+    n = n_groups / (n_groups - 1) * p * (1 - p) / variance if variance > 1e-12 else n_groups
+    low = 0.0 if p == 0 else float(betaincinv(n * p, n * (1 - p) + 1, (1 - LEVEL) / 2))
+    high = 1.0 if p == 1 else float(betaincinv(n * p + 1, n * (1 - p), (1 + LEVEL) / 2))
+    return low, high
 
 
 def mean_reaches_zero(value_G: np.ndarray, worst: float, confidence: float) -> bool:

@@ -73,6 +73,16 @@ def test_queries_unlike_the_training_s_are_seen(make_pool):
     assert drift_lines(result)[-1] == f"train again: {reason}"
 
 
+def test_no_query_or_every_query_beyond_is_no_certainty(make_pool):
+    for scale, share in ((0.1, 0), (100, 1)):
+        logged, x_NC = make_log(make_pool, scale=scale)
+        beyond = drift(make_router(), logged, x_NC)["beyond"]
+        assert beyond["share"] == share
+        width = 1 - 0.025 ** (1 / len(set(logged.groups)))
+        ends = (0, width) if share == 0 else (1 - width, 1)
+        assert (beyond["low"], beyond["high"]) == pytest.approx(ends)
+
+
 def test_a_target_that_became_worse_is_named(make_pool):
     logged, x_NC = make_log(make_pool, shift=-1)
     result = drift(make_router(), logged, x_NC)

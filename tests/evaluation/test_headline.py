@@ -83,19 +83,30 @@ def test_headroom_is_covered_as_often_as_promised():
         oracle_N = rng.random(len(group_N)) < 0.4
         gain_N = oracle_N & (rng.random(len(group_N)) < level_G[group_N])
         correct_N3 = np.stack([np.zeros(len(group_N)), oracle_N, gain_N], axis=1)
-        weight_BN = value_and_draws([str(g) for g in group_N], 400, seed)
+        groups = [str(g) for g in group_N]
+        weight_BN = value_and_draws(groups, 400, seed)
         router_N = np.full(len(group_N), 2)
-        low, high = intervals(Estimated(correct_N3), router_N, 0, weight_BN, None)[
-            "headroom_captured"
-        ]
+        found = intervals(Estimated(correct_N3), router_N, 0, weight_BN, None, groups)
+        low, high = found["headroom_captured"]
         covered += low <= 0.5 <= high
     assert 368 <= covered <= 392
 
 
 def test_intervals_of_a_single_group_are_none():
     found = intervals(
-        Estimated(np.eye(2)), np.array([0, 1]), 0, value_and_draws("gg", 50), np.ones((2, 2))
+        Estimated(np.eye(2)), np.array([0, 1]), 0, value_and_draws("gg", 50), np.ones((2, 2)), "gg"
     )
     assert found.pop("level") == 0.95
     assert set(found.values()) == {None}
     assert "cost_saving_vs_most_expensive" in found
+
+
+def test_an_accuracy_of_0_or_1_has_an_interval_of_some_width():
+    correct_N2 = np.tile([[0.0, 1.0]], (40, 1))
+    groups = [str(n // 2) for n in range(40)]
+    weight_BN = value_and_draws(groups, 50)
+    found = intervals(Estimated(correct_N2), np.ones(40, int), 0, weight_BN, None, groups)
+    least = 0.025 ** (1 / 20)  # Of twenty groups.
+    assert found["router_accuracy"] == pytest.approx([least, 1])
+    assert found["oracle_accuracy"] == pytest.approx([least, 1])
+    assert found["best_single_accuracy"] == pytest.approx([0, 1 - least])

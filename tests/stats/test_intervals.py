@@ -4,8 +4,14 @@ import sys
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
-from routerjax.stats.intervals import mean_interval, mean_reaches_zero, ratio_interval
+from routerjax.stats.intervals import (
+    mean_interval,
+    mean_reaches_zero,
+    ratio_interval,
+    share_interval,
+)
 
 
 def test_a_plain_mean_has_the_textbook_interval():
@@ -37,7 +43,34 @@ def test_a_ratio_is_covered_as_often_as_promised():
     assert 925 <= covered <= 970
 
 
+@pytest.mark.parametrize("share", [0.005, 0.5])
+def test_a_share_is_covered_as_often_as_promised(share):
+    """Of 200 groups of three rows that are alike, drawn three hundred times."""
+    rng, group_N = np.random.default_rng(0), np.repeat(np.arange(200), 3)
+    covered = 0
+    for _ in range(300):
+        low, high = share_interval((rng.random(200) < share)[group_N], group_N)
+        assert 0 <= low < high <= 1
+        covered += low <= share <= high
+    assert covered >= 280
+
+
+def test_a_share_of_independent_rows_has_the_exact_interval():
+    """At each end 2.5% of the draws have as many hits, or as few, as were seen."""
+    hit_N = np.arange(400) < 12
+    for rows_per_group in (1, 3):  # Rows of a group that are alike count once.
+        hits, group_N = (np.repeat(each_N, rows_per_group) for each_N in (hit_N, np.arange(400)))
+        low, high = share_interval(hits, group_N)
+        assert binom.sf(11, 400, low) == pytest.approx(0.025)
+        assert binom.cdf(12, 400, high) == pytest.approx(0.025)
+        low, high = share_interval(0 * hits, group_N)
+        assert low == 0 and (1 - high) ** 400 == pytest.approx(0.025)
+        low, high = share_interval(hits | True, group_N)
+        assert high == 1 and low**400 == pytest.approx(0.025)
+
+
 def test_nothing_to_tell_is_nan():
+    assert np.isnan(share_interval(np.ones(3), ["a", "a", "a"])).all()
     assert np.isnan(ratio_interval(np.ones(3), 1.0, ["a", "a", "a"])).all()
     assert np.isnan(ratio_interval(np.ones(3), np.zeros(3), ["a", "b", "c"])).all()
     assert np.isnan(ratio_interval(np.ones(0), 1.0, [])).all()
