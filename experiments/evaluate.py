@@ -6,7 +6,8 @@
 
 A router of several encoders takes --store=a,b (in any order), or --encoder=a,b in its own order.
 
-Writes metrics.json and report.html.
+Writes metrics.json and report.html. With --perturb they say how many decisions stay on perturbed
+copies of the queries; a --store is to hold these, as extract --perturb writes it.
 """
 
 import dataclasses
@@ -29,6 +30,7 @@ class Config(options.Outcomes):
     encoder: str | None
     policy: str
     mesh: str
+    perturb: bool
 
 
 options.define(Config)
@@ -45,7 +47,8 @@ def main() -> None:
     router = rj.Router.load(config.router)
     folder = rj.Folder(config.workdir)
     several = len(router.encoder_identities) > 1
-    own = [folder / f"store{i}" if several else folder / "store"
+    name = "perturbed_store" if config.perturb else "store"
+    own = [folder / f"{name}{i}" if several else folder / name
            for i in range(len(router.encoder_identities))]  # fmt: skip
     paths = options.split_names(config.store) if config.store else own
     encoders: list[rj.Encoder] = []
@@ -54,15 +57,17 @@ def main() -> None:
             raise ValueError(f"--store: the router reads {len(own)} encoders, got {config.store!r}")
         encoders = options.load_router_encoders(router, config.encoder, config.mesh)
         router.use_encoder(encoders)
+        queries = data.with_rows(rj.perturb(data)) if config.perturb else data
         stores = []
         for i, (encoder, path) in enumerate(zip(encoders, paths, strict=True)):
             read = router.features.selection(i)
             stores.append(
-                rj.extract(encoder, data, path, layers=read.layers, poolings=read.poolings)
+                rj.extract(encoder, queries, path, layers=read.layers, poolings=read.poolings)
             )
     else:
         stores = [rj.ActivationStore.open(path) for path in paths]
-    metrics = rj.evaluate(router, stores, data, policy)
+    copies = options.copies_in(stores, data) if config.perturb else None
+    metrics = rj.evaluate(router, stores, data, policy, copies)
     # Not before it is known that there will be results: those there may be of another script.
     rj.write_config(folder, config)
     folder.write_json("metrics.json", metrics)

@@ -40,6 +40,7 @@ class Config(options.Outcomes):
     coordinator: str | None
     num_processes: int | None
     process_id: int | None
+    perturb: bool
     dry_run: bool
     track: bool
     topology: str | None = options.flag(
@@ -71,6 +72,8 @@ def main() -> None:
             )
         jax.config.update("jax_platforms", "cpu")  # Where libtpu is, JAX would look for a TPU.
     data, _ = options.read_data(config)
+    if config.perturb:
+        data = data.with_rows(rj.perturb(data))
     encoder = options.load_encoder(config, topology=config.topology)
     choices: dict[str, Any] = {
         "layers": rj.parse_layers(config.layers),

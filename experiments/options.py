@@ -68,6 +68,8 @@ _SHARED: dict[str, tuple[Any, ...]] = {
                     "work."),
     "track": (False, "Write what is measured on the way as event files for TensorBoard, into "
               "events/ of a local --workdir."),
+    "perturb": (False, "Take perturbed copies of the queries too, of the same meaning: case, "
+                "whitespace, politeness, order of options, typos."),
     "dry_run": (False, "Only tell bytes, FLOPs and hours."),
 }  # fmt: skip
 _DEFINE: dict[Any, Callable[..., Any]] = {
@@ -289,6 +291,24 @@ def open_stores(text: str) -> list[rj.ActivationStore]:
     if twice:
         raise ValueError(f"--store: expected different stores, got {twice[0]} twice in {text!r}")
     return [rj.ActivationStore.open(path) for path in paths]
+
+
+def copies_in(stores: Sequence[rj.ActivationStore], data: rj.RoutingDataset) -> rj.RoutingDataset:
+    """The perturbed copies of the queries, for --perturb.
+
+    Raises:
+      ValueError: A store lacks some of them.
+    """
+    copies = rj.perturb(data)
+    for store in stores:
+        missing = set(copies.ids) - set(store.ids)
+        if missing:
+            raise ValueError(
+                f"--perturb: the store {store.folder.path} lacks {len(missing)} of the "
+                f"{len(copies)} perturbed copies of these queries: extract this --data with "
+                f"--perturb into a new --store"
+            )
+    return copies
 
 
 def load_router_encoders(router: rj.Router, names: str, mesh: str = "auto") -> list[rj.Encoder]:

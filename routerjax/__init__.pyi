@@ -3,6 +3,7 @@
 from . import export as export
 from .data.conversation import Conversation as Conversation
 from .data.dataset import RoutingDataset as RoutingDataset
+from .data.perturb import perturb as perturb
 from .data.pool import write_pool as write_pool
 from .data.quality import describe as describe
 from .data.queries import Query as Query

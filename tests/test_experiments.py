@@ -26,7 +26,9 @@ from absl.flags import FLAGS
 from absl.testing import flagsaver
 
 from experiments import compare, options
+from routerjax.data.perturb import perturb
 from routerjax.data.pool import write_pool
+from routerjax.data.readers import read_dataset
 from routerjax.data.simulated.simulate import simulate
 from routerjax.data.writers import write_dataset
 from routerjax.routing.limits import Limits
@@ -260,6 +262,28 @@ def test_evaluate_extracts_and_reports(work, files, tiny_encoder_folder, tmp_pat
     again = run("evaluate", f"--workdir={tmp_path}/again", f"--store={tmp_path}/store", *flags)
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "again/metrics.json").read_text()) == metrics
+
+
+@pytest.mark.slow
+def test_decisions_on_perturbed_copies_are_counted(work, files, tiny_encoder_folder, tmp_path):
+    few = read_dataset(files / "test.jsonl.gz", pool=files / "pool.json").select(range(40))
+    write_dataset(few, tmp_path / "few.jsonl")
+    flags = [f"--pool={files}/pool.json", f"--router={work}/router", "--perturb"]
+    data, encoder = f"--data={tmp_path}/few.jsonl", f"--encoder={tiny_encoder_folder}"
+    done = run("evaluate", f"--workdir={tmp_path}", encoder, data, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "perturbed queries" in done.stdout
+    assert "Do decisions stay?" in (tmp_path / "report.html").read_text()
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["robustness"]["politeness"]["n"] == 40
+    assert metrics["robustness"]["all"]["n"] == len(perturb(few))
+    store = f"--store={tmp_path}/perturbed_store"
+    again = run("evaluate", f"--workdir={tmp_path}/again", store, data, *flags)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "again/metrics.json").read_text()) == metrics
+    lacks = run("evaluate", f"--workdir={tmp_path}/no", f"--store={work}/store",
+                f"--data={files}/train.jsonl", *flags)  # fmt: skip
+    assert lacks.returncode == 1 and "perturbed copies of these queries: extract" in lacks.stderr
 
 
 def test_route_decides_for_a_flag_and_for_lines(work, tmp_path):

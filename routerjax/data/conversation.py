@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from routerjax.runtime.files import digest
@@ -93,6 +93,38 @@ def is_messages(value: Any) -> bool:
 def modalities_of(query: str) -> tuple[str, ...]:
     """What a query holds besides text."""
     return query.modalities if isinstance(query, Conversation) else ()
+
+
+def with_last_text(query: str, edit: Callable[[str], str | None]) -> str | None:
+    """The query with its text edited; of a conversation the last text of the last user turn.
+
+    Args:
+      query: A text or a `Conversation`.
+      edit: From a text to another one, or to None where it does not apply.
+
+    Returns:
+      A query of the same kind; None where `edit` returns that or there is no such text.
+    """
+    if not isinstance(query, Conversation):
+        return edit(query)
+    at = max((i for i, (role, _) in enumerate(query.turns) if role == "user"), default=None)
+    if at is None:
+        return None
+    content = query.messages[at].get("content")
+    parts: list[Any] = [content] if isinstance(content, str) else list(content or ())
+    for i, part in reversed(list(enumerate(parts))):
+        name = None
+        if not isinstance(part, str):
+            name = next((key for key in ("text", part.get("type")) if key in part), None)
+            if part.get("type") not in _TEXT_PARTS or name is None:
+                continue
+        text = edit(part if name is None else part[name])
+        if text is None:
+            return None
+        parts[i] = text if name is None else {**part, name: text}
+        edited = {**query.messages[at], "content": text if isinstance(content, str) else parts}
+        return Conversation([*query.messages[:at], edited, *query.messages[at + 1 :]])
+    return None
 
 
 def text_id(query: str) -> str:

@@ -137,6 +137,30 @@ class RoutingDataset:
             **self._picked(("modalities",), lambda each: tuple(each[m] for m in index_m)),
         )
 
+    def with_rows(self, other: "RoutingDataset") -> "RoutingDataset":
+        """These rows, then those of another data set of the same targets.
+
+        Args:
+          other: Has other ids, and the same fields known; what is known of the targets themselves,
+            such as prices, is taken from `self`.
+
+        Raises:
+          ValueError: The targets differ, only one of the two has a field, or both have an id.
+        """
+        if other.targets != self.targets:
+            raise ValueError(f"targets: expected {self.targets} of both, got {other.targets}")
+
+        def both(name: str) -> Any:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine is None and theirs is None:
+                return None
+            if mine is None or theirs is None:
+                raise ValueError(f"{name}: one of the two data sets has it and the other has not")
+            return mine + theirs if isinstance(mine, tuple) else np.concatenate([mine, theirs])
+
+        names = ("ids", "queries", "groups", "datasets", *_ARRAYS_NM)
+        return dataclasses.replace(self, **{name: both(name) for name in names})
+
     def split(self, fraction: float, seed: int = 0) -> tuple["RoutingDataset", "RoutingDataset"]:
         """Two parts, groups kept together; a function of the groups and the seed, not of the order.
 

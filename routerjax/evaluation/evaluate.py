@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from routerjax.data.dataset import RoutingDataset
-from routerjax.evaluation.metrics import evaluate_predictions
+from routerjax.evaluation.metrics import evaluate_predictions, row_weights
+from routerjax.evaluation.robustness import Answers, robustness
 from routerjax.features.feature_map import Stores
-from routerjax.routing.judged import judge
+from routerjax.routing.judged import Judged, judge
 from routerjax.routing.policy import Policy
 from routerjax.routing.router import Router
 
@@ -16,7 +17,11 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    router: Router, stores: Stores, data: RoutingDataset, policy: Policy | None = None
+    router: Router,
+    stores: Stores,
+    data: RoutingDataset,
+    policy: Policy | None = None,
+    copies: RoutingDataset | None = None,
 ) -> dict[str, Any]:
     """Metrics of a router on rows it was not trained on, as `evaluate_predictions` has them.
 
@@ -29,17 +34,20 @@ def evaluate(
         any order.
       data: Queries and outcomes; targets as the router has them, in any order.
       policy: Instead of the router's own.
+      copies: What `perturb` made of the data, its hidden states in the same stores, for
+        `robustness`: whether decisions stay where only the wording changes. None leaves that out.
 
     Raises:
-      ValueError: A store is from another encoder or lacks queries; the targets differ.
+      ValueError: A store is from another encoder or lacks queries or copies; the targets differ.
     """
     judged, x_NC = judge(router, stores, data)
     _compare_prices(router, judged.data)
+    policy = router.policy if policy is None else policy
     before_NM = router.predict(x_NC, calibrated=False)
-    return evaluate_predictions(
+    metrics = evaluate_predictions(
         router.predictor.calibrated(before_NM, x_NC),
         judged,
-        policy=router.policy if policy is None else policy,
+        policy=policy,
         best_single=router.best_single,
         before_NM=before_NM,
         saving_policy=router.saving_policy,
@@ -49,6 +57,24 @@ def evaluate(
         trained_M=_trained(router),
         learning_curve=router.training.get("learning_curve"),
     )
+    if copies is None:
+        stay, reasons = None, {"robustness": "no perturbed copies of the queries were given"}
+    else:
+        copied, copy_x_NC = judge(router, stores, copies)
+        stay, reasons = robustness(
+            judged.data, _answers(router, judged, x_NC, policy),
+            copied.data, _answers(router, copied, copy_x_NC, policy), row_weights(copies.groups),
+        )  # fmt: skip
+    reasons = metrics.pop("reasons") | reasons
+    return metrics | {"robustness": stay, "reasons": reasons}
+
+
+def _answers(router: Router, rows: Judged, x_NC: np.ndarray, policy: Policy) -> Answers:
+    """What the router says of rows with these features."""
+    before_NM = router.predict(x_NC, calibrated=False)
+    p_NM = router.predictor.calibrated(before_NM, x_NC)
+    choice_N = policy.choose(p_NM, rows.expected_NM, rows.allowed_NM, rows.data.queries)
+    return Answers(p_NM, before_NM, choice_N)
 
 
 def _trained(router: Router) -> np.ndarray:

@@ -105,8 +105,7 @@ def evaluate_predictions(
     choice_N = policy.choose(p_NM, rows.expected_NM, rows.allowed_NM, data.queries)
     share_M = np.bincount(choice_N, minlength=len(targets)) / len(choice_N)
     outcomes = Estimated(correct_NM, data.datasets)
-    draws = int(np.clip(_MOST // len(p_NM), min(100, DRAWS), DRAWS))
-    weight_BN = value_and_draws(list(data.groups), draws)
+    weight_BN = row_weights(data.groups)
 
     metrics: dict[str, Any] = {
         "n_queries": len(p_NM),
@@ -225,6 +224,12 @@ def evaluate_predictions(
             rank_NM, rows, outcomes, choice_N, np.full(len(p_NM), best_single)
         )
     return metrics | {"reasons": reasons}
+
+
+def row_weights(groups: Sequence[str]) -> np.ndarray:
+    """[1 + B, N] of `value_and_draws`; B is `DRAWS`, and less where the rows are very many."""
+    draws = int(np.clip(_MOST // max(len(groups), 1), min(100, DRAWS), DRAWS))
+    return value_and_draws(list(groups), draws)
 
 
 def _no_cost(rows: Judged) -> str:

@@ -17,6 +17,7 @@ from routerjax.evaluation.frontier import hull
 from routerjax.evaluation.published import ratio
 from routerjax.routing.policy_rows import take
 from routerjax.stats.bootstrap import reverse_percentile, weighted_means
+from routerjax.stats.intervals import LEVEL
 
 
 def one_model(
@@ -79,11 +80,11 @@ def one_model(
         if cost_NM is not None:
             columns = [take(cost_NM, choice_N), cost_NM[:, rivals] @ share_R]
             paid_B2 = weighted_means(weight_BN, np.stack(columns, axis=1))
-            saved = _interval(1 - ratio(paid_B2[:, 0], paid_B2[:, 1]))
+            saved = interval(1 - ratio(paid_B2[:, 0], paid_B2[:, 1]))
         return {
             "accuracy": float(mean_BQ[0, 1:] @ share_R),
             "cost_per_query": None if cost_NM is None else float(cost_M[rivals] @ share_R),
-            "lead": _interval(mean_BQ[:, 0] - mean_BQ[:, 1:] @ share_R),
+            "lead": interval(mean_BQ[:, 0] - mean_BQ[:, 1:] @ share_R),
             "saving": saved,
         }
 
@@ -150,8 +151,14 @@ def _best_mixture(cost_M: np.ndarray, trained_M: np.ndarray, cost: float) -> dic
     return {of_V[below]: 1 - share} | ({of_V[below + 1]: share} if share else {})
 
 
-def _interval(value_B: np.ndarray) -> dict[str, float | None]:
-    low, high = (float(end) for end in reverse_percentile(value_B[0], value_B[1:]))
+def interval(value_B: np.ndarray, *limits: float) -> dict[str, float | None]:
+    """A value with its 95% interval, as JSON: "value", "low" and "high", None where there is none.
+
+    Args:
+      value_B: [1 + B] the value, then its replicates.
+      limits: The smallest and the largest that the ends may be.
+    """
+    low, high = (float(e) for e in reverse_percentile(value_B[0], value_B[1:], LEVEL, *limits))
     known = np.isfinite([low, high]).all() and np.ptp(value_B) > 0
     return {
         "value": number(value_B[0]),

@@ -133,6 +133,7 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
             f"mean AUC {metrics['mean_auc']:.3f}"
             + (f", within datasets {within:.3f}" if within is not None else "")
         )
+    lines += _robustness_lines(metrics)
     if metrics["oracle_accuracy"] is None:
         return [*lines, f"accuracy: none, {reasons['router_accuracy']}"]
     lines.append(
@@ -160,6 +161,30 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
         f"{metrics['router_accuracy']:.1%} against its {metrics['most_expensive_accuracy']:.1%} "
         f"({basis_in_words(metrics['cost_basis'])})",
     ]
+
+
+def _robustness_lines(metrics: dict[str, Any]) -> list[str]:
+    """How many decisions stay on perturbed queries, in one line; none where that was not asked."""
+    result = metrics.get("robustness")
+    if result is None:
+        return []
+    each = ", ".join(
+        f"{kind} {entry['unchanged']['value']:.1%}"
+        for kind, entry in result.items()
+        if entry is not None and kind != "all"
+    )
+    stay, lost = result["all"]["unchanged"], result["all"]["accuracy_lost"]
+    ends = "" if stay["low"] is None else f" [{stay['low']:.1%}, {stay['high']:.1%}]"
+    line = (
+        f"of {result['all']['n']:,} perturbed queries {stay['value']:.1%}{ends} keep their target"
+    )
+    line += f" ({each})"
+    if lost is not None:
+        line += f"; accuracy lost {100 * lost['value']:+.1f} points"
+        line += (
+            "" if lost["low"] is None else f" [{100 * lost['low']:+.1f}, {100 * lost['high']:+.1f}]"
+        )
+    return [line]
 
 
 def _accuracy(metrics: dict[str, Any], of: str) -> str:

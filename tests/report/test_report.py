@@ -91,6 +91,12 @@ def _probes(target):
 
 def test_all_parts_are_there(make_pool, tmp_path):
     metrics = _metrics(make_pool, missing=0.05, fractional=True)
+    ends = {"low": 0.9012, "high": 0.9876}
+    stay = {
+        "n": 600, "unchanged": {"value": 0.9432} | ends, "accuracy_lost": {"value": 0.0123} | ends,
+        "auc_lost": 0.0017, "p_moved": 0.0223,
+    }  # fmt: skip
+    metrics["robustness"] = {"case": stay, "options": None, "all": stay | {"accuracy_lost": None}}
     loss_EK = np.linspace(0.7, 0.5, 5)[:, None].repeat(3, axis=1)
     write_report(
         tmp_path, title="Routing a pool", metrics=metrics, probes=_probes("a"),
@@ -121,8 +127,13 @@ def test_all_parts_are_there(make_pool, tmp_path):
         f"{metrics['field']['aiq']['value']:.4f}",
         "was chosen on calibration rows",
         "Before: – (no probabilities before calibration were given)",
+        "case 600 94.3% 90.1% to 98.8% 1.2% (90.1% to 98.8%) 0.0017 0.0223",
+        "all 600 94.3% 90.1% to 98.8% – 0.0017 0.0223",
     ):
         assert expected in text, expected
+    assert "perturbed queries 94.3% [90.1%, 98.8%] keep their target (case 94.3%)" in "\n".join(
+        summary_lines(metrics)
+    )
 
 
 @pytest.mark.slow
