@@ -50,7 +50,15 @@ def test_golden_files_cover_every_variant():
     assert sum(path.stat().st_size for path in files) < 4e6
 
 
-@pytest.mark.parametrize("name", models.VARIANTS)
+# Of whose switches others have each; with the slow tests.
+_LATE = ("ernie4_5", "gemma", "granite_micro")
+_EVERY = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in _LATE else [])
+    for name in models.VARIANTS
+]
+
+
+@pytest.mark.parametrize("name", _EVERY)
 def test_every_state_of_every_token_equals_the_golden_one(golden, name):
     encoder, tokens_BT, lengths_B, expected = golden[name]
     states = models.our_states(encoder, tokens_BT, lengths_B)

@@ -477,6 +477,52 @@ VARIANTS = {
             "mlp_bias": True,
         },
     ),
+    "starcoder2": ("starcoder2", _SMALL | _FLAT | {"sliding_window": 5, "norm_epsilon": 1e-2}),
+    "ernie4_5": (
+        "ernie4_5",
+        _SMALL | _FLAT | {"head_dim": 8, "use_bias": True, "rope_parameters": {"rope_theta": 20.0}},
+    ),
+    "gemma": ("gemma", _SMALL | _FLAT | {"head_dim": 12, "attention_bias": True}),
+    # Two heads a group, chunks of four tokens; attention without rotations.
+    "granite_hybrid": (
+        "granitemoehybrid",
+        _SMALL
+        | _FLAT
+        | {
+            "layer_types": ["mamba", "attention"],
+            "mamba_n_heads": 4,
+            "mamba_d_head": 8,
+            "mamba_n_groups": 2,
+            "mamba_d_state": 6,
+            "mamba_d_conv": 3,
+            "mamba_chunk_size": 4,
+            "mamba_proj_bias": True,
+            "attention_bias": True,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.15,
+            "intermediate_size": 8,
+            "num_local_experts": 3,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 10,
+            "position_embedding_type": "nope",
+        },
+    ),
+    "granite_micro": (
+        "granitemoehybrid",
+        _SMALL
+        | _FLAT
+        | {
+            "layer_types": ["attention", "attention"],
+            "mamba_n_heads": 4,
+            "mamba_d_head": 8,
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "shared_intermediate_size": 18,
+            "position_embedding_type": "rope",
+            "attention_multiplier": 0.3,
+        },
+    ),
     "qwen3_moe": (
         "qwen3_moe",
         _SMALL

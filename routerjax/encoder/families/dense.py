@@ -74,6 +74,58 @@ def _qwen_windows(c: Fields) -> tuple[int, ...]:
     )
 
 
+def starcoder2(family: str, c: Fields) -> EncoderConfig:
+    """StarCoder2: as mistral, with layer norms, biases and a feed-forward layer without a gate."""
+    bias = bool(c.get("use_bias", True))
+    return read_decoder(
+        family,
+        c,
+        activation=read_activation(c, "hidden_act", "gelu_pytorch_tanh"),
+        gated=False,
+        norm="layer",
+        norm_bias=True,
+        norm_eps=c.get("norm_epsilon", 1e-5),
+        qkv_bias=bias,
+        out_bias=bias,
+        ffn_bias=bias,
+        windows=one_window(c),
+    )
+
+
+def seed_oss(family: str, c: Fields) -> EncoderConfig:
+    """Seed-OSS: as llama, with biases of query, key and value."""
+    return read_decoder(
+        family,
+        c,
+        qkv_bias=bool(c.get("attention_bias", True)),
+        out_bias=bool(c.get("attention_out_bias", False)),
+        ffn_bias=bool(c.get("mlp_bias", False)),
+    )
+
+
+def ernie4_5(family: str, c: Fields) -> EncoderConfig:
+    """ERNIE 4.5 without experts: as llama, with interleaved rotations."""
+    bias = bool(c.get("use_bias", False))
+    rope = read_rope(c, theta=500000.0, interleaved=True)
+    return read_decoder(family, c, qkv_bias=bias, out_bias=bias, ffn_bias=bias, ropes=(rope,))
+
+
+def gemma(family: str, c: Fields) -> EncoderConfig:
+    """Gemma: as llama, with a scaled embedding, norms about 1 and a width of heads."""
+    c.forbid("use_bidirectional_attention")
+    activation = read_activation(c, "hidden_act", "gelu_pytorch_tanh")
+    return read_decoder(
+        family,
+        c,
+        head_dim=c["head_dim"],
+        # The hub's files say "gelu" and mean its approximation by tanh.
+        activation="gelu_tanh" if activation == "gelu" else activation,
+        norm_offset=1.0,
+        embed_scale=float(c["hidden_size"]) ** 0.5,
+        **attention_bias(c),
+    )
+
+
 def gemma2(family: str, c: Fields) -> EncoderConfig:
     """Gemma 2: norms on both sides, soft-capped scores, a window in every second layer."""
     c.forbid("use_bidirectional_attention")
@@ -147,17 +199,17 @@ def olmo3(family: str, c: Fields) -> EncoderConfig:
     return olmo2(family, c, windows=windows, ropes=ropes, rope_of_layer=rope_of_layer)
 
 
-def granite(family: str, c: Fields) -> EncoderConfig:
+def granite(family: str, c: Fields, **different: Any) -> EncoderConfig:
     """As llama, with multipliers of embedding, residual branches and queries."""
     # logits_scaling concerns the head.
     return read_decoder(
         family,
         c,
         **attention_bias(c),
-        ffn_bias=bool(c.get("mlp_bias", False)),
         embed_scale=float(c.get("embedding_multiplier", 1.0)),
         residual_scale=float(c.get("residual_multiplier", 1.0)),
         query_scale=float(c.get("attention_multiplier", 1.0)),
+        **({"ffn_bias": bool(c.get("mlp_bias", False))} | different),
     )
 
 

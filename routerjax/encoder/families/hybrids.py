@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 from routerjax.encoder.families.config import NO_ROPE, BlockKind, DeltaShape, EncoderConfig
+from routerjax.encoder.families.dense import granite
 from routerjax.encoder.families.fields import (
     FULL,
     LINEAR,
@@ -36,6 +37,7 @@ _NEMOTRON_OLDER = {
     "mamba_conv_bias": "use_conv_bias",
     "mamba_chunk_size": "chunk_size",
 }
+_ANY_STEP = [0.0, float("inf")]
 _MIXERS = {FULL: "attention", LINEAR: "deltanet", _CONV: "conv"}
 
 
@@ -168,3 +170,57 @@ def nemotron_h(family: str, c: Fields) -> EncoderConfig:
             chunk=c.get("chunk_size", 128),
         ),
     )
+
+
+def granitemoehybrid(family: str, c: Fields) -> EncoderConfig:
+    """Granite 4: as granite, with Mamba-2 in the layers that the config names, and experts."""
+    names = {"mamba": LINEAR, "attention": FULL}
+    default = [LINEAR] * c["num_hidden_layers"]
+    given = [names.get(each, each) for each in c.get("layer_types", default)]
+    types = layer_types(Fields(c.raw | {"layer_types": given}, c.source), default, (FULL, LINEAR))
+    if LINEAR in types:
+        if not c.get("is_causal", True):
+            raise c.refuse("Mamba-2 without a causal mask (is_causal: false) is not supported")
+        if read_activation(c, "hidden_act", "silu") != "silu":
+            raise c.refuse("hidden_act: with Mamba-2 layers only 'silu' is supported")
+        if [_number(each) for each in c.get("time_step_limit", _ANY_STEP)] != _ANY_STEP:
+            raise c.refuse(
+                "time_step_limit: only steps of any length, 0 to infinity, are supported"
+            )
+    n_heads, n_experts = c["mamba_n_heads"], c.get("num_local_experts", 0)
+    head_dim = c.get("mamba_d_head", "auto")
+    if head_dim == "auto":
+        head_dim = c.get("mamba_expand", 2) * c["hidden_size"] // n_heads
+    block = EXPERTS if n_experts else BlockKind()
+    turns = c.get("position_embedding_type", None) == "rope"
+    return granite(
+        family,
+        c,
+        ffn_bias=False,
+        ffn_width=c["shared_intermediate_size"],
+        rope_of_layer=(0 if turns else NO_ROPE,) * len(types),
+        kinds=tuple(
+            dataclasses.replace(block, mixer="mamba" if each == LINEAR else "attention")
+            for each in types
+        ),
+        mamba=MambaShape(
+            n_heads=n_heads,
+            head_dim=head_dim,
+            n_groups=c.get("mamba_n_groups", 1),
+            memory_dim=c["mamba_d_state"],
+            conv_width=c.get("mamba_d_conv", 4),
+            conv_bias=bool(c.get("mamba_conv_bias", True)),
+            bias=bool(c.get("mamba_proj_bias", False)),
+            chunk=c.get("mamba_chunk_size", 256),
+        ),
+        n_experts=n_experts,
+        n_experts_per_token=c.get("num_experts_per_tok", 0),
+        expert_width=c["intermediate_size"],
+        shared_expert_width=c["shared_intermediate_size"],
+        shared_expert_gate=False,
+    )
+
+
+def _number(value: Any) -> float:
+    """A number, also one that transformers writes as {"__float__": "Infinity"}."""
+    return float(value["__float__"] if isinstance(value, dict) else value)

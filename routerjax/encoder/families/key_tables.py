@@ -153,6 +153,10 @@ _PHI3 = _DECODER | {
     "blocks/ffn/gate": "layers.{i}.mlp.gate_up_proj",
     "blocks/ffn/up": "layers.{i}.mlp.gate_up_proj",
 }
+_STARCODER2 = _DECODER | {
+    "blocks/ffn/up": "layers.{i}.mlp.c_fc",
+    "blocks/ffn/down": "layers.{i}.mlp.c_proj",
+}
 _GLM4 = _DECODER | {
     "blocks/attention_post_norm": "layers.{i}.post_self_attn_layernorm",
     "blocks/ffn_post_norm": "layers.{i}.post_mlp_layernorm",
@@ -276,6 +280,26 @@ _NEMOTRON_H: Table = {
     "blocks/mamba/out": "layers.{i}.mixer.out_proj",
     "norm": "norm_f",
 }
+# The shared feed-forward layer is the only one where there are no experts.
+_GRANITE_HYBRID = _DECODER | {
+    module: where.replace(".mixer", ".mamba")
+    for module, where in _NEMOTRON_H.items()
+    if module.startswith("blocks/mamba") and isinstance(where, str)
+}
+_GRANITE_HYBRID |= {
+    "blocks/ffn/gate": "layers.{i}.shared_mlp.input_linear",
+    "blocks/ffn/up": "layers.{i}.shared_mlp.input_linear",
+    "blocks/ffn/down": "layers.{i}.shared_mlp.output_linear",
+    "blocks/ffn/shared/gate": "layers.{i}.shared_mlp.input_linear",
+    "blocks/ffn/shared/up": "layers.{i}.shared_mlp.input_linear",
+    "blocks/ffn/shared/down": "layers.{i}.shared_mlp.output_linear",
+    "blocks/ffn/router": "layers.{i}.block_sparse_moe.router.layer",
+    "blocks/ffn/experts/gate": ExpertTensor(
+        "layers.{i}.block_sparse_moe.input_linear.weight", 0, 2
+    ),
+    "blocks/ffn/experts/up": ExpertTensor("layers.{i}.block_sparse_moe.input_linear.weight", 1, 2),
+    "blocks/ffn/experts/down": ExpertTensor("layers.{i}.block_sparse_moe.output_linear.weight"),
+}
 _LINEAR = "layers.{i}.linear_attn"
 _HYBRID: Table = {
     "blocks/attention/gate": "layers.{i}.self_attn.q_proj",
@@ -311,6 +335,7 @@ DISTILBERT = (_DISTILBERT,)
 GEMMA4 = (_GEMMA4,)
 GLM4 = (_GLM4,)
 GPT_OSS = (_GPT_OSS, packed(_GPT_OSS))
+GRANITE_HYBRID = (_GRANITE_HYBRID,)
 HYBRID = (_DECODER | _HYBRID,)
 LATENT = (_LATENT, _LATENT | _FUSED_EXPERTS)
 LFM2 = (_LFM2,)
@@ -320,6 +345,7 @@ MPNET = (_MPNET,)
 NEMOTRON_H = (_NEMOTRON_H,)
 PHI3 = (_PHI3,)
 POST_NORMS = (_POST_NORMS,)
+STARCODER2 = (_STARCODER2,)
 QWEN3_5_MOE = (_QWEN3_5_MOE, _QWEN3_5_MOE | _FUSED_EXPERTS)
 QWEN3_NEXT = (_QWEN3_NEXT, _QWEN3_NEXT | _FUSED_EXPERTS)
 QWEN3_VL_EXPERTS = (_QWEN3_VL_EXPERTS, _QWEN_EXPERTS | _FUSED_EXPERTS)

@@ -93,6 +93,16 @@ def deepseek_v3(family: str, c: Fields) -> EncoderConfig:
     return _latent_decoder(family, c, interleaved, deepseek_experts(c))
 
 
+def glm4_moe_lite(family: str, c: Fields) -> EncoderConfig:
+    """GLM-4.7-Flash: as deepseek_v3; which layers have experts, mlp_layer_types says."""
+    n_layers = c["num_hidden_layers"]
+    kinds = list(c.get("mlp_layer_types", ["dense"] + ["sparse"] * (n_layers - 1)))
+    n_dense = kinds.count("dense")
+    if kinds != ["dense"] * n_dense + ["sparse"] * (n_layers - n_dense):
+        raise c.refuse("mlp_layer_types: only 'sparse' behind 'dense' ones is supported")
+    return deepseek_v3(family, Fields(c.raw | {"first_k_dense_replace": n_dense}, c.source))
+
+
 def deepseek_v2(family: str, c: Fields) -> EncoderConfig:
     """As deepseek_v3, but experts weigh the softmax over all, which alone chooses them."""
     c.forbid("norm_topk_prob")  # Hugging Face reads this field and does not apply it.

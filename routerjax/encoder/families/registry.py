@@ -65,14 +65,18 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v2": Family(mixtures.deepseek_v2, key_tables.LATENT),
     "deepseek_v3": Family(mixtures.deepseek_v3, key_tables.LATENT),
     "distilbert": Family(bidirectional.distilbert, key_tables.DISTILBERT),
+    "ernie4_5": Family(dense.ernie4_5, key_tables.DECODER),
     "exaone4": Family(dense.exaone4, key_tables.POST_NORMS),
+    "gemma": Family(dense.gemma, key_tables.DECODER),
     "gemma2": Family(dense.gemma2, key_tables.POST_NORMS),
     "gemma3": Family(dense.gemma3, key_tables.POST_NORMS),
     "gemma4": Family(gemma4.gemma4, key_tables.GEMMA4),
     "glm4": Family(dense.glm4, key_tables.GLM4),
     "glm4_moe": Family(mixtures.glm4_moe, key_tables.DEEPSEEK_EXPERTS),
+    "glm4_moe_lite": Family(mixtures.glm4_moe_lite, key_tables.LATENT),
     "gpt_oss": Family(mixtures.gpt_oss, key_tables.GPT_OSS),
     "granite": Family(dense.granite, key_tables.DECODER),
+    "granitemoehybrid": Family(hybrids.granitemoehybrid, key_tables.GRANITE_HYBRID),
     "lfm2": Family(hybrids.lfm2, key_tables.LFM2),
     "llama": Family(dense.llama, key_tables.DECODER),
     "ministral": Family(dense.ministral, key_tables.DECODER),
@@ -93,7 +97,9 @@ FAMILIES: dict[str, Family] = {
     "qwen3_next": Family(hybrids.qwen3_next, key_tables.QWEN3_NEXT),
     "qwen3_vl_moe": Family(mixtures.qwen3_vl_moe, key_tables.QWEN3_VL_EXPERTS),
     "roberta": Family(bidirectional.roberta, key_tables.BERT),
+    "seed_oss": Family(dense.seed_oss, key_tables.DECODER),
     "smollm3": Family(dense.smollm3, key_tables.DECODER),
+    "starcoder2": Family(dense.starcoder2, key_tables.STARCODER2),
     "xlm-roberta": Family(bidirectional.roberta, key_tables.BERT),
 }
 
@@ -108,12 +114,16 @@ _TEXT_TOWERS: dict[str, str] = {
     "gemma3_text": "gemma3",
     "gemma4_text": "gemma4",
     "kimi_k2": "deepseek_v3",
+    # Its images take three positions a token; a text's three are equal.
+    "qwen2_5_vl": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
     "qwen2_text": "qwen2",
+    "qwen2_vl": "qwen2",
+    "qwen2_vl_text": "qwen2",
     "qwen3_5_moe_text": "qwen3_5_moe",
     "qwen3_5_text": "qwen3_5",
     "qwen3_text": "qwen3",
-    # Its images take three positions a token; a text's three are equal.
-    "qwen3_vl": "qwen3",
+    "qwen3_vl": "qwen3",  # As qwen2_5_vl.
     "qwen3_vl_moe_text": "qwen3_vl_moe",
     "qwen3_vl_text": "qwen3",
 }

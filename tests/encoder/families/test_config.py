@@ -116,10 +116,11 @@ def test_all_switches_of_the_variants_are_read(name):
     assert config.n_experts == sum(settings.get(field, 0) for field in fields)
     chosen = settings.get("top_k_experts", 0) or settings.get("num_experts_per_tok", 0)
     assert config.n_experts_per_token == chosen
-    attention_bias = always or settings.get("attention_bias", family == "gpt_oss")
+    whole = family in ("starcoder2", "ernie4_5")  # One switch for all biases, on.
+    attention_bias = always or settings.get("attention_bias", whole or family == "gpt_oss")
     assert config.qkv_bias == (attention_bias or family == "qwen2")
     assert config.out_bias == (attention_bias and family not in ("glm4", "glm4_moe"))
-    assert config.ffn_bias == (always or settings.get("mlp_bias", False))
+    assert config.ffn_bias == (always or settings.get("mlp_bias", whole))
     assert config.bidirectional == (always or family == "modernbert" or "embedding" in name)
     assert config.last_normed == (name != "mistral_embedding")
     assert bool(config.ropes) == (not always)

@@ -110,6 +110,9 @@ def refusal(name, **changes):
         ("granite", {"embed_scale": 1.0}),
         ("granite", {"residual_scale": 1.0}),
         ("granite", {"query_scale": None}),
+        ("granite_hybrid", {"rope_of_layer": (0, 0)}),
+        ("ernie4_5", {"ropes": (Rope(20.0, 8),)}),
+        ("gemma", {"norm_offset": 0.0}),
         ("qwen3_5", {"norm_offset": 0.0}),
         ("qwen3_5", {"ropes": (Rope(50.0, 16),)}),
         ("qwen3_5", {"ropes": (Rope(80.0, 4),)}),
@@ -402,6 +405,11 @@ def test_what_longrope_was_called_first(older):
         ("nemotron_h", {"layers_block_type": ["moe"]}, "'moe' layers are not supported"),
         ("nemotron_h", {"mamba_hidden_act": "gelu"}, "mamba_hidden_act 'gelu'"),
         ("nemotron_h", {"sliding_window": 5}, "sliding_window: 5"),
+        ("granite_hybrid", {"is_causal": False}, "is_causal: false"),
+        ("granite_hybrid", {"hidden_act": "gelu"}, "only 'silu'"),
+        ("granite_hybrid", {"time_step_limit": [0.0, 0.1]}, "time_step_limit"),
+        ("granite_hybrid", {"layer_types": ["mamba", "mlp"]}, "'mlp', not supported"),
+        ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("lfm2", {"is_causal": False}, "is_causal: false"),
         ("lfm2", {"layer_types": ["sliding_attention"] * 4}, "'sliding_attention'"),
     ],
@@ -472,6 +480,33 @@ def test_layers_of_nemotron_h_by_their_letters():
     assert "'moe'" in refusal("nemotron_h", **letters | {"hybrid_override_pattern": "MEM*-"})
     older = models.golden_config("nemotron_h", mamba_chunk_size=32, mamba_dt_min=0.5)
     assert (older.mamba.chunk, older.mamba.least_step) == (32, 0.5)
+
+
+def test_families_that_compute_as_another_does():
+    raw = models.HUB_FIELDS | {"model_type": "seed_oss", "head_dim": 32}
+    llama = read_config(raw | {"model_type": "llama", "attention_bias": True})
+    assert read_config(raw) == dataclasses.replace(llama, family="seed_oss", out_bias=False)
+    # Its files on the hub say "gelu", and mean the approximation.
+    raw = models.HUB_FIELDS | {"model_type": "gemma", "head_dim": 64, "hidden_act": "gelu"}
+    assert read_config(raw).activation == "gelu_tanh"
+    raw = json.loads((models.GOLDEN / "deepseek_v3" / "config.json").read_text())
+    lite = raw | {"model_type": "glm4_moe_lite", "first_k_dense_replace": None}
+    expected = dataclasses.replace(read_config(raw), family="glm4_moe_lite")
+    assert read_config(lite) == expected
+    assert read_config(lite | {"mlp_layer_types": ["dense", "sparse", "sparse"]}) == expected
+    later = read_config(lite | {"mlp_layer_types": ["dense", "dense", "sparse"]})
+    assert [kind.ffn for kind in later.kinds] == ["dense", "dense", "experts"]
+    with pytest.raises(ValueError, match="only 'sparse' behind 'dense'"):
+        read_config(lite | {"mlp_layer_types": ["sparse", "dense", "sparse"]})
+
+
+def test_the_text_tower_of_qwen2_5_vl():
+    from transformers import AutoConfig
+
+    rope = {"type": "mrope", "mrope_section": [8, 12, 12]}
+    raw = models.HUB_FIELDS | {"rope_theta": 1e6, "use_sliding_window": False}
+    full = AutoConfig.for_model("qwen2_5_vl", **raw, rope_scaling=rope).get_text_config()
+    assert read_config(full.to_dict()) == read_config(raw | {"model_type": "qwen2"})
 
 
 def test_widths_and_layers_of_lfm2():
