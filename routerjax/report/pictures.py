@@ -21,6 +21,9 @@ from routerjax.report.style import (
 )
 from routerjax.report.text import policy_text
 
+# That can be told apart in one picture: as many as there are colours, of which the last is grey.
+_LINES = 8
+
 
 def training_curves(history: dict[str, Any]) -> Figure:
     """Training and validation loss of each ensemble member; a dot at the epoch it was kept from.
@@ -84,21 +87,29 @@ def auc_bars(metrics: dict[str, Any]) -> Figure:
 def reliability_curves(metrics: dict[str, Any]) -> Figure:
     """Observed rate against mean P(correct) of each bin and target, before and after calibration.
 
+    Of many targets some have a colour and their name (`shown_targets`), the others are thin and
+    grey.
+
     Args:
       metrics: What `evaluate_predictions` returned; `calibration` and `targets`. Where it
         has no probabilities from before calibration, there is one panel.
     """
     sides = [(name, metrics["calibration"][name]) for name in ("before", "after")]
     shown = [(name, side) for name, side in sides if side is not None]
+    targets = metrics["targets"]
+    named = targets if len(targets) <= _LINES else shown_targets(metrics, _LINES - 1)
     figure = Figure(figsize=(WIDTH, 4.1), layout="constrained")
     axes_S = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for axes, (name, side) in zip(axes_S, shown, strict=True):
         axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
-        for m, target in enumerate(shown_targets(metrics)):
-            bins_B3 = np.array(side["reliability"][target], np.float64).reshape(-1, 3)
-            colour, dash = STYLES[m % len(STYLES)]
-            axes.plot(bins_B3[:, 0], bins_B3[:, 1], color=colour, linestyle=dash, linewidth=1.2,
-                      marker="o", markersize=2.5, label=short_name(target))  # fmt: skip
+        for target in targets:
+            p_B, rate_B, _ = np.array(side["reliability"][target], np.float64).reshape(-1, 3).T
+            if target not in named:
+                axes.plot(p_B, rate_B, color=GREY, linewidth=0.6, alpha=0.35, zorder=1)
+                continue
+            colour, dash = STYLES[named.index(target)]
+            axes.plot(p_B, rate_B, color=colour, linestyle=dash, linewidth=1.2, marker="o",
+                      markersize=2.5, label=short_name(target))  # fmt: skip
         title = f"{name} calibration"
         if side["mean_ece"] is not None:
             # On a line of its own: two panels are too narrow for both.
@@ -109,7 +120,12 @@ def reliability_curves(metrics: dict[str, Any]) -> Figure:
         axes.set_ylim(-0.02, 1.02)
         clean(axes)
     axes_S[0].set_ylabel("share of right answers in it", fontsize=9)
-    legend(figure, axes_S[0])
+    which = None
+    if len(named) < len(targets):
+        which = "best single, dearest,\nmost often asked"
+        label = f"{len(targets) - len(named)} others"
+        axes_S[0].plot([], [], color=GREY, linewidth=0.6, alpha=0.6, label=label)
+    legend(figure, axes_S[0], which)
     return figure
 
 

@@ -18,6 +18,8 @@ from routerjax.report.pictures import (  # noqa: E402
     routed_share,
     training_curves,
 )
+from routerjax.report.shown import shown_targets  # noqa: E402
+from routerjax.report.style import GREY  # noqa: E402
 from routerjax.routing.judged import Judged  # noqa: E402
 from routerjax.routing.policies import Argmax, Tolerance  # noqa: E402
 
@@ -48,10 +50,18 @@ def test_reliability_shows_each_bin_of_each_target(make_pool, before):
     assert len(titles) == len(figure.axes) == 1 + before
     assert not any(a.overlaps(b) for i, a in enumerate(titles) for b in titles[:i])
     after = figure.axes[-1]
-    assert len(after.lines) == 13  # The diagonal is one.
+    lines = [line for line in after.lines if len(line.get_xdata())]  # One is for the legend alone.
+    assert len(lines) == 13  # The diagonal is one.
     bins_B3 = np.array(metrics["calibration"]["after"]["reliability"][data.targets[4]])
-    np.testing.assert_array_equal(after.lines[5].get_xydata(), bins_B3[:, :2])
+    np.testing.assert_array_equal(lines[5].get_xydata(), bins_B3[:, :2])
     assert f"{metrics['calibration']['after']['mean_ece']:.3f}" in after.get_title()
+    # Twelve colours could not be told apart: seven targets have one, the others are grey.
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 8 and legend.get_texts()[-1].get_text() == "5 others"
+    colours = [line.get_color() for line in lines[1:]]
+    assert colours.count(GREY) == 5 and len({*colours}) == 8
+    named = shown_targets(metrics, 7)
+    assert [c != GREY for c in colours] == [target in named for target in data.targets]
 
 
 def _history(epochs=12, members=4):
