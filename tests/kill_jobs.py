@@ -7,6 +7,7 @@ before every step; says "working KIND" and stops itself; and then runs those in 
 over in WORK/moments/KIND/now, with their programs compiled, until a file "enough" is beside it.
 """
 
+import faulthandler
 import functools
 import os
 import pathlib
@@ -135,6 +136,8 @@ def begin(kind: str, inputs: Inputs, work: pathlib.Path) -> None:
 def main() -> None:
     """Runs every job that is asked for, to be stopped and killed."""
     inputs, work, kinds = Inputs(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]), sys.argv[3:]
+    # On this signal all threads write what they are doing.
+    faulthandler.register(signal.SIGUSR1, (work / "stacks.txt").open("w"))
     os.kill(os.getpid(), signal.SIGSTOP)
     for kind in kinds:
         begin(kind, inputs, work / "steps" / kind)

@@ -9,6 +9,7 @@ gone on with, and all that is in it must be what an undisturbed job leaves.
 Of the steps the test takes some. ROUTERJAX_KILLS=100 has it take all of them, and 100 moments.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -19,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -39,6 +41,7 @@ FULL = "ROUTERJAX_KILLS" in os.environ
 N_MOMENTS = int(os.environ.get("ROUTERJAX_KILLS", 3))
 N_STEPS = None if FULL else 5  # Of each kind.
 MOST_SECONDS = 0.4  # Between two moments.
+LIMIT_SECONDS = 300  # Of a job that goes on, and of one until its next step; they take a few.
 
 
 # ---- what the jobs read
@@ -60,7 +63,8 @@ def inputs(tiny_encoder_folder, tiny_data, tmp_path_factory):
     (folder / "targets.json").write_text(json.dumps({"targets": [target]}))
     inputs = Inputs(folder)
     for kind in JOBS:
-        begin(kind, inputs, folder / kind)
+        with limited(f"{kind}, undisturbed"):
+            begin(kind, inputs, folder / kind)
         if kind == "train":
             shutil.copytree(folder / "train/router", folder / "evaluate.before/router")
     yield inputs
@@ -76,6 +80,32 @@ async def says(request):
 
 
 # ---- kills
+
+
+@contextlib.contextmanager
+def limited(doing: str, seconds: float = LIMIT_SECONDS) -> Iterator[None]:
+    """Raises a TimeoutError in the body, where it hangs, once these seconds are over."""
+
+    def end(*_: object) -> None:
+        raise TimeoutError(f"{doing}: hangs for {seconds:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_job_that_hangs_is_ended_where_it_hangs():
+    with pytest.raises(TimeoutError, match="sweep: hangs for 0.05 seconds") as raised:
+        with limited("sweep", 0.05):
+            time.sleep(30)
+    assert "time.sleep(30)" in str(raised.traceback[-2].statement)
+    with limited("sweep", 0.05):
+        pass
+    time.sleep(0.1)  # What is done in time is not ended later.
 
 
 class Copy(NamedTuple):
@@ -102,16 +132,19 @@ class Victim:
             cwd=ROOT, env=os.environ | env, pass_fds=[tells],
         )  # fmt: skip
         os.close(tells)
-        self._await_stop()
+        with self._watched("its start"):
+            self._await_stop()
 
     def at_steps(self, kind: str, n: int | None) -> list[Copy]:
         """Before each step of the next job that finds other files than any before; n by chance."""
         rng, folder = random.Random(kind), self._work / "steps" / kind
         seen: set[str] = set()
         copies: list[Copy] = []
+        step = "its start"
         while True:
-            self._go_on()
-            step = self._told.readline().strip()
+            with self._watched(f"{kind} after {step}"):
+                self._go_on()
+                step = self._told.readline().strip()
             if step == f"working {kind}":
                 print(f"{kind}: {len(seen)} different states")
                 return copies
@@ -130,7 +163,8 @@ class Victim:
         """
         rng, folder = random.Random(kind), self._work / "moments" / kind
         while n:
-            self._go_on(rng.uniform(0, MOST_SECONDS))
+            with self._watched(f"{kind} at a random moment"):
+                self._go_on(rng.uniform(0, MOST_SECONDS))
             if (folder / "now").exists():  # Else it is between two jobs.
                 n -= 1
                 if kill and not n:
@@ -153,6 +187,21 @@ class Victim:
             time.sleep(seconds)
             self._process.send_signal(signal.SIGSTOP)
         self._await_stop()
+
+    @contextlib.contextmanager
+    def _watched(self, doing: str) -> Iterator[None]:
+        """Fails, with what all threads of the process are doing, where it hangs in the body."""
+        try:
+            with limited(doing):
+                yield
+        except TimeoutError as error:
+            for number in (signal.SIGCONT, signal.SIGUSR1):
+                self._process.send_signal(number)
+            time.sleep(1)
+            self.kill()
+            stacks = self._work / "stacks.txt"  # None before the process has imported the jobs.
+            where = stacks.read_text() if stacks.exists() else "its imports"
+            raise AssertionError(f"{error} at\n{where}") from None
 
     def _await_stop(self) -> None:
         _, status = os.waitpid(self._process.pid, os.WUNTRACED)
@@ -243,10 +292,12 @@ def test_no_kill_changes_a_byte(kinds, inputs, tmp_path):
     problems = []
     for kind, at, path in copies:
         try:
-            run(kind, inputs, path)
+            with limited(kind):
+                run(kind, inputs, path)
             left = contents(path)
         except Exception as error:
-            problems.append(f"{kind} {at}: {error!r}")
+            at_lines = "".join(traceback.format_tb(error.__traceback__)[-3:])
+            problems.append(f"{kind} {at}: {error!r}\n{at_lines}")
         else:
             names = {*left, *whole[kind]}
             differ = sorted(name for name in names if left.get(name) != whole[kind].get(name))
