@@ -5,14 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from benchmarks.suites import pod, table
+from benchmarks.suites import pod, pod_job, table
 from benchmarks.suites.events import Bucket, Clock, Limits, Request, Signal
 
-COSTS = pod.Costs(
+COSTS = pod_job.Costs(
     read=1e-5, read_alone=5e-6, digest=1e-6, plan=1e-6, rows_written=1e-6, rows_read=1e-6,
     rows_bytes=30.0, memory=1000.0,
 )  # fmt: skip
-SMALL = pod.Pod(hosts=4, n_queries=2**20, restart=30.0, load=10.0, noticed=20.0)
+SMALL = pod_job.Pod(hosts=4, n_queries=2**20, restart=30.0, load=10.0, noticed=20.0)
 
 
 def test_tasks_run_in_the_order_of_their_events_and_end_where_they_are_not_alive():
@@ -55,7 +55,7 @@ def test_a_bucket_takes_as_long_as_its_latency_bytes_and_limits():
 
 
 def test_without_failures_all_is_done_once_and_every_second_has_a_stage():
-    row = pod.simulate(SMALL, COSTS, 0)
+    row = pod_job.simulate(SMALL, COSTS, 0)
     assert row["blocks"] == 2**20 // 1024 and row["starts"] == 1
     assert row["blocks_twice"] == row["ranges_twice"] == row["lost_share"] == 0
     assert sum(row["stages"].values()) == pytest.approx(row["wall_seconds"])
@@ -63,18 +63,18 @@ def test_without_failures_all_is_done_once_and_every_second_has_a_stage():
     requests = row["requests"]
     assert requests["write blocks/"] == requests["write h/"] == row["blocks"]
     assert requests["read blocks/"] == row["blocks"] * 3 // 4
-    assert row == pod.simulate(SMALL, COSTS, 0)
+    assert row == pod_job.simulate(SMALL, COSTS, 0)
 
 
 def test_with_failures_nothing_is_done_twice_and_little_is_lost():
     often = dataclasses.replace(SMALL, failures=250.0)
-    row = pod.simulate(often, COSTS, 3)
+    row = pod_job.simulate(often, COSTS, 3)
     assert row["starts"] > 2 and row["blocks"] == 2**20 // 1024
     assert row["blocks_twice"] == row["ranges_twice"] == 0
     # Of each host the row block on its chips, and those that its writers have in hand.
     lost = row["lost_share"] * row["blocks"]
-    assert 0 < lost <= (row["starts"] - 1) * SMALL.hosts * (1 + pod.Tuning.tpu().writers)
-    assert row["wall_seconds"] > pod.simulate(SMALL, COSTS, 0)["wall_seconds"]
+    assert 0 < lost <= (row["starts"] - 1) * SMALL.hosts * (1 + pod_job.Tuning.tpu().writers)
+    assert row["wall_seconds"] > pod_job.simulate(SMALL, COSTS, 0)["wall_seconds"]
     text = table.suite("pod", {"title": "On paper.", "minutes": 0.0, "rows": [row]})
     assert "| of them made twice | 0 |" in text and "| failures of a host in a day | 250 |" in text
 
