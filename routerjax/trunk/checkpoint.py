@@ -6,6 +6,7 @@ is: arrays are copies of what Orbax writes on this machine, checkpoints a file e
 
 import contextlib
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from routerjax.runtime.files import CONTEXT, Folder, digest
 
 _ANEW = "delete its folder, and the training begins anew"
 _ARRAY = "/.zarray"  # What the description of an array is called.
+_ITEM = "default"  # Where Orbax puts a checkpoint's arrays.
 _DIGEST = "digest"  # Beside a checkpoint's arrays: OCDBT has no checksum of what it stores.
 
 
@@ -65,19 +67,20 @@ class Checkpoints:
             return None
         held = like | {_DIGEST: np.zeros(16, np.uint8)}
         try:
-            read = self._steps.read(step, held)
+            read = self._steps.read(step)
+            if read is None or _shapes(read) != _shapes(held):
+                raise ValueError(f"expected {_shapes(held)}, got {read and _shapes(read)}")
         except Exception as error:  # Of any kind, by which of the files is damaged.
             raise ValueError(
                 f"{self.folder.path}: checkpoint {step} cannot be read; if it is damaged, delete "
                 f"the folder, and this training begins anew: {error}"
             ) from error
-        result = {name: np.asarray(value) for name, value in read.items()}
-        if not _pop_digest(result, self._of):
+        if not _pop_digest(read, self._of):
             raise ValueError(
                 f"{self.folder.path}: checkpoint {step} is damaged, its numbers are not those that "
                 f"were written; delete the folder, and this training begins anew"
             )
-        return result
+        return read
 
     def save(self, step: int, arrays: dict[str, np.ndarray]) -> None:
         """Writes a checkpoint; returns when the arrays are copied, not when they are on disk.
@@ -104,12 +107,14 @@ class _LocalSteps:
     """Checkpoints on this machine, written in the background by Orbax."""
 
     def __init__(self, folder: Folder):
-        self._args = _orbax().args
-        # A process that was killed may have left a part of one that it wrote.
-        options = _orbax().CheckpointManagerOptions(
-            max_to_keep=1, create=True, cleanup_tmp_directories=True
-        )
-        self._manager = _orbax().CheckpointManager(folder.local_path(), options=options)
+        self._folder = folder
+        path = folder.local_path()
+        # A process that was killed may have left a part of one that it wrote. Orbax's own option
+        # deletes it in a thread that only the next save waits for.
+        for left in path.glob(f"*{_orbax().utils.TMP_DIR_SUFFIX}*"):
+            shutil.rmtree(left)
+        options = _orbax().CheckpointManagerOptions(max_to_keep=1, create=True)
+        self._manager = _orbax().CheckpointManager(path, options=options)
         # Or of an older one that it deleted.
         for step in self._manager.all_steps():
             if step != self._manager.latest_step():
@@ -119,13 +124,17 @@ class _LocalSteps:
         """The newest step; None without one."""
         return self._manager.latest_step()
 
-    def read(self, step: int, like: dict[str, np.ndarray]) -> dict[str, Any]:
-        """The arrays of a step, of the names, shapes and dtypes of `like`."""
-        return self._manager.restore(step, args=self._args.StandardRestore(like))
+    def read(self, step: int) -> dict[str, np.ndarray] | None:
+        """The arrays of a step.
+
+        Not by Orbax, which closes its event loop over reads that go on where another one fails:
+        each of these then prints an error of its own.
+        """
+        return load_arrays(self._folder / str(step) / _ITEM)
 
     def write(self, step: int, arrays: dict[str, np.ndarray]) -> None:
         """Keeps a step in place of the one before, once it is whole."""
-        self._manager.save(step, args=self._args.StandardSave(arrays))
+        self._manager.save(step, args=_orbax().args.StandardSave(arrays))
 
     def close(self) -> None:
         """Waits until all is on disk."""
@@ -147,11 +156,8 @@ class _BucketSteps:
         steps = [step for step in self._steps() if self._folder.exists(_step_file(step))]
         return max(steps, default=None)
 
-    def read(self, step: int, like: dict[str, np.ndarray]) -> dict[str, Any]:
-        read = self._folder.read_arrays(_step_file(step), self._of)
-        if read is None or _shapes(read) != _shapes(like):
-            raise ValueError(f"expected {_shapes(like)}, got {read and _shapes(read)}")
-        return read
+    def read(self, step: int) -> dict[str, np.ndarray] | None:
+        return self._folder.read_arrays(_step_file(step), self._of)
 
     def write(self, step: int, arrays: dict[str, np.ndarray]) -> None:
         before = self._steps()
@@ -177,17 +183,11 @@ def check_checkpoint(folder: Folder, of: str) -> None:
     Raises:
       ValueError: It is not what was written for this job.
     """
-    arrays = folder / "default"
     try:
-        # By Orbax, as the training reads it.
-        with _on_disk(arrays) as path, _orbax().StandardCheckpointer() as checkpointer:
-            if not arrays.is_local:
-                _copy(arrays, Folder(path))
-            result = checkpointer.restore(path)
-    except Exception as error:  # Of any kind, by which of the files is damaged.
-        raise ValueError(f"{arrays.path} holds no whole arrays: {error}: {_ANEW}") from error
-    whole = _pop_digest({name: np.asarray(value) for name, value in result.items()}, of)
-    if not whole:
+        arrays = load_arrays(folder / _ITEM)
+    except ValueError as error:
+        raise ValueError(f"{error}: {_ANEW}") from error
+    if not _pop_digest(arrays, of):
         raise ValueError(f"{folder.path} is damaged, or the checkpoint of another job: {_ANEW}")
 
 

@@ -82,6 +82,23 @@ def test_a_checkpoint_of_another_job_or_damaged_is_refused(tmp_path):
     saver.close()
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("other", [False, True])
+def test_a_checkpoint_that_cannot_be_read_is_one_error(tmp_path, other):
+    """The reads beside the one that fails end with it, and print no errors of their own."""
+    many = {f"x{i}": np.arange(20_000, dtype=np.float32) + i for i in range(12)}
+    saver = Checkpoints(tmp_path, JOB)
+    saver.save(1, many)
+    saver.close()
+    if not other:
+        for file in (tmp_path / "1/default/ocdbt.process_0/d").iterdir():
+            os.truncate(file, file.stat().st_size // 2)
+    saver = Checkpoints(tmp_path, JOB)
+    with pytest.raises(ValueError, match="checkpoint 1 cannot be read.*" + "expected" * other):
+        saver.restore(many | {"x3": np.zeros(4, np.float32)} if other else many)
+    saver.close()
+
+
 def test_what_a_kill_left_of_other_checkpoints_is_deleted(tmp_path):
     saver = Checkpoints(tmp_path, JOB)
     saver.save(2, STATE)
@@ -105,6 +122,8 @@ def test_a_checkpoint_from_before_its_digest_was_of_its_job_is_read(tmp_path, mo
     saver.close()
 
 
+# Orbax closes its event loop over writes that go on where another one fails.
+@pytest.mark.filterwarnings("ignore:Exception ignored:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("limit", [500, 20_000])
 def test_a_full_disk_ends_a_training_that_goes_on_later(tmp_path, limit):
     """No file of this process may grow past so many bytes for a while."""
