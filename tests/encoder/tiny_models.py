@@ -28,6 +28,7 @@ HIGHEST = jax.lax.Precision.HIGHEST
 CPU = Tuning.cpu()
 
 _MASKED = ("bert", "roberta", "xlm-roberta", "modernbert", "distilbert", "mpnet", "deberta-v2")
+_MASKED += ("gte", "nomic_bert")
 _TOWERS = ("qwen3_vl_text", "qwen3_vl_moe_text")  # Of multimodal models; alone without a head.
 
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -33,7 +33,7 @@ _SMALL = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
-_FLAT = {"num_hidden_layers": 2}
+_FLAT, _ONE = {"num_hidden_layers": 2}, {"num_hidden_layers": 1}
 _SLIDING, _FULL, _LINEAR = "sliding_attention", "full_attention", "linear_attention"
 # Of a head's four pairs one is kept, two are blended and one is slowed; prompts go beyond 12.
 _YARN = {
@@ -480,9 +480,9 @@ VARIANTS = {
     "starcoder2": ("starcoder2", _SMALL | _FLAT | {"sliding_window": 5, "norm_epsilon": 1e-2}),
     "ernie4_5": (
         "ernie4_5",
-        _SMALL | _FLAT | {"head_dim": 8, "use_bias": True, "rope_parameters": {"rope_theta": 20.0}},
+        _SMALL | _ONE | {"head_dim": 8, "use_bias": True, "rope_parameters": {"rope_theta": 20.0}},
     ),
-    "gemma": ("gemma", _SMALL | _FLAT | {"head_dim": 12, "attention_bias": True}),
+    "gemma": ("gemma", _SMALL | _ONE | {"head_dim": 12, "attention_bias": True}),
     # Two heads a group, chunks of four tokens; attention without rotations.
     "granite_hybrid": (
         "granitemoehybrid",
@@ -511,9 +511,9 @@ VARIANTS = {
     "granite_micro": (
         "granitemoehybrid",
         _SMALL
-        | _FLAT
+        | _ONE
         | {
-            "layer_types": ["attention", "attention"],
+            "layer_types": ["attention"],
             "mamba_n_heads": 4,
             "mamba_d_head": 8,
             "num_local_experts": 0,
@@ -625,6 +625,8 @@ VARIANTS = {
         "xlm-roberta",
         _SMALL | _FLAT | {"max_position_embeddings": 42, "pad_token_id": 1, "type_vocab_size": 1},
     ),
+    "nomic_bert": ("nomic_bert", _SMALL | _FLAT | {"rope_parameters": {"rope_theta": 20.0}}),
+    "gte": ("gte", _SMALL | _ONE | {"type_vocab_size": 1, "layer_norm_eps": 1e-2}),
     "modernbert": (
         "modernbert",
         _SMALL | {"local_attention": 6, "cls_token_id": 1, "sep_token_id": 2},

@@ -1,6 +1,7 @@
 """Readers of the families that see both ways; dense.py has those of decoders."""
 
 import dataclasses
+from typing import Any
 
 from routerjax.encoder.families.config import DisentangledShape, EncoderConfig
 from routerjax.encoder.families.fields import (
@@ -11,7 +12,32 @@ from routerjax.encoder.families.fields import (
     layer_types,
     read_activation,
     read_layer_ropes,
+    read_rope,
     windows_of,
+)
+from routerjax.encoder.families.rope import LinearRope, Rope
+
+# What Nomic's own files call the fields, in GPT-2's words.
+_NOMIC = {
+    "n_layer": "num_hidden_layers",
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_inner": "intermediate_size",
+    "layer_norm_epsilon": "layer_norm_eps",
+    "max_trained_positions": "max_position_embeddings",
+}
+_NOMIC_SWITCHES = (
+    "prenorm",
+    "causal",
+    "parallel_block",
+    "use_rms_norm",
+    "qkv_proj_bias",
+    "mlp_fc1_bias",
+    "mlp_fc2_bias",
+    "rotary_emb_interleaved",
+    "rotary_emb_scale_base",
+    "rotary_scaling_factor",
+    "num_experts",
 )
 
 
@@ -154,6 +180,76 @@ def modernbert(family: str, c: Fields) -> EncoderConfig:
         windows=windows_of(kinds, c.get("local_attention", 128) // 2 + 1),
         ropes=ropes,
         rope_of_layer=rope_of_layer,
+    )
+
+
+def nomic_bert(family: str, c: Fields) -> EncoderConfig:
+    """Nomic's BERT: as BERT, with rotations for positions and a gated feed-forward layer."""
+    for switch in _NOMIC_SWITCHES:
+        c.forbid(switch)
+    if (kind := c.get("activation_function", "swiglu")) != "swiglu":
+        raise c.refuse(f"activation_function {kind!r} is not supported, only 'swiglu'")
+    if (share := c.get("rotary_emb_fraction", 1.0)) != 1:
+        raise c.refuse(f"rotary_emb_fraction: {share} is not supported, only 1")
+    # transformers passes over these names, and fills in fields of its own.
+    own = {ours: c.raw[theirs] for theirs, ours in _NOMIC.items() if c.get(theirs, None)}
+    if own:
+        own["head_dim"] = None  # Filled in by the hidden width that it took for this one.
+    if base := c.get("rotary_emb_base", None):
+        own |= {"rope_theta": base, "rope_parameters": None}
+    c = Fields(c.raw | own, c.source)
+    if (width := c.get("head_dim", _head_width(c))) != _head_width(c):
+        raise c.refuse(f"head_dim: {width} is not supported, only {_head_width(c)}")
+    activation = read_activation(c, "hidden_act", "silu")
+    return _rotary_bert(family, c, read_rope(c, theta=1000.0), activation=activation)
+
+
+def gte(family: str, c: Fields) -> EncoderConfig:
+    """GTE: as nomic_bert, with biases."""
+    c.forbid("logn_attention_scale")
+    expected = {
+        "layer_norm_type": "layer_norm",
+        "position_embedding_type": "rope",
+        "pack_qkv": True,
+    }
+    for field, only in expected.items():
+        if (given := c.get(field, only)) != only:
+            raise c.refuse(f"{field}: {given!r} is not supported, only {only!r}")
+    table = c.get("rope_scaling", None) or c.get("rope_parameters", None) or {}
+    if "ntk" in (table.get("rope_type"), table.get("type")):
+        # As its own code has it; of the slowest pair both together make 1 / factor.
+        width, factor = _head_width(c), float(table["factor"])
+        theta = float(table.get("rope_theta") or c["rope_theta"])
+        rope = Rope(theta * factor, width, LinearRope(factor ** (2 / width)))
+    else:
+        rope = read_rope(c, theta=160000.0)
+    activation = read_activation(c, "hidden_act", "gelu")
+    biases = dict.fromkeys(("qkv_bias", "out_bias", "down_bias"), True)
+    return _rotary_bert(family, c, rope, activation=activation, **biases)
+
+
+def _rotary_bert(family: str, c: Fields, rope: Rope, **different: Any) -> EncoderConfig:
+    return EncoderConfig(
+        family=family,
+        n_layers=c["num_hidden_layers"],
+        width=c["hidden_size"],
+        n_heads=c["num_attention_heads"],
+        n_kv_heads=c["num_attention_heads"],
+        head_dim=_head_width(c),
+        ffn_width=c["intermediate_size"],
+        vocab_size=c["vocab_size"],
+        norm_eps=c.get("layer_norm_eps", 1e-12),
+        max_positions=c["max_position_embeddings"],
+        bidirectional=True,
+        norm="layer",
+        norm_bias=True,
+        norm_placement="sum",
+        embed_norm=True,
+        last_normed=False,
+        n_segments=c["type_vocab_size"],
+        ropes=(rope,),
+        tied=bool(c.get("tie_word_embeddings", True)),
+        **different,
     )
 
 

@@ -155,7 +155,8 @@ class EncoderConfig:
       norm: "rms" or "layer".
       norm_bias: Layer norms have a bias.
       norm_offset: Added to the weight of every RMS norm, in float32 (1 for Gemma).
-      norm_placement: "pre" (of what a branch reads), "post" (of what it adds) or "both".
+      norm_placement: "pre" (of what a branch reads), "post" (of what it adds), "both", or "sum"
+        (of the residual stream behind it; there is no final norm).
       first_norm: Whether block 0 norms what its attention reads (ModernBERT: no).
       embed_norm: Whether the embedding is normed.
       last_normed: Whether the last hidden state is taken after the final norm, as Hugging Face does
@@ -185,6 +186,7 @@ class EncoderConfig:
       latent: Of the layers whose mixer is "latent"; None without such. Their head_dim is that of
         queries and keys.
       qkv_bias, out_bias, ffn_bias: Biases of the projections.
+      down_bias: Whether the last one of a gated feed-forward layer has one without ffn_bias (GTE).
       windows: [n_layers] how many tokens back a token sees, itself included (and as many ahead if
         bidirectional); FULL_ATTENTION for all of them.
       ropes: The tables of rotary frequencies, all of one width; none where positions are embedded.
@@ -253,6 +255,7 @@ class EncoderConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     ffn_bias: bool = False
+    down_bias: bool = False
     windows: tuple[int, ...] = ()
     ropes: tuple[Rope, ...] = ()
     rope_of_layer: tuple[int, ...] = ()

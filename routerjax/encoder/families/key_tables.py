@@ -116,6 +116,28 @@ _DEBERTA_V2 = _BERT | {
     "blocks/position_k": "encoder.layer.{i}.attention.self.pos_key_proj",
     "blocks/position_q": "encoder.layer.{i}.attention.self.pos_query_proj",
 }
+_NOMIC_BERT: Table = {
+    "embed": "embeddings.word_embeddings",
+    "segments": "embeddings.token_type_embeddings",
+    "embed_norm": "emb_ln",
+    **{f"blocks/attention/{part}": "encoder.layers.{i}.attn.Wqkv" for part in "qkv"},
+    "blocks/attention/o": "encoder.layers.{i}.attn.out_proj",
+    "blocks/attention_post_norm": "encoder.layers.{i}.norm1",
+    "blocks/ffn/up": "encoder.layers.{i}.mlp.fc11",
+    "blocks/ffn/gate": "encoder.layers.{i}.mlp.fc12",
+    "blocks/ffn/down": "encoder.layers.{i}.mlp.fc2",
+    "blocks/ffn_post_norm": "encoder.layers.{i}.norm2",
+}
+_GTE = _NOMIC_BERT | {
+    "embed_norm": "embeddings.LayerNorm",
+    **{f"blocks/attention/{part}": "encoder.layer.{i}.attention.qkv_proj" for part in "qkv"},
+    "blocks/attention/o": "encoder.layer.{i}.attention.o_proj",
+    "blocks/attention_post_norm": "encoder.layer.{i}.attn_ln",
+    "blocks/ffn/up": "encoder.layer.{i}.mlp.up_gate_proj",
+    "blocks/ffn/gate": "encoder.layer.{i}.mlp.up_gate_proj",
+    "blocks/ffn/down": "encoder.layer.{i}.mlp.down_proj",
+    "blocks/ffn_post_norm": "encoder.layer.{i}.mlp_ln",
+}
 _POST_NORMS = _DECODER | {
     "blocks/attention_post_norm": "layers.{i}.post_attention_layernorm",
     "blocks/ffn_norm": "layers.{i}.pre_feedforward_layernorm",
@@ -336,6 +358,7 @@ GEMMA4 = (_GEMMA4,)
 GLM4 = (_GLM4,)
 GPT_OSS = (_GPT_OSS, packed(_GPT_OSS))
 GRANITE_HYBRID = (_GRANITE_HYBRID,)
+GTE = (_GTE,)
 HYBRID = (_DECODER | _HYBRID,)
 LATENT = (_LATENT, _LATENT | _FUSED_EXPERTS)
 LFM2 = (_LFM2,)
@@ -343,6 +366,7 @@ MIXTRAL = (_MIXTRAL, _MIXTRAL | _FUSED_EXPERTS)
 MODERNBERT = (_MODERNBERT,)
 MPNET = (_MPNET,)
 NEMOTRON_H = (_NEMOTRON_H,)
+NOMIC_BERT = (_NOMIC_BERT,)
 PHI3 = (_PHI3,)
 POST_NORMS = (_POST_NORMS,)
 STARCODER2 = (_STARCODER2,)

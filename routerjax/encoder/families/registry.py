@@ -77,6 +77,7 @@ FAMILIES: dict[str, Family] = {
     "gpt_oss": Family(mixtures.gpt_oss, key_tables.GPT_OSS),
     "granite": Family(dense.granite, key_tables.DECODER),
     "granitemoehybrid": Family(hybrids.granitemoehybrid, key_tables.GRANITE_HYBRID),
+    "gte": Family(bidirectional.gte, key_tables.GTE),
     "lfm2": Family(hybrids.lfm2, key_tables.LFM2),
     "llama": Family(dense.llama, key_tables.DECODER),
     "ministral": Family(dense.ministral, key_tables.DECODER),
@@ -86,6 +87,7 @@ FAMILIES: dict[str, Family] = {
     "modernbert": Family(bidirectional.modernbert, key_tables.MODERNBERT),
     "mpnet": Family(bidirectional.mpnet, key_tables.MPNET),
     "nemotron_h": Family(hybrids.nemotron_h, key_tables.NEMOTRON_H),
+    "nomic_bert": Family(bidirectional.nomic_bert, key_tables.NOMIC_BERT),
     "olmo2": Family(dense.olmo2, key_tables.POST_NORMS),
     "olmo3": Family(dense.olmo3, key_tables.POST_NORMS),
     "phi3": Family(dense.phi3, key_tables.PHI3),
@@ -106,7 +108,7 @@ FAMILIES: dict[str, Family] = {
 # Those whose tokens see both ways; in all others a token sees those before it. (A config that says
 # `is_causal: false` of a decoder makes an embedder of it, under the same name.)
 BOTH_WAYS = frozenset(
-    ("bert", "deberta-v2", "distilbert", "modernbert", "mpnet", "roberta", "xlm-roberta")
+    "bert deberta-v2 distilbert gte modernbert mpnet nomic_bert roberta xlm-roberta".split()
 )
 
 # Multimodal configs name their text tower by a model_type of its own.
@@ -114,6 +116,7 @@ _TEXT_TOWERS: dict[str, str] = {
     "gemma3_text": "gemma3",
     "gemma4_text": "gemma4",
     "kimi_k2": "deepseek_v3",
+    "new": "gte",  # What GTE's own code calls it.
     # Its images take three positions a token; a text's three are equal.
     "qwen2_5_vl": "qwen2",
     "qwen2_5_vl_text": "qwen2",

@@ -1,4 +1,4 @@
-"""Rotary transformers up to their final norm, of all families but BERT's; no LM head."""
+"""Rotary transformers up to their final norm, of all families but those like BERT; no LM head."""
 
 import dataclasses
 import functools
@@ -226,7 +226,7 @@ class LayerInputs(nnx.Module):
 
 
 class DecoderBlock(nnx.Module):
-    """x + mixer(norm(x)), then x + feed-forward(norm(x)); what is added may be normed too.
+    """x + mixer(norm(x)), then x + feed-forward(norm(x)); what is added, or the sum, may be normed.
 
     A mixer or a feed-forward layer of the kind "none" is left out.
     """
@@ -241,7 +241,7 @@ class DecoderBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config, self.kind = config, kind
-        if config.norm_placement != "post":
+        if config.norm_placement in ("pre", "both"):
             if kind.mixer != "none":
                 self.attention_norm = norm(config.width, rngs=rngs)
             if kind.ffn != "none":
@@ -261,23 +261,30 @@ class DecoderBlock(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, place: Place, before: Any = None) -> tuple[jax.Array, Any]:
         c = self.config
-        pre, post = c.norm_placement != "post", c.norm_placement != "pre"
-        after = None
+        pre, after = c.norm_placement in ("pre", "both"), None
         if self.kind.mixer != "none":
             read_BTD = self.attention_norm(x_BTD) if pre else x_BTD
             if not c.first_norm:
                 read_BTD = jnp.where(place.number > 0, read_BTD, x_BTD)
             added_BTD, after = getattr(self, self.kind.mixer)(read_BTD, place, before)
-            x_BTD = x_BTD + scaled(self.attention_post_norm(added_BTD) if post else added_BTD, c)
+            x_BTD = self._sum(x_BTD, added_BTD, "attention_post_norm")
         if self.kind.ffn != "none":
             stream = (x_BTD,) if self.kind.ffn == "dense_and_experts" else ()
             added_BTD = self.ffn(self.ffn_norm(x_BTD) if pre else x_BTD, *stream)
-            x_BTD = x_BTD + scaled(self.ffn_post_norm(added_BTD) if post else added_BTD, c)
+            x_BTD = self._sum(x_BTD, added_BTD, "ffn_post_norm")
         if place.input_BTP is not None:
             x_BTD = x_BTD + self.layer_input_norm(self.layer_input(x_BTD, place.input_BTP))
         if c.layer_scale:
             x_BTD = x_BTD * self.layer_scalar[...][None, None]
         return x_BTD, after
+
+    def _sum(self, x_BTD: jax.Array, added_BTD: jax.Array, norm: str) -> jax.Array:
+        """The residual stream with what a branch adds, normed before or after."""
+        placement = self.config.norm_placement
+        if placement in ("post", "both"):
+            added_BTD = getattr(self, norm)(added_BTD)
+        x_BTD = x_BTD + scaled(added_BTD, self.config)
+        return getattr(self, norm)(x_BTD) if placement == "sum" else x_BTD
 
 
 def scaled(x_BTD: jax.Array, config: EncoderConfig) -> jax.Array:
@@ -308,9 +315,10 @@ class Decoder(nnx.Module):
         in_blocks = products.linear_maker(dtype, precision, tuning)
         dtype = products.state_dtype(dtype)
         linear, norm = products.linear_maker(dtype, precision, tuning), norm_maker(config, dtype)
-        self.embed = nnx.Embed(
-            config.vocab_size, config.width, dtype=dtype, param_dtype=dtype, rngs=rngs
-        )
+        types = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
+        self.embed = nnx.Embed(config.vocab_size, config.width, **types)
+        if config.n_segments:
+            self.segments = nnx.Embed(config.n_segments, config.width, **types)
         if config.embed_norm:
             self.embed_norm = norm(config.width, rngs=rngs)
         if config.layer_input_width:
@@ -327,7 +335,8 @@ class Decoder(nnx.Module):
         numbers = [config.blocks_of(s) for s in range(config.lead + config.period)]
         self.blocks = nnx.List([stack(tuple(config.kinds[i] for i in each)) for each in numbers])
         self.lead, self.lenders = config.lead, config.lenders
-        self.norm = norm(config.width, rngs=rngs)
+        if config.norm_placement != "sum":
+            self.norm = norm(config.width, rngs=rngs)
         self.config, self.tuning = config, tuning
 
     def start(
@@ -339,6 +348,8 @@ class Decoder(nnx.Module):
         if c.embed_scale != 1:
             # Rounded to the weights' dtype first, as Gemma was trained.
             x_BTD = x_BTD * jnp.asarray(c.embed_scale, x_BTD.dtype)
+        if c.n_segments:
+            x_BTD = x_BTD + self.segments(jnp.zeros((1, 1), jnp.int32))
         if c.embed_norm:
             x_BTD = self.embed_norm(x_BTD)
         positions_T = n_before + jnp.arange(tokens_BT.shape[1])

@@ -29,7 +29,7 @@ class GatedFeedForward(nnx.Module):
         D, F, bias = config.width, config.ffn_width, config.ffn_bias
         self.gate = linear(D, F, use_bias=bias, rngs=rngs)
         self.up = linear(D, F, use_bias=bias, rngs=rngs)
-        self.down = linear(F, D, use_bias=bias, rngs=rngs)
+        self.down = linear(F, D, use_bias=bias or config.down_bias, rngs=rngs)
         self.activation, self.tuning = config.activation, tuning
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:

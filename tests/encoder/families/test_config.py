@@ -102,7 +102,8 @@ def test_all_switches_of_the_variants_are_read(name):
     if family == "distilbert":
         settings = {"num_attention_heads": settings["n_heads"], "hidden_size": settings["dim"]}
     n_heads, width = settings["num_attention_heads"], settings["hidden_size"]
-    grouped = not always and family != "modernbert"
+    rotary = family in ("gte", "modernbert", "nomic_bert")
+    grouped = not always and not rotary
     assert config.family == ("qwen3" if name == "qwen3_vl" else family.removesuffix("_text"))
     assert config.n_kv_heads == (settings.get("num_key_value_heads", 4) if grouped else n_heads)
     head_dim = settings.get("qk_nope_head_dim", 0) + settings.get("qk_rope_head_dim", 0)
@@ -117,12 +118,12 @@ def test_all_switches_of_the_variants_are_read(name):
     chosen = settings.get("top_k_experts", 0) or settings.get("num_experts_per_tok", 0)
     assert config.n_experts_per_token == chosen
     whole = family in ("starcoder2", "ernie4_5")  # One switch for all biases, on.
-    attention_bias = always or settings.get("attention_bias", whole or family == "gpt_oss")
+    attention_bias = always or settings.get("attention_bias", whole or family in ("gpt_oss", "gte"))
     assert config.qkv_bias == (attention_bias or family == "qwen2")
     assert config.out_bias == (attention_bias and family not in ("glm4", "glm4_moe"))
     assert config.ffn_bias == (always or settings.get("mlp_bias", whole))
-    assert config.bidirectional == (always or family == "modernbert" or "embedding" in name)
-    assert config.last_normed == (name != "mistral_embedding")
+    assert config.bidirectional == (always or rotary or "embedding" in name)
+    assert config.last_normed == (name not in ("mistral_embedding", "gte", "nomic_bert"))
     assert bool(config.ropes) == (not always)
 
 

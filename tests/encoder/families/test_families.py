@@ -19,6 +19,7 @@ from routerjax.encoder.families.rope import (
     ProportionalRope,
     Rope,
     YarnRope,
+    rotary_frequencies,
 )
 from routerjax.encoder.models.bert import distance_rows
 from routerjax.encoder.selection import Selection
@@ -113,6 +114,7 @@ def refusal(name, **changes):
         ("granite_hybrid", {"rope_of_layer": (0, 0)}),
         ("ernie4_5", {"ropes": (Rope(20.0, 8),)}),
         ("gemma", {"norm_offset": 0.0}),
+        ("nomic_bert", plain_of_theta("nomic_bert", 30.0)),
         ("qwen3_5", {"norm_offset": 0.0}),
         ("qwen3_5", {"ropes": (Rope(50.0, 16),)}),
         ("qwen3_5", {"ropes": (Rope(80.0, 4),)}),
@@ -410,6 +412,14 @@ def test_what_longrope_was_called_first(older):
         ("granite_hybrid", {"time_step_limit": [0.0, 0.1]}, "time_step_limit"),
         ("granite_hybrid", {"layer_types": ["mamba", "mlp"]}, "'mlp', not supported"),
         ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("nomic_bert", {"prenorm": True}, "prenorm: True"),
+        ("nomic_bert", {"num_experts": 8}, "num_experts: 8"),
+        ("nomic_bert", {"head_dim": 6}, "head_dim: 6"),
+        ("nomic_bert", {"activation_function": "gelu"}, "only 'swiglu'"),
+        ("nomic_bert", {"rotary_emb_fraction": 0.5}, "rotary_emb_fraction: 0.5"),
+        ("gte", {"layer_norm_type": "rms_norm"}, "layer_norm_type: 'rms_norm'"),
+        ("gte", {"pack_qkv": False}, "pack_qkv: False"),
+        ("gte", {"logn_attention_scale": True}, "logn_attention_scale: True"),
         ("lfm2", {"is_causal": False}, "is_causal: false"),
         ("lfm2", {"layer_types": ["sliding_attention"] * 4}, "'sliding_attention'"),
     ],
@@ -507,6 +517,36 @@ def test_the_text_tower_of_qwen2_5_vl():
     raw = models.HUB_FIELDS | {"rope_theta": 1e6, "use_sliding_window": False}
     full = AutoConfig.for_model("qwen2_5_vl", **raw, rope_scaling=rope).get_text_config()
     assert read_config(full.to_dict()) == read_config(raw | {"model_type": "qwen2"})
+
+
+def test_nomic_bert_in_the_words_of_its_own_files():
+    from transformers import AutoConfig
+
+    raw = {
+        "model_type": "nomic_bert", "n_layer": 3, "n_embd": 32, "n_head": 4, "n_inner": 48,
+        "vocab_size": 64, "layer_norm_epsilon": 1e-6, "n_positions": 8192,
+        "max_trained_positions": 128, "rotary_emb_base": 50, "rotary_emb_fraction": 1.0,
+        "rotary_scaling_factor": None, "type_vocab_size": 2, "prenorm": False,
+        "activation_function": "swiglu",
+    }  # fmt: skip
+    config = read_config(raw)
+    assert (config.n_layers, config.width, config.n_heads, config.ffn_width) == (3, 32, 4, 48)
+    assert (config.norm_eps, config.max_positions, config.n_segments) == (1e-6, 128, 2)
+    assert config.ropes == (Rope(50.0, 8),) and config.activation == "silu"
+    # transformers passes over these words, and fills in what they say otherwise.
+    assert read_config(AutoConfig.for_model(**raw).to_dict()) == config
+
+
+def test_gte_under_its_own_name_and_rotations():
+    raw = json.loads((models.GOLDEN / "gte" / "config.json").read_text())
+    raw |= {"rope_parameters": None, "rope_theta": 100.0, "rope_scaling": None}
+    assert read_config(raw | {"model_type": "new"}) == read_config(raw)
+    stretch = {"type": "ntk", "factor": 3.0}
+    (rope,) = read_config(raw | {"rope_scaling": stretch}).ropes
+    # Its own code: theta times the factor, and then the frequencies over factor^(2 / width).
+    exponents = np.arange(0, 8, 2) / 8
+    expected = 300.0**-exponents / 3.0 ** (2 / 8)
+    np.testing.assert_allclose(rotary_frequencies(rope), expected, rtol=1e-6)
 
 
 def test_widths_and_layers_of_lfm2():
