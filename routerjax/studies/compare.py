@@ -152,6 +152,8 @@ def compare(
         apart, _ = others.pop(0)
         contesting_R = probabilistic_R[: len(contestants)]
         of, _ = auc_estimates(apart.before_RKNM, contesting_R, apart.rows, weight_BN)
+        less, _ = auc_estimates(apart.less_base_rate_RKNM, contesting_R, apart.rows, weight_BN)
+        of["mean_auc_less_base_rate"] = less["mean_auc"]
         of |= choice_estimates(apart, weight_BN)
         left_out = [
             {metric: summary(of[metric], r) for metric in LEFT_OUT}

@@ -45,7 +45,12 @@ METRICS = (
     *_PUBLISHED,
 )
 # Metrics of how well a contestant ranks and chooses on datasets that it was not trained on.
-LEFT_OUT = ("mean_auc", "mean_within_dataset_auc", "headroom_captured")
+LEFT_OUT = (
+    "mean_auc",
+    "mean_auc_less_base_rate",
+    "mean_within_dataset_auc",
+    "headroom_captured",
+)
 
 # [1 + B, R, K] one metric: its value, then its replicates.
 Estimate = np.ndarray

@@ -22,6 +22,7 @@ from routerjax.runtime.files import digest
 from routerjax.stats.item_response import best_single_target
 from routerjax.studies.contestants import Baseline, RouterSpec
 from routerjax.sweeps.controls import shuffled
+from routerjax.trunk.calibrate import logit
 from routerjax.trunk.config import TrunkConfig
 
 Contestant = Recipe | RouterSpec | Baseline
@@ -52,6 +53,7 @@ class Predictions:
       p_RKNM: [R, K, N, M] P(correct) as a policy sees it.
       before_RKNM: [R, K, N, M] the same before calibration, by which AUC ranks.
       single_RKN: [R, K, N] the best single target by the training rows of the row's fold.
+      base_rate_NM: [N, M] mean outcome of each target on these training rows.
       rows: Outcomes and costs of the rows.
       hindsight_R: [R] whether a contestant sees the outcomes that it is judged by.
     """
@@ -59,6 +61,7 @@ class Predictions:
     p_RKNM: np.ndarray
     before_RKNM: np.ndarray
     single_RKN: np.ndarray
+    base_rate_NM: np.ndarray
     rows: Judged
     hindsight_R: Sequence[bool]
 
@@ -66,6 +69,17 @@ class Predictions:
     def outcomes(self) -> Estimated:
         """The outcomes of the rows, and what stands for those that are missing."""
         return Estimated(self.rows.correct_NM, self.rows.data.datasets)
+
+    @property
+    def less_base_rate_RKNM(self) -> np.ndarray:
+        """[R, K, N, M] log odds before calibration, less those of the base rates.
+
+        Folds of whole datasets train on rows of unlike difficulty: without a hard dataset the mean
+        of the others is higher, so that a constant ranks the datasets upside down (AUC below 0.5)
+        and whatever is drawn toward the mean loses. Less the base rate a constant ranks nothing.
+        """
+        score_RKNM = logit(self.before_RKNM) - logit(self.base_rate_NM)
+        return score_RKNM.round(5)  # The last digit of a float32 ranks nothing.
 
 
 def predict_folds(
@@ -94,7 +108,8 @@ def predict_folds(
     p_RKNM, before_RKNM = np.full((2, *shape), np.nan, np.float32)
     hindsight_R = [isinstance(each, Baseline) and each.hindsight for each in run.contestants]
     single_RKN = np.zeros(shape[:3], np.int64)
-    predictions = Predictions(p_RKNM, before_RKNM, single_RKN, rows, hindsight_R)
+    base_rate_NM = _base_rates(data, run.fold_N)
+    predictions = Predictions(p_RKNM, before_RKNM, single_RKN, base_rate_NM, rows, hindsight_R)
     choices: list[list[dict[str, Any]]] = [[] for _ in run.contestants]
     for r, k, f in np.ndindex(len(run.contestants), n_seeds, int(run.fold_N.max()) + 1):
         contestant, test_N = run.contestants[r], run.fold_N == f
@@ -119,6 +134,18 @@ def predict_folds(
         choices[r].append({"seed": k, "fold": int(f)} | about)
         bar.update()
     return predictions, choices
+
+
+def _base_rates(data: RoutingDataset, fold_N: np.ndarray) -> np.ndarray:
+    """[N, M] float64 mean outcome on the rows that each row's fold trains on; 0.5 where unknown."""
+    correct_NM = np.asarray(data.correct_NM, np.float64)
+    rate_NM = np.empty(correct_NM.shape)
+    for f in range(int(fold_N.max()) + 1):
+        train_NM = correct_NM[_apart(data, fold_N == f)]
+        n_M = (~np.isnan(train_NM)).sum(axis=0)
+        rate_M = np.nansum(train_NM, axis=0) / np.maximum(n_M, 1)
+        rate_NM[fold_N == f] = np.where(n_M > 0, rate_M, 0.5)
+    return rate_NM
 
 
 def _apart(data: RoutingDataset, test_N: np.ndarray) -> np.ndarray:

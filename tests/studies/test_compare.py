@@ -6,6 +6,7 @@ import types
 
 import numpy as np
 import pytest
+from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
 from routerjax.data import groups as grouping
@@ -19,10 +20,11 @@ from routerjax.report.text import comparison_lines
 from routerjax.routing.judged import Judged
 from routerjax.routing.policies import Argmax
 from routerjax.runtime import resume
+from routerjax.stats.bootstrap import value_and_draws
 from routerjax.studies import fits
 from routerjax.studies.compare import compare
 from routerjax.studies.contestants import BASELINES, RouterSpec, parse_router_specs
-from routerjax.studies.estimates import LEFT_OUT, estimates_of
+from routerjax.studies.estimates import LEFT_OUT, METRICS, auc_estimates, estimates_of
 from routerjax.trunk.calibrate import Calibration
 from routerjax.trunk.config import TrunkConfig
 
@@ -91,7 +93,7 @@ def test_figures_are_those_of_the_rows_of_all_folds_together(trained):
     assert {config.seeds for config in configs} == {(5, 7), (8, 10)}
     assert {config.split_seed for config in configs} == {42, 43}
     y_NM = data.correct_NM
-    by_seed = {name: [] for name in LEFT_OUT}
+    by_seed = {name: [] for name in set(LEFT_OUT) & set(METRICS)}
     fold_N = np.empty(len(data), int)
     for f, (_, test) in enumerate(data.folds(4, 0)):
         fold_N[np.isin(data.ids, test.ids)] = f
@@ -484,6 +486,30 @@ def test_what_a_baseline_lacks_is_told_before_routers_are_fitted(trained):
     assert not trainings
 
 
+def test_a_constant_ranks_nothing_once_the_base_rate_is_taken_off():
+    # Right are nine tenths of the outcomes of "easy" and half of those of "other"; each fold leaves
+    # one of them out.
+    y_NM = np.repeat(np.float32([[0], [1], [0]]), [4, 66, 30], axis=0)
+    names = tuple(map(str, range(100)))
+    data = RoutingDataset(names, names, ("a",), y_NM, names, ("easy",) * 40 + ("other",) * 60)
+    fold_N = fits.dataset_folds_of(data, 2, 0)
+    rate_NM = fits._base_rates(data, fold_N)
+    np.testing.assert_allclose(rate_NM[[0, 99], 0], [0.5, 0.9])
+    weight_BN = value_and_draws(data.groups, 10)
+    lead_N = np.random.default_rng(0).normal(size=100)
+    lead_auc = roc_auc_score(data.y_NM[:, 0], lead_N)
+    for factor, auc in ((1, lead_auc), (0, np.nan)):
+        p_NM = expit(logit(rate_NM) + factor * lead_N[:, None])
+        p_RKNM = p_NM[None, None]
+        predictions = fits.Predictions(
+            p_RKNM, p_RKNM, np.zeros((1, 1, 100), int), rate_NM, Judged(data), [False]
+        )
+        score_RKNM = predictions.less_base_rate_RKNM
+        found, _ = auc_estimates(score_RKNM, [True], predictions.rows, weight_BN)
+        np.testing.assert_allclose(found["mean_auc"][0, 0, 0], auc, atol=1e-6)
+    assert roc_auc_score(data.y_NM[:, 0], p_NM[:, 0]) < 0.4  # The constant's own.
+
+
 def test_contestants_send_no_query_to_a_target_that_cannot_take_it():
     data = RoutingDataset(
         tuple("abcd"), tuple("abcd"), ("short", "long"), np.array([[1, 0]] * 4, np.float32),
@@ -497,7 +523,8 @@ def test_contestants_send_no_query_to_a_target_that_cannot_take_it():
     fold_N = np.array([0, 1, 0, 1])
     for told in (data, dataclasses.replace(data, prices_M2=None)):
         rows = fits._judged(store, told, fold_N)
-        predictions = fits.Predictions(p_RKNM, p_RKNM, single_RKN, rows, [False])
+        rate_NM = np.full((4, 2), 0.5)
+        predictions = fits.Predictions(p_RKNM, p_RKNM, single_RKN, rate_NM, rows, [False])
         found = estimates_of(predictions, [True], np.ones((3, 4)), fold_N)
         for name in ("accuracy", "avg_acc"):
             assert found.of[name][0, 0, 0] == 0.5
