@@ -11,11 +11,17 @@ from routerjax.encoder.families.fields import check_numbers, text_config
 from routerjax.runtime.files import stand_in
 from routerjax.runtime.torch_later import torch_later
 
-# What a hub download takes: no other framework's weights, no code, no folder with another copy.
+# What a hub download takes: no other framework's weights, no code, no other copy of the weights.
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 _PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")  # What the name of a split file's part ends in.
 # Of a tokenizer one of these is there; of none transformers makes one that knows no word.
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tekken.json", "*.model")
+# What a folder without config.json may be, by a file that it has, and what would do.
+_OTHERS = {
+    "adapter_config.json": "an adapter: merge it into its base model and save that",
+    "params.json": "a model in its maker's own format: take the copy with config.json",
+    "modules.json": "a sentence-transformers model: name its folder that has a config.json",
+}
 
 
 def locate(source: str, revision: str | None) -> tuple[pathlib.Path, str | None]:
@@ -48,7 +54,7 @@ def locate(source: str, revision: str | None) -> tuple[pathlib.Path, str | None]
 
     # Of a split file all parts.
     wanted = [_PART.sub(r"-*-of-\1.gguf", file)] if file else _HUB_FILES
-    others = None if file else ["*/*"]
+    others = None if file else ["*/*", "consolidated*"]
     try:
         result = snapshot_download(repository, revision=revision, allow_patterns=wanted,
                                    ignore_patterns=others)  # fmt: skip
@@ -114,6 +120,9 @@ def read_config(folder: pathlib.Path) -> EncoderConfig:
     try:
         raw = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
+        other = [what for file, what in _OTHERS.items() if (folder / file).is_file()]
+        if isinstance(error, FileNotFoundError) and other:
+            raise ValueError(f"{folder} has no config.json; it is {other[0]}") from error
         raise ValueError(
             f"{path}: expected the config of a Hugging Face model, cannot read it: {error}"
         ) from error
@@ -163,11 +172,17 @@ def read_tokenizer(folder: pathlib.Path) -> Any:
         if _own_tokenizer(folder, transformers):
             tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
         else:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            # Where mistral-common is installed, a tokenizer of its own would stand in.
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False, mistral_format=False
+            )
         # Multimodal models may keep it here, where transformers reads it for their processor alone.
-        path = folder / "chat_template.json"
-        if tokenizer.chat_template is None and path.is_file():
-            tokenizer.chat_template = json.loads(path.read_text())["chat_template"]
+        for name in ("chat_template.json", "processor_config.json"):
+            path = folder / name
+            if tokenizer.chat_template is None and path.is_file():
+                held = json.loads(path.read_text())
+                if name == "chat_template.json" or "chat_template" in held:
+                    tokenizer.chat_template = held["chat_template"]
     except BaseException as error:
         # Of a damaged file any; that of a panic in the tokenizers package is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":

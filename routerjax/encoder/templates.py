@@ -162,6 +162,12 @@ def _render(
 
 
 def _template_of(tokenizer: Any) -> str:
+    named = tokenizer.chat_template
+    if isinstance(named, dict) and "default" not in named:
+        raise ValueError(
+            f"the tokenizer has chat templates named {', '.join(named)}, and none named 'default': "
+            f"write the one to read to chat_template.jinja"
+        )
     template = tokenizer.get_chat_template()
     if not isinstance(template, str):
         raise ValueError(f"the tokenizer's chat template: expected a text, got {template!r:.80}")

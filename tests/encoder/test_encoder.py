@@ -82,7 +82,8 @@ def test_a_panic_of_the_tokenizers_package_is_an_error_like_any(tiny_encoder_fol
         """As the package raises it for some damaged files."""
 
     def refusing(error):
-        def from_pretrained(folder, trust_remote_code):
+        def from_pretrained(folder, trust_remote_code, mistral_format):
+            assert not trust_remote_code and not mistral_format
             raise error
 
         monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", from_pretrained)

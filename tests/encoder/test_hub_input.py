@@ -3,13 +3,16 @@
 import json
 import types
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from routerjax.encoder.families import registry
 from routerjax.encoder.gguf.config import read_gguf_config
 from routerjax.encoder.hub import read_config, read_tokenizer
 from routerjax.encoder.prompts import Prompter
 from routerjax.encoder.weights.checkpoint import Checkpoint
+from routerjax.encoder.weights.quantised import open_checkpoint
 from routerjax.runtime.script import shortened
 from tests.encoder.test_prompts import byte_tokenizer
 
@@ -85,6 +88,48 @@ def test_a_tokenizer_of_its_own_code_needs_tokenizer_json(tmp_path, monkeypatch)
     byte_tokenizer().save_pretrained(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(settings)
     assert read_tokenizer(tmp_path)("ab")["input_ids"] == byte_tokenizer()("ab")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    "file, part",
+    [
+        ("adapter_config.json", "an adapter: merge it into its base model"),
+        ("params.json", "a model in its maker's own format: take the copy with config.json"),
+        ("modules.json", "a sentence-transformers model: name its folder"),
+    ],
+)
+def test_a_folder_without_a_config_is_told_by_what_it_has(file, part, tmp_path):
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(ValueError, match=f"has no config.json; it is {part}"):
+        read_config(tmp_path)
+
+
+def test_chat_templates_where_models_keep_them(tmp_path):
+    template = "a{{ messages[0].content }}"
+    byte_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3))
+    (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "P"}))
+    assert read_tokenizer(tmp_path).chat_template is None
+    (tmp_path / "processor_config.json").write_text(json.dumps({"chat_template": template}))
+    assert read_tokenizer(tmp_path).chat_template == template
+    path = tmp_path / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    for name in ("default", "rag"):
+        named = [{"name": name, "template": template}, {"name": "tool_use", "template": "t"}]
+        path.write_text(json.dumps(settings | {"chat_template": named}))
+        tokenizer = read_tokenizer(tmp_path)
+        if name == "default":
+            assert len(Prompter(tokenizer, 10)(["b"]).tokens[0]) == 2
+    with pytest.raises(ValueError, match="named rag, tool_use, and none named 'default': write"):
+        Prompter(tokenizer, 10)
+
+
+@pytest.mark.parametrize("field", ["quantization", "quantization_config"])
+def test_quantised_weights_of_mlx_are_refused_by_name(field, tmp_path):
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3 | {field: {"bits": 4}}))
+    with pytest.raises(ValueError, match="without a quant_method, as MLX writes.*: take one of"):
+        open_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("value", [10**9, 0, -1, "2"])

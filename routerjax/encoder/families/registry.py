@@ -23,7 +23,8 @@ def check_family(raw: dict[str, Any], source: str = "config.json") -> str:
     if family not in FAMILIES:
         raise ValueError(
             f"{source}: model_type is {name!r}; supported are {', '.join(sorted(FAMILIES))}. "
-            f"To add one: a reader in routerjax/encoder/families/, its parameters in "
+            f"Take a model of one of these; or add this one: a reader in "
+            f"routerjax/encoder/families/, its parameters in "
             f"routerjax/encoder/families/key_tables.py, its line in registry.FAMILIES there; "
             f"BUILD_NOTES.md says how"
         )

@@ -50,7 +50,7 @@ def open_checkpoint(folder: pathlib.Path) -> Tensors:
     said = (
         config.get(name)
         for config in (raw, text_config(raw))
-        for name in ("quantization_config", "compression_config")
+        for name in ("quantization_config", "compression_config", "quantization")
     )
     settings = next((each for each in said if each and isinstance(each, dict)), None)
     if settings is None and (folder / "hf_quant_config.json").is_file():
@@ -172,7 +172,7 @@ _SCHEMES: dict[str, _Scheme] = {
 def _check(settings: dict[str, Any], path: pathlib.Path) -> None:
     """Raises unless the scheme is supported."""
     method = settings.get("quant_method")
-    faults = [f"quant_method {method!r}"]
+    faults = [f"quant_method {method!r}" if method else "without a quant_method, as MLX writes"]
     if scheme := _SCHEMES.get(str(method)):
         groups = [g for g in (settings.get("config_groups") or {}).values() if isinstance(g, dict)]
         fields = [
