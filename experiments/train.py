@@ -23,6 +23,7 @@ class Config(options.Training):
     trunk: str
     policy: str
     track: bool
+    perturb: bool
     trust: bool = options.flag(
         True, "Let targets differ as on average on queries unlike the training's."
     )
@@ -37,6 +38,7 @@ def main() -> None:
     data, _ = options.read_data(config)
     recipe = options.recipe_or_auto(config)
     stores = options.open_stores(config.store)
+    copies = options.copies_in(stores, data) if config.perturb else None
     if config.trunk == "auto":
         name = "kernel" if recipe is None and reads_decoder(stores) else "published"
         config = dataclasses.replace(config, trunk=name)
@@ -51,6 +53,7 @@ def main() -> None:
         policy=policy,
         checkpoints=folder / "checkpoints",
         trust=config.trust,
+        copies=copies,
     )
     router.save(folder / "router")
     folder.write_json("train.json", router.training)

@@ -281,6 +281,12 @@ def test_decisions_on_perturbed_copies_are_counted(work, files, tiny_encoder_fol
     again = run("evaluate", f"--workdir={tmp_path}/again", store, data, *flags)
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "again/metrics.json").read_text()) == metrics
+    small = ["--pca_dim=5", "--members=1", "--keep=1", "--epochs=1", "--perturb"]
+    pool = f"--pool={files}/pool.json"
+    done = run("train", f"--workdir={tmp_path}/trained", store, data, pool, *small)
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "trained/train.json").read_text())
+    assert told["n_queries"] == 40 and 100 < told["n_copies"] < metrics["robustness"]["all"]["n"]
     lacks = run("evaluate", f"--workdir={tmp_path}/no", f"--store={work}/store",
                 f"--data={files}/train.jsonl", *flags)  # fmt: skip
     assert lacks.returncode == 1 and "perturbed copies of these queries: extract" in lacks.stderr

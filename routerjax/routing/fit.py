@@ -50,6 +50,7 @@ def fit_router(
     checkpoints: Any = None,
     calibration_folds: int = 0,
     trust: bool = True,
+    copies: RoutingDataset | None = None,
 ) -> Router:
     """Fits features, SharedTrunkNet, calibration and policy on training rows.
 
@@ -77,6 +78,9 @@ def fit_router(
       trust: Whether, on queries unlike the training's, to draw the differences between targets
         toward those of their means (`trunk.trust`), where the data name enough datasets to learn
         how far.
+      copies: What `perturb` made of the data, its hidden states in the same stores: the trunk
+        learns from them that these edits change nothing. Those of held-out rows' groups are left
+        out, and all else is of the data alone. None leaves them out.
 
     Raises:
       ValueError: A query is not in a store, a target has no outcomes to learn from, an argument is
@@ -92,13 +96,14 @@ def fit_router(
     unseen = [t for t, y in zip(data.targets, data.y_NM.T, strict=True) if np.isnan(y).all()]
     if unseen:
         raise ValueError(f"data: {unseen[0]!r} has no outcome in the training rows: leave it out")
-    network = fit_network(stores, data, recipe, config, checkpoints)
+    network = fit_network(stores, data, recipe, config, checkpoints, copies)
     held = network.held
     before_NM = network.predictor.predict(network.features_of(held))
     auc_M = auc_per_target(before_NM, held.correct_NM)
     within = within_dataset_auc(before_NM, held.correct_NM, held.datasets)
     if calibration_folds:
-        held, before_NM = data, out_of_fold(stores, data, recipe, config, calibration_folds)
+        held = data
+        before_NM = out_of_fold(stores, data, recipe, config, calibration_folds, copies=copies)
     calibration = fit_calibration(before_NM, outcomes(held, config), held.groups)
     logger.info("calibration on %d rows: %s", len(held), ", ".join(
         f"{target} {method}" for target, method in zip(data.targets, calibration.methods,
@@ -133,7 +138,7 @@ def fit_router(
             name: dict(zip(data.targets, accuracy_M.tolist(), strict=True))
             for name, accuracy_M in dataset_accuracies(data).items()
         },
-    }
+    } | ({} if copies is None else {"n_copies": network.n_copies})
     best_single = best_single_target(data.correct_NM, data.datasets)
     costs = CostModel.fit(
         data, network.fit_rows, network.features_of(network.fit_rows),
@@ -243,11 +248,12 @@ def out_of_fold(
     config: TrunkConfig,
     n_folds: int,
     checkpoints: Folder | None = None,
+    copies: RoutingDataset | None = None,
 ) -> np.ndarray:
     """[N, M] float32 predictions of each fold by a network trained on the others, uncalibrated.
 
     Args:
-      stores, data, recipe, config: As in `fit_router`.
+      stores, data, recipe, config, copies: As in `fit_router`.
       n_folds: Folds of whole groups.
       checkpoints: Folder for each fold's checkpoints; with it trainings that were killed continue.
     """
@@ -255,7 +261,7 @@ def out_of_fold(
     fold_N = grouping.folds(data.groups, n_folds, config.split_seed)
     for f in range(n_folds):
         own = None if checkpoints is None else checkpoints / f"fold{f}"
-        network = fit_network(stores, data.select(fold_N != f), recipe, config, own)
+        network = fit_network(stores, data.select(fold_N != f), recipe, config, own, copies)
         p_NM[fold_N == f] = network.predict(data.select(fold_N == f).ids)
     return p_NM
 
@@ -272,6 +278,7 @@ class FittedNetwork:
       fit_rows: The N rows fitted to.
       held: The n rows that stopped the training; neither features nor weights are fitted to them.
       x_NC: [N + n, C] features of the rows fitted to, then of those held out.
+      n_copies: Perturbed copies of the rows fitted to, which the trunk was fitted to as well.
     """
 
     predictor: Predictor
@@ -281,6 +288,7 @@ class FittedNetwork:
     fit_rows: RoutingDataset
     held: RoutingDataset
     x_NC: np.ndarray
+    n_copies: int = 0
 
     def predict(self, ids: Sequence[str]) -> np.ndarray:
         """[n, M] float32 predictions for stored queries."""
@@ -303,6 +311,7 @@ def fit_network(
     recipe: Recipe,
     config: TrunkConfig,
     checkpoints: Any = None,
+    copies: RoutingDataset | None = None,
 ) -> FittedNetwork:
     """Chooses and fits features and trains the ensemble.
 
@@ -328,14 +337,22 @@ def fit_network(
     x_NC = features.apply_store(stores, fit_rows.ids + val_rows.ids)
     x_fit_NC, x_val_NC = np.split(x_NC, [len(fit_rows.ids)])
     y_fit_NM, y_val_NM = (outcomes(rows, config) for rows in (fit_rows, val_rows))
-    trunk, history = train_trunk(x_fit_NC, y_fit_NM, x_val_NC, y_val_NM, config, checkpoints)
+    x_trunk_NC, y_trunk_NM, n_copies = x_fit_NC, y_fit_NM, 0
+    if copies is not None:
+        # Not for the features: they would give components to what the edits change.
+        fitted = set(fit_rows.groups)
+        copies = copies.select([i for i, group in enumerate(copies.groups) if group in fitted])
+        n_copies = len(copies)
+        x_trunk_NC = np.concatenate([x_fit_NC, features.apply_store(stores, copies.ids)])
+        y_trunk_NM = np.concatenate([y_fit_NM, outcomes(copies, config)])
+    trunk, history = train_trunk(x_trunk_NC, y_trunk_NM, x_val_NC, y_val_NM, config, checkpoints)
     kernel = None
     if config.kernel:
         p_val_NM = trunk.predict(x_val_NC)
         kernel = fit_kernel(x_fit_NC, y_fit_NM, x_val_NC, y_val_NM, p_val_NM, config.split_seed)
         logger.info("kernel: %d rows, share %.1f", len(kernel.x_NC), kernel.share_M.max())
     predictor = Predictor(features, trunk, kernel, Calibration.none(len(data.targets)))
-    return FittedNetwork(predictor, stores, selection, history, fit_rows, val_rows, x_NC)
+    return FittedNetwork(predictor, stores, selection, history, fit_rows, val_rows, x_NC, n_copies)
 
 
 def _without_unread(

@@ -21,6 +21,7 @@ from routerjax.evaluation.evaluate import evaluate
 from routerjax.features.feature_map import FeatureMap
 from routerjax.features.recipe import Recipe
 from routerjax.features.row_blocks import read_rows
+from routerjax.routing import fit as fit_module
 from routerjax.routing import router_files
 from routerjax.routing.add_target import add_target
 from routerjax.routing.constrained import Budget, Quality
@@ -584,6 +585,47 @@ def test_validation_rows_train_nothing(router, parts):
     losses = [r.training["history"]["train_loss_EK"][0] for r in (router, other)]
     np.testing.assert_array_equal(*losses)
     assert len(fit) + len(val) == len(train)
+
+
+def test_copies_of_held_out_rows_are_not_trained_on(parts, monkeypatch):
+    """Each row has a copy, for which another row of the store stands."""
+    store, other, train = parts
+    some = train.select(range(200))
+    copies = dataclasses.replace(other.select(range(200)), groups=some.groups)
+    copy_of = dict(zip(some.ids, copies.ids, strict=True))
+    read, trained = [], []
+    apply_store = FeatureMap.apply_store
+    monkeypatch.setattr(
+        FeatureMap, "apply_store", lambda *args: read.append(args[2]) or apply_store(*args)
+    )
+    train_trunk = fit_module.train_trunk
+
+    def recorded(*args):
+        trained.append(args[:4])
+        return train_trunk(*args)
+
+    monkeypatch.setattr(fit_module, "train_trunk", recorded)
+    config = dataclasses.replace(CONFIG, epochs=1)
+    router = fit_router(
+        store, some, Recipe.all_layers(pca_dim=5), config, calibration_folds=2, copies=copies
+    )
+    parts_of = [some, *(fit for fit, _ in some.folds(2, config.split_seed))]
+    for rows, (x_NC, y_NM, x_val_NC, y_val_NM) in zip(parts_of, trained, strict=True):
+        held, fitted = rows.split(config.val_fraction, config.split_seed)
+        used = copies.select([copy_of[name] for name in fitted.ids])
+        np.testing.assert_array_equal(y_NM[: len(fitted)], fitted.correct_NM)
+        assert sorted(map(str, y_NM[len(fitted) :])) == sorted(map(str, used.correct_NM))
+        assert len(x_NC) == 2 * len(fitted) and len(x_val_NC) == len(held)
+        np.testing.assert_array_equal(y_val_NM, held.correct_NM)
+        assert any(sorted(ids) == sorted(used.ids) for ids in read)
+    plain = fit_router(store, some, Recipe.all_layers(pca_dim=5), config)
+    assert router.training["n_copies"] == len(trained[0][0]) // 2
+    assert "n_copies" not in plain.training
+    # All but the trunk's weights is as without copies.
+    for one, two in zip(trained[0], trained[-1], strict=True):
+        np.testing.assert_array_equal(one[: len(two)], two)
+    for name in ("n_queries", "n_validation", "accuracy", "learning_curve", "distance"):
+        assert router.training[name] == plain.training[name]
 
 
 def test_a_target_without_outcomes_is_refused(parts):
