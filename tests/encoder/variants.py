@@ -423,6 +423,21 @@ VARIANTS = {
             "layer_norm_epsilon": 1e-2,
         },
     ),
+    "nemotron_h_experts": (
+        "nemotron_h",
+        _SMALL
+        | _DEEPSEEK
+        | {
+            "layers_block_type": ["moe", _FULL],
+            "head_dim": 8,
+            "n_routed_experts": 4,
+            "n_group": 2,
+            "topk_group": 1,
+            "num_experts_per_tok": 2,
+            "moe_shared_expert_intermediate_size": 10,
+            "mlp_bias": True,
+        },
+    ),
     "qwen3_vl": ("qwen3_vl_text", _SMALL | {"head_dim": 8, "rope_parameters": _MROPE}),
     "qwen3_vl_moe": (
         "qwen3_vl_moe_text",

@@ -380,7 +380,10 @@ class EncoderConfig:
         if kind.ffn == "dense_and_experts":
             return dense + self._ffn_products(BlockKind(ffn="experts"))
         assert kind.ffn == "experts", kind
-        active = 3 * (self.n_experts_per_token * self.expert_width + self.shared_expert_width)
+        products = 3 if self.gated else 2
+        active = products * (
+            self.n_experts_per_token * self.expert_width + self.shared_expert_width
+        )
         gate = self.shared_expert_width > 0 and self.shared_expert_gate
         return self.width * (self.n_experts + active + gate)
 

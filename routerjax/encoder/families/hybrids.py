@@ -18,7 +18,7 @@ from routerjax.encoder.families.fields import (
     read_decoder,
     read_rope,
 )
-from routerjax.encoder.families.mixtures import EXPERTS, qwen_experts
+from routerjax.encoder.families.mixtures import EXPERTS, deepseek_experts, qwen_experts
 from routerjax.encoder.families.rope import Rope
 from routerjax.encoder.families.shapes import MambaShape
 
@@ -27,6 +27,7 @@ _NEMOTRON_KINDS = {
     LINEAR: BlockKind("mamba", "none"),
     FULL: BlockKind("attention", "none"),
     "mlp": BlockKind("none", "dense"),
+    "moe": BlockKind("none", "experts"),
 }
 _NEMOTRON_KINDS |= {"mamba": _NEMOTRON_KINDS[LINEAR], "attention": _NEMOTRON_KINDS[FULL]}
 _NEMOTRON_LETTERS = {"M": LINEAR, "*": FULL, "-": "mlp", "E": "moe"}
@@ -129,7 +130,7 @@ def _adjusted_width(c: Fields) -> int:
 
 
 def nemotron_h(family: str, c: Fields) -> EncoderConfig:
-    """Nemotron-H: each layer is a Mamba-2, an attention without rotations or a feed-forward one."""
+    """Nemotron-H: each layer is a Mamba-2, attention without rotations, feed-forward or experts."""
     types = c.get("layers_block_type", None) or c.get("layer_types", None)
     if types is None:
         types = [_NEMOTRON_LETTERS.get(each, each) for each in c["hybrid_override_pattern"]]
@@ -145,6 +146,14 @@ def nemotron_h(family: str, c: Fields) -> EncoderConfig:
         raise c.refuse("Mamba-2 without a causal mask (is_causal: false) is not supported")
     relu2 = c.get("mlp_hidden_act", "relu2") == "relu2"
     head_dim = c.get("head_dim", 128)
+    experts: dict[str, Any] = {}
+    if "moe" in types:
+        c.forbid("moe_latent_size")
+        # Where experts are, the layers' types say.
+        own = Fields(c.raw | {"num_hidden_layers": 0, "first_k_dense_replace": 0}, c.source)
+        experts = deepseek_experts(own) | {"n_unread_blocks": 0}
+        experts["shared_expert_width"] = c["moe_shared_expert_intermediate_size"]
+        del experts["kinds"]
     return read_decoder(
         family,
         Fields(c.raw | {"num_hidden_layers": len(types)}, c.source),
@@ -169,6 +178,7 @@ def nemotron_h(family: str, c: Fields) -> EncoderConfig:
             least_step=float(c.get("time_step_min", 0.001)),
             chunk=c.get("chunk_size", 128),
         ),
+        **experts,
     )
 
 

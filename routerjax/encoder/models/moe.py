@@ -15,7 +15,11 @@ from flax import nnx
 
 from routerjax.encoder.families.config import EncoderConfig, Routing
 from routerjax.encoder.models import products
-from routerjax.encoder.models.feed_forward import ACTIVATIONS, GatedFeedForward
+from routerjax.encoder.models.feed_forward import (
+    ACTIVATIONS,
+    GatedFeedForward,
+    PlainFeedForward,
+)
 from routerjax.encoder.models.norms import norm_maker, unit_rms
 from routerjax.encoder.models.partition import by_experts
 from routerjax.runtime.tuning import Tuning
@@ -24,7 +28,7 @@ from routerjax.runtime.tuning import Tuning
 # beyond the most, tiles only pad more.
 _FEWEST_ROWS, _MOST_ROWS = 2, 256
 
-# An expert's three products: "gate", "up", "down" -> kernel and bias (or None).
+# An expert's products: "gate" (where it has one), "up", "down" -> kernel and bias (or None).
 Weights = dict[str, tuple[jax.Array, jax.Array | None]]
 
 
@@ -44,10 +48,14 @@ class Experts(nnx.Module):
         if routing is not None and routing.corrected:
             # Two experts may differ by less than bfloat16 can tell.
             self.correction = nnx.Param(jnp.zeros(X, jnp.float32))
-        self.experts = _ExpertStack(X, D, F, bias, self.router.param_dtype, rngs)
+        self.experts = _ExpertStack(X, D, F, bias, self.router.param_dtype, rngs, config.gated)
         if config.shared_expert_width:
             shared = dataclasses.replace(config, ffn_width=config.shared_expert_width)
-            self.shared = GatedFeedForward(shared, tuning, linear, rngs)
+            self.shared = (
+                GatedFeedForward(shared, tuning, linear, rngs)
+                if config.gated
+                else PlainFeedForward(shared, linear, rngs)
+            )
             if config.shared_expert_gate:
                 self.shared_gate = linear(D, 1, use_bias=False, rngs=rngs)
         self.config, self.tuning = config, tuning
@@ -117,13 +125,18 @@ class DenseAndExperts(nnx.Module):
 class _ExpertStack(nnx.Module):
     """The products of all experts of a layer."""
 
-    def __init__(self, X: int, D: int, F: int, bias: bool, dtype: Any, rngs: nnx.Rngs):
-        self.gate = _StackedLinear(X, D, F, bias, dtype, rngs)
+    def __init__(
+        self, X: int, D: int, F: int, bias: bool, dtype: Any, rngs: nnx.Rngs, gated: bool = True
+    ):
+        if gated:
+            self.gate = _StackedLinear(X, D, F, bias, dtype, rngs)
+        self.gated = gated
         self.up = _StackedLinear(X, D, F, bias, dtype, rngs)
         self.down = _StackedLinear(X, F, D, bias, dtype, rngs)
 
     def parts(self) -> dict[str, "_StackedLinear"]:
-        return {"gate": self.gate, "up": self.up, "down": self.down}
+        gate = {"gate": self.gate} if self.gated else {}
+        return gate | {"up": self.up, "down": self.down}
 
 
 class _StackedLinear(nnx.Module):
@@ -138,12 +151,14 @@ class _StackedLinear(nnx.Module):
         return self.kernel[...], None if self.bias is None else self.bias[...]
 
 
-def gating(config: EncoderConfig) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """What an expert makes of its gate and its up projection.
+def gating(config: EncoderConfig) -> Callable[..., jax.Array]:
+    """What an expert makes of its gate and its up projection, or of the latter alone.
 
-    activation(gate) * up; or, clamped (gpt-oss), with g = min(gate, limit) and u = up held within
-    +-limit: g * sigmoid(alpha * g) * (u + 1).
+    activation(up); with a gate activation(gate) * up; or, clamped (gpt-oss), with
+    g = min(gate, limit) and u = up held within +-limit: g * sigmoid(alpha * g) * (u + 1).
     """
+    if not config.gated:
+        return ACTIVATIONS[config.activation]
     if config.expert_clamp is None:
         return lambda gate, up: ACTIVATIONS[config.activation](gate) * up
     alpha, limit = config.expert_clamp
@@ -208,7 +223,7 @@ def mix_experts(
     experts_NK: jax.Array,
     weights_NK: jax.Array,
     experts: Weights,
-    gate: Callable[[jax.Array, jax.Array], jax.Array],
+    gate: Callable[..., jax.Array],
     precision: jax.lax.Precision,
     tuning: Tuning,
 ) -> jax.Array:
@@ -223,7 +238,7 @@ def mix_experts(
         mesh: on another device) and adds nothing.
       weights_NK: [N, K] float32.
       experts: kernels [X, D, F] (gate, up) and [X, F, D] (down), biases [X, F] and [X, D].
-      gate: (gate, up) -> what enters `down`.
+      gate: (gate, up) -> what enters `down`; of experts without a gate, up -> the same.
       precision: Of the products.
       tuning: Whether in tiles.
 
@@ -231,7 +246,7 @@ def mix_experts(
       [N, D] in the dtype of x_ND, summed in float32.
     """
     (N, D), K = x_ND.shape, experts_NK.shape[1]
-    n_experts = experts["gate"][0].shape[0]
+    n_experts = experts["up"][0].shape[0]
     expert_R = experts_NK.reshape(-1)
     order_R = jnp.argsort(expert_R, stable=True)
     counts_X = jnp.zeros(n_experts, jnp.int32).at[expert_R].add(1, mode="drop")
@@ -256,8 +271,9 @@ def tile_rows(n_pairs: int, n_experts: int) -> int:
 
 
 def _expert(x_RD: jax.Array, experts: Weights, linear: Callable[..., jax.Array], gate: Any):
-    """down(gate(gate(x), up(x))), of rows and weights that belong together by `linear`."""
-    inner_RF = gate(linear(x_RD, *experts["gate"]), linear(x_RD, *experts["up"]))
+    """down(gate(gate(x), up(x))) or down(gate(up(x))), of rows and weights joined by `linear`."""
+    entering = [linear(x_RD, *experts[name]) for name in ("gate", "up") if name in experts]
+    inner_RF = gate(*entering)
     return linear(inner_RF, *experts["down"])
 
 

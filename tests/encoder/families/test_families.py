@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from routerjax.encoder.capture import Graph, capture
-from routerjax.encoder.families.config import FULL_ATTENTION, NO_ROPE, GlobalShape
+from routerjax.encoder.families.config import FULL_ATTENTION, NO_ROPE, BlockKind, GlobalShape
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.families.rope import (
     DynamicRope,
@@ -404,7 +404,8 @@ def test_what_longrope_was_called_first(older):
         ("deberta_v2", {"norm_rel_ebd": "batch_norm"}, "batch_norm"),
         ("deberta_absolute", {"norm_rel_ebd": "layer_norm"}, "norm_rel_ebd without"),
         ("nemotron_h", {"is_causal": False}, "is_causal: false"),
-        ("nemotron_h", {"layers_block_type": ["moe"]}, "'moe' layers are not supported"),
+        ("nemotron_h", {"layers_block_type": ["conv"]}, "'conv' layers are not supported"),
+        ("nemotron_h_experts", {"moe_latent_size": 4}, "moe_latent_size: 4"),
         ("nemotron_h", {"mamba_hidden_act": "gelu"}, "mamba_hidden_act 'gelu'"),
         ("nemotron_h", {"sliding_window": 5}, "sliding_window: 5"),
         ("granite_hybrid", {"is_causal": False}, "is_causal: false"),
@@ -487,7 +488,10 @@ def test_layers_of_nemotron_h_by_their_letters():
     expected = models.golden_config("nemotron_h")
     assert models.golden_config("nemotron_h", **letters) == expected
     assert expected.flops(100, 2) > expected.flops(100, 1) > 0
-    assert "'moe'" in refusal("nemotron_h", **letters | {"hybrid_override_pattern": "MEM*-"})
+    assert "'X'" in refusal("nemotron_h", **letters | {"hybrid_override_pattern": "MXM*-"})
+    mixed = models.golden_config("nemotron_h", **letters | {"hybrid_override_pattern": "MEM*-"})
+    assert mixed.kinds[1] == BlockKind("none", "experts")
+    assert models.golden_config("nemotron_h_experts").kinds[0] == mixed.kinds[1]
     older = models.golden_config("nemotron_h", mamba_chunk_size=32, mamba_dt_min=0.5)
     assert (older.mamba.chunk, older.mamba.least_step) == (32, 0.5)
 
