@@ -66,6 +66,9 @@ _SHARED: dict[str, tuple[Any, ...]] = {
     "process_id": (None, "With --distributed where JAX finds no cluster: this one's number.", 0),
     "distributed": (False, "Join the processes of a cluster job; each takes its share of the "
                     "work."),
+    "calibration_folds": (0, "Folds, 2 or more, of trainings besides: calibration and policies are "
+                          "fitted on all training rows, each predicted by a network of the other "
+                          "folds. 0: on the 15% that stop the training.", 0),
     "track": (False, "Write what is measured on the way as event files for TensorBoard, into "
               "events/ of a local --workdir."),
     "perturb": (False, "Take perturbed copies of the queries too, of the same meaning: case, "

@@ -22,6 +22,7 @@ class Config(options.Training):
 
     trunk: str
     policy: str
+    calibration_folds: int
     track: bool
     perturb: bool
     trust: bool = options.flag(
@@ -52,6 +53,7 @@ def main() -> None:
         config=trunk,
         policy=policy,
         checkpoints=folder / "checkpoints",
+        calibration_folds=config.calibration_folds,
         trust=config.trust,
         copies=copies,
     )

@@ -397,9 +397,12 @@ def test_a_router_of_two_stores_with_a_layer_for_each_target(work, files, tiny_e
     assert done.returncode == 0, done.stderr
     stores = f"--store={work}/store,{tmp_path}/store"
     done = run("train", f"--workdir={tmp_path}", *common, stores, "--recipe=per_target:cv_auc",
-               "--pooling=last,mean", "--pca_dim=20", "--members=2", "--epochs=2")  # fmt: skip
+               "--pooling=last,mean", "--pca_dim=20", "--members=2", "--epochs=2",
+               "--calibration_folds=2")  # fmt: skip
     assert done.returncode == 0, done.stderr
     router = json.loads((tmp_path / "router/router.json").read_text())
+    assert router["training"]["calibration_rows"] == "out of fold"
+    assert (tmp_path / "checkpoints/calibration2/fold1/job.json").exists()
     choices = router["training"]["choices"]
     assert {choice["target"] for choice in choices} == set(router["targets"])
     for choice in choices:
@@ -559,6 +562,7 @@ def test_launch_writes_a_script_for_slurm(tmp_path):
         ("launch", [*LAUNCH, "--", *EXTRACT[:2]], "--encoder must have a value"),
         ("launch", [*LAUNCH, "--", *EXTRACT, "--distributed"], "leave out --distributed"),
         ("train", ["--data={files}/train.jsonl", "--store=s", "--recipe=greedy"], "greedy:K"),
+        ("train", ["--data=d", "--store=s", "--calibration_folds=-1"], "non-negative"),
         ("compare", ["--data=d", "--store=s", "--recipes=best"], "got 'best'"),
         ("sweep", ["--data=d", "--store=s", "--seed=3000000000"], "[0, 2147483647]"),
         ("export", ["--router=r", "--to=onnx", "--output=o"], "should be one of"),

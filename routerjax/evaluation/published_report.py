@@ -38,7 +38,7 @@ SAVINGS = ("cost_save", "cost_save_confident")
 NO_SETTING = {
     "cost_save": "no setting as accurate as the best single target was chosen on calibration rows",
     "cost_save_confident": "no setting was shown on calibration rows to be as accurate as the best "
-    "single target: ask that target, or calibrate on more rows",
+    "single target: ask that target, or train with more such rows (calibration_folds)",
 }
 
 

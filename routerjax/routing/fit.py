@@ -73,7 +73,8 @@ def fit_router(
         a kernel regression beside it.
       policy: What the router should use by default; Argmax if None. Utility, Budget and Quality are
         fitted.
-      checkpoints: Folder for the training's checkpoints; with it a killed training continues.
+      checkpoints: Folder for the checkpoints of the training, and in it of the folds; with it those
+        that were killed continue.
       calibration_folds: 0, or at least 2.
       trust: Whether, on queries unlike the training's, to draw the differences between targets
         toward those of their means (`trunk.trust`), where the data name enough datasets to learn
@@ -102,8 +103,9 @@ def fit_router(
     auc_M = auc_per_target(before_NM, held.correct_NM)
     within = within_dataset_auc(before_NM, held.correct_NM, held.datasets)
     if calibration_folds:
+        own = Folder(checkpoints) / f"calibration{calibration_folds}" if checkpoints else None
         held = data
-        before_NM = out_of_fold(stores, data, recipe, config, calibration_folds, copies=copies)
+        before_NM = out_of_fold(stores, data, recipe, config, calibration_folds, own, copies)
     calibration = fit_calibration(before_NM, outcomes(held, config), held.groups)
     logger.info("calibration on %d rows: %s", len(held), ", ".join(
         f"{target} {method}" for target, method in zip(data.targets, calibration.methods,
@@ -231,7 +233,8 @@ def _confident_saving_policy(best_single: int, p_NM: np.ndarray, judged: Judged)
     )  # fmt: skip
     if policy is None:
         logger.info("no setting is shown with %g confidence to be as accurate as the best single "
-                    "target on %d calibration rows", SAVING_CONFIDENCE, len(p_NM))  # fmt: skip
+                    "target on %d calibration rows: more of them (calibration_folds) may show one",
+                    SAVING_CONFIDENCE, len(p_NM))  # fmt: skip
     return policy
 
 

@@ -21,6 +21,7 @@ from routerjax.evaluation.evaluate import evaluate
 from routerjax.features.feature_map import FeatureMap
 from routerjax.features.recipe import Recipe
 from routerjax.features.row_blocks import read_rows
+from routerjax.report.verify import find_damage
 from routerjax.routing import fit as fit_module
 from routerjax.routing import router_files
 from routerjax.routing.add_target import add_target
@@ -412,11 +413,13 @@ def test_each_row_is_read_and_projected_once(parts, monkeypatch, n_folds):
 
 
 @pytest.mark.slow
-def test_calibration_out_of_fold_is_of_all_rows(parts):
+def test_calibration_out_of_fold_is_of_all_rows(parts, tmp_path, monkeypatch):
     store, _, train = parts
     some = train.select(range(600))
     recipe = Recipe.all_layers(pca_dim=10)
-    router = fit_router(store, some, recipe, CONFIG, calibration_folds=2)
+    config = dataclasses.replace(CONFIG, checkpoint_every=1)
+    kept = {"calibration_folds": 2, "checkpoints": tmp_path}
+    router = fit_router(store, some, recipe, config, **kept)
     assert router.training["calibration_rows"] == "out of fold"
     assert router.training["n_calibration"] == 600
     seen_M = (~np.isnan(some.y_NM)).sum(axis=0).tolist()
@@ -431,6 +434,10 @@ def test_calibration_out_of_fold_is_of_all_rows(parts):
     order = [rows.ids.index(name) for name in some.ids]
     expected = fit_calibration(p_NM[order], some.correct_NM, some.groups)
     assert router.calibration == expected
+    # Finished trainings are not begun anew.
+    monkeypatch.setattr("routerjax.trunk.train._refuse_non_finite", None)
+    assert fit_router(store, some, recipe, config, **kept).calibration == expected
+    assert find_damage(workdir=tmp_path)[1] == []
     with pytest.raises(ValueError, match="calibration_folds: expected 0 or at least 2, got 1"):
         fit_router(store, some, recipe, CONFIG, calibration_folds=1)
 
