@@ -35,6 +35,7 @@ _PREFIXES = (
     "language_model.",
     "language_model.model.",
     "model.language_model.",
+    "model.text_model.",
 )
 # The head's weights, which are the embedding's where the two are tied.
 _HEAD = re.compile(r"(^|\.)(lm_head|lm_head\.decoder|cls\.predictions\.decoder|decoder)\.weight$")

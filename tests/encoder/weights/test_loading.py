@@ -50,6 +50,7 @@ DECODER_LAYOUTS = {
         [extra("language_model.lm_head.weight", 64, 32), extra("vision_tower.norm.bias", 3)],
     ),
     "multimodal base": ("language_model.", [extra("visual.norm.bias", 3)]),
+    "SmolVLM": ("model.text_model.", [extra("model.vision_model.norm.bias", 3)]),
     "reward head": ("model.", [extra("score.weight", 1, 32)]),
     "rotary buffers": ("", [extra("layers.0.self_attn.rotary_emb.inv_freq", 4)]),
 }
