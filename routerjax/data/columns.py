@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 # The array type of each field's values: costs of a fraction of a cent keep their digits.
 _TYPES = {"cost": "d"}
+# Tables are dense: of more cells than this, one in so many at least has an outcome.
+_MOST_CELLS, _SPARSEST = 2**27, 1000
 
 
 class Columns:
@@ -106,7 +108,8 @@ class Columns:
           joined: Whether the rows are of several files, of which some may not name datasets.
 
         Raises:
-          ValueError: A target has no outcome at all, or only some rows name their dataset.
+          ValueError: A target has no outcome at all, only some rows name their dataset, or so few
+            of very many outcomes are there that names of targets must be something else.
         """
         targets = tuple(self.place) if pool is None else pool.names
         out = [f"{n!r} ({times:,} outcomes)" if times else repr(n)
@@ -116,6 +119,7 @@ class Columns:
         if not self.place or not targets:
             others = f", but of {', '.join(out)}, which are not asked for" if out else ""
             raise ValueError(f"no row has an outcome of any target{others}")
+        self._refuse_almost_empty()
         shape = (len(self), len(self.place))
         order = [self.place.get(name, -1) for name in targets]
 
@@ -309,6 +313,15 @@ class Columns:
                 f"name it in all rows or in none"
             )
         return None
+
+    def _refuse_almost_empty(self) -> None:
+        n_cells, seen = len(self) * len(self.place), len(self.cells["correct"])
+        if n_cells > _MOST_CELLS and seen * _SPARSEST < n_cells:
+            raise ValueError(
+                f"{len(self):,} queries and {len(self.place):,} targets, such as "
+                f"{', '.join(map(repr, list(self.place)[:3]))}, and an outcome of {seen:,} of the "
+                f"{n_cells:,} pairs: are these names of targets? Name those to read (targets)"
+            )
 
     def _target(self, name: str) -> int:
         if not name.strip():

@@ -162,7 +162,7 @@ def _problem(read: Callable[..., Any], *arguments: Any) -> list[str]:
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

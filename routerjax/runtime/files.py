@@ -132,7 +132,7 @@ class Folder:
             return None
         try:
             return json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.path}{name} is not valid JSON: {error}") from error
 
     def write_json(self, name: str, value: Any, indent: int | None = 2) -> None:
@@ -322,6 +322,8 @@ def stand_in(path: pathlib.Path) -> str:
     Raises:
       OSError: It cannot be read.
     """
+    if path.is_fifo() or path.is_char_device():
+        return "a pipe or a device, and files are read more than once: write it into a file first"
     with path.open("rb") as file:
         start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith(b"version https://git-lfs"):

@@ -81,7 +81,7 @@ class Holder:
         try:
             value = json.loads(data)
             holder = cls(**value)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return None
         whole = type(holder.process) is int and isinstance(holder.renewed, float)
         return holder if whole else None

@@ -17,7 +17,7 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from routerjax.runtime import lock, processes, track
+from routerjax.runtime import early, lock, processes, track
 from routerjax.runtime.resume import Stopped, stoppable
 
 # Seconds; clusters kill a process 10 to 30 seconds after they have asked it to end.
@@ -26,7 +26,7 @@ STOPS_WITHIN = 8.0
 ENDS_WITHIN = 20.0
 
 _EXIT_CODE = flags.DEFINE_integer(
-    "stopped_exit_code", 0, "Exit code of a job that SIGTERM, or the end of another of its "
+    early.EXIT_CODE_FLAG, 0, "Exit code of a job that SIGTERM, or the end of another of its "
     "processes, has stopped; not 0 where the launcher should start it again.", 0, 255,
 )  # fmt: skip
 
@@ -35,7 +35,9 @@ def use_compilation_cache() -> None:
     """Keeps compiled programs, small ones too, between runs; JAX_COMPILATION_CACHE_DIR moves it."""
     option = "jax_compilation_cache_dir"
     if not getattr(jax.config, option):
-        root = os.environ.get("XDG_CACHE_HOME") or str(pathlib.Path.home() / ".cache")
+        root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        if not os.path.isabs(root):
+            return  # A user without a home, as containers have: programs are compiled anew.
         jax.config.update(option, str(pathlib.Path(root) / "routerjax/xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -76,7 +78,8 @@ def run_script(
     does one that has not stopped within `stops_within`; a ValueError, OSError,
     FloatingPointError or RuntimeError (the device out of memory, no cluster), whose texts are
     written for users, ends with exit code 1 and no traceback (`--v=1` or higher shows it). ^C ends
-    it at once, and so does a reader of its output that goes away, with the shell's exit codes.
+    it at once, a second one without a word, and so does a reader of its output that goes away, with
+    the shell's exit codes.
 
     Args:
       main: Takes nothing; it reads its flags from absl.
@@ -84,6 +87,9 @@ def run_script(
       stops_within: Seconds after SIGTERM; None for a script that ends by itself, however long that
         takes.
     """
+
+    # Not in a process that called this script's `main` from a program of its own.
+    alone = vars(sys.modules["__main__"]) is main.__globals__
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
@@ -96,12 +102,16 @@ def run_script(
             leave_out_torch()
         try:
             with stoppable(stops_within, _EXIT_CODE.value), track.until_end():
+                if alone:
+                    _raise_interrupts()
                 main()
         except Stopped as stopped:
             then = "it goes on from there" if stopped.goes_on else "this part starts anew"
             sys.stderr.write(f"{stopped} Run the same command again: {then}.\n")
             sys.exit(_EXIT_CODE.value)
         except KeyboardInterrupt:
+            if alone:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
             if verbose:
                 raise
             sys.stderr.write("interrupted: what was finished is kept, what was in hand is not\n")
@@ -121,8 +131,7 @@ def run_script(
     try:
         app.run(guarded)
     except BaseException as ended:
-        # Not in a process that called this script's `main` from a program of its own.
-        if vars(sys.modules["__main__"]) is main.__globals__:
+        if alone:
             _end_soon((ended.code or 0) if isinstance(ended, SystemExit) else 1)
         raise
     finally:
@@ -161,6 +170,22 @@ def _what_to_do(error: Exception) -> str:
     found = re.search(r"os_error_code='(\d+)'|\[Errno (\d+)\]", text)
     to_do = _TO_DO.get(int(found[1] or found[2])) if found and "write" in text else None
     return f". {to_do}" if to_do else ""
+
+
+def _raise_interrupts() -> None:
+    """Has ^C raise KeyboardInterrupt, again where a callback (of JAX at a collection) drops it."""
+    if callable(signal.getsignal(signal.SIGINT)):  # Else it is ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    tell = sys.unraisablehook
+
+    def raise_again(dropped: Any) -> None:
+        if dropped.exc_type is KeyboardInterrupt:
+            # Not at once: within this hook it would be dropped too.
+            threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
+        else:
+            tell(dropped)
+
+    sys.unraisablehook = raise_again
 
 
 def _end_soon(code: Any) -> None:

@@ -26,6 +26,8 @@ from routerjax.serving.errors import Problem
 _MOST_REQUESTS = 100_000
 _MOST_BYTES = 64 * 2**20
 _STEP_BYTES = 4096
+# How every row begins, and bytes at most of a row that is whole but for its line end.
+_ROW, _MOST_LEFT = b'{"id":', 2**26
 
 
 class OutcomeRequest(pydantic.BaseModel, extra="forbid"):
@@ -60,6 +62,7 @@ class Outcomes:
       log_queries: Whether the texts of queries are written too.
 
     Raises:
+      ValueError: It is another file than one of outcomes, see `append_line`.
       OSError: The file cannot be written.
     """
 
@@ -115,22 +118,44 @@ class Outcomes:
 def append_line(path: pathlib.Path, line: bytes) -> None:
     """Appends a line, whole or not at all, while other processes may append theirs.
 
-    What a process that was killed left of a line is cut off first.
+    What a process that was killed left of a line is cut off first; a whole row that only lacks its
+    line end, as editors leave one, gets it.
 
     Args:
       path: Of the file; made where there is none.
       line: With its line end; empty to do no more than that.
 
     Raises:
+      ValueError: The file ends in what is no part of a row: it is another file.
       OSError: The file cannot be written.
     """
     with path.open("a+b", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # Until it is closed.
         end = _end_of_lines(file)
+        file.seek(end)
+        left = file.read(_MOST_LEFT)
+        begins = left.lstrip(b"\0")  # Which a machine leaves that lost its power.
+        if begins and not begins.startswith(_ROW[: len(begins)]):
+            raise ValueError(
+                f"{path}: expected a file of outcomes, got one whose last line has no end and "
+                f"begins {begins[:20].decode(errors='replace')!r}: name another file, or end the "
+                f"line"
+            )
+        if _is_json(left):
+            file.write(b"\n")
+            end += len(left) + 1
         file.truncate(end)
         if line and file.write(line) != len(line):
             file.truncate(end)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _end_of_lines(file: IO[bytes]) -> int:

@@ -117,7 +117,7 @@ def read_targets(path: str | os.PathLike[str]) -> Targets:
     """
     try:
         value = json.loads(pathlib.Path(path).read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
     rows = value.get("targets") if isinstance(value, dict) else None
     if not isinstance(rows, list) or not rows:

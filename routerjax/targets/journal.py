@@ -14,6 +14,7 @@ import collections
 import fcntl
 import json
 import logging
+import math
 import os
 import pathlib
 from typing import Any
@@ -140,12 +141,15 @@ class Journal:
 
     def _read(self) -> None:
         start, line = 0, b"\n"
+        ended: set[int] = set()
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, 1):
                 end = start + len(line)
                 try:
-                    self._take(json.loads(line), start, end)
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    value = json.loads(line)
+                    _check(value, ended)
+                    self._take(value, start, end)
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                     if end == os.fstat(self._file).st_size:
                         logger.warning(
                             "%s:%d: cut off while it was written: it is left out", self.path, number
@@ -180,3 +184,19 @@ class Journal:
                 self.failures[key] += 1
                 self._errors[key] = str(value["error"])
         self._calls = max(self._calls, call)
+
+
+def _check(value: dict[str, Any], ended: set[int]) -> None:
+    """Refuses costs that are none, and a second end of a call, which would be paid for twice.
+
+    Args:
+      value: A line.
+      ended: Calls that have ended in the lines before; gets that of this one.
+    """
+    usd = value.get("usd")
+    if usd is not None and not 0 <= usd < math.inf:
+        raise ValueError(f"usd: expected a number >= 0, got {usd!r}")
+    if value["event"] in ("answered", "failed"):
+        if value["call"] in ended:
+            raise ValueError(f"call {value['call']!r} has ended in a line before")
+        ended.add(value["call"])

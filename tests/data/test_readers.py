@@ -2,12 +2,18 @@
 
 import gzip
 import json
+import os
+import pathlib
 
 import numpy as np
 import pytest
 
+from routerjax.data import columns
 from routerjax.data.pool import read_pool
 from routerjax.data.readers import read_dataset
+from routerjax.data.sources.files import whole
+from routerjax.data.writers import write_dataset
+from routerjax.runtime.lock import Locked
 
 NAN = np.nan
 FULL = {
@@ -322,3 +328,50 @@ def test_real_files_are_read_whole(shared_data):
     data = read_dataset(folder / "train.jsonl", folder / "pool.json")
     assert data.y_NM.shape == (4608, 9) and len(set(data.datasets)) == 14
     assert not np.isnan(data.y_NM).any() and np.isfinite(data.prices_M2).all()
+
+
+def test_a_pipe_is_refused_and_not_read_in_part(tmp_path):
+    path = tmp_path / "pipe.jsonl"
+    os.mkfifo(path)
+    for read in (read_dataset, read_pool):
+        with pytest.raises(ValueError, match=r"pipe\.jsonl is a pipe or a device, .*into a file"):
+            read(path)
+
+
+def test_utf16_is_named(write):
+    path = write("log.csv", "")
+    path.write_bytes("query,a,b\nwhat?,1,0\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"log\.csv:1: not UTF-8 \(it begins as UTF-16 does, "):
+        read_dataset(path)
+
+
+def test_targets_that_are_almost_all_unseen_are_refused(write, monkeypatch):
+    path = write("runs.csv", "question,model,isCorrect\n"
+                 + "".join(f"q{i},run-{i},{i % 2}\n" for i in range(60)))  # fmt: skip
+    monkeypatch.setattr(columns, "_SPARSEST", 30)
+    assert len(read_dataset(path).targets) == 60
+    monkeypatch.setattr(columns, "_MOST_CELLS", 1000)
+    with pytest.raises(ValueError, match="60 targets, such as 'run-0', .*of 60 of the 3,600 pairs"):
+        read_dataset(path)
+
+
+def test_only_a_file_is_replaced_and_by_one_writer_at_a_time(tmp_path):
+    data = read_dataset(_two_rows(tmp_path))
+    os.mkfifo(tmp_path / "pipe")
+    for other in (tmp_path, tmp_path / "pipe", pathlib.Path("/dev/null")):
+        with pytest.raises(ValueError, match="is no file, but a folder or a device"):
+            write_dataset(data, other)
+    with whole(tmp_path / "out.jsonl") as file:
+        file.write("x" * 9)
+        with pytest.raises(Locked, match="out.jsonl.lock: .*process"):
+            write_dataset(data, tmp_path / "out.jsonl")
+    assert (tmp_path / "out.jsonl").read_text() == "x" * 9
+    write_dataset(data, tmp_path / "out.jsonl")
+    assert len(read_dataset(tmp_path / "out.jsonl")) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"out.jsonl", "pipe", "two.jsonl"}
+
+
+def _two_rows(folder):
+    path = folder / "two.jsonl"
+    path.write_text("".join(f'{{"query": "q{i}", "correct": {{"a": {i}}}}}\n' for i in (0, 1)))
+    return path

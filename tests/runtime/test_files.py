@@ -164,6 +164,12 @@ def test_a_version_that_is_not_read_is_told_with_what_to_do(folder, value):
         folder.read_versioned("v.json", 1, "table", "run probe")
 
 
+def test_json_of_a_depth_without_end_is_an_error_that_names_the_file(folder):
+    folder.write_bytes("deep.json", b"[" * 100_000)
+    with pytest.raises(ValueError, match=r"deep\.json is not valid JSON: maximum recursion depth"):
+        folder.read_json("deep.json")
+
+
 def test_a_value_that_is_not_json_leaves_the_file_as_it_was(folder):
     folder.write_json("v.json", [1])
     with pytest.raises(TypeError):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import types
 
 import jax
 import pytest
@@ -54,7 +55,7 @@ def test_a_stop_does_not_outlive_a_job_that_failed():
 # ---- a script's main, in a process of its own
 
 SCRIPT = """
-import hashlib, os, resource, signal, sys, threading
+import atexit, hashlib, os, resource, signal, sys, threading
 from routerjax.runtime import files, lock, resume, script
 
 script.ENDS_WITHIN = 1.0
@@ -73,7 +74,12 @@ def main():
         os.dup2(writing, 1)
         os.close(reading)
         print("a line", flush=True)
-    if kind == "interrupted":
+    if kind == "interrupted twice":
+        atexit.register(os.kill, os.getpid(), signal.SIGINT)
+    if kind == "interrupted in a callback":
+        type("Last", (), {"__del__": lambda self: os.kill(os.getpid(), signal.SIGINT)})()
+        threading.Event().wait(20)
+    if kind.startswith("interrupted"):
         os.kill(os.getpid(), signal.SIGINT)
     if kind == "deaf":
         # In compiled code, for minutes: Python runs no signal handler meanwhile.
@@ -115,6 +121,8 @@ script.run_script(main, stops_within=1.0)
         ),
         (["read no more"], 141, "", False),
         (["interrupted"], 130, "interrupted: what was finished is kept", False),
+        (["interrupted twice"], -2, "interrupted: what was finished is kept", False),
+        (["interrupted in a callback"], 130, "interrupted: what was finished is kept", False),
         (["wrong"], 1, "error: labels.jsonl:3: not valid JSON\n", False),
         (["full"], 1, "]. Nothing that was finished is lost: make room (disk, quota, ulim", False),
         (["hanging"], 1, "error: a library's thread waits for ever\n", False),
@@ -129,6 +137,8 @@ script.run_script(main, stops_within=1.0)
         "stopped early",
         "read no more",
         "interrupted",
+        "interrupted twice",
+        "interrupted in a callback",
         "user's error",
         "full disk",
         "a thread that never ends",
@@ -148,6 +158,55 @@ def test_how_a_script_ends(tmp_path, arguments, code, text, traceback):
     assert ended.returncode == code, said
     assert text in said and ("Traceback" in said) == traceback, said
     assert not (tmp_path / "lock.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "flags", "code", "text"),
+    [
+        ("SIGTERM", [], 0, "Stopped: what was finished is kept. Run the same command again.\n"),
+        ("SIGTERM", ["--stopped_exit_code=75"], 75, "Stopped: what was finished is kept. Run"),
+        ("SIGINT", [], 130, "interrupted: what was finished is kept\n"),
+    ],
+)
+def test_a_signal_ends_a_script_that_is_still_importing(tmp_path, number, flags, code, text):
+    (tmp_path / "jax.py").write_text(f"import os, signal\nos.kill(os.getpid(), signal.{number})\n")
+    ended = _verify(tmp_path, *flags)
+    assert ended.returncode == code and ended.stderr.startswith(text), ended.stderr
+
+
+def test_a_closed_stream_s_number_is_no_other_file_s(tmp_path):
+    (tmp_path / "jax.py").write_text(
+        "import os, pathlib\n"
+        f"with open({str(tmp_path / 'opened')!r}, 'w') as file:\n"
+        "    file.write(f'{file.fileno()}')\n"
+        "os._exit(7)\n"
+    )
+    ended = _verify(tmp_path, shell=["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"])
+    assert ended.returncode == 7 and int((tmp_path / "opened").read_text()) > 2
+
+
+def _verify(folder, *flags, shell=()):
+    """Runs experiments.verify with the modules in a folder before all others."""
+    path = os.pathsep.join([str(folder), *sys.path])
+    return subprocess.run(
+        [*shell, sys.executable, "-m", "experiments.verify", *flags],
+        text=True,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+
+
+def test_a_user_without_a_home_has_no_cache_of_programs(monkeypatch):
+    set_to = {}
+    config = types.SimpleNamespace(jax_compilation_cache_dir=None, update=set_to.__setitem__)
+    monkeypatch.setattr(script, "jax", types.SimpleNamespace(config=config))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # As where there is none.
+    script.use_compilation_cache()
+    assert "jax_compilation_cache_dir" not in set_to
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path.replace("~", "/home/a"))
+    script.use_compilation_cache()
+    assert set_to["jax_compilation_cache_dir"] == "/home/a/.cache/routerjax/xla"
 
 
 USES_TRANSFORMERS = """

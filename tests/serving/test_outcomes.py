@@ -157,3 +157,16 @@ def test_a_file_that_cannot_be_written_is_told_at_the_start(tmp_path):
         Outcomes(tmp_path / "none" / "log", TARGETS, False)
     with pytest.raises(ValueError, match="log_queries: .*name a file"):
         ServingConfig(log_queries=True)
+
+
+def test_a_row_without_its_line_end_and_another_file_are_left_whole(tmp_path):
+    path, row = tmp_path / "log.jsonl", b'{"id": "1", "correct": {"cheap": 1}}'
+    path.write_bytes(row)
+    append_line(path, b"")
+    append_line(path, row + b"\n")
+    assert path.read_bytes() == (row + b"\n") * 2
+    for other in (b'[{"id": "1", "correct": {"cheap": 1}}]', b"query,cheap\nwhat?,1"):
+        path.write_bytes(other)
+        with pytest.raises(ValueError, match=r"log\.jsonl: expected a file of outcomes, got one"):
+            Outcomes(path, TARGETS, False)
+        assert path.read_bytes() == other

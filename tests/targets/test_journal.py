@@ -77,3 +77,30 @@ def test_a_cut_line_is_told(whole, tmp_path, caplog):
     (tmp_path / "j").write_bytes(whole[:-5])
     Journal(tmp_path / "j").close()
     assert "cut off while it was written" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (
+            {"event": "answered", "call": 1, "key": "k", "usd": 1.0},
+            "call 1 has ended in a line bef",
+        ),
+        ({"event": "failed", "call": 1, "key": "k", "usd": 0, "error": ""}, "call 1 has ended in"),
+        (
+            {"event": "asked", "call": 9, "usd": float("nan")},
+            "usd: expected a number >= 0, got nan",
+        ),
+        ({"event": "asked", "call": 9, "usd": -1}, "usd: expected a number >= 0, got -1"),
+        ([[]] * 3, "not a line that collecting wrote"),
+    ],
+)
+def test_no_line_pays_twice_or_less_than_nothing(tmp_path, line, text):
+    path = tmp_path / "journal.jsonl"
+    whole = write(path)
+    path.write_bytes(whole + json.dumps(line).encode() + b"\n" + whole.splitlines()[-1] + b"\n")
+    with pytest.raises(ValueError, match=text):
+        Journal(path)
+    path.write_bytes(b"[" * 100_000 + b"\n" + whole)
+    with pytest.raises(ValueError, match=r"journal\.jsonl:1: not a line that collecting wrote"):
+        Journal(path)

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 from routerjax.data.fields import first_twice
-from routerjax.runtime.files import stand_in
+from routerjax.runtime import lock
+from routerjax.runtime.files import Folder, stand_in
 
 logger = logging.getLogger(__name__)
 
@@ -126,9 +127,7 @@ def lines(path: pathlib.Path) -> Iterator[str]:
     Raises:
       ValueError: It is not UTF-8, not a whole gzip file, or something else lies in its place.
     """
-    instead = stand_in(path)
-    if instead:
-        raise ValueError(f"{path} is {instead}")
+    _refuse_stand_in(path)
     opener: Any = gzip.open if _gzipped(path) else open
     number = 0
     with opener(path, "rb") as file:
@@ -141,7 +140,11 @@ def lines(path: pathlib.Path) -> Iterator[str]:
                     )
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}:{number}: not UTF-8: {error}") from error
+            wide = number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff"))
+            hint = " (it begins as UTF-16 does, which PowerShell's > writes)" if wide else ""
+            raise ValueError(
+                f"{path}:{number}: not UTF-8{hint}: {error}: save it as UTF-8"
+            ) from error
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(f"{path}:{number + 1}: not a whole gzip file: {error}") from error
 
@@ -161,6 +164,7 @@ def start_of(path: pathlib.Path) -> Start:
       ValueError: It cannot be decoded, or something else lies in its place.
       OSError: It cannot be read.
     """
+    _refuse_stand_in(path)
     if is_parquet(path):
         table = open_table(path)
         return Start(path, table.header, _first(table))
@@ -336,15 +340,29 @@ def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def whole(path: pathlib.Path) -> Iterator[IO[str]]:
-    """A text file to write, gzipped where the name ends in .gz; it appears once it is complete."""
+    """A text file to write, gzipped where the name ends in .gz; it appears once it is complete.
+
+    Raises:
+      ValueError: Something else than a file is there, such as a folder or a device.
+      Locked: Another job is writing it.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no file, but a folder or a device: expected a file to write")
     partial = path.with_name(f".{path.name}.partial")
     opener: Any = gzip.open if path.name.endswith(".gz") else open
-    try:
-        with opener(partial, "wt", encoding="utf-8") as file:
-            yield file
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with lock.held(Folder(path.parent), f".{path.name}.lock"):
+        try:
+            with opener(partial, "wt", encoding="utf-8") as file:
+                yield file
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _refuse_stand_in(path: pathlib.Path) -> None:
+    instead = stand_in(path)
+    if instead:
+        raise ValueError(f"{path} is {instead}")
 
 
 def _gzipped(path: pathlib.Path) -> bool:
