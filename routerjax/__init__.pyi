@@ -42,6 +42,8 @@ from .report.text import summary_lines as summary_lines
 from .report.text import sweep_lines as sweep_lines
 from .report.verify import find_damage as find_damage
 from .routing.add_target import add_target as add_target
+from .routing.cascades.cascade import Cascade as Cascade
+from .routing.cascades.fit import fit_cascade as fit_cascade
 from .routing.constrained import Budget as Budget
 from .routing.constrained import Quality as Quality
 from .routing.decision import Decision as Decision

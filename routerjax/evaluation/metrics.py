@@ -26,6 +26,7 @@ from routerjax.evaluation.breakdown import (
     win_rates,
 )
 from routerjax.evaluation.calibration import calibration_metrics
+from routerjax.evaluation.cascades import cascade_metrics
 from routerjax.evaluation.estimated import Estimated
 from routerjax.evaluation.headline import (
     NO_OUTCOME_OF,
@@ -164,7 +165,9 @@ def evaluate_predictions(
         reasons |= why
 
     cost_NM = rows.paid_NM if priced else None
-    metrics |= dict.fromkeys(("field", "best_possible", "agreement", "near_misses", "one_model"))
+    metrics |= dict.fromkeys(
+        ("field", "best_possible", "agreement", "near_misses", "one_model", "cascade")
+    )
     if judged:
         saving = {
             name: each
@@ -187,6 +190,10 @@ def evaluate_predictions(
             cost_of = {t: metrics["cost"][t] for t in np.asarray(targets)[outcomes.known_M]}
             metrics["cost_coverage"], why = cost_coverage(metrics["field"], cost_of)
             reasons |= why
+            metrics["cascade"], why_none = cascade_metrics(p_NM, rows, outcomes, weight_BN)
+            reasons |= {"cascade": why_none} if why_none else {}
+        else:
+            reasons["cascade"] = no_cost
         metrics["one_model"], why = one_model(
             outcomes, choice_N, weight_BN, cost_NM, best_single, trained_M, targets,
             metrics["field"]["cost_save_confident"], learning_curve,
@@ -203,7 +210,7 @@ def evaluate_predictions(
             if metrics[name] is None:
                 reasons[name] = why_not
     else:
-        names = ("field", "best_possible", "near_misses", "one_model")
+        names = ("field", "best_possible", "near_misses", "one_model", "cascade")
         reasons |= dict.fromkeys(names, NO_OUTCOME_OF["router"])
     metrics["intervals"] = intervals(
         outcomes, choice_N, best_single, weight_BN, cost_NM, data.groups

@@ -17,7 +17,7 @@ from routerjax.evaluation.estimated import known_queries
 from routerjax.probes.table import ProbeTable
 from routerjax.report.shown import shown_targets
 from routerjax.report.sweep_section import sweep_section
-from routerjax.report.text import policy_text, worth_lines
+from routerjax.report.text import cascade_lines, policy_text, worth_lines
 from routerjax.routing.costs import basis_in_words
 from routerjax.runtime.files import Folder
 from routerjax.sweeps.table import SweepTable
@@ -72,6 +72,7 @@ def write_report(
         reasons=metrics["reasons"],
         policy=policy_text(metrics["policy"]),
         worth=worth_lines(metrics),
+        cascade=cascade_lines(metrics),
         cost_basis=basis_in_words(metrics["cost_basis"]),
         expected_lengths=_expected_lengths(metrics["output_tokens_from"] or {}),
         pictures=pictures,

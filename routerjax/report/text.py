@@ -92,6 +92,26 @@ def worth_lines(metrics: dict[str, Any]) -> list[str]:
     return lines
 
 
+def cascade_lines(metrics: dict[str, Any]) -> list[str]:
+    """Whether to ask several targets in turn, as a sentence; none without recorded confidences."""
+    result = metrics.get("cascade")
+    if result is None:
+        return []
+    near = min(result["settings"], key=lambda s: abs(s["cost_per_query"] - metrics["cost_router"]))
+    verdict = {
+        "beats routing at equal cost": "use a cascade, it beats routing at equal cost",
+        "worse": "route, a cascade is less accurate at equal cost",
+        "not shown": "route, no cascade is shown to beat routing at equal cost",
+    }[result["verdict"]]
+    return [
+        f"Ask again where an answer looks doubtful? {verdict.capitalize()}: over all costs it is "
+        f"right on {_points(result['lead'])}. Near the router's cost, at "
+        f"{1000 * near['cost_per_query']:.3g} USD per 1,000 queries, it asks several targets on "
+        f"{near['asked_several']:.0%} of the queries and is right on {near['accuracy']:.1%}, "
+        f"routing on {near['routing_accuracy']:.1%}."
+    ]
+
+
 def _rows_for(lead: float | None, curve: dict[str, Any]) -> str:
     """How many rows the learning curve asks for a lead; empty where there is nothing to add."""
     if lead is None or curve["lead"][-1] >= lead:
@@ -123,7 +143,7 @@ def _less(saving: dict[str, Any]) -> str:
 def summary_lines(metrics: dict[str, Any]) -> list[str]:
     """The main numbers that `evaluate` returned, a line each; None comes with its reason."""
     reasons = metrics["reasons"]
-    lines = worth_lines(metrics)
+    lines = worth_lines(metrics) + cascade_lines(metrics)
     lines.append(f"{metrics['n_queries']:,} queries, {len(metrics['targets'])} targets")
     if metrics["mean_auc"] is None:
         lines.append(f"mean AUC: none, {reasons['mean_auc']}")

@@ -1,0 +1,1 @@
+"""Asking one target after another, by how sure each is of its answer."""
