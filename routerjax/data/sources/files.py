@@ -196,6 +196,12 @@ def a_file(folder: pathlib.Path, pattern: str) -> pathlib.Path | None:
     return next((path for path in sorted(folder.rglob(pattern)) if path.is_file()), None)
 
 
+def first_is(folder: pathlib.Path, pattern: str, kind: Callable[[Start], bool]) -> bool:
+    """Whether a folder's first file of a pattern, wherever it lies in it, is of a kind."""
+    first = a_file(folder, pattern)
+    return first is not None and kind(start_of(first))
+
+
 def _first(table: Table) -> dict[str, Any]:
     cells = next(table.rows, (0, ()))[1]
     return dict(zip(table.header, cells, strict=False))

@@ -22,9 +22,9 @@ from routerjax.data.sources.files import (
     Start,
     Wanted,
     a_file,
+    first_is,
     read_json,
     read_named,
-    start_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -44,10 +44,7 @@ def _is_file(start: Start) -> bool:
 
 
 def _is_folder(path: pathlib.Path) -> bool:
-    if a_file(path, "*.eval") is not None:
-        return True
-    first = a_file(path, "*.json")
-    return first is not None and _is_file(start_of(first))
+    return a_file(path, "*.eval") is not None or first_is(path, "*.json", _is_file)
 
 
 def _read(path: pathlib.Path, wanted: Wanted, asked_for: str | None = None) -> Iterator[Row]:

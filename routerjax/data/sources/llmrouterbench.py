@@ -13,9 +13,8 @@ from routerjax.data.sources.files import (
     Source,
     Start,
     Wanted,
-    a_file,
+    first_is,
     read_json,
-    start_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -31,8 +30,7 @@ def _is_file(start: Start) -> bool:
 
 
 def _is_folder(path: pathlib.Path) -> bool:
-    first = a_file(path, "*.json")
-    return first is not None and _is_file(start_of(first))
+    return first_is(path, "*.json", _is_file)
 
 
 def _read(path: pathlib.Path, wanted: Wanted) -> Iterator[Row]:

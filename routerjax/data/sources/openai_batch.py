@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from routerjax.data.sources.files import Row, Source, Start, Wanted, a_file, lines, start_of
+from routerjax.data.sources.files import Row, Source, Start, Wanted, first_is, lines
 
 logger = logging.getLogger(__name__)
 
@@ -16,8 +16,7 @@ def _is_file(start: Start) -> bool:
 
 
 def _is_folder(path: pathlib.Path) -> bool:
-    first = a_file(path, "*.jsonl")
-    return first is not None and _is_file(start_of(first))
+    return first_is(path, "*.jsonl", _is_file)
 
 
 def _read(path: pathlib.Path, wanted: Wanted) -> Iterator[Row]:

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from routerjax.data.sources.files import Row, Source, Start, Wanted, a_file, read_json, start_of
+from routerjax.data.sources.files import Row, Source, Start, Wanted, first_is, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +26,7 @@ def _of_instances(value: dict[str, Any]) -> bool:
 
 
 def _is_folder(path: pathlib.Path) -> bool:
-    first = a_file(path, "*.json")
-    return first is not None and _is_file(start_of(first))
+    return first_is(path, "*.json", _is_file)
 
 
 def _read(path: pathlib.Path, wanted: Wanted) -> Iterator[Row]:
