@@ -4,6 +4,8 @@ The golden files (tiny random models and torch's states of a batch of unequal le
 by `python -m tests.encoder.make_golden`, from the repository root, with torch installed.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,10 +27,9 @@ TOLERANCE = 1e-4  # of the largest absolute value of each hidden state
 @pytest.fixture(scope="module")
 def golden():
     """name -> (our encoder, tokens_BT, lengths_B, torch's states), each loaded once."""
-    return {
-        name: (models.load(models.GOLDEN / name), *models.golden_states(name))
-        for name in models.VARIANTS
-    }
+    return functools.cache(
+        lambda name: (models.load(models.GOLDEN / name), *models.golden_states(name))
+    )
 
 
 def pool_numpy(states, lengths_B, spans_B2):
@@ -50,17 +51,19 @@ def test_golden_files_cover_every_variant():
     assert sum(path.stat().st_size for path in files) < 4e6
 
 
-# Each of their switches is another's too: few tests of these are enough, with the slow ones.
-_LATE = ("ernie4_5", "gemma", "granite_micro", "nomic_bert")
+# Each of their switches is another's too: of these the golden states alone, most of them late.
+_LATE = ("ernie4_5", "gemma", "granite_hybrid", "granite_micro", "nemotron_h_experts", "nomic_bert")
+_FEW = (*_LATE, "starcoder2")
 _EVERY = [
     pytest.param(name, marks=[pytest.mark.slow] if name in _LATE else [])
     for name in models.VARIANTS
 ]
+_MOST = [name for name in models.VARIANTS if name not in _FEW]
 
 
 @pytest.mark.parametrize("name", _EVERY)
 def test_every_state_of_every_token_equals_the_golden_one(golden, name):
-    encoder, tokens_BT, lengths_B, expected = golden[name]
+    encoder, tokens_BT, lengths_B, expected = golden(name)
     states = models.our_states(encoder, tokens_BT, lengths_B)
     assert states.shape == expected.shape
     assert models.worst_error(states, expected, lengths_B) < TOLERANCE
@@ -69,8 +72,7 @@ def test_every_state_of_every_token_equals_the_golden_one(golden, name):
 # With interleaved pairs, with sinks and windows, and, in the slow set, all of them.
 _AS_ON_A_TPU = [
     pytest.param(name, marks=[] if name in ("glm4", "gpt_oss") else [pytest.mark.slow])
-    for name in models.VARIANTS
-    if name not in _LATE
+    for name in _MOST
 ]
 
 
@@ -84,7 +86,7 @@ def test_the_program_of_a_tpu_gives_the_golden_states_too(name):
 
 @pytest.mark.parametrize("name", ["bert", "qwen2", "qwen3_wide"])
 def test_capture_pools_the_golden_states(golden, name):
-    encoder, tokens_BT, lengths_B, expected = golden[name]
+    encoder, tokens_BT, lengths_B, expected = golden(name)
     spans_B2 = np.array([[3, 14], [1, 2], [0, 11]], np.int32)
     layers = tuple(range(encoder.config.n_states))
     h_LPBD = capture(
@@ -121,13 +123,13 @@ def test_capture_pools_the_golden_states(golden, name):
     ],
 )
 def test_parity_would_notice_a_wrong_setting(golden, name, changes):
-    _, tokens_BT, lengths_B, expected = golden[name]
+    _, tokens_BT, lengths_B, expected = golden(name)
     wrong = models.load(models.GOLDEN / name, **changes)
     states = models.our_states(wrong, tokens_BT, lengths_B)
     assert models.worst_error(states, expected, lengths_B) > TOLERANCE
 
 
-@pytest.mark.parametrize("name", models.VARIANTS)
+@pytest.mark.parametrize("name", _MOST)
 @pytest.mark.slow
 def test_every_state_equals_that_of_torch(name, tmp_path):
     pytest.importorskip("torch")
@@ -177,13 +179,12 @@ def test_every_state_of_minilm_equals_that_of_torch(minilm):
         name
         if name in ("bert", "qwen3_wide", "gemma2", "modernbert_bias")
         else pytest.param(name, marks=pytest.mark.slow)
-        for name in models.VARIANTS
-        if name not in _LATE
+        for name in _MOST
     ],
 )
 def test_bfloat16_stays_near_float32(golden, name):
     """`-m "slow or not slow" -s -k bfloat16` prints the error of every hidden state."""
-    _, tokens_BT, lengths_B, expected = golden[name]
+    _, tokens_BT, lengths_B, expected = golden(name)
     encoder = models.load(models.GOLDEN / name, dtype=jnp.bfloat16)
     states = models.our_states(encoder, tokens_BT, lengths_B)
     assert states.dtype == jax.dtypes.bfloat16

@@ -111,10 +111,8 @@ def refusal(name, **changes):
         ("granite", {"embed_scale": 1.0}),
         ("granite", {"residual_scale": 1.0}),
         ("granite", {"query_scale": None}),
-        ("granite_hybrid", {"rope_of_layer": (0, 0)}),
         ("ernie4_5", {"ropes": (Rope(20.0, 8),)}),
         ("gemma", {"norm_offset": 0.0}),
-        ("nomic_bert", plain_of_theta("nomic_bert", 30.0)),
         ("qwen3_5", {"norm_offset": 0.0}),
         ("qwen3_5", {"ropes": (Rope(50.0, 16),)}),
         ("qwen3_5", {"ropes": (Rope(80.0, 4),)}),
@@ -167,6 +165,8 @@ def test_ropes_of_the_variants():
     assert ropes("gemma3")[0] == (Rope(1e5, 8, LinearRope(8.0)), Rope(50.0, 8))
     assert ropes("modernbert") == ((Rope(160000.0, 8), Rope(10000.0, 8)), (0, 1, 1))
     assert ropes("olmo3") == ((Rope(100.0, 8, yarn), Rope(500.0, 8)), (1, 1, 0))
+    assert ropes("granite_hybrid")[1] == (NO_ROPE,) * 2 and ropes("granite_micro")[1] == (0,)
+    assert ropes("nomic_bert") == ((Rope(20.0, 8),), (0, 0))
     assert ropes("smollm3") == ((Rope(2e6, 8),), (0, NO_ROPE, 0))
     attention_factor = (1 + np.log(96 / 12) / np.log(12)) ** 0.5
     long = LongRope((1.0, 1.1, 1.3), (1.5, 3.0, 6.0), 12, attention_factor)
