@@ -1,6 +1,7 @@
 """What a checkpoint's files may say: numbers of no model, names outside the folder, odd tokens."""
 
 import json
+import math
 import types
 
 import numpy as np
@@ -35,6 +36,8 @@ QWEN3 = {
         ({"sliding_window": 10**30}, "sliding_window: .* got a far larger number"),
         ({"intermediate_size": None}, "intermediate_size"),
         ({"rope_scaling": [1]}, "config.json: "),
+        ({"rms_norm_eps": math.nan}, "rms_norm_eps: expected a finite float32 number, got nan"),
+        ({"rope_theta": 1e39}, "rope_theta: expected a finite float32 number, got 1e\\+39"),
     ],
 )
 def test_numbers_of_no_model_are_refused_before_anything_is_made_by_them(change, part, tmp_path):

@@ -35,7 +35,7 @@ _COUNTS = (
     "n_heads",
     "dim",
 )
-_MOST_LAYERS, _MOST = 2048, 2**40
+_MOST_LAYERS, _MOST, _MOST_FLOAT32 = 2048, 2**40, 3.4e38
 
 
 def check_numbers(raw: dict[str, Any], source: str) -> None:
@@ -46,12 +46,15 @@ def check_numbers(raw: dict[str, Any], source: str) -> None:
       source: Where it came from, for errors.
 
     Raises:
-      ValueError: A count that is no whole number from 1 up, or one beyond any model's.
+      ValueError: A count that is no whole number from 1 up, or one beyond any model's; a number
+        that is not finite in float32, as which models compute with it.
     """
     for name, value in raw.items():
         if isinstance(value, dict):
             check_numbers(value, source)
             continue
+        if isinstance(value, float) and not abs(value) <= _MOST_FLOAT32:
+            raise ValueError(f"{source}: {name}: expected a finite float32 number, got {value!r}")
         if value is None or isinstance(value, list):  # Of each layer its own.
             continue
         least, most = -_MOST, _MOST_LAYERS if "layers" in name else _MOST
