@@ -83,7 +83,9 @@ class Holder:
             holder = cls(**value)
         except (ValueError, TypeError, RecursionError):
             return None
-        whole = type(holder.process) is int and isinstance(holder.renewed, float)
+        # Other numbers are of no process: os.kill takes them for groups, or not at all.
+        known = type(holder.process) is int and 0 < holder.process < 2**31
+        whole = known and isinstance(holder.renewed, float)
         return holder if whole else None
 
     def has_ended(self) -> bool | None:

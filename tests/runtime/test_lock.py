@@ -151,9 +151,16 @@ def test_the_lock_of_another_machine_that_is_renewed_is_not_taken(folder, quick)
         other.join()
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"host": 3}', b"\xff"])
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"host": 3}', b"\xff", b"[" * 100_000])
 def test_a_damaged_lock_holds_nobody_for_long(folder, quick, data):
     folder.write_bytes(lock.NAME, data)
+    with lock.held(folder):
+        assert folder.read_json(lock.NAME)["process"] == os.getpid()
+
+
+@pytest.mark.parametrize("process", [0, -1, 2**31, 10**30])
+def test_the_lock_of_no_process_is_a_damaged_one(folder, quick, process):
+    leave(folder, process=process)
     with lock.held(folder):
         assert folder.read_json(lock.NAME)["process"] == os.getpid()
 
