@@ -25,6 +25,7 @@ from routerjax.report.verify import find_damage
 from routerjax.routing import fit as fit_module
 from routerjax.routing import router_files
 from routerjax.routing.add_target import add_target
+from routerjax.routing.cascades.fit import cascade_of, fit_cascade
 from routerjax.routing.constrained import Budget, Quality
 from routerjax.routing.fit import fit_policy, fit_router
 from routerjax.routing.judged import judge
@@ -171,6 +172,26 @@ def test_a_policy_is_fitted_with_the_router_or_after_it(router, parts, tmp_path,
         fit_policy(Budget(1e-6), router, store, val)
     assert not fit_policy(Quality(1.0, confidence=0.9), router, store, val).fitted.holds
     assert "quality:1:0.9: no setting is shown to be as accurate" in caplog.text
+
+
+def test_a_cascade_is_fitted_to_a_router_whatever_the_order_of_the_targets(router, parts):
+    store, _, train = parts
+    with pytest.raises(ValueError, match="data: expected confidences of answers, none is recorded"):
+        fit_cascade(router, store, train)
+    # Each target is certain of its answers; in the data the targets stand in another order.
+    sure = dataclasses.replace(train, confidences_NM=train.correct_NM)
+    cascade = fit_cascade(router, store, sure.select_targets(train.targets[::-1]))
+    own = cascade_of(
+        router.targets, router.predict_store(store, train.ids), sure.confidences_NM,
+        np.asarray(sure.correct_NM, np.float64), train.groups,
+    )  # fmt: skip
+    assert cascade.to_json() == own.to_json() and (cascade.weight_M > 0).all()
+    decision = router.route(train.queries[0])
+    first = cascade.step(decision, 1.0)
+    assert first.ask in router.targets and first.answer is None
+    held = cascade.step(decision, 1e-3, {first.ask: 1.0})
+    assert held.ask is None and held.answer == first.ask and held.p > 0.9
+    assert cascade.step(decision, 1.0, {first.ask: 0.0}).ask not in (None, first.ask)
 
 
 def test_a_policy_is_fitted_among_the_targets_that_can_take_each_query(router, parts):
