@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator
 import routerjax as rj
 from experiments import options
 
-# Lines of standard input routed together.
-_CHUNK = 256
+# Lines of standard input routed together, and the bytes of one that are too many.
+_CHUNK, _LONGEST = 256, 2**28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +44,13 @@ def lines() -> Iterator[tuple[str, str]]:
     """The lines of standard input that are not empty, without their ends, and where each is.
 
     Raises:
-      ValueError: A line is not UTF-8; what came before it has been given out.
+      ValueError: A line is not UTF-8 or too long; what came before it has been given out.
     """
-    for number, raw in enumerate(sys.stdin.buffer, 1):
+    for number, raw in enumerate(iter(lambda: sys.stdin.buffer.readline(_LONGEST), b""), 1):
+        if len(raw) == _LONGEST:
+            raise ValueError(
+                f"standard input, line {number}: {_LONGEST >> 20} MiB or more: expected one query"
+            )
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:

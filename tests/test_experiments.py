@@ -242,6 +242,13 @@ def test_verify_says_what_is_damaged(work, tmp_path):
     assert "store/rows.json is missing" in store and "same extract command" in store
 
 
+@pytest.mark.slow
+def test_route_refuses_a_line_without_end(work):
+    done = run("route", f"--router={work}/router", stdin=b"x" * (2**28 + 1))
+    assert done.returncode == 1
+    assert "error: standard input, line 1: 256 MiB or more: expected one query" in done.stderr
+
+
 def test_evaluate_extracts_and_reports(work, files, tiny_encoder_folder, tmp_path):
     flags = [f"--data={files}/test.jsonl.gz", f"--pool={files}/pool.json",
              f"--router={work}/router", "--policy=tolerance:0.1"]  # fmt: skip
