@@ -39,6 +39,9 @@ _CHARACTERS = 64
 _WORDS_MEET = re.compile("[a-z] [a-z]")
 # Characters that are tokenised at a time to be counted.
 _PIECE = 2**16
+# So many are tokenised as one text where no two words meet. Of more, the tokens kept are the same
+# and the count is off by one or two wherever they are taken apart.
+_WHOLE = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,15 +283,20 @@ class Prompter:
         """Takes out text of which no token would be kept; None where the query is not that long."""
         text, first, past, broken = prompt
         n = _CHARACTERS * self.max_tokens
-        if past - first <= 4 * n or broken or self._spaces is None:
+        if past - first <= 4 * n or broken:
             return None
-        left = _WORDS_MEET.search(text, first + n, past - 2 * n)
-        right = _WORDS_MEET.search(text, past - 2 * n, past - n)
-        if left is None or right is None:
+        start = self._seam(text, first + n, past - 2 * n)
+        stop = self._seam(text, past - 2 * n, past - n)
+        if None in (start, stop) and past - first <= _WHOLE:
             return None
-        start, stop = left.start() + 1, right.start() + 1
+        start, stop = start or first + n, stop or past - 2 * n
         kept = prompt._replace(text=text[:start] + text[stop:], past=past - (stop - start))
         return _Cut(kept, start, text[start:stop])
+
+    def _seam(self, text: str, start: int, end: int) -> int | None:
+        """Where a text may be taken apart between two words; None where no two meet."""
+        match = None if self._spaces is None else _WORDS_MEET.search(text, start, end)
+        return match.start() + 1 if match else None
 
     def _enough(self, cut: _Cut, encoding: Any) -> bool:
         """Whether as many tokens as a prompt may have lie before and behind the cut."""
@@ -301,8 +309,7 @@ class Prompter:
         """Tokens of a text that was taken out, a piece of it after the other."""
         count = at = 0
         while at < len(text):
-            match = _WORDS_MEET.search(text, at + _PIECE)
-            end = match.start() + 1 if match else len(text)
+            end = self._seam(text, at + _PIECE, at + _WHOLE) or min(at + _WHOLE, len(text))
             piece = text[at:end] if self._spaces else text[at:end].removeprefix(" ")
             count += len(self._backend().encode(piece, add_special_tokens=False).ids)
             at = end

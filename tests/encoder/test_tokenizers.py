@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 
+from routerjax.encoder import prompts
 from routerjax.encoder.prompts import Prompter
 from routerjax.store.identity import identity_differences
 from tests.encoder.chat_families import QUERY, families
@@ -187,3 +188,18 @@ def test_a_query_of_many_times_the_longest_prompt_is_cut_before_it_is_tokenised(
     np.testing.assert_array_equal(found.spans_N2, expected.spans_N2)
     np.testing.assert_array_equal(found.query_tokens_N, expected.query_tokens_N)
     assert found.truncated_N[[0, 2]].all() and len(found.tokens[0]) == most
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_query_without_words_is_cut_as_well(name, monkeypatch):
+    monkeypatch.setattr(prompts, "_WHOLE", 2**14)
+    prompter = Prompter(FAMILIES[name].tokenizer, 120, FAMILIES[name].settings)
+    queries = [piece * (40_000 // len(piece)) for piece in ("w", "7", "\u6f22\u5b57", "Ab\tCD, ")]
+    for cut in (prompter._cut(prompter._rendered(query)) for query in queries):
+        assert cut and max(len(cut.prompt.text), len(cut.middle)) < 30_000
+    found = prompter(queries)
+    monkeypatch.setattr(Prompter, "_cut", lambda self, prompt: None)
+    expected = prompter(queries)
+    for ours, theirs in zip(found.tokens, expected.tokens, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_allclose(found.query_tokens_N, expected.query_tokens_N, atol=4)
