@@ -350,8 +350,10 @@ def whole(path: pathlib.Path) -> Iterator[IO[str]]:
 
     Raises:
       ValueError: Something else than a file is there, such as a folder or a device.
+      FileNotFoundError: Its folder is not there.
       Locked: Another job is writing it.
     """
+    path.parent.stat()  # Raises here; taking the lock would make the folder.
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is no file, but a folder or a device: expected a file to write")
     partial = path.with_name(f".{path.name}.partial")

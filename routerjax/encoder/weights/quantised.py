@@ -172,7 +172,7 @@ _SCHEMES: dict[str, _Scheme] = {
 def _check(settings: dict[str, Any], path: pathlib.Path) -> None:
     """Raises unless the scheme is supported."""
     method = settings.get("quant_method")
-    faults = [f"quant_method {method!r}" if method else "without a quant_method, as MLX writes"]
+    faults = [f"quant_method {method!r}" + ("" if method else ", as MLX writes")]
     if scheme := _SCHEMES.get(str(method)):
         groups = [g for g in (settings.get("config_groups") or {}).values() if isinstance(g, dict)]
         fields = [
