@@ -169,13 +169,13 @@ def read_tokenizer(folder: pathlib.Path) -> Any:
         with torch_later():
             import transformers
 
-        if _own_tokenizer(folder, transformers):
-            tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
-        else:
-            # Where mistral-common is installed, a tokenizer of its own would stand in.
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=False, mistral_format=False
-            )
+            if _own_tokenizer(folder, transformers):
+                tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+            else:
+                # Where mistral-common is installed, a tokenizer of its own would stand in.
+                tokenizer = transformers.AutoTokenizer.from_pretrained(
+                    folder, trust_remote_code=False, mistral_format=False
+                )
         # Multimodal models may keep it here, where transformers reads it for their processor alone.
         for name in ("chat_template.json", "processor_config.json"):
             path = folder / name
