@@ -7,7 +7,7 @@ import pytest
 
 from routerjax.data.fields import first_twice, listed
 from routerjax.data.readers import read_dataset
-from routerjax.data.sources import files
+from routerjax.data.sources import texts
 
 N = 20_000
 
@@ -66,7 +66,7 @@ def test_many_rows_of_one_text_without_an_id(tmp_path, seconds):
 
 @pytest.mark.parametrize("text", ["x" * 2000, '{"query": "' + "x" * 2000, '"' + "x,\n" * 2000])
 def test_a_line_without_end_is_refused_before_it_is_all_read(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_MOST", 1000)
+    monkeypatch.setattr(texts, "MOST", 1000)
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(ValueError, match=r"a.csv:1: (a line of 0 MiB or more|not valid CSV)"):
         read_dataset(tmp_path / "a.csv")

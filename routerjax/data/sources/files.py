@@ -1,4 +1,4 @@
-"""Files of outcomes: lines that know their numbers, tables, whole writes, how a file begins."""
+"""Files of outcomes: tables, JSON objects, whole writes, how a file begins."""
 
 import contextlib
 import csv
@@ -11,13 +11,13 @@ import logging
 import os
 import pathlib
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 from routerjax.data.fields import first_twice
+from routerjax.data.sources import json_list, texts
 from routerjax.runtime import lock
-from routerjax.runtime.files import Folder, stand_in
+from routerjax.runtime.files import Folder
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +25,6 @@ logger = logging.getLogger(__name__)
 Row = tuple[str, dict[str, Any]]
 # Whether a target, by name, is to be read.
 Wanted = Callable[[str], bool]
-# Bytes of a line, and characters of a cell: a prompt may hold a book, and a list of answers lie in
-# one line, but a file without lines must not fill the memory. The csv module's own limit is 131072.
-_MOST = 2**28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,42 +118,6 @@ def read_named(
         logger.warning("%s: what has no %r is read by another score: %s", path, metric, lacking)
 
 
-def lines(path: pathlib.Path) -> Iterator[str]:
-    """The lines with their line ends, decoded one by one, so that an error can name its line.
-
-    Raises:
-      ValueError: It is not UTF-8, not a whole gzip file, or something else lies in its place.
-    """
-    _refuse_stand_in(path)
-    opener: Any = gzip.open if _gzipped(path) else open
-    number = 0
-    with opener(path, "rb") as file:
-        try:
-            for number, line in enumerate(iter(lambda: file.readline(_MOST), b""), 1):
-                if len(line) == _MOST:
-                    raise ValueError(
-                        f"{path}:{number}: a line of {_MOST >> 20} MiB or more: expected one for "
-                        f"each row"
-                    )
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            wide = number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff"))
-            hint = " (it begins as UTF-16 does, which PowerShell's > writes)" if wide else ""
-            raise ValueError(
-                f"{path}:{number}: not UTF-8{hint}: {error}: save it as UTF-8"
-            ) from error
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"{path}:{number + 1}: not a whole gzip file: {error}") from error
-
-
-def _text(path: pathlib.Path) -> str:
-    """All lines in one text; errors as of `lines`, which is slower but finds the faulty one."""
-    if path.stat().st_size < _MOST and not _gzipped(path) and not stand_in(path):
-        with contextlib.suppress(UnicodeDecodeError):
-            return path.read_bytes().decode("utf-8-sig")
-    return "".join(lines(path))
-
-
 def start_of(path: pathlib.Path) -> Start:
     """How a file begins.
 
@@ -164,16 +125,21 @@ def start_of(path: pathlib.Path) -> Start:
       ValueError: It cannot be decoded, or something else lies in its place.
       OSError: It cannot be read.
     """
-    _refuse_stand_in(path)
+    texts.refuse_stand_in(path)
     if is_parquet(path):
         table = open_table(path)
         return Start(path, table.header, _first(table))
-    if _magic(path, b"PK\3\4"):
+    if texts.begins_with(path, b"PK\3\4"):
         if not zipfile.is_zipfile(path):
             raise ValueError(f"{path}: not a whole zip archive: fetch it again")
         return Start(path)
-    first = next((line for line in lines(path) if line.strip()), "").strip()
-    if not first.startswith(("{", "[")):
+    if _list_line(path):
+        value = None
+        with contextlib.suppress(ValueError, RecursionError):
+            value = next(_list_values(path, json.JSONDecoder()), None)
+        return _start(path, value)
+    first = next((line for line in texts.lines(path) if line.strip()), "").strip()
+    if not first.startswith("{"):
         table = open_table(path)
         return Start(path, table.header, _first(table))
     value = None
@@ -183,8 +149,11 @@ def start_of(path: pathlib.Path) -> Start:
     except (ValueError, RecursionError):
         with contextlib.suppress(ValueError):
             value = read_json(path)
-    if isinstance(value, list):
-        value = value[0] if value else {}
+    return _start(path, value)
+
+
+def _start(path: pathlib.Path, value: Any) -> Start:
+    """Of JSON whose first value this is."""
     value = value if isinstance(value, dict) else {}
     # As pandas writes a table.
     flat = not any(isinstance(cell, dict) for cell in value.values())
@@ -209,7 +178,7 @@ def _first(table: Table) -> dict[str, Any]:
 
 def is_parquet(path: pathlib.Path) -> bool:
     """Whether this is a parquet file."""
-    return _magic(path, b"PAR1")
+    return texts.begins_with(path, b"PAR1")
 
 
 def open_table(path: pathlib.Path) -> Table:
@@ -220,11 +189,13 @@ def open_table(path: pathlib.Path) -> Table:
     """
     if is_parquet(path):
         return _open_parquet(path)
-    first = next((line for line in lines(path) if line.strip()), "").lstrip()
-    if first.startswith(("{", "[")):
+    if _list_line(path):
+        return _open_objects(path)
+    first = next((line for line in texts.lines(path) if line.strip()), "").lstrip()
+    if first.startswith("{"):
         return _open_objects(path)
     # Strict: a quote that is never closed would swallow the rest of the file in silence.
-    numbered = _numbered(csv.reader(lines(path), strict=True), str(path))
+    numbered = _numbered(csv.reader(texts.lines(path), strict=True), str(path))
     header = tuple(name.strip() for name in next(numbered, (1, []))[1])
     twice = first_twice(name for name in header if name)
     if twice:
@@ -266,23 +237,26 @@ def json_objects(path: pathlib.Path) -> Iterator[Row]:
     Raises:
       ValueError: A line or value is no JSON object, or has a name twice.
     """
-    for number, line in enumerate(lines(path), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        if number == 1 and line.lstrip()[0] == "[":
-            try:
-                values = json.loads(_text(path), object_pairs_hook=unique_names)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{where}: not valid JSON: {error}") from error
-            for i, value in enumerate(values):
+    unique = json.JSONDecoder(object_pairs_hook=unique_names)
+    if begun := _list_line(path):
+        where, line = f"{path}:{begun[0]}", begun[1]
+        try:
+            for i, value in enumerate(_list_values(path, unique)):
                 if not isinstance(value, dict):
                     raise ValueError(f"{where}: expected a JSON object, got {line[:40]!r}")
                 yield f"{path}: [{i}]", value
-            return
+        except (ValueError, RecursionError) as error:
+            if str(error).startswith(str(path)):
+                raise
+            raise ValueError(f"{where}: not valid JSON: {error}") from error
+        return
+    for number, line in enumerate(texts.lines(path), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
         indented = number == 1 and line.strip() == "{"
         try:
-            value = json.loads(_text(path) if indented else line, object_pairs_hook=unique_names)
+            value = unique.decode(texts.whole_text(path) if indented else line)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{where}: not valid JSON: {error}") from error
         if not isinstance(value, dict):
@@ -290,6 +264,21 @@ def json_objects(path: pathlib.Path) -> Iterator[Row]:
         yield where, value
         if indented:
             return
+
+
+def _list_line(path: pathlib.Path) -> tuple[int, str] | None:
+    """Number and text of the line in which a JSON list begins; None where the file is none."""
+    head = next(texts.pieces(path), "")
+    text = head.lstrip()
+    if not text.startswith("["):
+        return None
+    line, end, _ = text.partition("\n")
+    return head.count("\n", 0, len(head) - len(text)) + 1, line + end
+
+
+def _list_values(path: pathlib.Path, decoder: json.JSONDecoder) -> Iterator[Any]:
+    # A character may take four bytes.
+    return json_list.values(texts.pieces(path), decoder, texts.MOST // 4)
 
 
 def _open_parquet(path: pathlib.Path) -> Table:
@@ -328,7 +317,7 @@ def read_json(path: pathlib.Path) -> Any:
 def _read_json(path: pathlib.Path, *of_file: int) -> Any:
     del of_file  # A file that was written again is read again.
     try:
-        return json.loads(_text(path))
+        return json.loads(texts.whole_text(path))
     except (ValueError, RecursionError) as error:
         if str(error).startswith(str(path)):
             raise
@@ -367,26 +356,11 @@ def whole(path: pathlib.Path) -> Iterator[IO[str]]:
             partial.unlink(missing_ok=True)
 
 
-def _refuse_stand_in(path: pathlib.Path) -> None:
-    instead = stand_in(path)
-    if instead:
-        raise ValueError(f"{path} is {instead}")
-
-
-def _gzipped(path: pathlib.Path) -> bool:
-    return path.name.endswith(".gz") or _magic(path, b"\x1f\x8b")
-
-
-def _magic(path: pathlib.Path, magic: bytes) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(magic)) == magic
-
-
 def _numbered(reader: Any, path: str) -> Iterator[tuple[int, list[str]]]:
     """The rows of cells, each with the number of its first line: a quoted cell may have several."""
     while True:
         start = reader.line_num + 1
-        limit = csv.field_size_limit(_MOST)
+        limit = csv.field_size_limit(texts.MOST)
         try:
             cells = next(reader, None)
         except csv.Error as error:

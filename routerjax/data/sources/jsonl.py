@@ -13,9 +13,9 @@ from routerjax.data.sources.files import (
     Wanted,
     is_parquet,
     json_objects,
-    lines,
     open_table,
 )
+from routerjax.data.sources.texts import lines
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +52,11 @@ def _table_rows(path: pathlib.Path) -> Iterator[Row]:
 
 
 def _is_of_torn_line(error: ValueError, path: pathlib.Path) -> bool:
-    """Whether it is the last line that is faulty, and that line has no end."""
+    """Whether it is the last line that is faulty, not the only one, and that line has no end."""
     number, line = 0, ""
     for number, line in enumerate(lines(path), 1):  # noqa: B007
         pass
-    return not line.endswith("\n") and str(error).startswith(f"{path}:{number}: ")
+    return number > 1 and not line.endswith("\n") and str(error).startswith(f"{path}:{number}: ")
 
 
 SOURCE = Source(_read, _is_file)

@@ -22,10 +22,10 @@ from routerjax.data.sources.files import (
     Start,
     Wanted,
     a_file,
-    lines,
     read_json,
     read_named,
 )
+from routerjax.data.sources.texts import lines
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from routerjax.data.sources.files import Row, Source, Start, Wanted, first_is, lines
+from routerjax.data.sources.files import Row, Source, Start, Wanted, first_is
+from routerjax.data.sources.texts import lines
 
 logger = logging.getLogger(__name__)
 
