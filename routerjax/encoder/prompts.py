@@ -4,12 +4,13 @@ A query that is a `Conversation` is rendered by the chat template turn by turn; 
 (or where it shows no such turns) its text is read, in which each turn is "role: text".
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,6 +96,23 @@ class _Cut(NamedTuple):
     prompt: Rendered
     at: int
     middle: str
+
+
+@contextlib.contextmanager
+def _tokenizer_errors() -> Iterator[None]:
+    """Turns what the tokenizers package raises on a text into a ValueError.
+
+    A vocabulary may load and lack a token that its model needs, which shows at the first word that
+    is not in it. The package raises Exception itself then, and for its own panics no Exception.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(
+            f"the tokenizer cannot read a text: {error}; copy the model's files anew"
+        ) from error
 
 
 class Prompter:
@@ -199,7 +217,7 @@ class Prompter:
 
         Raises:
           ValueError: A query is empty or no text, nothing that the tokenizer has tokens for, or has
-            one that the model does not embed.
+            one that the model does not embed; or the tokenizer fails.
         """
 
         def name(i: int) -> str:
@@ -247,6 +265,7 @@ class Prompter:
                 f"model, or has tokens added to it that the model was not resized for"
             )
 
+    @_tokenizer_errors()
     def _encode(self, queries: Sequence[str]) -> list[tuple[np.ndarray, int, int, int]]:
         """For each query: its tokens, where its own start and end, and how many are left out.
 

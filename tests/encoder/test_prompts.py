@@ -242,6 +242,16 @@ def test_rows_of_many_queries_are_those_of_each_alone():
     np.testing.assert_array_equal(picked.lengths_N, together.lengths_N[[2, 0]])
 
 
+def test_a_word_that_the_tokenizer_fails_on_is_told():
+    tokenizer = Tokenizer(WordLevel({"a": 0}, unk_token="[UNK]"))  # Which it has not.
+    prompter = Prompter(PreTrainedTokenizerFast(tokenizer_object=tokenizer), 50)
+    assert prompter(["a"]).tokens[0].tolist() == [0]
+    with pytest.raises(
+        ValueError, match=r"cannot read a text: .*\[UNK\] token.*; copy the model's"
+    ):
+        prompter(["a", "b"])
+
+
 def test_no_queries_give_no_rows():
     prompts = Prompter(byte_tokenizer(), 60)([])
     assert prompts.tokens == [] and prompts.spans_N2.shape == (0, 2)
