@@ -1,6 +1,7 @@
 """Rows of outcome files, checked one by one and collected column by column."""
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 _TYPES = {"cost": "d"}
 # Tables are dense: of more cells than this, one in so many at least has an outcome.
 _MOST_CELLS, _SPARSEST = 2**27, 1000
+_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:.*\}\s*\]\s*""", re.DOTALL)
 
 
 class Columns:
@@ -75,8 +77,16 @@ class Columns:
         if not self._partial:
             for field in ("query", "correct"):
                 if field not in row and not (field == "query" and "messages" in row):
-                    raise ValueError(f'the field "{field}" is missing')
+                    raise ValueError(
+                        f'the field "{field}" is missing: expected "query": text (or messages) and '
+                        f'"correct": {{target: score}}, got {listed(map(repr, row))}'
+                    )
         at = self._row(where, row)
+        if at == 0 and type(self.queries[0]) is str and _MESSAGES.fullmatch(self.queries[0]):
+            raise ValueError(
+                "query: messages that are written out as a text: name the field (or column) "
+                "messages, and write them as JSON does, not as Python prints them"
+            )
         runs = {}
         if "runs" in row:
             runs = {
@@ -120,6 +130,7 @@ class Columns:
             others = f", but of {', '.join(out)}, which are not asked for" if out else ""
             raise ValueError(f"no row has an outcome of any target{others}")
         self._refuse_almost_empty()
+        self._warn_of_alike()
         shape = (len(self), len(self.place))
         order = [self.place.get(name, -1) for name in targets]
 
@@ -322,6 +333,14 @@ class Columns:
                 f"{', '.join(map(repr, list(self.place)[:3]))}, and an outcome of {seen:,} of the "
                 f"{n_cells:,} pairs: are these names of targets? Name those to read (targets)"
             )
+
+    def _warn_of_alike(self) -> None:
+        names: dict[str, list[str]] = {}
+        for name in self.place:
+            names.setdefault("".join(name.split()).casefold(), []).append(name)
+        alike = [" and ".join(map(repr, same)) for same in names.values() if len(same) > 1]
+        if alike:
+            logger.warning("targets whose names differ in case or blanks alone: %s", listed(alike))
 
     def _target(self, name: str) -> int:
         if not name.strip():

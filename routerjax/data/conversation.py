@@ -70,7 +70,9 @@ def as_query(messages: Any, text_needed: bool = True) -> str:
         with contextlib.suppress(ValueError, RecursionError):
             messages = json.loads(messages)
     if not isinstance(messages, Sequence) or isinstance(messages, str):
-        raise ValueError(f"messages: expected a list of messages, got {messages!r}")
+        raise ValueError(
+            f"messages: expected a list of messages, or its JSON, got {messages!r:.200}"
+        )
     made = Conversation(messages)
     if not made:
         if text_needed:

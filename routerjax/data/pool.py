@@ -12,7 +12,8 @@ import numpy as np
 
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.fields import Unread, first_twice
-from routerjax.data.sources.files import unique_names, whole
+from routerjax.data.sources.files import unique_names
+from routerjax.data.sources.texts import whole
 from routerjax.runtime.files import stand_in
 
 PRICE_UNIT = "USD per 1M tokens"

@@ -8,7 +8,7 @@ from typing import Any
 from routerjax.data.conversation import Conversation
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.pool import or_null
-from routerjax.data.sources.files import whole
+from routerjax.data.sources.texts import whole
 
 _TOKENS = ("output_tokens", "input_tokens", "cached_input_tokens")
 

@@ -13,7 +13,7 @@ import numpy as np
 from routerjax.data.dataset import RoutingDataset
 from routerjax.data.groups import group_rows
 from routerjax.data.pool import write_pool
-from routerjax.data.sources.files import whole
+from routerjax.data.sources.texts import whole
 from routerjax.data.writers import write_dataset
 from routerjax.runtime.files import Folder
 from routerjax.targets.asking import Asker

@@ -11,7 +11,7 @@ import pytest
 from routerjax.data import columns
 from routerjax.data.pool import read_pool
 from routerjax.data.readers import read_dataset
-from routerjax.data.sources.files import whole
+from routerjax.data.sources.texts import whole
 from routerjax.data.writers import write_dataset
 from routerjax.runtime.lock import Locked
 
@@ -136,6 +136,11 @@ JSONL = {
     "no correct": (_line(correct=...), 2, 'the field "correct" is missing'),
     "id a fraction": (_line(id=7.5), 2, "id: expected a text that is not empty, got 7.5"),
     "id a truth value": (_line(id=True), 2, "id: expected a text that is not empty, got True"),
+    "sharegpt": (
+        '{"conversations": [], "correct": {"X": 1}}',
+        2,
+        "missing: .*got 'conversations', ",
+    ),
     "empty id": (_line(id=""), 2, "id: expected a text that is not empty"),
     "empty query": (_line(query=""), 2, "query: expected a text that is not empty, got ''"),
     "blank query": (_line(query=" \n"), 2, "query: expected a text that is not empty"),
@@ -203,6 +208,14 @@ CSV = {
     "wide: above 1": (WIDE + '"r\n?",1,1\ns?,1,1.5\n', 5, r"Y: .*in \[0, 1\].*got '1.5'"),
     "wide: empty query": (WIDE + " ,1,1\n", 3, "query: expected a text that is not empty"),
     "wide: duplicate id": ("id,query,X\n1,q?,1\n1,r?,1\n", 3, "the id '1' was already in line 2"),
+    "decimal commas": ("query;X;Y\nq?;1;0\nr?;0,5;1\n", 3, "X: .*got '0,5' .write 0.5, not 0,5"),
+    "a column without a name": ("query,X,\nq?,1,\nr?,1,0\n", 3, "column 3 has '0' and no name"),
+    "another kind of column": ("query,X,at\nq?,1,2026\n", 2, "at: .*'2026': each column but query"),
+    "a mean": ("query,X,Mean\nq?,1,1\n", 1, "'Mean' would be a target: leave it out"),
+    "an answer a row": ("query,model,score\nq?,X,1\n", 1, "'model' would be .*question, model, i"),
+    "old line ends": ("query,X\rq?,1\r", 1, "a carriage return stands alone: save it with"),
+    "messages as Python prints them": (
+        "query,X\n\"[{'role': 'user', 'content': 'q?'}]\",1\n", 2, "query: messages that are w"),
     "wrong header": ("prompt,score\nq?,1\n", 1, "expected the columns question, .*got prompt"),
     "column twice": ("query,X,X\nq?,1,1\n", 1, "the column 'X' is there twice"),
 }  # fmt: skip
@@ -375,3 +388,40 @@ def _two_rows(folder):
     path = folder / "two.jsonl"
     path.write_text("".join(f'{{"query": "q{i}", "correct": {{"a": {i}}}}}\n' for i in (0, 1)))
     return path
+
+
+@pytest.mark.parametrize(
+    ("start", "reason"),
+    [
+        (b"PK\3\4", "not a whole zip archive"), (b"\x28\xb5\x2f\xfd", "compressed by zstd: unp"),
+        (b"BZh9", "compressed by bzip2"), (b"\xfd7zXZ\0", "compressed by xz"),
+        (b"ARROW1\0\0", "write it as parquet"), (b"SQLite format 3\0", "SQLite database"),
+        (b"\x80\x04\x95", "a pickle"), (b"\xd0\xcf\x11\xe0", "an Excel workbook: save the sheet"),
+    ],
+)  # fmt: skip
+def test_what_is_no_text_is_named(write, start, reason):
+    path = write("a.csv", start + b"\xff" * 60)
+    with pytest.raises(ValueError, match=f"{path}(:| is) .*{reason}"):
+        read_dataset(path)
+
+
+def test_tables_of_parquet(tmp_path):
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    def written(names, *columns):
+        table = pyarrow.Table.from_arrays(list(map(pyarrow.array, columns)), names)
+        parquet.write_table(table, tmp_path / "x.parquet")
+        return tmp_path / "x.parquet"
+
+    scores = pyarrow.array([[("X", 1.0)]], pyarrow.map_(pyarrow.string(), pyarrow.float64()))
+    assert read_dataset(written(["query", "correct"], ["q?"], scores)).targets == ("X",)
+    with pytest.raises(ValueError, match="x.parquet:1: the column 'X' is there twice"):
+        read_dataset(written(["query", "X", "X"], ["q?"], [1], [0]))
+    with pytest.raises(ValueError, match="x.parquet:1: id: expected a text or a number, got b'"):
+        read_dataset(written(["query", "id", "X"], ["q?"], [b"1"], [0]))
+
+
+def test_targets_that_differ_in_case_alone_are_named(write, caplog):
+    read_dataset(write("a.jsonl", _line(correct={"gpt x": 1, "GPT X": 0, "y": 1})))
+    assert "differ in case or blanks alone: 'gpt x' and 'GPT X'" in caplog.text

@@ -87,6 +87,17 @@ READ = {
     "conversations in a table": (
         "x.csv", 'messages,a\\n"[{""role"":""system"",""content"":""s""},'
         '{""role"":""user"",""content"":""u""}]",1\\n', {"queries": ("system: s\n\nuser: u",)}),
+    "semicolons, as spreadsheets write them": (
+        "x.csv", 'query;a;b\\n"q, or r;?";1;0\\n',
+        {"queries": ("q, or r;?",), "y_NM": [[1, 0]]}),
+    "tabs": ("x.tsv", "query\ta\tb\\nq, r?\t1\t0\\n", {"queries": ("q, r?",), "y_NM": [[1, 0]]}),
+    "a blank behind each comma": (
+        "x.csv", 'question, model, isCorrect, dataset\\n"q, r?", a, 1, d\\n"q, r?", b, 0, d\\n',
+        {"queries": ("q, r?",), "targets": ("a", "b"), "datasets": ("d",)}),
+    "blanks around names": (
+        "x.csv", "question,model,isCorrect,dataset\\nq?,a ,1,d\\nq?, b,0,d \\n",
+        {"targets": ("a", "b"), "datasets": ("d",)}),
+    "rows of commas alone": ("x.csv", "query,a,b,\\nq?,1,0,\\n , ,,\\n", {"targets": ("a", "b")}),
     "recorded bills": (
         "x.jsonl", _jsonl(ROW | {"cost": {"a": 0.01}, "input_tokens": {"a": 9, "b": 8},
                                  "cached_input_tokens": {"b": 2}}),

@@ -20,7 +20,7 @@ def score(cell: Any, column: str) -> float | None:
     if not 0 <= value <= 1:
         raise ValueError(
             f"{column}: expected a number in [0, 1], True or False, or an empty cell where not "
-            f"observed, got {cell!r}"
+            f"observed, got {_shown(cell)}"
         )
     return value
 
@@ -35,7 +35,9 @@ def count(cell: Any, column: str) -> int | None:
     if value is None:
         return None
     if not 0 <= value <= MOST_TOKENS or value != int(value):
-        raise ValueError(f"{column}: expected an integer from 0 to {MOST_TOKENS}, got {cell!r}")
+        raise ValueError(
+            f"{column}: expected an integer from 0 to {MOST_TOKENS}, got {_shown(cell)}"
+        )
     return int(value)
 
 
@@ -49,18 +51,30 @@ def usd(cell: Any, column: str) -> float | None:
     if value is None:
         return None
     if not 0 <= value < math.inf:
-        raise ValueError(f"{column}: expected USD >= 0, got {cell!r}")
+        raise ValueError(f"{column}: expected USD >= 0, got {_shown(cell)}")
     return value
 
 
 def text(cell: Any) -> str | None:
-    """A text; None for an empty cell. Numbers are as JSON has them, so that 17.0 is 17."""
+    """A text; None for an empty cell. Numbers are as JSON has them, so that 17.0 is 17.
+
+    Raises:
+      ValueError: It is a value of another kind, such as a list.
+    """
     if cell is None or isinstance(cell, float) and math.isnan(cell):
         return None
-    if isinstance(cell, float) and cell == int(cell):
+    if isinstance(cell, bytes | list | dict):
+        raise ValueError(f"expected a text or a number, got {cell!r:.80}")
+    if isinstance(cell, float) and cell.is_integer():
         cell = int(cell)
     value = cell if isinstance(cell, str) else str(cell)
     return value if value.strip() else None
+
+
+def name(cell: Any) -> str | None:
+    """A name, such as a target's, as `text` without blanks around it, which nobody means."""
+    value = text(cell)
+    return value and value.strip()
 
 
 def number(cell: Any) -> float | None:
@@ -79,3 +93,9 @@ def number(cell: Any) -> float | None:
         return float(cell)
     except ValueError:
         return _WORDS.get(cell.lower(), math.nan)
+
+
+def _shown(cell: Any) -> str:
+    """A cell for an error."""
+    comma = isinstance(cell, str) and "," in cell
+    return f"{cell!r}" + (" (write 0.5, not 0,5, and 1024, not 1,024)" if comma else "")

@@ -1,23 +1,19 @@
-"""Files of outcomes: tables, JSON objects, whole writes, how a file begins."""
+"""Files of outcomes: tables, JSON objects, how a file begins and which format it is."""
 
 import contextlib
 import csv
 import dataclasses
 import functools
-import gzip
 import itertools
 import json
 import logging
-import os
 import pathlib
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any
+from typing import Any
 
 from routerjax.data.fields import first_twice
 from routerjax.data.sources import json_list, texts
-from routerjax.runtime import lock
-from routerjax.runtime.files import Folder
 
 logger = logging.getLogger(__name__)
 
@@ -195,22 +191,46 @@ def open_table(path: pathlib.Path) -> Table:
     if first.startswith("{"):
         return _open_objects(path)
     # Strict: a quote that is never closed would swallow the rest of the file in silence.
-    numbered = _numbered(csv.reader(texts.lines(path), strict=True), str(path))
+    reader = csv.reader(texts.lines(path), strict=True, **_separators(first))
+    numbered = _numbered(reader, str(path))
     header = tuple(name.strip() for name in next(numbered, (1, []))[1])
-    twice = first_twice(name for name in header if name)
-    if twice:
-        raise ValueError(f"{path}:1: the column {twice!r} is there twice")
+    _refuse_twice(path, header)
+    # The first ones are those of an index.
+    named = next((i for i, name in enumerate(header) if name), 0)
+    unnamed = [i for i, name in enumerate(header) if not name and i > named]
 
     def rows() -> Iterator[tuple[int, tuple[Any, ...]]]:
         for line, cells in numbered:
             if len(cells) != len(header):
                 raise ValueError(
                     f"{path}:{line}: expected {len(header)} cells as in the header, got "
-                    f"{len(cells)}"
+                    f"{len(cells)}; the header is {', '.join(header)[:80]!r}"
                 )
+            for i in unnamed:
+                if cells[i].strip():
+                    raise ValueError(
+                        f"{path}:{line}: column {i + 1} has {cells[i][:40]!r} and no name in the "
+                        f"header: name it, or take it out"
+                    )
             yield line, tuple(cells)
 
     return Table(header, rows())
+
+
+def _separators(header: str) -> dict[str, Any]:
+    """What stands between cells: a comma or, where the header has none, what spreadsheets write."""
+    for mark in (",", ";", "\t"):
+        names = header.split(mark)
+        if len(names) > 1:
+            spaced = all(name.startswith(" ") for name in names[1:])
+            return {"delimiter": mark, "skipinitialspace": spaced}
+    return {}
+
+
+def _refuse_twice(path: pathlib.Path, header: Sequence[str]) -> None:
+    twice = first_twice(name for name in header if name)
+    if twice:
+        raise ValueError(f"{path}:1: the column {twice!r} is there twice")
 
 
 def _open_objects(path: pathlib.Path) -> Table:
@@ -292,11 +312,13 @@ def _open_parquet(path: pathlib.Path) -> Table:
         file = parquet.ParquetFile(path)
     except Exception as error:
         raise ValueError(f"{path}: not a whole parquet file: {error}") from error
+    _refuse_twice(path, file.schema_arrow.names)
 
     def rows() -> Iterator[tuple[int, tuple[Any, ...]]]:
         number = 0
         for batch in file.iter_batches(batch_size=4096):
-            for cells in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            columns = (c.to_pylist(maps_as_pydicts="strict") for c in batch.columns)
+            for cells in zip(*columns, strict=True):
                 number += 1
                 yield number, cells
 
@@ -333,29 +355,6 @@ def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-@contextlib.contextmanager
-def whole(path: pathlib.Path) -> Iterator[IO[str]]:
-    """A text file to write, gzipped where the name ends in .gz; it appears once it is complete.
-
-    Raises:
-      ValueError: Something else than a file is there, such as a folder or a device.
-      FileNotFoundError: Its folder is not there.
-      Locked: Another job is writing it.
-    """
-    path.parent.stat()  # Raises here; taking the lock would make the folder.
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is no file, but a folder or a device: expected a file to write")
-    partial = path.with_name(f".{path.name}.partial")
-    opener: Any = gzip.open if path.name.endswith(".gz") else open
-    with lock.held(Folder(path.parent), f".{path.name}.lock"):
-        try:
-            with opener(partial, "wt", encoding="utf-8") as file:
-                yield file
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
 def _numbered(reader: Any, path: str) -> Iterator[tuple[int, list[str]]]:
     """The rows of cells, each with the number of its first line: a quoted cell may have several."""
     while True:
@@ -364,10 +363,16 @@ def _numbered(reader: Any, path: str) -> Iterator[tuple[int, list[str]]]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise ValueError(f"{path}:{start}: not valid CSV: {error}") from error
+            reason = str(error)
+            if "new-line character" in reason:
+                reason = (
+                    "a carriage return stands alone: save it with line ends of today (LF or CRLF), "
+                    "or put the cell in quotes"
+                )
+            raise ValueError(f"{path}:{start}: not valid CSV: {reason}") from error
         finally:
             csv.field_size_limit(limit)
         if cells is None:
             return
-        if cells:
+        if any(map(str.strip, cells)):  # Spreadsheets leave rows of commas alone.
             yield start, cells

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from routerjax.data.fields import listed
 from routerjax.data.sources.files import (
     Lacks,
     Row,
@@ -66,6 +67,7 @@ def _log(path: pathlib.Path, wanted: Wanted, asked_for: str | None) -> Iterator[
         if not wanted(model):
             return
         scorer, errors, in_whole = asked_for, 0, False
+        others: dict[str, None] = {}
         for i, sample in enumerate(samples):
             where = f"{path} samples[{i}]"
             if not isinstance(sample, dict) or "id" not in sample:
@@ -82,11 +84,14 @@ def _log(path: pathlib.Path, wanted: Wanted, asked_for: str | None) -> Iterator[
             if scorer is None and scores:
                 scorer = next(iter(scores))
                 if len(scores) > 1:
-                    others = ", ".join(list(scores)[1:])
-                    logger.warning("%s: scorer %r is read, not %s", path, scorer, others)
+                    unread = ", ".join(list(scores)[1:])
+                    logger.warning("%s: scorer %r is read, not %s", path, scorer, unread)
             failed = sample.get("error") is not None
             errors += failed
-            score = None if failed or scorer is None else _score(scores.get(scorer))
+            given = None if failed or scorer is None else scores.get(scorer)
+            score = _score(given)
+            if score is None and given is not None and _value(given) == _value(given):
+                others.setdefault(repr(_value(given))[:40])
             yield (
                 where,
                 {
@@ -99,6 +104,11 @@ def _log(path: pathlib.Path, wanted: Wanted, asked_for: str | None) -> Iterator[
             )
     if errors:
         logger.warning("%s: samples that ended in an error, no outcome: %d", path, errors)
+    if others:
+        logger.warning(
+            "%s: scores that are neither a number nor C, P, I or N, no outcome: %s",
+            path, listed(others),
+        )  # fmt: skip
 
 
 Whole = Callable[[dict[str, Any]], dict[str, Any]]
@@ -176,8 +186,12 @@ def _with_options(text: Any, options: Any) -> Any:
     return f"{text}\n\n{listed}"
 
 
+def _value(score: Any) -> Any:
+    return score.get("value") if isinstance(score, dict) else score
+
+
 def _score(score: Any) -> float | None:
-    value = score.get("value") if isinstance(score, dict) else score
+    value = _value(score)
     if isinstance(value, str):
         try:
             value = _LETTERS[value] if value in _LETTERS else float(value)

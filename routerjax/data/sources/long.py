@@ -64,18 +64,14 @@ def read_answers(
     for line, row in table.rows:
         where = f"{path}:{line}"
         n_rows += 1
-        text, target = row[question], cells.text(row[model])
-        if not (is_messages(text) or cells.text(text)) or target is None:
-            raise ValueError(f"{where}: {names['question']} and {names['model']} must not be empty")
-        if not wanted(target):
-            yield (
-                where,
-                {"query": text, "correct": {target: cells.text(row[correct])}}
-                | _given(row, optional),
-            )
-            continue
-        value: dict[str, Any] = {"query": text} | _given(row, optional)
         try:
+            text, target = row[question], cells.name(row[model])
+            if not (is_messages(text) or cells.text(text)) or target is None:
+                raise ValueError(f"{names['question']} and {names['model']} must not be empty")
+            value: dict[str, Any] = {"query": text} | given_names(row, optional)
+            if not wanted(target):
+                yield where, value | {"correct": {target: cells.text(row[correct])}}
+                continue
             value["correct"] = {target: cells.score(row[correct], names["isCorrect"])}
             for field, i, parse in counted:
                 number = parse(row[i], field)
@@ -89,9 +85,21 @@ def read_answers(
     unread.say(str(path))
 
 
-def _given(row: tuple[Any, ...], optional: list[tuple[str, int]]) -> dict[str, str]:
-    given = {field: cells.text(row[i]) for field, i in optional}
-    return {field: value for field, value in given.items() if value is not None}
+def given_names(row: tuple[Any, ...], optional: list[tuple[str, int]]) -> dict[str, str]:
+    """Id, dataset and group of a row, as far as it has them, by the places of their columns.
+
+    Raises:
+      ValueError: One is no text or number.
+    """
+    given = {}
+    for field, i in optional:
+        try:
+            value = cells.text(row[i]) if field == "id" else cells.name(row[i])
+        except ValueError as error:
+            raise ValueError(f"{field}: {error}") from error
+        if value is not None:
+            given[field] = value
+    return given
 
 
 SOURCE = Source(_read, _is_file, long=True)

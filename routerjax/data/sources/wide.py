@@ -13,7 +13,7 @@ from typing import Any
 from routerjax.data.fields import INDEX, PER_TARGET, ROW, Unread, near
 from routerjax.data.sources import cells
 from routerjax.data.sources.files import Row, Source, Start, Wanted, open_table
-from routerjax.data.sources.long import PARSE
+from routerjax.data.sources.long import PARSE, given_names
 
 _ROW = ("query", "id", "dataset", "group")
 # What stands behind the bar, and the field that it is.
@@ -23,6 +23,12 @@ _NO_TARGET = (*_BEHIND, "model_response")
 _LIKE_BEHIND = re.compile(rf"(.+?)[_.:/ -]({'|'.join([*_BEHIND, 'tokens', 'response'])})", re.I)
 # Words that no name of a target has, but a column beside it may.
 _MORE = frozenset("cost costs price prices usd dollar dollars token tokens latency".split())
+# What no target is called, but a column of numbers from 0 to 1 beside those of targets.
+_NO_NAME = frozenset(
+    "average avg best difficulty fold label len length max mean min oracle seed split".split()
+)
+# Names of the column that says which target a row is of.
+_LONG = frozenset("llm model model_id model_name target target_model".split())
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 
 
@@ -75,16 +81,12 @@ def read_scores(
     for line, row in table.rows:
         where = f"{path}:{line}"
         n_rows += 1
-        value: dict[str, Any] = {key: row[query]}
-        for field, i in optional:
-            given = cells.text(row[i])
-            if given is not None:
-                value[field] = given
-        # Not looked at, but counted.
-        value["correct"] = {name: cells.text(row[i]) for name, i in left_out.items()}
         try:
+            value: dict[str, Any] = {key: row[query]} | given_names(row, optional)
+            # Not looked at, but counted.
+            value["correct"] = {name: _given(row[i]) for name, i in left_out.items()}
             for name, i in scored:
-                value["correct"][name] = cells.score(row[i], name)
+                value["correct"][name] = _score(row[i], name)
             for field, name, i, column in counted:
                 number = PARSE[field](row[i], column)
                 if number is not None:
@@ -96,6 +98,22 @@ def read_scores(
     for name in others:
         unread.count(name, n_rows)
     unread.say(str(path))
+
+
+def _given(cell: Any) -> Any:
+    """A cell of any kind; None where it is empty."""
+    empty = not cell.strip() if isinstance(cell, str) else cell != cell
+    return None if empty else cell
+
+
+def _score(cell: Any, column: str) -> float | None:
+    try:
+        return cells.score(cell, column)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}: each column but {', '.join(_ROW)} is a target's; leave out the others "
+            f"(exclude_targets)"
+        ) from error
 
 
 def _kinds(
@@ -163,6 +181,16 @@ def _check_target(path: pathlib.Path, column: str, named: frozenset[str], wanted
                 if meant in _ROW
                 else f"name it TARGET|{meant}, or take it out"
             )
+        )
+    if column.lower() in _LONG and wanted(column):
+        raise ValueError(
+            f"{path}:1: the column {column!r} would be a target: expected a column for each target "
+            f"or, where a row is one answer, the columns question, model, isCorrect"
+        )
+    if column.lower() in _NO_NAME and wanted(column):
+        raise ValueError(
+            f"{path}:1: the column {column!r} would be a target: leave it out (exclude_targets), "
+            f"or name it '{column}|correct' if it is one"
         )
     if not _MORE.isdisjoint(map(str.lower, _WORD.findall(column))) and wanted(column):
         raise ValueError(

@@ -221,6 +221,13 @@ def test_inspect_averages_epochs_and_reads_letters(tmp_path, caplog):
     assert "samples that ended in an error, no outcome: 1" in caplog.text
 
 
+def test_inspect_names_scores_that_are_no_outcome(tmp_path, caplog):
+    samples = [_answer(1, "C"), _answer(2, "correct"), _answer(3, {"acc": 1}), _answer(4, NAN)]
+    data = read_dataset(_write(tmp_path / "x.json", _log() | {"samples": samples}, lines=False))
+    np.testing.assert_array_equal(data.y_NM, [[1], [NAN], [NAN], [NAN]])
+    assert "neither a number nor C, P, I or N, no outcome: 'correct', {'acc': 1}" in caplog.text
+
+
 def test_inspect_reads_the_scorer_that_is_named(tmp_path, caplog):
     samples = [_answer(1, "C"), _answer(2, "C", error="timeout", scores={})]
     path = _write(tmp_path / "x.json", _log() | {"samples": samples}, lines=False)
