@@ -25,6 +25,7 @@ from routerjax.encoder.templates import (
     frame_of,
     render_turns,
 )
+from routerjax.encoder.tokenizer_check import check_tokenizer, panics_are_errors
 from routerjax.runtime.files import digest
 
 logger = logging.getLogger(__name__)
@@ -173,8 +174,10 @@ class Prompter:
         # of the query.
         added = tokenizer.added_tokens_decoder.items()
         self._marks = np.array([i for i, token in added if token.content.strip()], np.int64)
+        check_tokenizer(tokenizer.backend_tokenizer)
         self._embedded = 2**31 if vocab_size is None else vocab_size
-        probe = self._encode(["a"])[0]
+        with panics_are_errors():
+            probe = self._encode(["a"])[0]
         self._refuse_unembedded(probe[0], "the template")
         frame = len(probe[0]) - (probe[2] - probe[1])
         if max_tokens <= frame:
@@ -234,7 +237,9 @@ class Prompter:
         tokens, spans = [], np.zeros((len(queries), 2), np.int32)
         query_tokens = np.zeros(len(queries), np.int64)
         truncated = np.zeros(len(queries), bool)
-        for i, (row, start, end, left_out) in enumerate(self._encode(queries)):
+        with panics_are_errors():
+            encoded = self._encode(queries)
+        for i, (row, start, end, left_out) in enumerate(encoded):
             if start == end:
                 raise ValueError(f"{name(i)} is {queries[i]!r}: the tokenizer drops all of it")
             self._refuse_unembedded(row, name(i))

@@ -1,8 +1,9 @@
 """The process that renders chat templates: a checkpoint's template is a program of its author's.
 
 jinja2's sandbox keeps it from files and from Python's internals, not from running for ever or
-filling memory. So it runs here, and this process ends where a rendering takes too long. Run as a
-script, it imports jinja2 alone. A request is a line of JSON, and so is the answer.
+filling memory. So it runs here, and this process ends where a rendering takes too long. So does
+what a tokenizer's regexes and rules make of a text, once. Run as a script, it imports jinja2 alone,
+and tokenizers when asked. A request is a line of JSON, and so is the answer.
 """
 
 import json
@@ -72,9 +73,11 @@ def environment() -> Any:
 
 
 def answer(jinja: Any, compiled: dict[str, Any], request: dict[str, Any], most: int) -> Any:
-    """The names that a template looks up, or its text with the request's variables."""
+    """The names that a template looks up, its text with the request's variables, or a `split`."""
     from jinja2 import meta
 
+    if "parts" in request:
+        return split(**request)
     template = request["template"]
     if "variables" not in request:
         return sorted(meta.find_undeclared_variables(jinja.parse(template)))
@@ -87,6 +90,21 @@ def answer(jinja: Any, compiled: dict[str, Any], request: dict[str, Any], most: 
         if left < 0:
             raise MemoryError(f"its text has more than {most:,} characters")
     return "".join(parts)
+
+
+def split(parts: dict[str, Any], text: str, most: int) -> int:
+    """The number of pieces that a tokenizer without words of its own makes of a text."""
+    from tokenizers import Tokenizer
+
+    model = {"type": "WordLevel", "vocab": {"": 0}, "unk_token": ""}
+    rest = dict.fromkeys(("truncation", "padding", "post_processor", "decoder"))
+    whole = parts | rest | {"version": "1.0", "added_tokens": [], "model": model}
+    tokenizer = Tokenizer.from_str(json.dumps(whole))
+    if tokenizer.normalizer is not None:
+        length = len(tokenizer.normalizer.normalize_str(text))
+        if length > most:
+            raise MemoryError(f"it makes {length:,} characters of {len(text):,}")
+    return len(tokenizer.encode(text).ids)
 
 
 def main() -> None:
@@ -106,7 +124,7 @@ def main() -> None:
             reply = json.dumps({"result": result})
         except MemoryError as error:
             reply = json.dumps({"excess": str(error) or f"it takes over {BYTES >> 20} MiB"})
-        except Exception as error:
+        except BaseException as error:  # A panic of the tokenizers library is no Exception.
             reply = json.dumps({"error": f"{error or type(error).__name__}"[:1000]})
         signal.setitimer(signal.ITIMER_PROF, 0)
         sys.stdout.write(f"{reply}\n")

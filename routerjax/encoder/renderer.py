@@ -1,4 +1,4 @@
-"""Renders chat templates in a process of their own (render_process.py), started when needed."""
+"""Runs a checkpoint's programs in a process of their own (render_process.py), made when needed."""
 
 import atexit
 import json
@@ -18,7 +18,7 @@ _process: subprocess.Popen | None = None
 
 
 class Excess(ValueError):
-    """A template takes too much time, memory or text: another way to render it would too."""
+    """It takes too much time, memory or text: another way to render a template would too."""
 
 
 def render(template: str, variables: Mapping[str, Any]) -> str:
@@ -43,6 +43,20 @@ def variables_of(template: str) -> set[str]:
     return set(_ask({"template": template}))
 
 
+def split(parts: Mapping[str, Any], text: str, most: int) -> None:
+    """Tries a tokenizer's normalizer and pre-tokenizer on a text.
+
+    Args:
+      parts: As in tokenizer.json, by name.
+      text: To normalise and split.
+      most: Characters that it may have once it is normalised.
+
+    Raises:
+      ValueError: As `render`.
+    """
+    _ask({"parts": parts, "text": text, "most": most})
+
+
 def _ask(request: dict[str, Any]) -> Any:
     line = f"{json.dumps(request)}\n"
     with _lock:
@@ -53,7 +67,7 @@ def _ask(request: dict[str, Any]) -> Any:
             if code == -signal.SIGPROF:
                 raise Excess(f"it takes more than {render_process.SECONDS:.0f} s of computing")
         else:
-            raise Excess(f"the process that renders it has ended with exit code {code}")
+            raise Excess(f"the process that runs it has ended with exit code {code}")
     answer = json.loads(reply)
     if "excess" in answer:
         raise Excess(answer["excess"])

@@ -1,10 +1,11 @@
-"""Templates that never end, fill memory or write for ever are ended; others render as before."""
+"""Templates and tokenizers that never end or fill memory are refused; others do as before."""
 
 import os
 import signal
 import time
 
 import pytest
+from tokenizers import Regex, normalizers, pre_tokenizers
 
 from routerjax.encoder import renderer
 from routerjax.encoder.prompts import Prompter
@@ -38,6 +39,43 @@ def test_a_conversation_is_bounded_too():
     assert len(prompter(["fine"]).tokens[0]) > 4
     with pytest.raises(Excess, match="more than 2 s"):
         prompter([[{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]])
+
+
+@pytest.mark.parametrize(
+    "part, message",
+    [
+        (normalizers.Replace("~", "b" * 10**5), r"makes 10\d,\d+ characters of 2,"),
+        pytest.param(
+            normalizers.Sequence([normalizers.Replace("a", "aa")] * 40),
+            "more than 2 s|ended with",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            pre_tokenizers.Split(Regex(r"(a|a)*$"), "isolated"),
+            "more than 2 s|retry-limit",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_tokenizer_without_bounds_is_refused_at_once(part, message):
+    tokenizer = byte_tokenizer(None)
+    kind = "normalizer" if isinstance(part, normalizers.Normalizer) else "pre_tokenizer"
+    setattr(tokenizer.backend_tokenizer, kind, part)
+    with pytest.raises(ValueError, match=f"cannot split a text of 2,.*({message}).*: copy the"):
+        Prompter(tokenizer, 500)
+
+
+def test_a_panic_on_a_query_is_an_error(monkeypatch):
+    class PanicException(BaseException):
+        pass
+
+    def panic(queries):
+        raise PanicException("retry-limit-in-match over")
+
+    prompter = Prompter(byte_tokenizer(None), 500)
+    monkeypatch.setattr(prompter, "_encode", panic)
+    with pytest.raises(ValueError, match="the tokenizer fails: retry-limit"):
+        prompter(["a"])
 
 
 def test_a_process_that_was_ended_is_started_again():

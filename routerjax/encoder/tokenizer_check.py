@@ -1,0 +1,62 @@
+"""Refuses a tokenizer that takes time or memory without bounds: its author's regexes and rules do.
+
+How a tokenizer.json changes and splits text (its normalizers and pre-tokenizers) is tried on a text
+in the process that renders chat templates, which is ended where that takes too long. What neither
+this text nor a character of it sets off is not seen.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from routerjax.encoder.renderer import split
+
+# Every character of ASCII, runs of what tokenizers treat as one, scripts with rules of their own.
+_TEXT = "".join([
+    *("".join(map(chr, range(32, 127))), "\t\r\n\n", "a" * 200, " " * 200, "7" * 100, "\n" * 50),
+    "\u00e9\u0301\u00df \u4f60\u597d\u4e16\u754c \u3053\u3093 \ud55c\uae00 \u0645\u0631",
+    "\u062d\u0628\u0627 \U0001f600\U0001f44d\U0001f3fd\u200d \ufb01\u2167\uff21 ",
+    *["It's John's: how many of the 1,234 trains leave at 10:45 (say)? def f(x): return x\n"] * 20,
+])  # fmt: skip
+# Characters that one becomes, in the mean: Unicode's own rules write at most 18 for a rare one.
+_TIMES = 16
+
+
+def check_tokenizer(backend: Any) -> None:
+    """Tries how a tokenizer changes and splits text.
+
+    Args:
+      backend: Of the tokenizers library.
+
+    Raises:
+      ValueError: It takes more than the seconds or bytes of `render_process`, makes the text many
+        times as long, or fails.
+    """
+    parts = {
+        name: None if part is None else json.loads(part.__getstate__())
+        for name, part in (
+            ("normalizer", backend.normalizer),
+            ("pre_tokenizer", backend.pre_tokenizer),
+        )
+    }
+    if not any(parts.values()):
+        return
+    try:
+        split(parts, _TEXT, _TIMES * len(_TEXT))
+    except ValueError as error:
+        raise ValueError(
+            f"the tokenizer cannot split a text of {len(_TEXT):,} characters: {error}: copy the "
+            f"model's tokenizer.json again, from where it is published"
+        ) from error
+
+
+@contextlib.contextmanager
+def panics_are_errors() -> Iterator[None]:
+    """Makes a ValueError of a panic within the tokenizers library, which is no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"the tokenizer fails: {error}") from error
