@@ -187,7 +187,15 @@ def read_tokenizer(folder: pathlib.Path) -> Any:
         # Of a damaged file any; that of a panic in the tokenizers package is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise ValueError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
+        said = repr(error) if isinstance(error, KeyError) else error
+        way = "copy its tokenizer files again"
+        if not (folder / "tokenizer.json").is_file():
+            way = (
+                "it has no tokenizer.json; where the packages of the model's own tokenizer are "
+                "installed (sentencepiece, tiktoken), AutoTokenizer.from_pretrained(FOLDER)"
+                ".save_pretrained(FOLDER) makes one"
+            )
+        raise ValueError(f"{folder}: its tokenizer cannot be loaded: {said}: {way}") from error
     return tokenizer
 
 

@@ -93,6 +93,14 @@ def test_a_tokenizer_of_its_own_code_needs_tokenizer_json(tmp_path, monkeypatch)
     assert read_tokenizer(tmp_path)("ab")["input_ids"] == byte_tokenizer()("ab")["input_ids"]
 
 
+def test_a_tokenizer_of_a_missing_package_says_how_to_do_without(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    (tmp_path / "tokenizer.model").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="it has no tokenizer.json; where the packages.*makes one"):
+        read_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize(
     "file, part",
     [

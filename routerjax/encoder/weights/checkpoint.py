@@ -6,6 +6,7 @@ checkpoint ends up in memory as a second copy of the model.
 
 import functools
 import json
+import logging
 import math
 import pathlib
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 
 from routerjax.encoder.families.key_tables import Table
 from routerjax.encoder.families.registry import FAMILIES
+
+logger = logging.getLogger(__name__)
 
 _DTYPES: dict[str, Any] = {
     "BOOL": np.bool_,
@@ -169,10 +172,27 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
         names = ["model.safetensors"]
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
-        others = sorted(path.name for end in ("*.bin", "*.pt") for path in folder.glob(end))
-        hint = f" (it has {others[0]}: save the model again as safetensors)" if others else ""
-        raise ValueError(f"{folder}: {', '.join(absent)} is missing{hint}")
+        raise ValueError(f"{folder}: {', '.join(absent)} is missing{_hint(folder)}")
+    if (folder / "adapter_config.json").is_file():
+        logger.warning("%s: the adapter beside the weights is not applied to them", folder)
     return [folder / name for name in names]
+
+
+def _hint(folder: pathlib.Path) -> str:
+    """What would do, by what a folder has in place of weights."""
+    if (folder / "adapter_config.json").is_file():
+        return ": this is an adapter: merge it into its base model and save that"
+    again = "save the model again as safetensors"
+    ways = {
+        "consolidated*": "its maker's own format; take the copy with model.safetensors",
+        "*-of-*.safetensors": "copy its model.safetensors.index.json and all parts too",
+        "*.safetensors": "give it the name model.safetensors, if it is the whole model",
+        **dict.fromkeys(("*.bin", "*.pt", "*.h5", "*.msgpack"), again),
+    }
+    for end, way in ways.items():
+        if there := sorted(folder.glob(end)):
+            return f" (it has {there[0].name}: {way})"
+    return ""
 
 
 def _header(path: pathlib.Path) -> dict[str, _Held]:

@@ -98,6 +98,11 @@ def resolve(
     """
     layouts = [(prefix, table) for prefix in _PREFIXES for table in tables]
     n_found = [_n_found(prefix, table, config.n_layers, held) for prefix, table in layouts]
+    if not max(n_found):
+        raise ValueError(
+            f"{folder} does not hold the {config.family} model that its config.json describes: "
+            f"{_other_names(tables[0], held)}"
+        )
     # Layouts of the same keys differ in shapes.
     likely = [layout for layout, n in zip(layouts, n_found, strict=True) if n == max(n_found)]
     resolved = [_in_layout(prefix, table, config, wanted, held) for prefix, table in likely]
@@ -110,6 +115,22 @@ def resolve(
             f"  {shown}"
         )
     return sorted(sources, key=lambda source: (source.name, source.number, source.first))
+
+
+def _other_names(table: Table, held: dict[str, Any]) -> str:
+    """How a checkpoint's names differ from a table's, none of which it has."""
+    ours = [_tensor(each, 0) for each in table.values()]
+    theirs = [key for key in held if key.endswith(tuple(f".{name}" for name in ours))]
+    if not theirs:
+        return (
+            f"none of its tensors, such as {min(held, default='none')!r}, is named as {ours[0]!r}"
+        )
+    name = max((name for name in ours if theirs[0].endswith(f".{name}")), key=len)
+    before = theirs[0].removesuffix(name)
+    return (
+        f"the names of its tensors begin with {before!r}: save the model without what is around "
+        f"it, so that they begin with 'model.' or nothing"
+    )
 
 
 def _in_layout(
@@ -181,8 +202,15 @@ def _in_layout(
 
 def _n_found(prefix: str, table: Table, n_layers: int, held: dict[str, Any]) -> int:
     """How many of a table's tensors a checkpoint has, of every block and of the first expert."""
-    keys = [x.kernel_key if isinstance(x, ExpertTensor) else f"{x}.weight" for x in table.values()]
-    return sum(prefix + key.format(i=i, e=0) in held for key in keys for i in range(n_layers))
+    return sum(
+        prefix + _tensor(each, i) in held for each in table.values() for i in range(n_layers)
+    )
+
+
+def _tensor(theirs: str | ExpertTensor, i: int) -> str:
+    """The name of a module's weight in a block, of the first expert."""
+    key = theirs.kernel_key if isinstance(theirs, ExpertTensor) else f"{theirs}.weight"
+    return key.format(i=i, e=0)
 
 
 def _expert_sources(

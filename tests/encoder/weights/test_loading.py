@@ -295,7 +295,7 @@ def test_missing_unexpected_and_misshapen_keys_are_listed_at_once(tmp_path):
 
 
 def test_a_checkpoint_of_another_model_gives_a_list_of_bounded_length(tmp_path):
-    models.rewrite(BERT, tmp_path, lambda key, x: [(f"encoder.{key}", x)])
+    models.rewrite(BERT, tmp_path, lambda key, x: [(key.replace("layer.", "block."), x)])
     with pytest.raises(ValueError, match=r"missing: .*\n  \.\.\. \d+ more$") as error:
         models.load(tmp_path)
     assert len(str(error.value).splitlines()) == 42
@@ -305,10 +305,35 @@ def test_no_safetensors_names_the_folder_and_what_else_is_there(tmp_path):
     (tmp_path / "config.json").write_text((QWEN3 / "config.json").read_text())
     with pytest.raises(ValueError, match="model.safetensors is missing$"):
         models.load(tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"never unpickled")
-    with pytest.raises(
-        ValueError, match=r"pytorch_model\.bin: save the model again as safetensors"
+    for name, way in (
+        ("pytorch_model.bin", "pytorch_model.bin: save the model again as safetensors"),
+        ("model.fp16.safetensors", "give it the name model.safetensors"),
+        ("model-00001-of-00002.safetensors", "copy its model.safetensors.index.json and all parts"),
+        ("consolidated.safetensors", "its maker's own format"),
+        ("adapter_config.json", "this is an adapter: merge it into its base model"),
     ):
+        (tmp_path / name).write_bytes(b"never unpickled")
+        with pytest.raises(ValueError, match=f"missing.*{way}"):
+            models.load(tmp_path)
+
+
+def test_an_adapter_beside_the_weights_is_said_to_be_left_out(tmp_path, caplog):
+    models.rewrite(QWEN3, tmp_path, lambda key, x: [(key, x)])
+    (tmp_path / "adapter_config.json").write_text("{}")
+    models.open_checkpoint(tmp_path)
+    assert "the adapter beside the weights is not applied" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rename", "part"),
+    [
+        (lambda key: f"module.{key}", "begin with 'module.': save the model without"),
+        (lambda key: key[::-1], "none of its tensors, such as 'thgiew"),
+    ],
+)
+def test_a_checkpoint_of_other_names_says_which(tmp_path, rename, part):
+    models.rewrite(QWEN3, tmp_path, lambda key, x: [(rename(key), x)])
+    with pytest.raises(ValueError, match=f"describes: .*{part}"):
         models.load(tmp_path)
 
 
