@@ -52,11 +52,11 @@ def check_tokenizer(backend: Any) -> None:
 
 
 @contextlib.contextmanager
-def panics_are_errors() -> Iterator[None]:
-    """Makes a ValueError of a panic within the tokenizers library, which is no Exception."""
+def panics_are_errors(where: str = "") -> Iterator[None]:
+    """Makes a ValueError, which begins so, of a panic in the tokenizers library: no Exception."""
     try:
         yield
     except BaseException as error:
         if isinstance(error, Exception) or type(error).__name__ != "PanicException":
             raise
-        raise ValueError(f"the tokenizer fails: {error}") from error
+        raise ValueError(f"{where}the tokenizer fails: {error}") from error

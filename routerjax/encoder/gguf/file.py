@@ -4,6 +4,7 @@ The header is parsed here: the package's own reader makes an array of every toke
 where this takes seconds. What a type of tensor means is left to the package (`gguf.dequantize`).
 """
 
+import itertools
 import math
 import pathlib
 import re
@@ -36,6 +37,10 @@ _BLOCKS = (
     *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"),
     *("TQ1_0", "TQ2_0", "MXFP4"),
 )
+# Beyond these a header is none of a model: known ones have 30 MiB, 1,500 tensors, 100 keys, a
+# million values in arrays (tokens, their kinds, scores and merges) and 4 axes.
+_MOST_BYTES, _MOST_ENTRIES, _MOST_VALUES, _MOST_AXES = 2**27, 2**16, 2**22, 8
+_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 # Numbers that are taken apart at a time: fewer take longer, more need larger arrays in between.
 _BLOCK_NUMBERS = 2**18
@@ -87,8 +92,9 @@ class GgufFile:
             metadata, tensors = self._open(part)
             count, place = metadata.get("split.count", 1), metadata.get("split.no", 0)
             if (count, place) != (len(paths), number):
+                at = place + 1 if isinstance(place, int) else repr(place)
                 raise ValueError(
-                    f"{part} says that it is part {place + 1} of {count}, expected part "
+                    f"{part} says that it is part {at!s:.80} of {count!r:.80}, expected part "
                     f"{number + 1} of {len(paths)}: parts keep the names that they were written by"
                 )
             if twice := self.tensors.keys() & tensors.keys():
@@ -182,23 +188,36 @@ class GgufFile:
             with path.open("rb") as file:
                 size = path.stat().st_size
                 metadata, about, end = _header(file, size)
+            alignment = _alignment(metadata)
         except (OSError, ValueError, struct.error) as error:
             raise ValueError(f"{path} is not a whole GGUF file ({error}): copy it again") from error
-        alignment = metadata.get("general.alignment", 32)
         start = -(-end // alignment) * alignment
         types = {int(each): each.name for each in self._types}
-        tensors = {}
+        tensors, spans = {}, []
         for name, shape, number, offset in about:
             held = Held(path, start + offset, types.get(number, f"type {number}"), shape)
             tensors[name] = held
             if number in types:
                 block, n_bytes = self._block(held.type)
+                if shape and shape[-1] % block:
+                    raise ValueError(
+                        f"{path}: the tensor {name!r:.80} has rows of {shape[-1]} numbers, "
+                        f"expected a multiple of {block} ({held.type}): take another copy of it"
+                    )
                 last = held.offset + math.prod(shape) // block * n_bytes
                 if last > size:
                     raise ValueError(
-                        f"{path} is not a whole GGUF file ({size} bytes, its tensor {name!r} goes "
-                        f"to {last}): copy it again"
+                        f"{path} is not a whole GGUF file ({size} bytes, its tensor {name!r:.80} "
+                        f"goes to {last}): copy it again"
                     )
+                spans.append((held.offset, last, name))
+        spans.sort()
+        for (_, last, before), (first, _, name) in itertools.pairwise(spans):
+            if first < last:
+                raise ValueError(
+                    f"{path}: the tensors {before!r:.80} and {name!r:.80} lie in the same bytes: "
+                    f"take another copy of it"
+                )
         return metadata, tensors
 
 
@@ -227,30 +246,43 @@ def _header(
     file: BinaryIO, size: int
 ) -> tuple[dict[str, Any], list[tuple[str, tuple[int, ...], int, int]], int]:
     """Metadata; (name, shape, number of the type, offset) of the tensors; where the header ends."""
-    at = 0
+    at = n_values = 0
 
     def take(n_bytes: int) -> bytes:
         nonlocal at
         at += n_bytes
         if at > size:
             raise ValueError("it ends within its header")
+        if at > _MOST_BYTES:
+            raise ValueError(f"its header has more than {_MOST_BYTES >> 20} MiB")
         return file.read(n_bytes)
 
-    def number(code: str) -> Any:
-        return struct.unpack(f"<{code}", take(struct.calcsize(f"<{code}")))[0]
+    def count(what: str, most: int) -> int:
+        value = _U64.unpack(take(8))[0]
+        if value > most:
+            raise ValueError(f"it says that it has {value} {what}, expected at most {most:,}")
+        return value
+
+    def number(form: struct.Struct) -> int:
+        return form.unpack(take(form.size))[0]
 
     def text() -> str:
-        return take(number("Q")).decode()
+        return take(number(_U64)).decode()
 
     def value(kind: int) -> Any:
+        nonlocal n_values
         if kind == _STRING:
             return text()
         if kind == _ARRAY:
-            kind, count = number("I"), number("Q")
+            kind, length = number(_U32), count("values in an array", _MOST_VALUES - n_values)
+            n_values += length
             if kind in _SCALARS:
                 dtype = np.dtype(_SCALARS[kind])
-                return np.frombuffer(take(count * dtype.itemsize), dtype).tolist()
-            return [value(kind) for _ in range(count)]
+                return np.frombuffer(take(length * dtype.itemsize), dtype).tolist()
+            if kind == _ARRAY:
+                raise ValueError("an array of arrays, which llama.cpp does not read either")
+            if kind == _STRING:
+                return [text() for _ in range(length)]
         if kind not in _SCALARS:
             raise ValueError(f"a value of the unknown type {kind}")
         dtype = np.dtype(_SCALARS[kind])
@@ -260,18 +292,31 @@ def _header(
 
     if (magic := take(4)) != _MAGIC:
         raise ValueError(f"it begins with {magic!r}, expected {_MAGIC!r}")
-    version = number("I")
+    version = number(_U32)
     if version not in _VERSIONS:
         what = "it is big-endian" if version & 0xFFFF == 0 else f"it is of version {version}"
         raise ValueError(f"{what}, expected little-endian of version {_VERSIONS}")
-    n_tensors, n_values = number("Q"), number("Q")
-    metadata = {}
-    for _ in range(n_values):
+    n_tensors, n_keys = count("tensors", _MOST_ENTRIES), count("metadata", _MOST_ENTRIES)
+    metadata: dict[str, Any] = {}
+    for _ in range(n_keys):
         key = text()
-        metadata[key] = value(number("I"))
-    tensors = []
+        if key in metadata:
+            raise ValueError(f"the key {key!r:.80} is there twice")
+        metadata[key] = value(number(_U32))
+    tensors: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
     for _ in range(n_tensors):
-        name, n_axes = text(), number("I")
-        shape = tuple(number("Q") for _ in range(n_axes))[::-1]
-        tensors.append((name, shape, number("I"), number("Q")))
-    return metadata, tensors, at
+        name, n_axes = text(), number(_U32)
+        if name in tensors or n_axes > _MOST_AXES:
+            what = "is there twice" if name in tensors else f"has {n_axes} axes"
+            raise ValueError(f"the tensor {name!r:.80} {what}")
+        shape = tuple(number(_U64) for _ in range(n_axes))[::-1]
+        tensors[name] = (name, shape, number(_U32), number(_U64))
+    return metadata, list(tensors.values()), at
+
+
+def _alignment(metadata: dict[str, Any]) -> int:
+    """What the offsets of tensors are multiples of."""
+    value = metadata.get("general.alignment", 32)
+    if type(value) is not int or not 0 < value <= 2**20 or value & (value - 1):
+        raise ValueError(f"general.alignment is {value!r:.80}, expected a power of two")
+    return value

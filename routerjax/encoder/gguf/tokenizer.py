@@ -50,6 +50,8 @@ _SPLITS = {
 _LLAMA3_KIND = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2", "tekken")
 # Which no GGUF says: Phi 3's marks take the white space behind them, but for these.
 _NOT_STRIPPING = ("<s>", "<unk>", "<|endoftext|>")
+# Every place at which a token can be cut in two is tried; Gemma's have 93 and 2 million.
+_LONGEST, _MOST_CHARACTERS = 2**10, 2**23
 _NORMALISED = ("qwen2", "deepseek-r1-qwen")
 
 
@@ -237,6 +239,12 @@ def _merges_of_scores(vocabulary: _Vocabulary, ids: dict[str, int]) -> list[tupl
     longest right one, as in the tokenizer.json that transformers makes of such a vocabulary.
     """
     tokens, ranked = vocabulary.tokens, []
+    longest, all_of_them = max(map(len, tokens), default=0), sum(map(len, tokens))
+    if longest > _LONGEST or all_of_them > _MOST_CHARACTERS:
+        raise vocabulary.refuse(
+            f"its tokens have up to {longest:,} characters, {all_of_them:,} together, expected at "
+            f"most {_LONGEST:,} and {_MOST_CHARACTERS:,}"
+        )
     for token, kind, score in zip(tokens, vocabulary.kinds, vocabulary.scores(), strict=True):
         if kind in (_UNKNOWN, _CONTROL, _BYTE):
             continue

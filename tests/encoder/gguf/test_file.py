@@ -126,7 +126,8 @@ def test_faults_of_a_file_are_named(path, tmp_path):
         whole[:-40]: r"its tensor '\w+' goes to",
         whole[:4] + struct.pack("<I", 1) + whole[8:]: "of version 1, expected",
         whole[:4] + struct.pack(">I", 3) + whole[8:]: "big-endian",
-        # As many values as there are bytes, and a text as long.
+        # More tensors and values than any model has, and a text longer than the file.
+        whole[:8] + struct.pack("<Q", 2**60) + whole[16:]: "has 1152921504606846976 tensors, exp",
         whole[:16] + struct.pack("<Q", 2**60) + whole[24:]: "is not a whole GGUF file",
         whole[:24] + struct.pack("<Q", 2**60) + whole[32:]: "ends within its header",
     }
@@ -135,6 +136,48 @@ def test_faults_of_a_file_are_named(path, tmp_path):
         with pytest.raises(ValueError, match=message) as error:
             GgufFile(bad)
         assert str(bad) in str(error.value) and "copy it again" in str(error.value)
+
+
+def header(values=(), tensors=()):
+    """A file of the metadata (key, kind, bytes) and the tensors (name, shape, kind, offset)."""
+    raw = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(values))
+    for key, kind, value in values:
+        raw += struct.pack("<Q", len(key)) + key.encode() + struct.pack("<I", kind) + value
+    for name, shape, kind, offset in tensors:
+        raw += struct.pack("<Q", len(name)) + name.encode() + struct.pack("<I", len(shape))
+        raw += struct.pack(f"<{len(shape)}QIQ", *shape, kind, offset)
+    return raw + bytes(-len(raw) % 32) + bytes(4096)
+
+
+NESTED = struct.pack("<IQ", 9, 1) * 10**4
+ALIGNED = [("general.alignment", 4, bytes(4))]
+F32, Q8_0 = 0, 8
+
+
+@pytest.mark.parametrize(
+    "held, message",
+    [
+        (header([("a", 9, NESTED)]), "an array of arrays"),
+        (header([("a", 9, struct.pack("<IQ", 99, 0))]), "a value of the unknown type 99"),
+        (header([("a", 9, struct.pack("<IQ", 8, 2**60))]), "has 1152921504606846976 values in an"),
+        (header([("a", 4, bytes(4))] * 2), "the key 'a' is there twice"),
+        (header(ALIGNED), "general.alignment is 0, expected a power of two"),
+        (header([], [("t", (2,), F32, 0)] * 2), "the tensor 't' is there twice"),
+        (header([], [("t", (1,) * 9, F32, 0)]), "the tensor 't' has 9 axes"),
+        (header([], [("t", (2**32, 2**32), F32, 0)]), "its tensor 't' goes to 73786976294838206"),
+        (header([], [("t", (2,), F32, 2**64 - 1)]), "its tensor 't' goes to 1844674407370955"),
+        (
+            header([], [("t", (33, 4), Q8_0, 0)]),
+            "has rows of 33 numbers, expected a multiple of 32",
+        ),
+        (header([], [("t", (9,), F32, 0), ("u", (2,), F32, 32)]), "'t' and 'u' lie in the same by"),
+        (header([("split.no", 8, bytes(8))]), "says that it is part '' of 1, expected part 1"),
+    ],
+)
+def test_a_header_of_no_model_is_refused_before_it_fills_memory(held, message, tmp_path):
+    (tmp_path / "bad.gguf").write_bytes(held)
+    with pytest.raises(ValueError, match=f"bad.gguf.*{message}"):
+        GgufFile(tmp_path / "bad.gguf")
 
 
 def test_a_type_that_is_not_supported_is_refused_when_it_is_read(tmp_path):

@@ -11,6 +11,7 @@ from tokenizers import pre_tokenizers
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.gguf.file import GgufFile
 from routerjax.encoder.hub import locate
+from routerjax.encoder.load import _open
 from tests.encoder import gguf_models
 from tests.encoder import tiny_models as models
 
@@ -47,6 +48,18 @@ def folder(tmp_path_factory):
         folder / "m.gguf", "llama", "llama", {"vocab_size": 258}, tensors=tensors, write=vocabulary
     )
     return folder
+
+
+def test_a_panic_of_the_tokenizers_library_is_an_error(tmp_path):
+    def write(writer):
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("qwen2")
+        writer.add_token_list(["a", "b"])
+        writer.add_token_merges(["a b"])  # There is no "ab".
+
+    path = gguf_models.golden_file(tmp_path / "m.gguf", "llama", "llama", write=write)
+    with pytest.raises(ValueError, match="m.gguf: the tokenizer fails: range end index"):
+        _open(path)
 
 
 @pytest.fixture(scope="module")

@@ -313,6 +313,7 @@ def test_what_is_not_supported_is_refused_with_the_files_name(corpus):
         (fine | {"merges": None}, "has no merges"),
         (fine | {"token_type": [1]}, "token_type has 1 entries for 2 tokens"),
         (fine | {"model": "llama"}, "has no tokenizer .tokenizer.ggml.scores"),
+        (fine | {"model": "llama", "tokens": ["a" * 1025]}, "up to 1,025 characters, 1,025 tog"),
         (fine | {"pre": "odd"}, "tokenizer.ggml.pre. is 'odd', of which only command-r, dbrx"),
         (fine | {"pre": None}, "tokenizer.ggml.pre. is None"),
     ):
