@@ -5,7 +5,13 @@ import functools
 from typing import Any
 
 from routerjax.encoder.families.rope import Rope
-from routerjax.encoder.families.shapes import MambaShape
+from routerjax.encoder.families.shapes import (
+    DeltaShape,
+    DisentangledShape,
+    GlobalShape,
+    LatentShape,
+    MambaShape,
+)
 
 FULL_ATTENTION = 2**30  # a window no prompt reaches
 NO_ROPE = -1  # a layer whose queries and keys are not rotated
@@ -22,91 +28,6 @@ class BlockKind:
 
     mixer: str = "attention"
     ffn: str = "dense"
-
-
-@dataclasses.dataclass(frozen=True)
-class DeltaShape:
-    """The shape of the gated DeltaNet mixers.
-
-    Attributes:
-      n_key_heads: Query and key heads.
-      n_value_heads: H, value heads, each with a memory; a multiple of n_key_heads.
-      key_dim: E, width of a query or key head.
-      value_dim: E', width of a value head.
-      conv_width: K, tokens that the convolutions see.
-      chunk: Tokens that are computed at once, a power of two; the numbers do not depend on it.
-    """
-
-    n_key_heads: int
-    n_value_heads: int
-    key_dim: int
-    value_dim: int
-    conv_width: int = 4
-    chunk: int = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class DisentangledShape:
-    """What DeBERTa has beside a BERT.
-
-    Attributes:
-      embed_width: Of the embeddings; where it is not the hidden width, they are projected.
-      positions: Whether positions are embedded too.
-      relative: Whether there is a table of distances.
-      to_position, from_position: Whether scores have q.K[distance], and k.Q[distance].
-      shared_keys: Whether distances go through the projections of the words.
-      n_buckets: Rows of the table to either side, shared by far distances; 0 for one a distance.
-      furthest: Distances beyond are taken for this one.
-      distances_normed: Whether the table's rows are normed.
-      conv_width: Tokens that a convolution of state 0 sees; 0 for none.
-      conv_activation: Of what it gives, as EncoderConfig's, or "tanh".
-    """
-
-    embed_width: int
-    positions: bool
-    relative: bool
-    to_position: bool
-    from_position: bool
-    shared_keys: bool
-    n_buckets: int
-    furthest: int
-    distances_normed: bool
-    conv_width: int
-    conv_activation: str
-
-
-@dataclasses.dataclass(frozen=True)
-class GlobalShape:
-    """The shape of the attentions that see everything, where the windowed ones have another.
-
-    Attributes:
-      n_kv_heads: G, key/value heads.
-      head_dim: E, width of a head.
-      tied_values: Whether a value is its key before norm and rotation.
-    """
-
-    n_kv_heads: int
-    head_dim: int
-    tied_values: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class LatentShape:
-    """The shape of the attentions whose keys and values come from few channels of a token.
-
-    Attributes:
-      query_rank: Channels that the queries come from; 0 where they come from the hidden state.
-      rank: Channels that the keys and values come from.
-      key_dim: Channels of a query or key head that do not turn.
-      rope_dim: Channels of a query or key head that turn; of the keys, all heads share them.
-      value_dim: E', width of a value head.
-    """
-
-    query_rank: int
-    rank: int
-    key_dim: int
-    rope_dim: int
-    value_dim: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +60,7 @@ class EncoderConfig:
     plain kind.
 
     Attributes:
-      family: Hugging Face's model_type; names the key table in key_tables.py.
+      family: Hugging Face's model_type; names the line in registry.FAMILIES.
       n_layers: Blocks; there are n_layers + 1 hidden states.
       width: D, the hidden width.
       n_heads: H, query heads.
@@ -331,44 +252,35 @@ class EncoderConfig:
         return sum(self._block_flops(kind, n_tokens) for kind in self.kinds[:deepest])
 
     def _block_flops(self, kind: BlockKind, n_tokens: int) -> float:
-        mixers = {
-            "attention": self._attention_products,
-            "borrowing": self._attention_products,
-            "borrowing_global": lambda n: self.global_attention._attention_products(n),
-            "global": lambda n: self.global_attention._attention_products(n),
-            "conv": lambda n_tokens: 4 * self.width**2,
-            "deltanet": self._delta_products,
-            "latent": self._latent_products,
-            "mamba": lambda n: 0 if self.mamba is None else self.mamba.products(self.width),
-            "none": lambda n: 0,
-        }
-        products = mixers[kind.mixer](n_tokens) + self._ffn_products(kind)
+        products = self._mixer_products(kind.mixer, n_tokens) + self._ffn_products(kind)
         # Each layer's inputs are projected before the first one, and twice within it.
         return n_tokens * 2.0 * (products + 3 * self.width * self.layer_input_width)
+
+    def _mixer_products(self, mixer: str, n_tokens: int) -> int:
+        """Multiplications of a mixer for one of so many tokens."""
+        match mixer:
+            case "attention" | "borrowing":
+                return self._attention_products(n_tokens)
+            case "global" | "borrowing_global":
+                return self.global_attention._attention_products(n_tokens)
+            case "conv":
+                return 4 * self.width**2
+            case "deltanet":
+                assert self.delta is not None
+                return self.delta.products(self.width)
+            case "latent":
+                assert self.latent is not None
+                return self.latent.products(self.width, self.n_heads, n_tokens)
+            case "mamba":
+                assert self.mamba is not None
+                return self.mamba.products(self.width)
+        assert mixer == "none", mixer
+        return 0
 
     def _attention_products(self, n_tokens: int) -> int:
         """Multiplications of an attention for one of so many tokens."""
         heads = (3 if self.output_gate else 2) * self.n_heads + 2 * self.n_kv_heads
         return self.head_dim * (self.width * heads + 2 * self.n_heads * n_tokens)
-
-    def _delta_products(self, n_tokens: int) -> int:
-        """Multiplications of a gated DeltaNet for a token; of how many does not matter."""
-        del n_tokens
-        assert self.delta is not None
-        s = self.delta
-        keys, values = s.n_key_heads * s.key_dim, s.n_value_heads * s.value_dim
-        projections = self.width * (2 * keys + 3 * values + 2 * s.n_value_heads)
-        # Three products with the memory, four within a chunk, and the triangular inverse.
-        chunk = 2 * s.chunk * (keys + values) + s.n_value_heads * s.chunk**2 // 3
-        return projections + 3 * s.key_dim * values + chunk
-
-    def _latent_products(self, n_tokens: int) -> int:
-        """Multiplications of a latent attention for one of so many tokens."""
-        assert self.latent is not None
-        s, H, E = self.latent, self.n_heads, self.head_dim
-        queries = s.query_rank * (self.width + H * E) if s.query_rank else self.width * H * E
-        keys = self.width * (s.rank + s.rope_dim) + s.rank * H * (s.key_dim + s.value_dim)
-        return queries + keys + H * (s.value_dim * self.width + (E + s.value_dim) * n_tokens)
 
     def _ffn_products(self, kind: BlockKind) -> int:
         """Multiplications of a feed-forward layer for a token, of its own experts alone."""

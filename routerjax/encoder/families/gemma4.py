@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from routerjax.encoder.families.config import BlockKind, EncoderConfig, GlobalShape
+from routerjax.encoder.families.config import BlockKind, EncoderConfig
 from routerjax.encoder.families.fields import (
     FULL,
     SLIDING,
@@ -16,6 +16,7 @@ from routerjax.encoder.families.fields import (
     read_layer_ropes,
     windows_of,
 )
+from routerjax.encoder.families.shapes import GlobalShape
 
 _THETAS = {FULL: ("rope_theta", 1e6), SLIDING: ("rope_local_base_freq", 10000.0)}
 _ROPES = {

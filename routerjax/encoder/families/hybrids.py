@@ -6,7 +6,7 @@ Readers as in dense.py.
 import dataclasses
 from typing import Any
 
-from routerjax.encoder.families.config import NO_ROPE, BlockKind, DeltaShape, EncoderConfig
+from routerjax.encoder.families.config import NO_ROPE, BlockKind, EncoderConfig
 from routerjax.encoder.families.dense import granite
 from routerjax.encoder.families.fields import (
     FULL,
@@ -20,7 +20,7 @@ from routerjax.encoder.families.fields import (
 )
 from routerjax.encoder.families.mixtures import EXPERTS, deepseek_experts, qwen_experts
 from routerjax.encoder.families.rope import Rope
-from routerjax.encoder.families.shapes import MambaShape
+from routerjax.encoder.families.shapes import DeltaShape, MambaShape
 
 _CONV = "conv"
 _NEMOTRON_KINDS = {

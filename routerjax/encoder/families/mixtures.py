@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from routerjax.encoder.families.config import BlockKind, EncoderConfig, LatentShape, Routing
+from routerjax.encoder.families.config import BlockKind, EncoderConfig, Routing
 from routerjax.encoder.families.fields import (
     FULL,
     SLIDING,
@@ -17,6 +17,7 @@ from routerjax.encoder.families.fields import (
     windows_of,
 )
 from routerjax.encoder.families.rope import YarnRope, yarn_attention_factor
+from routerjax.encoder.families.shapes import LatentShape
 
 EXPERTS = BlockKind(ffn="experts")
 

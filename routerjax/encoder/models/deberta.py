@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from routerjax.encoder.families.config import DisentangledShape, EncoderConfig
+from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.families.shapes import DisentangledShape
 from routerjax.encoder.models import partition, products
 from routerjax.encoder.models.blockwise import HIDDEN, head_chunks, shifted
 from routerjax.encoder.models.feed_forward import ACTIVATIONS

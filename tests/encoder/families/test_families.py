@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from routerjax.encoder.capture import Graph, capture
-from routerjax.encoder.families.config import FULL_ATTENTION, NO_ROPE, BlockKind, GlobalShape
+from routerjax.encoder.families.config import FULL_ATTENTION, NO_ROPE, BlockKind
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.families.rope import (
     DynamicRope,
@@ -21,6 +21,7 @@ from routerjax.encoder.families.rope import (
     YarnRope,
     rotary_frequencies,
 )
+from routerjax.encoder.families.shapes import GlobalShape
 from routerjax.encoder.models.bert import distance_rows
 from routerjax.encoder.selection import Selection
 from tests.encoder import tiny_models as models

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from routerjax.encoder.families.config import FULL_ATTENTION, BlockKind, LatentShape, Routing
+from routerjax.encoder.families.config import FULL_ATTENTION, BlockKind, Routing
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.families.rope import Rope, YarnRope
+from routerjax.encoder.families.shapes import LatentShape
 from tests.encoder import tiny_models as models
 
 DENSE, EXPERTS = BlockKind(), BlockKind(ffn="experts")

@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from routerjax.encoder.capture import Graph, capture
-from routerjax.encoder.families.config import LatentShape
 from routerjax.encoder.families.registry import read_config
+from routerjax.encoder.families.shapes import LatentShape
 from routerjax.encoder.models.attention import attend, attend_cudnn, cudnn_is_legal
 from routerjax.encoder.selection import Selection
 from routerjax.encoder.weights.loading import make_model
@@ -145,7 +145,7 @@ def test_what_cudnn_leaves_in_padding_stays_there(monkeypatch):
         return jnp.where(real_BT11, mixed, jnp.nan)
 
     expected = states(models.CPU)
-    monkeypatch.setattr("routerjax.encoder.models.decoder.attend_cudnn", as_cudnn)
+    monkeypatch.setattr("routerjax.encoder.models.mixers.self_attention.attend_cudnn", as_cudnn)
     np.testing.assert_allclose(
         states(dataclasses.replace(models.CPU, cudnn=True)), expected, rtol=1e-5, atol=1e-5
     )

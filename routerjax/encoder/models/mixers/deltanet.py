@@ -9,8 +9,9 @@ from flax import nnx
 
 from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.models import partition
-from routerjax.encoder.models.delta_rule import delta_rule
-from routerjax.encoder.models.short_conv import DepthwiseConv, last_inputs
+from routerjax.encoder.models.mixers.delta_rule import delta_rule
+from routerjax.encoder.models.mixers.place import Place
+from routerjax.encoder.models.mixers.short_conv import DepthwiseConv, last_inputs
 from routerjax.runtime.tuning import Tuning
 
 
@@ -46,7 +47,7 @@ class DeltaNet(nnx.Module):
         self.shape, self.tuning = shape, tuning
 
     def __call__(
-        self, x_BTD: jax.Array, place: Any, before: Any = None
+        self, x_BTD: jax.Array, place: Place, before: Any = None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         B, T, _ = x_BTD.shape
         s = self.shape

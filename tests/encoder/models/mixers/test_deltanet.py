@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from routerjax.encoder.families.config import DeltaShape, EncoderConfig
-from routerjax.encoder.models import delta_rule as rules
-from routerjax.encoder.models.decoder import Place
-from routerjax.encoder.models.delta_rule import delta_rule, unit_lower_inverse
-from routerjax.encoder.models.deltanet import DeltaNet
+from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.families.shapes import DeltaShape
+from routerjax.encoder.models.mixers import delta_rule as rules
+from routerjax.encoder.models.mixers.delta_rule import delta_rule, unit_lower_inverse
+from routerjax.encoder.models.mixers.deltanet import DeltaNet
+from routerjax.encoder.models.mixers.place import Place
 from routerjax.encoder.models.norms import RMSNorm
 from tests.encoder import tiny_models as models
 

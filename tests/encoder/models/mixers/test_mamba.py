@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from routerjax.encoder.models.mamba import state_space
+from routerjax.encoder.models.mixers.mamba import state_space
 from tests.encoder import tiny_models as models
 
 B, T, H, G, N, E = 2, 11, 4, 2, 3, 5

@@ -8,6 +8,7 @@ from flax import nnx
 
 from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.models.attention import continued, rotate
+from routerjax.encoder.models.mixers.place import Place
 from routerjax.encoder.models.partition import attend
 from routerjax.runtime.tuning import Tuning
 
@@ -42,7 +43,7 @@ class LatentAttention(nnx.Module):
         self.config, self.shape, self.tuning = config, s, tuning
 
     def __call__(
-        self, x_BTD: jax.Array, place: Any, before: Any = None
+        self, x_BTD: jax.Array, place: Place, before: Any = None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         B, T, _ = x_BTD.shape
         c, s = self.config, self.shape

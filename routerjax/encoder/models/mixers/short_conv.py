@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.models.mixers.place import Place
 from routerjax.runtime.tuning import Tuning
 
 
@@ -68,7 +69,7 @@ class ShortConv(nnx.Module):
         self.size = config.conv_width
 
     def __call__(
-        self, x_BTD: jax.Array, place: Any, before: Any = None
+        self, x_BTD: jax.Array, place: Place, before: Any = None
     ) -> tuple[jax.Array, jax.Array]:
         B, _, D = x_BTD.shape
         gated_BTD = self.in_gate(x_BTD) * self.value(x_BTD)

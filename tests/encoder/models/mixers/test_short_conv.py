@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from routerjax.encoder.families.config import EncoderConfig
-from routerjax.encoder.models.decoder import Place
-from routerjax.encoder.models.short_conv import ShortConv
+from routerjax.encoder.models.mixers.place import Place
+from routerjax.encoder.models.mixers.short_conv import ShortConv
 from tests.encoder import tiny_models as models
 
 D, K = 6, 4

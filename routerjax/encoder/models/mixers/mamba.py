@@ -12,8 +12,9 @@ from flax import nnx
 
 from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.models import partition
+from routerjax.encoder.models.mixers.place import Place
+from routerjax.encoder.models.mixers.short_conv import DepthwiseConv, last_inputs
 from routerjax.encoder.models.norms import unit_rms
-from routerjax.encoder.models.short_conv import DepthwiseConv, last_inputs
 from routerjax.runtime.devices import power_of_two
 from routerjax.runtime.tuning import Tuning
 
@@ -53,7 +54,7 @@ class Mamba(nnx.Module):
         self.shape, self.eps = s, config.norm_eps
 
     def __call__(
-        self, x_BTD: jax.Array, place: Any, before: Any = None
+        self, x_BTD: jax.Array, place: Place, before: Any = None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         B, T, _ = x_BTD.shape
         s = self.shape

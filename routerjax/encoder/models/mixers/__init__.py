@@ -1,0 +1,1 @@
+"""What mixes a block's tokens, of each BlockKind.mixer: attentions, convolutions, memories."""
