@@ -3,7 +3,15 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from routerjax.encoder.families import bidirectional, dense, gemma4, hybrids, key_tables, mixtures
+from routerjax.encoder.families import (
+    bidirectional,
+    bidirectional_keys,
+    dense,
+    gemma4,
+    hybrids,
+    key_tables,
+    mixtures,
+)
 from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.families.fields import Fields, text_config
 
@@ -61,11 +69,11 @@ class Family(NamedTuple):
 
 
 FAMILIES: dict[str, Family] = {
-    "bert": Family(bidirectional.bert, key_tables.BERT),
-    "deberta-v2": Family(bidirectional.deberta_v2, key_tables.DEBERTA_V2),
+    "bert": Family(bidirectional.bert, bidirectional_keys.BERT),
+    "deberta-v2": Family(bidirectional.deberta_v2, bidirectional_keys.DEBERTA_V2),
     "deepseek_v2": Family(mixtures.deepseek_v2, key_tables.LATENT),
     "deepseek_v3": Family(mixtures.deepseek_v3, key_tables.LATENT),
-    "distilbert": Family(bidirectional.distilbert, key_tables.DISTILBERT),
+    "distilbert": Family(bidirectional.distilbert, bidirectional_keys.DISTILBERT),
     "ernie4_5": Family(dense.ernie4_5, key_tables.DECODER),
     "exaone4": Family(dense.exaone4, key_tables.POST_NORMS),
     "gemma": Family(dense.gemma, key_tables.DECODER),
@@ -78,17 +86,17 @@ FAMILIES: dict[str, Family] = {
     "gpt_oss": Family(mixtures.gpt_oss, key_tables.GPT_OSS),
     "granite": Family(dense.granite, key_tables.DECODER),
     "granitemoehybrid": Family(hybrids.granitemoehybrid, key_tables.GRANITE_HYBRID),
-    "gte": Family(bidirectional.gte, key_tables.GTE),
+    "gte": Family(bidirectional.gte, bidirectional_keys.GTE),
     "lfm2": Family(hybrids.lfm2, key_tables.LFM2),
     "llama": Family(dense.llama, key_tables.DECODER),
     "ministral": Family(dense.ministral, key_tables.DECODER),
     "ministral3": Family(dense.ministral3, key_tables.DECODER),
     "mistral": Family(dense.mistral, key_tables.DECODER),
     "mixtral": Family(mixtures.mixtral, key_tables.MIXTRAL),
-    "modernbert": Family(bidirectional.modernbert, key_tables.MODERNBERT),
-    "mpnet": Family(bidirectional.mpnet, key_tables.MPNET),
+    "modernbert": Family(bidirectional.modernbert, bidirectional_keys.MODERNBERT),
+    "mpnet": Family(bidirectional.mpnet, bidirectional_keys.MPNET),
     "nemotron_h": Family(hybrids.nemotron_h, key_tables.NEMOTRON_H),
-    "nomic_bert": Family(bidirectional.nomic_bert, key_tables.NOMIC_BERT),
+    "nomic_bert": Family(bidirectional.nomic_bert, bidirectional_keys.NOMIC_BERT),
     "olmo2": Family(dense.olmo2, key_tables.POST_NORMS),
     "olmo3": Family(dense.olmo3, key_tables.POST_NORMS),
     "phi3": Family(dense.phi3, key_tables.PHI3),
@@ -99,11 +107,11 @@ FAMILIES: dict[str, Family] = {
     "qwen3_moe": Family(mixtures.qwen3_moe, key_tables.QWEN_EXPERTS),
     "qwen3_next": Family(hybrids.qwen3_next, key_tables.QWEN3_NEXT),
     "qwen3_vl_moe": Family(mixtures.qwen3_vl_moe, key_tables.QWEN3_VL_EXPERTS),
-    "roberta": Family(bidirectional.roberta, key_tables.BERT),
+    "roberta": Family(bidirectional.roberta, bidirectional_keys.BERT),
     "seed_oss": Family(dense.seed_oss, key_tables.DECODER),
     "smollm3": Family(dense.smollm3, key_tables.DECODER),
     "starcoder2": Family(dense.starcoder2, key_tables.STARCODER2),
-    "xlm-roberta": Family(bidirectional.roberta, key_tables.BERT),
+    "xlm-roberta": Family(bidirectional.roberta, bidirectional_keys.BERT),
 }
 
 # Those whose tokens see both ways; in all others a token sees those before it. (A config that says
