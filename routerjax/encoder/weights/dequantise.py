@@ -1,32 +1,22 @@
-"""Dequantised weights: how each scheme's codes, scales and zero points become float32 numbers.
+"""Dequantised weights: how codes, scales and zero points become float32 numbers.
 
 weight = (code - zero point) x scale; the numbers of a block share a scale and a zero point. Only
-the rows asked for are read and computed, in memory for a few times their float32 numbers.
+the rows asked for are read and computed, in memory for a few times their float32 numbers. Where
+each scheme's tensors lie: schemes.py.
 
 Axes: out, the weight's rows; in, its columns; a group is a block of one row.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
 
 from routerjax.encoder.weights.checkpoint import Checkpoint
 from routerjax.encoder.weights.mxfp4 import ELEMENTS
-
-# Codes of a byte each; of uint8 a byte is two codes of FP4 (E2M1).
-_BYTES = ("float8_e4m3fn", "float8_e5m2", "int8", "uint8")
-# Bits of a code in a word of 32.
-BITS = (2, 4, 8)
-# AWQ: where in a word the codes of rows 0 to 7 lie.
-_AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
-
-
-class Fault(Exception):
-    """What is wrong with a tensor of a weight, in one line."""
 
 
 class Weight(Protocol):
@@ -43,97 +33,7 @@ class Weight(Protocol):
         """[stop - start, ...] float32 some rows, as of `Tensors.rows`."""
 
 
-@dataclasses.dataclass
-class Parts:
-    """The tensors that one weight is made of.
-
-    Attributes:
-      checkpoint: Holds them.
-      held: {key: shape} of its tensors.
-      settings: Of the quantisation.
-      name: What their keys begin with.
-      used: Keys that were asked for.
-    """
-
-    checkpoint: Checkpoint
-    held: dict[str, tuple[int, ...]]
-    settings: dict[str, Any]
-    name: str
-    used: set[str] = dataclasses.field(default_factory=set)
-
-    def find(self, *ends: str) -> str:
-        """The key that ends in one of these."""
-        key = next((self.name + end for end in ends if self.name + end in self.held), None)
-        if key is None:
-            raise Fault(f"missing: {' or '.join(self.name + end for end in ends)}")
-        self.used.add(key)
-        return key
-
-    def find_any(self, end: str) -> str:
-        """The same, or "" where there is none."""
-        return self.find(end) if self.name + end in self.held else ""
-
-    def misfit(self, key: str, expected: Any) -> Fault:
-        return Fault(f"misshapen: {key} is {self.held[key]}, expected {expected}")
-
-    def expect(self, key: str, shape: tuple[int, ...]) -> None:
-        """Raises unless a tensor is of this shape."""
-        if self.held[key] != shape:
-            raise self.misfit(key, shape)
-
-    def two_axes(self, key: str) -> tuple[int, int]:
-        """The shape of a tensor of two axes."""
-        if len(self.held[key]) != 2:
-            raise self.misfit(key, "two axes")
-        return self.held[key][0], self.held[key][1]
-
-    def values(self, key: str) -> np.ndarray:
-        """All numbers of a tensor, flat."""
-        shape = self.held[key]
-        return self.checkpoint.rows(key, 0, math.prod(shape), len(shape))
-
-    def blocks(self) -> Iterator[tuple[int, int]]:
-        """(rows, columns) of each size of block that the config names, and the usual one."""
-        groups = (self.settings.get("config_groups") or {}).values()
-        weights = [g.get("weights") or {} for g in groups if isinstance(g, dict)]
-        for each in (self.settings, *weights):
-            block = each.get("weight_block_size") or each.get("block_structure")
-            if isinstance(block, str):
-                block = block.split("x")
-            if block:
-                yield int(block[0]), int(block[1])
-            if (each.get("group_size") or 0) > 0:
-                yield 1, int(each["group_size"])
-        yield 128, 128
-
-    def grid(
-        self, key: str, shape: tuple[int, ...], counts: tuple[int, ...] | None = None
-    ) -> "_Grid":
-        """The blocks that share the numbers of a tensor.
-
-        Args:
-          key: The tensor.
-          shape: Of the weight.
-          counts: How many blocks there are along its axes; by default the tensor's shape. Later
-            axes left out are of one block.
-        """
-        counts = counts or self.held[key]
-        counts += (1,) * (len(shape) - len(counts))
-        if len(shape) < 2 or len(counts) > len(shape) or 0 in counts:
-            raise self.misfit(key, f"a number for each block of {shape}")
-        # Blocks that the config does not name are even.
-        even = (shape[-2] // counts[-2], shape[-1] // counts[-1])
-        for sizes in (*self.blocks(), even):
-            block = tuple(
-                n if count == 1 else 1 if count == n else size
-                for n, count, size in zip(shape, counts, (*shape[:-2], *sizes), strict=True)
-            )
-            if counts == tuple(_ceil(n, size) for n, size in zip(shape, block, strict=True)):
-                return _Grid(key, counts, block)
-        raise self.misfit(key, f"a number for each block of {shape}")
-
-
-class _Grid(NamedTuple):
+class Grid(NamedTuple):
     """Numbers that blocks of a weight share.
 
     Attributes:
@@ -148,7 +48,7 @@ class _Grid(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Scaled:
+class Scaled:
     """A weight with a byte, or half a byte, for each number, and scales of any blocks.
 
     Attributes:
@@ -163,14 +63,14 @@ class _Scaled:
     checkpoint: Checkpoint
     key: str
     shape: tuple[int, ...]
-    scales: _Grid
-    zeros: _Grid | None = None
+    scales: Grid
+    zeros: Grid | None = None
     factor: float = 1.0
 
     def rows(self, start: int, stop: int, n_axes: int) -> np.ndarray:
         codes = self.checkpoint.rows(self.key, start, stop, n_axes)
         if codes.dtype == np.uint8:
-            numbers = ELEMENTS[_unpack(codes.reshape(-1, codes.shape[-1]), 4)]
+            numbers = ELEMENTS[unpack(codes.reshape(-1, codes.shape[-1]), 4)]
             numbers = numbers.reshape(*codes.shape[:-1], -1)
         else:
             # By a table: a cast of these dtypes takes three times as long.
@@ -182,7 +82,7 @@ class _Scaled:
         return numbers
 
     def _spread(
-        self, grid: _Grid, start: int, stop: int, n_axes: int, factor: float = 1.0
+        self, grid: Grid, start: int, stop: int, n_axes: int, factor: float = 1.0
     ) -> np.ndarray:
         """For each number in these rows that of its block; of an axis without blocks one."""
         first = np.unravel_index(np.arange(start, stop), self.shape[:n_axes])
@@ -202,7 +102,7 @@ class _Scaled:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Grouped:
+class Grouped:
     """A weight whose codes lie packed in words of 32 bits, with scales of groups.
 
     Attributes:
@@ -239,135 +139,17 @@ class _Grouped:
         return numbers
 
 
-def scaled(parts: Parts, codes: tuple[str, ...]) -> Weight | None:
-    """Codes of these dtypes under the weight's own key; None of a tensor that holds no codes."""
-    key = parts.name
-    try:
-        dtype = parts.checkpoint.dtype(key)
-    except ValueError:
-        return None  # It is refused when it is read.
-    if dtype.name in _BYTES and dtype.name not in codes:
-        raise Fault(f"unsupported: {key} is {dtype}, expected {' or '.join(codes)}")
-    return _blockwise(parts, key, dtype) if dtype.name in codes else None
-
-
-def packed(parts: Parts) -> Weight:
-    """compressed-tensors' `weight_packed`: codes packed along in, of integers or of FP4."""
-    key = parts.find("_packed")
-    if parts.checkpoint.dtype(key) == np.uint8:
-        parts.find_any("_shape")
-        return _blockwise(parts, key, np.dtype(np.uint8))
-    parts.expect(shape := parts.find("_shape"), (2,))
-    n_out, n_in = (int(n) for n in parts.values(shape))
-    bits = _bits(parts, key, n_out, n_in)
-    scale = parts.find("_scale")
-    grid = parts.grid(scale, (n_out, n_in))
-    n_scales, n_groups = grid.shape
-    if n_scales not in (1, n_out):
-        raise parts.misfit(scale, f"({n_out}, groups)")
-    zero, order = parts.find_any("_zero_point"), parts.find_any("_g_idx")
-    if zero:
-        parts.expect(zero, (_ceil(n_out * bits, 32), n_groups))
-    checkpoint, n_axes = parts.checkpoint, len(parts.held[scale])
-
-    def read(start: int, stop: int) -> tuple[np.ndarray, np.ndarray | int, np.ndarray]:
-        codes = _unpack(checkpoint.rows(key, start, stop), bits)
-        zeros: np.ndarray | int = 2 ** (bits - 1)  # Codes are stored with this much added.
-        if zero:
-            words = checkpoint.rows(zero, *_words(start, stop, bits))
-            zeros = _unpack_rows(words, start, stop, bits)
-        first, last = (0, 1) if n_scales == 1 else (start, stop)
-        scales = checkpoint.rows(scale, first * n_groups, last * n_groups, n_axes)
-        return codes, zeros, scales.reshape(-1, n_groups)
-
-    return _Grouped(checkpoint, (n_out, n_in), order or grid.block[1], read)
-
-
-def awq(parts: Parts) -> Weight:
-    """AWQ's `qweight`, [in, out / 8]: eight codes of out to a word, in an order of AWQ's own."""
-    key, scale = parts.find(".qweight"), parts.find(".scales")
-    has_zeros = parts.settings.get("zero_point", True)
-    zero = parts.find(".qzeros") if has_zeros else parts.find_any(".qzeros")
-    (n_in, n_words), (n_groups, n_out) = parts.two_axes(key), parts.two_axes(scale)
-    parts.expect(key, (n_in, _ceil(n_out, 8)))
-    if zero:
-        parts.expect(zero, (n_groups, n_words))
-    size = parts.grid(scale, (n_out, n_in), (n_out, n_groups)).block[1]
-    checkpoint = parts.checkpoint
-
-    def unpack(key: str, start: int, stop: int) -> np.ndarray:
-        words = checkpoint.columns(key, *_words(start, stop, 4)).T
-        return _unpack_rows(words, start, stop, 4, _AWQ_PLACES)
-
-    def read(start: int, stop: int) -> tuple[np.ndarray, np.ndarray | int, np.ndarray]:
-        zeros = unpack(zero, start, stop) if zero else 8
-        return unpack(key, start, stop), zeros, checkpoint.columns(scale, start, stop).T
-
-    return _Grouped(checkpoint, (n_out, n_in), size, read)
-
-
-def gptq(parts: Parts) -> Weight:
-    """GPTQ's `qweight`, [in x bits / 32, out]: codes packed along in, zero points along out."""
-    key, zero, scale = parts.find(".qweight"), parts.find(".qzeros"), parts.find(".scales")
-    order = parts.find_any(".g_idx")
-    n_groups, n_out = parts.two_axes(scale)
-    bits = _bits(parts, zero, n_groups, n_out)
-    n_in = parts.held[order][0] if order else parts.two_axes(key)[0] * 32 // bits
-    parts.expect(key, (_ceil(n_in * bits, 32), n_out))
-    size = 0 if order else parts.grid(scale, (n_out, n_in), (n_out, n_groups)).block[1]
-    # The first version stores zero points less one, modulo the codes.
-    second = "gptq_v2" in (parts.settings.get(f) for f in ("checkpoint_format", "format"))
-    less = np.uint8(not second)
-    checkpoint = parts.checkpoint
-
-    def read(start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        codes = _unpack(checkpoint.columns(key, start, stop).T, bits)
-        words = checkpoint.columns(zero, *_words(start, stop, bits)).T
-        zeros = (_unpack_rows(words, start, stop, bits) + less) & np.uint8(2**bits - 1)
-        return codes, zeros, checkpoint.columns(scale, start, stop).T
-
-    return _Grouped(checkpoint, (n_out, n_in), order or size, read)
-
-
-def _blockwise(parts: Parts, key: str, dtype: np.dtype) -> _Scaled:
-    """A weight of codes that lie in its own order."""
-    shape = parts.held[key]
-    if dtype == np.uint8:
-        shape = (*shape[:-1], 2 * shape[-1])
-    scale = parts.find("_scale", "_scale_inv")
-    zero, factor = parts.find_any("_zero_point"), 1.0
-    if zero and parts.checkpoint.dtype(zero) == np.uint8:
-        raise Fault(f"unsupported: {zero} is uint8, expected int8")
-    if dtype == np.uint8 and parts.checkpoint.dtype(scale) != np.uint8:
-        # NVFP4: its scales, in FP8, share one more.
-        second = parts.find("_scale_2", "_global_scale")
-        parts.expect(second, (1,) if parts.held[second] else ())
-        factor = float(parts.values(second)[0])
-        if not factor:
-            raise Fault(f"of no use: {second} is 0")
-        factor = factor if second.endswith("_scale_2") else 1 / factor
-    zeros = parts.grid(zero, shape) if zero else None
-    return _Scaled(parts.checkpoint, key, shape, parts.grid(scale, shape), zeros, factor)
-
-
-def _bits(parts: Parts, key: str, n_rows: int, n_codes: int) -> int:
-    """How many bits a code has, by the shape of the packed tensor."""
-    for bits in BITS:
-        if parts.held[key] == (n_rows, _ceil(n_codes * bits, 32)):
-            return bits
-    raise parts.misfit(key, f"{n_rows} rows of {n_codes} codes of 2, 4 or 8 bits in words of 32")
-
-
-def _ceil(n: int, size: int) -> int:
+def ceil_div(n: int, size: int) -> int:
+    """n / size, rounded up."""
     return -(-n // size)
 
 
-def _words(start: int, stop: int, bits: int) -> tuple[int, int]:
+def words_of(start: int, stop: int, bits: int) -> tuple[int, int]:
     """The words that hold codes `start` up to `stop`."""
-    return start * bits // 32, _ceil(stop * bits, 32)
+    return start * bits // 32, ceil_div(stop * bits, 32)
 
 
-def _unpack(packed: np.ndarray, bits: int) -> np.ndarray:
+def unpack(packed: np.ndarray, bits: int) -> np.ndarray:
     """[rows, codes] uint8 of [rows, words] or [rows, bytes], the lowest bits first."""
     held = np.ascontiguousarray(packed).view(np.uint8)
     codes = np.empty((*held.shape, 8 // bits), np.uint8)
@@ -376,13 +158,13 @@ def _unpack(packed: np.ndarray, bits: int) -> np.ndarray:
     return codes.reshape(len(held), -1)
 
 
-def _unpack_rows(
+def unpack_rows(
     packed: np.ndarray, start: int, stop: int, bits: int, places: Sequence[int] = ()
 ) -> np.ndarray:
     """[stop - start, columns] uint8 some rows of codes packed along the rows.
 
     Args:
-      packed: [words, columns], those of `_words`.
+      packed: [words, columns], those of `words_of`.
       start: First row.
       stop: The row after the last.
       bits: Of a code.

@@ -16,11 +16,11 @@ import numpy as np
 from routerjax.encoder.families.fields import text_config
 from routerjax.encoder.families.key_tables import Table
 from routerjax.encoder.weights.checkpoint import Checkpoint, Tensors
-from routerjax.encoder.weights.dequantise import (
+from routerjax.encoder.weights.dequantise import Weight
+from routerjax.encoder.weights.schemes import (
     BITS,
     Fault,
     Parts,
-    Weight,
     awq,
     gptq,
     packed,
