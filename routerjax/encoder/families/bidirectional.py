@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from routerjax.encoder.families.config import DisentangledShape, EncoderConfig
+from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.families.fields import (
     FULL,
     SLIDING,
@@ -16,6 +16,7 @@ from routerjax.encoder.families.fields import (
     windows_of,
 )
 from routerjax.encoder.families.rope import LinearRope, Rope
+from routerjax.encoder.families.shapes import DisentangledShape
 
 # What Nomic's own files call the fields, in GPT-2's words.
 _NOMIC = {
@@ -49,23 +50,11 @@ def bert(family: str, c: Fields) -> EncoderConfig:
     if c.get("is_decoder", False):
         raise c.refuse("a BERT decoder (is_decoder) is not supported")
     return EncoderConfig(
-        family=family,
-        n_layers=c["num_hidden_layers"],
-        width=c["hidden_size"],
-        n_heads=c["num_attention_heads"],
-        n_kv_heads=c["num_attention_heads"],
-        head_dim=_head_width(c),
-        ffn_width=c["intermediate_size"],
-        vocab_size=c["vocab_size"],
-        norm_eps=c.get("layer_norm_eps", 1e-12),
-        max_positions=c["max_position_embeddings"],
+        **_shared(family, c),
         activation=read_activation(c, "hidden_act", "gelu"),
-        bidirectional=True,
         gated=False,
-        norm="layer",
         norm_bias=True,
         norm_placement="post",
-        embed_norm=True,
         qkv_bias=True,
         out_bias=True,
         ffn_bias=True,
@@ -150,28 +139,16 @@ def distilbert(family: str, c: Fields) -> EncoderConfig:
 
 def modernbert(family: str, c: Fields) -> EncoderConfig:
     """ModernBERT: rotary, norms before, global and local layers, gated feed-forward."""
-    n_layers, n_heads = c["num_hidden_layers"], c["num_attention_heads"]
+    n_layers = c["num_hidden_layers"]
     every = c.get("global_attn_every_n_layers", 3)
     kinds = layer_types(c, [SLIDING if i % every else FULL for i in range(n_layers)])
     thetas = {FULL: ("global_rope_theta", 160000.0), SLIDING: ("local_rope_theta", 10000.0)}
     ropes, rope_of_layer = read_layer_ropes(c, kinds, thetas, scaled=(FULL, SLIDING))
     return EncoderConfig(
-        family=family,
-        n_layers=n_layers,
-        width=c["hidden_size"],
-        n_heads=n_heads,
-        n_kv_heads=n_heads,
-        head_dim=_head_width(c),
-        ffn_width=c["intermediate_size"],
-        vocab_size=c["vocab_size"],
-        norm_eps=c.get("norm_eps", 1e-5),
-        max_positions=c["max_position_embeddings"],
+        **(_shared(family, c) | {"norm_eps": c.get("norm_eps", 1e-5)}),
         activation=read_activation(c, "hidden_activation", "gelu"),
-        bidirectional=True,
-        norm="layer",
         norm_bias=bool(c.get("norm_bias", False)),
         first_norm=False,
-        embed_norm=True,
         tied=bool(c.get("tie_word_embeddings", False)),
         last_normed=bool(c.get("tie_last_hidden_states", True)),
         **attention_bias(c),
@@ -230,27 +207,34 @@ def gte(family: str, c: Fields) -> EncoderConfig:
 
 def _rotary_bert(family: str, c: Fields, rope: Rope, **different: Any) -> EncoderConfig:
     return EncoderConfig(
-        family=family,
-        n_layers=c["num_hidden_layers"],
-        width=c["hidden_size"],
-        n_heads=c["num_attention_heads"],
-        n_kv_heads=c["num_attention_heads"],
-        head_dim=_head_width(c),
-        ffn_width=c["intermediate_size"],
-        vocab_size=c["vocab_size"],
-        norm_eps=c.get("layer_norm_eps", 1e-12),
-        max_positions=c["max_position_embeddings"],
-        bidirectional=True,
-        norm="layer",
+        **_shared(family, c),
         norm_bias=True,
         norm_placement="sum",
-        embed_norm=True,
         last_normed=False,
         n_segments=c["type_vocab_size"],
         ropes=(rope,),
         tied=bool(c.get("tie_word_embeddings", True)),
         **different,
     )
+
+
+def _shared(family: str, c: Fields) -> dict[str, Any]:
+    """What all families here read alike, by EncoderConfig's names."""
+    return {
+        "family": family,
+        "n_layers": c["num_hidden_layers"],
+        "width": c["hidden_size"],
+        "n_heads": c["num_attention_heads"],
+        "n_kv_heads": c["num_attention_heads"],
+        "head_dim": _head_width(c),
+        "ffn_width": c["intermediate_size"],
+        "vocab_size": c["vocab_size"],
+        "norm_eps": c.get("layer_norm_eps", 1e-12),
+        "max_positions": c["max_position_embeddings"],
+        "bidirectional": True,
+        "norm": "layer",
+        "embed_norm": True,
+    }
 
 
 def _head_width(c: Fields) -> int:
