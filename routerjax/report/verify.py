@@ -1,6 +1,5 @@
 """find_damage: what of a store, a router or a workdir is not as it was written, and what to do."""
 
-import json
 import pathlib
 import re
 from collections.abc import Callable, Iterable
@@ -9,7 +8,7 @@ from typing import Any
 from routerjax.probes.table import ProbeTable
 from routerjax.routing.router import Router
 from routerjax.runtime import lock, resume
-from routerjax.runtime.files import Folder
+from routerjax.runtime.files import Folder, is_json
 from routerjax.store.store import ActivationStore
 from routerjax.sweeps.table import SweepTable
 from routerjax.trunk.checkpoint import check_checkpoint
@@ -131,7 +130,7 @@ def _result(folder: Folder, name: str) -> None:
             beside.read_sealed(place.name)
     elif place.suffix == ".jsonl":
         for number, line in enumerate(data.splitlines(), 1):
-            if line.strip() and not _is_json(line):
+            if line.strip() and not is_json(line):
                 raise ValueError(
                     f"{folder.path}{name}:{number} is not JSON: delete the line, and {_AGAIN}"
                 )
@@ -157,14 +156,6 @@ def _problem(read: Callable[..., Any], *arguments: Any) -> list[str]:
         text = str(error)
         return [text if re.search(r"again|delete", text) else f"{text}: {_AGAIN}"]
     return []
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def _is_lock(name: str) -> bool:

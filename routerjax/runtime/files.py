@@ -275,6 +275,15 @@ def json_bytes(value: Any, indent: int | None = 2) -> bytes:
     return (text + "\n").encode()
 
 
+def is_json(text: bytes) -> bool:
+    """Whether a text is a JSON value."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def unsealed(value: Any, path: str, name: str, of: str = "", always: bool = True) -> dict[str, Any]:
     """What `Folder.write_sealed` was given, of the JSON value that it wrote.
 

@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from routerjax.data.conversation import Conversation, text_id
+from routerjax.runtime.files import is_json
 from routerjax.serving.errors import Problem
 
 # Requests that still may get an outcome, and bytes of their queries; the oldest are forgotten.
@@ -141,21 +142,13 @@ def append_line(path: pathlib.Path, line: bytes) -> None:
                 f"begins {begins[:20].decode(errors='replace')!r}: name another file, or end the "
                 f"line"
             )
-        if _is_json(left):
+        if is_json(left):
             file.write(b"\n")
             end += len(left) + 1
         file.truncate(end)
         if line and file.write(line) != len(line):
             file.truncate(end)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def _end_of_lines(file: IO[bytes]) -> int:
