@@ -151,18 +151,6 @@ def test_all_switches_of_the_variants_are_read(name):
         ("mixtral", (7, 7)),
         ("gpt_oss", (5, FULL_ATTENTION, 5)),
         ("roberta", (FULL_ATTENTION,) * 2),
-        ("ministral", (FULL_ATTENTION, 5, 5)),
-        ("ministral3", (FULL_ATTENTION,) * 2),
-        ("gemma2", (5, FULL_ATTENTION, 5)),
-        ("gemma3", (5, FULL_ATTENTION, 5)),
-        ("phi3", (6, 6, 6)),
-        ("olmo2", (FULL_ATTENTION,) * 2),
-        ("olmo3", (5, 5, FULL_ATTENTION)),
-        ("smollm3", (FULL_ATTENTION, 6, FULL_ATTENTION)),
-        # 6 tokens, 3 to either side, and 4: 2.
-        ("modernbert", (FULL_ATTENTION, 4, 4)),
-        ("modernbert_bias", (3, FULL_ATTENTION, 3)),
-        ("roberta", (FULL_ATTENTION,) * 2),
     ],
 )
 def test_windows_per_layer(name, windows):
