@@ -29,6 +29,12 @@ options.define(Config)
 def main() -> None:
     """Reads, writes, and says what was read."""
     config = options.read(Config)
+    suffix = pathlib.Path(config.output).suffix
+    if suffix in (".csv", ".tsv", ".parquet", ".xlsx"):
+        raise ValueError(
+            f"--output: expected a file to write JSON lines to, such as x.jsonl or x.jsonl.gz, got "
+            f"the name of a table, {config.output}"
+        )
     data, lines = options.read_data(config)
     pathlib.Path(config.output).parent.mkdir(parents=True, exist_ok=True)
     rj.write_dataset(data, config.output)

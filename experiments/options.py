@@ -168,8 +168,14 @@ def read(kind: type[Config]) -> Config:
 
     Args:
       kind: A frozen dataclass.
+
+    Raises:
+      ValueError: A flag is given without a value, as of a variable that is not set.
     """
     values = flags.FLAGS
+    for name in map(flag_name, dataclasses.fields(kind)):
+        if values[name].present and values[name].value == "":
+            raise ValueError(f"--{name}: expected a value, got none: give one, or leave it out")
     return kind(**{f.name: values[flag_name(f)].value for f in dataclasses.fields(kind)})
 
 

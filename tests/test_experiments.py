@@ -583,6 +583,9 @@ def test_launch_writes_a_script_for_slurm(tmp_path):
         ("quickstart", ["--pcadim=3"], "Unknown command line flag 'pcadim'"),
         ("quickstart", ["--pool=pool.json"], "--pool is of the queries of --data: give both"),
         ("quickstart", ["--data=a.jsonl", "--n_queries=200"], "--n_queries is of simulated"),
+        ("quickstart", ["--data="], "--data: expected a value, got none"),
+        ("extract", ["--data=d", "--encoder="], "--encoder: expected a value, got none"),
+        ("convert", ["--data=d", "--output=x.csv"], "expected a file to write JSON lines to"),
     ],
 )
 def test_mistakes_are_told_in_a_line(script, flags, message, files, tmp_path):
@@ -590,7 +593,7 @@ def test_mistakes_are_told_in_a_line(script, flags, message, files, tmp_path):
     (files / "broken.jsonl").write_text(first + "\n{]\n")
     given = [flag.format(files=files) for flag in flags]
     if (
-        script not in ("route", "serve", "drift", "launch", "estimate", "export")
+        script not in ("route", "serve", "drift", "launch", "estimate", "export", "convert")
         and message != "--workdir"
     ):
         given.append(f"--workdir={tmp_path}")

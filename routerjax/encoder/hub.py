@@ -42,6 +42,11 @@ def locate(source: str, revision: str | None) -> tuple[pathlib.Path, str | None]
     if path.exists():
         if revision is not None:
             raise ValueError(f"revision: {source} is a local {kind}, which has none: leave it out")
+        if path.is_file() and kind != "file" and not _is_gguf(path):
+            raise ValueError(
+                f"encoder: {source} is a file, and no GGUF file: name a folder with config.json, "
+                f"tokenizer and model.safetensors, such as its own, a GGUF file or a hub id"
+            )
         return _gguf_within(path) or path, None
     repository, file = source, ""
     if kind == "file":
@@ -72,6 +77,11 @@ def locate(source: str, revision: str | None) -> tuple[pathlib.Path, str | None]
             f"one: {source}/NAME.gguf"
         )
     return folder / file, folder.name  # A snapshot's folder is named by its commit.
+
+
+def _is_gguf(path: pathlib.Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
 
 
 def _gguf_within(path: pathlib.Path) -> pathlib.Path | None:

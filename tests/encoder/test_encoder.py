@@ -260,6 +260,8 @@ def test_what_is_no_encoder_is_refused(tiny_encoder_folder, tmp_path):
         Encoder.from_pretrained("/nowhere/at/all")
     with pytest.raises(ValueError, match=r"config\.json: expected the config"):
         Encoder.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a file, and no GGUF file: name a folder with config"):
+        Encoder.from_pretrained(tiny_encoder_folder / "model.safetensors")
     with pytest.raises(ValueError, match="local folder, which has none"):
         Encoder.from_pretrained(tiny_encoder_folder, revision="main")
     with pytest.raises(ValueError, match="compute_dtype"):
