@@ -84,7 +84,10 @@ def folds(groups: Sequence[str], n: int, seed: int) -> np.ndarray:
     """
     names, group_N, sizes = _shuffled(groups, seed)
     if not 2 <= n <= len(names):
-        raise ValueError(f"n: expected 2 to {len(names)} folds (the groups of rows), got {n}")
+        raise ValueError(
+            f"n: expected 2 to {len(names)} folds, as the {len(groups)} rows are of {len(names)} "
+            f"groups (equal texts are one), got {n}: give more rows, or take fewer folds"
+        )
     fold_of = np.zeros(len(names), np.int64)
     emptiest = [(0, k) for k in range(n)]
     for group in np.argsort(-sizes, kind="stable"):

@@ -113,7 +113,7 @@ def test_one_group_cannot_be_split():
 
 @pytest.mark.parametrize("n", [1, 5])
 def test_folds_refuse_a_number_out_of_range(data, n):
-    with pytest.raises(ValueError, match="n: expected 2 to 4 folds"):
+    with pytest.raises(ValueError, match="n: expected 2 to 4 folds, as the .*: give more rows"):
         data.folds(n)
 
 
