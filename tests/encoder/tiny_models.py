@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.families.registry import read_config
-from routerjax.encoder.weights.loading import load_weights
+from routerjax.encoder.weights.loading import abstract_model, load_weights
 from routerjax.encoder.weights.quantised import open_checkpoint
 from routerjax.runtime.devices import make_mesh
 from routerjax.runtime.tuning import Tuning
@@ -156,6 +156,17 @@ def load(folder: pathlib.Path, dtype=jnp.float32, tuning=CPU, **changes) -> Load
     )
 
 
+def drawn(
+    config: EncoderConfig, dtype=jnp.float32, precision=HIGHEST, tuning=CPU
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """A model of random numbers; NumPy draws them, so that nothing is compiled."""
+    graphdef, shapes = abstract_model(config, dtype, precision, tuning)
+    rng = np.random.default_rng(0)
+    return graphdef, jax.tree.map(
+        lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), x.dtype), shapes
+    )
+
+
 def our_states(encoder: Loaded, tokens_BT: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
     """[L, B, T, D] hidden states of every token, by a plain loop over the blocks."""
     model = nnx.merge(encoder.graphdef, encoder.params)
@@ -170,7 +181,8 @@ def our_states(encoder: Loaded, tokens_BT: np.ndarray, lengths_B: np.ndarray) ->
     for i in range(encoder.config.n_layers):
         (s,) = (s for s in range(len(stacks)) if i in encoder.config.blocks_of(s))
         group = encoder.config.blocks_of(s).index(i)
-        weights = jax.tree.map(lambda stack, group=group: stack[group], stacks[s][1])
+        # As NumPy's arrays, of which JAX compiles no slice, and a block of a kind only once.
+        weights = jax.tree.map(lambda stack, group=group: np.asarray(stack)[group], stacks[s][1])
         lender = encoder.config.lenders[i]
         before = None if lender is None else (None, left[lender])
         x_BTD, after = apply_block(weights, i, x_BTD, batch, before, s)

@@ -135,8 +135,7 @@ def test_what_cudnn_leaves_in_padding_stays_there(monkeypatch):
 
     def states(tuning):
         config = dataclasses.replace(read_config(raw), qkv_bias=True, out_bias=True)
-        model = make_model(config, jnp.float32, models.HIGHEST, tuning, nnx.Rngs(0))
-        graphdef, params = nnx.split(model)
+        graphdef, params = models.drawn(config, tuning=tuning)
         selection = Selection(tuple(range(config.n_states)), ("last", "mean", "max"))
         return np.asarray(capture(Graph(graphdef), params, *batch, selection=selection))
 

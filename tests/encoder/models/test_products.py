@@ -4,14 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from routerjax.encoder.capture import Graph, capture
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.models import products
 from routerjax.encoder.prefill import Prefill
 from routerjax.encoder.selection import Selection
-from routerjax.encoder.weights.loading import make_model
 from routerjax.runtime.devices import make_mesh
 from tests.encoder import tiny_models as models
 
@@ -23,7 +21,7 @@ def wide(name: str, dtype, n_layers: int = 8):
     changes = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": n_layers}
     changes |= {"moe_intermediate_size": 256} if "moe" in name else {}
     config = models.golden_config(name, **changes)
-    return nnx.split(make_model(config, dtype, DEFAULT, models.CPU, nnx.Rngs(0)))
+    return models.drawn(config, dtype, DEFAULT)
 
 
 def batch(lengths=(7, 3)):

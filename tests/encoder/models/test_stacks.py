@@ -76,10 +76,7 @@ def test_the_arrangement_in_stacks_changes_neither_numbers_nor_digest(kinds, lea
 def random_encoder(n_layers, kinds):
     raw = {"model_type": "qwen3", **models.VARIANTS["qwen3"][1], "num_hidden_layers": n_layers}
     config = dataclasses.replace(read_config(raw), kinds=kinds)
-    graphdef, params = nnx.split(
-        make_model(config, jnp.float32, models.HIGHEST, models.CPU, nnx.Rngs(3))
-    )
-    return models.Loaded(config, graphdef, params, "")
+    return models.Loaded(config, *models.drawn(config), "")
 
 
 @pytest.mark.parametrize(
