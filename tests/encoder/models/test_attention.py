@@ -19,6 +19,15 @@ def heads(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+def attended(q, k, v, lengths_B, tuning=models.CPU, **options):
+    """`attend` as one program, which takes less to compile than its operations one by one."""
+    program = jax.jit(lambda *heads: attend(*heads, models.HIGHEST, tuning, **options))
+    return program(q, k, v, jnp.asarray(lengths_B))
+
+
+turned = jax.jit(rotate, static_argnames=("interleaved", "by_product"))
+
+
 def naive(q, k, v, lengths_B, bidirectional, window, soft_cap, sinks_H, bias_HR):
     """Attention of every real query, one after the other, in float64; padding's rows are NaN."""
     B, T, H, E = q.shape
@@ -65,7 +74,7 @@ def test_attention_equals_numpy(
     options = {"bidirectional": bidirectional, "window": window, "soft_cap": soft_cap}
     options |= {"sinks_H": sinks_H}
     options |= {"bias_HR": heads(3, H, n_before + 2 * T - 1) if biased else None}
-    out = attend(*map(jnp.asarray, (q, k, v, lengths_B)), models.HIGHEST, models.CPU, **options)
+    out = attended(q, k, v, lengths_B, **options)
     expected = naive(q, k, v, lengths_B, **options)
     assert np.isfinite(out).all()
     np.testing.assert_allclose(np.where(np.isnan(expected), np.nan, out), expected, atol=1e-5)
@@ -74,16 +83,15 @@ def test_attention_equals_numpy(
 @pytest.mark.parametrize("n_chunks", [2, 3, 6])
 def test_head_chunks_unrolled_and_in_a_loop_equal_one(n_chunks):
     B, T, H, G, E = 3, 7, 6, 2, 4
-    q, k, v = (jnp.asarray(heads(i, B, T, n, E)) for i, n in enumerate((H, G, G)))
-    lengths_B = jnp.array([7, 1, 5])
+    q, k, v = (heads(i, B, T, n, E) for i, n in enumerate((H, G, G)))
 
-    def attended(tuning):
-        return attend(q, k, v, lengths_B, models.HIGHEST, tuning, sinks_H=jnp.asarray(SINKS_H))
+    def by(tuning):
+        return attended(q, k, v, [7, 1, 5], tuning, sinks_H=SINKS_H)
 
     few = dataclasses.replace(models.CPU, attention_scores=B * H * T * T // n_chunks)
     loops = n_chunks > models.CPU.unrolled_head_chunks
-    assert ("scan[" in str(jax.make_jaxpr(attended, static_argnums=0)(few))) == loops
-    np.testing.assert_allclose(attended(few), attended(models.CPU), atol=1e-6)
+    assert ("scan[" in str(jax.make_jaxpr(by, static_argnums=0)(few))) == loops
+    np.testing.assert_allclose(by(few), by(models.CPU), atol=1e-6)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -102,8 +110,8 @@ def test_scores_are_hidden_without_a_select_which_would_part_the_products_on_a_c
 
 
 def test_scores_too_large_for_exp_stay_finite():
-    q, k, v = (jnp.asarray(1e4 * heads(i, 1, 3, 1, 4)) for i in range(3))
-    assert np.isfinite(attend(q, k, v, jnp.array([3]), models.HIGHEST, models.CPU)).all()
+    q, k, v = (1e4 * heads(i, 1, 3, 1, 4) for i in range(3))
+    assert np.isfinite(attended(q, k, v, [3])).all()
 
 
 def test_rotated_products_depend_on_the_distance_alone():
@@ -123,10 +131,10 @@ def test_rotated_products_depend_on_the_distance_alone():
 def test_rotation_keeps_the_dtype_and_works_in_float32():
     x = jnp.asarray(heads(0, 1, 3, 2, 8), jnp.bfloat16)
     angles_1TE = jnp.asarray(heads(1, 1, 3, 4))
-    turned = rotate(x, angles_1TE)
-    assert turned.dtype == jax.dtypes.bfloat16
+    half = rotate(x, angles_1TE)
+    assert half.dtype == jax.dtypes.bfloat16
     exact = rotate(x.astype(jnp.float32), angles_1TE)
-    np.testing.assert_array_equal(turned, exact.astype(jnp.bfloat16))
+    np.testing.assert_array_equal(half, exact.astype(jnp.bfloat16))
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -134,28 +142,26 @@ def test_rotation_keeps_the_dtype_and_works_in_float32():
 def test_a_rotation_by_product_is_the_rotation(interleaved, n_kept):
     x = jnp.asarray(heads(0, 2, 5, 3, 8 + n_kept))
     angles_BTW = jnp.asarray(heads(1, 2, 5, 4))
-    plain = np.array(rotate(x, angles_BTW, 1.3, interleaved))
+    plain = np.array(turned(x, angles_BTW, 1.3, interleaved))
     if interleaved:  # Its pairs lie apart; by product every channel stays in its place.
         plain[..., :8] = np.stack([plain[..., :4], plain[..., 4:8]], axis=-1).reshape(2, 5, 3, 8)
-    turned = rotate(x, angles_BTW, 1.3, interleaved, by_product=True)
-    np.testing.assert_allclose(turned, plain, atol=1e-6)
-    half = rotate(x.astype(jnp.bfloat16), angles_BTW, 1.3, interleaved, by_product=True)
+    options = {"interleaved": interleaved, "by_product": True}
+    np.testing.assert_allclose(turned(x, angles_BTW, 1.3, **options), plain, atol=1e-6)
+    half = turned(x.astype(jnp.bfloat16), angles_BTW, 1.3, **options)
     assert half.dtype == jnp.bfloat16
     scale_E = jnp.asarray(heads(2, 8 + n_kept))
-    options = {"interleaved": interleaved, "by_product": True}
-    scaled = rotate(x, angles_BTW, 1.3, scale_E=scale_E, **options)
-    first = rotate(x * scale_E[None, None, None], angles_BTW, 1.3, **options)
+    scaled = turned(x, angles_BTW, 1.3, scale_E=scale_E, **options)
+    first = turned(x * scale_E[None, None, None], angles_BTW, 1.3, **options)
     np.testing.assert_allclose(scaled, first, atol=1e-5)
 
 
 def test_a_softmax_divided_before_the_product_is_the_same():
     B, T, H, G, E = 3, 7, 6, 2, 4
-    q, k, v = (jnp.asarray(heads(i, B, T, n, E)) for i, n in enumerate((H, G, G)))
+    q, k, v = (heads(i, B, T, n, E) for i, n in enumerate((H, G, G)))
     first, then = (
-        attend(
-            q, k, v, jnp.array([7, 1, 5]), models.HIGHEST,
-            dataclasses.replace(models.CPU, divides_first=divides_first),
-            sinks_H=jnp.asarray(SINKS_H), window=3,
+        attended(
+            q, k, v, [7, 1, 5], dataclasses.replace(models.CPU, divides_first=divides_first),
+            sinks_H=SINKS_H, window=3,
         )
         for divides_first in (True, False)
     )  # fmt: skip
@@ -186,9 +192,7 @@ def test_factors_of_queries_follow_their_heads_over_devices():
     B, T, H, G, E = 2, 5, 4, 2, 8
     q, k, v = (jnp.asarray(heads(i, B, T, n, E)) for i, n in enumerate((H, G, G)))
     factor_BTH, lengths_B = jnp.asarray(heads(3, B, T, H)) ** 2, jnp.array([5, 3])
-    expected = attend(
-        q * factor_BTH[..., None], k, v, lengths_B, models.HIGHEST, models.CPU, soft_cap=2.0
-    )
+    expected = attended(q * factor_BTH[..., None], k, v, lengths_B, soft_cap=2.0)
     with jax.set_mesh(make_mesh("data:2,model:2")):
         split = jax.jit(
             lambda *heads: partition.attend(

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,6 +13,9 @@ from routerjax.runtime.tuning import Tuning
 from tests.encoder import tiny_models as models
 
 D, F = 24, 20
+
+
+choose_experts = jax.jit(moe.choose_experts, static_argnums=(1, 2, 3))
 
 
 def silu_gate(gate, up):
@@ -100,11 +102,11 @@ def test_a_token_does_not_see_the_others():
 def test_weights_of_the_chosen_experts():
     logits_NX = np.array([[0.0, 3.0, 1.0, 2.0], [5.0, 0.0, 0.0, 4.0]], np.float32)
     odds = np.exp(logits_NX)
-    experts_NK, weights_NK = moe.choose_experts(jnp.asarray(logits_NX), 2, "all")
+    experts_NK, weights_NK = choose_experts(logits_NX, 2, "all")
     np.testing.assert_array_equal(experts_NK, [[1, 3], [0, 3]])
     chosen = np.take_along_axis(odds, np.asarray(experts_NK), 1)
     np.testing.assert_allclose(weights_NK, chosen / odds.sum(1, keepdims=True), rtol=1e-6)
-    _, weights_NK = moe.choose_experts(jnp.asarray(logits_NX), 2, "chosen")
+    _, weights_NK = choose_experts(logits_NX, 2, "chosen")
     np.testing.assert_allclose(weights_NK, chosen / chosen.sum(1, keepdims=True), rtol=1e-6)
 
 
@@ -120,8 +122,8 @@ def test_experts_come_from_the_best_groups_and_weigh_what_they_score(sigmoid, be
     logits_NX = rng.normal(size=(50, 12)).astype(np.float32)
     correction_X = (0.1 * rng.normal(size=12)).astype(np.float32)
     kind = Routing(sigmoid, True, 4, 2, best, scale)
-    experts_NK, weights_NK = moe.choose_experts(
-        jnp.asarray(logits_NX), 3, softmax, kind, jnp.asarray(correction_X)
+    experts_NK, weights_NK = map(
+        np.asarray, choose_experts(logits_NX, 3, softmax, kind, correction_X)
     )
     outside = 0
     for logits_X, experts_K, weights_K in zip(logits_NX, experts_NK, weights_NK, strict=True):

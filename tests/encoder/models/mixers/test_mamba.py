@@ -1,12 +1,15 @@
 """The state space in chunks equals the recurrence; it goes on from a memory; padding is passed."""
 
+import jax
 import numpy as np
 import pytest
 
-from routerjax.encoder.models.mixers.mamba import state_space
+from routerjax.encoder.models.mixers import mamba
 from tests.encoder import tiny_models as models
 
 B, T, H, G, N, E = 2, 11, 4, 2, 3, 5
+
+state_space = jax.jit(mamba.state_space, static_argnames="chunk")
 
 
 def tokens(seed=0):

@@ -23,7 +23,9 @@ def mixer():
         "lfm2", 1, D, 1, 1, 8, 8, 8, 1e-6, 99, conv_width=K, conv_bias=True
     )  # fmt: skip
     linear = functools.partial(nnx.Linear, precision=models.HIGHEST)
-    graphdef, params = nnx.split(ShortConv(config, models.CPU, linear, None, nnx.Rngs(0)))
+    graphdef, params = nnx.split(
+        nnx.eval_shape(lambda: ShortConv(config, models.CPU, linear, None, nnx.Rngs(0)))
+    )
     rng = np.random.default_rng(3)
     params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
 
