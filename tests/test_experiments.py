@@ -250,7 +250,7 @@ def test_route_refuses_a_line_without_end(work):
 
 
 def test_evaluate_extracts_and_reports(work, files, tiny_encoder_folder, tmp_path):
-    flags = [f"--data={files}/test.jsonl.gz", f"--pool={files}/pool.json",
+    flags = [f"--data={files}/test.jsonl.gz", f"--pool={files}/pool.json", "--mesh=data:1",
              f"--router={work}/router", "--policy=tolerance:0.1"]  # fmt: skip
     done = run("evaluate", f"--workdir={tmp_path}", f"--encoder={tiny_encoder_folder}", *flags)
     assert done.returncode == 0, done.stderr
@@ -375,8 +375,8 @@ def test_convert_writes_one_file_of_the_targets_that_are_named(tmp_path):
 
 
 def test_route_answers_what_comes_before_a_faulty_line(work):
-    job = run_apart("route", f"--router={work}/router",
-                    stdin=b"\xef\xbb\xbfone\n\ntwo\n\xff bad\n")  # fmt: skip
+    lines = b"\xef\xbb\xbfone\n\ntwo\n\xff bad\n"
+    job = run("route", f"--router={work}/router", stdin=lines)
     assert [json.loads(line)["query"] for line in job.stdout.splitlines()] == ["one", "two"]
     assert job.returncode == 1
     assert "error: standard input, line 4: not UTF-8" in job.stderr
@@ -493,7 +493,7 @@ def test_minilm_and_smollm2_are_found_in_their_wheels(minilm, monkeypatch):
 
 
 def test_a_dry_run_tells_and_writes_nothing(files, tiny_encoder_folder, tmp_path):
-    done = run_apart("extract", f"--workdir={tmp_path}/none", f"--data={files}/train.jsonl",
+    done = run("extract", f"--workdir={tmp_path}/none", f"--data={files}/train.jsonl",
                f"--encoder={tiny_encoder_folder}", "--dry_run")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert {"bytes", "flops", "hours"} <= {line.split()[0] for line in done.stdout.splitlines()}
@@ -601,6 +601,14 @@ def test_mistakes_are_told_in_a_line(script, flags, message, files, tmp_path):
     assert done.returncode == 1
     assert message in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--store_dtype=float32", "--pca_dim=50"])
+def test_probe_refuses_what_streaming_passes_over(flag, tmp_path):
+    refused = run("probe", f"--workdir={tmp_path}/work", "--data=none.jsonl", "--stream",
+                  "--encoder=none", flag)  # fmt: skip
+    assert refused.returncode == 1 and f"error: {flag.partition('=')[0]} " in refused.stderr
+    assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.slow
