@@ -54,8 +54,10 @@ def test_a_stop_does_not_outlive_a_job_that_failed():
 
 # ---- a script's main, in a process of its own
 
-SCRIPT = """
-import atexit, hashlib, os, resource, signal, sys, threading
+# One process imports what they need, and the scripts are its forks. On its standard input: of each
+# the folder of its cache, and sys.argv.
+SCRIPTS = """
+import atexit, hashlib, json, os, resource, signal, sys, threading
 from routerjax.runtime import files, lock, resume, script
 
 script.ENDS_WITHIN = 1.0
@@ -97,67 +99,77 @@ def main():
     if kind == "broken":
         raise KeyError("a fault of ours")
 
-sys.argv = sys.argv[1:]
+begun = []
+for folder, argv in json.load(sys.stdin):
+    reading, writing = os.pipe()
+    if not (process := os.fork()):
+        break
+    os.close(writing)
+    begun.append((process, open(reading)))
+else:
+    codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process, _ in begun]
+    print(json.dumps([(code, told.read()) for code, (_, told) in zip(codes, begun)]))
+    sys.exit()
+os.environ["XDG_CACHE_HOME"], sys.argv = folder, argv
+for number in (1, 2):
+    os.dup2(writing, number)
 script.run_script(main, stops_within=1.0)
 """
 
+ENDS = {
+    "fine": (["fine"], 0, "", False),
+    "stopped": (
+        ["stopped"], 0, "blocks to go. Run the same command again: it goes on from there.", False,
+    ),
+    "in compiled code": (
+        ["deaf", "--stopped_exit_code=75"], 75,
+        "what was in hand took too long and is not. Run the same command", False,
+    ),
+    "stopped early": (
+        ["stopped early", "--stopped_exit_code=3"], 3,
+        "Run the same command again: this part starts anew.", False,
+    ),
+    "read no more": (["read no more"], 141, "", False),
+    "interrupted": (["interrupted"], 130, "interrupted: what was finished is kept", False),
+    "interrupted twice": (
+        ["interrupted twice"], -2, "interrupted: what was finished is kept", False,
+    ),
+    "interrupted in a callback": (
+        ["interrupted in a callback"], 130, "interrupted: what was finished is kept", False,
+    ),
+    "user's error": (["wrong"], 1, "error: labels.jsonl:3: not valid JSON\n", False),
+    "full disk": (
+        ["full"], 1, "]. Nothing that was finished is lost: make room (disk, quota, ulim", False,
+    ),
+    "a thread that never ends": (
+        ["hanging"], 1, "error: a library's thread waits for ever\n", False,
+    ),
+    "verbose": (["wrong", "--v=1"], 1, "ValueError: labels.jsonl:3", True),
+    "our fault": (["broken"], 1, "KeyError: 'a fault of ours'", True),
+    "no flag": (["fine", "data.jsonl"], 1, "unexpected arguments ['data.jsonl']", False),
+}  # fmt: skip
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "text", "traceback"),
-    [
-        (["fine"], 0, "", False),
-        (["stopped"], 0, "blocks to go. Run the same command again: it goes on from there.", False),
-        (
-            ["deaf", "--stopped_exit_code=75"],
-            75,
-            "what was in hand took too long and is not. Run the same command",
-            False,
-        ),
-        (
-            ["stopped early", "--stopped_exit_code=3"],
-            3,
-            "Run the same command again: this part starts anew.",
-            False,
-        ),
-        (["read no more"], 141, "", False),
-        (["interrupted"], 130, "interrupted: what was finished is kept", False),
-        (["interrupted twice"], -2, "interrupted: what was finished is kept", False),
-        (["interrupted in a callback"], 130, "interrupted: what was finished is kept", False),
-        (["wrong"], 1, "error: labels.jsonl:3: not valid JSON\n", False),
-        (["full"], 1, "]. Nothing that was finished is lost: make room (disk, quota, ulim", False),
-        (["hanging"], 1, "error: a library's thread waits for ever\n", False),
-        (["wrong", "--v=1"], 1, "ValueError: labels.jsonl:3", True),
-        (["broken"], 1, "KeyError: 'a fault of ours'", True),
-        (["fine", "data.jsonl"], 1, "unexpected arguments ['data.jsonl']", False),
-    ],
-    ids=[
-        "fine",
-        "stopped",
-        "in compiled code",
-        "stopped early",
-        "read no more",
-        "interrupted",
-        "interrupted twice",
-        "interrupted in a callback",
-        "user's error",
-        "full disk",
-        "a thread that never ends",
-        "verbose",
-        "our fault",
-        "no flag",
-    ],
-)
-def test_how_a_script_ends(tmp_path, arguments, code, text, traceback):
-    ended = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"},
-    )
-    said = ended.stderr + ended.stdout
-    assert ended.returncode == code, said
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """{script: its folder, its exit code, what it said}."""
+    folders = [str(tmp_path_factory.mktemp("script")) for _ in ENDS]
+    given = zip(folders, (arguments for arguments, *_ in ENDS.values()), strict=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPTS], input=json.dumps([*given]), check=True, text=True,
+        stdout=subprocess.PIPE, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    rows = zip(folders, json.loads(done.stdout), strict=True)
+    return dict(zip(ENDS, ((folder, *ends) for folder, ends in rows), strict=True))
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_how_a_script_ends(ended, name):
+    _, code, text, traceback = ENDS[name]
+    folder, ended_with, said = ended[name]
+    assert ended_with == code, said
     assert text in said and ("Traceback" in said) == traceback, said
-    assert not (tmp_path / "lock.json").exists()
+    assert not (pathlib.Path(folder) / "lock.json").exists()
 
 
 @pytest.mark.parametrize(
