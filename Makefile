@@ -33,8 +33,9 @@ runs/quickstart/router/router.json:
 	$(MAKE) quickstart
 
 # A test spends most of its time compiling on one core: a worker for each, files in a row, and who
-# has none left takes tests from another.
-PYTEST := $(BIN)/python -m pytest -q --numprocesses=logical --maxprocesses=8 --dist=worksteal
+# has none left takes tests from another. Bytecode is kept, whatever the environment says, for what
+# tests start and for the next run.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q --numprocesses=logical --maxprocesses=8 --dist=worksteal
 
 test: setup .venv/.smollm2
 	$(PYTEST) $(ARGS)
