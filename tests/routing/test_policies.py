@@ -105,6 +105,14 @@ def pool():
     return data.p_NM.astype(np.float64), usd_NM / 1e6, data.correct_NM.astype(np.float64), fold_N
 
 
+@pytest.fixture(scope="module")
+def tolerances(pool):
+    """Mean P(correct) and mean cost of 21 tolerances."""
+    p_NM, cost_NM, *_ = pool
+    choices = [Tolerance(tau).choose(p_NM, cost_NM) for tau in np.linspace(0, 1, 21)]
+    return [(_mean(p_NM, choice_N), _mean(cost_NM, choice_N)) for choice_N in choices]
+
+
 def _chosen(value_NM, choice_N):
     return np.take_along_axis(value_NM, choice_N[:, None], 1)[:, 0]
 
@@ -134,17 +142,16 @@ def _assert_within_noise(fit_N, test_N, wanted):
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
-def test_a_budget_holds(pool, share):
+def test_a_budget_holds(pool, tolerances, share):
     p_NM, cost_NM, _, fold_N = pool
     low, high = cost_NM.min(axis=1).mean(), _mean(cost_NM, p_NM.argmax(axis=1))
     usd = low + share * (high - low)
     choice_N = _out_of_fold(Budget(usd), pool)
     assert _mean(cost_NM, choice_N) == pytest.approx(usd, rel=0.01)
     # And it is spent well: no tolerance that costs as little is as accurate.
-    for tau in np.linspace(0, 1, 21):
-        other_N = Tolerance(tau).choose(p_NM, cost_NM)
-        if _mean(cost_NM, other_N) <= usd:
-            assert _mean(p_NM, other_N) < _mean(p_NM, choice_N)
+    for p, cost in tolerances:
+        if cost <= usd:
+            assert p < _mean(p_NM, choice_N)
     half_N = np.arange(len(p_NM)) % 2 == 0
     policy = Budget(usd).fit(p_NM[half_N], cost_NM[half_N])
     spent_N = _chosen(cost_NM, policy.choose(p_NM, cost_NM))
@@ -152,7 +159,7 @@ def test_a_budget_holds(pool, share):
 
 
 @pytest.mark.parametrize("share, by_outcomes", [(0.1, True), (0.6, False), (0.95, True)])
-def test_a_quality_holds(pool, share, by_outcomes):
+def test_a_quality_holds(pool, tolerances, share, by_outcomes):
     p_NM, cost_NM, y_NM, _ = pool
     low, high = _mean(p_NM, cost_NM.argmin(axis=1)), p_NM.max(axis=1).mean()
     wanted = low + share * (high - low)
@@ -160,10 +167,9 @@ def test_a_quality_holds(pool, share, by_outcomes):
     for value_NM in (p_NM, y_NM):
         assert _mean(value_NM, choice_N) == pytest.approx(wanted, abs=0.005)
     # And no tolerance that is as accurate costs as little.
-    for tau in np.linspace(0, 1, 21):
-        other_N = Tolerance(tau).choose(p_NM, cost_NM)
-        if _mean(p_NM, other_N) >= _mean(p_NM, choice_N):
-            assert _mean(cost_NM, other_N) > _mean(cost_NM, choice_N)
+    for p, cost in tolerances:
+        if p >= _mean(p_NM, choice_N):
+            assert cost > _mean(cost_NM, choice_N)
     half_N = np.arange(len(p_NM)) % 2 == 0
     policy = Quality(wanted).fit(p_NM[half_N], cost_NM[half_N], y_NM[half_N])
     right_N = _chosen(y_NM, policy.choose(p_NM, cost_NM))

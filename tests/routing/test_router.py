@@ -385,7 +385,7 @@ def test_a_router_of_before_has_no_trust(router, tmp_path):
 
 def test_trust_is_fitted_where_the_rows_name_datasets_enough(router, parts):
     store, test, train = parts
-    config = dataclasses.replace(CONFIG, epochs=1, seeds=(1,), keep=1)
+    config = dataclasses.replace(CONFIG, epochs=1)
     # Datasets by the first letter, some of them too small to count.
     named = dataclasses.replace(train, datasets=tuple(q[0] for q in train.queries))
     recipe = Recipe.all_layers(pca_dim=20)
@@ -416,8 +416,19 @@ def test_loading_a_router_imports_no_training():
     assert [m for m in loaded if m.startswith(tuple(f"routerjax.{room}" for room in rooms))] == []
 
 
-@pytest.mark.parametrize("n_folds", [0, 2])
-def test_each_row_is_read_and_projected_once(parts, monkeypatch, n_folds):
+def _train_once(monkeypatch, seen):
+    """Has one training stand for all; `seen` gets the rows of each."""
+    train_trunk, made = fit_module.train_trunk, []
+
+    def recorded(*args):
+        seen.append(args[:4])
+        made.append(made[0] if made else train_trunk(*args))
+        return made[0]
+
+    monkeypatch.setattr(fit_module, "train_trunk", recorded)
+
+
+def test_each_row_is_read_and_projected_once(parts, monkeypatch):
     store, _, train = parts
     some, asked = train.select(range(300)), []
     apply_store = FeatureMap.apply_store
@@ -427,10 +438,13 @@ def test_each_row_is_read_and_projected_once(parts, monkeypatch, n_folds):
         return apply_store(self, stores, ids)
 
     monkeypatch.setattr(FeatureMap, "apply_store", counted)
+    _train_once(monkeypatch, [])
     config = dataclasses.replace(CONFIG, epochs=1)
-    fit_router(store, some, Recipe.all_layers(pca_dim=5), config, calibration_folds=n_folds)
-    # Each fold projects its rows once too: those fitted to, and those predicted.
-    assert sorted(asked) == sorted(some.ids * (1 + n_folds))
+    for n_folds in (0, 2):
+        asked.clear()
+        fit_router(store, some, Recipe.all_layers(pca_dim=5), config, calibration_folds=n_folds)
+        # Each fold projects its rows once too: those fitted to, and those predicted.
+        assert sorted(asked) == sorted(some.ids * (1 + n_folds))
 
 
 @pytest.mark.slow
@@ -621,19 +635,12 @@ def test_copies_of_held_out_rows_are_not_trained_on(parts, monkeypatch):
     some = train.select(range(200))
     copies = dataclasses.replace(other.select(range(200)), groups=some.groups)
     copy_of = dict(zip(some.ids, copies.ids, strict=True))
-    read, trained, made = [], [], []
+    read, trained = [], []
     apply_store = FeatureMap.apply_store
     monkeypatch.setattr(
         FeatureMap, "apply_store", lambda *args: read.append(args[2]) or apply_store(*args)
     )
-    train_trunk = fit_module.train_trunk
-
-    def recorded(*args):
-        trained.append(args[:4])
-        made.append(made[0] if made else train_trunk(*args))  # One training stands for all.
-        return made[0]
-
-    monkeypatch.setattr(fit_module, "train_trunk", recorded)
+    _train_once(monkeypatch, trained)
     config = dataclasses.replace(CONFIG, epochs=1)
     router = fit_router(
         store, some, Recipe.all_layers(pca_dim=5), config, calibration_folds=2, copies=copies
@@ -830,7 +837,7 @@ def test_of_several_stores_of_one_encoder_that_with_the_layers_is_read(two, two_
     ],
 )
 def test_what_was_chosen_is_recorded_and_validation_rows_choose_nothing(parts, recipe, tmp_path):
-    store, _, train = parts
+    store, train = parts[0], parts[2].select(range(700))
     val, fit = train.split(CONFIG.val_fraction, CONFIG.split_seed)
     router = fit_router(store, train, recipe, CONFIG)
     selection = select(recipe, store, fit)

@@ -155,9 +155,10 @@ def start_app(served, tiny_router):
         app = make_app(tiny_router, config, targets)
         url = f"http://127.0.0.1:{served.start(app)}"
         deadline = time.monotonic() + 60
-        while httpx.get(f"{url}/readyz").status_code != 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        with httpx.Client() as client:
+            while client.get(f"{url}/readyz").status_code != 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
         return url, app
 
     return start

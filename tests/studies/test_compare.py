@@ -298,27 +298,28 @@ def test_intervals_are_about_as_wide_as_the_formula_says(trained):
 
 def test_what_is_finished_is_not_done_again(trained, tmp_path):
     data, _, trainings = trained
-    whole = compare(STORE, data, RECIPES, CONFIG, n_folds=3, n_seeds=2, workdir=tmp_path / "a")
+    kwargs = {"n_folds": 3, "draws": 20}
+    whole = compare(STORE, data, RECIPES, CONFIG, n_seeds=2, **kwargs, workdir=tmp_path / "a")
     # Equal recipes share their fits.
     assert len(trainings) == 2 * 2 * 3
-    again = compare(STORE, data, RECIPES, CONFIG, n_folds=3, n_seeds=2, workdir=tmp_path / "a")
+    again = compare(STORE, data, RECIPES, CONFIG, n_seeds=2, **kwargs, workdir=tmp_path / "a")
     assert len(trainings) == 12 and again == whole
     # In another folder, bit by bit: first one recipe, then a seed more, then all.
     first = {"good": RECIPES["good"]}
-    compare(STORE, data, first, CONFIG, n_folds=3, workdir=tmp_path / "b")
-    compare(STORE, data, first, CONFIG, n_folds=3, n_seeds=2, workdir=tmp_path / "b")
+    compare(STORE, data, first, CONFIG, **kwargs, workdir=tmp_path / "b")
+    compare(STORE, data, first, CONFIG, n_seeds=2, **kwargs, workdir=tmp_path / "b")
     assert len(trainings) == 18
-    found = compare(STORE, data, RECIPES, CONFIG, n_folds=3, n_seeds=2, workdir=tmp_path / "b")
+    found = compare(STORE, data, RECIPES, CONFIG, n_seeds=2, **kwargs, workdir=tmp_path / "b")
     assert len(trainings) == 24 and found == whole
     # A fit without its JSON, which is written last, is none.
     json_file = next((tmp_path / "b/compare").glob("layers-*/seed1-fold2.json"))
     json_file.unlink()
-    found = compare(STORE, data, RECIPES, CONFIG, n_folds=3, n_seeds=2, workdir=tmp_path / "b")
+    found = compare(STORE, data, RECIPES, CONFIG, n_seeds=2, **kwargs, workdir=tmp_path / "b")
     assert len(trainings) == 25 and found == whole
     arrays_file = json_file.with_suffix(".safetensors")
     arrays_file.write_bytes(b"torn")
     with pytest.raises(ValueError, match=f"{arrays_file.name} is damaged .*: delete it and run"):
-        compare(STORE, data, RECIPES, CONFIG, n_folds=3, n_seeds=2, workdir=tmp_path / "b")
+        compare(STORE, data, RECIPES, CONFIG, n_seeds=2, **kwargs, workdir=tmp_path / "b")
 
 
 def test_a_stopped_job_keeps_what_is_finished(trained, tmp_path, monkeypatch):
@@ -326,8 +327,8 @@ def test_a_stopped_job_keeps_what_is_finished(trained, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(resume, "stop_requested", lambda: len(trainings) == 2)
         with pytest.raises(resume.Stopped, match="10 of 12 fits to go"):
-            compare(STORE, data, RECIPES, CONFIG, n_folds=3, workdir=tmp_path)
-    compare(STORE, data, RECIPES, CONFIG, n_folds=3, workdir=tmp_path)
+            compare(STORE, data, RECIPES, CONFIG, n_folds=3, draws=20, workdir=tmp_path)
+    compare(STORE, data, RECIPES, CONFIG, n_folds=3, draws=20, workdir=tmp_path)
     assert len(trainings) == 6
 
 

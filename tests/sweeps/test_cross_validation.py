@@ -63,7 +63,7 @@ def test_many_devices_give_the_same(rows, found):
 def test_scores_do_not_see_their_own_fold(rows, found):
     x_SND, y_NM, fold_N = rows
     other_NM = np.where(fold_N[:, None] == 1, 1 - y_NM, y_NM)
-    again = cross_validate(x_SND, other_NM, fold_N, DIMS, FOLDS)
+    again = cross_validate(x_SND, other_NM, fold_N, DIMS, FOLDS, jax.devices()[:1])
     own = fold_N == 1
     np.testing.assert_allclose(again.score_SNWM[:, own], found.score_SNWM[:, own], atol=1e-4)
     assert np.abs(again.score_SNWM[:, ~own] - found.score_SNWM[:, ~own]).max() > 0.1
@@ -109,7 +109,7 @@ def test_where_there_is_no_number(rows):
     assert np.isfinite(found.auc_FSWM[:, (0, 2), :2, 0]).all()
 
 
-@pytest.mark.parametrize("sizes", [(40, 42, 40), (42, 40, 42)], ids=["longest", "padded"])
+@pytest.mark.parametrize("sizes", [(40, 42, 40), (42, 38, 42)], ids=["longest", "padded"])
 def test_a_fold_whose_scores_are_all_equal_has_no_number(sizes):
     """One query again and again, which is a group of its own: nothing is ranked, not half of it."""
     rng = np.random.default_rng(0)
