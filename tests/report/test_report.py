@@ -1,6 +1,7 @@
 """report.html: whole, self-contained, escaped, and honest about what is missing."""
 
 import base64
+import copy
 import html.parser
 import re
 import sys
@@ -14,6 +15,7 @@ from routerjax.data.dataset import RoutingDataset
 from routerjax.evaluation.headline import NO_OUTCOME_OF
 from routerjax.evaluation.metrics import evaluate_predictions
 from routerjax.probes.table import ProbeTable
+from routerjax.report import report
 from routerjax.report.report import write_report
 from routerjax.report.shown import MOST, shown_targets
 from routerjax.report.text import summary_lines
@@ -72,6 +74,23 @@ def _metrics(make_pool, policy=None, cost=True, rename=None, **kwargs):
         policy=policy or Tolerance(0.1),
         best_single=len(data.targets) - 1,
     )
+
+
+@pytest.fixture(scope="module")
+def _plain(make_pool):
+    return _metrics(make_pool)
+
+
+@pytest.fixture
+def plain(_plain):
+    """Metrics of 600 queries and four targets, of which nothing is missing."""
+    return copy.deepcopy(_plain)
+
+
+@pytest.fixture
+def text_alone(monkeypatch):
+    """Draws no pictures, which take longer than all the rest: other tests look at them."""
+    monkeypatch.setattr(report, "_draw", lambda *_: {})
 
 
 def _probes(target):
@@ -176,14 +195,14 @@ def test_a_sweep_is_shown_with_its_controls(make_pool, tmp_path):
         assert expected in text, expected
 
 
-def test_a_saving_stands_beside_both_accuracies(make_pool, tmp_path):
-    metrics = _metrics(make_pool)
-    write_report(tmp_path, title="t", metrics=metrics)
+@pytest.mark.usefixtures("text_alone")
+def test_a_saving_stands_beside_both_accuracies(plain, tmp_path):
+    write_report(tmp_path, title="t", metrics=plain)
     _, text = _read(tmp_path)
     assert (
-        f"{metrics['cost_saving_vs_most_expensive']:.1%} less than always asking the dearest "
-        f"target, target-3, at {metrics['router_accuracy']:.1%} accuracy against that target's "
-        f"{metrics['most_expensive_accuracy']:.1%} (assumed output tokens)"
+        f"{plain['cost_saving_vs_most_expensive']:.1%} less than always asking the dearest "
+        f"target, target-3, at {plain['router_accuracy']:.1%} accuracy against that target's "
+        f"{plain['most_expensive_accuracy']:.1%} (assumed output tokens)"
     ) in text
 
 
@@ -234,6 +253,7 @@ def test_no_complete_row_still_makes_a_report(make_pool, tmp_path, missing):
     assert "Agreement: – (no query has an outcome of every target)" in text
 
 
+@pytest.mark.usefixtures("text_alone")
 def test_lines_metrics_and_report_agree_where_outcomes_are_missing(make_pool, tmp_path):
     metrics = _metrics(make_pool, missing=0.1)
     write_report(tmp_path, title="t", metrics=metrics)
@@ -260,49 +280,49 @@ def test_metrics_written_before_say_on_which_queries_they_are(make_pool, tmp_pat
     assert f"on {metrics['n_complete']} of 600 queries" in lines
 
 
-def test_a_gain_that_may_be_nothing_is_called_so(make_pool, tmp_path):
-    metrics = _metrics(make_pool)
-    metrics["intervals"]["router_minus_best_single"] = [-0.01, 0.03]
-    write_report(tmp_path, title="t", metrics=metrics)
+@pytest.mark.usefixtures("text_alone")
+def test_a_gain_that_may_be_nothing_is_called_so(plain, tmp_path):
+    plain["intervals"]["router_minus_best_single"] = [-0.01, 0.03]
+    write_report(tmp_path, title="t", metrics=plain)
     assert "cannot be told apart" in _read(tmp_path)[1]
 
 
-def test_without_matplotlib_there_are_numbers_and_a_line(make_pool, tmp_path, monkeypatch):
+def test_without_matplotlib_there_are_numbers_and_a_line(plain, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     for name in ("pictures", "cost_picture"):
         monkeypatch.delitem(sys.modules, f"routerjax.report.{name}", raising=False)
         monkeypatch.delattr(routerjax.report, name, raising=False)
-    metrics = _metrics(make_pool)
-    write_report(tmp_path, title="t", metrics=metrics)
+    write_report(tmp_path, title="t", metrics=plain)
     parser, text = _read(tmp_path)
     assert parser.addresses == []
     assert "matplotlib is not installed" in text
-    assert f"{metrics['router_accuracy']:.1%}" in text
+    assert f"{plain['router_accuracy']:.1%}" in text
 
 
-def test_a_report_goes_wherever_a_folder_does(make_pool):
+@pytest.mark.usefixtures("text_alone")
+def test_a_report_goes_wherever_a_folder_does(plain):
     folder = Folder("memory://reports") / "one"
-    write_report(folder, title="t", metrics=_metrics(make_pool))
+    write_report(folder, title="t", metrics=plain)
     _read(folder)
 
 
-def test_where_expected_lengths_come_from_is_said(make_pool, tmp_path):
+@pytest.mark.usefixtures("text_alone")
+def test_where_expected_lengths_come_from_is_said(plain, tmp_path):
     sources = ("head", "median", "assumed", "head")
-    metrics = _metrics(make_pool)
-    metrics["output_tokens_from"] = dict(zip(metrics["targets"], sources, strict=True))
-    write_report(tmp_path, title="t", metrics=metrics)
+    plain["output_tokens_from"] = dict(zip(plain["targets"], sources, strict=True))
+    write_report(tmp_path, title="t", metrics=plain)
     _, text = _read(tmp_path)
     assert "held-out rows): target-0, target-3; the median" in text
     assert "as none was recorded: target-2." in text
 
 
-def test_what_the_encoders_rounding_changes_is_told(tmp_path, make_pool):
-    metrics = _metrics(make_pool)
-    write_report(tmp_path, title="t", metrics=metrics)
+@pytest.mark.usefixtures("text_alone")
+def test_what_the_encoders_rounding_changes_is_told(plain, tmp_path):
+    write_report(tmp_path, title="t", metrics=plain)
     assert "rounding changes" not in _read(tmp_path)[1]
     found = {"encoder_id": EVIL, "compute_dtype": "bfloat16", "n_queries": 32,
              "poolings": ["last", "mean"], "relative_error": [0.002, 0.0123, 0.011]}  # fmt: skip
-    write_report(tmp_path, title="t", metrics=metrics, rounding=[found, found])
+    write_report(tmp_path, title="t", metrics=plain, rounding=[found, found])
     text = _read(tmp_path)[1]
     assert text.count("computed in bfloat16. On 32 of these queries") == 2
     assert "at most 1.23%, in hidden state 1" in text and "1.100%" in text

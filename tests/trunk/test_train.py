@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 
 import jax
@@ -261,18 +262,25 @@ def test_a_killed_training_continues_to_the_same_bits(rows, tmp_path, monkeypatc
     assert found["members_running"][0] == (1, 3.0)
 
 
-def test_checkpoints_of_another_job_are_refused(rows, tmp_path):
-    train_trunk(*rows, SMALL, tmp_path)
+@pytest.fixture(scope="module")
+def finished(rows, tmp_path_factory):
+    """The checkpoints of a training."""
+    folder = tmp_path_factory.mktemp("finished")
+    train_trunk(*rows, SMALL, folder)
+    return folder
+
+
+def test_checkpoints_of_another_job_are_refused(rows, finished):
     other = dataclasses.replace(SMALL, learning_rate=0.5)
     with pytest.raises(ValueError, match=r"learning_rate: there 0.001, here 0.5"):
-        train_trunk(*rows, other, tmp_path)
+        train_trunk(*rows, other, finished)
     with pytest.raises(ValueError, match="data_digest"):
-        train_trunk(rows[0] + 1, *rows[1:], SMALL, tmp_path)
+        train_trunk(rows[0] + 1, *rows[1:], SMALL, finished)
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "bit"])
-def test_a_damaged_checkpoint_is_named(rows, tmp_path, damage):
-    train_trunk(*rows, SMALL, tmp_path)
+def test_a_damaged_checkpoint_is_named(rows, finished, tmp_path, damage):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name == "d"]
     path = max(files, key=lambda path: path.stat().st_size)
     held = bytearray(path.read_bytes())
