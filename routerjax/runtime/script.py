@@ -1,5 +1,6 @@
 """Runs a script: absl flags, compilation cache, exit codes, errors in one line."""
 
+import contextlib
 import errno
 import gc
 import logging
@@ -164,6 +165,20 @@ def shortened(text: str, most: int = 1024) -> str:
     return f"{text[: most - tail - len(cut)]}{cut}{text[-tail:]}"
 
 
+def shorten_records(library: str) -> None:
+    """From now on cuts what a library's loggers say as `shortened` does."""
+    make = logging.getLogRecordFactory()
+
+    def make_short(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        if record.name.partition(".")[0] == library:
+            with contextlib.suppress(TypeError, ValueError):  # Of arguments that do not fit.
+                record.msg, record.args = shortened(record.getMessage()), ()
+        return record
+
+    logging.setLogRecordFactory(make_short)
+
+
 def _what_to_do(error: Exception) -> str:
     """What helps where a file cannot be written; "" for other errors, which say so themselves."""
     text = str(error)
@@ -217,6 +232,7 @@ def _log_to_stderr(verbose: bool) -> None:
         # What fails in Orbax's tasks and threads is told with tracebacks, and raised again.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         absl_logging.get_absl_logger().addFilter(_is_not_of_orbax)
+        shorten_records("transformers")  # Its warnings repeat a checkpoint's texts.
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours = logging.getLogger("routerjax")

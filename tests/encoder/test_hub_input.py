@@ -1,6 +1,7 @@
 """What a checkpoint's files may say: numbers of no model, names outside the folder, odd tokens."""
 
 import json
+import logging
 import math
 import types
 
@@ -14,7 +15,7 @@ from routerjax.encoder.hub import read_config, read_tokenizer
 from routerjax.encoder.prompts import Prompter
 from routerjax.encoder.weights.checkpoint import Checkpoint
 from routerjax.encoder.weights.quantised import open_checkpoint
-from routerjax.runtime.script import shortened
+from routerjax.runtime.script import shorten_records, shortened
 from tests.encoder.test_prompts import byte_tokenizer
 
 QWEN3 = {
@@ -176,3 +177,17 @@ def test_texts_of_errors_are_cut_in_the_middle():
     assert len(short) <= 1024 and short.startswith("file.json: begins x")
     assert short.endswith("x do this") and "4,002 more characters" in short
     assert shortened("short") == "short"
+
+
+def test_what_transformers_says_is_cut_to_a_kilobyte(caplog):
+    make = logging.getLogRecordFactory()
+    try:
+        shorten_records("transformers")
+        for name in ("transformers.modeling", "transformers_other"):
+            logging.getLogger(name).warning("keys in %s: %s", "rope", "x" * 20_000)
+        logging.getLogger("transformers").warning("%d%%", 7)
+    finally:
+        logging.setLogRecordFactory(make)
+    cut, whole, percent = caplog.messages
+    assert len(cut) == 1024 and cut.startswith("keys in rope: xxx") and len(whole) > 20_000
+    assert percent == "7%"
