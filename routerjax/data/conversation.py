@@ -141,7 +141,8 @@ def text_id(query: str) -> str:
 def _turn(i: int, message: Any, modalities: dict[str, None]) -> tuple[str, str]:
     if not isinstance(message, Mapping) or message.get("role") not in ROLES:
         raise ValueError(
-            f"messages[{i}]: expected an object with a role of {', '.join(ROLES)}, got {message!r}"
+            f"messages[{i}]: expected an object with a role of {', '.join(ROLES)}, got "
+            f"{message!r:.200}"
         )
     content = message.get("content")
     if isinstance(content, str):
@@ -153,11 +154,11 @@ def _turn(i: int, message: Any, modalities: dict[str, None]) -> tuple[str, str]:
             text for part in content if (text := _part(i, part, modalities)) is not None
         ]  # fmt: skip
     else:
-        raise ValueError(f"messages[{i}]: content: expected a text or a list, got {content!r}")
+        raise ValueError(f"messages[{i}]: content: expected a text or a list, got {content!r:.200}")
     calls = [*(message.get("tool_calls") or ()), message.get("function_call")]
     texts += [_call(call) for call in calls if call is not None]
     if content is None and not texts:
-        raise ValueError(f"messages[{i}]: expected content, got {message!r}")
+        raise ValueError(f"messages[{i}]: expected content, got {message!r:.200}")
     return str(message["role"]), "\n".join(texts)
 
 
@@ -180,11 +181,13 @@ def _part(i: int, part: Any, modalities: dict[str, None]) -> str | None:
     elif kind == "tool_result":
         content = part.get("content") or ""
         parts = content if isinstance(content, list | tuple) else [content]
+        if any(isinstance(each, Mapping) and each.get("type") == kind for each in parts):
+            raise ValueError(f"messages[{i}]: content: a tool_result lies within another")
         texts = [_part(i, each, modalities) for each in parts]
         return "\n".join(text for text in texts if text is not None)
     raise ValueError(
         f"messages[{i}]: content: expected parts of the types {', '.join(_TEXT_PARTS[:2])}, "
-        f"{', '.join(_MODALITY_OF)}, got {part!r}"
+        f"{', '.join(_MODALITY_OF)}, got {part!r:.200}"
     )
 
 

@@ -22,13 +22,17 @@ Handler = Callable[[Request, bytes], Awaitable[Response]]
 _READING = ("GET", "HEAD")
 # As nginx has it; nobody is there to read it, but metrics count it.
 _CLIENT_LEFT = 499
+# Seconds for a body to come, and bytes of all that are in hand: who signs bodies is known after.
+_BODY_S, _MOST_BYTES = 120.0, 2**31
+# Commas of a body, no fewer than its values: reading JSON keeps the server from all else.
+_MOST_COMMAS = 2**20
 
 
 class InHand:
-    """Counts the requests in hand of all endpoints."""
+    """Counts the requests in hand of all endpoints, and the bytes of their bodies."""
 
     def __init__(self, most: int):
-        self.most, self.now = most, 0
+        self.most, self.now, self.n_bytes = most, 0, 0
 
     @contextlib.asynccontextmanager
     async def one_more(self) -> AsyncIterator[None]:
@@ -95,15 +99,19 @@ class Endpoint:
     async def _answer(self, request: Request) -> Response:
         try:
             self._refuse_strangers(request)
-            body = await self._body(request)
-            self._check_signature(request, body)
-            return await _unless_left(request, self._handler(request, body))
+            async with self._body(request) as body:
+                self._check_signature(request, body)
+                return await _unless_left(request, self._handler(request, body))
         except Problem as problem:
             return problem.response()
         except ClientDisconnect:
             return Response(status_code=_CLIENT_LEFT)
         except ValueError as error:
             return Problem.invalid(error).response()
+        except RecursionError:  # What is read of JSON at the limit, a function further in cannot.
+            return Problem(
+                400, "the body: its values are nested too deeply", "invalid_json"
+            ).response()
         except Exception:
             logger.exception("%s failed", self._name)
             return Problem(500, "the server failed: see its log", "internal_error").response()
@@ -137,20 +145,47 @@ class Endpoint:
                 "unauthorized",
             )
 
-    async def _body(self, request: Request) -> bytes:
+    @contextlib.asynccontextmanager
+    async def _body(self, request: Request) -> AsyncIterator[bytes]:
+        """The body, counted while it is in hand."""
         if request.method in _READING:
-            return b""
+            yield b""
+            return
         # A page in a browser can send other kinds to any address without asking it first.
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
-            raise Problem(415, f"Content-Type: expected application/json, got {kind!r}", "not_json")
-        pieces, size, most = [], 0, self._config.max_body_bytes
-        async for piece in request.stream():
-            size += len(piece)
-            if size > most:
-                raise Problem(413, f"the body: expected at most {most:,} bytes", "too_large")
-            pieces.append(piece)
-        return b"".join(pieces)
+            raise Problem(
+                415, f"Content-Type: expected application/json, got {kind!r:.200}", "not_json"
+            )
+        pieces: list[bytes] = []
+        try:
+            await self._read(request, pieces)
+            body = b"".join(pieces)
+            if body.count(b",") > _MOST_COMMAS:
+                raise Problem(
+                    413, f"the body: expected at most {_MOST_COMMAS:,} values", "too_large"
+                )
+            yield body
+        finally:
+            self._in_hand.n_bytes -= sum(map(len, pieces))
+
+    async def _read(self, request: Request, pieces: list[bytes]) -> None:
+        size, most, in_hand = 0, self._config.max_body_bytes, self._in_hand
+        try:
+            async with asyncio.timeout(_BODY_S):
+                async for piece in request.stream():
+                    size += len(piece)
+                    if size > most:
+                        raise Problem(
+                            413, f"the body: expected at most {most:,} bytes", "too_large"
+                        )
+                    if in_hand.n_bytes + len(piece) > _MOST_BYTES:
+                        raise Problem.overloaded(f"{in_hand.n_bytes:,} bytes are in hand", 1)
+                    in_hand.n_bytes += len(piece)
+                    pieces.append(piece)
+        except TimeoutError as error:
+            text = f"the body: expected all of it within {_BODY_S:.0f} s"
+            raise Problem(408, text, "too_slow") from error
 
 
 async def _unless_left(request: Request, answer: Awaitable[Response]) -> Response:

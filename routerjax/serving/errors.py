@@ -6,6 +6,8 @@ from typing import Any
 import pydantic
 from starlette.responses import JSONResponse, Response
 
+_MOST = 1000  # Characters of a message.
+
 
 class Problem(Exception):
     """Ends a request with an error.
@@ -26,6 +28,8 @@ class Problem(Exception):
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ):
+        if len(message) > _MOST:  # It may repeat what came.
+            message = f"{message[:_MOST]} [... {len(message) - _MOST:,} more characters]"
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
         self.headers = headers

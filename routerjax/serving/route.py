@@ -18,7 +18,10 @@ from routerjax.serving.errors import Problem
 
 logger = logging.getLogger(__name__)
 
-Messages = list[dict[str, Any]]
+# More are none of a conversation, and take the server's time from others.
+MOST_MESSAGES = 10_000
+Messages = Annotated[list[dict[str, Any]], pydantic.Field(max_length=MOST_MESSAGES)]
+Queries = Annotated[list[str | Messages], pydantic.Field(max_length=MOST_MESSAGES)]
 # What sidecars are sent where no target is meant.
 _ANY = (None, "", "auto")
 
@@ -40,7 +43,7 @@ class RouteRequest(pydantic.BaseModel):
 
     messages: Messages | None = None
     question: str | None = None
-    query: str | Messages | list[str | Messages] | None = None
+    query: str | Messages | Queries | None = None
     model: str | None = None
     models: list[str] | None = None
     allowed: list[str] | None = None

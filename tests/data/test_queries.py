@@ -106,6 +106,9 @@ def test_parts_of_calls_and_their_results_are_texts():
     results[0]["content"] = 7
     with pytest.raises(ValueError, match=r"messages\[0\]: content: expected parts .* got 7"):
         as_query([{"role": "user", "content": results}])
+    results[0]["content"] = results[1:2]
+    with pytest.raises(ValueError, match=r"messages\[0\]: content: a tool_result lies within"):
+        as_query([{"role": "user", "content": results}])
 
 
 def test_a_call_of_a_function_is_a_text():

@@ -102,6 +102,8 @@ def test_a_session_ends(monkeypatch):
     assert sessions.get("a") is None
     sessions.keep("b", Choice("y", ""))
     assert list(sessions._kept) == ["b"], "those that are over are forgotten"
+    sessions.keep("x" * 10**6, Choice("long", ""))
+    assert sessions.get("x" * 10**6).target == "long" and max(map(len, sessions._kept)) < 100
     none = Sessions(0)
     none.keep("a", Choice("x", ""))
     assert none.get("a") is None

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+import socket
 
 import httpx
 import jax
@@ -10,11 +11,14 @@ import numpy as np
 import pytest
 
 from routerjax.routing.policies import Argmax, Tolerance, Value
+from routerjax.serving import endpoint
 from routerjax.serving.choice import Chooser, to_json
 from routerjax.serving.config import ServingConfig
 from routerjax.serving.reader import Estimate
 from routerjax.serving.route import _cost
 from routerjax.serving.server import is_loopback, serve
+
+JSON = {"content-type": "application/json"}
 
 
 def test_it_answers_as_the_sidecars_that_hooks_ask(post, tiny_router):
@@ -102,6 +106,9 @@ def test_an_image_alone_fails_no_request(post, tiny_router):
         ({"query": "a", "model": "gpt"}, 404, "expected routerjax.*'gpt'"),
         ({"query": ["a"] * 2000}, 400, "at most 1024"),
         ({"query": "a" * 1_000_001}, 413, "1,000,000 characters"),
+        ({"messages": [{}] * 10_001}, 400, "messages: List should have at most 10000"),
+        ({"query": "a", "x": "," * 2_000_000}, 413, "at most 1,048,576 values"),
+        ({"query": "a", "model": "x" * 5000}, 404, r"got 'x+ \[... 4,\d+ more characters\]$"),
     ],
 )
 def test_a_mistake_is_told_in_json(post, value, status, message):
@@ -132,6 +139,30 @@ def test_other_bodies_and_paths_are_told_in_json(proxy):
     assert httpx.get(f"{url}/v1/route").status_code == 405
     for host, status in (("evil.example", 400), ("[::1]:8400", 200), ("localhost", 200)):
         assert httpx.get(f"{url}/health", headers={"host": host}).status_code == status
+
+
+def test_values_nested_to_the_limit_are_no_failure_of_the_server(proxy):
+    answers = []
+    for depth in range(940, 1000, 4):
+        part = b'{"type": "tool_use", "input": ' + b"[" * depth + b"]" * depth + b"}"
+        body = b'{"model": "routerjax", "messages": [{"role": "user", "content": [' + part + b"]}]}"
+        answer = httpx.post(f"{proxy[0]}/v1/chat/completions", content=body, headers=JSON)
+        answers.append((answer.status_code, answer.text))
+    assert not [text for _, text in answers if "the server failed" in text]
+    assert any(status == 400 and "nested too deeply" in text for status, text in answers)
+
+
+def test_bodies_that_do_not_come_or_are_too_many_hold_no_place(proxy, monkeypatch):
+    address = httpx.URL(proxy[0])
+    head = b"POST /v1/route HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((address.host, address.port), timeout=10) as slow:
+        monkeypatch.setattr(endpoint, "_BODY_S", 0.05)
+        slow.sendall(head + b"Content-Length: 99\r\n\r\n{")
+        assert slow.recv(1000).startswith(b"HTTP/1.1 408 ")
+    monkeypatch.undo()
+    monkeypatch.setattr(endpoint, "_MOST_BYTES", 9)
+    answer = httpx.post(f"{proxy[0]}/v1/route", json={"query": "abc"})
+    assert answer.status_code == 429 and "0 bytes are in hand" in answer.text
 
 
 def test_models_are_listed(proxy):

@@ -1,11 +1,12 @@
 """What is read of the requests that are passed on: all else is the target's to judge."""
 
 import json
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pydantic
 
 from routerjax.serving.choice import Needs
+from routerjax.serving.route import MOST_MESSAGES
 from routerjax.targets.endpoints import Target
 
 _CHARS_A_TOKEN = 4  # Of tool definitions, which are not tokenised.
@@ -17,7 +18,7 @@ class ChatRequest(pydantic.BaseModel):
     path: ClassVar[str] = "/chat/completions"
 
     model: str
-    messages: list[dict[str, Any]] = pydantic.Field(min_length=1)
+    messages: list[dict[str, Any]] = pydantic.Field(min_length=1, max_length=MOST_MESSAGES)
     tools: Any = None
     functions: Any = None
     max_tokens: Any = None
@@ -44,7 +45,7 @@ class ResponsesRequest(pydantic.BaseModel):
     path: ClassVar[str] = "/responses"
 
     model: str
-    input: str | list[Any] = ""
+    input: str | Annotated[list[Any], pydantic.Field(max_length=MOST_MESSAGES)] = ""
     instructions: Any = None
     previous_response_id: str | None = None
     conversation: str | dict[str, Any] | None = None

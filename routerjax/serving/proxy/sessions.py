@@ -1,12 +1,13 @@
 """Sessions: the target that a conversation keeps while it goes on."""
 
 import collections
+import hashlib
 import time
 
 from routerjax.serving.choice import Choice
 
 # A provider's prompt cache is worth more than a switch of targets; so many conversations are known.
-_MOST = 100_000
+_MOST, _LONGEST = 100_000, 200
 
 
 class Sessions:
@@ -18,14 +19,21 @@ class Sessions:
 
     def get(self, key: str) -> Choice | None:
         """The choice of a conversation; None where it is over or new."""
-        until, choice = self._kept.get(key, (0.0, None))
+        until, choice = self._kept.get(_short(key), (0.0, None))
         return choice if time.monotonic() < until else None
 
     def keep(self, key: str, choice: Choice) -> None:
         """Keeps a choice for a conversation, and forgets those that are over."""
-        now = time.monotonic()
+        key, now = _short(key), time.monotonic()
         if self._seconds:
             self._kept[key] = now + self._seconds, choice
             self._kept.move_to_end(key)
         while self._kept and (len(self._kept) > _MOST or next(iter(self._kept.values()))[0] < now):
             self._kept.popitem(last=False)
+
+
+def _short(key: str) -> str:
+    """A key that may be kept: callers may name a conversation by megabytes."""
+    if len(key) <= _LONGEST:
+        return key
+    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()
