@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # Set by the signal handler, read between row blocks and epochs.
 _stop = threading.Event()
+# Set before a ^C that is not the user's.
+_again = threading.Event()
 
 JOB = "job.json"  # In a folder of unfinished work: whose it is.
 _OTHER_FOLDER = "Use another --workdir, or delete that folder"
@@ -61,8 +63,9 @@ def stoppable(at_most: float | None = None, exit_code: int = 0) -> Iterator[None
     Args:
       at_most: Seconds after which the process ends, wherever it is: in a row block that takes
         longer, or in compiled code, in which Python runs no signal handler. All that jobs keep is
-        written whole or not at all. None to wait as long as it takes.
-      exit_code: What it then ends with.
+        written whole or not at all. So it ends after ^C where that raises KeyboardInterrupt, and
+        at once after a second one. None to wait as long as it takes.
+      exit_code: What it then ends with, after ^C with the shell's.
     """
     _stop.clear()
     before = signal.signal(signal.SIGTERM, lambda *_: _stop.set())
@@ -78,13 +81,13 @@ def stoppable(at_most: float | None = None, exit_code: int = 0) -> Iterator[None
 
 @contextlib.contextmanager
 def _deadline(seconds: float, exit_code: int) -> Iterator[None]:
-    """Ends the process so long after SIGTERM, which a thread is told of as it comes."""
+    """Ends the process so long after SIGTERM or ^C, which a thread is told of as they come."""
     watched, told = socket.socketpair()
     told.setblocking(False)
     before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
 
     def watch() -> None:
-        deadline = math.inf
+        deadline, interrupted = math.inf, False
         while (left := deadline - time.monotonic()) > 0:
             watched.settimeout(None if left == math.inf else left)
             with contextlib.suppress(TimeoutError):
@@ -93,10 +96,18 @@ def _deadline(seconds: float, exit_code: int) -> Iterator[None]:
                     return
                 if number[0] == signal.SIGTERM:
                     _stop.set()
-                    deadline = min(deadline, time.monotonic() + seconds)
+                elif signal.getsignal(number[0]) is not signal.default_int_handler:
+                    continue
+                elif _again.is_set():
+                    _again.clear()
+                elif interrupted:
+                    break
+                else:
+                    interrupted = True
+                deadline = min(deadline, time.monotonic() + seconds)
         lock.release_all(_RELEASE_SECONDS)
         os.write(2, _CUT_SHORT)
-        os._exit(exit_code)
+        os._exit(128 + signal.SIGINT if interrupted else exit_code)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -107,6 +118,12 @@ def _deadline(seconds: float, exit_code: int) -> Iterator[None]:
         told.close()
         watcher.join()
         watched.close()
+
+
+def interrupt_again() -> None:
+    """Sends this process a ^C that was dropped; it counts as the first one still."""
+    _again.set()
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def log(text: str) -> None:

@@ -19,7 +19,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from routerjax.runtime import early, lock, processes, track
-from routerjax.runtime.resume import Stopped, stoppable
+from routerjax.runtime.resume import Stopped, interrupt_again, stoppable
 
 # Seconds; clusters kill a process 10 to 30 seconds after they have asked it to end.
 STOPS_WITHIN = 8.0
@@ -79,8 +79,8 @@ def run_script(
     does one that has not stopped within `stops_within`; a ValueError, OSError,
     FloatingPointError or RuntimeError (the device out of memory, no cluster), whose texts are
     written for users, ends with exit code 1 and no traceback (`--v=1` or higher shows it). ^C ends
-    it at once, a second one without a word, and so does a reader of its output that goes away, with
-    the shell's exit codes.
+    it at once, or from compiled code within `stops_within`, a second one wherever it is, and so
+    does a reader of its output that goes away, with the shell's exit codes.
 
     Args:
       main: Takes nothing; it reads its flags from absl.
@@ -196,7 +196,7 @@ def _raise_interrupts() -> None:
     def raise_again(dropped: Any) -> None:
         if dropped.exc_type is KeyboardInterrupt:
             # Not at once: within this hook it would be dropped too.
-            threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
+            threading.Timer(0.1, interrupt_again).start()
         else:
             tell(dropped)
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import types
 
 import jax
@@ -50,6 +51,30 @@ def test_a_stop_does_not_outlive_a_job_that_failed():
     assert signal.getsignal(signal.SIGTERM) is before
     with resume.stoppable():
         assert not resume.stop_requested()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "again", "ends"), [(0.05, [], [130]), (60, ["user"], [130]), (60, ["dropped"], [])]
+)
+def test_an_interrupt_ends_deaf_code_in_time_and_a_second_one_at_once(
+    monkeypatch, seconds, again, ends
+):
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with resume.stoppable(seconds, exit_code=3):
+            for cause in ["user", *again]:
+                with pytest.raises(KeyboardInterrupt):
+                    if cause == "dropped":
+                        resume.interrupt_again()
+                    else:
+                        os.kill(os.getpid(), signal.SIGINT)
+                    time.sleep(5)
+            time.sleep(0.3)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended == ends
 
 
 # ---- a script's main, in a process of its own
