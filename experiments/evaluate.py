@@ -16,6 +16,7 @@ from absl import flags
 
 import routerjax as rj
 from experiments import options
+from routerjax.runtime import lock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,7 @@ def main() -> None:
     data, summary = options.read_data(config)
     router = rj.Router.load(config.router)
     folder = rj.Folder(config.workdir)
+    lock.keep(folder)
     several = len(router.encoder_identities) > 1
     name = "perturbed_store" if config.perturb else "store"
     own = [folder / f"{name}{i}" if several else folder / name

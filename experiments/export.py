@@ -15,6 +15,7 @@ import dataclasses
 
 import routerjax as rj
 from experiments import options
+from routerjax.runtime import lock
 
 FORMATS = ("safetensors", "stablehlo", "switchyard", "blueprint", "router_arena")
 
@@ -60,6 +61,8 @@ def main() -> None:
     if arena and None in (config.name, config.queries):
         raise ValueError("--to=router_arena: give --name and --queries")
     router = rj.Router.load(config.router)
+    if not checkpoint:
+        lock.keep(rj.Folder(config.output))  # Of files that belong together.
     if config.encoder:
         router.use_encoder(options.load_router_encoders(router, config.encoder, "data:1"))
     notes: list[str] = []

@@ -33,6 +33,7 @@ from routerjax.data.simulated.simulate import simulate
 from routerjax.data.writers import write_dataset
 from routerjax.routing.limits import Limits
 from routerjax.routing.router import Router
+from routerjax.runtime import lock
 from routerjax.runtime import script as script_module
 from routerjax.runtime.files import Folder
 from routerjax.store.store import ActivationStore
@@ -609,6 +610,21 @@ def test_probe_refuses_what_streaming_passes_over(flag, tmp_path):
                   "--encoder=none", flag)  # fmt: skip
     assert refused.returncode == 1 and f"error: {flag.partition('=')[0]} " in refused.stderr
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        ("evaluate", ["--data={files}/train.jsonl", "--store=s", "--workdir={at}"]),
+        ("export", ["--to=safetensors", "--output={at}"]),
+    ],
+)
+def test_a_second_job_is_refused_before_it_works(script, flags, files, tmp_path, monkeypatch):
+    router = types.SimpleNamespace(encoder_identities=[{}])
+    monkeypatch.setattr(Router, "load", lambda path: router)
+    with lock.held(Folder(tmp_path)):
+        done = run(script, "--router=r", *(flag.format(files=files, at=tmp_path) for flag in flags))
+    assert done.returncode == 1 and "is in use (lock.json: " in done.stderr, done.stderr
 
 
 @pytest.mark.slow
