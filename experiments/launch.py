@@ -18,6 +18,7 @@ from absl import flags
 
 import routerjax as rj
 from experiments import options
+from routerjax.data.sources.texts import whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,8 @@ def main(command: Sequence[str]) -> None:
     _check(command)
     text = rj.launch_text(launcher, rj.Launch(command=tuple(command), **config))
     if output:
-        pathlib.Path(output).write_text(text)
+        with whole(pathlib.Path(output)) as file:
+            file.write(text)
     else:
         print(text, end="")
 

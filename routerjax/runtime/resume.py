@@ -1,6 +1,7 @@
 """Jobs that are stopped and resumed: SIGTERM, what a folder holds, progress."""
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -130,6 +131,17 @@ def log(text: str) -> None:
     """Tells the user; on process 0 only."""
     if jax.process_index() == 0:
         logger.info("%s", text)
+
+
+def append(file: int, data: bytes, path: Any) -> None:
+    """Writes at the end of an open file, whole or not at all; an OSError names its path."""
+    start = os.lseek(file, 0, os.SEEK_END)
+    try:
+        if os.write(file, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        os.ftruncate(file, start)
+        raise OSError(f"cannot write {path}: {error}") from error
 
 
 def what_differs(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from routerjax.runtime.files import Folder
+from routerjax.runtime.resume import append
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +86,10 @@ def track(path: Any) -> None:
             name = f"{_PREFIX}{time.time():.6f}.{socket.gethostname()}"
             # Without a buffer: what a process that is killed has told is there.
             files[run] = open(where / run / name, "wb", buffering=0)
-            files[run].write(_record(file_version="brain.Event:2"))
+            append(files[run].fileno(), _record(file_version="brain.Event:2"), files[run].name)
         scalars = [{"tag": tag, "simple_value": value} for tag, value in values.items()]
-        files[run].write(_record(step=step, summary={"value": scalars}))
+        record = _record(step=step, summary={"value": scalars})
+        append(files[run].fileno(), record, files[run].name)
 
     on_metrics(write)
     logger.info("for TensorBoard: tensorboard --logdir=%s", where)

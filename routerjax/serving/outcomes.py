@@ -8,7 +8,6 @@ texts alone is joined to these outcomes.
 
 import collections
 import dataclasses
-import errno
 import fcntl
 import json
 import os
@@ -21,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 
 from routerjax.data.conversation import Conversation, text_id
 from routerjax.runtime.files import is_json
+from routerjax.runtime.resume import append
 from routerjax.serving.errors import Problem
 
 # Requests that still may get an outcome, and bytes of their queries; the oldest are forgotten.
@@ -146,9 +146,7 @@ def append_line(path: pathlib.Path, line: bytes) -> None:
             file.write(b"\n")
             end += len(left) + 1
         file.truncate(end)
-        if line and file.write(line) != len(line):
-            file.truncate(end)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        append(file.fileno(), line, path)
 
 
 def _end_of_lines(file: IO[bytes]) -> int:

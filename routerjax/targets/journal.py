@@ -19,6 +19,8 @@ import os
 import pathlib
 from typing import Any
 
+from routerjax.runtime.resume import append
+
 logger = logging.getLogger(__name__)
 
 
@@ -132,9 +134,7 @@ class Journal:
         # A text may hold half a surrogate pair, which ASCII escapes can write and UTF-8 cannot.
         line = (json.dumps(value) + "\n").encode()
         start = os.lseek(self._file, 0, os.SEEK_END)
-        if os.write(self._file, line) < len(line):
-            os.ftruncate(self._file, start)
-            raise OSError(f"cannot write {self.path}: the disk is full")
+        append(self._file, line, self.path)
         if sync:
             os.fsync(self._file)
         self._take(value, start, start + len(line))
@@ -162,7 +162,7 @@ class Journal:
                     ) from error
                 start = end
         if not line.endswith(b"\n"):
-            os.write(self._file, b"\n")
+            append(self._file, b"\n", self.path)
 
     def _take(self, value: dict[str, Any], start: int, end: int) -> None:
         event = value["event"]

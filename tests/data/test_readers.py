@@ -1,5 +1,6 @@
 """Label files: every format in, and every refusal with file, line and reason."""
 
+import errno
 import gzip
 import json
 import os
@@ -382,6 +383,15 @@ def test_only_a_file_is_replaced_and_by_one_writer_at_a_time(tmp_path):
     write_dataset(data, tmp_path / "out.jsonl")
     assert len(read_dataset(tmp_path / "out.jsonl")) == 2
     assert {path.name for path in tmp_path.iterdir()} == {"out.jsonl", "pipe", "two.jsonl"}
+
+
+def test_a_full_disk_leaves_the_old_file_and_is_told_with_the_name(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_text("old")
+    with pytest.raises(OSError, match="cannot write .*out.jsonl: .*No space"), whole(path) as file:
+        file.write("new")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 def _two_rows(folder):

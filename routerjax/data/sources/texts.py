@@ -103,6 +103,8 @@ def whole(path: pathlib.Path) -> Iterator[IO[str]]:
             with opener(partial, "wt", encoding="utf-8") as file:
                 yield file
             os.replace(partial, path)
+        except OSError as error:
+            raise OSError(f"cannot write {path}: {error}") from error
         finally:
             partial.unlink(missing_ok=True)
 
