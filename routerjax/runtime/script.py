@@ -104,7 +104,7 @@ def run_script(
         try:
             with stoppable(stops_within, _EXIT_CODE.value), track.until_end():
                 if alone:
-                    _raise_interrupts()
+                    _hear_callbacks()
                 main()
         except Stopped as stopped:
             then = "it goes on from there" if stopped.goes_on else "this part starts anew"
@@ -187,8 +187,15 @@ def _what_to_do(error: Exception) -> str:
     return f". {to_do}" if to_do else ""
 
 
-def _raise_interrupts() -> None:
-    """Has ^C raise KeyboardInterrupt, again where a callback (of JAX at a collection) drops it."""
+# What Orbax's writes meet that go on where another one fails, whose error is raised.
+_NO_LOOP = "Event loop is closed"
+
+
+def _hear_callbacks() -> None:
+    """Has ^C raise KeyboardInterrupt, again where a callback (of JAX at a collection) drops it.
+
+    Of what else callbacks drop, all but _NO_LOOP is told.
+    """
     if callable(signal.getsignal(signal.SIGINT)):  # Else it is ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     tell = sys.unraisablehook
@@ -197,7 +204,7 @@ def _raise_interrupts() -> None:
         if dropped.exc_type is KeyboardInterrupt:
             # Not at once: within this hook it would be dropped too.
             threading.Timer(0.1, interrupt_again).start()
-        else:
+        elif str(dropped.exc_value) != _NO_LOOP:
             tell(dropped)
 
     sys.unraisablehook = raise_again

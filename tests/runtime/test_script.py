@@ -82,10 +82,12 @@ def test_an_interrupt_ends_deaf_code_in_time_and_a_second_one_at_once(
 # One process imports what they need, and the scripts are its forks. On its standard input: of each
 # the folder of its cache, and sys.argv.
 SCRIPTS = """
-import atexit, hashlib, json, os, resource, signal, sys, threading
+import asyncio, atexit, hashlib, json, os, resource, signal, sys, threading
 from routerjax.runtime import files, lock, resume, script
 
 script.ENDS_WITHIN = 1.0
+closed = asyncio.new_event_loop()
+closed.close()
 
 def main():
     kind = sys.argv[0]
@@ -120,6 +122,7 @@ def main():
         resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
         files.Folder(os.environ["XDG_CACHE_HOME"]).write_bytes("x", bytes(99))
     if kind == "wrong":
+        type("Write", (), {"__del__": lambda self: closed.run_forever()})()
         raise ValueError("labels.jsonl:3: not valid JSON")
     if kind == "broken":
         raise KeyError("a fault of ours")
