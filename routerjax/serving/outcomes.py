@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import fcntl
 import json
+import logging
 import os
 import pathlib
 from typing import IO, Annotated, Any
@@ -22,6 +23,8 @@ from routerjax.data.conversation import Conversation, text_id
 from routerjax.runtime.files import is_json
 from routerjax.runtime.resume import append
 from routerjax.serving.errors import Problem
+
+logger = logging.getLogger(__name__)
 
 # Requests that still may get an outcome, and bytes of their queries; the oldest are forgotten.
 _MOST_REQUESTS = 100_000
@@ -111,7 +114,13 @@ class Outcomes:
                 "already_scored", "request_id",
             )  # fmt: skip
         row = {"correct": {target: asked.score}, "request_id": asked.request_id}
-        append_line(self._path, opened.start + b", " + json.dumps(row).encode()[1:] + b"\n")
+        line = opened.start + b", " + json.dumps(row).encode()[1:] + b"\n"
+        try:
+            append_line(self._path, line)
+        except OSError as error:
+            logger.error("an outcome was refused: %s", error)
+            text = "the outcome cannot be kept now, see the server's log: send it again later"
+            raise Problem(503, text, "not_kept") from error
         opened.scored.add(target)
         return JSONResponse(asked.model_dump() | {"target": target})
 

@@ -1,5 +1,6 @@
 """/v1/outcomes: what is written, who may be scored, and a file that is always whole."""
 
+import asyncio
 import concurrent.futures
 import resource
 import signal
@@ -10,6 +11,7 @@ import pytest
 from routerjax.data.readers import read_dataset
 from routerjax.serving import outcomes
 from routerjax.serving.config import ServingConfig
+from routerjax.serving.errors import Problem
 from routerjax.serving.outcomes import Outcomes, append_line
 
 TARGETS = ("cheap", "middle", "dear")
@@ -150,6 +152,19 @@ def test_a_full_disk_leaves_no_half_a_line(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
     assert path.read_bytes() == b"first\n"
+
+
+def test_an_outcome_that_cannot_be_kept_is_refused_in_a_line_and_may_come_again(tmp_path, caplog):
+    path, body = tmp_path / "log", b'{"request_id": "r", "score": 1}'
+    own = Outcomes(path, TARGETS, False)
+    own.open("r", "abc?", "cheap")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(Problem, match="send it again later") as refused:
+        asyncio.run(own(None, body))
+    assert refused.value.status == 503 and "log" in caplog.text and "Traceback" not in caplog.text
+    path.rmdir()
+    assert asyncio.run(own(None, body)).status_code == 200
 
 
 def test_a_file_that_cannot_be_written_is_told_at_the_start(tmp_path):
