@@ -109,7 +109,19 @@ class Loop:
 
     def members(self) -> State:
         """The state on the host, [K] leading."""
-        return jax.tree.map(self._gather, self._state)
+        return State(*map(self.of_members, State._fields))
+
+    def of_members(self, field: str) -> Any:
+        """A field of the state on the host, [K] leading; all of the state is far larger."""
+        return jax.tree.map(self._gather, getattr(self._state, field))
+
+    @property
+    def like(self) -> list[np.ndarray]:
+        """What has the shapes and dtypes of the leaves of `members()`; nothing is fetched."""
+        return [
+            np.broadcast_to(np.zeros((), leaf.dtype), (self.n_members, *leaf.shape[2:]))
+            for leaf in jax.tree.leaves(self._state)
+        ]
 
     def resume(self, leaves: list[np.ndarray]) -> None:
         """Puts the leaves of a `members()` state back, whatever devices it came from."""
@@ -194,7 +206,7 @@ def run(
       resume.Stopped: SIGTERM came; the state is in the checkpoints.
     """
     n_epochs = losses_2EK.shape[1]
-    running_K = ~np.asarray(loop.members().stopped)
+    running_K = ~loop.of_members("stopped")
     ahead = None
     while running_K.any() and done < n_epochs:
         current = loop.dispatch(running_K) if ahead is None else ahead
@@ -233,13 +245,13 @@ def restore(loop: Loop, losses_2EK: np.ndarray, saver: Checkpoints | None) -> in
     """Puts the newest checkpoint, if any, into the loop and the losses; returns the epochs done."""
     if saver is None:
         return 0
-    like = _by_name(jax.tree.leaves(loop.members()))
+    like = _by_name(loop.like)
     result = saver.restore(like | {"losses": losses_2EK})
     if result is None:
         return 0
     losses_2EK[:] = result["losses"]
     loop.resume([result[name] for name in like])
-    done = int(np.max(loop.members().epoch))
+    done = int(loop.of_members("epoch").max())
     logger.info("training continues after epoch %d", done)
     return done
 

@@ -184,7 +184,7 @@ class _Group:
 
     def train(self, folder: Folder | None, bar: Any, run_name: str) -> dict[str, np.ndarray]:
         """The fields of `Trained` for these members."""
-        config, n = self._config, len(self._members)
+        config, loop, n = self._config, self._loop, len(self._members)
         losses = np.full((2, config.epochs, n), np.nan, np.float32)
         job = {"members": json.loads(json.dumps(self._members)), "epochs": config.epochs}
         saver = None if folder is None else Checkpoints(folder, job)
@@ -193,25 +193,24 @@ class _Group:
             bar.update(int((before_K & ~running_K).sum()))
 
         try:
-            done = restore(self._loop, losses, saver)
-            bar.update(int(np.asarray(self._loop.members().stopped).sum()))
-            run(self._loop, losses, done, config.checkpoint_every, saver, watch, run_name)
+            done = restore(loop, losses, saver)
+            bar.update(int(loop.of_members("stopped").sum()))
+            run(loop, losses, done, config.checkpoint_every, saver, watch, run_name)
         finally:
             if saver:
                 saver.close()
-        state = self._loop.members()
-        bar.update(int((~np.asarray(state.stopped)).sum()))
-        ran_K = np.asarray(state.epoch)
+        bar.update(int((~loop.of_members("stopped")).sum()))
+        ran_K = loop.of_members("epoch")
         last_2K = losses[:, ran_K - 1, np.arange(n)]
-        best_K = np.asarray(state.best_loss)
+        best_K, best_params = loop.of_members("best_loss"), loop.of_members("best_params")
         p_KVM = np.full((n, *self._data.y_val_NM.shape), np.nan, np.float32)
         for source, x_VC in enumerate(self._data.x_val_SNC):
             some = np.flatnonzero((self._source_K == source) & np.isfinite(best_K)).tolist()
             if some:
-                p_KVM[some] = Trunk.from_state(state.best_params, some).predict_members(x_VC)
+                p_KVM[some] = Trunk.from_state(best_params, some).predict_members(x_VC)
         return {
             "best_val_loss_K": best_K,
-            "best_epoch_K": np.asarray(state.best_epoch),
+            "best_epoch_K": loop.of_members("best_epoch"),
             "failed_K": np.where(np.isfinite(last_2K).all(axis=0), -1, ran_K - 1).astype(np.int32),
             "p_KVM": p_KVM,
         }

@@ -93,18 +93,17 @@ def train_trunk(
     finally:
         if saver:
             saver.close()
-    state = loop.members()
-    best_K = np.asarray(state.best_loss)
+    best_K = loop.of_members("best_loss")
     kept = tuple(int(k) for k in np.argsort(best_K, kind="stable")[: config.keep])
     history = History(
-        losses[0], losses[1], np.asarray(state.best_epoch), best_K, config.seeds, kept
+        losses[0], losses[1], loop.of_members("best_epoch"), best_K, config.seeds, kept
     )
     logger.info(
         "trained %d members for up to %d epochs; kept seeds %s, validation loss %.4f to %.4f",
         config.n_members, len(losses[0]), [config.seeds[k] for k in kept],
         best_K[kept[0]], best_K[kept[-1]],
     )  # fmt: skip
-    return Trunk.from_state(state.best_params, kept), history
+    return Trunk.from_state(loop.of_members("best_params"), kept), history
 
 
 def _run(loop: Loop, config: TrunkConfig, saver: Checkpoints | None) -> np.ndarray:
