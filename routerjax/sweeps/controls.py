@@ -137,9 +137,11 @@ def transfer(
         )
         >= _FEWEST
     )
+    # Moved once, not for each dataset.
+    on_device = jnp.asarray(x_ND), jnp.asarray(y_NM, jnp.float32)
     for a in np.flatnonzero(enough_AM.any(axis=1)):
         weight_N = (dataset_N == a).astype(np.float32)
-        score_MN = np.asarray(_train_on(x_ND, y_NM.astype(np.float32), weight_N, width, least))
+        score_MN = np.asarray(_train_on(*on_device, weight_N, width, least))
         auc_MA = auc_by_group(score_MN.T, y_NM, dataset_N, n)
         auc_AAM[a] = np.where(enough_AM & enough_AM[a][None], auc_MA.T, np.nan)
         auc_AAM[a, a] = np.nan

@@ -6,13 +6,14 @@ rows that are like the query. They err differently, so that their mean ranks bet
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from routerjax.runtime.devices import power_of_two
+from routerjax.runtime.devices import in_flight, power_of_two
 from routerjax.stats.numerics import HIGHEST, same_rows
 from routerjax.trunk.calibrate import mean_log_loss
 
@@ -55,14 +56,18 @@ class Kernel:
 
     def predict(self, x_NC: np.ndarray) -> np.ndarray:
         """P(correct) [n, M] float32 of queries with features [n, C], by the kernel alone."""
+
+        def dispatched() -> Iterator[tuple[int, int, jax.Array]]:
+            for start in range(0, len(x_NC), _CHUNK_ROWS):
+                x_RC = np.asarray(x_NC[start : start + _CHUNK_ROWS], np.float32)
+                n = len(x_RC)
+                padded_RC = np.pad(x_RC, ((0, power_of_two(n) - n), (0, 0)))
+                yield start, n, predict_rows(padded_RC, *self._on_device)
+
         own_NM = np.tile(self.mean_M, (len(x_NC), 1))
         n_fitted = self.alpha_NM.shape[1]
-        for start in range(0, len(x_NC), _CHUNK_ROWS):
-            x_RC = np.asarray(x_NC[start : start + _CHUNK_ROWS], np.float32)
-            n = len(x_RC)
-            padded_RC = np.pad(x_RC, ((0, power_of_two(n) - n), (0, 0)))
-            fitted_RM = np.asarray(predict_rows(padded_RC, *self._on_device))
-            own_NM[start : start + n, :n_fitted] = fitted_RM[:n]
+        for start, n, fitted_RM in in_flight(dispatched()):
+            own_NM[start : start + n, :n_fitted] = np.asarray(fitted_RM)[:n]
         return own_NM
 
     def mix(self, p_NM: np.ndarray, own_NM: np.ndarray) -> np.ndarray:

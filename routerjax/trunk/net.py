@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from routerjax.runtime.devices import power_of_two
+from routerjax.runtime.devices import in_flight, power_of_two
 from routerjax.stats.numerics import HIGHEST
 from routerjax.trunk.dropout import keep
 
@@ -160,14 +160,18 @@ class Trunk:
             raise ValueError(
                 f"x_NC: the trunk was trained on {self.n_features} features, got shape {x_NC.shape}"
             )
+
+        def dispatched() -> Iterator[tuple[int, jax.Array]]:
+            for start in range(0, len(x_NC), _CHUNK_ROWS):
+                x_RC = np.asarray(x_NC[start : start + _CHUNK_ROWS], np.float32)
+                n_rows = len(x_RC)
+                missing = power_of_two(n_rows) - n_rows
+                if missing:  # A single query has none.
+                    x_RC = np.pad(x_RC, ((0, missing), (0, 0)))
+                yield n_rows, self.dispatch(x_RC)
+
         chunks = [np.zeros((self.n_members, 0, self.n_targets), np.float32)]
-        for start in range(0, len(x_NC), _CHUNK_ROWS):
-            x_RC = np.asarray(x_NC[start : start + _CHUNK_ROWS], np.float32)
-            n_rows = len(x_RC)
-            missing = power_of_two(n_rows) - n_rows
-            if missing:  # A single query has none.
-                x_RC = np.pad(x_RC, ((0, missing), (0, 0)))
-            chunks.append(np.asarray(self.dispatch(x_RC))[:, :n_rows])
+        chunks += [np.asarray(p_KRM)[:, :n_rows] for n_rows, p_KRM in in_flight(dispatched())]
         return np.concatenate(chunks, axis=1)
 
     def dispatch(self, x_BC: np.ndarray | jax.Array) -> jax.Array:
