@@ -18,7 +18,7 @@ _FOLDS = ("auc", "within_auc", "fisher", "ridge", "d_eff")
 # J minus its mean with outcomes shuffled: J is biased upwards on few rows.
 EXCESS = "excess/standardised"
 
-# Whether a control's rows are of one layer, or of no encoder at all.
+# Controls by features that no encoder made.
 _PLAIN = ("dataset", "length", "random")
 
 
@@ -139,7 +139,7 @@ def _folds_of_both(correct_NM: np.ndarray, fold_N: np.ndarray, n_folds: int) -> 
 
 
 def _layer_controls(stacked: dict[str, np.ndarray], table: SweepTable) -> list[dict[str, Any]]:
-    """Rows of the controls that are examined layer by layer."""
+    """Rows of the controls that are evaluated layer by layer."""
     rows = []
     for name in table.settings["controls"]:
         if f"control/{name}/cv_auc" not in stacked:

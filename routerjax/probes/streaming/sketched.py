@@ -31,8 +31,6 @@ import jax.numpy as jnp
 from routerjax.features.moments import Sums, moments_of
 from routerjax.stats.numerics import HIGHEST, inverse_scale
 
-SPACES = ("raw", "standardised")
-
 
 class Pilot(NamedTuple):
     """What the first block tells of one (layer, pooling).

@@ -21,7 +21,7 @@ from routerjax.stats.numerics import add_compensated
 
 # sums = one(x_RD, fixed, weight_R, y_RM, shared): those of one block of one site, in any tree.
 # `fixed` is what belongs to the site, `shared` what is the same for all.
-OneSlab = Callable[[jax.Array, Any, jax.Array, jax.Array, Any], Any]
+OneSite = Callable[[jax.Array, Any, jax.Array, jax.Array, Any], Any]
 
 
 class Slot(NamedTuple):
@@ -41,7 +41,7 @@ class Slot(NamedTuple):
 def total(
     captured: Captured,
     what: str,
-    one: OneSlab,
+    one: OneSite,
     fixed: list[Any] | Callable[[jax.Array, jax.Array], Any],
     shared: Any = None,
 ) -> list[Slot]:
