@@ -315,9 +315,9 @@ def _kernel_cases() -> Table:
 
 def cases(tuning: Tuning) -> Table:
     """The table, but for the encoder's prefill, whose models have a test of their own."""
-    x_NC, y_NM, seeds = array(N, C), array(N, M), array(K, dtype=jnp.uint32)
+    x_NC, y_NM, seeds_DK = array(N, C), array(N, M), array(2, K, dtype=jnp.uint32)
     program = step.Program(C, (6, 5), M, (True, False), 4, 3, 0.0)
-    state = jax.eval_shape(functools.partial(loop._start, program), seeds)
+    state = jax.eval_shape(functools.partial(loop._start, program), array(K, dtype=jnp.uint32))
     mesh, drawn = make_mesh("data:2"), np.random.default_rng(0)
     y = (drawn.random((N, M)) < 0.5).astype(np.float32)
     x = drawn.random((N, C), np.float32)
@@ -392,7 +392,9 @@ def cases(tuning: Tuning) -> Table:
         },
         **_probe_cases(),
         **_kernel_cases(),
-        "trunk/loop.py:_start": lambda: [_of(loop._start, program, seeds)],
+        "trunk/loop.py:_compiled_start": lambda: [
+            _of(jax.jit(loop._compiled_start(program, tuple(jax.devices()[:2]))), seeds_DK)
+        ],
         "trunk/loop.py:_compiled_epoch": lambda: list(_epochs(tuning)),
         "export/program.py:exported": lambda: [
             _of(

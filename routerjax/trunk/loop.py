@@ -85,7 +85,8 @@ class Loop:
         setting = Setting(*(self._filled_up(np.asarray(leaf)) for leaf in setting))
         self._source_K = setting.source
         self._setting = self._laid_out(setting)
-        self._state = self._laid_out(_start(program, jnp.asarray(self._seed_K)))
+        start = _compiled_start(program, tuple(devices))
+        self._state = start(self._laid_out(self._seed_K))
         copies = [np.broadcast_to(a, (layout.n_devices, *a.shape)) for a in data]
         self._data = Data(*jax.device_put(copies, self._by_device))
         self._one_by_one = Tuning.of(devices).one_by_one
@@ -260,7 +261,6 @@ def _by_name(leaves: Sequence[Any]) -> dict[str, np.ndarray]:
     return {f"leaf{i:03d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _start(program: Program, seeds_K: jax.Array) -> State:
     """The state before the first epoch."""
     keys_K = jax.vmap(init_key)(seeds_K)
@@ -277,6 +277,12 @@ def _start(program: Program, seeds_K: jax.Array) -> State:
         seeds_K,
         zeros_K,
     )
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled_start(program: Program, devices: tuple[jax.Device, ...]) -> Any:
+    """The pmapped start: each device makes its own members, so that none ever holds them all."""
+    return jax.pmap(functools.partial(_start, program), devices=devices)
 
 
 @functools.lru_cache(maxsize=16)
