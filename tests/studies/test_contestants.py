@@ -20,33 +20,13 @@ CONFIG = TrunkConfig(hidden=(16,), dropout=(0.1,), epochs=30, seeds=(1, 2), keep
 N, WIDTH = 900, 12
 
 
-class Store:
-    """The read side of ActivationStore over an array."""
-
-    def __init__(self, h_LPND, ids):
-        self._h_LPND, self.ids = h_LPND.astype(np.float32), tuple(ids)
-        self.layers, self.poolings, self.width = (0, 1), ("mean",), h_LPND.shape[3]
-        self.n_blocks, self.identity = 1, {"store_dtype": "float16"}
-        self.query_tokens_N = np.full(len(self.ids), 10)
-
-    def block_slice(self, block):
-        return slice(0, len(self.ids))
-
-    def rows_of(self, ids):
-        return np.array([int(name[1:]) for name in ids], np.int64)
-
-    def blocks(self, layers=None, poolings=None, which=None):
-        layers = self.layers if layers is None else layers
-        yield slice(0, len(self.ids)), self._h_LPND[list(layers)]
-
-
 @pytest.fixture(scope="module")
-def rows():
+def rows(fake_store):
     """Layer 1 tells the outcomes of three targets; a fourth is always right."""
     rng = np.random.default_rng(5)
-    h_LPND = rng.normal(size=(2, 1, N, WIDTH))
+    h_NLPD = rng.normal(size=(2, 1, N, WIDTH)).transpose(2, 0, 1, 3)
     dataset_N = rng.integers(0, 3, N)
-    logit_NM = 1.5 * h_LPND[1, 0, :, :3] + np.array([-0.5, 0.3, 0.8]) + (dataset_N - 1)[:, None]
+    logit_NM = 1.5 * h_NLPD[:, 1, 0, :3] + np.array([-0.5, 0.3, 0.8]) + (dataset_N - 1)[:, None]
     y_NM = (rng.random((N, 3)) < 1 / (1 + np.exp(-logit_NM))).astype(np.float32)
     y_NM[rng.random((N, 3)) < 0.1] = np.nan
     y_NM = np.concatenate([y_NM, np.ones((N, 1), np.float32)], axis=1)
@@ -56,7 +36,9 @@ def rows():
         tuple(f"set-{k}" for k in dataset_N),
         prices_M2=np.array([[1.0, 2], [0.1, 0.2], [3, 3], [9, 9]]),
     )  # fmt: skip
-    return Store(h_LPND, ids), *data.split(0.3, 0)[::-1]
+    store = fake_store(h_NLPD, ids, block_rows=N, poolings=("mean",))
+    store.query_tokens_N = np.full(N, 10)
+    return store, *data.split(0.3, 0)[::-1]
 
 
 def auc(p_nM, test) -> float:
@@ -79,14 +61,16 @@ def test_each_scores_every_row_and_sees_no_outcome_but_the_oracle(name, rows):
     np.testing.assert_array_equal(baseline.predict(store, train, test, config), p_nM)
 
 
-def test_those_that_read_the_text_find_what_is_there(rows):
+def test_those_that_read_the_text_find_what_is_there(rows, fake_store):
     store, train, test = rows
     found = {name: auc(BASELINES[name].predict(store, train, test, CONFIG), test)
              for name in ("knn", "logistic", "mlp", "matrix_factorisation", "dataset")}  # fmt: skip
     assert all(value > 0.6 for value in found.values()), found
     assert found["logistic"] > 0.75 and found["mlp"] > 0.73
     assert found["matrix_factorisation"] > 0.73
-    noise = Store(np.random.default_rng(1).normal(size=(2, 1, N, WIDTH)), store.ids)
+    noise_NLPD = np.random.default_rng(1).normal(size=(N, 2, 1, WIDTH))
+    noise = fake_store(noise_NLPD, store.ids, block_rows=N, poolings=("mean",))
+    noise.query_tokens_N = store.query_tokens_N
     assert abs(auc(BASELINES["logistic"].predict(noise, train, test, CONFIG), test) - 0.5) < 0.07
 
 

@@ -24,39 +24,21 @@ GRID = TrunkGrid(
 )  # fmt: skip
 
 
-class Store:
-    """The read side of ActivationStore over an array."""
-
-    def __init__(self, h_LPND, ids):
-        self._h_LPND, self.ids = h_LPND.astype(np.float32), tuple(ids)
-        self.layers, self.poolings, self.width = (0, 1), ("mean",), h_LPND.shape[3]
-        self.identity = {"encoder_id": "toy", "weights_digest": "w", "store_dtype": "float16"}
-        self.query_tokens_N = np.full(len(self.ids), 9)
-        self.n_blocks = 1
-
-    def block_slice(self, block):
-        return slice(0, len(self.ids))
-
-    def rows_of(self, ids):
-        return np.array([int(name[1:]) for name in ids], np.int64)
-
-    def blocks(self, layers=None, poolings=None, which=None):
-        layers = self.layers if layers is None else layers
-        yield slice(0, len(self.ids)), self._h_LPND[list(layers)]
-
-
 @pytest.fixture(scope="module")
-def rows():
+def rows(fake_store):
     """Outcomes that layer 1 tells and layer 0 does not; two rows a group."""
     rng = np.random.default_rng(5)
-    h_LPND = rng.normal(size=(2, 1, N, WIDTH))
-    logit_NM = 2 * h_LPND[1, 0, :, :3]
+    h_NLPD = rng.normal(size=(2, 1, N, WIDTH)).transpose(2, 0, 1, 3)
+    logit_NM = 2 * h_NLPD[:, 1, 0, :3]
     y_NM = (rng.random((N, 3)) < 1 / (1 + np.exp(-logit_NM))).astype(np.float32)
     y_NM[rng.random((N, 3)) < 0.1] = np.nan
     ids = tuple(f"q{i}" for i in range(N))
     groups, datasets = (tuple(f"{c}{i // n}" for i in range(N)) for c, n in (("g", 2), ("d", 350)))
     data = RoutingDataset(ids, ids, ("a", "b", "c"), y_NM, groups, datasets)
-    return Store(h_LPND, ids), data
+    store = fake_store(h_NLPD, ids, block_rows=N, poolings=("mean",))
+    store.identity |= {"encoder_id": "toy", "weights_digest": "w"}
+    store.query_tokens_N = np.full(N, 9)
+    return store, data
 
 
 @pytest.fixture(scope="module")
