@@ -55,6 +55,8 @@ def query_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
     path = pathlib.Path(path)
     if not start_of(path).value:
         table = open_table(path)
+        if not table.header:
+            raise ValueError(f"{path}: expected at least one query, the file has none")
         if not set(QUERY_NAMES) & set(table.header):
             raise ValueError(
                 f"{path}:1: expected a column query and perhaps id, got {', '.join(table.header)}"

@@ -67,6 +67,7 @@ def read_dataset_id(folder):
         ('{"messages": [{"role": "user", "content": [{"type": "hologram"}]}]}\n',
          r"x:1: messages\[0\]: content: expected parts"),
         ("text,answer\na,b\n", "x:1: expected a column query"),
+        ("\n", "x: expected at least one query, the file has none"),
     ],
 )  # fmt: skip
 def test_refusals(tmp_path, content, reason):
