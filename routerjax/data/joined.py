@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from routerjax.data.columns import Columns
+from routerjax.data.groups import normalised
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ def _add(path: str, side: Columns, whole: Columns) -> None:
     rows: list[int] = []
     taken: set[int] = set()
     missing = 0
+    apart: list[str] = []
     n_before = len(whole)
     for at, name in enumerate(side.names):
         query, where = side.queries[at], side.where[at]
@@ -51,6 +53,7 @@ def _add(path: str, side: Columns, whole: Columns) -> None:
             rows.append(-1)
             continue
         if found is None:
+            apart.append(str(query))
             found = whole.take(name, query, side.datasets[at], side.groups[at], where, named)
         else:
             try:
@@ -68,6 +71,16 @@ def _add(path: str, side: Columns, whole: Columns) -> None:
         )
     if missing:
         logger.warning("%s: ids without a query, left out: %d of %d", path, missing, len(rows))
+    if apart and n_before:
+        texts = {str(query) for query in whole.queries[:n_before]}
+        known = set(map(normalised, texts))
+        alike = [query for query in apart if query not in texts and normalised(query) in known]
+        if alike:
+            logger.warning(
+                "%s: queries that differ from one of another file in case, white space or Unicode "
+                "form alone, and are rows of their own: %d, such as %r",
+                path, len(alike), alike[0][:80],
+            )  # fmt: skip
     whole.take_cells(side, rows)
 
 

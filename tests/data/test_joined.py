@@ -92,6 +92,12 @@ def test_equal_texts_that_are_as_often_in_both_join_in_order(write):
     assert data.y_NM.tolist() == [[1, 0], [0, 1]]
 
 
+def test_texts_that_are_nearly_those_of_another_file_are_named(write, caplog):
+    data = read_dataset(write(x='query,a\n"l1\r\nl2",1\nr?,1\n', y='query,b\n"l1\nl2",0\nr?,1\n'))
+    assert len(data) == 3
+    assert "white space or Unicode form alone, and are rows of their own: 1, such as" in caplog.text
+
+
 def test_a_text_of_several_ids_is_refused(write):
     twice = [{"id": name, "query": "q?", "correct": {"a": 1}} for name in "xy"]
     with pytest.raises(ValueError, match="b:2: this text is that of the ids x, y in another file"):
