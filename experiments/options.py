@@ -348,8 +348,15 @@ def rounding(encoders: Sequence[rj.Encoder], data: rj.RoutingDataset) -> list[di
 
 
 def split_names(text: str) -> tuple[str, ...]:
-    """The names of a comma-separated flag."""
-    return tuple(name.strip() for name in text.split(","))
+    """The names of a comma-separated flag.
+
+    Raises:
+      ValueError: One is empty, which as a path would be the current folder.
+    """
+    names = tuple(name.strip() for name in text.split(","))
+    if "" in names:
+        raise ValueError(f"expected names separated by commas, got an empty one in {text!r}")
+    return names
 
 
 def recipe(config: Any) -> rj.Recipe:

@@ -585,6 +585,7 @@ def test_launch_writes_a_script_for_slurm(tmp_path):
         ("quickstart", ["--pool=pool.json"], "--pool is of the queries of --data: give both"),
         ("quickstart", ["--data=a.jsonl", "--n_queries=200"], "--n_queries is of simulated"),
         ("quickstart", ["--data="], "--data: expected a value, got none"),
+        ("quickstart", ["--data=a.jsonl,"], "got an empty one in 'a.jsonl,'"),
         ("extract", ["--data=d", "--encoder="], "--encoder: expected a value, got none"),
         ("convert", ["--data=d", "--output=x.csv"], "expected a file to write JSON lines to"),
     ],
