@@ -17,7 +17,8 @@ EPS = float(jnp.finfo(jnp.float32).eps)
 # dtype that it is stored in. Float16 spaces values 2^-11 to 2^-10 apart, and an encoder's own noise
 # (<= 1e-5 of the state) tips a few per cent of them over to the next one; real states vary by per
 # cents of their size. Of float32 it is 8 roundings, and the encoder's noise counts as variation. Of
-# int8 it is a step of a value that is the largest of its row.
+# int8 it is a step of a value that is the largest of its row. Denormals of float32 (below 1.2e-38)
+# are 0 to XLA on a CPU, so that a state of them alone is constant; those of float16 are not.
 CONSTANT_STATE = {"float16": 2.0**-12, "float32": 2.0**-21, "int8": 2.0**-7}
 
 # A column is constant where it varies by less than 16 roundings of its mean, or than the state may.
