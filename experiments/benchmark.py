@@ -52,7 +52,7 @@ class Config(options.Outcomes):
     )
     shapes: list[str] = options.flag(
         [], "Of the encoders suite: some of the scale's, all by default. Of the tpu suite: some of "
-        "qwen3-0.6b, qwen3-8b, gpt-oss-20b."
+        "qwen3-0.6b, qwen3-8b, gpt-oss-20b; of the pod suite, of the first two."
     )  # fmt: skip
     topology: list[str] = options.flag(
         ["v5e:2x2"], "Of the tpu suite: chips to compile for, such as v5e:2x2,v6e:2x2,v5p:2x2x1."

@@ -183,11 +183,6 @@ class Session:
         return checkpoints.write(path, checkpoints.SHAPES[name], file_dtype())
 
     @property
-    def asked_shapes(self) -> list[str]:
-        """Those of --shapes, not checked yet."""
-        return self._config.shapes
-
-    @property
     def topologies(self) -> list[str]:
         """Of the tpu suite."""
         return self._config.topology
@@ -209,12 +204,20 @@ class Session:
         Raises:
           ValueError: The scale has no such shape.
         """
-        names = [name for name, _, _ in self.scale.shapes]
+        wanted = self.wanted_shapes([name for name, _, _ in self.scale.shapes])
+        return [shape for shape in self.scale.shapes if shape[0] in wanted]
+
+    def wanted_shapes(self, names: Sequence[str]) -> Sequence[str]:
+        """Those of --shapes; without, all that a suite has.
+
+        Raises:
+          ValueError: It has no such shape.
+        """
         for name in self._config.shapes:
             if name not in names:
-                raise ValueError(f"--shapes: expected some of {', '.join(names)}, got {name!r}")
-        wanted = self._config.shapes or names
-        return [shape for shape in self.scale.shapes if shape[0] in wanted]
+                known = ", ".join(dict.fromkeys(names))
+                raise ValueError(f"--shapes: expected some of {known}, got {name!r}")
+        return self._config.shapes or names
 
     @functools.cached_property
     def encoder(self) -> rj.Encoder:

@@ -22,16 +22,14 @@ ESTIMATE = "Compiler's estimate, not a run."
 
 def tpu(s: Session) -> dict[str, Any]:
     """A row a program, shape and topology."""
-    unknown = [name for name in s.asked_shapes if name not in SHAPES]
-    if unknown:
-        raise ValueError(f"--shapes: expected some of {', '.join(SHAPES)}, got {unknown[0]!r}")
+    shapes = s.wanted_shapes(SHAPES)
     rows: list[dict[str, Any]] = []
     rates: dict[str, float] = {}
     for topology in s.topologies:
         devices = list(topology_devices(topology))
         rate = Rate(topology, devices[0])
         rates |= {f"{topology}, {name}": value for name, value in rate.to_json().items()}
-        for i, shape in enumerate(s.asked_shapes or SHAPES):
+        for i, shape in enumerate(shapes):
             # What follows a prefill differs by the width alone: of one shape it says enough.
             made = _of_shape(shape, devices, rate, s.tpu_mesh, i == 0, s.tpu_programs)
             for row in made:
