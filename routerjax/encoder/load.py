@@ -19,7 +19,7 @@ from routerjax.encoder.hub import locate, read_config, read_tokenizer, refuse_st
 from routerjax.encoder.models import products
 from routerjax.encoder.models.attention import cudnn_is_legal
 from routerjax.encoder.prompts import Prompter
-from routerjax.encoder.tokenizer_check import panics_are_errors
+from routerjax.encoder.tokenizer_check import tokenizer_errors
 from routerjax.encoder.weights.checkpoint import Tensors
 from routerjax.encoder.weights.loading import (
     abstract_model,
@@ -131,7 +131,7 @@ def _open(where: pathlib.Path) -> tuple[EncoderConfig, Any, Tensors]:
         try:
             file = GgufFile(where)
             config = read_gguf_config(file)
-            with panics_are_errors(f"{where}: "):
+            with tokenizer_errors(f"{where}: "):
                 tokenizer = read_gguf_tokenizer(file)
             return config, tokenizer, GgufCheckpoint(file, config)
         except (ValueError, ImportError):

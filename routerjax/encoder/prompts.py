@@ -4,13 +4,12 @@ A query that is a `Conversation` is rendered by the chat template turn by turn; 
 (or where it shows no such turns) its text is read, in which each turn is "role: text".
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +24,7 @@ from routerjax.encoder.templates import (
     frame_of,
     render_turns,
 )
-from routerjax.encoder.tokenizer_check import check_tokenizer, panics_are_errors
+from routerjax.encoder.tokenizer_check import check_tokenizer, tokenizer_errors
 from routerjax.runtime.files import digest
 
 logger = logging.getLogger(__name__)
@@ -99,23 +98,6 @@ class _Cut(NamedTuple):
     middle: str
 
 
-@contextlib.contextmanager
-def _tokenizer_errors() -> Iterator[None]:
-    """Turns what the tokenizers package raises on a text into a ValueError.
-
-    A vocabulary may load and lack a token that its model needs, which shows at the first word that
-    is not in it. The package raises Exception itself then, and for its own panics no Exception.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if type(error) is not Exception and type(error).__name__ != "PanicException":
-            raise
-        raise ValueError(
-            f"the tokenizer cannot read a text: {error}; copy the model's files anew"
-        ) from error
-
-
 class Prompter:
     """Turns queries into token rows: one user turn or several, generation prompt included.
 
@@ -176,7 +158,7 @@ class Prompter:
         self._marks = np.array([i for i, token in added if token.content.strip()], np.int64)
         check_tokenizer(tokenizer.backend_tokenizer)
         self._embedded = 2**31 if vocab_size is None else vocab_size
-        with panics_are_errors():
+        with tokenizer_errors():
             probe = self._encode(["a"])[0]
         self._refuse_unembedded(probe[0], "the template")
         frame = len(probe[0]) - (probe[2] - probe[1])
@@ -211,6 +193,7 @@ class Prompter:
         template = self.tokenizer.get_chat_template() if self.templated else ""
         return digest(str(template))
 
+    @tokenizer_errors()
     def __call__(self, queries: Sequence[Any], ids: Sequence[str] | None = None) -> Prompts:
         """Tokenises queries.
 
@@ -237,9 +220,7 @@ class Prompter:
         tokens, spans = [], np.zeros((len(queries), 2), np.int32)
         query_tokens = np.zeros(len(queries), np.int64)
         truncated = np.zeros(len(queries), bool)
-        with panics_are_errors():
-            encoded = self._encode(queries)
-        for i, (row, start, end, left_out) in enumerate(encoded):
+        for i, (row, start, end, left_out) in enumerate(self._encode(queries)):
             if start == end:
                 raise ValueError(f"{name(i)} is {queries[i]!r}: the tokenizer drops all of it")
             self._refuse_unembedded(row, name(i))
@@ -270,7 +251,6 @@ class Prompter:
                 f"model, or has tokens added to it that the model was not resized for"
             )
 
-    @_tokenizer_errors()
     def _encode(self, queries: Sequence[str]) -> list[tuple[np.ndarray, int, int, int]]:
         """For each query: its tokens, where its own start and end, and how many are left out.
 

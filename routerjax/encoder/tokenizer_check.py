@@ -52,11 +52,17 @@ def check_tokenizer(backend: Any) -> None:
 
 
 @contextlib.contextmanager
-def panics_are_errors(where: str = "") -> Iterator[None]:
-    """Makes a ValueError, which begins so, of a panic in the tokenizers library: no Exception."""
+def tokenizer_errors(where: str = "") -> Iterator[None]:
+    """Makes a ValueError, which begins so, of what the tokenizers library raises.
+
+    A vocabulary may load and lack a token that its model needs, which shows at the first word that
+    is not in it. The library raises Exception itself then; its own panics are no Exception.
+    """
     try:
         yield
     except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ != "PanicException":
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
-        raise ValueError(f"{where}the tokenizer fails: {error}") from error
+        raise ValueError(
+            f"{where}the tokenizer fails: {error}; copy the model's tokenizer again"
+        ) from error

@@ -247,7 +247,7 @@ def test_a_word_that_the_tokenizer_fails_on_is_told():
     prompter = Prompter(PreTrainedTokenizerFast(tokenizer_object=tokenizer), 50)
     assert prompter(["a"]).tokens[0].tolist() == [0]
     with pytest.raises(
-        ValueError, match=r"cannot read a text: .*\[UNK\] token.*; copy the model's"
+        ValueError, match=r"the tokenizer fails: .*\[UNK\] token.*; copy the model's tokenizer"
     ):
         prompter(["a", "b"])
 
