@@ -208,9 +208,13 @@ def run(
     """
     n_epochs = losses_2EK.shape[1]
     running_K = ~loop.of_members("stopped")
+    # Who was running an epoch ago: each epoch is dispatched by that, after a checkpoint or a stop
+    # too, for who else trains in a wave decides a member's last bits.
+    known_K = running_K | (loop.of_members("epoch") == done)
     ahead = None
     while running_K.any() and done < n_epochs:
-        current = loop.dispatch(running_K) if ahead is None else ahead
+        current = loop.dispatch(known_K) if ahead is None else ahead
+        known_K = running_K
         done += 1
         stop = resume.stop_requested() and saver is not None
         save = saver is not None and (stop or done % every == 0)

@@ -1,6 +1,7 @@
 """train_trunks: each member is the one that `train` makes, however many train beside it."""
 
 import dataclasses
+import functools
 import os
 import shutil
 import signal
@@ -53,8 +54,8 @@ def same(a, b) -> None:
 
 @pytest.fixture(scope="module")
 def whole(rows):
-    """All members, trained without a stop."""
-    return run(rows, members())
+    """All members, trained without a stop, by the number of devices."""
+    return functools.cache(lambda n: run(rows, members(), devices=jax.devices()[:n]))
 
 
 @pytest.fixture(params=[True, False], ids=["one by one", "side by side"])
@@ -99,7 +100,7 @@ def test_a_loss_that_is_not_finite_stops_its_member_alone(rows, whole):
     wild = chosen[0]._replace(learning_rate=1e30)
     both = run(rows, [*chosen, wild])
     # Another member in a turn changes the shapes of its products, not more.
-    for one, two in zip(whole, both, strict=True):
+    for one, two in zip(whole(8), both, strict=True):
         np.testing.assert_allclose(two[:-1], one, rtol=1e-4, atol=2e-3)
     assert both.failed_K[-1] >= 0 and (both.failed_K[:-1] == -1).all()
     assert not np.isfinite(both.best_val_loss_K[-1]) or both.failed_K[-1] > 0
@@ -147,8 +148,9 @@ def test_groups_are_bounded_in_bytes(rows, tune):
     np.testing.assert_allclose(parts.best_val_loss_K, whole.best_val_loss_K, rtol=2e-4)
 
 
-def test_a_stopped_sweep_continues_to_the_same_bits(rows, whole, tmp_path, monkeypatch):
-    chosen = members()
+@pytest.mark.parametrize("n_devices", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_a_stopped_sweep_continues_to_the_same_bits(rows, whole, tmp_path, monkeypatch, n_devices):
+    chosen, devices, expected = members(), jax.devices()[:n_devices], whole(n_devices)
     plain, seen = Loop.fetch, []
 
     def stop(self, dispatched):
@@ -159,7 +161,7 @@ def test_a_stopped_sweep_continues_to_the_same_bits(rows, whole, tmp_path, monke
 
     with monkeypatch.context() as patch, resume.stoppable(), pytest.raises(resume.Stopped):
         patch.setattr(Loop, "fetch", stop)
-        run(rows, chosen, workdir=tmp_path)
+        run(rows, chosen, workdir=tmp_path, devices=devices)
     done = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert done  # A group was finished, another was in hand.
     built, plain_init = [], many._Group.__init__
@@ -169,13 +171,13 @@ def test_a_stopped_sweep_continues_to_the_same_bits(rows, whole, tmp_path, monke
         plain_init(self, data, names, *rest)
 
     monkeypatch.setattr(many._Group, "__init__", init)
-    same(run(rows, chosen, workdir=tmp_path), whole)
+    same(run(rows, chosen, workdir=tmp_path, devices=devices), expected)
     n_groups = len(list(tmp_path.glob("*.safetensors")))
     assert len(built) == n_groups - len(done)
     left = (tmp_path / done[0]).with_suffix("") / "2/checkpoint"  # By a kill as it was deleted.
     left.parent.mkdir(parents=True)
     left.touch()
-    same(run(rows, chosen, workdir=tmp_path), whole)
+    same(run(rows, chosen, workdir=tmp_path, devices=devices), expected)
     assert len(built) == n_groups - len(done)  # Nothing was done twice.
     assert not [path for path in tmp_path.rglob("*") if "checkpoint" in str(path)]
 
