@@ -23,8 +23,9 @@ from routerjax.runtime.resume import Stopped, interrupt_again, stoppable
 
 # Seconds; clusters kill a process 10 to 30 seconds after they have asked it to end.
 STOPS_WITHIN = 8.0
-# Seconds that a process has to end after its script has: a library's thread may never end.
-ENDS_WITHIN = 20.0
+# Seconds that a process has to end after its script has: a thread may be in compiled code for long,
+# or a library's never end.
+ENDS_WITHIN = 5.0
 
 _EXIT_CODE = flags.DEFINE_integer(
     early.EXIT_CODE_FLAG, 0, "Exit code of a job that SIGTERM, or the end of another of its "

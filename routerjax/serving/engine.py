@@ -54,15 +54,20 @@ class Engine:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Waits for the batch in hand; queries that still wait are refused."""
+        """Waits for the batch in hand; queries that still wait are refused.
+
+        A compilation in hand is not waited for: nothing depends on it, and it may take minutes.
+        """
         self._stopping = True
         self._arrived.set()
         if self._task is not None:
+            if not self.ready:
+                self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         for waiting in self._queue:
             if not waiting.result.done():
                 waiting.result.set_exception(Problem(503, "the server is stopping", "stopping"))
-        self._thread.shutdown()
+        self._thread.shutdown(wait=self.ready)
 
     async def estimate(self, queries: Sequence[str]) -> list[Estimate]:
         """What the router expects of queries.

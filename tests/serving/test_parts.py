@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import types
 
 import hypothesis
@@ -221,6 +222,28 @@ def test_a_server_that_cannot_compile_says_so():
         await engine.stop()
 
     asyncio.run(run())
+
+
+def test_the_end_does_not_wait_for_a_compilation():
+    compiled, ended, asked = threading.Event(), threading.Event(), []
+
+    class Compiling:
+        def compile(self, stop):
+            compiled.wait(60)
+            asked.append(stop())
+            ended.set()
+            return False
+
+    async def run():
+        engine = Engine(Compiling(), ServingConfig(), Metrics())
+        engine.start()
+        await asyncio.sleep(0.02)
+        await asyncio.wait_for(engine.stop(), 10)
+        assert not asked and not engine.ready
+
+    asyncio.run(run())
+    compiled.set()
+    assert ended.wait(10) and asked == [True], "the programs after that one are left out"
 
 
 # ---- targets.json
