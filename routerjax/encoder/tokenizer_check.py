@@ -7,6 +7,8 @@ this text nor a character of it sets off is not seen.
 
 import contextlib
 import json
+import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +21,7 @@ _TEXT = "".join([
     "\u062d\u0628\u0627 \U0001f600\U0001f44d\U0001f3fd\u200d \ufb01\u2167\uff21 ",
     *["It's John's: how many of the 1,234 trains leave at 10:45 (say)? def f(x): return x\n"] * 20,
 ])  # fmt: skip
+_NO_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*(null|"")')
 # Characters that one becomes, in the mean: Unicode's own rules write at most 18 for a rare one.
 _TIMES = 16
 
@@ -49,6 +52,32 @@ def check_tokenizer(backend: Any) -> None:
             f"the tokenizer cannot split a text of {len(_TEXT):,} characters: {error}: copy the "
             f"model's tokenizer.json again, from where it is published"
         ) from error
+
+
+def check_merges(path: pathlib.Path) -> None:
+    """Refuses merges at which the tokenizers library would end the process.
+
+    From the second part of a merge it takes as many bytes as the prefix of continued words has,
+    whether these are the prefix or not; where they end within a character, so does the process.
+
+    Args:
+      path: A tokenizer.json.
+
+    Raises:
+      ValueError: A merge's second part does not begin with the prefix, or it is no JSON.
+    """
+    raw = path.read_bytes()
+    if b'"merges"' not in raw or _NO_PREFIX.search(raw):
+        return  # Nearly all; taking a large one apart would need a second.
+    model = json.loads(raw)["model"]
+    prefix = model.get("continuing_subword_prefix") or ""
+    for merge in model["merges"]:
+        second = (merge.split(" ") if isinstance(merge, str) else merge)[-1]
+        if not second.startswith(prefix):
+            raise ValueError(
+                f"the merge {merge!r:.80} goes on without {prefix!r:.80}, the model's "
+                f"continuing_subword_prefix"
+            )
 
 
 @contextlib.contextmanager

@@ -191,3 +191,22 @@ def test_what_transformers_says_is_cut_to_a_kilobyte(caplog):
     cut, whole, percent = caplog.messages
     assert len(cut) == 1024 and cut.startswith("keys in rope: xxx") and len(whole) > 20_000
     assert percent == "7%"
+
+
+@pytest.mark.parametrize("second, fine", [("##\u00e9", True), ("\u00e9", False)])
+def test_merges_at_which_the_library_would_end_the_process_are_refused(second, fine, tmp_path):
+    vocab = {"a": 0, "##\u00e9": 1, "\u00e9": 2, "a\u00e9": 3}
+    model = {"type": "BPE", "continuing_subword_prefix": "##" if fine else "x", "vocab": vocab,
+             "merges": [["a", second]]}  # fmt: skip
+    rest = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer",
+                          "post_processor", "decoder"))  # fmt: skip
+    whole = rest | {"version": "1.0", "added_tokens": [], "model": model}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast"}'
+    )
+    if fine:
+        assert read_tokenizer(tmp_path).vocab_size == 4
+    else:
+        with pytest.raises(ValueError, match="cannot be loaded: the merge .* goes on without 'x'"):
+            read_tokenizer(tmp_path)
