@@ -8,7 +8,7 @@ from typing import Any
 from routerjax.encoder.families import registry
 from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.families.fields import check_numbers, text_config
-from routerjax.encoder.tokenizer_check import check_merges
+from routerjax.encoder.tokenizer_check import check_file
 from routerjax.runtime.files import stand_in
 from routerjax.runtime.torch_later import torch_later
 
@@ -177,8 +177,8 @@ def read_tokenizer(folder: pathlib.Path) -> Any:
             f"model's tokenizer files too"
         )
     try:
-        if (merges := folder / "tokenizer.json").is_file():
-            check_merges(merges)
+        if (whole := folder / "tokenizer.json").is_file():
+            check_file(whole)
         with torch_later():
             import transformers
 

@@ -21,6 +21,9 @@ _TEXT = "".join([
     "\u062d\u0628\u0627 \U0001f600\U0001f44d\U0001f3fd\u200d \ufb01\u2167\uff21 ",
     *["It's John's: how many of the 1,234 trains leave at 10:45 (say)? def f(x): return x\n"] * 20,
 ])  # fmt: skip
+# Tokens of a vocabulary; the largest known have 262,144. A number from there on has eight digits.
+_MOST_TOKENS = 10**7
+_LARGE_NUMBER = re.compile(rb'":\s*\d{8}')
 _NO_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*(null|"")')
 # Characters that one becomes, in the mean: Unicode's own rules write at most 18 for a rare one.
 _TIMES = 16
@@ -54,24 +57,39 @@ def check_tokenizer(backend: Any) -> None:
         ) from error
 
 
-def check_merges(path: pathlib.Path) -> None:
-    """Refuses merges at which the tokenizers library would end the process.
+def check_file(path: pathlib.Path) -> None:
+    """Refuses a tokenizer.json at which its library would end the process or fill memory.
 
-    From the second part of a merge it takes as many bytes as the prefix of continued words has,
-    whether these are the prefix or not; where they end within a character, so does the process.
+    It makes arrays as long as the largest number of a token. From the second part of a merge it
+    takes as many bytes as the prefix of continued words has, whether these are the prefix or not;
+    where they end within a character, so does the process.
 
     Args:
-      path: A tokenizer.json.
+      path: The file.
 
     Raises:
-      ValueError: A merge's second part does not begin with the prefix, or it is no JSON.
+      ValueError: A token's number is none of a vocabulary, a merge's second part does not begin
+        with the prefix, or it is no JSON.
     """
     raw = path.read_bytes()
-    if b'"merges"' not in raw or _NO_PREFIX.search(raw):
+    numbered = _LARGE_NUMBER.search(raw)
+    merges = b'"merges"' in raw and not _NO_PREFIX.search(raw)
+    if not numbered and not merges:
         return  # Nearly all; taking a large one apart would need a second.
-    model = json.loads(raw)["model"]
-    prefix = model.get("continuing_subword_prefix") or ""
-    for merge in model["merges"]:
+    whole = json.loads(raw)
+    model = whole["model"]
+    if numbered:
+        vocab = model.get("vocab")
+        named = vocab.items() if isinstance(vocab, dict) else ()
+        added = ((token["content"], token["id"]) for token in whole.get("added_tokens") or ())
+        for name, number in (*named, *added):
+            if number >= _MOST_TOKENS:
+                raise ValueError(
+                    f"the token {name!r:.80} has the number {number!s:.80}, expected one below "
+                    f"{_MOST_TOKENS:,}"
+                )
+    prefix = merges and model.get("continuing_subword_prefix") or ""
+    for merge in model["merges"] if prefix else ():
         second = (merge.split(" ") if isinstance(merge, str) else merge)[-1]
         if not second.startswith(prefix):
             raise ValueError(

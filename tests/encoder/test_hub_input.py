@@ -193,6 +193,21 @@ def test_what_transformers_says_is_cut_to_a_kilobyte(caplog):
     assert percent == "7%"
 
 
+@pytest.mark.parametrize("place", ["vocab", "added_tokens"])
+def test_numbers_of_tokens_are_bounded_before_arrays_are_made_by_them(place, tmp_path):
+    model = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
+    added = {"id": 1, "content": "<s>", "special": True} | dict.fromkeys(
+        ("single_word", "lstrip", "rstrip", "normalized"), False
+    )
+    (model["vocab"] if place == "vocab" else added).update(
+        {"a" if place == "vocab" else "id": 10**7}
+    )
+    whole = {"version": "1.0", "added_tokens": [added], "model": model}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    with pytest.raises(ValueError, match="has the number 10000000, expected one below 10,000,000"):
+        read_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize("second, fine", [("##\u00e9", True), ("\u00e9", False)])
 def test_merges_at_which_the_library_would_end_the_process_are_refused(second, fine, tmp_path):
     vocab = {"a": 0, "##\u00e9": 1, "\u00e9": 2, "a\u00e9": 3}
