@@ -53,6 +53,16 @@ hypothesis.settings.load_profile("steady")
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+def pytest_configure():
+    """A worker, and what it starts, keeps to a core: XLA's threads would wait for each other."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is None or not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    if int(os.environ["PYTEST_XDIST_WORKER_COUNT"]) <= len(cores):
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw"))]})
+
+
 def pytest_collection_finish():
     gc.freeze()  # What is there stays, and no collection looks at it.
     gc.enable()
