@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import pathlib
+import re
 import subprocess
 import sys
 import types
@@ -85,6 +86,24 @@ def test_what_is_moved_exchanged_and_opaque():
     assert kernel.n_bytes == 1024 + 1024 + 512, "what it writes and what it reads"
     (beside,) = [cost for cost in costs if cost.beside]
     assert beside.n_bytes == 512
+
+
+# Permutations, two of them one way at a time, and sums of which each chip keeps a part.
+EXCHANGE = (pathlib.Path(__file__).parent / "tpu_exchange.hlo").read_text()
+
+
+def test_of_a_permutation_what_nothing_runs_beside_counts():
+    """400 bytes take 100 cycles; what goes the same way waits for what was sent before it."""
+    text = re.sub("@(\\d+)@", lambda match: CYCLES % int(match[1]), EXCHANGE)
+    analysis = hlo_costs.analyse(text, link_bytes=4)
+    of = {cost.name: cost for cost in analysis.costs}
+    assert of["up.1"].waits == of["down.1"].waits == 0, "150 cycles run beside them"
+    assert of["up.2"].waits == 200 - 150 - 20
+    assert of["now"].waits == 100
+    assert analysis.cycles == 150 + 20 + 1, "what waits is no work"
+    assert {of[name].n_bytes for name in ("up.1", "up.2", "down.1", "now")} == {400}
+    assert of["sums"].opcode == "reduce-scatter" and of["sums"].n_bytes == 1024
+    assert not any(cost.kernel for cost in analysis.costs), "a bitcast is no kernel"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 The text is the scheduled program. Most operations carry the compiler's `estimated_cycles`; a loop's
 body is counted as often as it runs, of a conditional the dearest branch. Memory copies that run
-beside the computation (copy-start) have no cycles.
+beside the computation (copy-start) have no cycles. Of a permutation between chips those count that
+what follows it waits: it starts when all that was sent the same way before it has come, and what is
+scheduled between its start and its end runs beside it.
 """
 
 import dataclasses
@@ -37,6 +39,8 @@ _ARITHMETIC: dict[str, Callable[[int, int], int]] = {
 }
 _TURNED = {"LT": "GT", "LE": "GE", "GT": "LT", "GE": "LE"}
 _NOTHING = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all")
+# Of a custom-call: what was fetched piece by piece is one array, and what is not yet written.
+_NO_WORK = re.compile(r'custom_call_target="(ConcatBitcast|AllocateBuffer)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Cost:
       moves: Whether it only moves or rounds numbers.
       estimated: Whether the compiler gave cycles.
       n_devices: That exchange something with one another; 0 where the text does not tell.
+      waits: Cycles of a permutation between chips that nothing runs beside; of none, 0.
     """
 
     name: str
@@ -62,6 +67,7 @@ class Cost:
     moves: bool
     estimated: bool
     n_devices: int = 0
+    waits: float = 0.0
 
     @property
     def collective(self) -> bool:
@@ -97,18 +103,19 @@ class Analysis:
         return sum(cost.cycles for cost in self.costs)
 
 
-def analyse(text: str, data_trips: float = 1.0) -> Analysis:
+def analyse(text: str, data_trips: float = 1.0, link_bytes: float = math.inf) -> Analysis:
     """Counts what a compiled program does.
 
     Args:
       text: Of `Compiled.as_text()`.
       data_trips: How often a loop runs whose number of steps is computed from data.
+      link_bytes: That a chip sends to one neighbour in a cycle.
 
     Raises:
       ValueError: The text has no entry computation.
     """
     computations, entry = parse(text)
-    walk = _Walk(computations, Frames(text), data_trips)
+    walk = _Walk(computations, Frames(text), data_trips, link_bytes)
     walk.visit(entry, 1.0, {})
     return Analysis(walk.costs, walk.data_loops)
 
@@ -120,13 +127,21 @@ class _Walk:
     places of a computation's tuple argument to them.
     """
 
-    def __init__(self, computations: dict[str, Computation], frames: Frames, data_trips: float):
+    def __init__(
+        self,
+        computations: dict[str, Computation],
+        frames: Frames,
+        data_trips: float,
+        link_bytes: float,
+    ):
         self.computations, self.frames, self.data_trips = computations, frames, data_trips
+        self.link_bytes = link_bytes
         self.costs: list[Cost] = []
         self.data_loops = 0
 
     def visit(self, name: str, times: float, known: dict[int, int]) -> None:
         computation = self.computations[name]
+        waits = _permutation_waits(computation, self.link_bytes)
         for operation in computation.operations.values():
             match operation.opcode:
                 case "while":
@@ -136,7 +151,7 @@ class _Walk:
                 case "call":
                     self.visit(operation.attribute(_named("to_apply")) or "", times, {})
                 case _:
-                    self._count(computation, operation, times)
+                    self._count(computation, operation, times, waits.get(operation.name, 0.0))
 
     def _loop(
         self, computation: Computation, loop: Operation, times: float, known: dict[int, int]
@@ -220,27 +235,36 @@ class _Walk:
             operation.attributes,
         )
         names = [name.strip(" %") for pair in listed for name in "".join(pair).split(",")]
-        walks = [_Walk(self.computations, self.frames, self.data_trips) for _ in names]
+        context = self.computations, self.frames, self.data_trips, self.link_bytes
+        walks = [_Walk(*context) for _ in names]
         for walk, name in zip(walks, names, strict=True):
             walk.visit(name, times, {})
         dearest = max(walks, key=lambda walk: sum(cost.cycles for cost in walk.costs))
         self.costs += dearest.costs
         self.data_loops += dearest.data_loops
 
-    def _count(self, computation: Computation, operation: Operation, times: float) -> None:
+    def _count(
+        self, computation: Computation, operation: Operation, times: float, waits: float
+    ) -> None:
         if operation.opcode in _NOTHING or operation.opcode.endswith("-done"):
             return  # What is done was counted where it started.
-        shape, cycles = operation.shape, operation.cycles
-        if operation.opcode.endswith("-start"):
-            shape = shape[1:].partition("), ")[0] if shape.startswith("((") else _first(shape)
+        if _NO_WORK.search(operation.attributes):
+            return
+        cycles = operation.cycles
         inside = self._opcodes(operation)
         collective = next((name for name in _COLLECTIVES if name in inside), None)
-        n_bytes = shape_bytes(shape)
+        n_bytes = shape_bytes(_sent(operation))
         operands = [computation.operations[name].shape for name in operation.operands]
         if operation.opcode == "custom-call":
             n_bytes += sum(map(shape_bytes, operands))
         elif operation.opcode == "dynamic-update-slice":
             n_bytes = shape_bytes(operands[1])  # The rest stays where it is.
+        elif operation.opcode == "reduce-scatter":
+            n_bytes = sum(map(shape_bytes, operands))
+        elif collective == "all-reduce" and operation.opcode == "fusion":
+            whole = self._reduced_bytes(operation)
+            if whole > n_bytes:  # Each chip keeps a part of the sums.
+                collective, n_bytes = "reduce-scatter", whole
         cost = Cost(
             name=self.frames.label(operation),
             opcode=collective or operation.opcode,
@@ -250,6 +274,7 @@ class _Walk:
             moves=bool(inside & _MOVED) and inside <= _MOVES,
             estimated=cycles is not None,
             n_devices=self._n_devices(operation) if collective else 0,
+            waits=waits * times,
         )
         self.costs.append(cost)
 
@@ -259,6 +284,13 @@ class _Walk:
         inner = () if called is None else called.operations.values()
         return group_size(operation.attributes) or max(map(self._n_devices, inner), default=0)
 
+    def _reduced_bytes(self, operation: Operation) -> int:
+        """Of the arrays that all-reduces in a fusion sum."""
+        called = self.computations.get(operation.attribute(_named("calls")) or "")
+        if called is None:
+            return shape_bytes(operation.shape) if operation.opcode == "all-reduce" else 0
+        return sum(map(self._reduced_bytes, called.operations.values()))
+
     def _opcodes(self, operation: Operation) -> set[str]:
         """The opcode of an operation and, of a fusion, of all that it fuses."""
         opcodes = {operation.opcode.removesuffix("-start")}
@@ -267,6 +299,42 @@ class _Walk:
             for inner in self.computations[called].operations.values():
                 opcodes |= self._opcodes(inner)
         return opcodes
+
+
+def _permutation_waits(computation: Computation, link_bytes: float) -> dict[str, float]:
+    """For each permutation between chips, where it starts: cycles that nothing runs beside.
+
+    Args:
+      computation: Its operations run one after the other.
+      link_bytes: That a chip sends to one neighbour in a cycle.
+    """
+    now, waits = 0.0, {}
+    comes: dict[str, float] = {}
+    free: dict[str | None, float] = {}  # When all has come that went one way.
+    for operation in computation.operations.values():
+        match operation.opcode:
+            case "collective-permute" | "collective-permute-start":
+                way = operation.attribute(r"source_target_pairs=(\{\{.*?\}\})")
+                come = max(now, free.get(way, 0.0)) + shape_bytes(_sent(operation)) / link_bytes
+                free[way] = comes[operation.name] = come
+                waits[operation.name] = 0.0
+                if operation.opcode == "collective-permute":
+                    waits[operation.name], now = come - now, come
+            case "collective-permute-done":
+                start = operation.operands[0]
+                waits[start] = max(0.0, comes[start] - now)
+                now += waits[start]
+            case _:
+                now += operation.cycles or 0
+    return waits
+
+
+def _sent(operation: Operation) -> str:
+    """The shape of what an operation makes, or starts to copy or exchange."""
+    shape = operation.shape
+    if not operation.opcode.endswith("-start"):
+        return shape
+    return shape[1:].partition("), ")[0] if shape.startswith("((") else _first(shape)
 
 
 def _named(attribute: str) -> str:

@@ -90,7 +90,12 @@ class Rate:
         }
 
     def collective_cycles(self, cost: Cost, n_chips: int) -> float:
-        """Of an exchange over a ring of chips: an all-reduce passes everything twice."""
+        """Of an exchange over a ring of chips: an all-reduce passes everything twice.
+
+        Of a permutation, what nothing runs beside.
+        """
+        if cost.opcode == "collective-permute":
+            return cost.waits
         n, twice = cost.n_devices or n_chips, 2 if cost.opcode == "all-reduce" else 1
         return twice * cost.n_bytes * (n - 1) / n / self.ring_bytes
 
@@ -163,7 +168,11 @@ def measure(
       rate: Of the chips.
       n_chips: That share the work.
     """
-    analyses = [analyse(text_of(each), program.data_trips) for each in compiled]
+    analyses = [
+        # The chip sends half of what a ring takes to either neighbour.
+        analyse(text_of(each), program.data_trips, rate.ring_bytes / 2)
+        for each in compiled
+    ]
     costs = [cost for analysis in analyses for cost in analysis.costs]
     exchanged = [cost for cost in costs if cost.collective]
     kernels = [cost for cost in costs if cost.kernel]

@@ -1,6 +1,7 @@
 """Batches: few compiled shapes for many lengths, little padding."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ class BatchPlan:
       n_devices: Devices over which a batch is split; B is a multiple of it.
       prefix: Tokens that all prompts of the job begin with and that are read once, or none; the
         buckets are lengths of what follows.
+      ring_rows: B is a multiple of this too where so many prompts fit (`ring.ring_rows`).
     """
 
     buckets: tuple[int, ...]
@@ -37,6 +39,7 @@ class BatchPlan:
     block_rows: int
     n_devices: int = 1
     prefix: tuple[int, ...] = ()
+    ring_rows: int = 1
 
     def batch_rows(self, bucket: int) -> int:
         """B, the rows of a batch of prompts of up to `bucket` tokens.
@@ -44,10 +47,12 @@ class BatchPlan:
         As few batches as a block of them takes, all alike: blocks are sorted by length, and with
         full batches the last one of each would hold a few rows and be padded to a whole one.
         """
-        n_devices = self.n_devices
-        most = max(1, self.batch_tokens // bucket // n_devices)
-        n_batches = -(-self.block_rows // (most * n_devices))
-        return -(-self.block_rows // (n_batches * n_devices)) * n_devices
+        fitting = self.batch_tokens // bucket
+        step = (
+            self.n_devices if fitting < self.ring_rows else math.lcm(self.n_devices, self.ring_rows)
+        )
+        n_batches = -(-self.block_rows // (max(1, fitting // step) * step))
+        return -(-self.block_rows // (n_batches * step)) * step
 
     def buckets_from(self, shortest: int, longest: int) -> tuple[int, ...]:
         """Buckets that batches of prompts of these lengths usually take; never a shorter one."""
@@ -63,7 +68,7 @@ class BatchPlan:
         """What `to_json` wrote."""
         return cls(
             tuple(value["buckets"]), value["batch_tokens"], value["block_rows"],
-            value["n_devices"], tuple(value["prefix"]),
+            value["n_devices"], tuple(value["prefix"]), value.get("ring_rows", 1),
         )  # fmt: skip
 
     def split(self, lengths_R: np.ndarray) -> list[tuple[slice, int]]:

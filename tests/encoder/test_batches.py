@@ -14,11 +14,14 @@ from routerjax.store.shards import BLOCK_ROWS
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=40).map(sorted)
 plans = st.builds(
-    lambda buckets, tokens, rows, n: BatchPlan((*sorted(buckets), 64), tokens, rows, n),
+    lambda buckets, tokens, rows, n, ring: BatchPlan(
+        (*sorted(buckets), 64), tokens, rows, n, ring_rows=ring
+    ),
     st.sets(st.integers(1, 63), max_size=4),
     st.integers(1, 300),
     st.integers(1, 50),
     st.sampled_from([1, 2, 4]),
+    st.sampled_from([1, 8]),
 )
 
 
@@ -45,6 +48,8 @@ def test_batches_cover_every_row_once_and_hold_it(plan, lengths_R):
 def test_batches_of_a_block_are_alike_and_as_few_as_can_be(plan):
     for bucket in plan.buckets:
         n_rows, n = plan.batch_rows(bucket), plan.n_devices
+        if plan.batch_tokens // bucket >= plan.ring_rows:
+            n = max(n, plan.ring_rows)
         assert n_rows % n == 0 and (n_rows * bucket <= plan.batch_tokens or n_rows == n)
         n_batches = -(-plan.block_rows // n_rows)
         most = max(n, plan.batch_tokens // bucket // n * n)

@@ -1,11 +1,14 @@
 """Meshes from flags: which devices, how arrays lie on them, and errors that say what to give."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from routerjax.runtime import devices
 from routerjax.runtime.devices import (
     DATA,
     MODEL,
@@ -35,6 +38,20 @@ def test_a_mesh_has_the_devices_asked_for_in_order(spec, n, m):
     assert set(mesh.devices.flat) == set(jax.local_devices()[: n * m])
     # Embedding gathers and scatters on sharded batches are refused on explicit axes.
     assert mesh.axis_types == (AxisType.Auto,) * 2
+
+
+@pytest.mark.parametrize(("grid", "links"), [((2, 2), 4), ((2, 4), 8), ((4, 1), 6)])
+def test_chips_on_the_model_axis_are_neighbours(grid, links):
+    """As far as their grid allows: what goes round a line comes back over all of it."""
+    columns, rows = grid
+    at = [(x, y, 0) for y in range(rows) for x in range(columns)]
+    chips = [types.SimpleNamespace(coords=coords) for coords in at]
+    ring = devices._as_ring(chips)
+    assert ring[0] is chips[0] and {id(c) for c in ring} == {id(c) for c in chips}
+    steps = zip(ring, [*ring[1:], ring[0]], strict=True)
+    assert links == sum(
+        abs(a - b) for one, other in steps for a, b in zip(one.coords, other.coords, strict=True)
+    )
 
 
 def test_devices_can_be_chosen():

@@ -24,6 +24,7 @@ from routerjax.encoder.models.mixers.self_attention import Attention
 from routerjax.encoder.models.mixers.short_conv import ShortConv
 from routerjax.encoder.models.moe import DenseAndExperts, Experts
 from routerjax.encoder.models.norms import norm_maker
+from routerjax.encoder.models.ring import can_ring, in_ring
 from routerjax.runtime.tuning import Tuning
 
 
@@ -109,7 +110,7 @@ class DecoderBlock(nnx.Module):
         norm: Any,
         rngs: nnx.Rngs,
     ):
-        self.config, self.kind = config, kind
+        self.config, self.kind, self.tuning = config, kind, tuning
         if config.norm_placement in ("pre", "both"):
             if kind.mixer != "none":
                 self.attention_norm = norm(config.width, rngs=rngs)
@@ -135,11 +136,19 @@ class DecoderBlock(nnx.Module):
             read_BTD = self.attention_norm(x_BTD) if pre else x_BTD
             if not c.first_norm:
                 read_BTD = jnp.where(place.number > 0, read_BTD, x_BTD)
-            added_BTD, after = getattr(self, self.kind.mixer)(read_BTD, place, before)
+            mixer = getattr(self, self.kind.mixer)
+            if can_ring(mixer, read_BTD, self.tuning):
+                added_BTD = in_ring(mixer, read_BTD, self.tuning, place, before)
+            else:
+                added_BTD, after = mixer(read_BTD, place, before)
             x_BTD = self._sum(x_BTD, added_BTD, "attention_post_norm")
         if self.kind.ffn != "none":
+            read_BTD = self.ffn_norm(x_BTD) if pre else x_BTD
             stream = (x_BTD,) if self.kind.ffn == "dense_and_experts" else ()
-            added_BTD = self.ffn(self.ffn_norm(x_BTD) if pre else x_BTD, *stream)
+            if can_ring(self.ffn, read_BTD, self.tuning):
+                added_BTD = in_ring(self.ffn, read_BTD, self.tuning)
+            else:
+                added_BTD = self.ffn(read_BTD, *stream)
             x_BTD = self._sum(x_BTD, added_BTD, "ffn_post_norm")
         if place.input_BTP is not None:
             x_BTD = x_BTD + self.layer_input_norm(self.layer_input(x_BTD, place.input_BTP))

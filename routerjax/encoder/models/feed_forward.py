@@ -32,6 +32,10 @@ class GatedFeedForward(nnx.Module):
         self.down = linear(F, D, use_bias=bias or config.down_bias, rngs=rngs)
         self.activation, self.tuning = config.activation, tuning
 
+    def splits(self, n: int) -> bool:
+        """Whether n devices can each have as many inner columns."""
+        return self.up.out_features % n == 0
+
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         wide_BTF = ACTIVATIONS[self.activation](self.gate(x_BTD)) * self.up(x_BTD)
         if self.tuning.products_apart:
@@ -47,6 +51,10 @@ class PlainFeedForward(nnx.Module):
         self.up = linear(D, F, use_bias=bias, rngs=rngs)
         self.down = linear(F, D, use_bias=bias, rngs=rngs)
         self.activation = config.activation
+
+    def splits(self, n: int) -> bool:
+        """As in GatedFeedForward."""
+        return self.up.out_features % n == 0
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         return self.down(ACTIVATIONS[self.activation](self.up(x_BTD)))

@@ -15,6 +15,10 @@ from routerjax.encoder.models import attention
 from routerjax.runtime.devices import DATA, MODEL
 from routerjax.runtime.tuning import Tuning
 
+# Linear layers of which each device of the model axis has some outputs, or some inputs.
+BY_OUTPUTS = {"q", "q_up", "position_k", "position_q", "k", "v", "gate", "up"}
+BY_INPUTS = {"o", "down"}
+
 
 def attend(
     q_BTHE: jax.Array,
@@ -75,10 +79,10 @@ def by_memory(
         each device of it has them all.
       memory_BHEE: [B, H, E, E'] before the first token.
     """
-    mesh = _mesh()
+    mesh = mesh_here()
     if mesh is None:
         return local(*tokens, memory_BHEE)
-    rows = _rows(tokens[0], mesh)
+    rows = rows_axis(tokens[0], mesh)
     divide = all(x.shape[2] % mesh.shape[MODEL] == 0 for x in tokens)
     heads = MODEL if divide else None
     of_tokens, of_memory = P(rows, None, heads), P(rows, heads)
@@ -111,10 +115,10 @@ def by_experts(
     Returns:
       [N, D], the sum over all devices of the model axis.
     """
-    mesh = _mesh()
+    mesh = mesh_here()
     if mesh is None:
         return local(x_ND, experts_NK, weights_NK, experts)
-    rows = P(_rows(x_ND, mesh))
+    rows = P(rows_axis(x_ND, mesh))
     n_experts = len(jax.tree.leaves(experts)[0])
     split = n_experts % mesh.shape[MODEL] == 0
 
@@ -135,14 +139,6 @@ def by_experts(
     )(x_ND, experts_NK, weights_NK, experts)
 
 
-def by_batch(x_BTD: jax.Array) -> jax.Array:
-    """Keeps a hidden state split by rows alone: whole along D on each device of the model axis."""
-    mesh = _mesh()
-    if mesh is None:
-        return x_BTD
-    return jax.lax.with_sharding_constraint(x_BTD, P(_rows(x_BTD, mesh)))
-
-
 def by_heads(
     local: Callable[..., jax.Array],
     q_BTHE: jax.Array,
@@ -159,12 +155,12 @@ def by_heads(
     them and takes its own. Arrays of `of_heads` are split by query heads, further ones by rows and
     query heads.
     """
-    mesh = _mesh()
+    mesh = mesh_here()
     if mesh is None:
         return local(q_BTHE, k_BSGE, v_BSGE, lengths_B, window, of_heads, *more_BTH)
     per_key = q_BTHE.shape[2] // k_BSGE.shape[2]
     split_keys = k_BSGE.shape[2] % mesh.shape[MODEL] == 0
-    rows = _rows(q_BTHE, mesh)
+    rows = rows_axis(q_BTHE, mesh)
 
     def of_device(q_BTHE, k_BSGE, v_BSGE, *rest):
         if not split_keys:
@@ -193,12 +189,12 @@ def _own_heads(x_BSGE: jax.Array, first: jax.Array, n_own: int, per_key: int) ->
     return jnp.take(x_BSGE, (first + jnp.arange(n_own)) // per_key, axis=2)
 
 
-def _mesh() -> Any:
-    """The mesh that is being compiled for, None for a single device."""
+def mesh_here() -> Any:
+    """The mesh that is being compiled for, None for a single device or inside of its program."""
     mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty or mesh.size == 1 else mesh
+    return None if mesh.empty or mesh.size == 1 or mesh.are_all_axes_manual else mesh
 
 
-def _rows(x: jax.Array, mesh: Any) -> str | None:
+def rows_axis(x: jax.Array, mesh: Any) -> str | None:
     """The axis that rows are split over; a prompt's prefix is one row, which every device has."""
     return DATA if x.shape[0] % mesh.shape[DATA] == 0 else None

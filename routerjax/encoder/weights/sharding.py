@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from routerjax.encoder.families.config import EncoderConfig
+from routerjax.encoder.models.partition import BY_INPUTS, BY_OUTPUTS
 from routerjax.encoder.models.products import CODES, SCALES
 from routerjax.runtime.devices import DATA, MODEL
 
@@ -107,9 +108,9 @@ def _model_axis(
     if module in ("q_norm", "k_norm"):
         return last if config.qk_norm == "projection" else None
     of_codes = path[-1] == CODES  # [out, in], where a kernel is [in, out].
-    if module in ("q", "q_up", "position_k", "position_q", "k", "v", "gate", "up"):
+    if module in BY_OUTPUTS:
         return last - of_codes  # Outputs: columns of the kernel, entries of the bias.
-    if module in ("o", "down") and path[-1] in ("kernel", CODES):
+    if module in BY_INPUTS and path[-1] in ("kernel", CODES):
         return last - (not of_codes)  # Inputs; the sum over the axis gets the bias once.
     return None
 

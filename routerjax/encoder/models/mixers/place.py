@@ -1,8 +1,10 @@
 """Place: what a block's mixer is told of its tokens beside their states."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class Place(NamedTuple):
@@ -29,3 +31,21 @@ class Place(NamedTuple):
     bidirectional: bool
     number: jax.Array
     input_BTP: jax.Array | None = None
+
+    def of_rows(self, starts: Sequence[jax.Array], n: int) -> "Place":
+        """The places of n rows from each start on.
+
+        Args:
+          starts: Scalar int32.
+          n: Rows.
+        """
+
+        def some(x: jax.Array) -> jax.Array:
+            return jnp.concatenate([jax.lax.dynamic_slice_in_dim(x, at, n) for at in starts])
+
+        return self._replace(
+            angles_BTW=self.angles_BTW if len(self.angles_BTW) == 1 else some(self.angles_BTW),
+            lengths_B=some(self.lengths_B),
+            real_BT=some(self.real_BT),
+            input_BTP=None if self.input_BTP is None else some(self.input_BTP),
+        )

@@ -55,6 +55,12 @@ class Attention(nnx.Module):
         self.config, self.tuning = config, tuning
         self.tied_values, self.borrows = tied_values, borrows
 
+    def splits(self, n: int) -> bool:
+        """Whether n devices can each attend with some heads, and need leave nothing behind."""
+        c = self.config
+        whole = c.qk_norm == "projection" or self.borrows or any(i is not None for i in c.lenders)
+        return not whole and c.n_heads % n == 0 and c.n_kv_heads % n == 0
+
     def __call__(self, x_BTD: jax.Array, place: Place, before: Any = None) -> tuple[jax.Array, Any]:
         B, T, _ = x_BTD.shape
         c = self.config
