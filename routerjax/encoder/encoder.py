@@ -20,7 +20,7 @@ from routerjax.encoder.prefix import choose_prefix, shared_head, template_head
 from routerjax.encoder.prompts import CONTROL_TEXT, Prompter, Prompts
 from routerjax.encoder.selection import ALL, Selection
 from routerjax.encoder.weights.loading import random_like
-from routerjax.runtime.devices import DATA, in_flight
+from routerjax.runtime.devices import DATA, MODEL, in_flight
 from routerjax.runtime.tuning import Tuning
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,8 @@ class Encoder:
     @functools.cached_property
     def default_batch_tokens(self) -> int:
         """Tokens of a full batch that keep these devices busy."""
-        return self.n_devices * batches.default_batch_tokens(self.tuning, self._flops_per_token)
+        own_flops = self._flops_per_token / self.mesh.shape[MODEL]
+        return self.n_devices * batches.default_batch_tokens(self.tuning, own_flops)
 
     @property
     def worth_tokens(self) -> int:

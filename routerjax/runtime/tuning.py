@@ -53,9 +53,10 @@ class Tuning:
       collective_matmul: Whether devices that share the parameters exchange rows and sums beside
         their products (encoder/models/ring.py). A TPU computes nothing beside an all-reduce: those
         of Qwen3-8B's shape on four v5e took a quarter of the cycles.
-      ring_tokens: Fewest tokens that get a product of their own there; fewer wait for as many from
-        the other side. Of the same shape on v5e, 512 and 512 reach 66% of the matrix rate as one
-        and 61% apart, 1,024 and 1,024 75% as one and 78% apart.
+      ring_tokens: Fewest tokens that get a product of their own there, between two devices; fewer
+        are multiplied with as many from the other side. Of the same shape on v5e, 256, 512 and
+        1,024 reach 57, 78 and 82% of the matrix rate apart and 71, 75 and 77% as one; among four
+        devices as one is better up to 2,048.
       delta_floats: Float32 numbers that a step of the delta rule over chunks holds; as
         attention_scores.
       expert_tiles: Whether experts are applied to tiles of a single expert each, in a loop, instead
@@ -114,7 +115,7 @@ class Tuning:
     divides_first: bool = False
     pools_in_blocks: int = 0
     collective_matmul: bool = False
-    ring_tokens: int = 1024
+    ring_tokens: int = 512
     delta_floats: int = 2**21
     expert_tiles: bool = True
     widens_bfloat16: bool = True

@@ -104,7 +104,7 @@ def in_ring(
         def added(halves: list[jax.Array], steps: int) -> list[jax.Array]:
             """To a half of the device's so many steps behind, and of the one's ahead."""
             starts = [2 * (first + (rank - steps) % n), 2 * (first + (rank + steps) % n) + 1]
-            if halves[0].shape[0] * halves[0].shape[1] >= tuning.ring_tokens:
+            if n == 2 and halves[0].shape[0] * halves[0].shape[1] >= tuning.ring_tokens:
                 return [share(x, [at]) for x, at in zip(halves, starts, strict=True)]
             return jnp.split(share(jnp.concatenate(halves), starts), 2)
 

@@ -23,7 +23,7 @@ from tests.encoder import tiny_models as models
 
 _SIZES = {"n_layers": 2, "width": 32, "n_heads": 8, "head_dim": 4, "ffn_width": 48}
 _SIZES |= {"vocab_size": 64, "norm_eps": 1e-6, "max_positions": 64}
-PLAIN = EncoderConfig(family="llama", n_kv_heads=4, ropes=(Rope(100.0, 4, None),), **_SIZES)
+PLAIN = EncoderConfig(family="llama", n_kv_heads=8, ropes=(Rope(100.0, 4, None),), **_SIZES)
 # All that a device has a share of, or must not add twice.
 LADEN = dataclasses.replace(
     PLAIN, qk_norm="head", qkv_bias=True, out_bias=True, ffn_bias=True, sinks=True,
@@ -82,8 +82,16 @@ def test_a_branch_in_a_ring_adds_what_one_device_adds():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("prefix_tokens", [0, 6])
-@pytest.mark.parametrize("tuning", [RING, APART], ids=["as one", "apart"])
-@pytest.mark.parametrize("spec", ["data:4,model:2", "data:2,model:4", "model:4"])
+@pytest.mark.parametrize(
+    ("spec", "tuning"),
+    [
+        ("data:4,model:2", RING),
+        ("data:4,model:2", APART),
+        ("model:2", APART),
+        ("data:2,model:4", RING),
+        ("model:8", RING),
+    ],
+)
 @pytest.mark.parametrize("config", [PLAIN, LADEN], ids=["plain", "laden"])
 def test_every_ring_adds_what_one_device_adds(config, spec, tuning, prefix_tokens):
     assert_same(config, spec, tuning, branches=2, prefix_tokens=prefix_tokens)
