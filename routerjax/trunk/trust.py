@@ -166,8 +166,8 @@ def fit_trust(
     Every row is predicted by ridge regressions on other rows: on those of other groups, and on
     those of other datasets. Where one would choose target a, and the means choose b, it promises
     p_a - p_b, and y_a - y_b comes true. t at a distance is the slope of what came true by what was
-    promised, as a share of that slope on held-out rows of the same datasets; never rising with the
-    distance, by isotonic regression.
+    promised, as a share of that slope on held-out rows of the same datasets, or of 1 where more
+    came true there than was promised; never rising with the distance, by isotonic regression.
 
     Args:
       x_NC: [N, C] features of the training rows.
@@ -196,7 +196,8 @@ def fit_trust(
     left = _held_out(x_NC, y_NM, dataset_N, whole_N)
     if held.slope <= 0:
         return None
-    knots = _falling(_joined(held, left), held.slope)
+    # A ridge regression on few choices promises too little: what came true in full is trusted so.
+    knots = _falling(_joined(held, left), min(held.slope, 1.0))
     return Trust(
         comparable_accuracy(y_NM, datasets)[0].astype(np.float32),
         Metric.fit(x_NC, dataset_N),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import logit
 
+from routerjax.trunk import trust as trust_module
 from routerjax.trunk.trust import Metric, Trust, fit_trust, words
 
 G, C, ROWS = 6, 12, 500
@@ -51,6 +52,24 @@ def test_it_is_low_off_the_ground_where_nothing_learnt_holds_there(trust):
 
 def test_it_stays_high_off_the_ground_where_what_is_learnt_holds_everywhere():
     assert fitted(holds=True).left_out > 0.8
+
+
+@pytest.mark.parametrize(("came", "expected"), [(1.2, 1.0), (0.5, 0.5), (-0.3, 0.0)])
+def test_of_a_promise_that_was_too_small_the_part_that_came_true_counts(
+    monkeypatch, came, expected
+):
+    """On held-out rows 2.4 times as much came true as was promised, far from them `came` times."""
+
+    def held_out(x_NC, y_NM, dataset_N, fold_N):
+        own = fold_N.max() + 1 == trust_module._OWN_FOLDS
+        promised_N = np.full(len(x_NC), 0.1)
+        distance_N = np.linspace(0, 1, len(x_NC)) + (0 if own else 10)
+        return trust_module._Held(promised_N, promised_N * (2.4 if own else came), distance_N)
+
+    monkeypatch.setattr(trust_module, "_held_out", held_out)
+    trust = fitted()
+    assert trust.own == pytest.approx(1, abs=0.01)
+    assert trust.left_out == pytest.approx(expected, abs=0.03)
 
 
 def test_queries_of_a_dataset_that_it_never_saw_get_less():
