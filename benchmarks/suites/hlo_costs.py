@@ -2,9 +2,9 @@
 
 The text is the scheduled program. Most operations carry the compiler's `estimated_cycles`; a loop's
 body is counted as often as it runs, of a conditional the dearest branch. Memory copies that run
-beside the computation (copy-start) have no cycles. Of a permutation between chips those count that
-what follows it waits: it starts when all that was sent the same way before it has come, and what is
-scheduled between its start and its end runs beside it.
+beside the computation (copy-start) have no cycles. A permutation between chips counts as the cycles
+for which it holds up what follows: it begins when all that was sent the same way before it has
+come, and what is scheduled between its start and its end runs beside it.
 """
 
 import dataclasses
@@ -151,7 +151,7 @@ class _Walk:
                 case "call":
                     self.visit(operation.attribute(_named("to_apply")) or "", times, {})
                 case _:
-                    self._count(computation, operation, times, waits.get(operation.name, 0.0))
+                    self._count(computation, operation, times, waits.get(operation.name))
 
     def _loop(
         self, computation: Computation, loop: Operation, times: float, known: dict[int, int]
@@ -244,7 +244,7 @@ class _Walk:
         self.data_loops += dearest.data_loops
 
     def _count(
-        self, computation: Computation, operation: Operation, times: float, waits: float
+        self, computation: Computation, operation: Operation, times: float, waits: float | None
     ) -> None:
         if operation.opcode in _NOTHING or operation.opcode.endswith("-done"):
             return  # What is done was counted where it started.
@@ -259,12 +259,16 @@ class _Walk:
             n_bytes += sum(map(shape_bytes, operands))
         elif operation.opcode == "dynamic-update-slice":
             n_bytes = shape_bytes(operands[1])  # The rest stays where it is.
+        elif operation.opcode == "all-gather-start":
+            n_bytes = shape_bytes(operation.shape) - sum(map(shape_bytes, operands))
         elif operation.opcode == "reduce-scatter":
             n_bytes = sum(map(shape_bytes, operands))
         elif collective == "all-reduce" and operation.opcode == "fusion":
             whole = self._reduced_bytes(operation)
             if whole > n_bytes:  # Each chip keeps a part of the sums.
                 collective, n_bytes = "reduce-scatter", whole
+        if waits is None:  # In a fusion nothing runs beside it.
+            waits = n_bytes / self.link_bytes if collective == "collective-permute" else 0.0
         cost = Cost(
             name=self.frames.label(operation),
             opcode=collective or operation.opcode,
@@ -322,7 +326,7 @@ def _permutation_waits(computation: Computation, link_bytes: float) -> dict[str,
                     waits[operation.name], now = come - now, come
             case "collective-permute-done":
                 start = operation.operands[0]
-                waits[start] = max(0.0, comes[start] - now)
+                waits[start] = max(0.0, comes.get(start, now) - now)
                 now += waits[start]
             case _:
                 now += operation.cycles or 0

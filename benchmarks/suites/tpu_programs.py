@@ -18,6 +18,7 @@ from routerjax.encoder.extraction import block_buffer
 from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.families.registry import read_config
 from routerjax.encoder.models.attention import longest_whole
+from routerjax.encoder.models.ring import ring_rows
 from routerjax.encoder.models.splash import padded_lengths, splash_kernel
 from routerjax.encoder.selection import Selection
 from routerjax.encoder.weights.loading import abstract_model, param_shapes, placed_model
@@ -106,7 +107,9 @@ class Model:
                 flops = self.config.flops(n_before, self.config.n_layers)
                 yield Program("prefix", 1, n_before, flops, lambda: [self.prefix])
             for tokens in LENGTHS:
-                yield self.prefill(BATCH_TOKENS // tokens, tokens, n_before)
+                # Of long prompts as many as devices that share parameters exchange.
+                batch = max(BATCH_TOKENS // tokens, ring_rows(self.mesh, self.tuning))
+                yield self.prefill(batch, tokens, n_before)
 
     def prefill(self, batch: int, tokens: int, n_before: int = 0) -> Program:
         """All states, last and mean."""

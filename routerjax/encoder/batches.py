@@ -31,7 +31,8 @@ class BatchPlan:
       n_devices: Devices over which a batch is split; B is a multiple of it.
       prefix: Tokens that all prompts of the job begin with and that are read once, or none; the
         buckets are lengths of what follows.
-      ring_rows: B is a multiple of this too where so many prompts fit (`ring.ring_rows`).
+      ring_rows: B is a multiple of this where that pads little (`ring.ring_rows`), of up to four
+        times as many tokens.
     """
 
     buckets: tuple[int, ...]
@@ -47,12 +48,26 @@ class BatchPlan:
         As few batches as a block of them takes, all alike: blocks are sorted by length, and with
         full batches the last one of each would hold a few rows and be padded to a whole one.
         """
-        fitting = self.batch_tokens // bucket
-        step = (
-            self.n_devices if fitting < self.ring_rows else math.lcm(self.n_devices, self.ring_rows)
-        )
-        n_batches = -(-self.block_rows // (max(1, fitting // step) * step))
+        fitting = max(self.n_devices, self.batch_tokens // bucket)
+        plain = self._alike(fitting, self.n_devices)
+        if self.ring_rows == 1:
+            return plain
+        step = math.lcm(self.n_devices, self.ring_rows)
+        for most in (fitting, 2 * fitting, 4 * fitting):
+            if most >= step:
+                n_rows = self._alike(most, step)
+                if self._padded(n_rows) <= 1.05 * self._padded(plain):
+                    return n_rows
+        return plain
+
+    def _alike(self, most: int, step: int) -> int:
+        """Rows of the fewest batches of at most `most` rows, a multiple of `step`, all alike."""
+        n_batches = -(-self.block_rows // (most // step * step))
         return -(-self.block_rows // (n_batches * step)) * step
+
+    def _padded(self, n_rows: int) -> int:
+        """Rows of a block's batches together."""
+        return -(-self.block_rows // n_rows) * n_rows
 
     def buckets_from(self, shortest: int, longest: int) -> tuple[int, ...]:
         """Buckets that batches of prompts of these lengths usually take; never a shorter one."""

@@ -229,7 +229,7 @@ def _prefill(
         x_BTD, h_LPBD = carry
         i = jnp.asarray(i)
         x_BTD, after = model.apply_block(block, i, x_BTD, places, before)
-        x_BTD = by_batch(x_BTD, model.tuning)
+        x_BTD = by_batch(x_BTD, model)
         return (x_BTD, keep(h_LPBD, slots_L[i + 1], x_BTD)), after
 
     def step(carry: tuple[jax.Array, jax.Array], numbered: tuple[jax.Array, tuple[Any, ...]]):
@@ -240,7 +240,7 @@ def _prefill(
         return h_LPBD.at[-1].set(pooled(model.finish(x_BTD), -1)) if depth == n_layers else h_LPBD
 
     x_BTD, places = model.start(tokens_BT, lengths_B, n_before)
-    x_BTD = by_batch(x_BTD, model.tuning)
+    x_BTD = by_batch(x_BTD, model)
     h_LPBD = jnp.zeros((len(layers), len(poolings), x_BTD.shape[0], x_BTD.shape[2]), jnp.float32)
     h_LPBD = keep(h_LPBD, slots_L[0], x_BTD)
     if blocks is not None:

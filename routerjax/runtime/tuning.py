@@ -53,10 +53,11 @@ class Tuning:
       collective_matmul: Whether devices that share the parameters exchange rows and sums beside
         their products (encoder/models/ring.py). A TPU computes nothing beside an all-reduce: those
         of Qwen3-8B's shape on four v5e took a quarter of the cycles.
-      ring_tokens: Fewest tokens that get a product of their own there, between two devices; fewer
-        are multiplied with as many from the other side. Of the same shape on v5e, 256, 512 and
-        1,024 reach 57, 78 and 82% of the matrix rate apart and 71, 75 and 77% as one; among four
-        devices as one is better up to 2,048.
+      ring_tokens: Fewest tokens of a device for that: each product reads the device's share of the
+        weights anew. Four v5e with 256 tokens each gained nothing, with 64 they took 1.7 times as
+        long. Between two devices, so many tokens of one side also get a product of their own: 256,
+        512 and 1,024 reach 57, 78 and 82% of the matrix rate apart and 71, 75 and 77% as one; among
+        four devices as one is better up to 2,048.
       delta_floats: Float32 numbers that a step of the delta rule over chunks holds; as
         attention_scores.
       expert_tiles: Whether experts are applied to tiles of a single expert each, in a loop, instead

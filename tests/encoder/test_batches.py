@@ -1,5 +1,6 @@
 """Batches: every row once, few shapes, little padding."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -14,14 +15,11 @@ from routerjax.store.shards import BLOCK_ROWS
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=40).map(sorted)
 plans = st.builds(
-    lambda buckets, tokens, rows, n, ring: BatchPlan(
-        (*sorted(buckets), 64), tokens, rows, n, ring_rows=ring
-    ),
+    lambda buckets, tokens, rows, n: BatchPlan((*sorted(buckets), 64), tokens, rows, n),
     st.sets(st.integers(1, 63), max_size=4),
     st.integers(1, 300),
     st.integers(1, 50),
     st.sampled_from([1, 2, 4]),
-    st.sampled_from([1, 8]),
 )
 
 
@@ -48,13 +46,37 @@ def test_batches_cover_every_row_once_and_hold_it(plan, lengths_R):
 def test_batches_of_a_block_are_alike_and_as_few_as_can_be(plan):
     for bucket in plan.buckets:
         n_rows, n = plan.batch_rows(bucket), plan.n_devices
-        if plan.batch_tokens // bucket >= plan.ring_rows:
-            n = max(n, plan.ring_rows)
         assert n_rows % n == 0 and (n_rows * bucket <= plan.batch_tokens or n_rows == n)
         n_batches = -(-plan.block_rows // n_rows)
         most = max(n, plan.batch_tokens // bucket // n * n)
         assert n_batches == -(-plan.block_rows // most)
         assert n_batches * n_rows - plan.block_rows < n_batches * n
+
+
+@given(plans, st.sampled_from([4, 6, 16]))
+def test_batches_suit_a_ring_where_that_pads_little(plan, ring_rows):
+    ring = dataclasses.replace(plan, ring_rows=ring_rows)
+    for bucket in plan.buckets:
+        n_rows, plain = ring.batch_rows(bucket), plan.batch_rows(bucket)
+        if n_rows != plain:
+            assert n_rows % ring_rows == n_rows % plan.n_devices == 0
+            assert n_rows * bucket <= 4 * max(plan.batch_tokens, plan.n_devices * bucket)
+            padded = -(-plan.block_rows // n_rows) * n_rows
+            assert padded <= 1.05 * -(-plan.block_rows // plain) * plain
+
+
+@pytest.mark.parametrize(
+    ("bucket", "block_rows", "n_rows"),
+    [
+        (128, 221, 112),  # 4 x 64 would be 256 rows, and 2 x 112 are 224.
+        (1024, 221, 16),
+        (4096, 221, 2),  # 16 would be eight times as many tokens as asked for.
+        (128, 100, 50),  # 2 x 64 would be 128.
+        (128, 1024, 64),
+    ],
+)
+def test_rows_of_a_ring(bucket, block_rows, n_rows):
+    assert BatchPlan((bucket,), 8192, block_rows, 2, ring_rows=16).batch_rows(bucket) == n_rows
 
 
 def test_large_batches_of_blocks_sorted_by_length_pad_little():

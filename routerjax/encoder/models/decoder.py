@@ -156,6 +156,11 @@ class DecoderBlock(nnx.Module):
             x_BTD = x_BTD * self.layer_scalar[...][None, None]
         return x_BTD, after
 
+    def splits(self, n: int) -> bool:
+        """Whether n devices can each have a share of the mixer or of the feed-forward layer."""
+        branches: list[Any] = [getattr(self, name, None) for name in (self.kind.mixer, "ffn")]
+        return any(hasattr(branch, "splits") and branch.splits(n) for branch in branches)
+
     def _sum(self, x_BTD: jax.Array, added_BTD: jax.Array, norm: str) -> jax.Array:
         """The residual stream with what a branch adds, normed before or after."""
         placement = self.config.norm_placement
@@ -216,6 +221,10 @@ class Decoder(nnx.Module):
         if config.norm_placement != "sum":
             self.norm = norm(config.width, rngs=rngs)
         self.config, self.tuning = config, tuning
+
+    def splits(self, n: int) -> bool:
+        """Whether n devices can each have a share of some branch."""
+        return any(block.splits(n) for block in self.blocks)
 
     def start(
         self, tokens_BT: jax.Array, lengths_B: jax.Array, n_before: int = 0

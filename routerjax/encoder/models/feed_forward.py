@@ -34,7 +34,7 @@ class GatedFeedForward(nnx.Module):
 
     def splits(self, n: int) -> bool:
         """Whether n devices can each have as many inner columns."""
-        return self.up.out_features % n == 0
+        return isinstance(self.up, nnx.Linear) and self.up.out_features % n == 0
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         wide_BTF = ACTIVATIONS[self.activation](self.gate(x_BTD)) * self.up(x_BTD)
@@ -54,7 +54,7 @@ class PlainFeedForward(nnx.Module):
 
     def splits(self, n: int) -> bool:
         """As in GatedFeedForward."""
-        return self.up.out_features % n == 0
+        return isinstance(self.up, nnx.Linear) and self.up.out_features % n == 0
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         return self.down(ACTIVATIONS[self.activation](self.up(x_BTD)))

@@ -1,4 +1,4 @@
-"""The ring: devices that share a branch of a block exchange rows and sums beside its products.
+"""The ring: devices that share a block's parameters exchange rows and sums while they compute.
 
 Where every device has all rows, what a branch adds is summed over the model axis by an all-reduce,
 beside which a TPU computes nothing. Here a device has some of the rows between branches.
@@ -19,7 +19,7 @@ from routerjax.runtime.tuning import Tuning
 
 
 def ring_rows(mesh: Any, tuning: Tuning) -> int:
-    """What the rows of a batch are a multiple of whose branches run `in_ring`; 1 where none do.
+    """What the rows of a batch must be a multiple of for its branches to run `in_ring`; 1: none do.
 
     Args:
       mesh: Of the encoder.
@@ -28,32 +28,34 @@ def ring_rows(mesh: Any, tuning: Tuning) -> int:
     return 2 * mesh.size if tuning.collective_matmul and mesh.shape[MODEL] > 1 else 1
 
 
-def by_batch(x_BTD: jax.Array, tuning: Tuning) -> jax.Array:
+def by_batch(x_BTD: jax.Array, model: Any) -> jax.Array:
     """Keeps a hidden state split by rows alone, whole along D.
 
-    Over both axes where branches may run `in_ring`; elsewhere each device of the model axis has all
-    rows of its place on the data axis.
+    Over both axes where branches of the model run `in_ring`; elsewhere each device of the model
+    axis has all rows of its place on the data axis.
     """
     mesh = mesh_here()
     if mesh is None:
         return x_BTD
-    rows = (DATA, MODEL) if _goes_round(x_BTD, mesh, tuning) else rows_axis(x_BTD, mesh)
+    rows = (DATA, MODEL) if can_ring(model, x_BTD, model.tuning) else rows_axis(x_BTD, mesh)
     return jax.lax.with_sharding_constraint(x_BTD, P(rows))
 
 
 def can_ring(branch: Any, x_BTD: jax.Array, tuning: Tuning) -> bool:
-    """Whether `in_ring` computes a branch of a block here.
+    """Whether `in_ring` computes a branch of a block here, or some branch of a model.
 
     Args:
       branch: A mixer or a feed-forward layer; `branch.splits(n)`, where it has that method, says
-        whether n devices can have a share each.
+        whether n devices can have a share each, and of a model whether of any.
       x_BTD: Its input.
       tuning: Of the devices.
     """
     mesh = mesh_here()
     if mesh is None or not hasattr(branch, "splits"):
         return False
-    return _goes_round(x_BTD, mesh, tuning) and branch.splits(mesh.shape[MODEL])
+    n_rows, (B, T, _) = ring_rows(mesh, tuning), x_BTD.shape
+    goes_round = n_rows > 1 and B % n_rows == 0 and B * T >= tuning.ring_tokens * mesh.size
+    return goes_round and branch.splits(mesh.shape[MODEL])
 
 
 def in_ring(
@@ -63,7 +65,7 @@ def in_ring(
     place: Place | None = None,
     before: Any = None,
 ) -> jax.Array:
-    """What a branch of a block adds, while devices exchange rows and sums beside their products.
+    """What a branch of a block adds, by devices that exchange rows and sums while they compute.
 
     A device of the model axis has some of the rows, and its share of the branch: some heads, or
     some inner columns. The rows go round the ring of these devices, one half each way. What a
@@ -91,7 +93,7 @@ def in_ring(
 
     def of_device(state: Any, x_bTD: jax.Array, arrays: dict[str, Any], before: Any) -> jax.Array:
         rank, first = jax.lax.axis_index(MODEL), jax.lax.axis_index(DATA) * n
-        own_share = nnx.merge(graphdef, jax.tree_util.tree_map_with_path(_once(rank), state))
+        own_share = nnx.merge(graphdef, jax.tree_util.tree_map_with_path(_bias_once(rank), state))
         half = x_bTD.shape[0] // 2
 
         def share(x: jax.Array, starts: list[jax.Array]) -> jax.Array:
@@ -153,7 +155,7 @@ def _spec(path: tuple[Any, ...], x: jax.Array) -> P:
     return P(MODEL) if layer in BY_INPUTS and x.ndim > 1 else P()
 
 
-def _once(rank: jax.Array) -> Callable[[tuple[Any, ...], jax.Array], jax.Array]:
+def _bias_once(rank: jax.Array) -> Callable[[tuple[Any, ...], jax.Array], jax.Array]:
     """Leaves what the sum over the axis is to get once, the bias of its sums, to one device."""
 
     def own(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
@@ -161,8 +163,3 @@ def _once(rank: jax.Array) -> Callable[[tuple[Any, ...], jax.Array], jax.Array]:
         return jnp.where(rank == 0, x, 0) if layer in BY_INPUTS and name == "bias" else x
 
     return own
-
-
-def _goes_round(x_BTD: jax.Array, mesh: Any, tuning: Tuning) -> bool:
-    n_rows = ring_rows(mesh, tuning)
-    return n_rows > 1 and x_BTD.shape[0] % n_rows == 0

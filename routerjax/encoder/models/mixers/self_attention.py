@@ -59,7 +59,8 @@ class Attention(nnx.Module):
         """Whether n devices can each attend with some heads, and need leave nothing behind."""
         c = self.config
         whole = c.qk_norm == "projection" or self.borrows or any(i is not None for i in c.lenders)
-        return not whole and c.n_heads % n == 0 and c.n_kv_heads % n == 0
+        shared = isinstance(self.q, nnx.Linear) and not whole  # Float8's parameters lie otherwise.
+        return shared and c.n_heads % n == 0 and c.n_kv_heads % n == 0
 
     def __call__(self, x_BTD: jax.Array, place: Place, before: Any = None) -> tuple[jax.Array, Any]:
         B, T, _ = x_BTD.shape
