@@ -16,9 +16,10 @@ from routerjax.encoder.families.config import FULL_ATTENTION, EncoderConfig
 from routerjax.encoder.families.rope import Rope
 from routerjax.encoder.models.ring import ring_rows
 from routerjax.encoder.selection import Selection
-from routerjax.encoder.weights.loading import make_model
+from routerjax.encoder.weights.loading import make_model, placed_model
 from routerjax.encoder.weights.sharding import param_specs
 from routerjax.runtime.devices import DATA, MODEL, by_rows, make_mesh
+from routerjax.runtime.tuning import Tuning
 from tests.encoder import tiny_models as models
 
 _SIZES = {"n_layers": 2, "width": 32, "n_heads": 8, "head_dim": 4, "ffn_width": 48}
@@ -150,3 +151,19 @@ def test_a_store_that_a_ring_fills(tiny_encoder_folder, tiny_data, tune, tmp_pat
     assert split.ids == alone.ids
     for (_, mine), (_, theirs) in zip(split.blocks(), alone.blocks(), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=2e-3)
+
+
+def test_long_prompts_in_a_ring_lower_for_a_tpu_with_its_kernel():
+    """Compiling needs a TPU's compiler: `make bench-tpu` does."""
+    config = dataclasses.replace(
+        PLAIN, width=256, head_dim=128, ffn_width=512, ropes=(Rope(100.0, 128, None),)
+    )
+    tuning, mesh = Tuning.tpu(), make_mesh("data:2,model:4")
+    graphdef, params = placed_model(config, jnp.bfloat16, jax.lax.Precision.DEFAULT, mesh, tuning)
+    shapes = ((16, tuning.splash_from), (16,), (16, 2))
+    batch = [jax.ShapeDtypeStruct(shape, np.int32, sharding=by_rows(mesh)) for shape in shapes]
+    with jax.set_mesh(mesh):
+        traced = capture.trace(Graph(graphdef), params, *batch, selection=SELECTION)
+        text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("stablehlo.collective_permute") == 2 * 4 * 3
+    assert "tpu_custom_call" in text
