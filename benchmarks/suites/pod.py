@@ -59,7 +59,7 @@ def measure_costs(seed: int, n: int = _MEASURED) -> Costs:
     measured = Measured(lengths_N, lengths_N, lengths_N > 500, np.zeros(0, np.int32))
     # What `planned` asks of an encoder.
     encoder: Any = types.SimpleNamespace(
-        identity={}, width=1024, n_devices=1, worth_tokens=1024,
+        identity={}, width=1024, n_devices=1, ring_rows=1, worth_tokens=1024,
         config=types.SimpleNamespace(bidirectional=True, follows_length=False),
     )  # fmt: skip
     took: dict[str, float] = {}

@@ -15,6 +15,7 @@ from routerjax.encoder import batches
 from routerjax.encoder.families.config import EncoderConfig
 from routerjax.encoder.load import load
 from routerjax.encoder.models.attention import longest_whole
+from routerjax.encoder.models.ring import ring_rows
 from routerjax.encoder.prefill import Prefill
 from routerjax.encoder.prefix import choose_prefix, shared_head, template_head
 from routerjax.encoder.prompts import CONTROL_TEXT, Prompter, Prompts
@@ -76,6 +77,11 @@ class Encoder:
     def n_devices(self) -> int:
         """Devices on the data axis, which share each batch; its rows are a multiple of this."""
         return self.mesh.shape[DATA]
+
+    @property
+    def ring_rows(self) -> int:
+        """What suits devices that share the parameters as a multiple of a batch's rows; or 1."""
+        return ring_rows(self.mesh, self.tuning)
 
     @property
     def param_bytes(self) -> int:

@@ -14,7 +14,6 @@ from routerjax.data.dataset import RoutingDataset
 from routerjax.data.groups import numbered
 from routerjax.encoder.batches import BatchPlan, choose_buckets
 from routerjax.encoder.encoder import Encoder
-from routerjax.encoder.models.ring import ring_rows
 from routerjax.encoder.prefix import choose_prefix, common_head, shared_head, template_head
 from routerjax.encoder.prompts import Prompter, Prompts
 from routerjax.encoder.selection import Selection
@@ -172,9 +171,8 @@ def planned(
     most_rows = rows_per_block(*n_sites, encoder.width, identity["store_dtype"])
     block_rows = min(most_rows, len(ids))
     plan = BatchPlan(
-        buckets, batch_tokens, block_rows, encoder.n_devices, prefix,
-        ring_rows(encoder.mesh, encoder.tuning),
-    )  # fmt: skip
+        buckets, batch_tokens, block_rows, encoder.n_devices, prefix, encoder.ring_rows
+    )
     queries = dict(zip(data.ids, data.queries, strict=True))
     in_order = None if prompts is None else prompts.take(order)
     return ExtractionPlan(identity, rows, plan, queries, in_order)
