@@ -45,7 +45,11 @@ def make_mesh(spec: str = "auto", devices: Sequence[jax.Device] | None = None) -
         )
     # Auto: Explicit axes refuse the gather of nnx.Embed and the scatters into row blocks.
     types = (AxisType.Auto,) * 2
-    mesh = jax.make_mesh(shape, (DATA, MODEL), axis_types=types, devices=devices[:n])
+    try:
+        mesh = jax.make_mesh(shape, (DATA, MODEL), axis_types=types, devices=devices[:n])
+    except (AssertionError, NotImplementedError):
+        # JAX lays out chips that fill a box of their grid, in shapes that its sides allow.
+        mesh = Mesh(np.array(devices[:n]).reshape(shape), (DATA, MODEL), axis_types=types)
     rows = [_as_ring(row) for row in mesh.devices.tolist()]
     return mesh if rows == mesh.devices.tolist() else Mesh(np.array(rows), mesh.axis_names, types)
 

@@ -40,6 +40,19 @@ def test_a_mesh_has_the_devices_asked_for_in_order(spec, n, m):
     assert mesh.axis_types == (AxisType.Auto,) * 2
 
 
+@pytest.mark.parametrize("error", [AssertionError, NotImplementedError])
+def test_chips_that_jax_cannot_lay_out_keep_their_order(error, monkeypatch):
+    """Three chips of a TPU's four; make_mesh raises on a TPU alone."""
+
+    def refuse(*args, **options):
+        raise error("no box")
+
+    monkeypatch.setattr(jax, "make_mesh", refuse)
+    mesh = make_mesh("model:3")
+    assert mesh.devices.tolist() == [jax.local_devices()[:3]]
+    assert mesh.axis_names == (DATA, MODEL) and mesh.axis_types == (AxisType.Auto,) * 2
+
+
 @pytest.mark.parametrize(("grid", "links"), [((2, 2), 4), ((2, 4), 8), ((4, 1), 6)])
 def test_chips_on_the_model_axis_are_neighbours(grid, links):
     """As far as their grid allows: what goes round a line comes back over all of it."""
