@@ -79,6 +79,14 @@ def test_rows_of_a_ring(bucket, block_rows, n_rows):
     assert BatchPlan((bucket,), 8192, block_rows, 2, ring_rows=16).batch_rows(bucket) == n_rows
 
 
+def test_a_plan_made_before_rings_is_read_as_it_was():
+    plan = BatchPlan((64, 128), 2048, 100, 2, (1, 2))
+    value = plan.to_json()
+    assert BatchPlan.from_json(value) == plan
+    del value["ring_rows"]
+    assert BatchPlan.from_json(value) == plan
+
+
 def test_large_batches_of_blocks_sorted_by_length_pad_little():
     """Some of 341 rows: of three a block of 1,024 would leave one row over."""
     lengths_N = np.sort(np.random.default_rng(0).lognormal(3.7, 0.3, 32 * 1024)).astype(int)
