@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
 
+from routerjax.encoder.batches import BatchPlan
 from routerjax.encoder.capture import Graph, capture, read_prefix
 from routerjax.encoder.encoder import Encoder
 from routerjax.encoder.families.config import FULL_ATTENTION, EncoderConfig
@@ -139,15 +140,16 @@ def test_the_rows_of_a_batch():
 
 @pytest.mark.slow
 def test_a_store_that_a_ring_fills(tiny_encoder_folder, tiny_data, tune, tmp_path):
-    """Of 300 rows, in batches of 16 and a multiple of it."""
+    """Of 310 rows, in batches of a multiple of 16."""
     import routerjax as rj
 
-    data = tiny_data.select(np.arange(300))
+    data = tiny_data.select(np.arange(310))
     alone = rj.extract(Encoder.from_pretrained(tiny_encoder_folder), data, tmp_path / "a")
     tune(collective_matmul=True, ring_tokens=1)
     encoder = Encoder.from_pretrained(tiny_encoder_folder, mesh="data:2,model:4")
     split = rj.extract(encoder, data, tmp_path / "b", batch_tokens=2048)
-    assert split.meta["plan"]["ring_rows"] == 16
+    plan = BatchPlan.from_json(split.meta["plan"])
+    assert plan.ring_rows == 16 and all(plan.batch_rows(b) % 16 == 0 for b in plan.buckets)
     assert split.ids == alone.ids
     for (_, mine), (_, theirs) in zip(split.blocks(), alone.blocks(), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=2e-3)
