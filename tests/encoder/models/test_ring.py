@@ -31,6 +31,8 @@ LADEN = dataclasses.replace(
     PLAIN, qk_norm="head", qkv_bias=True, out_bias=True, ffn_bias=True, sinks=True,
     output_gate=True, windows=(4, FULL_ATTENTION), norm_placement="both",
 )  # fmt: skip
+# Where tokens see later ones, a row attends by its own length: rows and their places go together.
+BOTH_WAYS = dataclasses.replace(LADEN, bidirectional=True)
 # Each of eight devices has 24 tokens, of 2 rows: as one product from the middle, or two.
 RING = dataclasses.replace(models.CPU, collective_matmul=True, ring_tokens=24)
 APART = dataclasses.replace(RING, ring_tokens=12)
@@ -84,7 +86,7 @@ def assert_same(config, spec, tuning, branches, **options):
 
 
 def test_a_branch_in_a_ring_adds_what_one_device_adds():
-    assert_same(LADEN, "data:2,model:4", RING, branches=2)
+    assert_same(BOTH_WAYS, "data:2,model:4", RING, branches=2)
 
 
 @pytest.mark.slow
@@ -100,7 +102,7 @@ def test_a_branch_in_a_ring_adds_what_one_device_adds():
         ("model:8", RING),
     ],
 )
-@pytest.mark.parametrize("config", [PLAIN, LADEN], ids=["plain", "laden"])
+@pytest.mark.parametrize("config", [PLAIN, LADEN, BOTH_WAYS], ids=["plain", "laden", "both ways"])
 def test_every_ring_adds_what_one_device_adds(config, spec, tuning, prefix_tokens):
     assert_same(config, spec, tuning, branches=2, prefix_tokens=prefix_tokens)
 
